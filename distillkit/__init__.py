@@ -1,0 +1,28 @@
+"""distillkit: slow generative models in, one-step and few-step students out."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public names and where they live. They are imported on first use, so that the command line answers without torch.
+_HOMES = {
+    "DistillData": "distillkit.data",
+    "Distiller": "distillkit.methods.base",
+    "Student": "distillkit.student",
+    "Teacher": "distillkit.teachers.base",
+    "UsageError": "distillkit.errors",
+    "load_student": "distillkit.student",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'distillkit' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

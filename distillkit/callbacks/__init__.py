@@ -1,0 +1,1 @@
+"""What watches a run: progress, evaluation, pictures, export."""

@@ -1,0 +1,91 @@
+"""What a finished run leaves: the student folder, its evaluation, pictures, the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from distillkit.files import read_yaml, write_atomic, write_text
+from distillkit.methods.pretrain import Pretrain
+
+
+class Finish(Callback):
+    """Exports, evaluates and reports when `fit` ends, on one process.
+
+    Args:
+        num_samples: samples of every model in the evaluation; 0 leaves the evaluation out.
+        seed: of the evaluation's noise; training never uses it.
+    """
+
+    def __init__(self, num_samples: int = 1000, seed: int = 1234):
+        self.num_samples, self.seed = num_samples, seed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        data = trainer.datamodule
+        lacking = pl_module.requires - data.provides - getattr(getattr(pl_module, "teacher", None), "provides", frozenset())
+        if lacking:
+            name = type(pl_module).__name__
+            raise ValueError(f"{name} needs {', '.join(sorted(lacking))}, which neither this teacher nor these data provide")
+        pl_module.check(data)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            finish(pl_module, trainer.datamodule, Path(trainer.default_root_dir), self.num_samples, self.seed)
+
+
+def finish(model: LightningModule, data: Any, run: Path, num_samples: int = 1000, seed: int = 1234) -> None:
+    """Leave in the run folder what `Finish` promises."""
+    from distillkit.evaluation.protocol import conditions, evaluate, noise_for, teacher_samples
+    from distillkit.report import write_card, write_report
+
+    pretraining = isinstance(model, Pretrain)
+    kind = "teacher" if pretraining else "student"
+    config = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+    model = model.cpu().eval()
+    teacher = model.as_teacher() if pretraining else model.teacher
+    student = None if pretraining else model.as_student().eval()
+    kappa = getattr(model, "kappa", 1.0)
+    model.export(run / kind, domain=data.domain, run=provenance(config))
+
+    num = data.pictured
+    cond, noise = conditions(teacher.classes, num), noise_for(teacher.event_shape, num, seed)
+    best = teacher.best
+    rows = {"teacher_best": teacher_samples(teacher, noise, cond, **best, kappa=kappa)}
+    if student:
+        rows = {"student": student.sample(num, cond, seed), **rows}
+        rows["teacher_same_steps"] = teacher_samples(teacher, noise, cond, student.num_steps, "ddim", kappa)
+    for name, samples in rows.items():
+        save_picture(run / "samples" / f"{name}.png", data.media.picture(samples, cond))
+    titled = {name.replace("_", " "): samples for name, samples in rows.items()}
+    save_picture(run / "samples" / "comparison.png", data.media.compare(titled))
+    save_picture(run / kind / "samples.png", data.media.picture(next(iter(rows.values())), cond))
+
+    evaluation = None
+    if num_samples:
+        evaluation = evaluate(data.evaluator(), teacher, student, num_samples, seed, kappa)
+        write_text(run / "evaluation.json", json.dumps(evaluation, indent=1))
+    facts = read_yaml(run / kind / f"{kind}.yaml")
+    write_card(run / kind, kind, facts, evaluation, f"python -m distillkit fit --config {run / 'config.yaml'}")
+    report = write_report(run)
+    if evaluation:
+        from rich.console import Console
+
+        from distillkit.quality import evaluation_table, verdict
+
+        Console().print(evaluation_table(evaluation))
+        print(verdict(evaluation))
+    print(f"{kind}: {run / kind}\nreport: {report}", flush=True)
+
+
+def provenance(config: dict[str, Any]) -> dict[str, Any]:
+    """The teacher and the data of a run's config, so that a student folder can be evaluated wherever it goes."""
+    arguments = (config.get("model") or {}).get("init_args") or {}
+    return {key: value for key, value in (("teacher", arguments.get("teacher")), ("data", config.get("data"))) if value}
+
+
+def save_picture(path: Path, image: Any) -> None:
+    """A picture as PNG, atomically."""
+    write_atomic(path, lambda temporary: image.save(temporary, format="PNG"))

@@ -1,0 +1,138 @@
+"""The one bar of a run: steps, not epochs."""
+
+import math
+import os
+import sys
+import time
+from collections import deque
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich import progress
+from rich.console import Console
+from torch import Tensor
+
+MEMORY = 5.0  # seconds after which a loss has lost 63 % of its weight in the smoothed value
+PAUSE = 0.25  # seconds between two looks at the metrics: each look waits for the device
+
+
+class Progress(ProgressBar):
+    """Show the step, the smoothed loss of each role, steps per second, time gone and time left.
+
+    In a terminal it is one bar over the whole run; new validation numbers are printed above it. Elsewhere (a pipe, a
+    job's log) it is a plain line after every tenth of the run, and every 15 seconds in between (2 % of the time gone,
+    once that is more).
+
+    Args:
+        plain: print lines in a terminal too.
+    """
+
+    def __init__(self, plain: bool = False):
+        super().__init__()
+        self.plain = plain
+        self.enabled = True
+        self.bar: progress.Progress | None = None
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.enabled:
+            return
+        total = trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches
+        self.total = int(total) if 0 < total < math.inf else None
+        self.line_step = trainer.global_step
+        self.first_time = self.look_time = time.monotonic()
+        self.line_time = self.first_time - 12  # the first line comes after 3 seconds: it runs, and this is how fast
+        self.recent = deque([(self.first_time, self.line_step)], maxlen=240)  # a minute of looks, for the speed
+        self.losses: dict[str, float] = {}
+        self.shown_validation = ""
+        if not self.plain and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+            self.bar = progress.Progress(
+                progress.TextColumn("step {task.completed:,.0f}" + (f" / {self.total:,}" if self.total else "")),
+                progress.BarColumn(bar_width=None),
+                progress.TextColumn("{task.fields[losses]}", markup=False, style="cyan"),
+                progress.TextColumn("{task.fields[speed]}", markup=False, style="dim"),
+                console=Console(),
+                auto_refresh=False,
+                expand=True,
+            )
+            self.task = self.bar.add_task("", total=self.total, completed=self.line_step, losses="", speed="")
+            self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.enabled and time.monotonic() - self.look_time >= PAUSE:
+            self._look(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.enabled:
+            self._look(trainer, last=True)
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _look(self, trainer: Trainer, last: bool = False) -> None:
+        """Read the metrics (the only place that does) and show them."""
+        now, step = time.monotonic(), trainer.global_step
+        metrics = _floats(trainer.callback_metrics)
+        keep = math.exp(-(now - self.look_time) / MEMORY)
+        self.look_time = now
+        for key, value in metrics.items():
+            if key.endswith("/loss") and not key.startswith("val/"):
+                role = key.removesuffix("/loss")
+                old = self.losses.get(role, value)
+                # a loss that was not finite for once must not stick
+                self.losses[role] = keep * old + (1 - keep) * value if math.isfinite(old) else value
+        validation = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items() if key.startswith("val/"))
+        if validation != self.shown_validation:
+            self.shown_validation = validation
+            print(f"step {step:,}  {validation}", flush=True)
+
+        then, step_then = self.recent[0]
+        self.recent.append((now, step))
+        rate = (step - step_then) / max(now - then, 1e-9)
+        gone = now - self.first_time
+        speed = [f"{rate:.3g} steps/s", clock(gone)]
+        if self.total and rate and step < self.total:
+            speed.append(f"{clock((self.total - step) / rate)} left")
+        losses = "  ".join(f"{role} {value:.4g}" for role, value in self.losses.items())
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, losses=losses, speed="  ".join(speed), refresh=True)
+        elif self._is_time_for_a_line(step, now) or (last and step > self.line_step):
+            self.line_step, self.line_time = step, now
+            of = f"/{self.total:,} ({step / self.total:.0%})" if self.total else ""
+            print("  ".join(part for part in (f"step {step:,}{of}", losses, *speed) if part), flush=True)
+
+    def _is_time_for_a_line(self, step: int, now: float) -> bool:
+        tenth = self.total is not None and step * 10 // self.total > self.line_step * 10 // self.total
+        return tenth or now - self.line_time >= max(15.0, 0.02 * (now - self.first_time))
+
+
+def _floats(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """All metrics as floats: one transfer per device, not one per metric."""
+    floats: dict[str, float] = {}
+    for device in {value.device for value in metrics.values()}:
+        here = {key: value for key, value in metrics.items() if value.device == device}
+        values = torch.stack([value.detach().reshape(()).float() for value in here.values()]).tolist()
+        floats.update(zip(here, values, strict=True))
+    return {key: floats[key] for key in metrics}
+
+
+def clock(seconds: float) -> str:
+    """0:07, 12:30, 1:02:03."""
+    minutes, second = divmod(int(seconds + 0.5), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

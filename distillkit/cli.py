@@ -1,0 +1,170 @@
+"""LightningCLI over the composed configuration. Imported only when a verb needs Lightning."""
+
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from distillkit import runs
+from distillkit.data import DistillData
+from distillkit.errors import UsageError, condense, one_line, original
+from distillkit.files import write_text
+from distillkit.methods.base import Distiller
+
+FIND_UNUSED = "ddp{}_find_unused_parameters_true"
+NOISE = (
+    ".*does not have many workers.*",
+    ".*in eval mode at the start of training.*",  # the teacher stays there on purpose
+    ".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run continues
+    ".*smaller than the logging interval.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ".*has no attribute.*_pytree.*",
+    ".*find_unused_parameters=True was specified.*",
+    ".*The dirpath has changed from.*",
+    ".*You called `self.log\\(.*` in your `.*` but have no logger configured.*",
+    ".*It is recommended to use `self.log\\(.*sync_dist=True.*",
+)
+
+
+def run(verb: str, flags: Sequence[str], out: str | None, name: str, checkpoint: str | None) -> int:
+    """Run `fit`, `validate` or `test` with LightningCLI's flags."""
+    set_threads()
+    quiet()
+    CLI(verb, flags, out, name, checkpoint)
+    return 0
+
+
+def set_threads() -> None:
+    """One torch thread where there is no GPU: with small networks, more of them wait for each other."""
+    if not torch.cuda.is_available():
+        given = os.environ.get("DISTILLKIT_THREADS", "1")
+        if not given.isdigit() or int(given) < 1:
+            raise UsageError(f"DISTILLKIT_THREADS must be a whole number of at least 1, got {given!r}")
+        torch.set_num_threads(int(given))
+
+
+def quiet() -> None:
+    """Leave on the screen what a user of distillkit can act on."""
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
+        logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
+
+
+class Start(Callback):
+    """Writes RUN/config.yaml at the last moment before the first batch.
+
+    What is refused before that is wrong usage and leaves nothing behind; what breaks after it is a failure.
+    """
+
+    def __init__(self, folder: Path, text: str):
+        self.folder, self.text, self.done = folder, text, False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.done = True
+        if trainer.is_global_zero:
+            write_text(self.folder / "config.yaml", self.text)
+            print(f"run folder: {self.folder}", flush=True)
+
+
+class CLI(LightningCLI):
+    """One verb, with its run folder.
+
+    Args:
+        verb: fit, validate or test.
+        flags: LightningCLI's command line, `--config` included.
+        out: the run folder, if the user gave one.
+        name: the new run folder is runs/NAME-NUMBER if the user gave none.
+        checkpoint: what the run starts from; its own run folder is continued if `out` is not given.
+    """
+
+    def __init__(self, verb: str, flags: Sequence[str], out: str | None, name: str, checkpoint: str | None):
+        self.verb, self.out, self.name, self.checkpoint = verb, out, name, checkpoint
+        self.folder: Path | None = None
+        self.start: Start | None = None
+        try:
+            super().__init__(
+                Distiller,
+                DistillData,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                save_config_callback=None,
+                parser_kwargs={verb: {"exit_on_error": False, "allow_abbrev": False}, "exit_on_error": False},
+                args=[verb, *flags],
+            )
+        except (ValueError, MisconfigurationException) as error:
+            cause = original(error)
+            if isinstance(cause, ValueError | MisconfigurationException) and not (self.start and self.start.done):
+                raise UsageError(one_line(cause)) from error
+            raise cause from error
+        except OSError as error:
+            if self.folder and error.filename and self.folder in (p := Path(error.filename)).parents | {p}:
+                raise runs.cannot_write(error, self.folder) from error
+            raise
+        except SystemExit:
+            if getattr(getattr(self, "trainer", None), "interrupted", False):
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            if self.folder and runs.rank() == 0:
+                with suppress(OSError):
+                    self.folder.rmdir()  # it stays unless nothing was written
+
+    # ---- the parser
+
+    def subcommands(self) -> dict[str, set[str]]:
+        return {self.verb: LightningCLI.subcommands()[self.verb]}  # one parser instead of four
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise UsageError(condense(str(error), self._parser(self.verb).get_defaults().keys())) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """The checkpoint never overrides the command (Lightning's own version lets its hyper-parameters win)."""
+
+    # ---- the run folder
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.verb]
+        if config.trainer.default_root_dir is not None:
+            raise UsageError("trainer.default_root_dir is the run folder: give it with --out")
+        # what is saved knows neither where this run was kept nor what it continued, so that it can be run again elsewhere
+        record = config.clone()
+        record.ckpt_path = None
+        self.folder = runs.claim(self.out, self.name, self.checkpoint)
+        self.start = Start(self.folder, self._parser(self.verb).dump(record, skip_none=False))
+        loggers = config.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            arguments = getattr(logger, "init_args", None)
+            if arguments is not None and "save_dir" in arguments and arguments.save_dir in (None, ""):
+                arguments.save_dir = str(self.folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        kwargs["default_root_dir"] = str(self.folder)
+        trainer = super().instantiate_trainer(**kwargs)
+        strategy = self.config[self.verb].trainer.strategy
+        if trainer.world_size > 1 and strategy in ("auto", "ddp", "ddp_spawn", "ddp_fork"):
+            # roles take turns, so in every step most parameters have no gradient
+            kwargs["strategy"] = FIND_UNUSED.format("" if strategy == "auto" else strategy[3:])
+            trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, self.start)
+        for callback in trainer.checkpoint_callbacks:
+            if getattr(callback, "dirpath", "") is None:
+                callback.dirpath = str(self.folder / "checkpoints")
+        return trainer

@@ -1,0 +1,1 @@
+"""The mathematics of Gaussian diffusion: processes, denoisers, guidance, samplers, noise levels."""

@@ -1,0 +1,151 @@
+"""One convention for every network: `denoiser(x_t, t, cond) -> x_0`, data units in, data units out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from distillkit.diffusion.process import Process, expand
+from distillkit.spec import Recorded
+
+Cond = dict[str, Tensor]
+Prediction = Literal["x0", "eps", "v", "flow", "edm"]
+
+
+def _safe(scale: Tensor) -> Tensor:
+    return scale.clamp_min(1e-6)
+
+
+# The conversions, for any alpha and sigma (broadcastable tensors).
+
+
+def eps_from_x0(x_t: Tensor, x_0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """`eps = (x_t - alpha x_0) / sigma`."""
+    return (x_t - alpha * x_0) / _safe(sigma)
+
+
+def x0_from_eps(x_t: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """`x_0 = (x_t - sigma eps) / alpha`."""
+    return (x_t - sigma * eps) / _safe(alpha)
+
+
+def v_from_x0(x_t: Tensor, x_0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """`v = alpha eps - sigma x_0` (arXiv 2202.00512); a rotation, so it needs `alpha^2 + sigma^2 = 1`."""
+    return alpha * eps_from_x0(x_t, x_0, alpha, sigma) - sigma * x_0
+
+
+def x0_from_v(x_t: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """`x_0 = alpha x_t - sigma v`; needs `alpha^2 + sigma^2 = 1`."""
+    return alpha * x_t - sigma * v
+
+
+def score_from_x0(x_t: Tensor, x_0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """`s = (alpha x_0 - x_t) / sigma^2` (Tweedie)."""
+    return (alpha * x_0 - x_t) / _safe(sigma) ** 2
+
+
+def velocity_from_x0(x_t: Tensor, x_0: Tensor, alpha: Tensor, sigma: Tensor, d_alpha: Tensor, d_sigma: Tensor):
+    """`u = alpha' x_0 + sigma' eps`: the drift of the probability-flow ODE."""
+    return d_alpha * x_0 + d_sigma * eps_from_x0(x_t, x_0, alpha, sigma)
+
+
+def x0_from_velocity(x_t: Tensor, u: Tensor, alpha: Tensor, sigma: Tensor, d_alpha: Tensor, d_sigma: Tensor):
+    """`x_0 = ((sigma'/sigma) x_t - u) / ((sigma'/sigma) alpha - alpha')`."""
+    slope = d_sigma / _safe(sigma)
+    return (slope * x_t - u) / (slope * alpha - d_alpha)
+
+
+class Denoiser(Recorded, nn.Module):
+    """A network, the process it was trained on and what it predicts, read as `x_0`.
+
+    Args:
+        network: `network(x, time, cond) -> tensor like x`; `x` is scaled to order one, `time` is `process.network_time(t)`.
+        process: the noising process.
+        prediction: `x0`, `eps`, `v` (variance preserving only), `flow` (`alpha' x_0 + sigma' eps`) or `edm`
+            (preconditioned, EDM eq. 7; works on every process through the ratio sigma / alpha).
+        sigma_data: standard deviation of the data, used by `edm`.
+    """
+
+    def __init__(self, network: nn.Module, process: Process, prediction: Prediction = "edm", sigma_data: float = 0.5):
+        super().__init__()
+        if prediction not in ("x0", "eps", "v", "flow", "edm"):
+            raise ValueError(f"prediction must be x0, eps, v, flow or edm, got {prediction!r}")
+        if sigma_data <= 0:
+            raise ValueError(f"sigma_data is a standard deviation and must be positive, got {sigma_data}")
+        self.network, self.process, self.prediction, self.sigma_data = network, process, prediction, sigma_data
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """The denoised sample E[x_0 | x_t]; x_t: [B, ...]; t: [B] or scalar; at least float32."""
+        t = self._time(x_t, t)
+        alpha, sigma = (expand(s(t), x_t) for s in (self.process.alpha, self.process.sigma))
+        out = self.network(self._scaled(x_t, alpha, sigma), self.process.network_time(t), cond or {})
+        out = out.to(x_t.dtype)
+        if self.prediction == "edm":
+            var = self.sigma_data**2
+            total = alpha**2 * var + sigma**2  # variance of x_t
+            return alpha * var / total * x_t + sigma * self.sigma_data * total.rsqrt() * out
+        if self.prediction == "eps":
+            return x0_from_eps(x_t, out, alpha, sigma)
+        if self.prediction == "v":
+            return x0_from_v(x_t, out, alpha, sigma)
+        if self.prediction == "flow":
+            return x0_from_velocity(x_t, out, alpha, sigma, *(expand(d, x_t) for d in self.process.derivatives(t)))
+        return out
+
+    def features(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """Activations in the middle of the network, [B, C, *positions], for discriminator heads."""
+        t = self._time(x_t, t)
+        alpha, sigma = (expand(s(t), x_t) for s in (self.process.alpha, self.process.sigma))
+        return self.network.features(self._scaled(x_t, alpha, sigma), self.process.network_time(t), cond or {})
+
+    def eps(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """The predicted noise."""
+        alpha, sigma = self.scales(x_t, t)
+        return eps_from_x0(x_t, self(x_t, t, cond), alpha, sigma)
+
+    def score(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """The score of the noised marginal at t."""
+        alpha, sigma = self.scales(x_t, t)
+        return score_from_x0(x_t, self(x_t, t, cond), alpha, sigma)
+
+    def velocity(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """The drift dx/dt of the probability-flow ODE."""
+        t = self._time(x_t, t)
+        rates = (expand(d, x_t) for d in self.process.derivatives(t))
+        return velocity_from_x0(x_t, self(x_t, t, cond), *self.scales(x_t, t), *rates)
+
+    def scales(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`(alpha, sigma)` at t, shaped to broadcast against x_t."""
+        t = self._time(x_t, t)
+        return expand(self.process.alpha(t), x_t), expand(self.process.sigma(t), x_t)
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """Weight of a squared x_0 error that makes the network's own regression target have unit weight, [B].
+
+        edm: `1/ratio^2 + 1/sigma_data^2`; eps: `1/ratio^2`; v: `1 + 1/ratio^2`; flow: `(alpha sigma'/sigma - alpha')^2`.
+        """
+        ratio = self.process.ratio(t)
+        if self.prediction == "edm":
+            return ratio**-2 + self.sigma_data**-2
+        if self.prediction == "eps":
+            return ratio**-2
+        if self.prediction == "v":
+            return 1 + ratio**-2
+        if self.prediction == "flow":
+            d_alpha, d_sigma = self.process.derivatives(t)
+            return (d_sigma * self.process.alpha(t) / _safe(self.process.sigma(t)) - d_alpha) ** 2
+        return torch.ones_like(ratio)
+
+    def _time(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """t as [B], at least float32 and at least as precise as x_t."""
+        dtype = torch.promote_types(torch.float32, x_t.dtype)
+        t = torch.as_tensor(t, device=x_t.device).to(dtype)
+        return t.expand(x_t.shape[0]) if t.ndim == 0 else t
+
+    def _scaled(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The network's input: unit variance for `edm`, x_t itself otherwise."""
+        if self.prediction != "edm":
+            return x_t
+        return x_t * ((alpha * self.sigma_data) ** 2 + sigma**2).rsqrt()

@@ -1,0 +1,34 @@
+"""Guidance in one convention: `D_0 + kappa (D_c - D_0)`; kappa = 1 is none, 0 unconditional, negative repels.
+
+Published scales convert as: diffusers / DMD2 / SD `guidance_scale = kappa`; Self-Forcing and other `w` forms `kappa = 1 + w`.
+Guidance is linear, so guiding x_0 equals guiding eps, v or the score at the same (x_t, t).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distillkit.diffusion.denoiser import Cond, Denoiser
+
+
+def guided(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Cond, null: Cond, kappa: float = 1.0) -> Tensor:
+    """The guided denoised sample, with conditional and unconditional passes in one batch (arXiv 2207.12598).
+
+    kappa = 1 calls the network once with `cond`, kappa = 0 once with `null`, bit for bit what an unguided call gives.
+    """
+    if kappa == 1 or not cond:
+        return denoiser(x_t, t, cond)
+    if kappa == 0:
+        return denoiser(x_t, t, null)
+    t = torch.as_tensor(t, device=x_t.device, dtype=torch.promote_types(torch.float32, x_t.dtype)).expand(x_t.shape[0])
+    both = {key: torch.cat([cond[key], null[key]]) for key in cond}
+    with_cond, without = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+    return without + kappa * (with_cond - without)
+
+
+def drop_condition(cond: Cond, null: Cond, drop: Tensor) -> Cond:
+    """`cond` with the rows where `drop` [B] (bool) is true replaced by the null condition."""
+    return {
+        key: torch.where(drop.reshape(-1, *[1] * (value.ndim - 1)), null[key], value) for key, value in cond.items()
+    }

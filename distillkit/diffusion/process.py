@@ -1,0 +1,258 @@
+"""Gaussian noising processes `x_t = alpha(t) x_0 + sigma(t) eps`.
+
+`t` grows with noise and keeps each family's native range, so that published schedules can be typed in as they are.
+Everything a method needs from a process is `alpha`, `sigma`, their derivatives and the map between `t` and the
+noise-to-signal ratio `sigma / alpha`; conversions between predictions live in `denoiser.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from distillkit.spec import Recorded
+
+
+def expand(t: Tensor, like: Tensor) -> Tensor:
+    """[B] (or a scalar) shaped to broadcast against `like` [B, ...]."""
+    return t.reshape(-1, *[1] * (like.ndim - 1)) if t.ndim else t
+
+
+class Process(Recorded, ABC):
+    """A Gaussian process; a plain immutable object without tensors, cheap to build and to compare.
+
+    Attributes:
+        t_min, t_max: the smallest and the largest time a sampler visits (`t_min` is nearly clean).
+    """
+
+    t_min: float
+    t_max: float
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal scale at `t`, same shape as `t`."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise standard deviation at `t`, same shape as `t`."""
+
+    @abstractmethod
+    def derivatives(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`(alpha'(t), sigma'(t))`."""
+
+    @abstractmethod
+    def from_ratio(self, ratio: Tensor) -> Tensor:
+        """The time at which `sigma / alpha` equals `ratio` (> 0)."""
+
+    def ratio(self, t: Tensor) -> Tensor:
+        """Noise-to-signal ratio `sigma(t) / alpha(t)`: the one coordinate that all processes share."""
+        return self.sigma(t) / self.alpha(t).clamp_min(1e-6)
+
+    def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """`alpha(t) x_0 + sigma(t) eps`; x_0, eps: [B, ...]; t: [B] or scalar."""
+        return expand(self.alpha(t), x_0) * x_0 + expand(self.sigma(t), x_0) * eps
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What our own networks are conditioned on: a number of order one."""
+        return t
+
+    def grid(self, num: int, t_start: float | None = None, t_end: float | None = None) -> Tensor:
+        """`num` decreasing times from `t_start` (default `t_max`) to `t_end` (default `t_min`), uniform in t; float64."""
+        start = self.t_max if t_start is None else t_start
+        end = self.t_min if t_end is None else t_end
+        return torch.linspace(start, end, num, dtype=torch.float64)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items() if k[0] != '_')})"
+
+    def __eq__(self, other) -> bool:
+        return type(self) is type(other) and repr(self) == repr(other)
+
+    __hash__ = None
+
+
+class VarianceExploding(Process):
+    """`alpha = 1`, `sigma = t`: the time is the noise level itself (EDM, arXiv 2206.00364).
+
+    Args:
+        sigma_min, sigma_max: range of noise levels.
+        rho: warp of the sampling grid (EDM eq. 5).
+    """
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0):
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"sigma_min must lie between 0 and sigma_max, got {sigma_min} and {sigma_max}")
+        self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
+
+    @property
+    def t_min(self) -> float:
+        return self.sigma_min
+
+    @property
+    def t_max(self) -> float:
+        return self.sigma_max
+
+    def alpha(self, t):
+        return torch.ones_like(t)
+
+    def sigma(self, t):
+        return t
+
+    def derivatives(self, t):
+        return torch.zeros_like(t), torch.ones_like(t)
+
+    def from_ratio(self, ratio):
+        return ratio
+
+    def network_time(self, t):
+        return t.log() / 4
+
+    def grid(self, num, t_start=None, t_end=None):
+        start = (self.t_max if t_start is None else t_start) ** (1 / self.rho)
+        end = (self.t_min if t_end is None else t_end) ** (1 / self.rho)
+        return torch.linspace(start, end, num, dtype=torch.float64) ** self.rho
+
+
+class VariancePreserving(Process):
+    """`alpha^2 + sigma^2 = 1` with linear beta(t) in continuous time (score SDE, arXiv 2011.13456), t in [t_min, 1].
+
+    `log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2`.
+    """
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3, t_max: float = 1.0):
+        if not 0 < t_min < t_max:
+            raise ValueError(f"t_min must lie between 0 and t_max, got {t_min} and {t_max}")
+        self.beta_min, self.beta_max, self.t_min, self.t_max = beta_min, beta_max, t_min, t_max
+
+    def _log_alpha(self, t):
+        return -(t**2) * (self.beta_max - self.beta_min) / 4 - t * self.beta_min / 2
+
+    def alpha(self, t):
+        return self._log_alpha(t).exp()
+
+    def sigma(self, t):
+        return (-torch.expm1(2 * self._log_alpha(t))).sqrt()
+
+    def derivatives(self, t):
+        slope = -(t * (self.beta_max - self.beta_min) + self.beta_min) / 2  # d log alpha / dt
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return slope * alpha, -slope * alpha**2 / sigma
+
+    def from_ratio(self, ratio):
+        a, b = (self.beta_max - self.beta_min) / 4, self.beta_min / 2
+        c = torch.log1p(ratio**2) / 2  # = -log alpha
+        return 2 * c / (b + (b**2 + 4 * a * c).sqrt())
+
+
+class DiscreteVariancePreserving(Process):
+    """DDPM's table of `num_steps` levels (arXiv 2006.11239); t in [0, num_steps - 1], integers are the table's own.
+
+    Between integers log(sigma / alpha) is interpolated linearly, so that students may use any time.
+
+    Args:
+        schedule: `linear` (DDPM), `scaled_linear` (linear in sqrt(beta): latent diffusion) or `cosine` (arXiv 2102.09672).
+    """
+
+    def __init__(
+        self, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, schedule: str = "linear"
+    ):
+        if schedule not in ("linear", "scaled_linear", "cosine"):
+            raise ValueError(f"schedule must be linear, scaled_linear or cosine, got {schedule!r}")
+        self.num_steps, self.beta_start, self.beta_end, self.schedule = num_steps, beta_start, beta_end, schedule
+        self._table = self._log_ratios()
+
+    @property
+    def t_min(self) -> float:
+        return 0.0
+
+    @property
+    def t_max(self) -> float:
+        return float(self.num_steps - 1)
+
+    def _log_ratios(self) -> Tensor:
+        """log(sigma / alpha) at the integer times, float64 [num_steps]."""
+        if self.schedule == "linear":
+            beta = torch.linspace(self.beta_start, self.beta_end, self.num_steps, dtype=torch.float64)
+        elif self.schedule == "scaled_linear":
+            beta = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps, dtype=torch.float64) ** 2
+        else:
+            u = torch.arange(self.num_steps + 1, dtype=torch.float64) / self.num_steps
+            bar = ((u + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+            beta = (1 - bar[1:] / bar[:-1]).clamp_max(0.999)
+        log_bar = torch.log1p(-beta).cumsum(0)
+        return (torch.log(-torch.expm1(log_bar)) - log_bar) / 2
+
+    def _log_ratio(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Interpolated log ratio and its slope in t."""
+        table = self._table.to(t.device, t.dtype)
+        low = t.detach().floor().clamp(0, self.num_steps - 2).long()
+        slope = table[low + 1] - table[low]
+        return table[low] + slope * (t - low), slope
+
+    def alpha(self, t):
+        return torch.sigmoid(-2 * self._log_ratio(t)[0]).sqrt()
+
+    def sigma(self, t):
+        return torch.sigmoid(2 * self._log_ratio(t)[0]).sqrt()
+
+    def ratio(self, t):
+        return self._log_ratio(t)[0].exp()
+
+    def derivatives(self, t):
+        slope = self._log_ratio(t)[1]
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return -slope * alpha * sigma**2, slope * sigma * alpha**2
+
+    def from_ratio(self, ratio):
+        table = self._table.to(ratio.device, ratio.dtype)
+        log = ratio.log()
+        high = torch.searchsorted(table, log.detach().contiguous()).clamp(1, self.num_steps - 1)
+        return high - 1 + (log - table[high - 1]) / (table[high] - table[high - 1])
+
+    def network_time(self, t):
+        return t / self.num_steps
+
+
+class RectifiedFlow(Process):
+    """`alpha = 1 - t`, `sigma = t`, t in [0, 1] (arXiv 2209.03003); velocity is `eps - x_0`."""
+
+    def __init__(self, t_min: float = 1e-3, t_max: float = 1.0):
+        if not 0 < t_min < t_max <= 1:
+            raise ValueError(f"times must satisfy 0 < t_min < t_max <= 1, got {t_min} and {t_max}")
+        self.t_min, self.t_max = t_min, t_max
+
+    def alpha(self, t):
+        return 1 - t
+
+    def sigma(self, t):
+        return t
+
+    def derivatives(self, t):
+        return -torch.ones_like(t), torch.ones_like(t)
+
+    def from_ratio(self, ratio):
+        return ratio / (1 + ratio)
+
+
+class TrigFlow(Process):
+    """`alpha = cos t`, `sigma = sigma_data sin t`, t in [0, pi/2] (sCM, arXiv 2410.11081); noise has the data's scale."""
+
+    def __init__(self, sigma_data: float = 0.5, t_min: float = 1e-3, t_max: float = math.pi / 2):
+        if not 0 < t_min < t_max <= math.pi / 2 + 1e-9:
+            raise ValueError(f"times must satisfy 0 < t_min < t_max <= pi/2, got {t_min} and {t_max}")
+        self.sigma_data, self.t_min, self.t_max = sigma_data, t_min, t_max
+
+    def alpha(self, t):
+        return t.cos()
+
+    def sigma(self, t):
+        return self.sigma_data * t.sin()
+
+    def derivatives(self, t):
+        return -t.sin(), self.sigma_data * t.cos()
+
+    def from_ratio(self, ratio):
+        return torch.atan(ratio / self.sigma_data)

@@ -1,0 +1,134 @@
+"""Many-step solvers (the slow reference) and the few-step generator (the student).
+
+Every solver starts from `x` at times[0], visits the decreasing `times` and returns the denoised sample at the last one,
+so with one time each of them is a single call of the denoiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from distillkit.diffusion.process import Process
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+Noise = Callable[[int], Tensor]
+
+
+def _scales(process: Process, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma of a scalar time, computed in the time's precision, cast to the sample's."""
+    return process.alpha(t).to(like.dtype), process.sigma(t).to(like.dtype)
+
+
+def _velocity(process: Process, x: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+    alpha, sigma = _scales(process, t, x)
+    d_alpha, d_sigma = (d.to(x.dtype) for d in process.derivatives(t))
+    return d_alpha * x_0 + d_sigma * (x - alpha * x_0) / sigma
+
+
+def euler(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
+    """Euler's method on the probability-flow ODE in the process's own time, first order."""
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        x = x + (s - t).to(x.dtype) * _velocity(process, x, denoise(x, t), t)
+    return denoise(x, times[-1])
+
+
+def heun(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
+    """EDM's deterministic sampler (arXiv 2206.00364, algorithm 1): Heun's method, second order, two passes a step."""
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        h = (s - t).to(x.dtype)
+        slope = _velocity(process, x, denoise(x, t), t)
+        x_next = x + h * slope
+        x = x + h * (slope + _velocity(process, x_next, denoise(x_next, s), s)) / 2
+    return denoise(x, times[-1])
+
+
+def ddim(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
+    """DDIM (arXiv 2010.02502): `x_s = alpha_s x_0 + sigma_s eps`; Euler's method in sigma / alpha, first order."""
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        x_0 = denoise(x, t)
+        (alpha, sigma), (alpha_s, sigma_s) = _scales(process, t, x), _scales(process, s, x)
+        x = alpha_s * x_0 + sigma_s * (x - alpha * x_0) / sigma
+    return denoise(x, times[-1])
+
+
+def dpm_solver(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): multistep, second order, one pass a step."""
+    log_snr = -process.ratio(times).log()  # lambda = log(alpha / sigma)
+    x_0_before = h_before = None
+    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        x_0, h = denoise(x, t), log_snr[i + 1] - log_snr[i]
+        (_, sigma), (alpha_s, sigma_s) = _scales(process, t, x), _scales(process, s, x)
+        d = x_0 if i == 0 else x_0 + (h / (2 * h_before)).to(x.dtype) * (x_0 - x_0_before)
+        x = (sigma_s / sigma) * x - alpha_s * torch.expm1(-h).to(x.dtype) * d
+        x_0_before, h_before = x_0, h
+    return denoise(x, times[-1])
+
+
+def ancestral(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
+    """DDPM's posterior q(x_s | x_t, x_0) on any process (arXiv 2006.11239 eq. 6); `noise(i)` is the draw of step i."""
+    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        x_0 = denoise(x, t)
+        (alpha, sigma), (alpha_s, sigma_s) = _scales(process, t, x), _scales(process, s, x)
+        # mean = alpha_s x_0 + b (x_t - alpha x_0), variance = sigma_s^2 - b^2 sigma^2
+        b = sigma_s**2 * alpha / (alpha_s * sigma**2)
+        x = alpha_s * x_0 + b * (x - alpha * x_0) + (sigma_s**2 - (b * sigma) ** 2).clamp_min(0).sqrt() * noise(i + 1)
+    return denoise(x, times[-1])
+
+
+SOLVERS = {"euler": euler, "heun": heun, "ddim": ddim, "dpm_solver": dpm_solver, "ancestral": ancestral}
+
+
+def network_passes(solver: str, steps: int) -> int:
+    """Calls of the denoiser in a run with `steps` times."""
+    return 2 * steps - 1 if solver == "heun" else steps
+
+
+def pure_noise(process: Process, eps: Tensor, t: Tensor) -> Tensor:
+    """`sigma(t) eps`: the input of the first step, without signal; its standard deviation is sigma(t), not one."""
+    return process.sigma(t).to(eps.dtype) * eps
+
+
+def few_step(
+    denoise: Denoise,
+    process: Process,
+    times: Tensor,
+    noise: Noise,
+    renoise: bool = True,
+    stop: int | None = None,
+    start: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The student's sampler: jump to x_0, go back to the next time, jump again.
+
+    Args:
+        denoise: the student, `(x_t, t) -> x_0`.
+        times: [K] decreasing times; the student is called once at each.
+        noise: `noise(i)` is a fresh Gaussian draw for step i, shaped like a sample.
+        renoise: true re-noises x_0 with fresh noise (consistency and DMD2 sampling); false keeps the noise that the student
+            implies, `(x_t - alpha x_0) / sigma` (deterministic, DDIM-like).
+        stop: run steps 0 .. stop only (default all K). Steps before `stop` carry no gradient: this is the
+            backward simulation of DMD2 (arXiv 2405.14867 section 4.5) and of few-step SiD (arXiv 2505.12674).
+        start: x at times[0]; default pure noise `sigma(times[0]) noise(0)`.
+
+    Returns:
+        `(x_0, x_t)`: the sample of step `stop` and the input it was made from.
+    """
+    stop = len(times) - 1 if stop is None else stop
+    x_0 = None
+    for i in range(stop + 1):
+        t = times[i]
+        if i == 0:
+            x_t = start if start is not None else pure_noise(process, noise(0), t)
+        else:
+            alpha, sigma = _scales(process, t, x_0)
+            if renoise:
+                eps = noise(i)
+            else:
+                alpha_before, sigma_before = _scales(process, times[i - 1], x_0)
+                eps = (x_t - alpha_before * x_0) / sigma_before
+            x_t = (alpha * x_0 + sigma * eps).detach()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and i == stop):
+            x_0 = denoise(x_t, t)
+    return x_0, x_t

@@ -1,0 +1,94 @@
+"""Noise-level samplers by name. Each turns uniform numbers into times of a process; the two sides of a method choose their own.
+
+They are stated in the ratio sigma / alpha (or in t where the literature does) and work on every process through
+`Process.from_ratio`, so a sampler tuned for EDM can be used on a flow.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from distillkit.diffusion.process import Process
+from distillkit.spec import Recorded
+
+
+class Times(Recorded, ABC):
+    """A distribution over times. `sampler(u, process) -> t` maps uniforms u in (0, 1), [B], to times [B]."""
+
+    @abstractmethod
+    def __call__(self, u: Tensor, process: Process) -> Tensor: ...
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items() if k[0] != '_')})"
+
+
+class LogNormal(Times):
+    """`log(sigma / alpha) ~ N(mean, std^2)`: EDM's training levels (-1.2, 1.2), EDM2's (-0.4, 1.0).
+
+    Args:
+        mean, std: of the logarithm; add log(2 sigma_data) to EDM's mean for data of another scale.
+    """
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2):
+        self.mean, self.std = mean, std
+
+    def __call__(self, u, process):
+        normal = math.sqrt(2) * torch.erfinv(2 * u.clamp(1e-6, 1 - 1e-6) - 1)
+        return process.from_ratio((self.mean + self.std * normal).exp())
+
+
+class KarrasUniform(Times):
+    """Uniform in EDM's warped level `sigma^(1/rho)`, over the part [low, high] of the range sigma_min .. sigma_max.
+
+    SiD's student side uses (0, 0.8): sigma in [0.002, 24.4], median 0.97; DMD2's (0.02, 0.98).
+    """
+
+    def __init__(
+        self, low: float = 0.0, high: float = 0.8, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+    ):
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"KarrasUniform needs 0 <= low < high <= 1, got {low} and {high}")
+        self.low, self.high, self.sigma_min, self.sigma_max, self.rho = low, high, sigma_min, sigma_max, rho
+
+    def __call__(self, u, process):
+        u = self.low + (self.high - self.low) * u
+        small, large = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return process.from_ratio((small + u * (large - small)) ** self.rho)
+
+
+class Uniform(Times):
+    """Uniform in t over the part [low, high] of the process's own time range (VP: SiD-LSG and DMD2 use (0.02, 0.98))."""
+
+    def __init__(self, low: float = 0.02, high: float = 0.98):
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"Uniform needs 0 <= low < high <= 1, got {low} and {high}")
+        self.low, self.high = low, high
+
+    def __call__(self, u, process):
+        return process.t_min + (self.low + (self.high - self.low) * u) * (process.t_max - process.t_min)
+
+
+class LogitNormal(Times):
+    """`t = sigmoid(mean + std n)` on flows (SD3, arXiv 2403.03206); SiD-DiT uses (ln 2, 1.6). Scaled to [0, t_max]."""
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0):
+        self.mean, self.std = mean, std
+
+    def __call__(self, u, process):
+        normal = math.sqrt(2) * torch.erfinv(2 * u.clamp(1e-6, 1 - 1e-6) - 1)
+        return process.t_max * torch.sigmoid(self.mean + self.std * normal)
+
+
+class ShiftedUniform(Times):
+    """`t = k u / (1 + (k - 1) u)`, clamped to [low, high]: uniform time with the resolution shift of large flows (k = 5 Wan)."""
+
+    def __init__(self, shift: float = 5.0, low: float = 0.02, high: float = 0.98):
+        self.shift, self.low, self.high = shift, low, high
+
+    def __call__(self, u, process):
+        t = self.shift * u / (1 + (self.shift - 1) * u)
+        return process.t_max * t.clamp(self.low, self.high)

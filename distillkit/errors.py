@@ -1,0 +1,123 @@
+"""What is said to people when something is wrong: one sentence, with the mend."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from importlib import import_module
+
+
+class UsageError(ValueError):
+    """The command or a value in it is wrong. Shown as one sentence; exit code 2."""
+
+
+class Failure(RuntimeError):
+    """The command was right and could not be done (no space, no permission). Shown as one sentence; exit code 1."""
+
+
+class Interrupted(Failure):
+    """The run was told to stop and has saved its state. Shown as one sentence; exit code 130."""
+
+
+def did_you_mean(name: str, names: Iterable[str], show: int = 3) -> str:
+    """` (did you mean 'a' or 'b'?)`, or nothing when no name is near."""
+    near = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=show, cutoff=0.6)
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+
+
+def one_line(error: BaseException | str, limit: int = 500) -> str:
+    """The message without line breaks, cut at `limit` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 4] + " ..."
+
+
+# ---- jsonargparse's messages: an indented tree of keys, classes and the alternatives of each Union
+
+
+def condense(text: str, keys: Iterable[str] = ()) -> str:
+    """The one sentence in a parse error of jsonargparse: the deepest complaint, with its full key.
+
+    Args:
+        text: the error's text.
+        keys: all keys of the command line, to propose the nearest one.
+    """
+    context: list[tuple[int, str, str]] = []  # indentation, "key" or "class", name
+    complaints: list[tuple[list[tuple[int, str, str]], str]] = []
+    value = ""
+    for line in text.splitlines():
+        body = line.lstrip(" -")
+        indent = len(line) - len(body)
+        context = [entry for entry in context if entry[0] < indent]
+        if match := re.match(r'Parser key "([^"]+)": ?(.*)', body):
+            context.append((indent, "key", match[1]))
+            body = match[2]
+        elif match := re.match(r"Problem with given class_path '([^']+)':", body):
+            context.append((indent, "class", match[1]))
+            continue
+        if body.startswith("Given value: "):
+            value = body.removeprefix("Given value: ")
+        elif body and not body.endswith(":") and not body.startswith(("Subtypes:", "Given value type", "Does not validate")):
+            complaints.append((list(context), body))
+    if not complaints:
+        return one_line(text)
+
+    depth = max(len(context) for context, _ in complaints)
+    deepest = [(context, body) for context, body in complaints if len(context) == depth]
+    bodies = [body for _, body in deepest if body != "Expected a <class 'NoneType'>"] or [deepest[0][1]]
+    context = deepest[0][0]
+    key = ".".join(name for _, kind, name in context if kind == "key")
+    owner = next((name for _, kind, name in reversed(context) if kind == "class"), None)
+    return one_line(_sentence(key, owner, bodies, value, keys))
+
+
+def _sentence(key: str, owner: str | None, bodies: list[str], value: str, keys: Iterable[str]) -> str:
+    first = bodies[0]
+    dotted = f"{key}." if key else ""
+    if match := re.match(r"(?:Option '(.+)' is not accepted|(Group|Subcommand) '(.+)' does not accept option '(.+)')", first):
+        wrong = match[1] or (f"{match[3]}.{match[4]}" if match[2] == "Group" else match[4])
+        return f"no key {dotted}{wrong}{_nearest(wrong, owner, keys)}"
+    if match := re.match(r"unrecognized arguments: (.+)", first):
+        wrong = match[1].split()[0].lstrip("-").partition("=")[0]
+        return f"no key {wrong}{_nearest(wrong, owner, keys)}"
+    expected = [match for body in bodies if (match := re.match(r"Expected an? (.+?)(?:\. Got value: (.*))?$", body))]
+    if expected:
+        types = " or ".join(dict.fromkeys(_readable(match[1]) for match in expected))
+        return f"{key} must be {types}, got {expected[0][2] or value}"
+    if match := re.match(r"the following arguments are required: (.+)", first):
+        return f"{key or 'the command'} needs a value for {match[1]}"
+    if match := re.match(r"Not a valid subclass of (.+)", first):
+        return f"{key} must be a {match[1]} (a class path and its init_args), got {value}"
+    return f"{key}: {first}" if key else first
+
+
+def _nearest(wrong: str, owner: str | None, keys: Iterable[str]) -> str:
+    """What the writer may have meant, among the keys of the class, else of the command line."""
+    if owner is None:
+        return did_you_mean(wrong, keys)
+    from jsonargparse import ArgumentParser
+
+    try:
+        module, _, name = owner.rpartition(".")
+        parser = ArgumentParser()
+        parser.add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
+        leaves = list(parser.get_defaults().keys())
+    except Exception:
+        return ""
+    tops = list(dict.fromkeys(leaf.partition(".")[0] for leaf in leaves))
+    return f"{did_you_mean(wrong, leaves + tops)}; {owner.rpartition('.')[2]} takes {', '.join(tops)}"
+
+
+def _readable(kind: str) -> str:
+    """`<class 'float'>` as `a float`, a Literal as its choices."""
+    if match := re.fullmatch(r"typing\.Literal\[(.*)\]", kind):
+        return match[1].replace(", ", " or ")
+    if match := re.fullmatch(r"<class '(.*)'>", kind):
+        name = match[1].rpartition(".")[2]
+        return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+    return kind if kind.startswith(("a ", "an ")) else f"a {kind}"
+
+
+def original(error: BaseException) -> BaseException:
+    """What a class's constructor raised, out of what jsonargparse wrapped around it."""
+    while error.__cause__ and str(error).startswith(("Does not validate", "Parser key", "Problem with given class_path")):
+        error = error.__cause__
+    return error

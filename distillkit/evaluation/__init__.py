@@ -1,0 +1,1 @@
+"""How close two sets of samples are: generic distances, and the protocol they are measured under."""

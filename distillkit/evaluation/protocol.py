@@ -1,0 +1,131 @@
+"""One protocol for every domain: the student, its teacher at its best, the teacher at the student's cost, and real data.
+
+All models sample from the same noise and the same conditions. The protocol (numbers of samples, seeds, solvers, feature
+extractor) is written beside the numbers, for two results under different protocols are not comparable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+import distillkit
+from distillkit.diffusion.denoiser import Cond
+from distillkit.diffusion.sampling import network_passes
+from distillkit.student import Student
+from distillkit.teachers.base import Teacher
+
+FEW_STEP_SOLVERS = ("ddim", "euler", "dpm_solver")  # one pass a step; Heun is unstable below about six steps
+
+
+class Evaluator(Protocol):
+    """What a domain offers (`DistillData.evaluator()`)."""
+
+    headline: str  # the metric that sums it up, lower is better
+    better: dict[str, str]  # metric to `lower`, `higher` or `target` (near the value of real data)
+
+    def __call__(self, samples: Tensor, cond: Cond) -> dict[str, float]: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+    def floor(self) -> dict[str, float]: ...
+
+
+def conditions(classes: dict[str, int], num: int) -> Cond:
+    """Classes in turn, so that every model is asked for the same."""
+    return {name: torch.arange(num) % count for name, count in classes.items()}
+
+
+def noise_for(shape: tuple[int, ...], num: int, seed: int) -> Tensor:
+    """The noise a student's first step gets for this seed."""
+    return torch.randn((num, *shape), generator=torch.Generator().manual_seed(seed))
+
+
+def teacher_samples(
+    teacher: Teacher, noise: Tensor, cond: Cond, steps: int, solver: str, kappa: float, chunk: int = 500
+) -> Tensor:
+    """`Teacher.sample` in chunks, on the teacher's device, back on the CPU."""
+    device = next(teacher.buffers(), next(teacher.parameters(), torch.empty(0))).device
+    parts = []
+    for rows in torch.arange(len(noise)).split(chunk):
+        own = {name: value[rows].to(device) for name, value in cond.items()}
+        parts.append(teacher.sample(noise[rows].to(device), own, steps, solver, kappa).cpu())
+    return torch.cat(parts)
+
+
+def timed(make: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    """What `make` gives and the milliseconds a sample took."""
+    start = time.perf_counter()
+    samples = make()
+    return samples, 1000 * (time.perf_counter() - start) / len(samples)
+
+
+def evaluate(
+    evaluator: Evaluator,
+    teacher: Teacher,
+    student: Student | None = None,
+    num_samples: int = 1000,
+    seed: int = 1234,
+    kappa: float = 1.0,
+) -> dict[str, Any]:
+    """The content of evaluation.json.
+
+    Args:
+        evaluator: the domain's metrics.
+        teacher: the reference, also sampled at the student's number of steps (the best of the one-pass solvers counts).
+        student: None evaluates a teacher alone, at its best and at one and two steps.
+        num_samples: of every model.
+        seed: of the noise.
+        kappa: guidance of the teacher.
+    """
+    if num_samples < 2:
+        raise ValueError(f"num_samples must be at least 2, got {num_samples}")
+    cond = conditions(teacher.classes, num_samples)
+    noise = noise_for(teacher.event_shape, num_samples, seed)
+
+    def row(name: str, steps: int, passes: int, make: Callable[[], Tensor], **extra: Any) -> dict[str, Any]:
+        samples, milliseconds = timed(make)
+        metrics = {k: float(v) for k, v in evaluator(samples, cond).items()}
+        return {"name": name, "steps": steps, "network_passes": passes, "ms_per_sample": milliseconds, **extra, "metrics": metrics}
+
+    def teacher_row(name: str, steps: int, solver: str) -> dict[str, Any]:
+        return row(
+            name,
+            steps,
+            network_passes(solver, steps),
+            lambda: teacher_samples(teacher, noise, cond, steps, solver, kappa),
+            solver=solver,
+        )
+
+    best = teacher.best
+    few = [student.num_steps] if student else [1, 2]
+    rows = []
+    if student:
+        student.sample(min(num_samples, 64), seed=seed)  # warm-up, so that the first row is not the slowest by order alone
+        rows.append(row("student", student.num_steps, student.num_steps, lambda: student.sample(num_samples, cond, seed)))
+    rows.append(teacher_row("teacher at its best", best["steps"], best["solver"]))
+    for steps in few:
+        name = f"teacher at {steps} step{'s' * (steps > 1)}"
+        solvers = FEW_STEP_SOLVERS[:1] if steps == 1 else FEW_STEP_SOLVERS  # with one step they are one and the same
+        candidates = [teacher_row(name, steps, solver) for solver in solvers]
+        rows.append(min(candidates, key=lambda candidate: candidate["metrics"][evaluator.headline]))
+    rows.append({"name": "real data", "metrics": {k: float(v) for k, v in evaluator.floor().items()}})
+    return {
+        "protocol": {
+            "num_samples": num_samples,
+            "seed": seed,
+            "kappa": kappa,
+            "teacher": {"id": teacher.id, "hash": teacher.fingerprint(), **best},
+            "few_step_solvers": list(FEW_STEP_SOLVERS),
+            "evaluator": evaluator.describe(),
+            "torch_threads": torch.get_num_threads(),
+            "distillkit": distillkit.__version__,
+        },
+        "headline": evaluator.headline,
+        "better": dict(evaluator.better),
+        "rows": rows,
+    }

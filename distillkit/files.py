@@ -1,0 +1,91 @@
+"""Files that are either whole or absent, and weights without pickles."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+
+def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Call `write(temporary)` and move the result to `path`: a reader sees the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        write(Path(name))
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # mkstemp's 0600 is for secrets
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file atomically."""
+    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def save_weights(path: str | Path, module: nn.Module) -> Path:
+    """A module's state as safetensors, atomically."""
+    from safetensors.torch import save_file
+
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+    return write_atomic(path, lambda temporary: save_file(state, temporary))
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: the file is missing, truncated or not safetensors (a pickle, for example, is never opened).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: give a folder written by distillkit")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}): copy it again; pickles are not read") from None
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Fill a module from a safetensors file, strictly."""
+    state = read_weights(path)
+    try:
+        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ValueError(f"{path} does not fit the network its folder describes: {first}") from None
+
+
+def read_yaml(path: str | Path) -> dict:
+    """A yaml file with a mapping at its top (safe loader)."""
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: give a folder written by distillkit")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable as yaml: {str(error).splitlines()[0]}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} is damaged: it should hold a mapping")
+    return data
+
+
+def write_yaml(path: str | Path, data: dict) -> Path:
+    """A mapping as yaml, keys in the order given."""
+    import yaml
+
+    return write_text(path, yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120))

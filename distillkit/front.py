@@ -1,0 +1,238 @@
+"""The front door: words without dashes compose with Hydra, flags with dashes go to LightningCLI.
+
+Help needs the standard library, `--show` needs Hydra, a run needs the rest: nothing is imported before it is needed.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from distillkit import config, runs
+from distillkit.errors import Failure, UsageError, did_you_mean, one_line
+
+TRAINING = {
+    "fit": "train a student (or a teacher, with method=pretrain)",
+    "validate": "measure a checkpoint on the validation data",
+    "test": "measure a checkpoint on the test data",
+}
+OTHERS = {
+    "sample": "draw samples from a student folder",
+    "evaluate": "measure a student folder against its teacher and real data",
+    "export": "write a student folder in a format for other programs",
+    "list": "show domains and methods, and which go together",
+    "doctor": "check this machine and its packages",
+}
+VERBS = TRAINING | OTHERS
+
+USAGE = "usage: python -m distillkit VERB [group=choice | key=value ...] [--flags] [-m]"
+EXAMPLES = """\
+examples:
+  python -m distillkit fit domain=toy method=sid
+  python -m distillkit fit domain=image method=dmd model.num_steps=4 trainer.max_steps=500 --out runs/mine
+  python -m distillkit fit domain=toy method=dmd,sid seed_everything=0,1 -m"""
+FLAGS = """\
+flags:
+  --out DIR      run folder (default: runs/DOMAIN-METHOD-NUMBER)
+  --show         print the composed configuration and stop
+  --ckpt_path F  continue from a checkpoint: in its own run folder, or in the one of --out
+  --config F     run RUN/config.yaml again (with flags only, no words)
+  -m             sweep: `a=1,2 b=x,y` makes four runs
+  --debug        show tracebacks
+  --help=all     every flag of LightningCLI (--trainer.X, --print_config ...); --model.help explains the chosen model"""
+
+ALWAYS_VALUED = ("--out", "--config", "-c", "--ckpt_path")  # the next token is theirs even if it has a `=`
+SWITCHES = {"--show": "show", "--debug": "debug", "-m": "sweep", "--multirun": "sweep", "-h": "help", "--help": "help"}
+
+
+@dataclass
+class Call:
+    """A command line, sorted."""
+
+    words: list[str] = field(default_factory=list)  # for Hydra
+    flags: list[list[str]] = field(default_factory=list)  # for LightningCLI: [flag] or [flag, value]
+    out: str | None = None
+    show: bool = False
+    debug: bool = False
+    sweep: bool = False
+    help: bool = False
+
+    def value(self, *names: str) -> str | None:
+        """The last value given to a flag; an empty one if its value is missing."""
+        found = None
+        for flag in self.flags:
+            name, equals, value = flag[0].partition("=")
+            if name in names:
+                found = value if equals else "".join(flag[1:])
+        return found
+
+
+def split(tokens: Sequence[str]) -> Call:
+    """Sort tokens into words, flags and our own flags. A word without `=` right after a flag without `=` is its value."""
+    call = Call()
+    waiting = False  # the last token was a flag that may take a value
+    for token in tokens:
+        if re.match(r"-(?!\d|\.\d|inf$|nan$|$)", token):
+            if token in SWITCHES:
+                setattr(call, SWITCHES[token], True)
+            else:
+                call.flags.append([token])
+            waiting = token not in SWITCHES and "=" not in token
+        elif waiting and (call.flags[-1][0] in ALWAYS_VALUED or ("=" not in token and token[:1] not in ("+", "~"))):
+            call.flags[-1].append(token)
+            waiting = False
+        else:
+            call.words.append(token)
+            waiting = False
+    call.out = call.value("--out")
+    call.flags = [flag for flag in call.flags if flag[0].partition("=")[0] != "--out"]
+    if call.out == "":
+        raise UsageError("--out needs a folder, such as --out runs/mine")
+    return call
+
+
+def help_text(verb: str | None = None) -> str:
+    if verb:
+        head = f"usage: python -m distillkit {verb} [group=choice | key=value ...] [--flags] [-m]\n\n{verb}: {VERBS[verb]}."
+    else:
+        head = USAGE + "\n\nverbs:\n" + "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
+    choices = "\n".join(f"  {group:<11} {' '.join(names)}" for group, names in config.groups().items() if names)
+    return (
+        f"{head}\n\ngroups and their choices (then any key, such as model.lr=1e-4; --show prints them all):\n{choices}"
+        f"\n\n{FLAGS}\n\n{EXAMPLES}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    try:
+        return run([token for token in argv if token != "--debug"], debug)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as error:  # argparse and LightningCLI, after help or --print_config
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BrokenPipeError:  # `... | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (kept open until the interpreter ends)
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, UsageError | Failure):
+            print(f"error: {one_line(error)}", file=sys.stderr)
+        else:
+            print(f"error: {type(error).__name__}: {one_line(error)} (--debug shows the traceback)", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def run(tokens: Sequence[str], debug: bool = False) -> int:
+    if not tokens or tokens[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    verb, *rest = tokens
+    if verb == "--version":
+        from distillkit import __version__
+
+        print(__version__)
+        return 0
+    if verb not in VERBS:
+        raise UsageError(f"no verb {verb!r}{did_you_mean(verb, VERBS)}; there are: {', '.join(VERBS)}")
+    if verb in OTHERS:
+        return getattr(import_module("distillkit.verbs"), verb)(rest) or 0
+    call = split(rest)
+    if call.help:
+        print(help_text(verb))
+        return 0
+    return sweep(verb, call, debug) if call.sweep else train(verb, call)
+
+
+def train(verb: str, call: Call) -> int:
+    """One run of a training verb."""
+    flags = [token for flag in call.flags for token in (["--help"] if flag == ["--help=all"] else flag)]
+    rerun = call.value("--config", "-c")
+    if rerun is not None:
+        if call.words or call.show:
+            change = f" --{call.words[0].lstrip('+')}" if call.words and "=" in call.words[0] else ""
+            raise UsageError(f"--config brings a whole configuration, so change it with flags, not words:{change or ' --a.b=c'}")
+        if not Path(rerun).is_file() and not rerun.lstrip().startswith("{"):
+            raise UsageError(f"--config: there is no file {rerun}")
+        name = runs.name_of(rerun)
+    else:
+        cfg, choices = config.compose(call.words)
+        if call.show:
+            show(cfg, choices)
+            return 0
+        name = f"{choices.get('domain', 'run')}-{choices.get('method', verb)}"
+        handed = config.hand_over(cfg)
+        flags = ["--config", json.dumps(handed), *(explain(flag, handed) for flag in flags)]
+
+    given = call.value("--ckpt_path")
+    checkpoint = runs.resolve_checkpoint(given, call.out)
+    if given != checkpoint:
+        flags += ["--ckpt_path", checkpoint or "null"]
+    if verb == "fit" and call.out and runs.rank() == 0:
+        runs.check(Path(call.out), checkpoint)
+    from distillkit.cli import run as run_lightning
+
+    return run_lightning(verb, flags, out=call.out, name=name, checkpoint=checkpoint)
+
+
+def explain(flag: str, handed: dict[str, Any]) -> str:
+    """`--model.help` asks about the chosen class."""
+    part = flag.removeprefix("--").removesuffix(".help")
+    return f"{flag}={handed[part]['class_path']}" if flag in ("--model.help", "--data.help") and part in handed else flag
+
+
+def show(cfg: Any, choices: dict[str, str]) -> None:
+    from omegaconf import OmegaConf
+
+    config.hand_over(cfg)  # so that a broken interpolation is told here too
+    print("# " + " ".join(f"{group}={choice}" for group, choice in choices.items()))
+    print(OmegaConf.to_yaml(cfg), end="")
+
+
+
+
+def sweep(verb: str, call: Call, debug: bool) -> int:
+    """Hydra's multirun; every job is an ordinary run in a fresh process."""
+    if call.value("--config", "-c") is not None:
+        raise UsageError("-m sweeps over words, which --config does not take: leave one of them out")
+    changes = config.overrides(call.words)
+    folder = runs.claim(call.out, "sweep").resolve()
+    os.environ.pop(runs.OUT, None)
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    quiet = [f"hydra.sweep.dir='{folder}'", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+    flags = [token for flag in call.flags for token in flag] + (["--debug"] if debug else [])
+    with config.hydra_errors(), initialize_config_dir(str(config.conf_dirs()[0]), version_base="1.3"):
+        results = GlobalHydra.instance().hydra.multirun(
+            "config", partial(job, verb=verb, flags=flags, folder=str(folder)), [*changes, *quiet], False
+        )
+    jobs = [result.return_value for batch in results for result in batch]
+    print(f"\n{len(jobs)} runs in {folder}")
+    for number, words, code in jobs:
+        print(f"  {number:<3} {'done' if code == 0 else f'failed ({code})':<11} {' '.join(words)}")
+    return int(any(code for _, _, code in jobs))
+
+
+def job(_: Any, verb: str, flags: list[str], folder: str) -> tuple[int, list[str], int]:
+    """One job of a sweep: its number, its words, its exit code."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    words, number = list(hydra.overrides.task), hydra.job.num
+    words += [f"hydra.searchpath=[{','.join(hydra.searchpath)}]"] if hydra.searchpath else []
+    shown = [word.lstrip("+") for word in words if not word.startswith("hydra.")]
+    print(f"\n[{number}] {' '.join(shown)}", flush=True)
+    command = [sys.executable, "-m", "distillkit", verb, *words, *flags, "--out", f"{folder}/{number}"]
+    return number, shown, subprocess.run(command, check=False).returncode

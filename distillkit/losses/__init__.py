@@ -1,0 +1,1 @@
+"""Losses as pure functions: tensors in, a scalar out. Every stop-gradient is visible."""

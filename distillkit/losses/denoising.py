@@ -1,0 +1,22 @@
+"""Denoising score matching (Vincent 2011; EDM eq. 8): what fits a teacher, and a fake score to its student."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distillkit.diffusion.denoiser import Cond, Denoiser
+from distillkit.diffusion.process import expand
+
+
+def denoising_loss(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, cond: Cond, denoise=None) -> Tensor:
+    """`mean w(t) |D(alpha x_0 + sigma eps, t, c) - sg[x_0]|^2`, w the denoiser's own `loss_weight`.
+
+    Args:
+        x_0, eps: clean samples (taken as constants) and unit noise, [B, ...].
+        t: times, [B].
+        denoise: replaces the plain call of the denoiser, for example by a guided one.
+    """
+    x_0 = x_0.detach()
+    x_t = denoiser.process.add_noise(x_0, eps, t)
+    error = (denoise or denoiser)(x_t, t, cond) - x_0
+    return (expand(denoiser.loss_weight(t), error) * error.square()).mean()

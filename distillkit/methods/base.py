@@ -1,0 +1,313 @@
+"""The Distiller: roles that take turns under automatic optimisation.
+
+A method is a subclass that names its roles and gives one loss for each. In every optimiser step exactly one role is
+trained: its parameters require gradients, everybody else's do not, and nothing else is in the graph. One optimiser holds
+one parameter group per role; idle roles have no gradient, so the optimiser neither moves nor decays them. Hence
+`global_step`, `max_steps`, accumulation, clipping, schedules, precision and strategies are Lightning's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Adam:
+    """How one role is optimised.
+
+    Args:
+        lr: learning rate at the start.
+        betas: Adam's moment decays.
+        weight_decay: decoupled decay (AdamW).
+        clip: largest gradient norm of the role; None leaves gradients as they are.
+        updates: steps of this role in one cycle through all roles.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip: float | None = None
+    updates: int = 1
+
+    def __post_init__(self):
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if self.updates < 1:
+            raise ValueError(f"updates must be at least 1, got {self.updates} (0 would never train the role)")
+
+
+class Distiller(LightningModule):
+    """Base of every method.
+
+    Args:
+        ema_halflife: half-life of the student's average, in training samples; 0 switches the average off.
+        ema_rampup: the half-life never exceeds this share of the samples seen so far (EDM's rule).
+        schedule: of all learning rates over `max_steps`: `constant`, `linear` or `cosine` to zero.
+        warmup: steps over which the learning rates rise from zero.
+        max_bad_steps: stop after so many consecutive steps with NaN or infinite gradients (each is skipped).
+
+    Attributes:
+        requires: what the method needs from teacher and data, checked against their `provides`.
+        roles: role name to the names of the attributes (modules) it trains, in order of their turns.
+    """
+
+    requires: frozenset[str] = frozenset()
+    roles: dict[str, tuple[str, ...]]
+
+    def __init__(
+        self,
+        ema_halflife: float = 500_000,
+        ema_rampup: float = 0.05,
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        warmup: int = 0,
+        max_bad_steps: int = 20,
+    ):
+        super().__init__()
+        self.ema_halflife, self.ema_rampup = ema_halflife, ema_rampup
+        self.schedule, self.warmup, self.max_bad_steps = schedule, warmup, max_bad_steps
+        self.seed = torch.initial_seed() % 2**31
+        self.roles, self.settings = {}, {}
+        self.register_buffer("bad_steps", torch.zeros(2))  # consecutive, total
+        self._micro, self._micro_step = 0, -1
+
+    # Roles and turns
+
+    def add_role(self, name: str, settings: Adam, **modules: nn.Module) -> None:
+        """Register trainable modules under their attribute names as one role; roles take turns in order of addition."""
+        for attribute, module in modules.items():
+            setattr(self, attribute, module)
+        self.roles[name], self.settings[name] = tuple(modules), settings
+
+    def role_parameters(self, role: str) -> Iterator[nn.Parameter]:
+        """All parameters a role trains."""
+        return chain.from_iterable(getattr(self, name).parameters() for name in self.roles[role])
+
+    def turn(self, step: int) -> str:
+        """Whose optimiser step it is: every role `updates` times in a row, in order, over and over."""
+        position = step % sum(settings.updates for settings in self.settings.values())
+        for role, settings in self.settings.items():
+            position -= settings.updates
+            if position < 0:
+                return role
+        raise AssertionError
+
+    def updates_before(self, role: str, step: int) -> int:
+        """How many steps `role` has made before `step`."""
+        cycle = sum(settings.updates for settings in self.settings.values())
+        before = 0
+        for name, settings in self.settings.items():
+            if name == role:
+                break
+            before += settings.updates
+        own = self.settings[role].updates
+        return step // cycle * own + min(max(step % cycle - before, 0), own)
+
+    def focus(self, role: str | None) -> None:
+        """Gradients for `role` only (None: for every role, as strategies expect at set-up)."""
+        for name in self.roles:
+            for parameter in self.role_parameters(name):
+                parameter.requires_grad_(role is None or name == role)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss of the role whose turn it is: `<role>_loss(batch)`."""
+        step = self.global_step
+        self._micro = self._micro + 1 if step == self._micro_step else 0
+        self._micro_step = step
+        role = self.turn(step)
+        self.focus(role)
+        loss = getattr(self, f"{role}_loss")(batch)
+        self.log(f"{role}/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    # Randomness: a function of (seed, micro-batch number, purpose), so that nothing has to be stored to resume exactly
+
+    @property
+    def micro_batch(self) -> int:
+        """Number of the current micro-batch over all steps, processes and accumulation rounds."""
+        trainer = self._trainer
+        world, accumulate = (trainer.world_size, trainer.accumulate_grad_batches) if trainer else (1, 1)
+        rank = trainer.global_rank if trainer else 0
+        step = trainer.global_step if trainer else 0
+        return (step * accumulate + self._micro) * world + rank
+
+    def generator(self, purpose: str, shared: bool = False) -> torch.Generator:
+        """A generator of its own for this purpose; `shared` gives the same one on all ranks and micro-batches of a step."""
+        number = self.global_step if shared else self.micro_batch
+        digest = hashlib.blake2b(f"{self.seed} {number} {purpose} {shared}".encode(), digest_size=8).digest()
+        return torch.Generator(self.device).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+    def randn(self, shape: tuple[int, ...], purpose: str) -> Tensor:
+        """Unit Gaussian noise, float32."""
+        return torch.randn(shape, generator=self.generator(purpose), device=self.device)
+
+    def rand(self, num: int, purpose: str) -> Tensor:
+        """Uniform numbers in [0, 1), [num]."""
+        return torch.rand(num, generator=self.generator(purpose), device=self.device)
+
+    def randint(self, high: int, purpose: str) -> int:
+        """One integer in [0, high), the same on every rank; drawn on the CPU, so it costs no synchronisation."""
+        if high == 1:
+            return 0
+        digest = hashlib.blake2b(f"{self.seed} {self.global_step} {purpose}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") % high
+
+    # Optimisation
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups = [
+            {"params": list(self.role_parameters(role)), "lr": s.lr, "betas": s.betas, "weight_decay": s.weight_decay}
+            for role, s in self.settings.items()
+        ]
+        optimizer = torch.optim.AdamW(groups, fused=True)  # fused: skips a bad step on the device, see below
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _lr_factor(self, step: int) -> float:
+        """What the learning rates are multiplied by at `step`."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        total = self.trainer.max_steps
+        if self.schedule == "constant" or total < 1:
+            return rise
+        done = min(step / total, 1.0)
+        return rise * (1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Clip the role's own norm, and let the optimiser skip the step if the norm is not finite, without a host sync."""
+        role = self.turn(self.global_step)
+        parameters = [p for p in self.role_parameters(role) if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
+        clip = self.settings[role].clip if gradient_clip_val is None else gradient_clip_val
+        if clip:
+            nn.utils.clip_grads_with_norm_(parameters, clip, norm, foreach=True)
+        bad = (~torch.isfinite(norm)).to(torch.float32)
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        optimizer.found_inf = bad  # read by the fused kernel: parameters and moments stay as they are
+        self.bad_steps.copy_(torch.stack([(self.bad_steps[0] + bad) * bad, self.bad_steps[1] + bad]))
+        self.log(f"{role}/grad_norm", norm)
+        if self.global_step % self.trainer.log_every_n_steps == 0 and self.bad_steps[0] >= self.max_bad_steps:
+            raise RuntimeError(
+                f"the last {int(self.bad_steps[0])} steps had NaN or infinite gradients, so nothing was learnt in them: "
+                f"lower the learning rates or look at the data"
+            )
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if "student" in self.roles and self.turn(self.global_step) == "student":
+            self.update_ema()
+
+    # The student's average
+
+    def keep_ema(self) -> None:
+        """Call once, when the student is in place: from now on `self.ema` is its float32 average."""
+        self.ema = None
+        if self.ema_halflife > 0:
+            self.ema = copy.deepcopy(self.student).requires_grad_(False)
+            for average in self.ema.parameters():
+                average.data = average.data.float()
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """`ema <- beta ema + (1 - beta) student`, beta = 0.5^(B / min(halflife, rampup * samples seen))."""
+        if self.ema is None:
+            return
+        trainer = self.trainer
+        batch = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        seen = batch * (self.updates_before("student", self.global_step) + 1)
+        beta = 0.5 ** (batch / max(min(self.ema_halflife, self.ema_rampup * seen), 1e-8))
+        torch._foreach_lerp_(list(self.ema.parameters()), [p.float() for p in self.student.parameters()], 1 - beta)
+        for average, own in zip(self.ema.buffers(), self.student.buffers(), strict=True):
+            average.copy_(own)
+
+    @property
+    def best_student(self) -> nn.Module:
+        """What is evaluated and exported: the average if there is one."""
+        return self.student if self.ema is None else self.ema
+
+    # Checkpoints: without the teacher, but with its name
+
+    def state_dict(self, *args, **kwargs) -> dict[str, Any]:
+        state = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "") + "teacher."
+        return {key: value for key, value in state.items() if not key.startswith(prefix)}
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = [key for key in result.missing_keys if not key.startswith("teacher.")]
+        if strict and (missing or result.unexpected_keys):
+            raise ValueError(
+                f"the checkpoint does not fit this method and network: missing {missing[:3]}, unexpected "
+                f"{result.unexpected_keys[:3]}; resume with the configuration it was written with"
+            )
+        return result
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["distillkit"] = {"method": type(self).__name__, "teacher": self._teacher_hash(), "seed": self.seed}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        facts = checkpoint.get("distillkit")
+        if facts is None:
+            raise ValueError("the checkpoint was not written by distillkit: give one from a run's checkpoints folder")
+        if facts["method"] != type(self).__name__:
+            raise ValueError(f"the checkpoint belongs to method {facts['method']}, this run is {type(self).__name__}")
+        if facts["teacher"] != self._teacher_hash():
+            raise ValueError("the checkpoint was made with another teacher: resume with the configuration it was written with")
+        self.seed = facts["seed"]
+
+    def _teacher_hash(self) -> str | None:
+        if "teacher" not in self._modules:
+            return None
+        if not hasattr(self, "_fingerprint"):
+            self._fingerprint = self.teacher.fingerprint()
+        return self._fingerprint
+
+    # What a run leaves
+
+    @abstractmethod
+    def export(self, folder: Path, **facts: Any) -> None:
+        """Write what was made (a student folder, a teacher folder) to `folder`, with further facts in its yaml."""
+
+    @abstractmethod
+    def sample(self, cond: dict[str, Tensor], num: int, seed: int) -> Tensor:
+        """Samples of what is being trained, [num, ...]; used by validation and pictures."""
+
+    def check(self, data) -> None:
+        """Refuse an impossible pair of teacher, data and method in one sentence."""
+
+    # Validation: the domain's metrics of generated samples against held-out data
+
+    def _collect(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        if batch_idx == 0:
+            self._seen = []
+        cond = self.condition(batch)
+        num = len(next(iter(batch.values())))
+        self._seen.append((self.sample(cond, num, seed=batch_idx).cpu(), {k: v.cpu() for k, v in cond.items()}))
+
+    def _report(self, stage: str) -> None:
+        samples = torch.cat([x for x, _ in self._seen])
+        cond = {key: torch.cat([c[key] for _, c in self._seen]) for key in self._seen[0][1]}
+        metrics = self.trainer.datamodule.evaluator()(samples, cond)
+        self.log_dict({f"{stage}/{k}": float(v) for k, v in metrics.items()}, rank_zero_only=True)
+
+    def validation_step(self, batch, batch_idx: int) -> None:
+        self._collect(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def test_step(self, batch, batch_idx: int) -> None:
+        self._collect(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")

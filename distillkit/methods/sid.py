@@ -1,0 +1,100 @@
+"""SiD, score identity distillation (arXiv 2404.04057), with its few-step, guided and adversarial forms.
+
+Few steps: arXiv 2505.12674. Guidance (LSG): arXiv 2406.01561. Real data (SiDA): arXiv 2410.14919.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from distillkit.diffusion.denoiser import Cond
+from distillkit.diffusion.guidance import drop_condition, guided
+from distillkit.diffusion.times import KarrasUniform, LogNormal, Times
+from distillkit.losses.denoising import denoising_loss
+from distillkit.losses.gan import discriminator_loss, generator_loss
+from distillkit.losses.sid import sid_loss
+from distillkit.methods.base import Adam
+from distillkit.methods.score import ScoreDistiller
+from distillkit.teachers.base import Teacher
+
+# kappa of the teacher, of the fake score where it judges, of the fake score where it is trained
+GUIDANCE = {
+    "lsg": lambda kappa: (kappa, kappa, kappa),
+    "zero": lambda kappa: (kappa, 0.0, 0.0),
+    "anti": lambda kappa: (kappa, -1.0, 1.0),
+}
+
+
+class SiD(ScoreDistiller):
+    """Minimise a Fisher divergence between the noised student and the noised teacher, by the identity that makes it tractable.
+
+    Args:
+        teacher: the frozen teacher.
+        alpha: weight of the squared term; 1.2 is best on images, above 1 a much too wide student can run away.
+        kappa: guidance scale, 1 = none.
+        guidance: `lsg` guides teacher and fake score alike (long and short guidance); `zero` leaves the fake score
+            unconditional (Zero-CFG); `anti` guides it with -1 (Anti-CFG).
+        adversarial: weight in [0, 1] of SiDA's loss against real data; the fake score's own features are the discriminator.
+        student_times: None means uniform in EDM's warped level up to sigma 24.
+        fake_times: None means EDM's lognormal.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        alpha: float = 1.2,
+        kappa: float = 1.0,
+        guidance: Literal["lsg", "zero", "anti"] = "lsg",
+        adversarial: float = 0.0,
+        student_times: Times | None = None,
+        fake_times: Times | None = None,
+        student: Adam = Adam(lr=1e-5, betas=(0.0, 0.999)),
+        fake_score: Adam = Adam(lr=1e-5, betas=(0.0, 0.999)),
+        **kwargs,
+    ):
+        if not 0 <= adversarial <= 1:
+            raise ValueError(f"adversarial is a share and must lie in [0, 1], got {adversarial}")
+        super().__init__(
+            teacher, student_times or KarrasUniform(0.0, 0.8), fake_times or LogNormal(), student, fake_score, kappa, **kwargs
+        )
+        self.alpha, self.adversarial = alpha, adversarial
+        self.teacher_kappa, self.judge_kappa, self.fit_kappa = GUIDANCE[guidance](kappa)
+        if adversarial:
+            self.requires = self.requires | {"data", "features"}
+
+    def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        x_g, cond = self.rollout(batch, "student")
+        x_t, t = self.diffuse(x_g, self.student_times, "student")
+        null = self.null(cond)
+        real = guided(self.teacher.denoiser, x_t, t, cond, null, self.teacher_kappa)
+        fake = guided(self.fake_score, x_t, t, cond, null, self.judge_kappa)
+        loss = sid_loss(x_g, real, fake, self.alpha)
+        if self.adversarial:
+            loss = (1 - self.adversarial) * loss + self.adversarial * generator_loss(self.logits(x_t, t, cond))
+        return loss
+
+    def fake_score_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            x_g, cond = self.rollout(batch, "fake")
+        null = self.null(cond)
+        if cond and (self.judge_kappa != 1 or self.fit_kappa != 1):  # psi needs its unconditional branch
+            cond = drop_condition(cond, null, self.rand(len(x_g), "drop") < 0.1)
+        process = self.teacher.process
+        t = self.fake_times(self.rand(len(x_g), "fake t"), process)
+        eps = self.randn(x_g.shape, "fake eps")
+
+        def denoise(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+            return guided(self.fake_score, x_t, t, cond, null, self.fit_kappa)
+
+        loss = denoising_loss(self.fake_score, x_g, t, eps, cond, denoise)
+        if self.adversarial:  # fake and real share level and noise
+            fake, real = (self.logits(process.add_noise(x, eps, t), t, cond) for x in (x_g, batch["data"]))
+            loss = loss + self.adversarial * discriminator_loss(fake, real)
+        return loss
+
+    def logits(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Channel mean of the fake score's middle features: a logit per position without a new parameter (SiDA)."""
+        return self.fake_score.features(x_t, t, cond).mean(dim=1)

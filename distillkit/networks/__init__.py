@@ -1,0 +1,1 @@
+"""Building blocks: `network(x, time, cond) -> tensor like x`, with `features` for discriminator heads."""

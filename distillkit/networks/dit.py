@@ -1,0 +1,87 @@
+"""A diffusion transformer with adaLN-zero (DiT, arXiv 2212.09748), for any small image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distillkit.networks.blocks import Embedding, zero
+from distillkit.spec import Recorded
+
+
+class Block(nn.Module):
+    """Attention and MLP, each scaled, shifted and gated by the embedding; the identity at the start."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm0, self.norm1 = (nn.LayerNorm(width, elementwise_affine=False, eps=1e-6) for _ in range(2))
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.modulate = zero(nn.Linear(width, 6 * width))
+
+    def forward(self, x_BLC: Tensor, emb_BC: Tensor) -> Tensor:
+        shift0, scale0, gate0, shift1, scale1, gate1 = self.modulate(emb_BC)[:, None].chunk(6, dim=-1)
+        h = torch.addcmul(shift0, self.norm0(x_BLC), 1 + scale0)
+        q, k, v = rearrange(self.qkv(h), "b l (three h c) -> three b h l c", three=3, h=self.heads)
+        h = rearrange(F.scaled_dot_product_attention(q, k, v), "b h l c -> b l (h c)")
+        x_BLC = x_BLC + gate0 * self.proj(h)
+        return x_BLC + gate1 * self.mlp(torch.addcmul(shift1, self.norm1(x_BLC), 1 + scale1))
+
+
+class DiT(Recorded, nn.Module):
+    """Patches as tokens with learned positions.
+
+    Args:
+        event_shape: (channels, height, width), divisible by `patch`.
+        width: token size, divisible by `heads`.
+        depth: number of blocks.
+        heads: attention heads.
+        patch: side of a patch in pixels.
+        classes: categorical conditions, `{name: number of classes}`.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        width: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        patch: int = 2,
+        classes: dict[str, int] | None = None,
+    ):
+        super().__init__()
+        channels, *size = event_shape
+        if len(size) != 2 or any(s % patch for s in size):
+            raise ValueError(f"a DiT with patch {patch} needs images divisible by {patch}, got {tuple(event_shape)}")
+        self.patch, self.rows = patch, size[0] // patch
+        self.embed = Embedding(width, classes or {})
+        self.inp = nn.Linear(channels * patch**2, width)
+        self.position = nn.Parameter(0.02 * torch.randn(1, self.rows * (size[1] // patch), width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm, self.modulate = nn.LayerNorm(width, elementwise_affine=False), zero(nn.Linear(width, 2 * width))
+        self.out = zero(nn.Linear(width, channels * patch**2))
+        self.feature_channels = width
+
+    def _tokens(self, x: Tensor, emb: Tensor, blocks) -> Tensor:
+        h = rearrange(x.to(self.inp.weight.dtype), "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
+        h = self.inp(h) + self.position
+        for block in blocks:
+            h = block(h, emb)
+        return h
+
+    def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        emb = self.embed(time, cond)
+        h = self._tokens(x, emb, self.blocks)
+        shift, scale = self.modulate(emb)[:, None].chunk(2, dim=-1)
+        h = self.out(torch.addcmul(shift, self.norm(h), 1 + scale))
+        return rearrange(h, "b (h w) (c p q) -> b c (h p) (w q)", p=self.patch, q=self.patch, h=self.rows)
+
+    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """Tokens after the first half of the blocks, [B, C, L]."""
+        half = self.blocks[: (len(self.blocks) + 1) // 2]
+        return self._tokens(x, self.embed(time, cond), half).transpose(1, 2)

@@ -1,0 +1,48 @@
+"""A residual multilayer perceptron for low-dimensional data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from distillkit.networks.blocks import Embedding, zero
+from distillkit.spec import Recorded
+
+
+class MLP(Recorded, nn.Module):
+    """`depth` residual layers on the flattened sample, scaled and shifted by the time embedding.
+
+    Args:
+        event_shape: shape of one sample.
+        width: hidden units.
+        depth: residual layers.
+        classes: categorical conditions, `{name: number of classes}`.
+    """
+
+    def __init__(self, event_shape: Sequence[int], width: int = 128, depth: int = 3, classes: dict[str, int] | None = None):
+        super().__init__()
+        size = math.prod(event_shape)
+        self.embed = Embedding(width, classes or {})
+        self.inp = nn.Linear(size, width)
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.modulate = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
+        self.out = zero(nn.Linear(width, size))
+        self.feature_channels = width
+
+    def _hidden(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        emb = self.embed(time, cond)
+        h = self.inp(x.flatten(1).to(self.inp.weight.dtype))
+        for layer, modulate in zip(self.layers, self.modulate, strict=True):
+            scale, shift = modulate(emb).chunk(2, dim=1)
+            h = h + nn.functional.silu(layer(h) * (1 + scale) + shift)
+        return h
+
+    def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return self.out(self._hidden(x, time, cond)).reshape(x.shape)
+
+    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """Last hidden layer, [B, width]."""
+        return self._hidden(x, time, cond)

@@ -1,0 +1,125 @@
+"""A compact U-Net in the manner of EDM's DDPM++ (arXiv 2206.00364), for any small image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distillkit.networks.blocks import Embedding, zero
+from distillkit.spec import Recorded
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(8, channels), channels, eps=1e-6)
+
+
+class Block(nn.Module):
+    """Two convolutions around a scale and shift from the embedding, with a skip and optional attention."""
+
+    def __init__(self, inp: int, out: int, emb: int, attention: bool = False):
+        super().__init__()
+        self.norm0, self.conv0 = norm(inp), nn.Conv2d(inp, out, 3, padding=1)
+        self.affine = nn.Linear(emb, 2 * out)
+        self.norm1, self.conv1 = norm(out), zero(nn.Conv2d(out, out, 3, padding=1))
+        self.skip = nn.Conv2d(inp, out, 1) if inp != out else nn.Identity()
+        self.attention = Attention(out) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv0(F.silu(self.norm0(x)))
+        scale, shift = self.affine(emb)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv1(F.silu(torch.addcmul(shift, self.norm1(h), 1 + scale)))
+        return self.attention((self.skip(x) + h) * 0.5**0.5)
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over positions."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm, self.qkv = norm(channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)  # [B, 1, HW, C]
+        h = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
+        return (x + self.proj(h)) * 0.5**0.5
+
+
+class UNet(Recorded, nn.Module):
+    """Encoder and decoder of residual blocks with skip connections.
+
+    Args:
+        event_shape: (channels, height, width); height and width divisible by 2^(levels - 1).
+        channels: width of the first level.
+        multipliers: width of each level in units of `channels`.
+        blocks: residual blocks on each level of the encoder (the decoder has one more).
+        attention: self-attention in the middle.
+        classes: categorical conditions, `{name: number of classes}`.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        channels: int = 32,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 1,
+        attention: bool = True,
+        classes: dict[str, int] | None = None,
+    ):
+        super().__init__()
+        image_channels, *size = event_shape
+        factor = 2 ** (len(multipliers) - 1)
+        if len(size) != 2 or any(s % factor for s in size):
+            raise ValueError(
+                f"a U-Net with {len(multipliers)} levels needs images divisible by {factor}, got {tuple(event_shape)}"
+            )
+        emb = 4 * channels
+        widths = [channels * m for m in multipliers]
+        self.embed = Embedding(emb, classes or {})
+        self.inp = nn.Conv2d(image_channels, channels, 3, padding=1)
+        self.encoder, skips, width = nn.ModuleList(), [channels], channels
+        for level, target in enumerate(widths):
+            if level:
+                self.encoder.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                skips.append(width)
+            for _ in range(blocks):
+                self.encoder.append(Block(width, target, emb))
+                skips.append(width := target)
+        self.middle = nn.ModuleList([Block(width, width, emb, attention), Block(width, width, emb)])
+        self.decoder = nn.ModuleList()
+        for level, target in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                self.decoder.append(Block(width + skips.pop(), target, emb))
+                width = target
+            if level:
+                self.decoder.append(nn.Conv2d(width, width, 3, padding=1))
+        self.norm, self.out = norm(width), zero(nn.Conv2d(width, image_channels, 3, padding=1))
+        self.feature_channels = widths[-1]
+
+    def _encode(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        emb = self.embed(time, cond)
+        h = self.inp(x.to(self.inp.weight.dtype))
+        skips = [h]
+        for layer in self.encoder:
+            h = layer(h, emb) if isinstance(layer, Block) else layer(h)
+            skips.append(h)
+        for block in self.middle:
+            h = block(h, emb)
+        return h, emb, skips
+
+    def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        h, emb, skips = self._encode(x, time, cond)
+        for layer in self.decoder:
+            if isinstance(layer, Block):
+                h = layer(torch.cat([h, skips.pop()], dim=1), emb)
+            else:
+                h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return self.out(F.silu(self.norm(h)))
+
+    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """The middle of the network, [B, C, h, w]; the decoder is not run."""
+        return self._encode(x, time, cond)[0]

@@ -1,0 +1,184 @@
+"""The numbers of evaluation.json in words: one table and one sentence for the report, the card and the terminal."""
+
+import math
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+ARROWS = {"lower": "↓", "higher": "↑", "target": "→ real"}
+ACRONYMS = ("fad", "fid", "fvd", "kid", "mmd", "nll")
+BEST, REAL = "teacher at its best", "real data"  # names of rows
+
+
+def quality_table(evaluation: dict[str, Any]) -> dict[str, list]:
+    """Columns and rows ready to print: `label` of a column; `kind` and `cells` (`text`, `best`) of a row.
+
+    `best` marks the best of student and teachers in a column; real data, the floor, is the last row and takes no part.
+    """
+    rows, better = evaluation.get("rows", []), evaluation.get("better", {})
+    headline = evaluation.get("headline")
+    names = dict.fromkeys(key for row in rows for key in row.get("metrics", {}))
+    names = sorted(names, key=lambda name: name != headline)  # stable: the headline first, the others as they came
+    best_teacher, real = row_of(rows, "best"), row_of(rows, "real")
+    columns = [{"label": "", "metric": None}]
+    numbers = [[row["name"]] for row in rows]
+    for label, key in (("steps", "steps"), ("passes", "network_passes"), ("ms per sample", "ms_per_sample")):
+        if any(row.get(key) is not None for row in rows):
+            columns.append({"label": label, "metric": None})
+            for line, row in zip(numbers, rows, strict=True):
+                line.append(number(row.get(key)))
+    if best_teacher and any(_speedup(row, best_teacher) for row in rows if row is not best_teacher):
+        columns.append({"label": "faster", "metric": None})
+        for line, row in zip(numbers, rows, strict=True):
+            line.append(times(_speedup(row, best_teacher)))
+    for name in names:
+        arrow = ARROWS.get(better.get(name), "")
+        columns.append({"label": f"{pretty(name)} {arrow}".strip(), "metric": name})
+        for line, row in zip(numbers, rows, strict=True):
+            line.append(number(row.get("metrics", {}).get(name)))
+    winners = {name: _winner(rows, name, better.get(name), real) for name in names}
+    table = []
+    for line, row in zip(numbers, rows, strict=True):
+        best = [winners.get(column["metric"]) is row for column in columns]
+        cells = [{"text": text, "best": won} for text, won in zip(line, best, strict=True)]
+        table.append({"kind": kind_of(row), "cells": cells})
+    return {"columns": columns, "rows": sorted(table, key=lambda row: row["kind"] == "real")}
+
+
+def verdict(evaluation: dict[str, Any]) -> str:
+    """One sentence: what the student costs and reaches, beside the teacher at its best and at the student's cost."""
+    rows, headline = evaluation.get("rows", []), evaluation.get("headline")
+    student, best, same, real = (row_of(rows, which) for which in ("student", "best", "same", "real"))
+    value = {id(row): _metric(row, headline) for row in (student, best, same, real)}
+    name = pretty(headline or "")
+    if not best or value[id(best)] is None or (student and value[id(student)] is None):
+        return ""
+    if not student:
+        floor = f"; real data scores {number(value[id(real)])}" if value[id(real)] is not None else ""
+        cheap = f" and {number(value[id(same)])} with {passes(same)}" if value[id(same)] is not None else ""
+        return f"{name} {number(value[id(best)])} with {passes(best)}{cheap}{floor}."
+    ratio = times(value[id(student)] / value[id(best)]) if value[id(best)] else ""
+    text = f"{passes(student)} instead of {passes(best).split()[0]}: {name} {number(value[id(student)])} against "
+    text += f"the teacher's {number(value[id(best)])}" + (f" ({ratio})" if ratio else "")
+    if value[id(same)] is not None:
+        text += f" and {number(value[id(same)])} for the {same['name']}"
+    speed = _speedup(student, best)
+    if speed:
+        text += f"; {times(speed)} faster per sample" if speed >= 1 else f"; {times(1 / speed)} slower per sample"
+    if value[id(same)] is not None and not value[id(student)] < value[id(same)]:
+        return f"{text}. The student is no better than its teacher at the same cost: nothing is distilled yet."
+    return f"{text}."
+
+
+def shortfalls(evaluation: dict[str, Any]) -> list[str]:
+    """The metrics in which the student is more than a tenth worse than its teacher at its best."""
+    rows = evaluation.get("rows", [])
+    student, best, real = (row_of(rows, which) for which in ("student", "best", "real"))
+    found = []
+    for name, better in evaluation.get("better", {}).items():
+        ours, theirs = (_loss(row, name, better, real) for row in (student, best))
+        if ours is not None and theirs is not None and ours - theirs > 0.1 * abs(theirs):
+            found.append(f"{pretty(name)} {number(_metric(student, name))} against {number(_metric(best, name))}")
+    return found
+
+
+def row_of(rows: list[dict[str, Any]], which: str) -> dict[str, Any] | None:
+    """student; best: the teacher at its best, or with the most passes; same: with the student's (the fewest); real."""
+    if which in ("student", "real"):
+        return next((row for row in rows if kind_of(row) == which), None)
+    teachers = sorted((row for row in rows if kind_of(row) == "teacher"), key=cost_of)
+    if not teachers or (which == "same" and len(teachers) == 1):
+        return None
+    return next((row for row in teachers if row["name"] == BEST), teachers[-1]) if which == "best" else teachers[0]
+
+
+def kind_of(row: dict[str, Any]) -> str:
+    return {"student": "student", REAL: "real"}.get(row["name"], "teacher")
+
+
+def cost_of(row: dict[str, Any]) -> float:
+    return row.get("network_passes") or row.get("steps") or 0
+
+
+def passes(row: dict[str, Any]) -> str:
+    count = cost_of(row)
+    return f"{number(count)} network pass{'es' if count != 1 else ''}"
+
+
+def _metric(row: dict[str, Any] | None, name: str | None) -> float | None:
+    """A finite number, or None."""
+    value = (row or {}).get("metrics", {}).get(name)
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _loss(row: dict[str, Any] | None, name: str, better: str | None, real: dict[str, Any] | None) -> float | None:
+    """The metric turned so that lower is better, None if it is missing or has no direction."""
+    value, target = _metric(row, name), _metric(real, name)
+    if value is None or better not in ARROWS or (better == "target" and target is None):
+        return None
+    return {"lower": value, "higher": -value, "target": abs(value - (target or 0.0))}[better]
+
+
+def _winner(rows: list, name: str, better: str | None, real: dict | None) -> dict[str, Any] | None:
+    rated = [(loss, row) for row in rows if row is not real and (loss := _loss(row, name, better, real)) is not None]
+    return min(rated, key=lambda pair: pair[0])[1] if len(rated) > 1 else None
+
+
+def _speedup(row: dict[str, Any], reference: dict[str, Any]) -> float | None:
+    mine, theirs = row.get("ms_per_sample"), reference.get("ms_per_sample")
+    return theirs / mine if mine and theirs else None
+
+
+def strip(evaluation: dict[str, Any]) -> dict[str, Any] | None:
+    """The headline as dots on one axis: each row with its place `at` in percent; logarithmic if the values spread."""
+    headline = evaluation.get("headline")
+    rows = [row for row in evaluation.get("rows", []) if _metric(row, headline) is not None]
+    values = [_metric(row, headline) for row in rows]
+    if len(rows) < 2:
+        return None
+    log = min(values) > 0 and max(values) > 5 * min(values)
+    places = np.log(values) if log else np.array(values)
+    low, high = places.min() if log else min(0.0, places.min()), places.max()
+    dots = [
+        {
+            "name": row["name"],
+            "kind": kind_of(row),
+            "text": number(value),
+            "at": 100 * (place - low) / ((high - low) or 1),
+        }
+        for row, value, place in zip(rows, values, places, strict=True)
+    ]
+    return {"label": pretty(headline), "log": log, "dots": sorted(dots, key=lambda dot: dot["at"])}
+
+
+def evaluation_table(evaluation: dict[str, Any]) -> Table:
+    """The table for the terminal, the verdict above it."""
+    table = quality_table(evaluation)
+    shown = Table(box=box.SIMPLE_HEAD, title=Text(verdict(evaluation)) or None, title_justify="left", title_style="")
+    for i, column in enumerate(table["columns"]):
+        shown.add_column(Text(column["label"]), justify="right" if i else "left", no_wrap=i == 0)
+    for row in table["rows"]:
+        style = {"student": "bold", "real": "dim italic"}.get(row["kind"], "")
+        shown.add_row(*(Text(cell["text"], "green" if cell["best"] else "") for cell in row["cells"]), style=style)
+    return shown
+
+
+def number(value: Any) -> str:
+    """Three digits that a reader can compare: 0.410, 12.3, 1,234, 3.10e-05."""
+    if value is None:
+        return "–"
+    if isinstance(value, int) or (math.isfinite(value) and abs(value) >= 1000):
+        return f"{value:,.0f}"
+    return f"{value:#.3g}".rstrip(".")
+
+
+def times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.2f}×" if ratio < 3 else f"{ratio:,.{0 if ratio >= 10 else 1}f}×"
+
+
+def pretty(metric: str) -> str:
+    """`frechet` -> Frechet, `mmd` -> MMD, `sliced_w2` -> Sliced w2."""
+    return metric.upper() if metric in ACRONYMS else metric[:1].upper() + metric[1:].replace("_", " ")

@@ -1,0 +1,241 @@
+"""What a run says about itself: report.html in its folder, and the model card of its student or teacher."""
+
+import base64
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from distillkit.curves import curve
+from distillkit.files import read_yaml, write_text
+from distillkit.logger import read_metrics
+from distillkit.quality import (
+    ARROWS,
+    cost_of,
+    evaluation_table,
+    number,
+    passes,
+    quality_table,
+    row_of,
+    shortfalls,
+    strip,
+    verdict,
+)
+
+__all__ = ["evaluation_table", "write_card", "write_report"]
+
+SAME_NOISE = ("teacher_best", "student", "teacher_same_steps")  # the student beside both of its comparisons
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write RUN/report.html from what lies in the run folder; what is missing is left out. Returns its path."""
+    run_dir = Path(run_dir)
+    rows = read_metrics(run_dir / "metrics.csv")
+    evaluation = json.loads(_text(run_dir / "evaluation.json") or "{}")
+    config_text = _text(run_dir / "config.yaml")
+    if not rows and not evaluation and not config_text:
+        raise ValueError(
+            f"{run_dir} holds no metrics.csv, evaluation.json or config.yaml to report on; give the folder of a run."
+        )
+    config = _yaml(run_dir / "config.yaml")
+    student = _yaml(run_dir / "student" / "student.yaml")
+    pictures = {path.stem: path for path in sorted((run_dir / "samples").glob("*.png"))}
+    along = [stem for stem in pictures if stem not in (*SAME_NOISE, "comparison")]
+    facts = _facts(config, student, evaluation)
+    page = _template("report.html.j2").render(
+        facts=facts,
+        evaluation=evaluation,
+        verdict=verdict(evaluation),
+        shortfalls=shortfalls(evaluation),
+        table=quality_table(evaluation),
+        strip=strip(evaluation),
+        same_noise=[_figure(pictures[stem], _caption(stem, evaluation)) for stem in SAME_NOISE if stem in pictures],
+        comparison=_figure(pictures["comparison"], "Side by side") if "comparison" in pictures else None,
+        along=[_figure(pictures[stem], _plain(stem)) for stem in _spread(along, 8)],
+        losses=_panels(rows, lambda key: key.endswith("/loss") and not key.startswith("val/"), {}),
+        validation=_panels(rows, lambda key: key.startswith("val/"), evaluation.get("better", {})),
+        is_student=(facts["method"] or "").lower() != "pretrain",
+        cost=_cost(rows, config, evaluation),
+        config=config_text,
+        student=_text(run_dir / "student" / "student.yaml"),
+        protocol=_dump(evaluation.get("protocol")),
+    )
+    write_text(run_dir / "report.html", page)
+    return run_dir / "report.html"
+
+
+def write_card(
+    folder: Path, kind: str, config: dict[str, Any], evaluation: dict[str, Any] | None, command: str | None
+) -> None:
+    """Write README.md, the model card, into a student or teacher folder.
+
+    Args:
+        folder: the folder of the weights; its samples.png is shown if it is there.
+        kind: "student" or "teacher".
+        config: student.yaml or teacher.yaml as a dict; `license` and `data_license` are quoted from it.
+        evaluation: evaluation.json as a dict.
+        command: the command that made the weights.
+    """
+    if kind not in ("student", "teacher"):
+        raise ValueError(f'kind must be "student" or "teacher", got {kind!r}.')
+    folder, evaluation = Path(folder), evaluation or {}
+    card = _template("card.md.j2").render(
+        name=folder.resolve().name,
+        kind=kind,
+        facts=_facts({}, config, evaluation),
+        config=config,
+        verdict=verdict(evaluation),
+        shortfalls=shortfalls(evaluation),
+        table=quality_table(evaluation),
+        protocol=evaluation.get("protocol", {}),
+        picture=(folder / "samples.png").is_file(),
+        licenses={of: _either(config, f"{key}license", f"{key}licence") for of, key in _LICENSES.items()},
+        command=command,
+    )
+    write_text(folder / "README.md", card)
+
+
+_LICENSES = {"These weights": "", "The teacher": "teacher_", "The data": "data_"}
+
+
+# The pieces of the page
+
+
+def _facts(config: dict[str, Any], student: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
+    """domain, method, teacher and version, from where they are known."""
+    model, data = config.get("model"), config.get("data")
+    teacher = evaluation.get("protocol", {}).get("teacher") or student.get("teacher")
+    if isinstance(teacher, dict):
+        teacher = teacher.get("id")
+    domain = re.match(r"domains\.(\w+)", _path(data) or "")
+    return {
+        "domain": student.get("domain") or (domain[1] if domain else None),
+        "method": (_path(model) or student.get("method") or "").rpartition(".")[2] or None,
+        "teacher": teacher or (_path(_arguments(model).get("teacher")) or "").rpartition(".")[2] or None,
+        "version": student.get("distillkit") or evaluation.get("protocol", {}).get("distillkit"),
+    }
+
+
+def _path(node: Any) -> str | None:
+    """The class a config node builds."""
+    return (
+        node if isinstance(node, str) else _either(node, "class_path", "_target_") if isinstance(node, dict) else None
+    )
+
+
+def _arguments(node: Any) -> dict[str, Any]:
+    return (node.get("init_args", node) or {}) if isinstance(node, dict) else {}
+
+
+def _cost(rows: list[dict[str, float]], config: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the run took, as pairs of words."""
+    cost = []
+    steps = rows[-1]["step"] + 1 if rows else None
+    planned = (config.get("trainer") or {}).get("max_steps")
+    seconds = max((row.get("seconds", 0.0) for row in rows), default=0.0)
+    if steps:
+        # The last step is logged only if it falls on the logging interval: a small gap is no interruption.
+        cut = isinstance(planned, int) and steps < 0.95 * planned
+        cost.append(("Optimiser steps", f"{steps:,}" + (f" of {planned:,} planned" if cut else "")))
+    batch = _arguments(config.get("data")).get("batch_size")
+    if batch:
+        cost.append(("Batch size", number(batch)))
+    if seconds:
+        cost.append(("Wall time", _duration(seconds)))
+        cost.append(("Steps per second", number(steps / seconds)))
+    student, teacher = (row_of(evaluation.get("rows", []), which) for which in ("student", "best"))
+    if teacher and cost_of(teacher):
+        instead = f", {passes(teacher)} for the teacher" if student else ""
+        cost.append(("A sample costs", passes(student or teacher) + instead))
+    return cost
+
+
+def _caption(stem: str, evaluation: dict[str, Any]) -> str:
+    """The row that a picture belongs to, and what one of its samples costs."""
+    row = row_of(evaluation.get("rows", []), {"teacher_best": "best", "teacher_same_steps": "same"}.get(stem, stem))
+    if row is None:
+        return stem.replace("_", " ").capitalize()
+    return row["name"].capitalize() + (f", {passes(row)}" if cost_of(row) else "")
+
+
+def _figure(path: Path, caption: str) -> dict[str, Any]:
+    png = path.read_bytes()
+    width = int.from_bytes(png[16:20], "big")  # of the header, IHDR
+    uri = "data:image/png;base64," + base64.b64encode(png).decode()
+    return {"uri": uri, "caption": caption, "small": width < 480, "kind": "student" if path.stem == "student" else ""}
+
+
+def _plain(stem: str) -> str:
+    """step_000500 -> step 500."""
+    return re.sub(r"\b0+(?=\d)", "", stem.replace("_", " "))
+
+
+def _spread(items: list, most: int) -> list:
+    """At most so many of them, evenly chosen, first and last included."""
+    if len(items) <= most:
+        return items
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def _panels(rows: list[dict[str, float]], wanted: Any, better: dict[str, str]) -> list[dict[str, Any]]:
+    panels = []
+    for key in dict.fromkeys(key for row in rows for key in row if wanted(key)):
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        finite = [(step, value) for step, value in points if math.isfinite(value)]
+        if len(finite) > 1:
+            steps, values = np.array(finite, dtype=float).T
+            arrow = ARROWS.get(better.get(key.partition("/")[2]), "")
+            panels.append(
+                {
+                    "title": f"{key} {arrow}".strip(),
+                    "last": number(values[-1]),
+                    "svg": Markup(curve(steps, values, rows[-1]["step"])),
+                    "lost": len(points) - len(finite),
+                }
+            )
+    return panels
+
+
+# Words and files
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60:.0f} s"
+
+
+def _either(config: dict[str, Any], *keys: str) -> Any:
+    return next((config[key] for key in keys if config.get(key)), None)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    return read_yaml(path) if path.is_file() else {}
+
+
+def _dump(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True) if value else ""
+
+
+def _template(name: str) -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    return environment.get_template(name)

@@ -1,0 +1,63 @@
+"""Objects that remember how they were made, so that a folder on disk can say it and a later process can repeat it."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+import torch
+
+TRUSTED = ("distillkit", "domains")
+
+
+class Recorded:
+    """Mixin: keeps the constructor's arguments, for `to_spec`."""
+
+    def __new__(cls, *args, **kwargs):
+        self = super().__new__(cls)
+        # straight into __dict__: nn.Module refuses attributes before its own __init__
+        self.__dict__["_arguments"] = dict(inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs).arguments)
+        return self
+
+
+def to_spec(value: Any) -> Any:
+    """`{class_path, init_args}` of a `Recorded` object, at every depth; plain data stays plain."""
+    if isinstance(value, Recorded):
+        arguments = dict(value._arguments)
+        arguments.pop("self", None)
+        arguments.update(arguments.pop("kwargs", {}))
+        cls = type(value)
+        return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": {k: to_spec(v) for k, v in arguments.items()}}
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {k: to_spec(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_spec(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"{type(value).__name__} cannot be written to a folder: derive it from distillkit.spec.Recorded")
+
+
+def from_spec(spec: Any, trust: tuple[str, ...] = ()) -> Any:
+    """The object that `to_spec` described. Only classes of the packages in `TRUSTED` and `trust` are imported.
+
+    Raises:
+        ValueError: for a class from elsewhere; a folder from a stranger must not choose what gets imported.
+    """
+    if isinstance(spec, dict) and "class_path" in spec:
+        path = spec["class_path"]
+        module, _, name = path.rpartition(".")
+        allowed = (*TRUSTED, *trust)
+        if module.partition(".")[0] not in allowed:
+            raise ValueError(f"the folder names class {path}, which is outside {', '.join(allowed)}: pass trust=(package,) if you trust it")
+        cls = getattr(importlib.import_module(module), name, None)
+        if not (isinstance(cls, type) and issubclass(cls, Recorded)):
+            raise ValueError(f"the folder names {path}, which is no class that distillkit writes to folders")
+        return cls(**{k: from_spec(v, trust) for k, v in spec.get("init_args", {}).items()})
+    if isinstance(spec, dict):
+        return {k: from_spec(v, trust) for k, v in spec.items()}
+    if isinstance(spec, list):
+        return [from_spec(v, trust) for v in spec]
+    return spec

@@ -1,0 +1,134 @@
+"""The student folder: what a distillation leaves, and the one line that loads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import distillkit
+from distillkit.diffusion.denoiser import Cond, Denoiser
+from distillkit.diffusion.sampling import few_step
+from distillkit.files import load_weights, read_yaml, save_weights, write_yaml
+from distillkit.spec import from_spec, to_spec
+
+WEIGHTS, CONFIG = "model.safetensors", "student.yaml"
+
+
+class Student(nn.Module):
+    """A few-step sampler: a denoiser and the times at which it is called.
+
+    Args:
+        denoiser: `(x_t, t, cond) -> x_0`.
+        times: the times of the steps, largest first.
+        event_shape: shape of one sample.
+        classes: categorical conditions, `{name: number of classes}`.
+        renoise: between steps, fresh noise (true) or the noise the student implies (false).
+        config: what its folder says about it.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        times: list[float],
+        event_shape: tuple[int, ...],
+        classes: dict[str, int] | None = None,
+        renoise: bool = True,
+        config: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.denoiser, self.event_shape, self.classes = denoiser, tuple(event_shape), dict(classes or {})
+        self.times, self.renoise, self.config = list(times), renoise, config or {}
+
+    @property
+    def num_steps(self) -> int:
+        """Network calls per sample."""
+        return len(self.times)
+
+    def default_condition(self, num: int) -> Cond:
+        """Classes in turn: 0, 1, 2 ... for every categorical condition."""
+        return {name: torch.arange(num) % count for name, count in self.classes.items()}
+
+    @torch.no_grad()
+    def forward(self, noise: Tensor, cond: Cond | None = None, draw=None) -> Tensor:
+        """From unit noise [B, *event_shape] to samples; `draw(i)` gives the noise of later steps."""
+        times = torch.tensor(self.times, dtype=torch.float64, device=noise.device)
+        x_0, _ = few_step(
+            lambda x, t: self.denoiser(x, t, cond or {}),
+            self.denoiser.process,
+            times,
+            lambda i: noise if i == 0 else draw(i),
+            self.renoise,
+        )
+        return x_0
+
+    def sample(self, n: int = 64, cond: Cond | None = None, seed: int = 0, batch_size: int = 1000) -> Tensor:
+        """`n` samples, [n, *event_shape]. The same (n, cond, seed) gives the same samples on every run.
+
+        Args:
+            n: how many.
+            cond: conditions, `{name: int tensor [n]}`; default: all classes in turn.
+            seed: of the noise.
+            batch_size: samples per network call; changes memory, not the result.
+
+        Raises:
+            ValueError: a condition is missing, has another length than n or a class that does not exist.
+        """
+        cond = self.default_condition(n) if cond is None else {k: torch.as_tensor(v) for k, v in cond.items()}
+        for name, count in self.classes.items():
+            value = cond.get(name)
+            if value is None or value.shape != (n,) or bool((value < 0).any()) or bool((value > count).any()):
+                raise ValueError(f"cond[{name!r}] must hold {n} integers from 0 to {count - 1} ({count} means no class)")
+        device = next(self.denoiser.parameters()).device
+        generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
+        draws = [torch.randn((n, *self.event_shape), generator=generator) for _ in range(self.num_steps if self.renoise else 1)]
+        out = []
+        for rows in torch.arange(n).split(batch_size):
+            part = {k: v[rows.to(v.device)].to(device) for k, v in cond.items()}
+            out.append(self(draws[0][rows].to(device), part, lambda i, rows=rows: draws[i][rows].to(device)))
+        return torch.cat(out) if out else torch.empty(0, *self.event_shape)
+
+    def save(self, folder: str | Path, **facts: Any) -> Path:
+        """Write the student folder; `facts` (domain, method, teacher ...) join student.yaml."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(folder / WEIGHTS, self.denoiser)
+        self.config = {
+            "distillkit": distillkit.__version__,
+            **facts,
+            "num_steps": self.num_steps,
+            "times": self.times,
+            "renoise": self.renoise,
+            "event_shape": list(self.event_shape),
+            "classes": self.classes,
+            "denoiser": to_spec(self.denoiser),
+        }
+        write_yaml(folder / CONFIG, self.config)
+        return folder
+
+
+def load_student(path: str | Path, trust: tuple[str, ...] = ()) -> Student:
+    """A student from its folder, in eval mode. Builds no teacher and reads no pickle.
+
+    Args:
+        path: a student folder, or the run folder around it.
+        trust: packages besides distillkit's own whose network classes the folder may name.
+
+    Raises:
+        ValueError: the folder is missing, damaged, or names a class from an untrusted package.
+    """
+    folder = Path(path)
+    if (folder / "student" / CONFIG).is_file():
+        folder = folder / "student"
+    if not folder.is_dir():
+        raise ValueError(f"there is no student folder {path}: give the folder that `fit` wrote")
+    config = read_yaml(folder / CONFIG)
+    missing = [key for key in ("denoiser", "times", "event_shape", "renoise") if key not in config]
+    if missing:
+        raise ValueError(f"{folder / CONFIG} is damaged: it lacks {', '.join(missing)}")
+    denoiser = from_spec(config["denoiser"], trust)
+    load_weights(denoiser, folder / WEIGHTS)
+    student = Student(denoiser, config["times"], config["event_shape"], config.get("classes"), config["renoise"], config)
+    return student.requires_grad_(False).eval()

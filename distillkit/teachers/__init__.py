@@ -1,0 +1,1 @@
+"""Frozen models to distil: the contract, exact ones, and ones that live in a folder."""

@@ -1,0 +1,104 @@
+"""The teacher contract."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from distillkit.diffusion.denoiser import Cond, Denoiser
+from distillkit.diffusion.guidance import guided
+from distillkit.diffusion.process import Process
+from distillkit.diffusion.sampling import SOLVERS
+from distillkit.spec import to_spec
+
+
+class Teacher(nn.Module):
+    """A frozen denoiser and what surrounds it. Always in eval mode, never trained, never stored in a checkpoint.
+
+    Args:
+        denoiser: `(x_t, t, cond) -> x_0`.
+        event_shape: shape of one sample.
+        classes: categorical conditions, `{batch key: number of classes}`; index `number of classes` is the null condition.
+
+    Attributes:
+        best: solver and steps at which the teacher is at its best (the quality a student is measured against).
+        provides: what methods may ask for: `denoiser` (continuous diffusion), `features` (activations for GAN heads).
+    """
+
+    provides: frozenset[str] = frozenset({"denoiser", "features"})
+    best: dict = {"solver": "heun", "steps": 18}
+
+    def __init__(self, denoiser: Denoiser, event_shape: tuple[int, ...], classes: dict[str, int] | None = None):
+        super().__init__()
+        self.denoiser, self.event_shape, self.classes = denoiser, tuple(event_shape), dict(classes or {})
+        self.requires_grad_(False).eval()
+
+    @property
+    def process(self) -> Process:
+        return self.denoiser.process
+
+    @property
+    def id(self) -> str:
+        """A name for people."""
+        return type(self).__name__
+
+    def train(self, mode: bool = True):
+        """A teacher stays in eval mode."""
+        return super().train(False)
+
+    def condition(self, batch: dict[str, Tensor]) -> Cond:
+        """What the denoiser is conditioned on, from a batch."""
+        missing = [name for name in self.classes if name not in batch]
+        if missing:
+            raise ValueError(f"the teacher is conditioned on {missing}, but batches have {sorted(batch)}: choose data with these keys")
+        return {name: batch[name] for name in self.classes}
+
+    def null_condition(self, cond: Cond) -> Cond:
+        """The unconditional counterpart of `cond`."""
+        return {name: torch.full_like(cond[name], num) for name, num in self.classes.items()}
+
+    def start(self, noise: Tensor, cond: Cond) -> Tensor:
+        """The sample at the largest time, from unit Gaussian noise [B, *event_shape]."""
+        return self.process.sigma(torch.tensor(self.process.t_max)).to(noise) * noise
+
+    @torch.no_grad()
+    def sample(
+        self,
+        noise: Tensor,
+        cond: Cond,
+        steps: int | None = None,
+        solver: str | None = None,
+        kappa: float = 1.0,
+        draw: Callable[[int], Tensor] | None = None,
+    ) -> Tensor:
+        """The slow reference: `noise` [B, *event_shape] to samples. `draw(i)` feeds stochastic solvers."""
+        times = self.process.grid(steps or self.best["steps"]).to(noise.device)
+        solve = SOLVERS[solver or self.best["solver"]]
+        null = self.null_condition(cond)
+
+        def denoise(x, t):
+            return guided(self.denoiser, x, t, cond, null, kappa)
+
+        return solve(denoise, self.process, self.start(noise, cond), times, draw)
+
+    def new_denoiser(self, network: nn.Module | None = None) -> Denoiser:
+        """A trainable denoiser on the same process: a copy of the teacher's, or the given network in its place."""
+        if network is None:
+            copied = copy.deepcopy(self.denoiser)
+        else:
+            own = self.denoiser
+            copied = Denoiser(copy.deepcopy(network), own.process, own.prediction, own.sigma_data)
+        return copied.requires_grad_(True).train()
+
+    def fingerprint(self) -> str:
+        """sha256 of the weights and of how they are read."""
+        digest = hashlib.sha256(json.dumps(to_spec(self.denoiser), sort_keys=True).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()

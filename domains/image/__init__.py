@@ -1,0 +1,1 @@
+"""Images: [B, C, H, W] float32 in [-1, 1]."""

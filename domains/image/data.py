@@ -1,0 +1,379 @@
+"""Image data: `data` [B, C, H, W] float32 in [-1, 1] and, where the source has classes, `label` [B] int64.
+
+N: images; B: batch; C, H, W: channels, height, width.
+"""
+
+import hashlib
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from distillkit.data import DistillData, TensorData
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+WHITE = (255, 255, 255, 255)
+
+
+class ImageData(DistillData):
+    """What all image data has in common: how it is measured and shown.
+
+    Args:
+        batch_size: images in a batch.
+        features: what the evaluation compares images by: `auto` (the shipped extractor for digits, else a classifier
+            fitted to the labels, else pixels), `pixels`, or `inception:/path/to/weights`.
+    """
+
+    domain = "image"
+
+    def __init__(self, batch_size: int = 64, features: str = "auto"):
+        super().__init__(batch_size=batch_size)
+        self.features = features
+
+    def build_evaluator(self) -> Any:
+        from domains.image.evaluation import ImageEvaluator
+
+        return ImageEvaluator(self.train, [self.val, self.test], self.classes, features=self.features)
+
+    @property
+    def media(self) -> ModuleType:
+        from domains.image import media
+
+        return media
+
+
+class Digits(ImageData):
+    """Scikit-learn's 1,797 handwritten digits, [1, 8, 8], x = grey / 8 - 1, ten classes; std 0.75.
+
+    The split is the same for ever (train 1,297, val 250, test 250, classes in proportion): shipped weights saw the
+    training part alone.
+    """
+
+    def load(self) -> tuple[TensorData, TensorData, TensorData]:
+        from sklearn.datasets import load_digits
+
+        source = load_digits()
+        data_NCHW = torch.from_numpy(source.images).float()[:, None] / 8 - 1
+        label_N = torch.from_numpy(source.target).long()
+        self.event_shape, self.classes = (1, 8, 8), {"label": 10}
+        return _in_memory(data_NCHW, label_N, split(label_N.tolist(), val=250, test=250))
+
+
+class NpzImages(ImageData):
+    """Images in one .npz file.
+
+    Keys: `images` (or OpenAI's `arr_0`) uint8 [N, H, W] or [N, H, W, C] with C = 1, 3 or 4 (transparency goes over
+    white); optionally `labels` (or `arr_1`) integers [N]. Only uint8: a float array does not say its range.
+
+    Args:
+        path: the file.
+        num_classes: where the labels present do not tell.
+        val: share of the images for validation, in (0, 1).
+        test: share of the images for the test, in (0, 1).
+        seed: of the split.
+        batch_size, features: as in `ImageData`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        num_classes: int | None = None,
+        val: float = 0.1,
+        test: float = 0.1,
+        seed: int = 0,
+        batch_size: int = 64,
+        features: str = "auto",
+    ):
+        super().__init__(batch_size, features)
+        self.path, self.num_classes, self.val_share, self.test_share, self.seed = path, num_classes, val, test, seed
+
+    def load(self) -> tuple[TensorData, TensorData, TensorData]:
+        path = _existing(self.path, "an .npz file")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in ("images", "arr_0", "labels", "arr_1") if key in file.files}
+        except Exception as error:
+            raise ValueError(f"{path} cannot be read as an .npz file of plain arrays ({error})") from None
+        images = arrays.get("images", arrays.get("arr_0"))
+        if images is None:
+            raise ValueError(f"{path} has neither `images` nor `arr_0`; np.savez writes it with images=...")
+        data_NCHW = from_uint8(images, str(path))
+        label_N = _labels(arrays.get("labels", arrays.get("arr_1")), len(images), self.num_classes, str(path))
+        self.event_shape = tuple(data_NCHW.shape[1:])
+        self.classes = {} if label_N is None else {"label": self.num_classes or int(label_N.max()) + 1}
+        groups = [0] * len(images) if label_N is None else label_N.tolist()
+        parts = split(groups, *_counts(len(images), self.val_share, self.test_share), seed=self.seed)
+        return _in_memory(data_NCHW, label_N, parts)
+
+
+class TorchvisionData(ImageData):
+    """A torchvision data set that lies on disk already; nothing is downloaded.
+
+    The official test split is the test split; validation images are taken from the official training split.
+
+    Args:
+        name: MNIST, FashionMNIST, KMNIST, CIFAR10 or CIFAR100.
+        root: folder that torchvision would have downloaded to.
+        val: share of the training images for validation, in (0, 1).
+        seed: of the split.
+        batch_size, features: as in `ImageData`.
+    """
+
+    names = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100")
+
+    def __init__(
+        self,
+        name: str,
+        root: str,
+        val: float = 0.1,
+        seed: int = 0,
+        batch_size: int = 64,
+        features: str = "auto",
+    ):
+        super().__init__(batch_size, features)
+        if name not in self.names:
+            raise ValueError(f"name must be one of {', '.join(self.names)}, got {name!r}")
+        self.name, self.root, self.val_share, self.seed = name, root, val, seed
+
+    def load(self) -> tuple[TensorData, TensorData, TensorData]:
+        root = _existing(self.root, "a folder", folder=True)
+        try:
+            from torchvision import datasets
+        except Exception as error:  # a torchvision built for another torch fails with more than ImportError
+            raise ValueError(
+                f"{self.name} is read with torchvision, which does not import here ({error}); "
+                "pip install distillkit[vision]"
+            ) from None
+        try:
+            both = [getattr(datasets, self.name)(root, train=train, download=False) for train in (True, False)]
+        except RuntimeError:
+            raise ValueError(
+                f"{self.name} is not under {root}; get it once by torchvision.datasets.{self.name}(root, download=True)"
+            ) from None
+        (data, label), (test_data, test_label) = [
+            (from_uint8(np.asarray(part.data), self.name), torch.as_tensor(part.targets, dtype=torch.long))
+            for part in both
+        ]
+        self.event_shape, self.classes = tuple(data.shape[1:]), {"label": int(label.max()) + 1}
+        train, val, _ = split(label.tolist(), *_counts(len(data), self.val_share, None), seed=self.seed)
+        rest = (torch.arange(0), torch.arange(0))
+        (train, _, _), (val, _, _) = (_in_memory(data, label, (rows, *rest)) for rows in (train, val))
+        return train, val, TensorData({"data": test_data, "label": test_label})
+
+
+class ImageFolder(ImageData):
+    """Images in a folder, decoded batch by batch: png, jpg, jpeg, webp, bmp.
+
+    Sub-folders of the first level are the classes, in alphabetical order; images lying flat have none. The shorter side
+    is resized to `resolution` (antialiased bicubic), then the centre is cropped. Files that Pillow cannot open are
+    named in a warning and left out. Which part a file belongs to follows from a hash of its name.
+
+    Args:
+        path: the folder.
+        resolution: height and width, in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        flip: add every training image's mirror image.
+        val: share of the images for validation, in (0, 1).
+        test: share of the images for the test, in (0, 1).
+        seed: of the split.
+        workers: threads that decode.
+        batch_size, features: as in `ImageData`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        resolution: int = 64,
+        channels: int = 3,
+        flip: bool = False,
+        val: float = 0.1,
+        test: float = 0.1,
+        seed: int = 0,
+        workers: int = 8,
+        batch_size: int = 64,
+        features: str = "auto",
+    ):
+        super().__init__(batch_size, features)
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
+        if resolution < 1 or workers < 1:
+            raise ValueError(f"resolution and workers must be at least 1, got {resolution} and {workers}")
+        self.path, self.resolution, self.channels, self.flip = path, resolution, channels, flip
+        self.val_share, self.test_share, self.seed, self.workers = val, test, seed, workers
+
+    def load(self) -> tuple["Files", "Files", "Files"]:
+        root = _existing(self.path, "a folder of images", folder=True)
+        found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        paths = _readable(found, root, self.workers)
+        if not paths:
+            raise ValueError(f"{root} holds no image that opens; give a folder with {', '.join(SUFFIXES)} files")
+        homes = [path.relative_to(root).parts[0] if path.parent != root else None for path in paths]
+        if None in homes and any(homes):
+            raise ValueError(f"{root} holds images both flat and in class folders; move the flat ones into a folder")
+        names = sorted(set(homes) - {None})
+        label = [names.index(home) for home in homes] if names else None
+        self.event_shape = (self.channels, self.resolution, self.resolution)
+        self.classes = {"label": len(names)} if names else {}
+        keys = [hashlib.blake2b(f"{self.seed}/{p.relative_to(root).as_posix()}".encode()).hexdigest() for p in paths]
+        order = sorted(range(len(paths)), key=keys.__getitem__)
+        parts = split(label or [0] * len(paths), *_counts(len(paths), self.val_share, self.test_share), order=order)
+        train, val, test = (
+            Files([paths[i] for i in rows], [label[i] for i in rows] if label else None, self.decode, self.workers)
+            for rows in parts
+        )
+        train.mirrored = self.flip
+        return train, val, test
+
+    def decode(self, path: Path) -> Tensor:
+        """One file as [C, resolution, resolution] in [-1, 1]."""
+        try:
+            with Image.open(path) as image:
+                image = flat(ImageOps.exif_transpose(image), self.channels)
+        except Exception as error:
+            raise ValueError(f"{path} cannot be decoded ({error}); delete it or save it anew") from None
+        scale = self.resolution / min(image.size)
+        if scale != 1:
+            size = [max(self.resolution, round(side * scale)) for side in image.size]
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        left, top = ((side - self.resolution) // 2 for side in image.size)
+        image = image.crop((left, top, left + self.resolution, top + self.resolution))
+        return from_uint8(np.asarray(image)[None], str(path))[0]
+
+
+class Files:
+    """Image files as a data set: `files[indices]` decodes these images, in parallel, into a batch."""
+
+    def __init__(
+        self, paths: Sequence[Path], label: Sequence[int] | None, decode: Callable[[Path], Tensor], workers: int
+    ):
+        self.paths, self.decode, self.workers = list(paths), decode, workers
+        self.label = None if label is None else torch.tensor(label, dtype=torch.long)
+        self.mirrored = False  # then the second half of the indices are the mirror images
+
+    def __len__(self) -> int:
+        return len(self.paths) * (2 if self.mirrored else 1)
+
+    def __getitem__(self, indices: Tensor) -> dict[str, Tensor]:
+        rows = [int(i) % len(self.paths) for i in indices]
+        with ThreadPoolExecutor(self.workers) as pool:
+            images = list(pool.map(self.decode, [self.paths[row] for row in rows]))
+        images = [x.flip(-1) if i >= len(self.paths) else x for x, i in zip(images, indices.tolist(), strict=True)]
+        batch = {"data": torch.stack(images)}
+        return batch if self.label is None else batch | {"label": self.label[rows]}
+
+
+def from_uint8(images: np.ndarray, source: str) -> Tensor:
+    """uint8 [N, H, W] or [N, H, W, C] to float32 [N, C, H, W] in [-1, 1]; transparency goes over white."""
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        raise ValueError(f"{source} holds NaN or infinity among its pixels; mend the file")
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"{source} holds pixels of type {images.dtype}, which has no known range; save them as uint8, 0 to 255"
+        )
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape:
+        shape = list(images.shape)
+        raise ValueError(f"{source} must hold images [N, H, W] or [N, H, W, C] with C = 1, 3 or 4, got {shape}")
+    x_NCHW = torch.from_numpy(images.copy()).movedim(-1, 1).float()
+    if x_NCHW.shape[1] == 4:
+        x_NCHW = 255 + (x_NCHW[:, :3] - 255) * (x_NCHW[:, 3:] / 255)
+    return (x_NCHW / 127.5 - 1).contiguous()
+
+
+def flat(image: Image.Image, channels: int) -> Image.Image:
+    """Any picture as 8-bit grey or RGB: 16 bits are scaled down, transparency goes over white."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if "A" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def split(
+    groups: Sequence[int], val: int, test: int, seed: int = 0, order: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of train, val and test, every group in proportion; each sorted.
+
+    Args:
+        groups: the class of every item (all equal when there are none).
+        val, test: number of items.
+        seed: of the shuffle that decides who goes where (NumPy's frozen legacy generator).
+        order: decides instead of a shuffle.
+    """
+    if order is None:
+        order = np.random.RandomState(seed).permutation(len(groups)).tolist()
+    size, seen = Counter(groups), Counter()
+    place = {}  # how far along its own group an item stands, in (0, 1): every stretch of places is in proportion
+    for item in order:
+        seen[groups[item]] += 1
+        place[item] = (seen[groups[item]] - 0.5) / size[groups[item]]
+    ranked = sorted(order, key=place.__getitem__)
+    parts = ranked[val + test :], ranked[test : val + test], ranked[:test]
+    return tuple(torch.tensor(sorted(part), dtype=torch.long) for part in parts)
+
+
+def _counts(total: int, val: float, test: float | None) -> tuple[int, int]:
+    """Shares as numbers of images; at least one in each part, and two to train on."""
+    for name, share in (("val", val), ("test", test)):
+        if share is not None and not 0 < share < 1:
+            raise ValueError(f"{name} is a share of the images and must lie in (0, 1), got {share}")
+    counts = max(1, round(val * total)), 0 if test is None else max(1, round(test * total))
+    if total - sum(counts) < 2:
+        raise ValueError(f"{total} images are too few for a split into train, val and test with val={val}, test={test}")
+    return counts
+
+
+def _in_memory(data: Tensor, label: Tensor | None, parts: Sequence[Tensor]) -> tuple[TensorData, ...]:
+    columns = {"data": data} if label is None else {"data": data, "label": label}
+    return tuple(TensorData({name: column[rows] for name, column in columns.items()}) for rows in parts)
+
+
+def _labels(labels: np.ndarray | None, total: int, num_classes: int | None, source: str) -> Tensor | None:
+    if labels is None:
+        if num_classes is not None:
+            raise ValueError(f"num_classes={num_classes} was given, but {source} has no `labels`")
+        return None
+    if labels.shape != (total,) or labels.dtype.kind not in "iu":
+        raise ValueError(f"{source} must hold one integer label per image, got {labels.dtype} {list(labels.shape)}")
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or (num_classes is not None and highest >= num_classes):
+        bound = "..." if num_classes is None else num_classes - 1
+        raise ValueError(f"{source} has labels from {lowest} to {highest}, but they must lie in 0..{bound}")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _existing(path: str, kind: str, folder: bool = False) -> Path:
+    found = Path(path).expanduser()
+    if not (found.is_dir() if folder else found.is_file()):
+        raise ValueError(f"{path} is not {kind}; give the path of one that exists")
+    return found
+
+
+def _readable(paths: list[Path], root: Path, workers: int) -> list[Path]:
+    """The files that Pillow recognises; the others are named in one warning."""
+
+    def opens(path: Path) -> bool:
+        try:
+            with Image.open(path) as image:
+                image.verify()
+        except Exception:
+            return False
+        return True
+
+    with ThreadPoolExecutor(workers) as pool:
+        good = list(pool.map(opens, paths))
+    broken = [path.relative_to(root).as_posix() for path, fine in zip(paths, good, strict=True) if not fine]
+    if broken:
+        names = ", ".join(broken[:10]) + (f" and {len(broken) - 10} more" if len(broken) > 10 else "")
+        warnings.warn(f"{len(broken)} files are not readable as images and are left out: {names}", stacklevel=3)
+    return [path for path, fine in zip(paths, good, strict=True) if fine]

@@ -1,0 +1,248 @@
+"""How good images are: distances in feature space to data that nobody trained on.
+
+N: images; C, H, W: channels, height, width; D: features.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distillkit.evaluation import metrics
+from domains.image import features as extractors
+
+MOST_REFERENCES = 10_000  # larger held-out sets are thinned out evenly
+MOST_TRAINING = 50_000  # the same for the training data
+PIXEL_SIDE = 16
+CHUNK = 256  # images in one pass of the extractor
+
+
+class ImageEvaluator:
+    """Compares images with held-out data, in a feature space.
+
+    The metrics (held-out data = validation and test together):
+    `frechet` between Gaussians fitted to the features (the headline); `kernel` MMD^2; `precision` and `recall`
+    (k = 3); `density` and `coverage` (k = 5); `class_agreement`, the share of samples in which the classifier sees the
+    class that was asked for; `nearest_train`, the mean distance to the nearest training sample: compare it with that of
+    the real data, for a model that copies its training data comes out far below.
+
+    Args:
+        train: the training data, len() and train[indices] -> {"data": [N, C, H, W], "label": [N]}.
+        held_out: one or several data sets of the same kind.
+        classes: {"label": number of classes}, or empty.
+        features: `auto` (the shipped extractor for digits, else a classifier fitted to the training labels, else
+            pixels), `pixels`, or `inception:/path/to/weights`.
+    """
+
+    headline = "frechet"
+    neighbours = {"precision_recall": 3, "density_coverage": 5}
+    kernel = {"subsets": 50, "size": 1000, "seed": 0}
+
+    def __init__(self, train: Any, held_out: Any, classes: dict[str, int], features: str = "auto"):
+        kind, _, path = features.partition(":")
+        if kind not in ("auto", "pixels", "inception") or (kind == "inception") != bool(path):
+            raise ValueError(f"features must be auto, pixels or inception:/path/to/weights, got {features!r}")
+        self.train = train
+        self.held_out = list(held_out) if isinstance(held_out, list | tuple) else [held_out]
+        self.num_classes = classes.get("label")
+        self.event_shape = tuple(train[torch.zeros(1, dtype=torch.long)]["data"].shape[1:])
+        self.choice, self.path = kind, Path(path).expanduser() if path else None
+
+    @property
+    def better(self) -> dict[str, str]:
+        """Which way each metric is good; `target` means close to the value of real data."""
+        better = {"frechet": "lower", "kernel": "lower", "precision": "higher", "recall": "higher"}
+        better |= {"density": "target", "coverage": "higher", "nearest_train": "target"}
+        return better | ({"class_agreement": "higher"} if self._sees_classes else {})
+
+    def describe(self) -> dict[str, Any]:
+        """The protocol as plain data; numbers under different protocols are not comparable."""
+        return {
+            "domain": "image",
+            "features": self.extractor.facts | {
+                "dimensions": self._reference_ND.shape[1],
+                "standardised": self.extractor.standardised,
+            },
+            "reference": "validation and test data",
+            "num_reference": len(self._reference_ND),
+            "num_train": len(self._training_MD),
+            "pixels": "rounded to 8 bits",
+            "neighbours": dict(self.neighbours),
+            "kernel": dict(self.kernel),
+        }
+
+    def __call__(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
+        """Metrics of samples [N, C, H, W] in [-1, 1], made for the conditions `cond`."""
+        if tuple(samples.shape[1:]) != self.event_shape:
+            got, expected = list(samples.shape[1:]), list(self.event_shape)
+            raise ValueError(f"samples have shape {got}, but this data has {expected}; give samples in data space")
+        if not samples.isfinite().all():
+            bad = int((~samples.isfinite().flatten(1).all(1)).sum())
+            raise ValueError(f"{bad} of {len(samples)} samples hold NaN or infinity: their model has diverged")
+        found = self._compare(self._scaled(self._raw([samples])))
+        if self._sees_classes and "label" in cond:
+            found["class_agreement"] = self._agreement(samples, cond["label"])
+        return found
+
+    def floor(self, num_samples: int | None = None) -> dict[str, float]:
+        """What real data gets: training images (by default as many as are held out) against the held-out data.
+
+        Give `num_samples` the number of samples of the model beside it: the distances are biased by it, alike for both.
+        Where the training data would look perfect by construction (its own nearest neighbour, the labels its classifier
+        was fitted to) the value is that of the held-out data.
+        """
+        size = min(num_samples or len(self._reference_ND), len(self._training_MD))
+        rows = np.random.RandomState(0).permutation(len(self._training_MD))[:size]
+        found = self._compare(self._training_MD[torch.from_numpy(rows)])
+        found["nearest_train"], _ = metrics.nearest_distance(self._reference_ND, self._training_MD)
+        if self._sees_classes:
+            hits = [self._agreement(batch["data"], batch["label"]) * len(batch["data"]) for batch in self._held_out()]
+            found["class_agreement"] = sum(hits) / len(self._reference_ND)
+        return found
+
+    @cached_property
+    def extractor(self) -> "Extractor":
+        if self.choice == "inception":
+            return inception(self.path)
+        if self.choice == "pixels" or not self.num_classes:
+            return pixels()
+        if shipped := self._shipped():
+            return shipped
+        net = extractors.train_classifier(self.train, self.num_classes)
+        sha256 = hashlib.sha256(extractors.packed(net)).hexdigest()
+        name = f"classifier fitted to the training data ({extractors.STEPS} steps, seed 0)"
+        return classifier(net, name, sha256, self._accuracy(net))
+
+    def _shipped(self) -> "Extractor | None":
+        """The extractor for digits, where the data has their shape and the classifier in fact reads it."""
+        if self.event_shape != (1, 8, 8) or self.num_classes != 10:
+            return None
+        net = extractors.load_classifier()
+        if (right := self._accuracy(net)) < 0.9:
+            return None
+        return classifier(net, "digits classifier", hashlib.sha256(extractors.SHIPPED.read_bytes()).hexdigest(), right)
+
+    def _accuracy(self, net: nn.Module) -> float:
+        parts = [(extractors.accuracy(net, part), len(part)) for part in self.held_out]
+        return sum(right * size for right, size in parts) / sum(size for _, size in parts)
+
+    @property
+    def _sees_classes(self) -> bool:
+        return self.extractor.predict is not None
+
+    def _compare(self, features_ND: Tensor) -> dict[str, float]:
+        real, training = self._reference_ND, self._training_MD
+        found = {
+            "frechet": metrics.frechet_distance(features_ND, real),
+            "kernel": metrics.kernel_distance(features_ND, real, **self.kernel),
+        }
+        k = self.neighbours
+        found["precision"], found["recall"] = metrics.precision_recall(real, features_ND, k["precision_recall"])
+        found["density"], found["coverage"] = metrics.density_coverage(real, features_ND, k["density_coverage"])
+        found["nearest_train"], _ = metrics.nearest_distance(features_ND, training)
+        return found
+
+    def _scaled(self, raw_ND: Tensor) -> Tensor:
+        return metrics.standardise(raw_ND, self._raw_reference_ND) if self.extractor.standardised else raw_ND
+
+    @cached_property
+    def _raw_reference_ND(self) -> Tensor:
+        return self._raw(batch["data"] for batch in self._held_out())
+
+    @cached_property
+    def _reference_ND(self) -> Tensor:
+        return self._scaled(self._raw_reference_ND)
+
+    @cached_property
+    def _training_MD(self) -> Tensor:
+        return self._scaled(self._raw(batch["data"] for batch in _batches(self.train, MOST_TRAINING)))
+
+    def _held_out(self) -> Iterator[dict[str, Tensor]]:
+        total = sum(map(len, self.held_out))
+        for part in self.held_out:
+            yield from _batches(part, max(1, MOST_REFERENCES * len(part) // total))
+
+    @torch.no_grad()
+    def _raw(self, images: Iterable[Tensor]) -> Tensor:
+        chunks = [self.extractor(eight_bits(x)) for part in images for x in part.split(CHUNK)]
+        return torch.cat([chunk.cpu() for chunk in chunks]).double()
+
+    @torch.no_grad()
+    def _agreement(self, samples: Tensor, label_N: Tensor) -> float:
+        seen = torch.cat([self.extractor.predict(eight_bits(x)).cpu() for x in samples.split(CHUNK)])
+        return float((seen == label_N.cpu()).double().mean())
+
+
+@dataclass
+class Extractor:
+    """Images [N, C, H, W] in [-1, 1] to features [N, D].
+
+    `predict` gives class numbers [N], where it can. `standardised`: whether every feature is to count alike. Learned
+    features are; pixels keep their common unit, for one that is almost constant would count most; Inception's keep
+    theirs, for the published numbers do.
+    """
+
+    facts: dict[str, Any]
+    features: Callable[[Tensor], Tensor]
+    predict: Callable[[Tensor], Tensor] | None = None
+    standardised: bool = False
+
+    def __call__(self, x_NCHW: Tensor) -> Tensor:
+        return self.features(x_NCHW)
+
+
+def pixels() -> Extractor:
+    """The pixels themselves, shrunk to 16 x 16."""
+    facts = {"name": f"pixels, at most {PIXEL_SIDE} x {PIXEL_SIDE}"}
+    return Extractor(facts, lambda x_NCHW: extractors.shrunk(x_NCHW, PIXEL_SIDE).flatten(1))
+
+
+def classifier(net: extractors.Classifier, name: str, sha256: str, held_out_accuracy: float) -> Extractor:
+    facts = {"name": name, "sha256": sha256, "held_out_accuracy": round(held_out_accuracy, 4)}
+    return Extractor(
+        facts,
+        lambda x_NCHW: net.to(x_NCHW.device).features(x_NCHW),
+        lambda x_NCHW: net.to(x_NCHW.device)(x_NCHW).argmax(1),
+        standardised=True,
+    )
+
+
+def inception(path: Path) -> Extractor:
+    """InceptionV3, 2048 features, the network of the published FID numbers; the weights come from the user."""
+    if not path.is_file():
+        raise ValueError(f"no Inception weights at {path}; give data.features=inception:/path/to/weights.pth")
+    try:
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
+    except ImportError as error:
+        raise ValueError(f"Inception features need torch-fidelity ({error}); pip install distillkit[vision]") from None
+    except Exception as error:
+        raise ValueError(f"{path} does not load as Inception weights ({error}); use those of torch-fidelity") from None
+    facts = {"name": "InceptionV3", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+    def features(x_NCHW: Tensor) -> Tensor:
+        x_uint8 = ((x_NCHW + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        return net.to(x_NCHW.device)(x_uint8)
+
+    return Extractor(facts, features)
+
+
+def eight_bits(x: Tensor) -> Tensor:
+    """Images as a file would keep them: clamped to [-1, 1] and rounded to 256 levels."""
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+def _batches(data: Any, most: int) -> Iterator[dict[str, Tensor]]:
+    """The whole data in order, or `most` items evenly spread over it."""
+    rows = torch.arange(len(data))
+    if len(data) > most:
+        rows = torch.linspace(0, len(data) - 1, most, dtype=torch.float64).round().long()
+    for chunk in rows.split(CHUNK):
+        yield data[chunk]

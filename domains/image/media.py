@@ -1,0 +1,51 @@
+"""Pictures of images: a grid of samples, and rows side by side."""
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+CELL = 56  # pixels that a small image is about enlarged to
+GAP = 1
+GREY = (96, 96, 96)
+
+
+def picture(samples: Tensor, cond: dict[str, Tensor] | None = None, columns: int = 8) -> Image.Image:
+    """Samples [N, C, H, W] in [-1, 1] as a grid, row by row; small images are enlarged by whole pixels."""
+    cells = _cells(samples)
+    columns = min(columns, len(cells))
+    width, height = cells[0].width + GAP, cells[0].height + GAP
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), GREY)
+    for i, cell in enumerate(cells):
+        sheet.paste(cell, (i % columns * width + GAP, i // columns * height + GAP))
+    return sheet
+
+
+def compare(rows: dict[str, Tensor]) -> Image.Image:
+    """One labelled row for each set of samples, such as a teacher's and a student's from the same noise."""
+    if not rows:
+        raise ValueError("there is nothing to compare; give at least one row of samples")
+    font = ImageFont.load_default()
+    margin = max(int(font.getlength(name)) for name in rows) + 12
+    strips = {name: picture(samples, columns=len(samples)) for name, samples in rows.items()}
+    sheet = Image.new(
+        "RGB",
+        (margin + max(strip.width for strip in strips.values()), sum(strip.height for strip in strips.values())),
+        "white",
+    )
+    pen, top = ImageDraw.Draw(sheet), 0
+    for name, strip in strips.items():
+        sheet.paste(strip, (margin, top))
+        pen.text((margin - 6, top + strip.height // 2), name, fill="black", font=font, anchor="rm")
+        top += strip.height
+    return sheet
+
+
+def _cells(samples: Tensor) -> list[Image.Image]:
+    if samples.ndim != 4 or samples.shape[1] not in (1, 3) or len(samples) == 0:
+        raise ValueError(f"a picture needs samples [N, C, H, W] with N >= 1 and C = 1 or 3, got {list(samples.shape)}")
+    x = samples.detach().float().cpu().nan_to_num(0.0)  # a diverging model is shown, in grey
+    levels_NHWC = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).expand(-1, -1, -1, 3)
+    zoom = max(1, round(CELL / max(samples.shape[-2:])))
+    size = (samples.shape[-1] * zoom, samples.shape[-2] * zoom)
+    return [Image.fromarray(cell.numpy()).resize(size, Image.Resampling.NEAREST) for cell in levels_NHWC.contiguous()]

@@ -1,0 +1,16 @@
+"""Image teachers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distillkit.teachers.folder import FolderTeacher
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class Digits(FolderTeacher):
+    """The embedded teacher of handwritten digits (8x8, ten classes); its model card says how it was trained."""
+
+    def __init__(self):
+        super().__init__(str(WEIGHTS / "digits"))

@@ -1,0 +1,1 @@
+"""The playground: laws so simple that every answer is known."""

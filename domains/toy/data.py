@@ -1,0 +1,42 @@
+"""Samples of an exact teacher as a data set."""
+
+from __future__ import annotations
+
+import torch
+
+from distillkit.data import DistillData, TensorData
+from distillkit.teachers.exact import ExactTeacher
+
+
+class ToyData(DistillData):
+    """Exact samples, in plain units. Batch: `data` [B, D] float32, and the teacher's classes if it has any.
+
+    Args:
+        teacher: the exact teacher whose law the data follow.
+        num_samples: of the training set; validation and test have 5000 each.
+        batch_size: samples of one micro-batch.
+        seed: of the samples.
+    """
+
+    domain = "toy"
+    pictured = 2000
+
+    def __init__(self, teacher: ExactTeacher, num_samples: int = 20_000, batch_size: int = 1024, seed: int = 0):
+        super().__init__(batch_size)
+        self.teacher, self.num_samples, self.seed = teacher, num_samples, seed
+        self.event_shape, self.classes = teacher.event_shape, teacher.classes
+
+    def load(self):
+        generator = torch.Generator().manual_seed(self.seed)
+        return tuple(TensorData(self.teacher.exact_samples(num, generator)) for num in (self.num_samples, 5000, 5000))
+
+    def build_evaluator(self):
+        from domains.toy.evaluation import ToyEvaluator
+
+        return ToyEvaluator(self.teacher)
+
+    @property
+    def media(self):
+        from domains.toy.media import ToyMedia
+
+        return ToyMedia(self.teacher)

@@ -1,0 +1,62 @@
+"""Exact teachers in the plane, in plain units."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from distillkit.diffusion.process import Process, VarianceExploding
+from distillkit.teachers.exact import ExactTeacher, Mixture
+
+
+class Gaussian(ExactTeacher):
+    """N(mean, covariance).
+
+    Args:
+        mean: [D].
+        covariance: [D][D].
+        process: the noising process; None means variance exploding.
+    """
+
+    def __init__(
+        self,
+        mean: list[float] = (1.0, -1.0),
+        covariance: list[list[float]] = ((1.0, 0.6), (0.6, 0.5)),
+        process: Process | None = None,
+    ):
+        super().__init__(Mixture([list(mean)], [[list(row) for row in covariance]]), process or VarianceExploding())
+
+    @property
+    def id(self) -> str:
+        return "toy-gaussian"
+
+
+class Circle(ExactTeacher):
+    """Round Gaussians on a circle, heavier and heavier counter-clockwise.
+
+    Args:
+        modes: their number.
+        radius: of the circle.
+        std: of each mode.
+        weights: relative; None means 1, 2 ... modes.
+        process: the noising process; None means variance exploding.
+    """
+
+    def __init__(
+        self,
+        modes: int = 8,
+        radius: float = 4.0,
+        std: float = 0.25,
+        weights: list[float] | None = None,
+        process: Process | None = None,
+    ):
+        angles = [2 * math.pi * k / modes for k in range(modes)]
+        means = [[radius * math.cos(a), radius * math.sin(a)] for a in angles]
+        covariances = (std**2 * torch.eye(2)).expand(modes, 2, 2)
+        weights = list(range(1, modes + 1)) if weights is None else weights
+        super().__init__(Mixture(means, covariances, weights), process or VarianceExploding())
+
+    @property
+    def id(self) -> str:
+        return "toy-mixture"
