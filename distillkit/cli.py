@@ -2,11 +2,8 @@
 
 import logging
 import os
-import re
-import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +100,7 @@ class CLI(LightningCLI):
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
                 save_config_callback=None,
-                parser_kwargs={verb: {"exit_on_error": False, "allow_abbrev": False}, "exit_on_error": False},
+                parser_kwargs={verb: {"exit_on_error": False}, "exit_on_error": False, "allow_abbrev": False},
                 args=[verb, *flags],
             )
         except (ValueError, MisconfigurationException) as error:
@@ -112,7 +109,8 @@ class CLI(LightningCLI):
                 raise UsageError(one_line(cause)) from error
             raise cause from error
         except OSError as error:
-            if self.folder and error.filename and self.folder in (p := Path(error.filename)).parents | {p}:
+            ours = self.folder and error.filename and self.folder in Path(error.filename).parents
+            if ours or error.errno in runs.FULL:
                 raise runs.cannot_write(error, self.folder) from error
             raise
         except SystemExit:
@@ -120,9 +118,8 @@ class CLI(LightningCLI):
                 raise KeyboardInterrupt from None
             raise
         finally:
-            if self.folder and runs.rank() == 0:
-                with suppress(OSError):
-                    self.folder.rmdir()  # it stays unless nothing was written
+            if self.folder:
+                runs.release(self.folder)
 
     # ---- the parser
 
@@ -144,7 +141,7 @@ class CLI(LightningCLI):
         config = self.config[self.verb]
         if config.trainer.default_root_dir is not None:
             raise UsageError("trainer.default_root_dir is the run folder: give it with --out")
-        # what is saved knows neither where this run was kept nor what it continued, so that it can be run again elsewhere
+        # what is saved knows neither where the run was kept nor what it continued: it can be run again elsewhere
         record = config.clone()
         record.ckpt_path = None
         self.folder = runs.claim(self.out, self.name, self.checkpoint)

@@ -1,6 +1,6 @@
-"""Hydra's side of the command line: where configurations live, how words change them, how they are handed to Lightning.
+"""Hydra's side of the command line: where configurations live, how words change them, how Lightning gets them.
 
-Nothing heavy is imported before it is needed: listing the groups needs the standard library only, composing needs Hydra.
+Listing the groups needs the standard library only, composing needs Hydra: nothing is imported before that.
 """
 
 import re
@@ -22,7 +22,7 @@ def conf_dirs(words: Sequence[str] = ()) -> list[Path]:
     """Our own conf (in a wheel beside this file, else at the top of the checkout), then those of others.
 
     An installed package names its folder in the entry-point group `distillkit.conf`, for example in its pyproject.toml
-    `[project.entry-points."distillkit.conf"]` with `mine = "my_package.conf"`. Any other folder is reached with the word
+    `[project.entry-points."distillkit.conf"]` with `mine = "my_package.conf"`. Any other folder is reached with
     `hydra.searchpath=[file:///path/to/conf]` or `hydra.searchpath=[pkg://package.conf]`.
     """
     here = Path(__file__).resolve().parent
@@ -70,7 +70,7 @@ def describe(group: str, choice: str) -> str:
 
 
 def to_override(word: str, known: dict[str, list[str]]) -> str:
-    """`a.b=c` becomes `++a.b=c`, so that Hydra lets through what only a signature knows; LightningCLI checks the key."""
+    """`a.b=c` becomes `++a.b=c`, so that Hydra lets through what only a signature knows; LightningCLI checks it."""
     if word.startswith(("+", "~")):
         return word
     key, equals, value = word.partition("=")
@@ -98,15 +98,23 @@ def overrides(words: Sequence[str]) -> list[str]:
 @contextmanager
 def hydra_errors() -> Iterator[None]:
     """Hydra's and OmegaConf's errors as one sentence."""
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         text = str(error)
-        if "requires --multirun" in text or "Sweep parameters" in text:
-            raise UsageError(f"a list of values (a=1,2) makes a sweep: add -m, or write [1,2] ({one_line(text)})") from error
+        if "--multirun" in text:
+            word = re.search(r"'([^']+)'", text)
+            what = word[1].lstrip("+") if word else "a value"
+            raise UsageError(
+                f"{what} lists several values: add -m to run them all, or write key=[a,b] for a list"
+            ) from error
+        if isinstance(error, OverrideParseException):
+            raise UsageError(
+                f"cannot read {error.override.lstrip('+')!r}: quote the value, such as 'key=\"a b\"'"
+            ) from error
         kept = [line for line in text.splitlines() if not line.strip().startswith(("full_key", "object_type", "See "))]
         raise UsageError(one_line(" ".join(kept))) from error
 
@@ -128,6 +136,19 @@ def compose(words: Sequence[str]) -> tuple[Any, dict[str, str]]:
             names = sorted({*HANDED_OVER, *scratch})
             raise UsageError(f"no key {key!r} at the top{did_you_mean(key, names)}; there are: {', '.join(names)}")
     return cfg, choices
+
+
+def unused(cfg: Any, words: Sequence[str]) -> list[str]:
+    """Scratch keys that the words speak of and no interpolation reads (a teacher, when a method takes none)."""
+    from omegaconf import OmegaConf
+
+    said = {re.split(r"[.=]", word.lstrip("+~"))[0] for word in words}
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    return [
+        key
+        for key in SCRATCH[1:]
+        if key in said and f"${{{key}" not in str({other: value for other, value in plain.items() if other != key})
+    ]
 
 
 def to_class_path(node: Any) -> Any:

@@ -55,7 +55,11 @@ def condense(text: str, keys: Iterable[str] = ()) -> str:
             continue
         if body.startswith("Given value: "):
             value = body.removeprefix("Given value: ")
-        elif body and not body.endswith(":") and not body.startswith(("Subtypes:", "Given value type", "Does not validate")):
+        elif (
+            body
+            and not body.endswith(":")
+            and not body.startswith(("Subtypes:", "Given value type", "Does not validate"))
+        ):
             complaints.append((list(context), body))
     if not complaints:
         return one_line(text)
@@ -72,7 +76,9 @@ def condense(text: str, keys: Iterable[str] = ()) -> str:
 def _sentence(key: str, owner: str | None, bodies: list[str], value: str, keys: Iterable[str]) -> str:
     first = bodies[0]
     dotted = f"{key}." if key else ""
-    if match := re.match(r"(?:Option '(.+)' is not accepted|(Group|Subcommand) '(.+)' does not accept option '(.+)')", first):
+    if match := re.match(
+        r"(?:Option '(.+)' is not accepted|(Group|Subcommand) '(.+)' does not accept option '(.+)')", first
+    ):
         wrong = match[1] or (f"{match[3]}.{match[4]}" if match[2] == "Group" else match[4])
         return f"no key {dotted}{wrong}{_nearest(wrong, owner, keys)}"
     if match := re.match(r"unrecognized arguments: (.+)", first):
@@ -118,6 +124,8 @@ def _readable(kind: str) -> str:
 
 def original(error: BaseException) -> BaseException:
     """What a class's constructor raised, out of what jsonargparse wrapped around it."""
-    while error.__cause__ and str(error).startswith(("Does not validate", "Parser key", "Problem with given class_path")):
+    while error.__cause__ and str(error).startswith(
+        ("Does not validate", "Parser key", "Problem with given class_path")
+    ):
         error = error.__cause__
     return error

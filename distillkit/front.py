@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distillkit import config, runs
-from distillkit.errors import Failure, UsageError, did_you_mean, one_line
+from distillkit.errors import Failure, Interrupted, UsageError, did_you_mean, one_line
 
 TRAINING = {
     "fit": "train a student (or a teacher, with method=pretrain)",
@@ -75,7 +76,7 @@ class Call:
 
 
 def split(tokens: Sequence[str]) -> Call:
-    """Sort tokens into words, flags and our own flags. A word without `=` right after a flag without `=` is its value."""
+    """Sort tokens into words and flags. A word without `=` right after a flag without `=` is the flag's value."""
     call = Call()
     waiting = False  # the last token was a flag that may take a value
     for token in tokens:
@@ -100,7 +101,7 @@ def split(tokens: Sequence[str]) -> Call:
 
 def help_text(verb: str | None = None) -> str:
     if verb:
-        head = f"usage: python -m distillkit {verb} [group=choice | key=value ...] [--flags] [-m]\n\n{verb}: {VERBS[verb]}."
+        head = f"{USAGE.replace('VERB', verb)}\n\n{verb}: {VERBS[verb]}."
     else:
         head = USAGE + "\n\nverbs:\n" + "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
     choices = "\n".join(f"  {group:<11} {' '.join(names)}" for group, names in config.groups().items() if names)
@@ -124,13 +125,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (kept open until the interpreter ends)
         return 1
+    except Interrupted as error:
+        print(one_line(error), file=sys.stderr)
+        return 130
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         if isinstance(error, UsageError | Failure):
             print(f"error: {one_line(error)}", file=sys.stderr)
         else:
-            print(f"error: {type(error).__name__}: {one_line(error)} (--debug shows the traceback)", file=sys.stderr)
+            hint = "" if debug else " (--debug shows the traceback)"
+            print(f"error: {type(error).__name__}: {one_line(error)}{hint}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 
 
@@ -162,7 +167,9 @@ def train(verb: str, call: Call) -> int:
     if rerun is not None:
         if call.words or call.show:
             change = f" --{call.words[0].lstrip('+')}" if call.words and "=" in call.words[0] else ""
-            raise UsageError(f"--config brings a whole configuration, so change it with flags, not words:{change or ' --a.b=c'}")
+            raise UsageError(
+                f"--config brings a whole configuration, so change it with flags, not words:{change or ' --a.b=c'}"
+            )
         if not Path(rerun).is_file() and not rerun.lstrip().startswith("{"):
             raise UsageError(f"--config: there is no file {rerun}")
         name = runs.name_of(rerun)
@@ -171,6 +178,11 @@ def train(verb: str, call: Call) -> int:
         if call.show:
             show(cfg, choices)
             return 0
+        for key in config.unused(cfg, call.words):
+            print(
+                f"note: nothing in this run uses {key!r}, so what the command says about it changes nothing",
+                file=sys.stderr,
+            )
         name = f"{choices.get('domain', 'run')}-{choices.get('method', verb)}"
         handed = config.hand_over(cfg)
         flags = ["--config", json.dumps(handed), *(explain(flag, handed) for flag in flags)]
@@ -189,7 +201,9 @@ def train(verb: str, call: Call) -> int:
 def explain(flag: str, handed: dict[str, Any]) -> str:
     """`--model.help` asks about the chosen class."""
     part = flag.removeprefix("--").removesuffix(".help")
-    return f"{flag}={handed[part]['class_path']}" if flag in ("--model.help", "--data.help") and part in handed else flag
+    return (
+        f"{flag}={handed[part]['class_path']}" if flag in ("--model.help", "--data.help") and part in handed else flag
+    )
 
 
 def show(cfg: Any, choices: dict[str, str]) -> None:
@@ -198,8 +212,6 @@ def show(cfg: Any, choices: dict[str, str]) -> None:
     config.hand_over(cfg)  # so that a broken interpolation is told here too
     print("# " + " ".join(f"{group}={choice}" for group, choice in choices.items()))
     print(OmegaConf.to_yaml(cfg), end="")
-
-
 
 
 def sweep(verb: str, call: Call, debug: bool) -> int:
@@ -212,12 +224,19 @@ def sweep(verb: str, call: Call, debug: bool) -> int:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    quiet = [f"hydra.sweep.dir='{folder}'", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+    quiet = [
+        f"hydra.sweep.dir='{folder}'",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=none",
+        "hydra/hydra_logging=none",
+    ]
     flags = [token for flag in call.flags for token in flag] + (["--debug"] if debug else [])
-    with config.hydra_errors(), initialize_config_dir(str(config.conf_dirs()[0]), version_base="1.3"):
-        results = GlobalHydra.instance().hydra.multirun(
-            "config", partial(job, verb=verb, flags=flags, folder=str(folder)), [*changes, *quiet], False
-        )
+    try:
+        with config.hydra_errors(), initialize_config_dir(str(config.conf_dirs()[0]), version_base="1.3"):
+            launch = partial(job, verb=verb, flags=flags, folder=str(folder))
+            results = GlobalHydra.instance().hydra.multirun("config", launch, [*changes, *quiet], False)
+    finally:
+        runs.release(folder)
     jobs = [result.return_value for batch in results for result in batch]
     print(f"\n{len(jobs)} runs in {folder}")
     for number, words, code in jobs:

@@ -155,14 +155,16 @@ def strip(evaluation: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def evaluation_table(evaluation: dict[str, Any]) -> Table:
-    """The table for the terminal, the verdict above it."""
+    """The table for the terminal, the verdict above it: a column per model, a row per number, so that it fits 80 columns."""
     table = quality_table(evaluation)
     shown = Table(box=box.SIMPLE_HEAD, title=Text(verdict(evaluation)) or None, title_justify="left", title_style="")
-    for i, column in enumerate(table["columns"]):
-        shown.add_column(Text(column["label"]), justify="right" if i else "left", no_wrap=i == 0)
+    shown.add_column("")
     for row in table["rows"]:
         style = {"student": "bold", "real": "dim italic"}.get(row["kind"], "")
-        shown.add_row(*(Text(cell["text"], "green" if cell["best"] else "") for cell in row["cells"]), style=style)
+        shown.add_column(Text(row["cells"][0]["text"]), justify="right", style=style)
+    for i, column in enumerate(table["columns"][1:], start=1):
+        cells = [row["cells"][i] for row in table["rows"]]
+        shown.add_row(Text(column["label"]), *(Text(cell["text"], "green" if cell["best"] else "") for cell in cells))
     return shown
 
 

@@ -3,12 +3,14 @@
 import errno
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from distillkit.errors import Failure, UsageError
 
 OUT = "DISTILLKIT_OUT"  # tells the processes that Lightning starts for DDP which run folder their parent has chosen
 ROOT = Path("runs")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # such an error may come without a file name
 
 
 def rank() -> int:
@@ -28,7 +30,7 @@ def home_of(checkpoint: str | None) -> Path | None:
 
 
 def resolve_checkpoint(given: str | None, out: str | None) -> str | None:
-    """`last` becomes OUT/checkpoints/last.ckpt if it exists, else nothing (the first start of a run that may be cut off)."""
+    """`last` becomes OUT/checkpoints/last.ckpt if it exists, else nothing: the first start of a run."""
     if given is None or given in ("best", "hpc", "registry") or ":" in given:
         return given
     if given == "last":
@@ -53,7 +55,7 @@ def check(out: Path, checkpoint: str | None) -> None:
 
 
 def claim(out: str | None, name: str, checkpoint: str | None = None) -> Path:
-    """Make the run folder and return it: `out`, else the checkpoint's own run, else runs/NAME-NUMBER with the next number.
+    """Make the run folder and return it: `out`, else the checkpoint's own run, else the next runs/NAME-NUMBER.
 
     Only the first process chooses and checks; the others are told by the environment.
     """
@@ -76,6 +78,13 @@ def claim(out: str | None, name: str, checkpoint: str | None = None) -> Path:
     return folder
 
 
+def release(folder: Path) -> None:
+    """Remove a claimed folder in which nothing was written."""
+    if rank() == 0:
+        with suppress(OSError):
+            folder.rmdir()
+
+
 def _next(name: str) -> Path:
     """Make ROOT/name-N, N one above the largest there; made here, so that two runs started together get two folders."""
     ROOT.mkdir(parents=True, exist_ok=True)
@@ -90,7 +99,7 @@ def _next(name: str) -> Path:
 
 
 def cannot_write(error: OSError, where: Path) -> Failure:
-    hint = "free some space or give" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give"
+    hint = "free some space or give" if error.errno in FULL[:2] else "give"
     return Failure(f"cannot write to {where}: {error.strerror or error}; {hint} another folder with --out")
 
 

@@ -23,14 +23,6 @@ class Finish(Callback):
     def __init__(self, num_samples: int = 1000, seed: int = 1234):
         self.num_samples, self.seed = num_samples, seed
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        data = trainer.datamodule
-        lacking = pl_module.requires - data.provides - getattr(getattr(pl_module, "teacher", None), "provides", frozenset())
-        if lacking:
-            name = type(pl_module).__name__
-            raise ValueError(f"{name} needs {', '.join(sorted(lacking))}, which neither this teacher nor these data provide")
-        pl_module.check(data)
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:
             finish(pl_module, trainer.datamodule, Path(trainer.default_root_dir), self.num_samples, self.seed)
@@ -53,10 +45,11 @@ def finish(model: LightningModule, data: Any, run: Path, num_samples: int = 1000
     num = data.pictured
     cond, noise = conditions(teacher.classes, num), noise_for(teacher.event_shape, num, seed)
     best = teacher.best
-    rows = {"teacher_best": teacher_samples(teacher, noise, cond, **best, kappa=kappa)}
+    rows = {"teacher_best": teacher_samples(teacher, noise, cond, best["solver"], kappa, teacher.process.grid(best["steps"]))}
     if student:
         rows = {"student": student.sample(num, cond, seed), **rows}
-        rows["teacher_same_steps"] = teacher_samples(teacher, noise, cond, student.num_steps, "ddim", kappa)
+        early = teacher.process.grid(student.num_steps + 1)[:-1]
+        rows["teacher_same_steps"] = teacher_samples(teacher, noise, cond, "ddim", kappa, early)
     for name, samples in rows.items():
         save_picture(run / "samples" / f"{name}.png", data.media.picture(samples, cond))
     titled = {name.replace("_", " "): samples for name, samples in rows.items()}
@@ -73,10 +66,9 @@ def finish(model: LightningModule, data: Any, run: Path, num_samples: int = 1000
     if evaluation:
         from rich.console import Console
 
-        from distillkit.quality import evaluation_table, verdict
+        from distillkit.quality import evaluation_table
 
         Console().print(evaluation_table(evaluation))
-        print(verdict(evaluation))
     print(f"{kind}: {run / kind}\nreport: {report}", flush=True)
 
 

@@ -46,14 +46,14 @@ def noise_for(shape: tuple[int, ...], num: int, seed: int) -> Tensor:
 
 
 def teacher_samples(
-    teacher: Teacher, noise: Tensor, cond: Cond, steps: int, solver: str, kappa: float, chunk: int = 500
+    teacher: Teacher, noise: Tensor, cond: Cond, solver: str, kappa: float, times: Tensor, chunk: int = 500
 ) -> Tensor:
     """`Teacher.sample` in chunks, on the teacher's device, back on the CPU."""
     device = next(teacher.buffers(), next(teacher.parameters(), torch.empty(0))).device
     parts = []
     for rows in torch.arange(len(noise)).split(chunk):
         own = {name: value[rows].to(device) for name, value in cond.items()}
-        parts.append(teacher.sample(noise[rows].to(device), own, steps, solver, kappa).cpu())
+        parts.append(teacher.sample(noise[rows].to(device), own, None, solver, kappa, times=times).cpu())
     return torch.cat(parts)
 
 
@@ -62,6 +62,17 @@ def timed(make: Callable[[], Tensor]) -> tuple[Tensor, float]:
     start = time.perf_counter()
     samples = make()
     return samples, 1000 * (time.perf_counter() - start) / len(samples)
+
+
+def few_step_choices(teacher: Teacher, steps: int) -> list[tuple[str, Tensor]]:
+    """Simple samplers with `steps` network passes: one-pass solvers, on the full grid and on one that stops earlier.
+
+    With few steps the full grid wastes its last one on a level without noise; with one step all choices are the same.
+    """
+    full, early = teacher.process.grid(steps), teacher.process.grid(steps + 1)[:-1]
+    if steps == 1:
+        return [("ddim", full)]
+    return [(solver, times) for solver in FEW_STEP_SOLVERS for times in (full, early)]
 
 
 def evaluate(
@@ -92,14 +103,10 @@ def evaluate(
         metrics = {k: float(v) for k, v in evaluator(samples, cond).items()}
         return {"name": name, "steps": steps, "network_passes": passes, "ms_per_sample": milliseconds, **extra, "metrics": metrics}
 
-    def teacher_row(name: str, steps: int, solver: str) -> dict[str, Any]:
-        return row(
-            name,
-            steps,
-            network_passes(solver, steps),
-            lambda: teacher_samples(teacher, noise, cond, steps, solver, kappa),
-            solver=solver,
-        )
+    def teacher_row(name: str, solver: str, times: Tensor) -> dict[str, Any]:
+        passes = network_passes(solver, len(times))
+        facts = {"solver": solver, "last_time": float(times[-1])}
+        return row(name, len(times), passes, lambda: teacher_samples(teacher, noise, cond, solver, kappa, times), **facts)
 
     best = teacher.best
     few = [student.num_steps] if student else [1, 2]
@@ -107,11 +114,10 @@ def evaluate(
     if student:
         student.sample(min(num_samples, 64), seed=seed)  # warm-up, so that the first row is not the slowest by order alone
         rows.append(row("student", student.num_steps, student.num_steps, lambda: student.sample(num_samples, cond, seed)))
-    rows.append(teacher_row("teacher at its best", best["steps"], best["solver"]))
+    rows.append(teacher_row("teacher at its best", best["solver"], teacher.process.grid(best["steps"])))
     for steps in few:
         name = f"teacher at {steps} step{'s' * (steps > 1)}"
-        solvers = FEW_STEP_SOLVERS[:1] if steps == 1 else FEW_STEP_SOLVERS  # with one step they are one and the same
-        candidates = [teacher_row(name, steps, solver) for solver in solvers]
+        candidates = [teacher_row(name, solver, times) for solver, times in few_step_choices(teacher, steps)]
         rows.append(min(candidates, key=lambda candidate: candidate["metrics"][evaluator.headline]))
     rows.append({"name": "real data", "metrics": {k: float(v) for k, v in evaluator.floor().items()}})
     return {

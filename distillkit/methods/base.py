@@ -12,7 +12,6 @@ import copy
 import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -81,6 +80,7 @@ class Distiller(LightningModule):
         self.roles, self.settings = {}, {}
         self.register_buffer("bad_steps", torch.zeros(2))  # consecutive, total
         self._micro, self._micro_step = 0, -1
+        self._focused: str | None = None
 
     # Roles and turns
 
@@ -90,9 +90,9 @@ class Distiller(LightningModule):
             setattr(self, attribute, module)
         self.roles[name], self.settings[name] = tuple(modules), settings
 
-    def role_parameters(self, role: str) -> Iterator[nn.Parameter]:
+    def role_parameters(self, role: str) -> list[nn.Parameter]:
         """All parameters a role trains."""
-        return chain.from_iterable(getattr(self, name).parameters() for name in self.roles[role])
+        return list(chain.from_iterable(getattr(self, name).parameters() for name in self.roles[role]))
 
     def turn(self, step: int) -> str:
         """Whose optimiser step it is: every role `updates` times in a row, in order, over and over."""
@@ -119,6 +119,7 @@ class Distiller(LightningModule):
         for name in self.roles:
             for parameter in self.role_parameters(name):
                 parameter.requires_grad_(role is None or name == role)
+        self._focused = role
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of the role whose turn it is: `<role>_loss(batch)`."""
@@ -126,9 +127,10 @@ class Distiller(LightningModule):
         self._micro = self._micro + 1 if step == self._micro_step else 0
         self._micro_step = step
         role = self.turn(step)
-        self.focus(role)
+        if role != self._focused:
+            self.focus(role)
         loss = getattr(self, f"{role}_loss")(batch)
-        self.log(f"{role}/loss", loss.detach(), prog_bar=True)
+        self.log(f"{role}/loss", loss.detach())
         return loss
 
     # Randomness: a function of (seed, micro-batch number, purpose), so that nothing has to be stored to resume exactly
@@ -186,7 +188,8 @@ class Distiller(LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Clip the role's own norm, and let the optimiser skip the step if the norm is not finite, without a host sync."""
         role = self.turn(self.global_step)
-        parameters = [p for p in self.role_parameters(role) if p.grad is not None]
+        group = getattr(optimizer, "optimizer", optimizer).param_groups[list(self.roles).index(role)]
+        parameters = [p for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
         clip = self.settings[role].clip if gradient_clip_val is None else gradient_clip_val
         if clip:
@@ -282,8 +285,21 @@ class Distiller(LightningModule):
     def sample(self, cond: dict[str, Tensor], num: int, seed: int) -> Tensor:
         """Samples of what is being trained, [num, ...]; used by validation and pictures."""
 
+    def setup(self, stage: str) -> None:
+        self.require(self.trainer.datamodule)
+        self.check(self.trainer.datamodule)
+
+    def require(self, data) -> None:
+        """Refuse what `requires` and the others' `provides` say cannot work; needs nothing loaded."""
+        provided = data.provides | getattr(getattr(self, "teacher", None), "provides", frozenset())
+        if lacking := sorted(self.requires - provided):
+            raise ValueError(
+                f"{type(self).__name__} needs {' and '.join(lacking)}, but this teacher and these data provide only "
+                f"{' and '.join(sorted(provided)) or 'nothing'}; `python -m distillkit list` shows what goes together"
+            )
+
     def check(self, data) -> None:
-        """Refuse an impossible pair of teacher, data and method in one sentence."""
+        """Refuse, in one sentence, data that do not fit; called with the data set up."""
 
     # Validation: the domain's metrics of generated samples against held-out data
 

@@ -75,9 +75,19 @@ class Teacher(nn.Module):
         solver: str | None = None,
         kappa: float = 1.0,
         draw: Callable[[int], Tensor] | None = None,
+        times: Tensor | None = None,
     ) -> Tensor:
-        """The slow reference: `noise` [B, *event_shape] to samples. `draw(i)` feeds stochastic solvers."""
-        times = self.process.grid(steps or self.best["steps"]).to(noise.device)
+        """The slow reference: `noise` [B, *event_shape] to samples.
+
+        Args:
+            noise: unit Gaussian.
+            cond: one condition per sample.
+            steps, solver: None means the teacher's best.
+            kappa: guidance scale, 1 = none.
+            draw: `draw(i)` feeds stochastic solvers.
+            times: the decreasing times to visit, instead of the process's grid of `steps`.
+        """
+        times = (self.process.grid(steps or self.best["steps"]) if times is None else times).to(noise.device)
         solve = SOLVERS[solver or self.best["solver"]]
         null = self.null_condition(cond)
 

@@ -34,6 +34,8 @@ class ImageData(DistillData):
 
     domain = "image"
 
+    domain = "image"
+
     def __init__(self, batch_size: int = 64, features: str = "auto"):
         super().__init__(batch_size=batch_size)
         self.features = features
@@ -45,6 +47,7 @@ class ImageData(DistillData):
 
     @property
     def media(self) -> ModuleType:
+        """`domains.image.media`."""
         from domains.image import media
 
         return media

@@ -65,7 +65,8 @@ class ImageEvaluator:
         """The protocol as plain data; numbers under different protocols are not comparable."""
         return {
             "domain": "image",
-            "features": self.extractor.facts | {
+            "features": self.extractor.facts
+            | {
                 "dimensions": self._reference_ND.shape[1],
                 "standardised": self.extractor.standardised,
             },
@@ -114,7 +115,7 @@ class ImageEvaluator:
             return pixels()
         if shipped := self._shipped():
             return shipped
-        net = extractors.train_classifier(self.train, self.num_classes)
+        net = extractors.train_classifier(self.train, self.num_classes, extractors.STEPS)
         sha256 = hashlib.sha256(extractors.packed(net)).hexdigest()
         name = f"classifier fitted to the training data ({extractors.STEPS} steps, seed 0)"
         return classifier(net, name, sha256, self._accuracy(net))

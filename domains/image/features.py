@@ -72,7 +72,8 @@ def train_classifier(data: Any, classes: int, steps: int = STEPS, seed: int = 0,
     rng = torch.Generator().manual_seed(seed)
     image = data[torch.zeros(1, dtype=torch.long)]["data"]
     shift = max(1, image.shape[-1] // 8)
-    with torch.random.fork_rng(devices=[]):
+    # An evaluation, which is where it is fitted on the spot, runs without gradients.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Classifier(image.shape[1], classes, image.shape[-1]).to(device).train()
         optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)

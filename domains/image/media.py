@@ -21,13 +21,16 @@ def picture(samples: Tensor, cond: dict[str, Tensor] | None = None, columns: int
     return sheet
 
 
-def compare(rows: dict[str, Tensor]) -> Image.Image:
-    """One labelled row for each set of samples, such as a teacher's and a student's from the same noise."""
+def compare(rows: dict[str, Tensor], columns: int = 12) -> Image.Image:
+    """One labelled row for each set of samples, such as a teacher's and a student's from the same noise.
+
+    Shows the first `columns` samples of each.
+    """
     if not rows:
         raise ValueError("there is nothing to compare; give at least one row of samples")
     font = ImageFont.load_default()
     margin = max(int(font.getlength(name)) for name in rows) + 12
-    strips = {name: picture(samples, columns=len(samples)) for name, samples in rows.items()}
+    strips = {name: picture(samples[:columns], columns=columns) for name, samples in rows.items()}
     sheet = Image.new(
         "RGB",
         (margin + max(strip.width for strip in strips.values()), sum(strip.height for strip in strips.values())),

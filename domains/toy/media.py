@@ -63,7 +63,7 @@ class ToyMedia:
         density = law.log_prob(torch.cartesian_prod(*lines)).exp().reshape(GRID, GRID)
         axis.contourf(*(line.numpy() for line in lines), density.T.numpy(), levels=12, cmap="Greys")
         axis.scatter(*x_ND.T.numpy(), s=3, color="tab:red", alpha=0.5, linewidths=0)
-        axis.set(xlim=(low_D[0], high_D[0]), ylim=(low_D[1], high_D[1]))
+        axis.set(xlim=(float(low_D[0]), float(high_D[0])), ylim=(float(low_D[1]), float(high_D[1])))
 
 
 def _marginal(law: Mixture, dim: int) -> Mixture:

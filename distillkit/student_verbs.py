@@ -1,0 +1,219 @@
+"""The verbs on student folders: sample, evaluate, export."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from distillkit.callbacks.finish import save_picture
+from distillkit.errors import Failure, UsageError
+from distillkit.files import write_atomic, write_text
+from distillkit.student import Student, load_student
+
+
+class Arguments(argparse.ArgumentParser):
+    """Argparse whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog.split()[-1]}: {message} (see --help)")
+
+
+def _load(path: str) -> Student:
+    try:
+        return load_student(path)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _build(student: Student, *wanted: str) -> dict[str, Any]:
+    """The teacher and the data that a student folder says it was made with."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from distillkit.data import DistillData
+    from distillkit.teachers.base import Teacher
+
+    recorded = student.config.get("run") or {}
+    lacking = [name for name in wanted if name not in recorded]
+    if lacking:
+        raise UsageError(f"this student folder does not say which {' and '.join(lacking)} it was made with, as one made by `fit` does")
+    parser = ArgumentParser(exit_on_error=False)
+    kinds: dict[str, type] = {"teacher": Teacher, "data": DistillData}
+    for name in wanted:
+        parser.add_subclass_arguments(kinds[name], name)
+    try:
+        return vars(parser.instantiate(parser.parse_object({name: recorded[name] for name in wanted})))
+    except (ArgumentError, ValueError) as error:
+        raise UsageError(f"the student's {' and '.join(wanted)} cannot be built: {str(error).splitlines()[-1].strip()}") from error
+
+
+def _new(path: Path, force: bool = False) -> Path:
+    """A path that may be written to."""
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already; give another place with --out")
+    return path
+
+
+# ---- sample
+
+
+def sample(argv: Sequence[str]) -> int:
+    """`sample STUDENT -n 64 --seed 1 --out DIR`: samples.npz and a picture."""
+    import numpy as np
+
+    parser = Arguments(prog="distillkit sample", description="Draw samples from a student folder.")
+    parser.add_argument("student", help="a student folder, or the run folder around it")
+    parser.add_argument("-n", type=int, default=64, help="how many (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    parser.add_argument("--out", type=Path, help="folder for samples.npz and samples.png (default: samples-SEED beside the student)")
+    parser.add_argument("--cond", action="append", default=[], metavar="NAME=K", help="one class for all samples, such as label=3 (default: classes in turn)")
+    args = parser.parse_args(argv)
+    if args.n < 1:
+        raise UsageError(f"-n must be at least 1, got {args.n}")
+    student = _load(args.student)
+    cond = student.default_condition(args.n)
+    for item in args.cond:
+        name, _, value = item.partition("=")
+        if name not in cond or not value.isdigit() or int(value) >= student.classes[name]:
+            known = ", ".join(f"{key}=0..{count - 1}" for key, count in student.classes.items()) or "none: it has no classes"
+            raise UsageError(f"--cond {item} is not possible; this student's conditions are {known}")
+        cond[name] = torch.full((args.n,), int(value))
+    out = _new(args.out or Path(args.student) / f"samples-{args.seed}")
+    samples = student.sample(args.n, cond, args.seed)
+    arrays = {"samples": samples.numpy(), **{name: value.numpy() for name, value in cond.items()}}
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    write_atomic(out / "samples.npz", write)
+    print(f"{args.n} samples in {out / 'samples.npz'}: array `samples`, shape {tuple(samples.shape)}")
+    if "data" in (student.config.get("run") or {}):
+        save_picture(out / "samples.png", _build(student, "data")["data"].media.picture(samples, cond))
+        print(f"picture: {out / 'samples.png'}")
+    return 0
+
+
+# ---- evaluate
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """`evaluate RUN_OR_STUDENT`: one table, and evaluation.json beside the student."""
+    from rich.console import Console
+
+    from distillkit.evaluation import protocol
+    from distillkit.quality import evaluation_table
+
+    parser = Arguments(prog="distillkit evaluate", description="Measure a student folder against its teacher and real data.")
+    parser.add_argument("student", help="a student folder, or the run folder around it")
+    parser.add_argument("--num-samples", type=int, default=1000, help="samples of every model (default 1000)")
+    parser.add_argument("--seed", type=int, default=1234, help="of the noise (default 1234)")
+    parser.add_argument("--out", type=Path, help="the file (default: evaluation.json in the folder)")
+    args = parser.parse_args(argv)
+    if args.num_samples < 2:
+        raise UsageError(f"--num-samples must be at least 2, got {args.num_samples}")
+    student = _load(args.student)
+    made_with = _build(student, "teacher", "data")
+    teacher, data = made_with["teacher"], made_with["data"]
+    if teacher.fingerprint() != student.config.get("teacher", {}).get("hash"):
+        raise Failure("the teacher has changed since this student was made, so it is not the one to compare with: restore it")
+    kappa = student.config.get("kappa", 1.0)
+    result = protocol.evaluate(data.evaluator(), teacher, student, args.num_samples, args.seed, kappa)
+    path = args.out or Path(args.student) / "evaluation.json"
+    write_text(path, json.dumps(result, indent=1))
+    Console().print(evaluation_table(result))
+    print(f"evaluation: {path}")
+    return 0
+
+
+# ---- export
+
+
+def export(argv: Sequence[str]) -> int:
+    """`export STUDENT --format {safetensors,onnx}`: one file, reloaded and compared before it counts as done."""
+    parser = Arguments(prog="distillkit export", description="Write a student in a format for other programs.")
+    parser.add_argument("student", help="a student folder, or the run folder around it")
+    parser.add_argument("--format", choices=("safetensors", "onnx"), default="safetensors", help="default safetensors")
+    parser.add_argument("--out", type=Path, help="the file (default: student.FORMAT in the folder)")
+    args = parser.parse_args(argv)
+    student = _load(args.student)
+    out = _new(args.out or Path(args.student) / f"student.{args.format}")
+    error = {"safetensors": to_safetensors, "onnx": to_onnx}[args.format](student, out)
+    print(f"{out}: reloaded, largest difference from the student {error:.1e}")
+    return 0
+
+
+def to_safetensors(student: Student, path: Path) -> float:
+    """Weights and student.yaml in one safetensors file (the yaml as json under the metadata key `student`); must be exact."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    from distillkit.spec import from_spec
+
+    state = {name: value.contiguous() for name, value in student.denoiser.state_dict().items()}
+    write_atomic(path, lambda temporary: save_file(state, temporary, {"student": json.dumps(student.config)}))
+    with safe_open(path, "pt") as file:
+        config = json.loads(file.metadata()["student"])
+        denoiser = from_spec(config["denoiser"])
+        denoiser.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+    again = Student(denoiser, config["times"], config["event_shape"], config["classes"], config["renoise"]).eval()
+    return _difference(path, student.sample(8), again.sample(8), tolerance=0.0)
+
+
+class _Flat(nn.Module):
+    """A student as a function of plain tensors: noise [B, K, *event_shape] (K = 1 unless it re-noises), then the conditions."""
+
+    def __init__(self, student: Student):
+        super().__init__()
+        self.student = student
+
+    def forward(self, noise: Tensor, *cond: Tensor) -> Tensor:
+        named = dict(zip(self.student.classes, cond, strict=True))
+        return self.student(noise[:, 0], named, lambda i: noise[:, i])
+
+
+def to_onnx(student: Student, path: Path) -> float:
+    """An ONNX graph `(noise, *conditions) -> samples` with a free batch size, compared with ONNX Runtime."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch's exporter needs it)
+    except ImportError as error:
+        raise Failure(f"onnx needs packages that are not installed ({error.name}): pip install 'distillkit[onnx]'") from error
+
+    draws = student.num_steps if student.renoise else 1
+    noise = torch.randn((3, draws, *student.event_shape), generator=torch.Generator().manual_seed(0))
+    cond = tuple(student.default_condition(3).values())
+    batch = torch.export.Dim("batch", min=1)
+    module, shapes = _Flat(student).eval(), ({0: batch}, *([tuple({0: batch} for _ in cond)] if cond else []))
+    names = ["noise", *student.classes]
+
+    def write(temporary: Path) -> None:
+        with torch.no_grad():
+            program = torch.onnx.export(
+                module, (noise, *cond), dynamo=True, dynamic_shapes=shapes, input_names=names, output_names=["samples"], verbose=False
+            )
+        program.save(str(temporary))
+
+    write_atomic(path, write)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    noise = torch.randn((5, draws, *student.event_shape), generator=torch.Generator().manual_seed(1))  # another batch size
+    cond = tuple(student.default_condition(5).values())
+    feed = {name: value.numpy() for name, value in zip(names, (noise, *cond), strict=True)}
+    with torch.no_grad():
+        return _difference(path, module(noise, *cond), torch.from_numpy(session.run(None, feed)[0]), tolerance=1e-3)
+
+
+def _difference(path: Path, expected: Tensor, got: Tensor, tolerance: float) -> float:
+    error = float((expected - got).abs().max())
+    if not error <= tolerance:
+        path.unlink()
+        raise Failure(f"the exported student differs from the original by {error:.1e} (allowed {tolerance:.0e}), so it was not kept")
+    return error
+
+

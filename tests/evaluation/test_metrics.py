@@ -1,0 +1,200 @@
+"""Every metric against a closed form or a set of points small enough to do by hand."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distillkit.evaluation import metrics
+
+
+def gaussian_set(mean, covariance, num=200, seed=0):
+    """Points whose sample mean and (n - 1) covariance are exactly the given ones."""
+    mean, covariance = torch.tensor(mean).double(), torch.tensor(covariance).double()
+    x = torch.randn(num, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = x - x.mean(0)
+    root = torch.linalg.cholesky(x.T @ x / (num - 1))
+    white = torch.linalg.solve_triangular(root, x.T, upper=False).T
+    return mean + white @ torch.linalg.cholesky(covariance).T
+
+
+def column(*values):
+    return torch.tensor(values, dtype=torch.float64)[:, None]
+
+
+def cloud(seed, num=20, dim=3):
+    return torch.randn(num, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def test_frechet_of_two_gaussians_is_the_closed_form():
+    scipy = pytest.importorskip("scipy.linalg")
+    a = [[2.0, 0.7], [0.7, 0.5]]
+    b = [[1.0, -0.3], [-0.3, 3.0]]  # does not commute with a
+    root = scipy.sqrtm(torch.tensor(a).double().numpy() @ torch.tensor(b).double().numpy()).real
+    expected = 3.0**2 + 4.0**2 + 2.5 + 4.0 - 2 * root.trace()
+    found = metrics.frechet_distance(gaussian_set([0, 0], a), gaussian_set([3.0, -4.0], b, num=77, seed=1))
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_has_the_unbiased_variance():
+    # std sqrt(2) and 2 sqrt(2) by n - 1; by n they would be 1 and 2, and the distance 1
+    assert metrics.frechet_distance(column(-1, 1), column(-2, 2)) == pytest.approx(2.0)
+
+
+def test_frechet_survives_a_singular_covariance():
+    flat = torch.cat([cloud(0), cloud(0)], dim=1)
+    assert metrics.frechet_distance(flat, flat) == pytest.approx(0.0, abs=1e-6)
+    assert metrics.frechet_distance(flat, flat + 1) == pytest.approx(6.0, rel=1e-6)
+
+
+def test_standardise_uses_the_reference_and_drops_what_is_constant():
+    reference = torch.tensor([[0.0, 5.0, 10.0], [2.0, 5.0, 30.0]])  # mean 1, 5, 20; std sqrt 2, 0, sqrt 200
+    found = metrics.standardise(torch.tensor([[3.0, 7.0, 20.0]]), reference)
+    assert found.tolist() == [pytest.approx([math.sqrt(2.0), 0.0])]
+    with pytest.raises(ValueError, match="every feature is constant"):
+        metrics.standardise(reference, torch.ones(4, 3))
+
+
+def test_kernel_distance_by_hand():
+    # k(1, 1) = 8, k(0, 0) = k(1, 0) = 1: 8 + 1 - 2
+    assert metrics.kernel_distance(column(1, 1), column(0, 0)) == pytest.approx(7.0)
+    # off the diagonal k_aa is 1; with it, the biased estimate would be 1.75 higher
+    assert metrics.kernel_distance(column(0, 1), column(0, 0)) == pytest.approx(0.0)
+
+
+def test_kernel_distance_divides_by_the_dimension():
+    # x.y / D = 1 whatever D
+    assert metrics.kernel_distance(torch.ones(2, 5), torch.zeros(2, 5)) == pytest.approx(7.0)
+
+
+def test_kernel_distance_over_subsets_estimates_the_full_one_and_has_no_bias():
+    a, b = cloud(0, 600), cloud(1, 500) * 1.5 + 0.3
+    full = metrics.kernel_distance(a[:500], b)
+    subsets = metrics.kernel_distance(a[:500], b, subsets=200, size=100)
+    assert subsets == pytest.approx(full, rel=0.1)
+    assert subsets == metrics.kernel_distance(a[:500], b, subsets=200, size=100)
+    same = [metrics.kernel_distance(cloud(2 * i, 50), cloud(2 * i + 1, 50)) for i in range(100)]
+    mean, error = torch.tensor(same).mean(), torch.tensor(same).std() / 10
+    assert min(same) < 0 and abs(mean) < 3 * error  # the biased one is 0.4 here, the error below 0.05
+
+
+def test_precision_and_recall_by_hand():
+    real, fake = column(0, 1, 2, 3), column(4, 4.5)  # radii 1 and 0.5
+    assert metrics.precision_recall(real, fake, k=1) == (0.5, 0.0)
+    assert metrics.precision_recall(fake, real, k=1) == (0.0, 0.5)
+
+
+def test_a_collapsed_model_is_precise_and_forgets():
+    real = torch.cat([cloud(0, 50), cloud(1, 50) + 20])
+    precision, recall = metrics.precision_recall(real, cloud(2, 50))
+    assert precision > 0.8 and 0.3 < recall <= 0.5
+
+
+def test_density_and_coverage_by_hand():
+    real, fake = column(0, 1, 2, 3), column(0, 10)
+    # k = 1: radius 1 everywhere; the fake at 0 lies in the balls of 0 and 1, the other in none
+    assert metrics.density_coverage(real, fake, k=1) == (1.0, 0.5)
+    # k = 2: radii 2, 1, 1, 2; the fake at 0 again lies in two balls, divided by k
+    assert metrics.density_coverage(real, fake, k=2) == (0.5, 0.5)
+
+
+def test_nearest_distance_by_hand():
+    mean, low = metrics.nearest_distance(column(0, 3), column(1, 10))  # distances 1 and 2
+    assert mean == pytest.approx(1.5) and low == pytest.approx(1.05)
+
+
+def test_sliced_wasserstein_by_hand():
+    assert metrics.sliced_wasserstein(column(0, 1), column(0.5)) == pytest.approx(0.5)
+    # quantiles: [0, 1/3] 0 - 0, [1/3, 1/2] 0 - 1, [1/2, 2/3] 3 - 1, [2/3, 1] 3 - 3: (1 + 4) / 6
+    assert metrics.sliced_wasserstein(column(3, 0), column(1, 3, 0)) == pytest.approx(math.sqrt(5 / 6))
+
+
+def test_sliced_wasserstein_of_gaussians():
+    x = gaussian_set([0.0], [[1.0]], num=500)
+    rms = float(x.square().mean().sqrt())
+    assert metrics.sliced_wasserstein(x, x + 3) == pytest.approx(3.0)
+    assert metrics.sliced_wasserstein(x, 0.5 * x) == pytest.approx(0.5 * rms)  # |s_a - s_b|
+    plane = cloud(0, 100, 2)
+    shift = torch.tensor([3.0, 4.0])
+    assert metrics.sliced_wasserstein(plane, plane + shift, 4096) == pytest.approx(5 / math.sqrt(2), rel=0.02)
+
+
+def test_energy_distance_by_hand():
+    assert metrics.energy_distance(column(0), column(1)) == pytest.approx(2.0)
+    assert metrics.energy_distance(column(0, 2), column(1)) == pytest.approx(1.0)  # 2 * 1 - (0 + 2 + 2 + 0) / 4
+
+
+TWO_SETS = {
+    "frechet": metrics.frechet_distance,
+    "kernel": metrics.kernel_distance,
+    "precision_recall": metrics.precision_recall,
+    "density_coverage": metrics.density_coverage,
+    "nearest": metrics.nearest_distance,
+    "sliced_wasserstein": metrics.sliced_wasserstein,
+    "energy": metrics.energy_distance,
+}
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), num=st.integers(6, 30))
+@pytest.mark.parametrize("name", TWO_SETS)
+def test_order_and_a_common_permutation_of_features_do_not_matter(name, seed, num):
+    a, b = cloud(seed, num), cloud(seed + 1, 15) + 0.5
+    shuffled = b[torch.randperm(15, generator=torch.Generator().manual_seed(seed))]
+    assert TWO_SETS[name](a, shuffled) == pytest.approx(TWO_SETS[name](a, b), rel=1e-9, abs=1e-9)
+    if name != "sliced_wasserstein":  # its directions are drawn, so only their law is invariant
+        assert TWO_SETS[name](a.flip(1), b.flip(1)) == pytest.approx(TWO_SETS[name](a, b), rel=1e-9, abs=1e-9)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000), times=st.tuples(st.integers(1, 4), st.integers(1, 4)))
+@pytest.mark.parametrize("name", ["sliced_wasserstein", "energy"])
+def test_repeating_a_whole_set_leaves_its_law_alone(name, seed, times):
+    a, b = cloud(seed, 7), cloud(seed + 1, 5)
+    found = TWO_SETS[name](a.repeat(times[0], 1), b.repeat(times[1], 1))
+    assert found == pytest.approx(TWO_SETS[name](a, b), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["frechet", "kernel", "sliced_wasserstein", "energy"])
+def test_distances_are_symmetric(name):
+    a, b = cloud(0, 20), cloud(1, 20) * 2 + 1
+    assert TWO_SETS[name](a, b) == pytest.approx(TWO_SETS[name](b, a), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["precision_recall", "density_coverage", "nearest", "energy"])
+def test_blocks_do_not_change_the_result(name, monkeypatch):
+    a, b = cloud(0, 23), cloud(1, 17)
+    whole = TWO_SETS[name](a, b)
+    monkeypatch.setattr(metrics, "CHUNK", 4)
+    assert TWO_SETS[name](a, b) == pytest.approx(whole, rel=1e-12)
+
+
+def test_the_global_generator_is_left_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    metrics.kernel_distance(cloud(0), cloud(1), size=5)
+    metrics.sliced_wasserstein(cloud(0), cloud(1))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name, bad", list(itertools.product(TWO_SETS, ["nan", "shape"])))
+def test_bad_features_are_refused(name, bad):
+    a, b = cloud(0), cloud(1)
+    if bad == "nan":
+        b[3, 1] = float("nan")
+    else:
+        b = b[:, :2]
+    with pytest.raises(ValueError, match="NaN or infinity" if bad == "nan" else "one D for both"):
+        TWO_SETS[name](a, b)
+
+
+def test_too_few_points_are_refused():
+    with pytest.raises(ValueError, match="at least 4 points in each set, got 3"):
+        metrics.precision_recall(cloud(0, 3), cloud(1), k=3)
+    with pytest.raises(ValueError, match="at least 2 points"):
+        metrics.frechet_distance(cloud(0, 1), cloud(1))
+    with pytest.raises(ValueError, match="k = 5 neighbours"):
+        metrics.density_coverage(cloud(0, 5), cloud(1), k=5)

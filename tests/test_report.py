@@ -1,0 +1,391 @@
+import io
+import json
+import os
+import re
+import xml.etree.ElementTree as ET
+from copy import deepcopy
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from distillkit.curves import axis, curve, smooth, thin
+from distillkit.quality import number, quality_table, shortfalls, strip, times, verdict
+from distillkit.report import evaluation_table, write_card, write_report
+
+EVALUATION = {
+    "protocol": {"num_samples": 2000, "seed": 1234, "evaluator": {"features": "digits"}, "teacher": {"id": "digits-8"}},
+    "headline": "frechet",
+    "better": {"recall": "higher", "frechet": "lower", "ink": "target"},
+    "rows": [
+        {
+            "name": "student",
+            "steps": 1,
+            "network_passes": 1,
+            "ms_per_sample": 0.1,
+            "metrics": {"recall": 0.5, "frechet": 0.41, "ink": 0.30},
+        },
+        {
+            "name": "teacher at its best",
+            "steps": 18,
+            "network_passes": 35,
+            "ms_per_sample": 3.1,
+            "metrics": {"recall": 0.6, "frechet": 0.38, "ink": 0.35},
+        },
+        {
+            "name": "teacher at 1 step",
+            "steps": 1,
+            "network_passes": 1,
+            "ms_per_sample": 0.1,
+            "metrics": {"recall": 0.1, "frechet": 2.9, "ink": 0.10},
+        },
+        {"name": "real data", "metrics": {"recall": 0.9, "frechet": 0.02, "ink": 0.31}},
+    ],
+}
+CONFIG = """\
+seed_everything: 0
+trainer: {max_steps: 400}
+model:
+  class_path: distillkit.methods.dmd.DMD
+  init_args: {teacher: {class_path: domains.image.teacher.Digits}}
+data: {class_path: domains.image.data.Digits, init_args: {batch_size: 128}}
+note: "</pre><script>alert(1)</script><img src='http://example.com/x.png'>"
+"""
+
+
+def changed(row, **metrics):
+    evaluation = deepcopy(EVALUATION)
+    evaluation["rows"][row]["metrics"].update(metrics)
+    return evaluation
+
+
+def without(*names):
+    return EVALUATION | {"rows": [row for row in EVALUATION["rows"] if row["name"] not in names]}
+
+
+@pytest.fixture
+def run(tmp_path):
+    lines = ["step,seconds,student/loss,fake_score/loss,val/frechet"]
+    for step in range(9, 400, 10):
+        lines.append(
+            f"{step},{step / 20},{-1 + step / 100},{2.0 ** (-step / 40)},{3 / step if step % 100 == 99 else ''}"
+        )
+    lines.append("400,20,nan,,")
+    (tmp_path / "metrics.csv").write_text("\n".join(lines))
+    (tmp_path / "evaluation.json").write_text(json.dumps(EVALUATION))
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "student.yaml").write_text("{domain: image, num_steps: 1}")
+    (tmp_path / "samples").mkdir()
+    for i, name in enumerate(["student", "teacher_best", "teacher_same_steps", "comparison", "step_000200"]):
+        Image.new("L", (16 if i < 4 else 900, 8), 50 * i).save(tmp_path / "samples" / f"{name}.png")
+    return tmp_path
+
+
+class Page(HTMLParser):
+    VOID = {"meta", "img", "br", "link", "input"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.words = [], [], []
+        self.feed(text)
+        assert self.open == []  # every element is closed, in order
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style" and data.strip():
+            self.words.append(" ".join(data.split()))
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def page_of(run):
+    path = write_report(run)
+    assert path == run / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_the_report_says_what_was_measured(run):
+    page = page_of(run)
+    assert "image · DMD" in page.words
+    assert "distilled from digits-8" in " ".join(page.words)
+    assert verdict(EVALUATION) in page.words
+    assert "More than a tenth behind the teacher: Recall 0.500 against 0.600." in page.words
+    at = page.words.index("student/loss")
+    assert page.words[at + 1] == "last 2.99, 1 not finite"
+    assert page.words.index("val/frechet ↓") < at  # what counts comes first
+    costs = dict(zip(page.words, page.words[1:], strict=False))
+    assert costs["Optimiser steps"] == "401" and costs["Batch size"] == "128"
+    assert (
+        costs["Wall time"] == "20 s" and costs["A sample costs"] == "1 network pass, 35 network passes for the teacher"
+    )
+    assert len(page.all("svg")) == 3 and len(page.all("details")) == 3
+
+
+def test_the_report_needs_nothing_from_outside(run):
+    page = page_of(run)
+    assert page.all("script") == [] and page.all("link") == []
+    for _, attributes in page.tags:
+        for name, value in attributes.items():
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                assert value.startswith(("data:image/png;base64,", "#")), (name, value)
+            assert "http" not in (value or "")
+            assert not name.startswith("on")
+    style = re.search(r"<style>(.*)</style>", (run / "report.html").read_text(), re.DOTALL)[1]
+    assert "@import" not in style and "url(" not in style and "prefers-color-scheme: dark" in style
+
+
+def test_what_the_config_says_is_text(run):
+    page = page_of(run)
+    assert "</pre><script>alert(1)</script><img src='http://example.com/x.png'>" in " ".join(page.words)
+
+
+def test_pictures_stand_with_the_student_between_its_comparisons(run):
+    page = page_of(run)
+    assert [image["alt"] for image in page.all("img")] == [
+        "Teacher at its best, 35 network passes",
+        "Student, 1 network pass",
+        "Teacher at 1 step, 1 network pass",
+        "Side by side",
+        "step 200",
+    ]
+    assert [image.get("class") for image in page.all("img")] == ["small"] * 4 + [None]
+
+
+@pytest.mark.parametrize("missing", ["metrics.csv", "evaluation.json", "config.yaml", "samples", "student"])
+def test_what_is_missing_is_left_out(run, missing):
+    os.rename(run / missing, run.parent / f"{run.name}-{missing}")
+    page = page_of(run)
+    heads = {"metrics.csv": "Curves", "evaluation.json": "Quality and cost of a sample", "samples": "Samples"}
+    for piece, head in heads.items():
+        assert (head in page.words) == (piece != missing)
+    assert ("No evaluation yet" in " ".join(page.words)) == (missing == "evaluation.json")
+
+
+def test_an_interrupted_run_is_said_to_be_one(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,seconds,student/loss\n0,1,2.0\n49,2,1.0\n99")  # cut in a line
+    (tmp_path / "config.yaml").write_text("{trainer: {max_steps: 400}, model: {_target_: distillkit.methods.sid.SiD}}")
+    page = page_of(tmp_path)
+    assert "100 of 400 planned" in page.words and "SiD" in page.words
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no metrics.csv, evaluation.json or config.yaml"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_leaves_the_old_report(run, monkeypatch):
+    (run / "report.html").write_text("old")
+
+    def fail(*args):
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_report(run)
+    assert (run / "report.html").read_text() == "old"
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_the_same_run_gives_the_same_report(run):
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+
+
+# The sentence
+
+
+def test_verdict_of_a_student():
+    assert verdict(EVALUATION) == (
+        "1 network pass instead of 35: Frechet 0.410 against the teacher's 0.380 (1.08×) and 2.90 for the "
+        "teacher at 1 step; 31× faster per sample."
+    )
+
+
+def test_verdict_of_a_teacher():
+    assert verdict(without("student")) == (
+        "Frechet 0.380 with 35 network passes and 2.90 with 1 network pass; real data scores 0.0200."
+    )
+
+
+@pytest.mark.parametrize("frechet", [2.9, 3.0])
+def test_verdict_admits_a_failure(frechet):
+    assert verdict(changed(0, frechet=frechet)).endswith(
+        "no better than its teacher at the same cost: nothing is distilled yet."
+    )
+    assert "nothing is distilled" not in verdict(changed(0, frechet=2.8))
+
+
+def test_verdict_of_half_an_evaluation():
+    assert verdict({}) == verdict(without("teacher at its best", "teacher at 1 step")) == ""
+    assert verdict(changed(0, frechet=float("nan"))) == ""
+    assert "teacher at 1 step" not in verdict(without("teacher at 1 step"))
+    assert "slower" in verdict(
+        EVALUATION | {"rows": [EVALUATION["rows"][0] | {"ms_per_sample": 6.2}, *EVALUATION["rows"][1:]]}
+    )
+
+
+@pytest.mark.parametrize(
+    "metrics, found",
+    [
+        ({"recall": 0.55}, []),  # 8 % less
+        ({"recall": 0.53}, ["Recall 0.530 against 0.600"]),  # 12 % less
+        ({"recall": 0.9, "frechet": 0.41}, []),
+        ({"recall": 0.9, "frechet": 0.43}, ["Frechet 0.430 against 0.380"]),
+        ({"recall": 0.9, "ink": 0.27}, []),  # the teacher is 0.04 from real data, 0.31
+        ({"recall": 0.9, "ink": 0.36}, ["Ink 0.360 against 0.350"]),
+    ],
+)
+def test_shortfalls_follow_the_direction_of_each_metric(metrics, found):
+    assert shortfalls(changed(0, **metrics)) == found
+
+
+# The table
+
+
+def test_table_puts_the_headline_first_and_marks_the_best():
+    table = quality_table(EVALUATION)
+    labels = [column["label"] for column in table["columns"]]
+    assert labels == ["", "steps", "passes", "ms per sample", "faster", "Frechet ↓", "Recall ↑", "Ink → real"]
+    cells = {row["cells"][0]["text"]: row["cells"] for row in table["rows"]}
+    assert [cell["text"] for cell in cells["student"][1:]] == ["1", "1", "0.100", "31×", "0.410", "0.500", "0.300"]
+    assert [cell["text"] for cell in cells["real data"][1:]] == ["–", "–", "–", "–", "0.0200", "0.900", "0.310"]
+    best = {
+        (name, label) for name, row in cells.items() for label, cell in zip(labels, row, strict=True) if cell["best"]
+    }
+    assert best == {
+        ("teacher at its best", "Frechet ↓"),
+        ("teacher at its best", "Recall ↑"),
+        ("student", "Ink → real"),
+    }
+
+
+def test_real_data_comes_last_and_ragged_rows_are_fine():
+    evaluation = {
+        "headline": "frechet",
+        "rows": [{"name": "real data"}, {"name": "student", "metrics": {"frechet": 1}}],
+    }
+    table = quality_table(evaluation)
+    assert [row["kind"] for row in table["rows"]] == ["student", "real"]
+    assert [cell["text"] for cell in table["rows"][1]["cells"]] == ["real data", "–"]
+
+
+def test_strip_is_logarithmic_when_values_spread():
+    dots = strip(EVALUATION)["dots"]
+    assert [dot["name"] for dot in dots] == ["real data", "teacher at its best", "student", "teacher at 1 step"]
+    assert dots[0]["at"] == 0 and dots[-1]["at"] == pytest.approx(100)
+    assert dots[2]["at"] == pytest.approx(100 * np.log(0.41 / 0.02) / np.log(2.9 / 0.02))
+    near = strip(without("real data", "teacher at 1 step"))  # 0.38 and 0.41: linear from zero, no exaggeration
+    assert not near["log"] and near["dots"][0]["at"] == pytest.approx(100 * 0.38 / 0.41)
+
+
+def test_table_in_the_terminal():
+    text = io.StringIO()
+    Console(file=text, width=80).print(evaluation_table(EVALUATION))
+    shown = text.getvalue()
+    assert verdict(EVALUATION) in " ".join(shown.split())
+    header = next(line for line in shown.splitlines() if line.lstrip().startswith("student"))
+    assert header.split()[0] == "student" and header.rstrip().endswith("real data")
+    assert re.search(r"Frechet ↓ +0\.410 ", shown) and re.search(r"faster +31× ", shown)
+    assert "Ink → real" in shown and "…" not in shown
+
+
+def test_numbers():
+    assert [number(x) for x in (0.41, 12.34, 123.4, 1234.5, 3.1e-5, 0.0, 7, 2000, None, float("nan"))] == [
+        *("0.410", "12.3", "123", "1,234", "3.10e-05", "0.00", "7", "2,000", "–", "nan")
+    ]
+    assert [times(x) for x in (1.0789, 4.04, 31.3, 1234.0, None)] == ["1.08×", "4.0×", "31×", "1,234×", "–"]
+
+
+# The curves
+
+
+def test_smoothing_keeps_a_constant_and_follows_a_slope_without_lag():
+    assert np.allclose(smooth(np.full(300, 2.0)), 2.0)
+    ramp = np.arange(300.0)
+    assert np.allclose(smooth(ramp)[30:-30], ramp[30:-30])
+    noise = np.random.default_rng(0).normal(size=2000)
+    assert (
+        smooth(noise).std() < 0.12 * noise.std()
+    )  # Gaussian of width 50: 1 / sqrt(2 sqrt(pi) 50) = 0.075, at the ends more
+
+
+def test_axis_is_logarithmic_for_decades_and_deaf_to_spikes():
+    assert axis(np.geomspace(0.1, 10, 100))[0] == "log"
+    assert axis(np.linspace(1, 5, 100))[0] == "linear"
+    assert axis(np.linspace(-1, 50, 100))[0] == "linear"
+    spike = np.concatenate([np.linspace(1, 2, 999), [1e6]])
+    scale, (low, high) = axis(spike)
+    assert scale == "linear" and 0.9 < low < 1.1 and 1.9 < high < 2.2
+    low, high = axis(np.zeros(10))[1]
+    assert low < 0 < high
+
+
+def test_thinning_keeps_every_extreme():
+    values = np.random.default_rng(0).normal(size=10_000)
+    values[[1234, 8765]] = 50, -50
+    steps, kept = thin(np.arange(10_000), values)
+    assert len(kept) <= 600 and kept.max() == 50 and kept.min() == -50
+    assert (values[steps] == kept).all() and (np.diff(steps) > 0).all()
+
+
+@pytest.mark.parametrize("num", [2, 30, 3000])
+def test_curves_are_valid_svg_in_the_colours_of_the_page(num):
+    svg = curve(np.arange(num), np.geomspace(5, 0.01, num), num - 1)
+    root = ET.fromstring(svg.replace("<svg", '<svg xmlns:xlink="x"', 1))
+    assert root.get("viewBox") and not root.get("width")
+    assert "var(--line)" in svg and "var(--rule)" in svg and "currentColor" in svg and "#0a0b0" not in svg
+    assert "http" not in svg and "<style" not in svg and len(svg) < 60_000
+    assert "0.01" in [text.text for text in root.iter("text")]  # plain numbers on the logarithmic axis
+
+
+# The card
+
+
+def rows_of(card):
+    return [line for line in card.splitlines() if line.startswith("|")]
+
+
+def test_card_of_a_student(tmp_path):
+    folder = tmp_path / "quick"
+    folder.mkdir()
+    Image.new("L", (8, 8)).save(folder / "samples.png")
+    config = {"domain": "image", "num_steps": 1, "data_license": "CC BY 4.0", "teacher": {"id": "a|b"}}
+    write_card(folder, "student", config, changed(0, ink=0.3), "python -m distillkit fit method=dmd")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert 'distillkit.load_student("quick")' in card and "python -m distillkit fit method=dmd" in card
+    assert "![Samples](samples.png)" in card and f"**{verdict(EVALUATION)}**" in card
+    assert "- The data: CC BY 4.0" in card and "Not stated" not in card
+    assert "Measured with 2,000 samples, seed 1234." in card
+    table = rows_of(card)
+    assert len(table) == 6 and {line.count("|") for line in table} == {9}
+    assert "| teacher at its best | 18 | 35 | 3.10 | 1.00× | **0.380** | **0.600** | 0.350 |" in table
+    assert "&" not in card  # text, not HTML
+    assert "\n\n\n" not in card and card.endswith("\n")
+
+
+def test_card_of_a_teacher_without_evaluation(tmp_path):
+    write_card(tmp_path, "teacher", {"id": "digits"}, None, None)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "FolderTeacher(" in card and "load_student" not in card
+    assert "It has not been evaluated." in card and "Not stated." in card
+    assert "samples.png" not in card and rows_of(card) == []
+
+
+def test_card_of_something_else_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='"student" or "teacher", got \'pupil\''):
+        write_card(tmp_path, "pupil", {}, None, None)
