@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
@@ -142,10 +143,10 @@ class CLI(LightningCLI):
         if config.trainer.default_root_dir is not None:
             raise UsageError("trainer.default_root_dir is the run folder: give it with --out")
         # what is saved knows neither where the run was kept nor what it continued: it can be run again elsewhere
-        record = config.clone()
-        record.ckpt_path = None
+        self._dump_config()
+        record = yaml.safe_dump({**self.config_dump, "ckpt_path": None}, sort_keys=False)
         self.folder = runs.claim(self.out, self.name, self.checkpoint)
-        self.start = Start(self.folder, self._parser(self.verb).dump(record, skip_none=False))
+        self.start = Start(self.folder, record)
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             arguments = getattr(logger, "init_args", None)

@@ -1,9 +1,11 @@
 """What is said to people when something is wrong: one sentence, with the mend."""
 
+import argparse
 import difflib
 import re
 from collections.abc import Iterable
 from importlib import import_module
+from typing import NoReturn
 
 
 class UsageError(ValueError):
@@ -16,6 +18,13 @@ class Failure(RuntimeError):
 
 class Interrupted(Failure):
     """The run was told to stop and has saved its state. Shown as one sentence; exit code 130."""
+
+
+class Arguments(argparse.ArgumentParser):
+    """Argparse whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog.split()[-1]}: {message} (see --help)")
 
 
 def did_you_mean(name: str, names: Iterable[str], show: int = 3) -> str:

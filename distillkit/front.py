@@ -50,7 +50,7 @@ flags:
   --help=all     every flag of LightningCLI (--trainer.X, --print_config ...); --model.help explains the chosen model"""
 
 ALWAYS_VALUED = ("--out", "--config", "-c", "--ckpt_path")  # the next token is theirs even if it has a `=`
-SWITCHES = {"--show": "show", "--debug": "debug", "-m": "sweep", "--multirun": "sweep", "-h": "help", "--help": "help"}
+SWITCHES = {"--show": "show", "-m": "sweep", "--multirun": "sweep", "-h": "help", "--help": "help"}
 
 
 @dataclass
@@ -61,7 +61,6 @@ class Call:
     flags: list[list[str]] = field(default_factory=list)  # for LightningCLI: [flag] or [flag, value]
     out: str | None = None
     show: bool = False
-    debug: bool = False
     sweep: bool = False
     help: bool = False
 

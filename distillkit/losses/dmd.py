@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distillkit.losses.reduce import mean_per_sample
+from distillkit.losses.reduce import Normalise, distance_scale, mean_per_sample
 
 
-def dmd_loss(x_g: Tensor, real: Tensor, fake: Tensor, normalise: bool = True) -> Tensor:
+def dmd_loss(x_g: Tensor, real: Tensor, fake: Tensor, normalise: Normalise | None = "sample") -> Tensor:
     """`0.5 mean |x_g - sg[x_g - g]|^2` with `g = (fake - real) / n`, n = mean |x_g - real| per sample (DMD eq. 7-8).
 
     Its gradient in x_g is g divided by the number of elements; the value is 0.5 mean g^2 and no divergence.
@@ -16,12 +16,12 @@ def dmd_loss(x_g: Tensor, real: Tensor, fake: Tensor, normalise: bool = True) ->
     Args:
         x_g: student samples, [B, ...].
         real, fake: teacher's and fake score's denoised samples at the noised x_g; taken as constants.
-        normalise: divide by n; off gives the plain gradient of the closed forms.
+        normalise: over what the mean in n is taken; None leaves n out and gives the plain gradient of the closed forms.
     """
     with torch.no_grad():
         g = fake - real
         if normalise:
-            g = g / mean_per_sample((x_g - real).abs()).clamp_min(1e-5)
+            g = g / distance_scale(x_g, real, normalise)
         target = x_g - g
     return 0.5 * (x_g - target).square().mean()
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distillkit.losses.reduce import mean_per_sample
+from distillkit.losses.reduce import Normalise, distance_scale
 
 
-def sid_loss(x_g: Tensor, real: Tensor, fake: Tensor, alpha: float = 1.2, normalise: bool = True) -> Tensor:
+def sid_loss(x_g: Tensor, real: Tensor, fake: Tensor, alpha: float = 1.2, normalise: Normalise | None = "sample") -> Tensor:
     """`mean (real - fake) [(real - x_g) - alpha (real - fake)] / n`, n = sg[mean |x_g - real|] per sample (eq. 23).
 
     Equal to `(1 - alpha) |real - fake|^2 + <real - fake, fake - x_g>`. Gradient flows through all three arguments,
@@ -18,10 +18,10 @@ def sid_loss(x_g: Tensor, real: Tensor, fake: Tensor, alpha: float = 1.2, normal
         x_g: student samples, [B, ...].
         real, fake: teacher's and fake score's denoised samples at the noised x_g, not detached.
         alpha: 0.5 is the exact gradient of the Fisher divergence, 1 drops its second half, 1.2 is the paper's best.
-        normalise: divide by n; off gives the plain loss of the closed forms.
+        normalise: over what the mean in n is taken; None leaves n out and gives the plain loss of the closed forms.
     """
     difference = real - fake
     loss = difference * ((real - x_g) - alpha * difference)
     if normalise:
-        loss = loss / mean_per_sample((x_g - real).abs()).detach().clamp_min(1e-5)
+        loss = loss / distance_scale(x_g, real, normalise)
     return loss.mean()

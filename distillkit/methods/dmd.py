@@ -70,7 +70,7 @@ class DMD(ScoreDistiller):
             x_t = x_t.detach()
             real = guided(self.teacher.denoiser, x_t, t, cond, self.null(cond), self.kappa)
             fake = self.fake_score(x_t, t, cond)
-        loss = dmd_loss(x_g, real, fake)
+        loss = dmd_loss(x_g, real, fake, self.normalise)
         if self.gan:
             loss = loss + self.gan * generator_loss(self.logits(x_g, cond, "student gan"))
         if self.regression:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.sampling import few_step
 from distillkit.diffusion.times import Times
+from distillkit.losses.reduce import Normalise
 from distillkit.methods.base import Adam, Distiller
 from distillkit.student import Student
 from distillkit.teachers.base import Teacher
@@ -28,6 +29,7 @@ class ScoreDistiller(Distiller):
         t_init: the largest time; None means the process's `t_max`.
         renoise: between steps, re-noise with fresh noise (true) or keep the noise the student implies (false).
         kappa: guidance scale of the teacher, 1 = none.
+        normalise: the student's loss is divided by the mean of |x_g - teacher's x_0|, of each `sample` or the whole `batch`.
         student_times, fake_times: noise levels at which the student is judged and the fake score is trained.
         student, fake_score: optimisers of the two roles.
     """
@@ -42,6 +44,7 @@ class ScoreDistiller(Distiller):
         student: Adam,
         fake_score: Adam,
         kappa: float = 1.0,
+        normalise: Normalise = "sample",
         network: nn.Module | None = None,
         num_steps: int = 1,
         times: list[float] | None = None,
@@ -50,7 +53,7 @@ class ScoreDistiller(Distiller):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.teacher, self.kappa = teacher, kappa
+        self.teacher, self.kappa, self.normalise = teacher, kappa, normalise
         process = teacher.process
         if times is None:
             if num_steps < 1:

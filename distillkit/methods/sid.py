@@ -71,7 +71,7 @@ class SiD(ScoreDistiller):
         null = self.null(cond)
         real = guided(self.teacher.denoiser, x_t, t, cond, null, self.teacher_kappa)
         fake = guided(self.fake_score, x_t, t, cond, null, self.judge_kappa)
-        loss = sid_loss(x_g, real, fake, self.alpha)
+        loss = sid_loss(x_g, real, fake, self.alpha, self.normalise)
         if self.adversarial:
             loss = (1 - self.adversarial) * loss + self.adversarial * generator_loss(self.logits(x_t, t, cond))
         return loss

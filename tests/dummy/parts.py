@@ -32,7 +32,7 @@ class Numbers(DistillData):
         self.size = size
 
     def load(self):
-        data = TensorData({"data": torch.randn(self.size, 1)})
+        data = TensorData({"data": torch.randn(self.size, 1, generator=torch.Generator().manual_seed(1))})
         return data, data, data
 
     def build_evaluator(self):
@@ -53,6 +53,7 @@ class Chase(Distiller):
 
     def __init__(self, teacher: Point, student: Adam = Adam(lr=0.1), rate: float = 1.0, crash: str = "", **kwargs):
         super().__init__(**kwargs)
+        self.save_hyperparameters()  # under LightningCLI: the configuration; a resumed run must not obey it
         if rate <= 0:
             raise ValueError(f"rate must be positive, got {rate}")
         self.teacher, self.crash = teacher, crash

@@ -1,0 +1,120 @@
+"""`doctor`: whether this machine can run distillkit, and what to mend."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from distillkit.errors import Arguments, Failure, one_line
+
+CORE = (
+    "torch",
+    "lightning",
+    "jsonargparse",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "einops",
+    "safetensors",
+    "scikit-learn",
+)
+CORE_MODULES = {"hydra-core": "hydra", "scikit-learn": "sklearn"}
+OPTIONAL = {  # package: (module, the extra that installs it)
+    "torchvision": ("torchvision", "vision"),
+    "torchaudio": ("torchaudio", "audio"),
+    "open3d": ("open3d", "threed"),
+    "diffusers": ("diffusers", "full"),
+    "transformers": ("transformers", "full"),
+    "onnx": ("onnx", "onnx"),
+    "onnxruntime": ("onnxruntime", "onnx"),
+    "tensorboard": ("tensorboard", "log"),
+    "torch-fidelity": ("torch_fidelity", "fid"),
+}
+
+
+def doctor(args: Sequence[str]) -> int:
+    """Whether this machine can run distillkit, and what to mend."""
+    parser = Arguments("python -m distillkit doctor", description="Check this machine and its packages.")
+    parser.add_argument(
+        "--timeout", type=float, default=60, help="seconds that one package may take to import (default: 60)"
+    )
+    options = parser.parse_args(args)
+    mends: dict[str, None] = {}  # in order, each once
+    broken = False
+
+    print(f"python         {sys.version.split()[0]} ({sys.executable})")
+    for package in CORE:
+        problem = import_problem(CORE_MODULES.get(package, package), options.timeout)
+        print(f"{package:<14} {_version(package) or 'missing'}{f'  BROKEN: {problem}' if problem else ''}")
+        if problem:
+            broken = True
+            mends[f"reinstall {package}: pip install --force-reinstall --no-deps {package}"] = None
+    if not broken:
+        _describe_torch()
+    for package, (module, extra) in OPTIONAL.items():
+        if _version(package) is None:
+            print(f"{package:<14} not installed (optional: pip install 'distillkit[{extra}]')")
+            continue
+        problem = import_problem(module, options.timeout)
+        print(f"{package:<14} {_version(package)}{f'  INSTALLED BUT NOT IMPORTABLE: {problem}' if problem else ''}")
+        if problem and package in ("torchvision", "torchaudio"):
+            mends[
+                f"{package} was built for another torch than {_version('torch')}, and others that find it break too: "
+                f" uninstall it (pip uninstall {package}) or install the build that matches"
+            ] = None
+        elif problem:
+            mends[f"uninstall {package} (pip uninstall {package}), or mend what it says"] = None
+
+    try:
+        place = writable(Path("runs"))
+        print(f"runs folder    {place.resolve()} is writable, {shutil.disk_usage(place).free / 2**30:.1f} GiB free")
+        if shutil.disk_usage(place).free < 2**30:
+            mends["less than 1 GiB is free: make space, or give another folder with --out"] = None
+    except Failure as error:
+        broken = True
+        mends[str(error)] = None
+    for mend in mends:
+        print(f"mend: {mend}")
+    print("the core is broken" if broken else "all is well" if not mends else "the core is well")
+    return int(broken)
+
+
+def import_problem(module: str, timeout: float) -> str:
+    """What goes wrong when a fresh process imports a module; nothing if nothing does."""
+    try:
+        command = [sys.executable, "-c", f"import {module}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return f"the import took more than {timeout:g} s"
+    if done.returncode == 0:
+        return ""
+    lines = done.stderr.strip().splitlines()
+    return one_line(lines[-1] if lines else f"the import ended with code {done.returncode}", 200)
+
+
+def writable(runs: Path) -> Path:
+    """The runs folder, or the nearest folder above it that exists, if files can be made there."""
+    place = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise Failure(f"cannot write to {place}: change to another folder, or give one with --out")
+    return place
+
+
+def _describe_torch() -> None:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "HIP" if torch.version.hip else "CPU"
+    print(f"torch build    {build}; GPUs: {', '.join(gpus) or 'none'}")
+    used = os.environ.get("DISTILLKIT_THREADS", "1")
+    print(f"threads        {os.cpu_count()} cores; {used} used if there is no GPU (DISTILLKIT_THREADS changes it)")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,54 @@
+"""Distil five Gaussians on a circle, whose exact law is known, into a student of one step.
+
+    python examples/toy.py [--steps 3000] [--out runs/example-toy]
+"""
+
+import argparse
+from pathlib import Path
+
+from lightning.pytorch import Trainer, seed_everything
+
+from distillkit import load_student
+from distillkit.callbacks.progress import Progress
+from distillkit.methods.base import Adam
+from distillkit.methods.dmd import DMD
+from domains.toy.data import ToyData
+from domains.toy.teacher import Circle
+
+
+def main(steps: int = 3000, out: str = "runs/example-toy") -> None:
+    seed_everything(0, verbose=False)
+    teacher = Circle(modes=5, radius=3.0, std=0.5)  # its denoiser is a formula: nothing had to be trained
+    data = ToyData(teacher, batch_size=256)
+    method = DMD(
+        teacher,
+        student=Adam(lr=1e-3),
+        fake_score=Adam(lr=2e-3, updates=2),
+        ema_halflife=20_000,
+        schedule="cosine",
+    )
+    trainer = Trainer(
+        max_steps=steps,  # of all roles together: here every third one is the student's
+        max_epochs=-1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=Progress(),
+    )
+    trainer.fit(method, data)
+
+    method.export(Path(out) / "student")
+    student = load_student(Path(out) / "student")  # weights and a yaml: no teacher is built, no pickle is read
+    samples = student.sample(4096, seed=1)
+    for name, value in data.evaluator()(samples, {}).items():
+        print(f"{name:<18} {value:.3f}")
+    data.media.picture(samples).save(Path(out) / "samples.png")
+    print(f"picture: {Path(out) / 'samples.png'}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps of all roles (default 3000)")
+    parser.add_argument("--out", default="runs/example-toy", help="folder for the student and the picture")
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,177 @@
+"""Every process: its scales, their slopes, the way back from the noise-to-signal ratio, its grids."""
+
+import math
+
+import pytest
+import torch
+from helpers import PROCESSES, f64
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distillkit.diffusion.process import (
+    DiscreteVariancePreserving,
+    RectifiedFlow,
+    TrigFlow,
+    VarianceExploding,
+    VariancePreserving,
+    expand,
+)
+
+DISCRETE = ("ddpm", "latent", "cosine")
+
+
+def inside(process, num=64, margin=1e-3):
+    """Times strictly inside the range and off the discrete processes' kinks."""
+    u = torch.linspace(margin, 1 - margin, num, dtype=torch.float64)
+    return process.t_min + u * (process.t_max - process.t_min)
+
+
+@pytest.mark.parametrize("name", ["vp", *DISCRETE])
+def test_variance_is_preserved(name):
+    t = inside(PROCESSES[name])
+    assert (PROCESSES[name].alpha(t) ** 2 + PROCESSES[name].sigma(t) ** 2 - 1).abs().max() < 1e-12
+
+
+def test_scales_of_the_others():
+    t = f64(0.002, 0.3, 0.9)
+    ve, flow, trig = PROCESSES["ve"], PROCESSES["flow"], TrigFlow(sigma_data=0.7)
+    assert torch.equal(ve.alpha(t), torch.ones(3).double()) and torch.equal(ve.sigma(t), t)
+    assert torch.equal(flow.alpha(t) + flow.sigma(t), torch.ones(3).double()) and torch.equal(flow.sigma(t), t)
+    assert ((trig.alpha(t)) ** 2 + (trig.sigma(t) / 0.7) ** 2 - 1).abs().max() < 1e-12
+    assert torch.equal(trig.alpha(t), t.cos())
+
+
+def test_continuous_vp_solves_its_sde():
+    """`log alpha = -1/2 int beta`, beta(t) = 0.1 + 19.9 t, by the trapezium rule (exact on a straight line)."""
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    beta = 0.1 + 19.9 * t
+    log_alpha = -torch.cumulative_trapezoid(beta, t) / 2
+    assert (PROCESSES["vp"].alpha(t[1:]) - log_alpha.exp()).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_derivatives_are_those_of_autograd(process):
+    t = inside(process).requires_grad_()
+    for scale, slope in zip((process.alpha(t), process.sigma(t)), process.derivatives(t), strict=True):
+        expected = torch.autograd.grad(scale.sum(), t)[0] if scale.requires_grad else torch.zeros_like(t)
+        torch.testing.assert_close(slope, expected, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_noise_grows_and_signal_does_not(process):
+    t = inside(process, 200)
+    assert (process.ratio(t).diff() > 0).all() and (process.alpha(t).diff() <= 0).all() and (process.sigma(t).diff() > 0).all()
+    torch.testing.assert_close(process.ratio(t), process.sigma(t) / process.alpha(t), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(u=st.floats(0, 0.9999))
+def test_the_ratio_leads_back_to_the_time(name, u):
+    process = PROCESSES[name]
+    t = f64(process.t_min + u * (process.t_max - process.t_min))
+    assert (process.from_ratio(process.ratio(t)) - t).abs() <= 1e-9 * process.t_max
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(log_ratio=st.floats(math.log(0.02), math.log(60.0)))
+def test_the_time_has_the_ratio(name, log_ratio):
+    """The other way round, where all processes overlap."""
+    ratio = f64(log_ratio).exp()
+    torch.testing.assert_close(PROCESSES[name].ratio(PROCESSES[name].from_ratio(ratio)), ratio, rtol=1e-9, atol=0)
+
+
+def table(name):
+    """alpha_bar of each schedule, written down independently of the project: a running product in numbers of Python."""
+    if name == "ddpm":
+        betas = [1e-4 + (0.02 - 1e-4) * i / 999 for i in range(1000)]
+    elif name == "latent":
+        low, high = math.sqrt(0.00085), math.sqrt(0.012)
+        betas = [(low + (high - low) * i / 999) ** 2 for i in range(1000)]
+    else:
+        bar = [math.cos((i / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(1001)]
+        betas = [min(1 - b / a, 0.999) for a, b in zip(bar, bar[1:], strict=False)]
+    product, found = 1.0, []
+    for beta in betas:
+        product *= 1 - beta
+        found.append(product)
+    return f64(*found)
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_discrete_table_is_the_running_product(name):
+    process, bar, t = PROCESSES[name], table(name), torch.arange(1000).double()
+    torch.testing.assert_close(process.alpha(t) ** 2, bar, rtol=1e-9, atol=0)
+    torch.testing.assert_close(process.sigma(t) ** 2, 1 - bar, rtol=1e-9, atol=0)
+
+
+def test_known_values_of_published_tables():
+    """alpha_bar at the ends: 0.9999 and 4.04e-5 for DDPM, 0.99915 and 4.66e-3 for latent diffusion."""
+    ends = f64(0, 999)
+    assert (PROCESSES["ddpm"].alpha(ends) ** 2).tolist() == pytest.approx([0.9999, 4.0358e-5], rel=1e-4)
+    assert (PROCESSES["latent"].alpha(ends) ** 2).tolist() == pytest.approx([0.99915, 4.6602e-3], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_discrete_interpolates_the_log_ratio(name):
+    process, t = PROCESSES[name], torch.arange(0, 998, 7).double()
+    middle, below, above = (process.ratio(t + shift).log() for shift in (0.25, 0.0, 1.0))
+    torch.testing.assert_close(middle, 0.75 * below + 0.25 * above, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_grid_falls_and_hits_the_ends(process):
+    grid = process.grid(7)
+    assert grid.dtype == torch.float64 and (grid.diff() < 0).all()
+    assert grid[[0, -1]].tolist() == pytest.approx([process.t_max, process.t_min], rel=1e-12)
+    low, high = process.t_min + 0.1 * (process.t_max - process.t_min), process.t_min + 0.7 * (process.t_max - process.t_min)
+    assert process.grid(4, high, low)[[0, -1]].tolist() == pytest.approx([high, low])
+    assert process.grid(1).tolist() == pytest.approx([process.t_max])
+
+
+def test_edm_grid_is_equation_5():
+    num, rho = 18, 7
+    expected = [(80 ** (1 / rho) + i / (num - 1) * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho for i in range(num)]
+    torch.testing.assert_close(VarianceExploding().grid(num), f64(*expected))
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_add_noise_broadcasts_times_over_the_batch(process):
+    x, eps, t = torch.randn(3, 2, 4, 4).double(), torch.randn(3, 2, 4, 4).double(), inside(process, 3)
+    noised = process.add_noise(x, eps, t)
+    for i in range(3):
+        torch.testing.assert_close(noised[i], process.alpha(t[i]) * x[i] + process.sigma(t[i]) * eps[i])
+    torch.testing.assert_close(process.add_noise(x, eps, t[1]), process.add_noise(x, eps, t[1].expand(3)))
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_networks_see_a_number_of_order_one(process):
+    seen = process.network_time(inside(process))
+    assert seen.isfinite().all() and seen.abs().max() < 2 and (seen.diff() > 0).all()
+
+
+def test_expand():
+    like = torch.zeros(3, 2, 5)
+    assert expand(torch.zeros(3), like).shape == (3, 1, 1) and expand(torch.tensor(1.0), like).shape == ()
+
+
+def test_equality_is_that_of_the_settings():
+    assert VarianceExploding() == VarianceExploding() != VarianceExploding(sigma_max=70.0)
+    assert VariancePreserving() != VarianceExploding()
+    assert DiscreteVariancePreserving() == DiscreteVariancePreserving() != DiscreteVariancePreserving(schedule="cosine")
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: VarianceExploding(1.0, 0.5), "sigma_min must lie between 0 and sigma_max, got 1.0 and 0.5"),
+        (lambda: VariancePreserving(t_min=0.0), "t_min must lie between"),
+        (lambda: RectifiedFlow(t_max=1.5), "0 < t_min < t_max <= 1"),
+        (lambda: TrigFlow(t_max=2.0), "pi/2"),
+        (lambda: DiscreteVariancePreserving(schedule="sigmoid"), "linear, scaled_linear or cosine, got 'sigmoid'"),
+    ],
+)
+def test_impossible_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

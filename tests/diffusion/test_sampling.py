@@ -1,0 +1,218 @@
+"""Solvers against the exact flow of a Gaussian, in float64; the few-step sampler's paths and gradients."""
+
+import pytest
+import torch
+from helpers import f64, gaussian
+
+from distillkit.diffusion.process import RectifiedFlow, TrigFlow, VarianceExploding, VariancePreserving
+from distillkit.diffusion.sampling import SOLVERS, ancestral, few_step, network_passes, pure_noise
+from distillkit.teachers.exact import ExactTeacher, Mixture
+
+PROCESSES = {"ve": VarianceExploding(), "vp": VariancePreserving(), "flow": RectifiedFlow(), "trig": TrigFlow(sigma_data=0.6)}
+ORDERS = {"euler": 1, "ddim": 1, "heun": 2, "dpm_solver": 2}
+MEAN, COVARIANCE = [0.6, -0.3], [[0.64, 0.2], [0.2, 0.09]]
+
+
+def law(process):
+    return ExactTeacher(Mixture([MEAN], [COVARIANCE]), process)
+
+
+class Counted:
+    """A denoiser that counts its calls."""
+
+    def __init__(self, denoise):
+        self.denoise, self.times = denoise, []
+
+    def __call__(self, x, t):
+        self.times.append(float(t))
+        return self.denoise(x, t)
+
+
+def solver_error(solver, process, num):
+    """Largest error at the end of a run over the noise levels 5 .. 0.1."""
+    teacher = law(process)
+    start, end = process.from_ratio(f64(5.0, 0.1)).tolist()
+    x = pure_noise(process, torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64), f64(start))
+    found = SOLVERS[solver](teacher.denoiser, process, x, process.grid(num + 1, start, end))
+    return (found - teacher.denoiser(teacher.flow_map(x, start, end), end)).abs().max().item()
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("solver, order", ORDERS.items())
+def test_halving_the_step_shows_the_declared_order(solver, order, name):
+    coarse, fine = (solver_error(solver, PROCESSES[name], num) for num in (100, 200))
+    assert coarse / fine == pytest.approx(2**order, rel=0.05) and fine < (0.01 if order == 1 else 2e-4)
+
+
+@pytest.mark.parametrize("solver, order", ORDERS.items())
+def test_from_pure_noise_to_the_law(solver, order):
+    """The whole range of a flow, whose first level has no signal at all: mean and covariance arrive."""
+    process = PROCESSES["flow"]
+    z = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64) * 2**0.5  # has the moments of unit noise
+    found = SOLVERS[solver](law(process).denoiser, process, z, process.grid(300))
+    torch.testing.assert_close(found.mean(0), f64(*MEAN), rtol=0, atol=1e-6)
+    tolerance = 6e-3 if order == 1 else 2e-4
+    # four points weigh a quarter each, so their second moments are those of the (affine) map
+    torch.testing.assert_close(torch.cov(found.T, correction=0), torch.tensor(COVARIANCE).double(), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_one_time_is_one_call(solver, name):
+    process, x = PROCESSES[name], torch.randn(3, 2).double()
+    denoise = Counted(law(process).denoiser)
+    t = f64(process.t_max)
+    found = SOLVERS[solver](denoise, process, x, t)
+    assert torch.equal(found, law(process).denoiser(x, t[0])) and len(denoise.times) == 1
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_passes_are_counted_right(solver, steps):
+    process = PROCESSES["ve"]
+    denoise = Counted(law(process).denoiser)
+    SOLVERS[solver](denoise, process, torch.randn(3, 2).double(), process.grid(steps), lambda i: torch.zeros(3, 2))
+    assert len(denoise.times) == network_passes(solver, steps)
+    assert sorted(set(denoise.times), reverse=True) == pytest.approx(process.grid(steps).tolist())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_precision_is_that_of_the_sample(solver):
+    process = PROCESSES["vp"]
+    found = SOLVERS[solver](law(process).denoiser, process, torch.randn(3, 2), process.grid(4), lambda i: torch.randn(3, 2))
+    assert found.dtype == torch.float32
+
+
+def ancestral_moments(process, num):
+    """Exact mean and std of the ancestral sampler for a 1-D Gaussian: the map is affine in its start and its draws, so
+    rows with one of them set to one, minus the row with none, are its coefficients."""
+    teacher, times = gaussian(0.6, 0.8, process), process.grid(num)
+    draws = torch.eye(num + 1, dtype=torch.float64)[:, :, None]  # row 0: nothing; row i: draw i - 1
+    draws = torch.cat([torch.zeros(1, num, 1).double(), draws[:num, :num]])
+    start = pure_noise(process, draws[:, 0], times[0])
+    asked = []
+
+    def noise(i):
+        asked.append(i)
+        return draws[:, i]
+
+    found = ancestral(teacher.denoiser, process, start, times, noise)[:, 0]
+    assert asked == list(range(1, num))
+    return found[0].item(), (found[1:] - found[0]).square().sum().sqrt().item()
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_ancestral_sampling_reaches_the_law(name):
+    process = PROCESSES[name]
+    mean, std = ancestral_moments(process, 400)
+    coarse = ancestral_moments(process, 200)[1]
+    limit = (0.8**2 / (0.8**2 + float(process.ratio(f64(process.t_min))) ** 2)) ** 0.5  # of E[x_0 | x_t]
+    assert mean == pytest.approx(0.6, abs=5e-3) and std == pytest.approx(0.8, rel=0.02)
+    assert abs(std - 0.8 * limit) < 0.65 * abs(coarse - 0.8 * limit)
+
+
+def test_ancestral_step_is_the_posterior():
+    """With a point mass for data the step must give N(alpha_s x_0, sigma_s^2) from N(alpha x_0, sigma^2), at any step."""
+    process, point = PROCESSES["vp"], 0.7
+    times = f64(0.8, 0.3)
+    (alpha, alpha_s), (sigma, sigma_s) = process.alpha(times), process.sigma(times)
+    reached = []
+
+    def denoise(x, t):
+        reached.append(x)
+        return torch.full_like(x, point)
+
+    x = alpha * point + sigma * f64(0, 1, 0)[:, None]
+    ancestral(denoise, process, x, times, lambda i: f64(0, 0, 1)[:, None])
+    at_s = reached[1][:, 0]
+    assert at_s[0].item() == pytest.approx(float(alpha_s) * point)
+    assert (at_s[1:] - at_s[0]).square().sum().item() == pytest.approx(float(sigma_s) ** 2)
+    b = (alpha / alpha_s * sigma_s**2 / sigma**2).item()
+    assert (at_s[1] - at_s[0]).item() == pytest.approx(b * float(sigma))
+
+
+# The few-step sampler
+
+
+def noises(num, rows=6):
+    generator = torch.Generator().manual_seed(3)
+    draws = torch.randn(num, rows, 2, generator=generator, dtype=torch.float64)
+    return draws, lambda i: draws[i]
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_first_input_is_noise_of_the_first_level(name):
+    process = PROCESSES[name]
+    draws, noise = noises(1, rows=20_000)
+    t = process.from_ratio(f64(2.5))
+    _, x_t = few_step(law(process).denoiser, process, t, noise)
+    assert torch.equal(x_t, process.sigma(t[0]) * draws[0])
+    assert x_t.std().item() == pytest.approx(float(process.sigma(t)), rel=0.02)
+
+
+def test_one_step_is_one_call_bit_for_bit():
+    process = PROCESSES["ve"]
+    draws, noise = noises(3)
+    denoise, times = law(process).denoiser, f64(80, 5, 0.4)
+    alone = denoise(80 * draws[0], times[0])
+    for found, _ in (few_step(denoise, process, times[:1], noise), few_step(denoise, process, times, noise, stop=0)):
+        assert torch.equal(found, alone)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_renoising_uses_fresh_noise_of_the_next_level(name):
+    process = PROCESSES[name]
+    draws, noise = noises(3)
+    denoise = Counted(law(process).denoiser)
+    times = process.from_ratio(f64(20, 2, 0.3))
+    found, x_t = few_step(denoise, process, times, noise)
+    first = denoise.denoise(process.sigma(times[0]) * draws[0], times[0])
+    second = denoise.denoise(process.alpha(times[1]) * first + process.sigma(times[1]) * draws[1], times[1])
+    third_input = process.alpha(times[2]) * second + process.sigma(times[2]) * draws[2]
+    torch.testing.assert_close(x_t, third_input)
+    torch.testing.assert_close(found, denoise.denoise(third_input, times[2]))
+    assert denoise.times == times.tolist()
+    stopped, before = few_step(denoise, process, times, noise, stop=1)
+    torch.testing.assert_close(stopped, second)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_deterministic_mode_is_ddim(name):
+    process = PROCESSES[name]
+    draws, noise = noises(1)
+    denoise, times = law(process).denoiser, process.from_ratio(f64(20, 2, 0.3))
+    asked = []
+    found, _ = few_step(denoise, process, times, lambda i: asked.append(i) or noise(i), renoise=False)
+    torch.testing.assert_close(found, SOLVERS["ddim"](denoise, process, process.sigma(times[0]) * draws[0], times))
+    assert asked == [0]
+
+
+@pytest.mark.parametrize("renoise", [True, False])
+@pytest.mark.parametrize("stop", [0, 1, 2])
+def test_only_the_last_step_has_gradient(renoise, stop):
+    process, (_, noise), used = PROCESSES["ve"], noises(3), []
+    weights = torch.ones(3, dtype=torch.float64, requires_grad=True)  # one weight for every step
+
+    def denoise(x, t):
+        used.append(torch.is_grad_enabled())
+        return weights[len(used) - 1] * 0.5 * x
+
+    x_0, x_t = few_step(denoise, process, f64(80, 5, 0.4), noise, renoise, stop)
+    (gradient,) = torch.autograd.grad(x_0.sum(), weights)
+    assert gradient[stop].item() == pytest.approx(0.5 * x_t.sum().item()) and not x_t.requires_grad
+    assert gradient.nonzero().flatten().tolist() == [stop]
+    assert used == [False] * stop + [True] and torch.is_grad_enabled()
+
+
+def test_no_gradient_where_it_is_off():
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        x_0, _ = few_step(lambda x, t: weight * x, PROCESSES["ve"], f64(80, 5), noises(2)[1])
+    assert not x_0.requires_grad
+
+
+def test_a_given_start_replaces_pure_noise():
+    draws, noise = noises(2)
+    start = torch.ones(6, 2).double()
+    _, x_t = few_step(lambda x, t: x, PROCESSES["ve"], f64(80), noise, start=start)
+    assert torch.equal(x_t, start)

@@ -1,0 +1,239 @@
+"""LightningCLI behind the door: typed keys, run folders, resuming, and what is said when something breaks."""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from distillkit import front, runs
+
+TESTS = Path(__file__).resolve().parent
+DUMMY = [
+    f"hydra.searchpath=[file://{TESTS / 'dummy' / 'conf'}]",
+    "domain=dummy",
+    "method=chase",
+    "~vars.callbacks.finish",
+]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    """Every run in its own folder, in this process; nothing of one run reaches the next."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(runs.OUT, "")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", runs.OUT):
+        monkeypatch.delenv(name, raising=False)
+
+
+def fit(*args, verb="fit", code=0):
+    assert front.main([verb, *DUMMY, *map(str, args)]) == code
+
+
+def weights(run):
+    return torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def complaint(capsys, *args, code=2, verb="fit"):
+    fit(*args, code=code, verb=verb)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.startswith("error: ")
+    return err.removeprefix("error: ").strip()
+
+
+def test_default_run(tmp_path, capsys):
+    fit()
+    run = tmp_path / "runs" / "dummy-chase-1"
+    assert {p.name for p in run.iterdir()} >= {"config.yaml", "checkpoints"}
+    shown = capsys.readouterr()
+    assert shown.out.startswith("run folder: runs/dummy-chase-1\n")
+    assert shown.err == ""
+    for noise in ("Tip", "GPU", "Seed", "eval mode", "stopped:", "warn"):
+        assert noise not in shown.out
+    assert torch.get_num_threads() == int(os.environ.get("DISTILLKIT_THREADS", 1)) or torch.cuda.is_available()
+    fit()
+    assert (tmp_path / "runs" / "dummy-chase-2").is_dir()
+
+
+def test_saved_config_runs_again_elsewhere(tmp_path):
+    fit("teacher.place=5", "--out", "a", "--trainer.max_steps=3")
+    text = Path("a/config.yaml").read_text()
+    assert str(tmp_path) not in text and "default_root_dir: null" in text and "save_dir: null" in text
+    assert not {"teacher", "network", "vars", "_target_"} & yaml.safe_load(text).keys()
+    assert front.main(["fit", "--config", "a/config.yaml", "--out", "b"]) == 0
+    assert Path("b/config.yaml").read_text() == text
+    assert same(weights("a"), weights("b"))
+    assert front.main(["fit", "--config", "a/config.yaml", "--model.rate=2"]) == 0
+    assert yaml.safe_load(Path("runs/a-1/config.yaml").read_text())["model"]["init_args"]["rate"] == 2
+
+
+def test_full_folder_is_refused(capsys):
+    Path("a").mkdir()
+    Path("a/precious").write_text("x")
+    assert re.match(
+        r"the run folder a is not empty; give another one with --out, or continue", complaint(capsys, "--out", "a")
+    )
+    assert [p.name for p in Path("a").iterdir()] == ["precious"]
+
+
+def test_resume_in_the_same_folder_equals_one_run():
+    fit("--out", "whole", "trainer.max_steps=7")
+    fit("--out", "part", "trainer.max_steps=3")
+    fit("--ckpt_path", "part/checkpoints/last.ckpt", "trainer.max_steps=7")
+    assert not Path("runs").exists()
+    assert same(weights("whole"), weights("part"))
+    assert yaml.safe_load(Path("part/config.yaml").read_text())["ckpt_path"] is None
+
+
+def test_last_checkpoint_of_a_run_that_may_be_cut_off():
+    fit("--out", "a", "--ckpt_path", "last", "trainer.max_steps=3")  # nothing there yet
+    fit("--out", "a", "--ckpt_path", "last", "trainer.max_steps=7")
+    fit("--out", "whole", "trainer.max_steps=7")
+    assert same(weights("a"), weights("whole"))
+
+
+def test_the_checkpoint_does_not_override_the_command():
+    fit("--out", "a", "model.student.lr=0.1")
+    fit("--ckpt_path", "a/checkpoints/last.ckpt", "--out", "b", "--model.student.lr=0.3", "trainer.max_steps=5")
+    assert yaml.safe_load(Path("b/config.yaml").read_text())["model"]["init_args"]["student"]["lr"] == 0.3
+
+
+def test_validate_leaves_no_config(capsys):
+    fit("--out", "a")
+    before = Path("a/config.yaml").read_bytes()
+    fit("--ckpt_path", "a/checkpoints/last.ckpt", verb="validate")
+    assert "val/mean" in capsys.readouterr().out
+    assert Path("a/config.yaml").read_bytes() == before and not Path("runs").exists()
+
+
+def test_print_config_claims_nothing(tmp_path, capsys):
+    fit("--print_config", "--model.rate", "0.25")
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["rate"] == 0.25
+    assert not any(tmp_path.iterdir())
+
+
+def test_model_help_is_of_the_chosen_class(capsys):
+    fit("--model.help")
+    assert "must be positive." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arg", "said"),
+    [
+        ("model.rate=abc", "model.rate must be a float, got abc"),
+        ("--model.rate=abc", "model.rate must be a float, got abc"),
+        ("model.rrate=3", r"no key model.rrate \(did you mean 'rate'\?\); Chase takes teacher, student, rate"),
+        ("--model.rrate=3", r"no key model.rrate \(did you mean 'rate'"),
+        ("model.student.lrr=1", r"no key model.student.lrr \(did you mean 'student.lr'"),
+        ("teacher.plce=3", r"no key model.teacher.plce \(did you mean 'place'\?\); Point takes place"),
+        ("model.schedule=foo", "model.schedule must be 'constant' or 'linear' or 'cosine', got foo"),
+        ("seed_everything=x", "seed_everything must be a bool or an int, got x"),
+        ("trainer.max_step=3", r"no key trainer.max_step \(did you mean 'trainer.max_steps'"),
+        ("--trainer.max_step=3", r"no key trainer.max_step \(did you mean 'trainer.max_steps'"),
+        ("--traner.max_steps=3", r"no key traner.max_steps \(did you mean 'trainer.max_steps'"),
+        ("++vars.callbacks.checkpoint.evry=3", r"no key trainer.callbacks.evry \(did you mean 'every'\?\)"),
+        ("model.teacher=null", "model needs a value for teacher"),
+        ("model._target_=dummy.parts.Nope", "model: module 'dummy.parts' has no attribute 'Nope'"),
+        ("++model.teacher._target_=dummy.parts.Numbers", "model.teacher: .* subclass of Point"),
+        ("model.rate=-1", r"rate must be positive, got -1.0$"),
+        ("data.batch_size=0", r"batch_size must be at least 1, got 0$"),
+        ("data.batch_size=1000", r"batch_size 1000 .* lower data.batch_size$"),
+        ("trainer.max_steps=-5", "max_steps.* -5"),
+        ("trainer.default_root_dir=x", "trainer.default_root_dir is the run folder: give it with --out"),
+    ],
+)
+def test_wrong_values(tmp_path, capsys, arg, said):
+    assert re.search(said, complaint(capsys, arg, "--out", "a"))
+    assert not Path("a").exists()  # nothing is left behind
+
+
+def test_failure_in_training(capsys, monkeypatch):
+    text = complaint(capsys, "model.crash=value", code=1)
+    assert text == "ValueError: the second step broke (--debug shows the traceback)"
+    fit("model.crash=value", "--debug", code=1)
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_no_space(capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("distillkit.cli.write_text", full)
+    text = complaint(capsys, "--out", "a", code=1)
+    assert text == "cannot write to a: No space left on device; free some space or give another folder with --out"
+
+
+def test_threads(capsys, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("threads are left alone where there is a GPU")
+    before = torch.get_num_threads()
+    monkeypatch.setenv("DISTILLKIT_THREADS", "many")
+    assert "DISTILLKIT_THREADS must be a whole number" in complaint(capsys)
+    monkeypatch.setenv("DISTILLKIT_THREADS", "2")
+    fit("trainer.max_steps=1")
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+def test_tensorboard_writes_into_the_run_folder():
+    pytest.importorskip("tensorboard")
+    best = "++vars.callbacks.best._target_=lightning.pytorch.callbacks.ModelCheckpoint"
+    fit(
+        "logger=tensorboard",
+        "--out",
+        "a",
+        "trainer.log_every_n_steps=1",
+        best,
+        "++vars.callbacks.best.filename=best",
+        "++vars.callbacks.best.every_n_train_steps=2",
+    )
+    assert Path("a/checkpoints/best.ckpt").is_file()  # Lightning alone would put it beside TensorBoard's files
+    assert list(Path("a/tensorboard").glob("events*")) and Path("a/metrics.csv").is_file()
+    assert str(Path("a/config.yaml").read_text()).count("save_dir: a") == 0
+
+
+def test_several_devices_take_turns_under_plain_ddp():
+    """Idle roles make plain DDP fail; here two processes do what one does with two accumulated micro-batches."""
+    two = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_fork"]
+    fit("--out", "two", *two, "trainer.max_steps=3")
+    fit("--out", "one", "trainer.max_steps=3", "trainer.accumulate_grad_batches=2")
+    one, both = weights("one"), weights("two")
+    for key in ("student.weight", "student.bias", "shadow.weight"):
+        assert torch.allclose(one[key], both[key], atol=1e-6), key
+
+
+def spawn(*args):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "distillkit", "fit", *DUMMY, *args]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_ddp_children_share_the_folder(tmp_path):
+    process = spawn("trainer.accelerator=cpu", "trainer.devices=2")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["dummy-chase-1"]
+    assert out.count("run folder") == 1
+
+
+@pytest.mark.slow
+def test_interrupt_is_130():
+    process = spawn("model.crash=sleep", "~vars.callbacks.checkpoint")
+    while "asleep" not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err

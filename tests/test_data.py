@@ -1,0 +1,126 @@
+"""Batches as a function of the step: resumable anywhere, shared out over processes, never repeated within an epoch."""
+
+import itertools
+
+import pytest
+import torch
+
+from distillkit.data import DistillData, HeldOutLoader, StepLoader, TensorData
+
+
+def numbers(size=20):
+    return TensorData({"data": torch.arange(float(size))[:, None], "label": torch.arange(size) % 3})
+
+
+def drawn(loader, epochs=1):
+    """The numbers in each batch."""
+    return [batch["data"].flatten().tolist() for _ in range(epochs) for batch in loader]
+
+
+def test_an_epoch_sees_every_sample_once_and_the_next_in_another_order():
+    loader = StepLoader(numbers(), 4, seed=1)
+    first, second = drawn(loader), drawn(loader)
+    assert len(loader) == len(first) == 5
+    for epoch in (first, second):
+        assert sorted(itertools.chain(*epoch)) == list(range(20))
+    assert first != second and first != drawn(StepLoader(numbers(), 4, seed=2))
+    assert first + second == drawn(StepLoader(numbers(), 4, seed=1), epochs=2)
+
+
+def test_tensors_stay_together():
+    for batch in StepLoader(numbers(), 4):
+        assert torch.equal(batch["data"].flatten().long() % 3, batch["label"])
+
+
+def test_a_remainder_is_dropped_and_returns_in_other_epochs():
+    loader = StepLoader(numbers(22), 4)
+    epochs = [drawn(loader) for _ in range(8)]
+    assert all(len(epoch) == 5 for epoch in epochs)
+    assert {x for epoch in epochs for batch in epoch for x in batch} == set(range(22))
+
+
+@pytest.mark.parametrize("cut", range(0, 16))
+def test_resuming_anywhere_continues_exactly(cut):
+    """Inside an epoch, at its very end, at the very start: position is all there is to store."""
+    whole = drawn(StepLoader(numbers(), 4, seed=3), epochs=4)
+    first = StepLoader(numbers(), 4, seed=3)
+    seen, stream = [], itertools.chain.from_iterable(iter(first) for _ in itertools.count())
+    for _ in range(cut):
+        seen.append(next(stream)["data"].flatten().tolist())
+    state = first.state_dict()
+    second = StepLoader(numbers(), 4, seed=3)
+    second.load_state_dict(state)
+    rest = itertools.chain.from_iterable(iter(second) for _ in itertools.count())
+    seen += [next(rest)["data"].flatten().tolist() for _ in range(20 - cut)]
+    assert seen == whole
+
+
+def test_two_processes_interleave_into_one():
+    one = drawn(StepLoader(numbers(24), 4, seed=3), epochs=2)
+    ranks = [drawn(StepLoader(numbers(24), 4, seed=3, rank=rank, world=2), epochs=2) for rank in range(2)]
+    assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == one
+    assert len(StepLoader(numbers(24), 4, world=2)) == 3
+
+
+def test_processes_never_share_a_sample():
+    loaders = [StepLoader(numbers(50), 4, rank=rank, world=3) for rank in range(3)]
+    seen = [x for loader in loaders for batch in drawn(loader) for x in batch]
+    assert len(seen) == len(set(seen)) == 48 and {len(loader) for loader in loaders} == {4}
+
+
+def test_without_shuffling_the_order_is_the_datas():
+    assert drawn(StepLoader(numbers(8), 4, shuffle=False)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("batch_size, world", [(21, 1), (11, 2)])
+def test_batches_larger_than_the_data_are_refused(batch_size, world):
+    with pytest.raises(ValueError, match=f"batch_size {batch_size} x {world} processes exceeds the 20 training samples: lower data.batch_size"):
+        StepLoader(numbers(), batch_size, world=world)
+    StepLoader(numbers(), 20 // world, world=world)
+
+
+def test_held_out_data_come_whole_and_in_order():
+    loader = HeldOutLoader(numbers(10), 4)
+    assert drawn(loader) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] and len(loader) == 3
+    assert drawn(loader) == drawn(loader)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_broken_numbers_are_refused(bad):
+    data = torch.zeros(5, 2)
+    data[3, 1] = bad
+    with pytest.raises(ValueError, match="'data' contains NaN or infinity: clean the data"):
+        TensorData({"data": data, "label": torch.zeros(5, dtype=torch.long)})
+
+
+def test_tensors_of_other_lengths_are_refused():
+    with pytest.raises(ValueError, match="must be equally long, got {'data': 3, 'label': 4}"):
+        TensorData({"data": torch.zeros(3, 1), "label": torch.zeros(4)})
+
+
+class Numbers(DistillData):
+    event_shape, classes = (1,), {"label": 3}
+    loads = 0
+
+    def load(self):
+        self.loads += 1
+        return numbers(20), numbers(6), numbers(7)
+
+    def build_evaluator(self):
+        return object()
+
+    media = None
+
+
+def test_a_module_loads_once_and_gives_its_loaders():
+    module = Numbers(batch_size=4)
+    evaluator = module.evaluator()
+    module.setup("fit"), module.setup("test")
+    assert module.loads == 1 and module.evaluator() is evaluator
+    assert (len(module.train_dataloader()), len(module.val_dataloader()), len(module.test_dataloader())) == (5, 2, 2)
+
+
+@pytest.mark.parametrize("batch_size", [0, -4])
+def test_an_impossible_batch_size_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
+        Numbers(batch_size)

@@ -1,0 +1,169 @@
+"""Whole files or none, and weights that are never unpickled."""
+
+import os
+import pickle
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from distillkit.files import load_weights, read_weights, read_yaml, save_weights, write_atomic, write_text, write_yaml
+
+
+class Trap:
+    """Unpickling this leaves a mark."""
+
+    mark = None
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+def listing(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_file_is_written_and_nothing_else_is_left(tmp_path):
+    path = write_text(tmp_path / "deep" / "a.txt", "é\n")
+    assert path.read_text(encoding="utf-8") == "é\n" and listing(path.parent) == ["a.txt"]
+    write_text(path, "new")
+    assert path.read_text() == "new" and listing(path.parent) == ["a.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = write_text(tmp_path / "a.txt", "old")
+
+    def half(temporary):
+        temporary.write_text("ne")
+        assert path.read_text() == "old"  # a reader meanwhile sees the old file
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        write_atomic(path, half)
+    assert path.read_text() == "old" and listing(tmp_path) == ["a.txt"]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = write_text(tmp_path / "a.txt", "old")
+
+    def interrupt(temporary):
+        temporary.write_text("ne")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, interrupt)
+    assert path.read_text() == "old" and listing(tmp_path) == ["a.txt"]
+
+
+def test_the_temporary_file_keeps_the_suffix(tmp_path):
+    """Writers that look at the suffix (images, arrays) must see the final one, in the same folder for an atomic move."""
+    write_atomic(tmp_path / "a.png", lambda t: [t.write_text("x"), pytest.fail("suffix") if t.suffix != ".png" or t.parent != tmp_path else 0])
+
+
+def test_others_may_read_what_the_umask_allows(tmp_path):
+    old = os.umask(0o022)
+    try:
+        path = write_text(tmp_path / "a.txt", "x")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_weights_round_trip_bit_for_bit(tmp_path):
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3).double())
+    module(torch.randn(5, 3)) if False else None
+    module[2].weight.data = module[2].weight.data.T.contiguous().T  # not contiguous
+    path = save_weights(tmp_path / "w.safetensors", module)
+    stored = read_weights(path)
+    assert stored.keys() == module.state_dict().keys()
+    assert all(torch.equal(stored[k], v) and stored[k].dtype == v.dtype for k, v in module.state_dict().items())
+    other = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3).double())
+    load_weights(other, path)
+    for name, value in module.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), f"{name} ({value.dtype}) has changed"
+
+
+def test_tied_weights_are_written(tmp_path):
+    module = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    module[1].weight = module[0].weight
+    stored = read_weights(save_weights(tmp_path / "w.safetensors", module))
+    assert torch.equal(stored["0.weight"], stored["1.weight"])
+
+
+def test_half_precision_weights_fill_a_float32_module(tmp_path):
+    module = nn.Linear(3, 4)
+    path = save_weights(tmp_path / "w.safetensors", nn.Linear(3, 4).bfloat16())
+    load_weights(module, path)
+    assert module.weight.dtype == torch.float32 and torch.equal(module.weight, read_weights(path)["weight"].float())
+
+
+def one_sentence(error):
+    return "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("write", [lambda v, p: torch.save(v, p), lambda v, p: p.write_bytes(pickle.dumps(v))], ids=["torch", "pickle"])
+def test_a_pickle_is_never_opened(write, tmp_path):
+    Trap.mark = tmp_path / "sprung"
+    path = tmp_path / "model.safetensors"
+    write({"weight": Trap()}, path)
+    with pytest.raises(ValueError, match="is not a whole safetensors file.*pickles are not read") as error:
+        read_weights(path)
+    assert one_sentence(error) and not Trap.mark.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 4, 40, -3])
+def test_a_truncated_file_is_refused(keep, tmp_path):
+    path = save_weights(tmp_path / "model.safetensors", nn.Linear(3, 4))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="is not a whole safetensors file.*copy it again") as error:
+        read_weights(path)
+    assert one_sentence(error)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for read in (read_weights, read_yaml):
+        with pytest.raises(ValueError, match=r"nothing\.x does not exist: give a folder written by distillkit"):
+            read(tmp_path / "nothing.x")
+
+
+@pytest.mark.parametrize(
+    "written, read, message",
+    [
+        (nn.Linear(3, 4), nn.Linear(3, 5), "weight"),
+        (nn.Linear(3, 4, bias=False), nn.Linear(3, 4), "bias"),
+        (nn.Linear(3, 4), nn.Linear(3, 4, bias=False), "bias"),
+    ],
+    ids=["shape", "missing", "unexpected"],
+)
+def test_weights_of_another_network_are_refused(written, read, message, tmp_path):
+    path = save_weights(tmp_path / "model.safetensors", written)
+    with pytest.raises(ValueError, match=f"does not fit the network its folder describes.*{message}") as error:
+        load_weights(read, path)
+    assert one_sentence(error)
+
+
+def test_yaml_keeps_the_order_and_plain_types(tmp_path):
+    data = {"b": [1.5, 2], "a": {"x": None, "y": True}, "text": "a: b\nc"}
+    path = write_yaml(tmp_path / "a.yaml", data)
+    assert read_yaml(path) == data and list(read_yaml(path)) == ["b", "a", "text"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"a: [1", "is not readable as yaml"),
+        (b"- 1\n- 2", "should hold a mapping"),
+        (b"", "should hold a mapping"),
+        (b"\xff\xfe\x00", "is not readable as yaml"),
+        (b"a: !!python/object/apply:os.system ['true']", "is not readable as yaml"),
+    ],
+    ids=["open", "list", "empty", "bytes", "python"],
+)
+def test_damaged_yaml_is_refused(content, message, tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_yaml(path)
+    assert one_sentence(error)

@@ -1,0 +1,418 @@
+"""The door: what is a word, what is a flag, what is said when something is wrong."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distillkit import config, front, runs
+from distillkit.errors import UsageError, condense
+
+TESTS = Path(__file__).resolve().parent
+DUMMY = [
+    f"hydra.searchpath=[file://{TESTS / 'dummy' / 'conf'}]",
+    "domain=dummy",
+    "method=chase",
+    "~vars.callbacks.finish",
+]
+HEAVY = ("torch", "lightning", "hydra", "omegaconf", "yaml", "jsonargparse", "numpy")
+
+
+def door(*args, cwd, code=None, timeout=120):
+    """Run `python -m distillkit ...` (or the Python `code`) in a fresh process."""
+    env = {k: v for k, v in os.environ.items() if k not in ("DISTILLKIT_OUT", "LOCAL_RANK", "RANK", "WORLD_SIZE")}
+    env["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS), env.get("PYTHONPATH", "")])
+    start = ["-c", code] if code else ["-m", "distillkit"]
+    command = [sys.executable, *start, *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def complaint(capsys, *args):
+    """The exit code and the one line that a wrong command gives."""
+    code = front.main([*map(str, args)])
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.startswith("error: ") and "Traceback" not in err
+    return code, err.removeprefix("error: ").strip()
+
+
+# ---- words and flags
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "flags"),
+    [
+        ("a.b=c --x.y=1 d=e", ["a.b=c", "d=e"], [["--x.y=1"]]),
+        ("--x 1 a=b", ["a=b"], [["--x", "1"]]),
+        ("--x a=b", ["a=b"], [["--x"]]),
+        ("--x -3", [], [["--x", "-3"]]),
+        ("--x -.5e3 -inf", ["-inf"], [["--x", "-.5e3"]]),
+        ("--x=1 2", ["2"], [["--x=1"]]),
+        ("--x ~a.b", ["~a.b"], [["--x"]]),
+        ("--ckpt_path runs/epoch=0-step=3.ckpt", [], [["--ckpt_path", "runs/epoch=0-step=3.ckpt"]]),
+        ("--show toy", ["toy"], []),
+        ("--trainer.callbacks+ Timer", [], [["--trainer.callbacks+", "Timer"]]),
+        ("--out here a=b --out=there", ["a=b"], []),
+    ],
+)
+def test_split(line, words, flags):
+    call = front.split(line.split())
+    assert (call.words, call.flags) == (words, flags)
+
+
+token = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=8)
+
+
+@given(st.lists(st.one_of(token, token.map(lambda t: f"--{t}"), token.map(lambda t: f"a.b={t}"), st.just("-3"))))
+def test_split_loses_and_reorders_nothing(tokens):
+    tokens = [t for t in tokens if t.partition("=")[0] != "--out" and t not in front.SWITCHES]
+    call = front.split(tokens)
+    flat = [t for flag in call.flags for t in flag]
+    assert sorted(call.words + flat) == sorted(tokens)
+    order = iter(tokens)
+    assert all(t in order for t in flat)  # a subsequence
+    order = iter(tokens)
+    assert all(t in order for t in call.words)
+    assert all(flag[0].startswith("-") and len(flag) <= 2 for flag in call.flags)
+    for flag in call.flags:  # a value stood right after its flag
+        if len(flag) == 2:
+            assert any(tokens[i : i + 2] == flag for i in range(len(tokens)))
+
+
+def test_out_is_taken_out():
+    assert front.split(["--out", "a=b", "--x", "1"]).out == "a=b"
+    assert front.split(["--out=a", "--out", "b"]).out == "b"
+    with pytest.raises(UsageError, match="--out needs a folder"):
+        front.split(["x=1", "--out"])
+
+
+@pytest.mark.parametrize(
+    ("word", "override"),
+    [
+        ("model.lr=1e-4", "++model.lr=1e-4"),
+        ("seed_everything=3", "++seed_everything=3"),
+        ("trainer=fast", "trainer=fast"),
+        ("trainer.max_steps=3", "++trainer.max_steps=3"),
+        ("+x=1", "+x=1"),
+        ("++x=1", "++x=1"),
+        ("~x.y", "~x.y"),
+        ("logger=null", "logger=null"),
+        ("trainer=fast,slow", "trainer=fast,slow"),
+        ("hydra/launcher=basic", "hydra/launcher=basic"),
+        ("hydra.verbose=true", "hydra.verbose=true"),
+    ],
+)
+def test_to_override(word, override):
+    assert config.to_override(word, {"trainer": ["fast", "slow"], "logger": ["csv"]}) == override
+
+
+def test_to_override_refuses_unknown_choices():
+    with pytest.raises(UsageError, match=r"no trainer 'fsat' \(did you mean 'fast'\?\); there are: fast, slow"):
+        config.to_override("trainer=fsat", {"trainer": ["fast", "slow"]})
+    with pytest.raises(UsageError, match="cannot read 'fast': write key=value, such as trainer=fast"):
+        config.to_override("fast", {"trainer": ["fast", "slow"]})
+
+
+def test_to_class_path():
+    given = {"_target_": "a.B", "x": [{"_target_": "c.D"}, 3], "y": {"z": {"_target_": "e.F", "k": None}}, "n": 1}
+    inner = {"class_path": "c.D", "init_args": {}}
+    deep = {"class_path": "e.F", "init_args": {"k": None}}
+    assert config.to_class_path({"model": given}) == {
+        "model": {"class_path": "a.B", "init_args": {"x": [inner, 3], "y": {"z": deep}, "n": 1}}
+    }
+
+
+def test_composed_config_has_no_scratch():
+    cfg, choices = config.compose([*DUMMY, "teacher=far", "model.rate=1e-3"])
+    handed = config.hand_over(cfg)
+    assert set(handed) == {"model", "data", "trainer", "seed_everything"}
+    assert handed["model"]["init_args"]["teacher"] == {"class_path": "dummy.parts.Point", "init_args": {"place": 3.0}}
+    assert handed["model"]["init_args"]["rate"] == 1e-3
+    assert isinstance(handed["trainer"]["callbacks"], list) and isinstance(handed["trainer"]["logger"], list)
+    assert (choices["teacher"], choices["method"]) == ("far", "chase")
+
+
+def test_every_logger_choice_composes():
+    for logger in config.groups()["logger"]:
+        loggers = config.hand_over(config.compose([*DUMMY, f"logger={logger}"])[0])["trainer"]["logger"]
+        assert loggers[0]["class_path"] == "distillkit.logger.MetricsLogger"
+        assert len(loggers) == (1 if logger == "csv" else 2)
+
+
+def test_unused_scratch_is_told():
+    cfg, _ = config.compose([*DUMMY, "model.teacher=null", "teacher=far"])
+    assert config.unused(cfg, ["teacher=far", "model.rate=1"]) == ["teacher"]
+    assert config.unused(config.compose([*DUMMY])[0], ["teacher.place=1"]) == []
+
+
+# ---- help, speed of the door
+
+
+def test_help_is_light(tmp_path):
+    code = (
+        "import sys, distillkit, distillkit.front as f, distillkit.verbs;"
+        "f.main(['--help']); f.main(['fit', '--help']);"
+        f"print([m for m in {HEAVY} if m in sys.modules])"
+    )
+    done = door(cwd=tmp_path, code=code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    for verb in front.VERBS:
+        assert re.search(rf"^  {verb} ", done.stdout, re.M)
+    for group, names in config.groups().items():
+        assert not names or re.search(rf"^  {group} +{' '.join(names)}$", done.stdout, re.M)
+    assert done.stdout.count("  python -m distillkit fit ") >= 3
+
+
+def test_help_has_no_side_effects_and_is_the_default(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert front.main([]) == front.main(["--help"]) == 0
+    first, second = capsys.readouterr().out.split("usage:")[1:]
+    assert first == second
+    assert not any(tmp_path.iterdir())
+
+
+def test_show_needs_no_torch(tmp_path):
+    code = (
+        f"import sys, distillkit.front as f; code = f.main(['fit', '--show', 'teacher.place=7', *{DUMMY}]);"
+        "print([m for m in ('torch', 'lightning', 'jsonargparse') if m in sys.modules], code)"
+    )
+    done = door(cwd=tmp_path, code=code)
+    assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
+    assert "place: 7" in done.stdout and "# method=chase domain=dummy" in done.stdout
+    assert not any(tmp_path.iterdir())
+
+
+# ---- wrong usage that is found before torch
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["fitt"], r"no verb 'fitt' \(did you mean 'fit'\?\); there are: fit, validate, test, sample"),
+        (["fit", "domain=dumy", *DUMMY[:1]], r"no domain 'dumy' \(did you mean 'dummy'.*\); there are: dummy, "),
+        (["fit", "method=chaise", *DUMMY[:1]], r"no method 'chaise' \(did you mean 'chase'"),
+        (["fit", *DUMMY, "metod=chase"], r"no key 'metod' at the top \(did you mean 'method'"),
+        (["fit", *DUMMY, "dummy"], r"cannot read 'dummy': write key=value, such as domain=dummy"),
+        (["fit", *DUMMY, "model.rate=1,2"], r"model.rate=1,2 lists several values: add -m"),
+        (["fit", *DUMMY, "model.x={"], r"cannot read 'model.x=\{'"),
+        (["fit", *DUMMY, "model.rate=${nothing}"], r"nothing"),
+        (["fit", "hydra.searchpath=[file:///no/where]"], r"there is no configuration folder file:///no/where"),
+        (["fit", *DUMMY, "--config", "x.yaml"], r"change it with flags, not words"),
+        (["fit", "--config", "x.yaml"], r"--config: there is no file x.yaml"),
+        (["fit", "--config", "x.yaml", "-m"], r"leave one of them out"),
+        (["fit", *DUMMY, "--ckpt_path", "x=1.ckpt"], r"--ckpt_path: there is no file x=1.ckpt"),
+        (["fit", *DUMMY, "--ckpt_path=last"], r"--ckpt_path=last needs --out"),
+        (["fit", *DUMMY, "--out"], r"--out needs a folder"),
+        (["list", "--nope"], r"list: unrecognized arguments: --nope"),
+    ],
+)
+def test_wrong_usage(tmp_path, capsys, monkeypatch, args, said):
+    monkeypatch.chdir(tmp_path)
+    code, text = complaint(capsys, *args)
+    assert code == 2
+    assert re.search(said, text), text
+    assert not any(tmp_path.iterdir())
+
+
+def test_words_with_config_name_the_flag(tmp_path, capsys):
+    code, text = complaint(capsys, "fit", "trainer.max_steps=5", "--config", tmp_path / "x.yaml")
+    assert code == 2 and text.endswith("--trainer.max_steps=5")
+
+
+def test_wrong_usage_before_torch_is_quick(tmp_path):
+    code = "import sys, distillkit.front as f; print(f.main(['fit', '--ckpt_path', 'x']), 'torch' in sys.modules)"
+    assert door(cwd=tmp_path, code=code).stdout.strip() == "2 False"
+
+
+# ---- jsonargparse's errors
+
+
+def test_condense_takes_the_deepest_complaint():
+    text = """Parser key "model":
+  Does not validate against any of the Union subtypes
+  Subtypes: [<class 'a.Base'>, <class 'NoneType'>]
+  Errors:
+    - Problem with given class_path 'a.B':
+        Parser key "teacher":
+          Problem with given class_path 'a.T':
+            Parser key "std":
+              Expected a <class 'float'>. Got value: abc
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'dict'>
+  Given value: {'class_path': 'a.B'}"""
+    assert condense(text) == "model.teacher.std must be a float, got abc"
+
+
+def test_condense_joins_alternatives():
+    text = """Parser key "seed":
+  Does not validate against any of the Union subtypes
+  Errors:
+    - Expected a <class 'bool'>
+    - Expected a typing.Literal['a', 'b']
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'str'>
+  Given value: x"""
+    assert condense(text) == "seed must be a bool or 'a' or 'b', got x"
+
+
+def test_condense_keeps_what_it_does_not_know():
+    assert condense("something new\nhappened") == "something new"
+    assert condense("") == ""
+
+
+# ---- run folders
+
+
+def test_next_number_follows_the_largest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("toy-sid-2", "toy-sid-10", "toy-sid-x", "other-99"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    monkeypatch.delenv(runs.OUT, raising=False)
+    assert [runs.claim(None, "toy-sid") for _ in range(2)] == [Path("runs/toy-sid-11"), Path("runs/toy-sid-12")]
+
+
+def test_children_take_the_parents_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(runs.OUT, "runs/toy-sid-1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert runs.claim(None, "toy-sid") == Path("runs/toy-sid-1")
+    assert not any(tmp_path.iterdir())
+
+
+def test_stale_environment_is_not_obeyed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(runs.OUT, "runs/toy-sid-1")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert runs.claim("mine", "toy-sid") == Path("mine")
+
+
+def test_processes_from_outside_need_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(runs.OUT, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="name their run folder with --out"):
+        runs.claim(None, "toy-sid")
+
+
+def test_checkpoint_decides_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    last = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    assert runs.resolve_checkpoint("last", "a") is None
+    last.parent.mkdir(parents=True)
+    last.touch()
+    assert runs.resolve_checkpoint("last", "a") == "a/checkpoints/last.ckpt"
+    assert runs.claim(None, "x", "a/checkpoints/last.ckpt") == Path("a")
+    assert runs.claim("a", "x", str(last)) == Path("a")
+    assert runs.claim("b", "x", str(last)) == Path("b")
+    with pytest.raises(UsageError, match="the run folder a is not empty"):
+        runs.claim("a", "x")
+    (tmp_path / "b" / "something").touch()
+    with pytest.raises(UsageError, match="the run folder b is not empty"):
+        runs.claim("b", "x", str(last))
+
+
+def test_a_place_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    code, text = complaint(capsys, "fit", *DUMMY, "--out", tmp_path / "file" / "x", "-m")
+    assert code == 1 and re.search(r"cannot write to .*: Not a directory; give another folder with --out", text)
+
+
+# ---- sweeps
+
+
+def test_sweep_runs_each_job_in_a_fresh_process(tmp_path):
+    words = [*DUMMY, "model.rate=1,2", "teacher=point,far", "-m", "--ckpt_path", "none.ckpt", "--out", "sweep"]
+    done = door("fit", *words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("error: --ckpt_path: there is no file none.ckpt") == 4
+    assert "4 runs in" in done.stdout
+    rows = re.findall(r"^  (\d)   failed \(2\) .* model.rate=(\d) teacher=(\w+)$", done.stdout, re.M)
+    assert rows == [("0", "1", "point"), ("1", "1", "far"), ("2", "2", "point"), ("3", "2", "far")]
+
+
+def test_sweep_hands_on_words_flags_and_folders(tmp_path, capsys, monkeypatch):
+    commands = []
+
+    def start(command, check):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, len(commands) - 1)
+
+    monkeypatch.setattr(front.subprocess, "run", start)
+    out = tmp_path / "s w"
+    args = [*DUMMY, "model.rate=1,2", "-m", "--debug", "--trainer.max_steps", "3", "--out", out]
+    assert front.main(["fit", *map(str, args)]) == 1
+    assert [command[1:4] for command in commands] == [["-m", "distillkit", "fit"]] * 2
+    assert [command[-2:] for command in commands] == [["--out", f"{out}/{n}"] for n in range(2)]
+    for command, rate in zip(commands, (1, 2), strict=True):
+        assert f"++model.rate={rate}" in command and "domain=dummy" in command and DUMMY[0] in command
+        assert command[-5:-2] == ["--trainer.max_steps", "3", "--debug"]
+    assert "0   done" in capsys.readouterr().out
+
+
+def test_sweep_over_an_unknown_choice_starts_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, text = complaint(capsys, "fit", *DUMMY, "teacher=point,fra", "-m")
+    assert code == 2 and "no teacher 'fra' (did you mean 'far'?)" in text
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_sweep_trains(tmp_path):
+    done = door("fit", *DUMMY, "model.rate=1,-1", "trainer.max_steps=2", "-m", cwd=tmp_path)
+    assert done.returncode == 1
+    assert (tmp_path / "runs/sweep-1/0/checkpoints/last.ckpt").is_file()
+    assert not (tmp_path / "runs/sweep-1/1").exists()
+    assert re.search(r"0   done.*\n  1   failed \(2\)", done.stdout)
+
+
+# ---- list, doctor
+
+
+def test_list_json(capsys):
+    assert front.main(["list", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    known = config.groups()
+    assert [*shown["domains"]] == known.get("domain", []) and [*shown["methods"]] == known.get("method", [])
+    for row in shown["matrix"].values():
+        assert [*row] == [*shown["methods"]]
+        assert all(reason is None or isinstance(reason, str) for reason in row.values())
+
+
+def test_compatibility_names_what_is_missing(monkeypatch):
+    from distillkit import verbs
+
+    folder = str(TESTS / "dummy" / "conf")
+    ours = config.conf_dirs()
+    monkeypatch.setattr(config, "conf_dirs", lambda words=(): [*ours, Path(folder)])
+    verbs.compatibility.cache_clear()
+    assert verbs.compatibility("dummy", "chase") is None
+    assert verbs.compatibility("dummy", "picky") == "picky needs features, which dummy (Point, Numbers) does not give"
+    verbs.compatibility.cache_clear()
+
+
+def test_doctor_names_a_broken_package(capsys, monkeypatch):
+    from distillkit import doctor
+
+    broken = {"torchvision": "RuntimeError: operator torchvision::nms does not exist"}
+    monkeypatch.setattr(doctor, "import_problem", lambda module, timeout: broken.get(module, ""))
+    monkeypatch.setattr(doctor, "_version", lambda package: "0.28.0")
+    assert front.main(["doctor"]) == 0  # the core is fine
+    out = capsys.readouterr().out
+    assert "torchvision    0.28.0  INSTALLED BUT NOT IMPORTABLE: RuntimeError: operator" in out
+    assert "mend: torchvision was built for another torch" in out and "pip uninstall torchvision" in out
+    broken["hydra"] = "ImportError: no"
+    assert front.main(["doctor"]) == 1
+
+
+def test_import_problem():
+    from distillkit.doctor import import_problem
+
+    assert import_problem("json", 60) == ""
+    assert import_problem("no_such_module_here", 60) == "ModuleNotFoundError: No module named 'no_such_module_here'"
+    assert import_problem("time; time.sleep(60)", 0.5) == "the import took more than 0.5 s"

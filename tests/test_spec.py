@@ -1,0 +1,131 @@
+"""Objects that say how they were made, and the gate through which a folder may name classes."""
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from distillkit.diffusion.denoiser import Denoiser
+from distillkit.diffusion.process import DiscreteVariancePreserving, Process, TrigFlow, VarianceExploding
+from distillkit.diffusion.times import KarrasUniform
+from distillkit.networks.dit import DiT
+from distillkit.networks.mlp import MLP
+from distillkit.networks.unet import UNet
+from distillkit.spec import Recorded, from_spec, to_spec
+from distillkit.teachers.exact import CorrectedDenoiser, ExactDenoiser, Mixture
+
+MIXTURE = Mixture([[0.1, 0.2], [1.0, -1.0]], [torch.eye(2).tolist()] * 2, [0.3, 0.7], [0, 1])
+OBJECTS = {
+    "process": TrigFlow(sigma_data=0.3),
+    "table": DiscreteVariancePreserving(100, schedule="cosine"),
+    "times": KarrasUniform(0.1, 0.7),
+    "mlp": MLP((2,), width=8, depth=1, classes={"label": 3}),
+    "unet": UNet((1, 8, 8), channels=8, multipliers=(1, 2), attention=False),
+    "dit": DiT([1, 4, 4], width=8, depth=1, heads=2),
+    "denoiser": Denoiser(MLP([2], 8, 1), VarianceExploding(rho=5.0), "eps"),
+    "corrected": CorrectedDenoiser(ExactDenoiser(MIXTURE, VarianceExploding(), "label"), MLP([2], 8, 1, {"label": 2})),
+}
+
+
+@pytest.mark.parametrize("value", OBJECTS.values(), ids=OBJECTS)
+def test_round_trip_through_yaml(value):
+    spec = to_spec(value)
+    again = from_spec(yaml.safe_load(yaml.safe_dump(spec)))
+    assert type(again) is type(value) and to_spec(again) == spec
+    assert json.loads(json.dumps(spec)) == spec
+    if isinstance(value, nn.Module):
+        again.load_state_dict(value.state_dict())
+    if isinstance(value, Process):
+        assert again == value
+
+
+@pytest.mark.parametrize("value", OBJECTS.values(), ids=OBJECTS)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))], ids=["deepcopy", "pickle"])
+def test_copies_remember_too(value, duplicate):
+    """Averages, students and processes on other devices are copies."""
+    assert to_spec(duplicate(value)) == to_spec(value)
+
+
+def test_a_copy_is_described_by_its_own_parts():
+    original = OBJECTS["denoiser"]
+    other = copy.deepcopy(original)
+    assert other._arguments["network"] is other.network is not original.network
+
+
+def test_subclasses_with_keyword_arguments():
+    class Base(Recorded):
+        def __init__(self, a, b=2):
+            self.a, self.b = a, b
+
+    class Child(Base):
+        def __init__(self, c, **kwargs):
+            super().__init__(**kwargs)
+            self.c = c
+
+    assert to_spec(Child(1, a=[3, {"x": (4,)}]))["init_args"] == {"c": 1, "a": [3, {"x": [4]}]}
+    assert to_spec(Base(1))["init_args"] == {"a": 1}
+
+
+def test_what_cannot_be_written_is_refused():
+    with pytest.raises(ValueError, match="Linear cannot be written to a folder: derive it from distillkit.spec.Recorded"):
+        to_spec(Denoiser(nn.Linear(2, 2), VarianceExploding()))
+
+
+@pytest.mark.parametrize(
+    "path", ["os.system", "builtins.eval", "subprocess.Popen", "torch.nn.Linear", "distillkit_evil.Thing", "system", "", ".distillkit.X"]
+)
+def test_classes_of_others_are_refused_before_they_are_imported(path, monkeypatch):
+    monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"imported {name}"))
+    with pytest.raises(ValueError, match="which is outside distillkit, domains: pass trust="):
+        from_spec({"class_path": path, "init_args": {}})
+
+
+def test_the_refusal_reaches_every_depth():
+    spec = to_spec(OBJECTS["denoiser"])
+    spec["init_args"]["network"]["init_args"]["classes"] = {"label": [{"class_path": "os.system", "init_args": {"command": "true"}}]}
+    with pytest.raises(ValueError, match="names class os.system"):
+        from_spec(spec)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "distillkit.files.write_text",  # a function that writes
+        "distillkit.spec.importlib",  # a module
+        "distillkit.student.Student",  # no class of a folder
+        "distillkit.teachers.folder.FolderTeacher",
+        "distillkit.networks.mlp.MPL",
+    ],
+)
+def test_only_recorded_classes_are_built(path):
+    with pytest.raises(ValueError, match=f"the folder names {path}, which is no class that distillkit writes to folders"):
+        from_spec({"class_path": path, "init_args": {"path": "/nowhere"}})
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"class_path": "distillkit.networks.nothing.MLP", "init_args": {}},
+        {"class_path": "distillkit.MLP", "init_args": {}},
+        {"class_path": 5},
+        {"class_path": "distillkit.diffusion.process.TrigFlow", "init_args": {"sigma": 1.0}},
+        {"class_path": "distillkit.diffusion.process.TrigFlow", "init_args": [1.0]},
+        {"class_path": "distillkit.diffusion.process.Process", "init_args": {}},
+    ],
+    ids=["no module", "no class", "no text", "unknown argument", "a list", "abstract"],
+)
+def test_damaged_specs_are_refused_in_one_sentence(spec):
+    """What a newer version or a bad copy wrote: an error for people, not a traceback from inside."""
+    with pytest.raises(ValueError) as error:
+        from_spec(spec)
+    assert "\n" not in str(error.value)
+
+
+def test_trusted_packages_may_be_named():
+    """`torch` is trusted here, and still only classes that record themselves are built."""
+    with pytest.raises(ValueError, match="no class that distillkit writes"):
+        from_spec({"class_path": "torch.nn.Linear", "init_args": {}}, trust=("torch",))
