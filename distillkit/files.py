@@ -62,7 +62,7 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     """Fill a module from a safetensors file, strictly."""
     state = read_weights(path)
     try:
-        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        module.load_state_dict(state)  # copies into the module's own precision
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise ValueError(f"{path} does not fit the network its folder describes: {first}") from None

@@ -28,7 +28,8 @@ def to_spec(value: Any) -> Any:
         arguments.pop("self", None)
         arguments.update(arguments.pop("kwargs", {}))
         cls = type(value)
-        return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": {k: to_spec(v) for k, v in arguments.items()}}
+        made = {name: to_spec(argument) for name, argument in arguments.items()}
+        return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": made}
     if isinstance(value, torch.Tensor):
         return value.tolist()
     if isinstance(value, dict):
@@ -47,15 +48,25 @@ def from_spec(spec: Any, trust: tuple[str, ...] = ()) -> Any:
         ValueError: for a class from elsewhere; a folder from a stranger must not choose what gets imported.
     """
     if isinstance(spec, dict) and "class_path" in spec:
-        path = spec["class_path"]
+        path, arguments = spec["class_path"], spec.get("init_args") or {}
+        if not isinstance(path, str) or not isinstance(arguments, dict):
+            raise ValueError(f"the folder is damaged: class_path {path!r} with init_args {arguments!r} names no object")
         module, _, name = path.rpartition(".")
         allowed = (*TRUSTED, *trust)
         if module.partition(".")[0] not in allowed:
-            raise ValueError(f"the folder names class {path}, which is outside {', '.join(allowed)}: pass trust=(package,) if you trust it")
-        cls = getattr(importlib.import_module(module), name, None)
+            raise ValueError(
+                f"the folder names class {path}, which is outside {', '.join(allowed)}: pass trust=(package,) if you trust it"
+            )
+        try:
+            cls = getattr(importlib.import_module(module), name, None)
+        except ImportError as error:
+            raise ValueError(f"the folder names {path}, which cannot be imported here ({error})") from error
         if not (isinstance(cls, type) and issubclass(cls, Recorded)):
             raise ValueError(f"the folder names {path}, which is no class that distillkit writes to folders")
-        return cls(**{k: from_spec(v, trust) for k, v in spec.get("init_args", {}).items()})
+        try:
+            return cls(**{k: from_spec(v, trust) for k, v in arguments.items()})
+        except TypeError as error:
+            raise ValueError(f"the folder's {path} cannot be built ({error}); was it written by another version?") from error
     if isinstance(spec, dict):
         return {k: from_spec(v, trust) for k, v in spec.items()}
     if isinstance(spec, list):

@@ -74,12 +74,15 @@ class Student(nn.Module):
             batch_size: samples per network call; changes memory, not the result.
 
         Raises:
-            ValueError: a condition is missing, has another length than n or a class that does not exist.
+            ValueError: a condition is missing or unknown, has another length than n or a class that does not exist.
         """
         cond = self.default_condition(n) if cond is None else {k: torch.as_tensor(v) for k, v in cond.items()}
+        if unknown := sorted(cond.keys() - self.classes.keys()):
+            raise ValueError(f"this student has no condition {unknown[0]!r}; it has {sorted(self.classes) or 'none'}")
         for name, count in self.classes.items():
-            value = cond.get(name)
-            if value is None or value.shape != (n,) or bool((value < 0).any()) or bool((value > count).any()):
+            value = cond.get(name, torch.tensor(-1))
+            whole = not value.is_floating_point() and not value.is_complex()
+            if not whole or value.shape != (n,) or bool((value < 0).any()) or bool((value > count).any()):
                 raise ValueError(f"cond[{name!r}] must hold {n} integers from 0 to {count - 1} ({count} means no class)")
         device = next(self.denoiser.parameters()).device
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
@@ -109,6 +112,10 @@ class Student(nn.Module):
         return folder
 
 
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(number, (int, float)) for number in value)
+
+
 def load_student(path: str | Path, trust: tuple[str, ...] = ()) -> Student:
     """A student from its folder, in eval mode. Builds no teacher and reads no pickle.
 
@@ -128,7 +135,15 @@ def load_student(path: str | Path, trust: tuple[str, ...] = ()) -> Student:
     missing = [key for key in ("denoiser", "times", "event_shape", "renoise") if key not in config]
     if missing:
         raise ValueError(f"{folder / CONFIG} is damaged: it lacks {', '.join(missing)}")
-    denoiser = from_spec(config["denoiser"], trust)
+    denoiser, times, classes = from_spec(config["denoiser"], trust), config["times"], config.get("classes") or {}
+    sound = {
+        "denoiser": isinstance(denoiser, Denoiser),
+        "times": _numbers(times) and all(a > b for a, b in zip(times, times[1:], strict=False)),
+        "event_shape": _numbers(config["event_shape"]),
+        "classes": isinstance(classes, dict) and _numbers([*classes.values(), 1]),
+    }
+    if wrong := [key for key, fine in sound.items() if not fine]:
+        raise ValueError(f"{folder / CONFIG} is damaged: {wrong[0]} cannot be {config.get(wrong[0])!r}")
     load_weights(denoiser, folder / WEIGHTS)
-    student = Student(denoiser, config["times"], config["event_shape"], config.get("classes"), config["renoise"], config)
+    student = Student(denoiser, times, config["event_shape"], classes, config["renoise"], config)
     return student.requires_grad_(False).eval()

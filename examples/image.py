@@ -1,6 +1,6 @@
 """Distil the embedded teacher of handwritten digits (35 network passes a sample) into a student of one.
 
-    python examples/image.py [--steps 1200] [--out runs/example-image]
+python examples/image.py [--steps 1200] [--out runs/example-image]
 """
 
 import argparse
@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from distillkit import load_student
 from distillkit.callbacks.progress import Progress
+from distillkit.cli import quiet
 from distillkit.methods.base import Adam
 from distillkit.methods.sid import SiD
 from domains.image.data import Digits
@@ -18,6 +19,7 @@ from domains.image.teacher import Digits as Teacher
 
 
 def main(steps: int = 1200, out: str = "runs/example-image") -> None:
+    quiet()  # Lightning says less
     seed_everything(0, verbose=False)
     teacher, data = Teacher(), Digits(batch_size=64)
     rates = {role: Adam(lr=1e-4, betas=(0.0, 0.999)) for role in ("student", "fake_score")}

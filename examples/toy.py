@@ -1,6 +1,6 @@
 """Distil five Gaussians on a circle, whose exact law is known, into a student of one step.
 
-    python examples/toy.py [--steps 3000] [--out runs/example-toy]
+python examples/toy.py [--steps 3000] [--out runs/example-toy]
 """
 
 import argparse
@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from distillkit import load_student
 from distillkit.callbacks.progress import Progress
+from distillkit.cli import quiet
 from distillkit.methods.base import Adam
 from distillkit.methods.dmd import DMD
 from domains.toy.data import ToyData
@@ -17,6 +18,7 @@ from domains.toy.teacher import Circle
 
 
 def main(steps: int = 3000, out: str = "runs/example-toy") -> None:
+    quiet()  # Lightning says less
     seed_everything(0, verbose=False)
     teacher = Circle(modes=5, radius=3.0, std=0.5)  # its denoiser is a formula: nothing had to be trained
     data = ToyData(teacher, batch_size=256)

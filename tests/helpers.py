@@ -45,7 +45,12 @@ def trainer(max_steps: int, **settings) -> Trainer:
     """A silent trainer on one CPU."""
     warnings.filterwarnings("ignore", module="lightning")
     defaults = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    defaults |= {"enable_model_summary": False, "limit_val_batches": 0, "max_epochs": -1, "use_distributed_sampler": False}
+    defaults |= {
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+        "max_epochs": -1,
+        "use_distributed_sampler": False,
+    }
     return Trainer(max_steps=max_steps, **(defaults | settings))
 
 

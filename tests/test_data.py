@@ -74,7 +74,10 @@ def test_without_shuffling_the_order_is_the_datas():
 
 @pytest.mark.parametrize("batch_size, world", [(21, 1), (11, 2)])
 def test_batches_larger_than_the_data_are_refused(batch_size, world):
-    with pytest.raises(ValueError, match=f"batch_size {batch_size} x {world} processes exceeds the 20 training samples: lower data.batch_size"):
+    with pytest.raises(
+        ValueError,
+        match=f"batch_size {batch_size} x {world} processes exceeds the 20 training samples: lower data.batch_size",
+    ):
         StepLoader(numbers(), batch_size, world=world)
     StepLoader(numbers(), 20 // world, world=world)
 

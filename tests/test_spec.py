@@ -44,7 +44,9 @@ def test_round_trip_through_yaml(value):
 
 
 @pytest.mark.parametrize("value", OBJECTS.values(), ids=OBJECTS)
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))], ids=["deepcopy", "pickle"]
+)
 def test_copies_remember_too(value, duplicate):
     """Averages, students and processes on other devices are copies."""
     assert to_spec(duplicate(value)) == to_spec(value)
@@ -71,12 +73,24 @@ def test_subclasses_with_keyword_arguments():
 
 
 def test_what_cannot_be_written_is_refused():
-    with pytest.raises(ValueError, match="Linear cannot be written to a folder: derive it from distillkit.spec.Recorded"):
+    with pytest.raises(
+        ValueError, match="Linear cannot be written to a folder: derive it from distillkit.spec.Recorded"
+    ):
         to_spec(Denoiser(nn.Linear(2, 2), VarianceExploding()))
 
 
 @pytest.mark.parametrize(
-    "path", ["os.system", "builtins.eval", "subprocess.Popen", "torch.nn.Linear", "distillkit_evil.Thing", "system", "", ".distillkit.X"]
+    "path",
+    [
+        "os.system",
+        "builtins.eval",
+        "subprocess.Popen",
+        "torch.nn.Linear",
+        "distillkit_evil.Thing",
+        "system",
+        "",
+        ".distillkit.X",
+    ],
 )
 def test_classes_of_others_are_refused_before_they_are_imported(path, monkeypatch):
     monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"imported {name}"))
@@ -86,7 +100,9 @@ def test_classes_of_others_are_refused_before_they_are_imported(path, monkeypatc
 
 def test_the_refusal_reaches_every_depth():
     spec = to_spec(OBJECTS["denoiser"])
-    spec["init_args"]["network"]["init_args"]["classes"] = {"label": [{"class_path": "os.system", "init_args": {"command": "true"}}]}
+    spec["init_args"]["network"]["init_args"]["classes"] = {
+        "label": [{"class_path": "os.system", "init_args": {"command": "true"}}]
+    }
     with pytest.raises(ValueError, match="names class os.system"):
         from_spec(spec)
 
@@ -102,7 +118,9 @@ def test_the_refusal_reaches_every_depth():
     ],
 )
 def test_only_recorded_classes_are_built(path):
-    with pytest.raises(ValueError, match=f"the folder names {path}, which is no class that distillkit writes to folders"):
+    with pytest.raises(
+        ValueError, match=f"the folder names {path}, which is no class that distillkit writes to folders"
+    ):
         from_spec({"class_path": path, "init_args": {"path": "/nowhere"}})
 
 

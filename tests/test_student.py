@@ -86,7 +86,12 @@ def test_the_folder_says_what_it_is(tmp_path):
     config = distillkit.load_student(tmp_path / "s").config
     assert config["distillkit"] == distillkit.__version__
     assert (config["method"], config["kappa"], config["teacher"]) == ("SiD", 1.5, {"id": "x", "hash": "0"})
-    assert (config["num_steps"], config["times"], config["event_shape"], config["classes"]) == (3, [1.0, 0.6, 0.2], [2], CLASSES)
+    assert (config["num_steps"], config["times"], config["event_shape"], config["classes"]) == (
+        3,
+        [1.0, 0.6, 0.2],
+        [2],
+        CLASSES,
+    )
 
 
 def test_a_loaded_student_is_frozen_and_in_eval_mode(folder):
@@ -155,7 +160,15 @@ def test_no_samples_are_an_empty_tensor():
 
 @pytest.mark.parametrize(
     "cond",
-    [{}, {"label": [0, 1]}, {"label": [0, 1, 4]}, {"label": [0, 1, -1]}, {"label": 1}, {"label": [[0, 1, 2]]}, {"label": [0.0, 1.0, 2.0]}],
+    [
+        {},
+        {"label": [0, 1]},
+        {"label": [0, 1, 4]},
+        {"label": [0, 1, -1]},
+        {"label": 1},
+        {"label": [[0, 1, 2]]},
+        {"label": [0.0, 1.0, 2.0]},
+    ],
     ids=["missing", "short", "too large", "negative", "one number", "two axes", "fractions"],
 )
 def test_conditions_that_do_not_fit_are_refused(cond):
@@ -199,7 +212,17 @@ def test_a_missing_key_is_named(key, folder):
         load_student(folder)
 
 
-@pytest.mark.parametrize("key, value", [("times", []), ("times", "soon"), ("times", [0.2, 1.0]), ("event_shape", 2), ("denoiser", "MLP"), ("classes", [3])])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("times", []),
+        ("times", "soon"),
+        ("times", [0.2, 1.0]),
+        ("event_shape", 2),
+        ("denoiser", "MLP"),
+        ("classes", [3]),
+    ],
+)
 def test_a_value_of_the_wrong_kind_is_refused(key, value, folder):
     """When the folder is loaded, not when the first sample fails somewhere inside."""
     edit(folder, lambda config: config.update({key: value}))
@@ -250,7 +273,12 @@ def test_a_teacher_folder_comes_back(tmp_path):
     teacher = FolderTeacher(str(tmp_path / "t"))
     x, t, cond = torch.randn(4, 2), torch.rand(4), {"label": torch.tensor([0, 1, 2, 3])}
     assert torch.equal(teacher.denoiser(x, t, cond), denoiser(x, t, cond))
-    assert (teacher.id, teacher.best, teacher.classes, teacher.event_shape) == ("small", {"solver": "ddim", "steps": 5}, CLASSES, (2,))
+    assert (teacher.id, teacher.best, teacher.classes, teacher.event_shape) == (
+        "small",
+        {"solver": "ddim", "steps": 5},
+        CLASSES,
+        (2,),
+    )
     assert not any(p.requires_grad for p in teacher.parameters())
     again = FolderTeacher(str(tmp_path / "t"))
     assert teacher.fingerprint() == again.fingerprint()

@@ -14,6 +14,11 @@ Cond = dict[str, Tensor]
 Prediction = Literal["x0", "eps", "v", "flow", "edm"]
 
 
+def precise(x: Tensor) -> Tensor:
+    """x in float32 if it was less precise: rounded numbers must not meet a division by a small alpha or sigma."""
+    return x.to(torch.promote_types(torch.float32, x.dtype))
+
+
 def _safe(scale: Tensor) -> Tensor:
     return scale.clamp_min(1e-6)
 
@@ -74,11 +79,15 @@ class Denoiser(Recorded, nn.Module):
             raise ValueError(f"prediction must be x0, eps, v, flow or edm, got {prediction!r}")
         if sigma_data <= 0:
             raise ValueError(f"sigma_data is a standard deviation and must be positive, got {sigma_data}")
+        if prediction == "v":
+            t = torch.tensor([process.t_min, process.t_max], dtype=torch.float64).mean()
+            if abs(float(process.alpha(t) ** 2 + process.sigma(t) ** 2) - 1) > 1e-6:
+                raise ValueError(f"v prediction needs alpha^2 + sigma^2 = 1, which {process} is not: use flow")
         self.network, self.process, self.prediction, self.sigma_data = network, process, prediction, sigma_data
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """The denoised sample E[x_0 | x_t]; x_t: [B, ...]; t: [B] or scalar; at least float32."""
-        t = self._time(x_t, t)
+        x_t, t = precise(x_t), self._time(x_t, t)
         alpha, sigma = (expand(s(t), x_t) for s in (self.process.alpha, self.process.sigma))
         out = self.network(self._scaled(x_t, alpha, sigma), self.process.network_time(t), cond or {})
         out = out.to(x_t.dtype)
@@ -96,23 +105,25 @@ class Denoiser(Recorded, nn.Module):
 
     def features(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """Activations in the middle of the network, [B, C, *positions], for discriminator heads."""
-        t = self._time(x_t, t)
+        x_t, t = precise(x_t), self._time(x_t, t)
         alpha, sigma = (expand(s(t), x_t) for s in (self.process.alpha, self.process.sigma))
         return self.network.features(self._scaled(x_t, alpha, sigma), self.process.network_time(t), cond or {})
 
     def eps(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """The predicted noise."""
+        x_t = precise(x_t)
         alpha, sigma = self.scales(x_t, t)
         return eps_from_x0(x_t, self(x_t, t, cond), alpha, sigma)
 
     def score(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """The score of the noised marginal at t."""
+        x_t = precise(x_t)
         alpha, sigma = self.scales(x_t, t)
         return score_from_x0(x_t, self(x_t, t, cond), alpha, sigma)
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """The drift dx/dt of the probability-flow ODE."""
-        t = self._time(x_t, t)
+        x_t, t = precise(x_t), self._time(x_t, t)
         rates = (expand(d, x_t) for d in self.process.derivatives(t))
         return velocity_from_x0(x_t, self(x_t, t, cond), *self.scales(x_t, t), *rates)
 
@@ -141,7 +152,7 @@ class Denoiser(Recorded, nn.Module):
     def _time(self, x_t: Tensor, t: Tensor) -> Tensor:
         """t as [B], at least float32 and at least as precise as x_t."""
         dtype = torch.promote_types(torch.float32, x_t.dtype)
-        t = torch.as_tensor(t, device=x_t.device).to(dtype)
+        t = torch.as_tensor(t, device=x_t.device, dtype=dtype)
         return t.expand(x_t.shape[0]) if t.ndim == 0 else t
 
     def _scaled(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

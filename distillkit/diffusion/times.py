@@ -19,8 +19,12 @@ from distillkit.spec import Recorded
 class Times(Recorded, ABC):
     """A distribution over times. `sampler(u, process) -> t` maps uniforms u in (0, 1), [B], to times [B]."""
 
+    def __call__(self, u: Tensor, process: Process) -> Tensor:
+        return self.times(u, process).clamp(process.t_min, process.t_max)
+
     @abstractmethod
-    def __call__(self, u: Tensor, process: Process) -> Tensor: ...
+    def times(self, u: Tensor, process: Process) -> Tensor:
+        """The times before they are kept within the range that the process, and a teacher trained on it, knows."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items() if k[0] != '_')})"
@@ -36,7 +40,7 @@ class LogNormal(Times):
     def __init__(self, mean: float = -1.2, std: float = 1.2):
         self.mean, self.std = mean, std
 
-    def __call__(self, u, process):
+    def times(self, u, process):
         normal = math.sqrt(2) * torch.erfinv(2 * u.clamp(1e-6, 1 - 1e-6) - 1)
         return process.from_ratio((self.mean + self.std * normal).exp())
 
@@ -54,7 +58,7 @@ class KarrasUniform(Times):
             raise ValueError(f"KarrasUniform needs 0 <= low < high <= 1, got {low} and {high}")
         self.low, self.high, self.sigma_min, self.sigma_max, self.rho = low, high, sigma_min, sigma_max, rho
 
-    def __call__(self, u, process):
+    def times(self, u, process):
         u = self.low + (self.high - self.low) * u
         small, large = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return process.from_ratio((small + u * (large - small)) ** self.rho)
@@ -68,7 +72,7 @@ class Uniform(Times):
             raise ValueError(f"Uniform needs 0 <= low < high <= 1, got {low} and {high}")
         self.low, self.high = low, high
 
-    def __call__(self, u, process):
+    def times(self, u, process):
         return process.t_min + (self.low + (self.high - self.low) * u) * (process.t_max - process.t_min)
 
 
@@ -78,7 +82,7 @@ class LogitNormal(Times):
     def __init__(self, mean: float = 0.0, std: float = 1.0):
         self.mean, self.std = mean, std
 
-    def __call__(self, u, process):
+    def times(self, u, process):
         normal = math.sqrt(2) * torch.erfinv(2 * u.clamp(1e-6, 1 - 1e-6) - 1)
         return process.t_max * torch.sigmoid(self.mean + self.std * normal)
 
@@ -89,6 +93,6 @@ class ShiftedUniform(Times):
     def __init__(self, shift: float = 5.0, low: float = 0.02, high: float = 0.98):
         self.shift, self.low, self.high = shift, low, high
 
-    def __call__(self, u, process):
+    def times(self, u, process):
         t = self.shift * u / (1 + (self.shift - 1) * u)
         return process.t_max * t.clamp(self.low, self.high)

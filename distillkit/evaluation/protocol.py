@@ -32,7 +32,7 @@ class Evaluator(Protocol):
 
     def describe(self) -> dict[str, Any]: ...
 
-    def floor(self) -> dict[str, float]: ...
+    def floor(self, num_samples: int) -> dict[str, float]: ...
 
 
 def conditions(classes: dict[str, int], num: int) -> Cond:
@@ -119,7 +119,7 @@ def evaluate(
         name = f"teacher at {steps} step{'s' * (steps > 1)}"
         candidates = [teacher_row(name, solver, times) for solver, times in few_step_choices(teacher, steps)]
         rows.append(min(candidates, key=lambda candidate: candidate["metrics"][evaluator.headline]))
-    rows.append({"name": "real data", "metrics": {k: float(v) for k, v in evaluator.floor().items()}})
+    rows.append({"name": "real data", "metrics": {k: float(v) for k, v in evaluator.floor(num_samples).items()}})
     return {
         "protocol": {
             "num_samples": num_samples,

@@ -246,7 +246,10 @@ class Distiller(LightningModule):
         return {key: value for key, value in state.items() if not key.startswith(prefix)}
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        try:
+            result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        except RuntimeError as error:  # shapes
+            raise ValueError(f"the checkpoint does not fit this method and network: {str(error).splitlines()[-1].strip()}") from error
         missing = [key for key in result.missing_keys if not key.startswith("teacher.")]
         if strict and (missing or result.unexpected_keys):
             raise ValueError(

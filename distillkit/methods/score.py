@@ -58,8 +58,10 @@ class ScoreDistiller(Distiller):
         if times is None:
             if num_steps < 1:
                 raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+            if t_init is not None and not process.t_min < t_init <= process.t_max:
+                raise ValueError(f"t_init must lie in ({process.t_min}, {process.t_max}], got {t_init}")
             times = process.grid(num_steps + 1, t_init)[:-1].tolist()
-        elif any(a <= b for a, b in zip(times, times[1:], strict=False)) or not 0 < times[-1] <= times[0] <= process.t_max:
+        elif not times or not 0 < times[-1] or not times[0] <= process.t_max or sorted(set(times), reverse=True) != times:
             raise ValueError(f"times must fall and lie in (0, {process.t_max}], got {times}")
         self.register_buffer("step_times", torch.tensor(times, dtype=torch.float64), persistent=False)
         self.num_steps, self.renoise = len(times), renoise

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from distillkit.diffusion.denoiser import Cond, Denoiser
+from distillkit.diffusion.denoiser import Cond, Denoiser, precise
 from distillkit.diffusion.process import Process, expand
 from distillkit.networks.mlp import MLP
 from distillkit.spec import Recorded
@@ -37,7 +37,7 @@ class Mixture(Recorded, nn.Module):
         num, size = means.shape
         if covariances.shape != (num, size, size):
             raise ValueError(f"{num} means in {size} dimensions need covariances [{num}, {size}, {size}], got {tuple(covariances.shape)}")
-        weights = torch.ones(num) if weights is None else torch.as_tensor(weights)
+        weights = torch.ones(num) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
         weights = weights.to(torch.float64)
         if (weights <= 0).any() or weights.shape != (num,):
             raise ValueError(f"a mixture of {num} components needs {num} positive weights, got {weights.tolist()}")
@@ -85,7 +85,7 @@ class Mixture(Recorded, nn.Module):
         return self.log_weights.masked_fill(~(own | ~own.any(1, keepdim=True)), -math.inf).log_softmax(-1)
 
     def _flat(self, x: Tensor, alpha: Tensor, sigma: Tensor):
-        alpha, sigma = (torch.as_tensor(s, device=x.device).to(torch.float64).reshape(-1, 1) for s in (alpha, sigma))
+        alpha, sigma = (torch.as_tensor(s, dtype=torch.float64, device=x.device).reshape(-1, 1) for s in (alpha, sigma))
         return x.flatten(1).to(torch.float64), alpha, sigma
 
     def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
@@ -124,7 +124,7 @@ class ExactDenoiser(Denoiser):
         self.mixture, self.condition = mixture, condition
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        t = self._time(x_t, t)
+        x_t, t = precise(x_t), self._time(x_t, t)
         label = (cond or {}).get(self.condition) if self.condition else None
         return self.mixture.denoise(x_t, self.process.alpha(t), self.process.sigma(t), label)
 
@@ -140,7 +140,7 @@ class CorrectedDenoiser(Denoiser):
         self.exact = exact
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        t = self._time(x_t, t)
+        x_t, t = precise(x_t), self._time(x_t, t)
         alpha, sigma = (expand(s(t), x_t) for s in (self.process.alpha, self.process.sigma))
         correction = self.network(self._scaled(x_t, alpha, sigma), self.process.network_time(t), cond or {})
         scale = sigma * self.sigma_data * ((alpha * self.sigma_data) ** 2 + sigma**2).rsqrt()

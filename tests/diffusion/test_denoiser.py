@@ -51,7 +51,9 @@ def target(prediction, process, x_0, eps, t):
         return alpha * eps - sigma * x_0
     if prediction == "flow":  # d x_t / dt at fixed x_0 and eps, numerically exact by autograd
         moving = t.clone().requires_grad_()
-        slopes = [torch.autograd.grad(s(moving).sum(), moving, allow_unused=True)[0] for s in _scales_with_graph(process)]
+        slopes = [
+            torch.autograd.grad(s(moving).sum(), moving, allow_unused=True)[0] for s in _scales_with_graph(process)
+        ]
         return expand(slopes[0], x_0) * x_0 + expand(slopes[1], x_0) * eps
     # EDM: D = c_skip x + c_out F in the VE frame x = x_t / alpha, level ratio = sigma / alpha
     ratio, x = sigma / alpha, (alpha * x_0 + sigma * eps) / alpha
@@ -217,7 +219,9 @@ def test_features_see_the_scaled_input():
     spy, x, t = Spy(torch.zeros(1, 1)), torch.full((1, 1), 5.0).double(), f64(3.0)
     denoiser = Denoiser(spy, VarianceExploding(), "edm", 4.0)
     denoiser.features(x, t)
-    assert spy.seen[0].item() == pytest.approx(5 / math.hypot(3, 4)) and spy.seen[1].item() == pytest.approx(math.log(3) / 4)
+    assert spy.seen[0].item() == pytest.approx(5 / math.hypot(3, 4)) and spy.seen[1].item() == pytest.approx(
+        math.log(3) / 4
+    )
 
 
 def test_impossible_settings_are_refused():

@@ -60,7 +60,11 @@ def test_derivatives_are_those_of_autograd(process):
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_noise_grows_and_signal_does_not(process):
     t = inside(process, 200)
-    assert (process.ratio(t).diff() > 0).all() and (process.alpha(t).diff() <= 0).all() and (process.sigma(t).diff() > 0).all()
+    assert (
+        (process.ratio(t).diff() > 0).all()
+        and (process.alpha(t).diff() <= 0).all()
+        and (process.sigma(t).diff() > 0).all()
+    )
     torch.testing.assert_close(process.ratio(t), process.sigma(t) / process.alpha(t), rtol=1e-10, atol=0)
 
 
@@ -125,7 +129,10 @@ def test_grid_falls_and_hits_the_ends(process):
     grid = process.grid(7)
     assert grid.dtype == torch.float64 and (grid.diff() < 0).all()
     assert grid[[0, -1]].tolist() == pytest.approx([process.t_max, process.t_min], rel=1e-12)
-    low, high = process.t_min + 0.1 * (process.t_max - process.t_min), process.t_min + 0.7 * (process.t_max - process.t_min)
+    low, high = (
+        process.t_min + 0.1 * (process.t_max - process.t_min),
+        process.t_min + 0.7 * (process.t_max - process.t_min),
+    )
     assert process.grid(4, high, low)[[0, -1]].tolist() == pytest.approx([high, low])
     assert process.grid(1).tolist() == pytest.approx([process.t_max])
 

@@ -8,7 +8,12 @@ from distillkit.diffusion.process import RectifiedFlow, TrigFlow, VarianceExplod
 from distillkit.diffusion.sampling import SOLVERS, ancestral, few_step, network_passes, pure_noise
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
-PROCESSES = {"ve": VarianceExploding(), "vp": VariancePreserving(), "flow": RectifiedFlow(), "trig": TrigFlow(sigma_data=0.6)}
+PROCESSES = {
+    "ve": VarianceExploding(),
+    "vp": VariancePreserving(),
+    "flow": RectifiedFlow(),
+    "trig": TrigFlow(sigma_data=0.6),
+}
 ORDERS = {"euler": 1, "ddim": 1, "heun": 2, "dpm_solver": 2}
 MEAN, COVARIANCE = [0.6, -0.3], [[0.64, 0.2], [0.2, 0.09]]
 
@@ -32,7 +37,9 @@ def solver_error(solver, process, num):
     """Largest error at the end of a run over the noise levels 5 .. 0.1."""
     teacher = law(process)
     start, end = process.from_ratio(f64(5.0, 0.1)).tolist()
-    x = pure_noise(process, torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64), f64(start))
+    x = pure_noise(
+        process, torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64), f64(start)
+    )
     found = SOLVERS[solver](teacher.denoiser, process, x, process.grid(num + 1, start, end))
     return (found - teacher.denoiser(teacher.flow_map(x, start, end), end)).abs().max().item()
 
@@ -48,12 +55,16 @@ def test_halving_the_step_shows_the_declared_order(solver, order, name):
 def test_from_pure_noise_to_the_law(solver, order):
     """The whole range of a flow, whose first level has no signal at all: mean and covariance arrive."""
     process = PROCESSES["flow"]
-    z = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64) * 2**0.5  # has the moments of unit noise
+    z = (
+        torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64) * 2**0.5
+    )  # has the moments of unit noise
     found = SOLVERS[solver](law(process).denoiser, process, z, process.grid(300))
     torch.testing.assert_close(found.mean(0), f64(*MEAN), rtol=0, atol=1e-6)
     tolerance = 6e-3 if order == 1 else 2e-4
     # four points weigh a quarter each, so their second moments are those of the (affine) map
-    torch.testing.assert_close(torch.cov(found.T, correction=0), torch.tensor(COVARIANCE).double(), rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        torch.cov(found.T, correction=0), torch.tensor(COVARIANCE).double(), rtol=0, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -79,7 +90,9 @@ def test_passes_are_counted_right(solver, steps):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_precision_is_that_of_the_sample(solver):
     process = PROCESSES["vp"]
-    found = SOLVERS[solver](law(process).denoiser, process, torch.randn(3, 2), process.grid(4), lambda i: torch.randn(3, 2))
+    found = SOLVERS[solver](
+        law(process).denoiser, process, torch.randn(3, 2), process.grid(4), lambda i: torch.randn(3, 2)
+    )
     assert found.dtype == torch.float32
 
 

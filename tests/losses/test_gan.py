@@ -44,7 +44,9 @@ def test_the_discriminators_optimum_is_the_log_ratio():
     best = f64(-math.log(3), math.log(3)).requires_grad_()
     (gradient,) = torch.autograd.grad(loss(best), best)
     assert gradient.abs().max() < 1e-15
-    assert all(loss(best + shift) > loss(best) + 1e-3 for shift in (f64(0.3, 0), f64(-0.3, 0), f64(0, 0.3), f64(0, -0.3)))
+    assert all(
+        loss(best + shift) > loss(best) + 1e-3 for shift in (f64(0.3, 0), f64(-0.3, 0), f64(0, 0.3), f64(0, -0.3))
+    )
 
 
 def test_signs_and_values():
@@ -58,4 +60,7 @@ def test_signs_and_values():
 
 
 def test_huge_logits_stay_finite():
-    assert generator_loss(torch.tensor([-1e4])).item() == 1e4 and discriminator_loss(torch.tensor([1e4]), torch.tensor([0.0])).isfinite()
+    assert (
+        generator_loss(torch.tensor([-1e4])).item() == 1e4
+        and discriminator_loss(torch.tensor([1e4]), torch.tensor([0.0])).isfinite()
+    )

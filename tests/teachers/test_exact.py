@@ -29,7 +29,10 @@ def density(x, components):
     """Of the clean mixture restricted to some components, written independently."""
     total = sum(WEIGHTS[k] for k in components)
     parts = [
-        WEIGHTS[k] / total * torch.exp(-((x - MEANS[k]) ** 2) / (2 * VARIANCES[k])) / math.sqrt(2 * math.pi * VARIANCES[k])
+        WEIGHTS[k]
+        / total
+        * torch.exp(-((x - MEANS[k]) ** 2) / (2 * VARIANCES[k]))
+        / math.sqrt(2 * math.pi * VARIANCES[k])
         for k in components
     ]
     return sum(parts)
@@ -84,7 +87,9 @@ def test_every_sample_has_its_own_level_and_class():
     alpha, sigma, label = f64(1, 0.8, 0.3, 0.1), f64(0.1, 0.6, 1.0, 5.0), torch.tensor([0, 1, 2, 1])
     together = mixture.denoise(x, alpha, sigma, label)
     for i in range(4):
-        torch.testing.assert_close(together[i : i + 1], mixture.denoise(x[i : i + 1], alpha[i], sigma[i], label[i : i + 1]))
+        torch.testing.assert_close(
+            together[i : i + 1], mixture.denoise(x[i : i + 1], alpha[i], sigma[i], label[i : i + 1])
+        )
 
 
 def test_plain_numbers_keep_their_precision():
@@ -111,7 +116,9 @@ def test_samples_have_the_moments():
     x, component = mixture.sample(num, torch.Generator().manual_seed(0))
     std = mixture.covariance.diagonal().sqrt()
     assert ((x.mean(0) - mixture.mean).abs() < 5 * std / math.sqrt(num)).all()
-    torch.testing.assert_close(torch.cov(x.T), mixture.covariance, rtol=0, atol=5 * 2 * float(std.max()) ** 2 / math.sqrt(num))
+    torch.testing.assert_close(
+        torch.cov(x.T), mixture.covariance, rtol=0, atol=5 * 2 * float(std.max()) ** 2 / math.sqrt(num)
+    )
     assert component.double().mean().item() == pytest.approx(0.7, abs=5 * 0.46 / math.sqrt(num))
     for k in range(2):
         own = x[component == k]
@@ -123,10 +130,16 @@ def test_samples_have_the_moments():
 def test_batches_have_float32_data_and_matching_classes():
     teacher = ExactTeacher(line(), VarianceExploding(), classes={"label": 2})
     batch = teacher.exact_samples(20_000, torch.Generator().manual_seed(0))
-    assert batch["data"].dtype == torch.float32 and batch["data"].shape == (20_000, 1) and batch["label"].dtype == torch.int64
+    assert (
+        batch["data"].dtype == torch.float32
+        and batch["data"].shape == (20_000, 1)
+        and batch["label"].dtype == torch.int64
+    )
     ones = batch["data"][batch["label"] == 1].double()
     assert len(ones) / 20_000 == pytest.approx(2 / 3.5, abs=0.02)
-    assert ones.mean().item() == pytest.approx(0.4, abs=0.01) and ones.std().item() == pytest.approx(math.sqrt(0.05), rel=0.05)
+    assert ones.mean().item() == pytest.approx(0.4, abs=0.01) and ones.std().item() == pytest.approx(
+        math.sqrt(0.05), rel=0.05
+    )
 
 
 def test_classes_and_the_null_condition():
@@ -152,7 +165,9 @@ def test_flow_map_solves_the_probability_flow(process):
     s = float(int(s)) + 0.5 if process.t_max > 99 and s > 1 else s  # off the kinks of a table
     h = 1e-5 * s
     slope = (teacher.flow_map(x, t, s + h) - teacher.flow_map(x, t, s - h)) / (2 * h)
-    torch.testing.assert_close(slope, teacher.denoiser.velocity(teacher.flow_map(x, t, s), f64(s)[0]), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        slope, teacher.denoiser.velocity(teacher.flow_map(x, t, s), f64(s)[0]), rtol=1e-5, atol=1e-7
+    )
 
 
 def test_flow_map_is_the_published_pair():
@@ -182,7 +197,9 @@ def test_guided_reference_is_the_guided_law():
     law = Mixture([[0.5], [1.0], [-0.2]], [[[0.25]]] * 3, labels=[0, 1, 2])
     teacher = ExactTeacher(law, VarianceExploding(), classes={"label": 2})
     found = teacher.sample(f64(1, -1)[:, None], {"label": torch.tensor([1, 1])}, kappa=3.0)
-    assert found.mean().item() == pytest.approx(-0.2 + 3 * 1.2, abs=0.05) and found.std(correction=0).item() == pytest.approx(0.5, rel=0.01)
+    assert found.mean().item() == pytest.approx(-0.2 + 3 * 1.2, abs=0.05) and found.std(
+        correction=0
+    ).item() == pytest.approx(0.5, rel=0.01)
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 2, 2)])
@@ -240,7 +257,11 @@ def test_a_spec_makes_the_same_law():
 
 
 def test_fingerprints_tell_laws_and_processes_apart():
-    prints = {gaussian(0.4, 0.9).fingerprint(), gaussian(0.41, 0.9).fingerprint(), gaussian(0.4, 0.9, RectifiedFlow()).fingerprint()}
+    prints = {
+        gaussian(0.4, 0.9).fingerprint(),
+        gaussian(0.41, 0.9).fingerprint(),
+        gaussian(0.4, 0.9, RectifiedFlow()).fingerprint(),
+    }
     assert len(prints) == 3 and gaussian(0.4, 0.9).fingerprint() in prints
 
 
