@@ -167,5 +167,8 @@ def hand_over(cfg: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     with hydra_errors():
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        plain = OmegaConf.to_container(cfg, resolve=False)
+        for key in HANDED_OVER:  # the scratch may stay incomplete where nothing reads it
+            if OmegaConf.is_config(cfg.get(key)):
+                plain[key] = OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=True)
     return to_class_path({key: value for key, value in plain.items() if key in HANDED_OVER})

@@ -39,9 +39,13 @@ class StepLoader:
     process sees in two accumulated micro-batches. Sized and stateful: Lightning stores its position in the checkpoint.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1, shuffle: bool = True):
+    def __init__(
+        self, dataset: Any, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1, shuffle: bool = True
+    ):
         if len(dataset) < batch_size * world:
-            raise ValueError(f"batch_size {batch_size} x {world} processes exceeds the {len(dataset)} training samples: lower data.batch_size")
+            raise ValueError(
+                f"batch_size {batch_size} x {world} processes exceeds the {len(dataset)} training samples: lower data.batch_size"
+            )
         self.dataset, self.batch_size, self.seed, self.shuffle = dataset, batch_size, seed, shuffle
         self.rank, self.world, self.position = rank, world, 0
 
@@ -51,7 +55,9 @@ class StepLoader:
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = divmod(self.position, len(self))
         if self.shuffle:
-            order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+            order = torch.randperm(
+                len(self.dataset), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            )
         else:
             order = torch.arange(len(self.dataset))
         for i in range(first, len(self)):

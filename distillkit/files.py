@@ -55,7 +55,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}): copy it again; pickles are not read") from None
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}): copy it again; pickles are not read"
+        ) from None
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:

@@ -17,7 +17,9 @@ class Recorded:
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
         # straight into __dict__: nn.Module refuses attributes before its own __init__
-        self.__dict__["_arguments"] = dict(inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs).arguments)
+        self.__dict__["_arguments"] = dict(
+            inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs).arguments
+        )
         return self
 
 
@@ -66,7 +68,9 @@ def from_spec(spec: Any, trust: tuple[str, ...] = ()) -> Any:
         try:
             return cls(**{k: from_spec(v, trust) for k, v in arguments.items()})
         except TypeError as error:
-            raise ValueError(f"the folder's {path} cannot be built ({error}); was it written by another version?") from error
+            raise ValueError(
+                f"the folder's {path} cannot be built ({error}); was it written by another version?"
+            ) from error
     if isinstance(spec, dict):
         return {k: from_spec(v, trust) for k, v in spec.items()}
     if isinstance(spec, list):

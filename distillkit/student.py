@@ -83,10 +83,15 @@ class Student(nn.Module):
             value = cond.get(name, torch.tensor(-1))
             whole = not value.is_floating_point() and not value.is_complex()
             if not whole or value.shape != (n,) or bool((value < 0).any()) or bool((value > count).any()):
-                raise ValueError(f"cond[{name!r}] must hold {n} integers from 0 to {count - 1} ({count} means no class)")
+                raise ValueError(
+                    f"cond[{name!r}] must hold {n} integers from 0 to {count - 1} ({count} means no class)"
+                )
         device = next(self.denoiser.parameters()).device
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
-        draws = [torch.randn((n, *self.event_shape), generator=generator) for _ in range(self.num_steps if self.renoise else 1)]
+        draws = [
+            torch.randn((n, *self.event_shape), generator=generator)
+            for _ in range(self.num_steps if self.renoise else 1)
+        ]
         out = []
         for rows in torch.arange(n).split(batch_size):
             part = {k: v[rows.to(v.device)].to(device) for k, v in cond.items()}

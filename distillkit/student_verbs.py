@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distillkit.callbacks.finish import save_picture
-from distillkit.errors import Failure, UsageError
+from distillkit.errors import Arguments, Failure, UsageError
 from distillkit.files import write_atomic, write_text
 from distillkit.student import Student, load_student
-
-
-class Arguments(argparse.ArgumentParser):
-    """Argparse whose errors are one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog.split()[-1]}: {message} (see --help)")
 
 
 def _load(path: str) -> Student:
@@ -42,7 +33,9 @@ def _build(student: Student, *wanted: str) -> dict[str, Any]:
     recorded = student.config.get("run") or {}
     lacking = [name for name in wanted if name not in recorded]
     if lacking:
-        raise UsageError(f"this student folder does not say which {' and '.join(lacking)} it was made with, as one made by `fit` does")
+        raise UsageError(
+            f"this student folder does not say which {' and '.join(lacking)} it was made with, as one made by `fit` does"
+        )
     parser = ArgumentParser(exit_on_error=False)
     kinds: dict[str, type] = {"teacher": Teacher, "data": DistillData}
     for name in wanted:
@@ -50,7 +43,9 @@ def _build(student: Student, *wanted: str) -> dict[str, Any]:
     try:
         return vars(parser.instantiate(parser.parse_object({name: recorded[name] for name in wanted})))
     except (ArgumentError, ValueError) as error:
-        raise UsageError(f"the student's {' and '.join(wanted)} cannot be built: {str(error).splitlines()[-1].strip()}") from error
+        raise UsageError(
+            f"the student's {' and '.join(wanted)} cannot be built: {str(error).splitlines()[-1].strip()}"
+        ) from error
 
 
 def _new(path: Path, force: bool = False) -> Path:
@@ -71,8 +66,16 @@ def sample(argv: Sequence[str]) -> int:
     parser.add_argument("student", help="a student folder, or the run folder around it")
     parser.add_argument("-n", type=int, default=64, help="how many (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
-    parser.add_argument("--out", type=Path, help="folder for samples.npz and samples.png (default: samples-SEED beside the student)")
-    parser.add_argument("--cond", action="append", default=[], metavar="NAME=K", help="one class for all samples, such as label=3 (default: classes in turn)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for samples.npz and samples.png (default: samples-SEED beside the student)"
+    )
+    parser.add_argument(
+        "--cond",
+        action="append",
+        default=[],
+        metavar="NAME=K",
+        help="one class for all samples, such as label=3 (default: classes in turn)",
+    )
     args = parser.parse_args(argv)
     if args.n < 1:
         raise UsageError(f"-n must be at least 1, got {args.n}")
@@ -81,7 +84,10 @@ def sample(argv: Sequence[str]) -> int:
     for item in args.cond:
         name, _, value = item.partition("=")
         if name not in cond or not value.isdigit() or int(value) >= student.classes[name]:
-            known = ", ".join(f"{key}=0..{count - 1}" for key, count in student.classes.items()) or "none: it has no classes"
+            known = (
+                ", ".join(f"{key}=0..{count - 1}" for key, count in student.classes.items())
+                or "none: it has no classes"
+            )
             raise UsageError(f"--cond {item} is not possible; this student's conditions are {known}")
         cond[name] = torch.full((args.n,), int(value))
     out = _new(args.out or Path(args.student) / f"samples-{args.seed}")
@@ -110,7 +116,9 @@ def evaluate(argv: Sequence[str]) -> int:
     from distillkit.evaluation import protocol
     from distillkit.quality import evaluation_table
 
-    parser = Arguments(prog="distillkit evaluate", description="Measure a student folder against its teacher and real data.")
+    parser = Arguments(
+        prog="distillkit evaluate", description="Measure a student folder against its teacher and real data."
+    )
     parser.add_argument("student", help="a student folder, or the run folder around it")
     parser.add_argument("--num-samples", type=int, default=1000, help="samples of every model (default 1000)")
     parser.add_argument("--seed", type=int, default=1234, help="of the noise (default 1234)")
@@ -122,7 +130,9 @@ def evaluate(argv: Sequence[str]) -> int:
     made_with = _build(student, "teacher", "data")
     teacher, data = made_with["teacher"], made_with["data"]
     if teacher.fingerprint() != student.config.get("teacher", {}).get("hash"):
-        raise Failure("the teacher has changed since this student was made, so it is not the one to compare with: restore it")
+        raise Failure(
+            "the teacher has changed since this student was made, so it is not the one to compare with: restore it"
+        )
     kappa = student.config.get("kappa", 1.0)
     result = protocol.evaluate(data.evaluator(), teacher, student, args.num_samples, args.seed, kappa)
     path = args.out or Path(args.student) / "evaluation.json"
@@ -161,7 +171,7 @@ def to_safetensors(student: Student, path: Path) -> float:
     with safe_open(path, "pt") as file:
         config = json.loads(file.metadata()["student"])
         denoiser = from_spec(config["denoiser"])
-        denoiser.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+        denoiser.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
     again = Student(denoiser, config["times"], config["event_shape"], config["classes"], config["renoise"]).eval()
     return _difference(path, student.sample(8), again.sample(8), tolerance=0.0)
 
@@ -184,7 +194,9 @@ def to_onnx(student: Student, path: Path) -> float:
         import onnxruntime
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError as error:
-        raise Failure(f"onnx needs packages that are not installed ({error.name}): pip install 'distillkit[onnx]'") from error
+        raise Failure(
+            f"onnx needs packages that are not installed ({error.name}): pip install 'distillkit[onnx]'"
+        ) from error
 
     draws = student.num_steps if student.renoise else 1
     noise = torch.randn((3, draws, *student.event_shape), generator=torch.Generator().manual_seed(0))
@@ -196,13 +208,21 @@ def to_onnx(student: Student, path: Path) -> float:
     def write(temporary: Path) -> None:
         with torch.no_grad():
             program = torch.onnx.export(
-                module, (noise, *cond), dynamo=True, dynamic_shapes=shapes, input_names=names, output_names=["samples"], verbose=False
+                module,
+                (noise, *cond),
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=names,
+                output_names=["samples"],
+                verbose=False,
             )
         program.save(str(temporary))
 
     write_atomic(path, write)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    noise = torch.randn((5, draws, *student.event_shape), generator=torch.Generator().manual_seed(1))  # another batch size
+    noise = torch.randn(
+        (5, draws, *student.event_shape), generator=torch.Generator().manual_seed(1)
+    )  # another batch size
     cond = tuple(student.default_condition(5).values())
     feed = {name: value.numpy() for name, value in zip(names, (noise, *cond), strict=True)}
     with torch.no_grad():
@@ -213,7 +233,7 @@ def _difference(path: Path, expected: Tensor, got: Tensor, tolerance: float) -> 
     error = float((expected - got).abs().max())
     if not error <= tolerance:
         path.unlink()
-        raise Failure(f"the exported student differs from the original by {error:.1e} (allowed {tolerance:.0e}), so it was not kept")
+        raise Failure(
+            f"the exported student differs from the original by {error:.1e} (allowed {tolerance:.0e}), so it was not kept"
+        )
     return error
-
-

@@ -45,7 +45,11 @@ def finish(model: LightningModule, data: Any, run: Path, num_samples: int = 1000
     num = data.pictured
     cond, noise = conditions(teacher.classes, num), noise_for(teacher.event_shape, num, seed)
     best = teacher.best
-    rows = {"teacher_best": teacher_samples(teacher, noise, cond, best["solver"], kappa, teacher.process.grid(best["steps"]))}
+    rows = {
+        "teacher_best": teacher_samples(
+            teacher, noise, cond, best["solver"], kappa, teacher.process.grid(best["steps"])
+        )
+    }
     if student:
         rows = {"student": student.sample(num, cond, seed), **rows}
         early = teacher.process.grid(student.num_steps + 1)[:-1]

@@ -101,19 +101,32 @@ def evaluate(
     def row(name: str, steps: int, passes: int, make: Callable[[], Tensor], **extra: Any) -> dict[str, Any]:
         samples, milliseconds = timed(make)
         metrics = {k: float(v) for k, v in evaluator(samples, cond).items()}
-        return {"name": name, "steps": steps, "network_passes": passes, "ms_per_sample": milliseconds, **extra, "metrics": metrics}
+        return {
+            "name": name,
+            "steps": steps,
+            "network_passes": passes,
+            "ms_per_sample": milliseconds,
+            **extra,
+            "metrics": metrics,
+        }
 
     def teacher_row(name: str, solver: str, times: Tensor) -> dict[str, Any]:
         passes = network_passes(solver, len(times))
         facts = {"solver": solver, "last_time": float(times[-1])}
-        return row(name, len(times), passes, lambda: teacher_samples(teacher, noise, cond, solver, kappa, times), **facts)
+        return row(
+            name, len(times), passes, lambda: teacher_samples(teacher, noise, cond, solver, kappa, times), **facts
+        )
 
     best = teacher.best
     few = [student.num_steps] if student else [1, 2]
     rows = []
     if student:
-        student.sample(min(num_samples, 64), seed=seed)  # warm-up, so that the first row is not the slowest by order alone
-        rows.append(row("student", student.num_steps, student.num_steps, lambda: student.sample(num_samples, cond, seed)))
+        student.sample(
+            min(num_samples, 64), seed=seed
+        )  # warm-up, so that the first row is not the slowest by order alone
+        rows.append(
+            row("student", student.num_steps, student.num_steps, lambda: student.sample(num_samples, cond, seed))
+        )
     rows.append(teacher_row("teacher at its best", best["solver"], teacher.process.grid(best["steps"])))
     for steps in few:
         name = f"teacher at {steps} step{'s' * (steps > 1)}"

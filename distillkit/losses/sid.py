@@ -7,7 +7,9 @@ from torch import Tensor
 from distillkit.losses.reduce import Normalise, distance_scale
 
 
-def sid_loss(x_g: Tensor, real: Tensor, fake: Tensor, alpha: float = 1.2, normalise: Normalise | None = "sample") -> Tensor:
+def sid_loss(
+    x_g: Tensor, real: Tensor, fake: Tensor, alpha: float = 1.2, normalise: Normalise | None = "sample"
+) -> Tensor:
     """`mean (real - fake) [(real - x_g) - alpha (real - fake)] / n`, n = sg[mean |x_g - real|] per sample (eq. 23).
 
     Equal to `(1 - alpha) |real - fake|^2 + <real - fake, fake - x_g>`. Gradient flows through all three arguments,

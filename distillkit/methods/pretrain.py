@@ -81,7 +81,9 @@ class Pretrain(Distiller):
 
     def check(self, data) -> None:
         if tuple(data.event_shape) != self.event_shape:
-            raise ValueError(f"the data have shape {tuple(data.event_shape)}, the network expects {self.event_shape}: set network.event_shape")
+            raise ValueError(
+                f"the data have shape {tuple(data.event_shape)}, the network expects {self.event_shape}: set network.event_shape"
+            )
 
     def export(self, folder: Path, **facts: Any) -> None:
         save_teacher(folder, self.best_student, self.event_shape, self.classes, **facts)

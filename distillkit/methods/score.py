@@ -61,7 +61,9 @@ class ScoreDistiller(Distiller):
             if t_init is not None and not process.t_min < t_init <= process.t_max:
                 raise ValueError(f"t_init must lie in ({process.t_min}, {process.t_max}], got {t_init}")
             times = process.grid(num_steps + 1, t_init)[:-1].tolist()
-        elif not times or not 0 < times[-1] or not times[0] <= process.t_max or sorted(set(times), reverse=True) != times:
+        elif (
+            not times or not times[-1] > 0 or not times[0] <= process.t_max or sorted(set(times), reverse=True) != times
+        ):
             raise ValueError(f"times must fall and lie in (0, {process.t_max}], got {times}")
         self.register_buffer("step_times", torch.tensor(times, dtype=torch.float64), persistent=False)
         self.num_steps, self.renoise = len(times), renoise
@@ -130,4 +132,7 @@ class ScoreDistiller(Distiller):
             )
         for name, num in self.teacher.classes.items():
             if data.classes.get(name) != num:
-                raise ValueError(f"the teacher knows {num} classes of {name!r}, the data {data.classes.get(name, 'none')}: they do not belong together")
+                raise ValueError(
+                    f"the teacher knows {num} classes of {name!r}, the data {data.classes.get(name, 'none')}: "
+                    f"they do not belong together"
+                )

@@ -58,7 +58,13 @@ class SiD(ScoreDistiller):
         if not 0 <= adversarial <= 1:
             raise ValueError(f"adversarial is a share and must lie in [0, 1], got {adversarial}")
         super().__init__(
-            teacher, student_times or KarrasUniform(0.0, 0.8), fake_times or LogNormal(), student, fake_score, kappa, **kwargs
+            teacher,
+            student_times or KarrasUniform(0.0, 0.8),
+            fake_times or LogNormal(),
+            student,
+            fake_score,
+            kappa,
+            **kwargs,
         )
         self.alpha, self.adversarial = alpha, adversarial
         self.teacher_kappa, self.judge_kappa, self.fit_kappa = GUIDANCE[guidance](kappa)

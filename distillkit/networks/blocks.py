@@ -26,7 +26,9 @@ class Embedding(nn.Module):
         out = self.time(sinusoids(time, self.width).to(self.time[0].weight.dtype))
         for name, table in self.classes.items():
             if name not in cond:
-                raise ValueError(f"this network is conditioned on {name!r}, but the condition has {sorted(cond) or 'nothing'}")
+                raise ValueError(
+                    f"this network is conditioned on {name!r}, but the condition has {sorted(cond) or 'nothing'}"
+                )
             out = out + table(cond[name])
         return nn.functional.silu(out)
 

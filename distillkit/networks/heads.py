@@ -14,7 +14,9 @@ class Head(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.layers = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 1))
+        self.layers = nn.Sequential(
+            nn.LayerNorm(channels), nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, 1)
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits [B]; positive means real."""

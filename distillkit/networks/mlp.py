@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from distillkit.networks.blocks import Embedding, zero
@@ -22,7 +21,9 @@ class MLP(Recorded, nn.Module):
         classes: categorical conditions, `{name: number of classes}`.
     """
 
-    def __init__(self, event_shape: Sequence[int], width: int = 128, depth: int = 3, classes: dict[str, int] | None = None):
+    def __init__(
+        self, event_shape: Sequence[int], width: int = 128, depth: int = 3, classes: dict[str, int] | None = None
+    ):
         super().__init__()
         size = math.prod(event_shape)
         self.embed = Embedding(width, classes or {})

@@ -55,7 +55,9 @@ class Teacher(nn.Module):
         """What the denoiser is conditioned on, from a batch."""
         missing = [name for name in self.classes if name not in batch]
         if missing:
-            raise ValueError(f"the teacher is conditioned on {missing}, but batches have {sorted(batch)}: choose data with these keys")
+            raise ValueError(
+                f"the teacher is conditioned on {missing}, but batches have {sorted(batch)}: choose data with these keys"
+            )
         return {name: batch[name] for name in self.classes}
 
     def null_condition(self, cond: Cond) -> Cond:

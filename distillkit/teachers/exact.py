@@ -36,7 +36,9 @@ class Mixture(Recorded, nn.Module):
         covariances = torch.as_tensor(covariances, dtype=torch.float64)
         num, size = means.shape
         if covariances.shape != (num, size, size):
-            raise ValueError(f"{num} means in {size} dimensions need covariances [{num}, {size}, {size}], got {tuple(covariances.shape)}")
+            raise ValueError(
+                f"{num} means in {size} dimensions need covariances [{num}, {size}, {size}], got {tuple(covariances.shape)}"
+            )
         weights = torch.ones(num) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
         weights = weights.to(torch.float64)
         if (weights <= 0).any() or weights.shape != (num,):
@@ -159,7 +161,13 @@ class ExactTeacher(Teacher):
 
     best = {"solver": "heun", "steps": 40}
 
-    def __init__(self, mixture: Mixture, process: Process, event_shape: Sequence[int] | None = None, classes: dict[str, int] | None = None):
+    def __init__(
+        self,
+        mixture: Mixture,
+        process: Process,
+        event_shape: Sequence[int] | None = None,
+        classes: dict[str, int] | None = None,
+    ):
         shape = tuple(event_shape or mixture.mean.shape)
         super().__init__(ExactDenoiser(mixture, process, next(iter(classes or {}), None)), shape, classes)
 
@@ -180,7 +188,9 @@ class ExactTeacher(Teacher):
     def flow_map(self, x: Tensor, t: float, s: float) -> Tensor:
         """The probability-flow ODE from time t to time s, exact; one Gaussian only."""
         if len(self.mixture.means) != 1:
-            raise ValueError(f"only a single Gaussian has a closed flow map, this mixture has {len(self.mixture.means)} components")
+            raise ValueError(
+                f"only a single Gaussian has a closed flow map, this mixture has {len(self.mixture.means)} components"
+            )
         process, (mean,), (axes,) = self.process, self.mixture.means, self.mixture.axes
         (alpha_t, sigma_t), (alpha_s, sigma_s) = (
             (process.alpha(u), process.sigma(u)) for u in torch.tensor([t, s], dtype=torch.float64)

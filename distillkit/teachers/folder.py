@@ -24,7 +24,9 @@ class FolderTeacher(Teacher):
     def __init__(self, path: str, trust: list[str] | None = None):
         folder = Path(path)
         if not folder.is_dir():
-            raise ValueError(f"teacher folder {path} does not exist: train one with `fit method=pretrain` or give its path as teacher.path=...")
+            raise ValueError(
+                f"teacher folder {path} does not exist: train one with `fit method=pretrain` or give its path as teacher.path=..."
+            )
         config = read_yaml(folder / CONFIG)
         missing = [key for key in ("denoiser", "event_shape") if key not in config]
         if missing:

@@ -34,7 +34,9 @@ def build(*words: str, seed: int = 0) -> SimpleNamespace:
     parser.add_subclass_arguments(DistillData, "data")
     chosen = compose(*words)
     seed_everything(seed, verbose=False)
-    made = parser.instantiate(parser.parse_object({key: json.loads(json.dumps(chosen[key])) for key in ("model", "data")}))
+    made = parser.instantiate(
+        parser.parse_object({key: json.loads(json.dumps(chosen[key])) for key in ("model", "data")})
+    )
     return SimpleNamespace(model=made.model, data=made.data, config=chosen)
 
 
@@ -47,7 +49,12 @@ def trainer(max_steps: int, **settings) -> Trainer:
     """A silent trainer."""
     warnings.filterwarnings("ignore", module="lightning")
     defaults = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    defaults |= {"enable_model_summary": False, "limit_val_batches": 0, "use_distributed_sampler": False, "max_epochs": -1}
+    defaults |= {
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+        "use_distributed_sampler": False,
+        "max_epochs": -1,
+    }
     return Trainer(max_steps=max_steps, **(defaults | settings))
 
 

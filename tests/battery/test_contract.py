@@ -54,7 +54,9 @@ def test_only_the_role_in_turn_moves(method):
             self.turns.append(self.role)
             for role, before in self.before.items():
                 moved = any(not torch.equal(p, q) for p, q in zip(model.role_parameters(role), before, strict=True))
-                assert moved == (role == self.role), f"step {model.global_step}: {role} moved={moved} in the turn of {self.role}"
+                assert moved == (role == self.role), (
+                    f"step {model.global_step}: {role} moved={moved} in the turn of {self.role}"
+                )
 
     watch = Watch()
     cycle = sum(settings.updates for settings in made.model.settings.values())
@@ -117,7 +119,9 @@ def test_two_processes_equal_one_with_two_micro_batches(method, tmp_path):
     trainer(max_steps=6, devices=2, strategy=strategy, callbacks=[Keep()]).fit(together.model, together.data)
     expected, got = weights(alone.model), torch.load(tmp_path / "weights.pt", weights_only=True)
     for key in expected:
-        torch.testing.assert_close(got[key], expected[key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            got[key], expected[key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 def test_killed_and_resumed_from_the_command_line(method, tmp_path):
@@ -126,7 +130,17 @@ def test_killed_and_resumed_from_the_command_line(method, tmp_path):
     def command(out: str, *more: str) -> list[str]:
         words = ["domain=toy", f"method={method}", *TINY, "vars.callbacks.checkpoint.every=5"]
         words += ["vars.callbacks.finish.num_samples=0", "trainer.limit_val_batches=0"]
-        return [sys.executable, "-m", "distillkit", "fit", *words, "trainer.max_steps=600", "--out", str(tmp_path / out), *more]
+        return [
+            sys.executable,
+            "-m",
+            "distillkit",
+            "fit",
+            *words,
+            "trainer.max_steps=600",
+            "--out",
+            str(tmp_path / out),
+            *more,
+        ]
 
     subprocess.run(command("whole"), check=True, capture_output=True, timeout=300)
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
@@ -139,9 +153,20 @@ def test_killed_and_resumed_from_the_command_line(method, tmp_path):
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     step = torch.load(last, weights_only=True)["global_step"]
     assert 0 < step < 600
-    resumed = [sys.executable, "-m", "distillkit", "fit", "--config", str(tmp_path / "cut" / "config.yaml"), "--ckpt_path", str(last)]
+    resumed = [
+        sys.executable,
+        "-m",
+        "distillkit",
+        "fit",
+        "--config",
+        str(tmp_path / "cut" / "config.yaml"),
+        "--ckpt_path",
+        str(last),
+    ]
     subprocess.run(resumed, check=True, capture_output=True, timeout=300)
-    whole, again = (torch.load(tmp_path / out / "checkpoints" / "last.ckpt", weights_only=True) for out in ("whole", "cut"))
+    whole, again = (
+        torch.load(tmp_path / out / "checkpoints" / "last.ckpt", weights_only=True) for out in ("whole", "cut")
+    )
     assert whole["global_step"] == again["global_step"] == 600
     assert all(torch.equal(value, again["state_dict"][key]) for key, value in whole["state_dict"].items())
 

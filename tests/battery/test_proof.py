@@ -1,0 +1,112 @@
+"""The ladder: fixed points in closed form, and default runs that must reach a law that is known exactly."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from distillkit.methods.base import Distiller
+from distillkit.methods.score import ScoreDistiller
+from tests.battery.conftest import tiny, trainer
+
+
+class ExactStudent(nn.Module):
+    """Noise of level t to the teacher's Gaussian, exactly; a shift and a log scale leave the optimum where they are not zero."""
+
+    def __init__(self, teacher, t: float):
+        super().__init__()
+        law, self.t = teacher.mixture, t
+        self.mean, self.root = law.mean.float(), (law.axes[0] * law.variances[0].sqrt()).float()
+        self.shift, self.scale = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+
+    def forward(self, x_t, t, cond):
+        return self.mean + self.scale.exp() * ((x_t / self.t) @ self.root.T) + self.shift
+
+
+@pytest.fixture
+def distiller(method):
+    """A one-step score distiller with an exact student and an exact fake score; others have no such fixed point."""
+    made = tiny(method)
+    if not isinstance(made.model, ScoreDistiller):
+        pytest.skip("no fake score, so no fixed point of this kind")
+    made.model.student = ExactStudent(made.model.teacher, float(made.model.step_times[0]))
+    made.model.fake_score = made.model.teacher.denoiser
+    return made
+
+
+def gradient(model: Distiller, num: int = 4096) -> torch.Tensor:
+    """Of the student's loss in (shift, scale)."""
+    loss = model.student_loss({"data": torch.zeros(num, 2)})
+    return torch.cat(torch.autograd.grad(loss, [model.student.shift, model.student.scale]))
+
+
+def test_no_pull_where_student_and_teacher_agree(distiller):
+    assert gradient(distiller.model).abs().max() < 1e-6
+
+
+def test_a_pull_back_from_anywhere_else(distiller):
+    """Shift and scale are pushed towards zero, both, from either side: the mean alone would not do."""
+    model = distiller.model
+    law = model.teacher.mixture
+    for sign in (1.0, -1.0):
+        with torch.no_grad():
+            model.student.shift.fill_(0.3 * sign)
+            model.student.scale.fill_(0.2 * sign)
+        # the best fake score for this student: a Gaussian around its own mean, of its own width
+        scale = float(model.student.scale[0].exp())
+        model.fake_score = type(model.teacher.denoiser)(
+            type(law)(
+                (law.mean + 0.3 * sign)[None].tolist(),
+                (scale**2 * law.covariance)[None].tolist(),
+            ),
+            model.teacher.process,
+        )
+        assert (sign * gradient(model, 20_000) > 0).all(), sign
+
+
+def default_run(method: str, teacher: str, folder, *words: str) -> dict[str, float]:
+    """Metrics of the student (the teacher, for pretraining) after `fit` as a user types it."""
+    command = [
+        sys.executable,
+        "-m",
+        "distillkit",
+        "fit",
+        "domain=toy",
+        f"method={method}",
+        f"teacher={teacher}",
+        *words,
+    ]
+    subprocess.run([*command, "vars.callbacks.finish.num_samples=20000", "--out", str(folder)], check=True, timeout=900)
+    return json.loads((folder / "evaluation.json").read_text())["rows"][0]["metrics"]
+
+
+def proof(method: str, teacher: str) -> dict[str, float]:
+    return type(tiny(method).model).proof[teacher]
+
+
+def test_a_third_of_the_default_run_reaches_the_gaussian(method, tmp_path):
+    reached = default_run(method, "gaussian", tmp_path / "run", "trainer.max_steps=2000")
+    for metric, bound in proof(method, "gaussian").items():
+        assert reached[metric] <= bound, f"{metric} {reached[metric]:.3f} after 2000 steps"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", ["gaussian", "mixture"])
+def test_the_default_run_reaches_the_law(method, teacher, tmp_path):
+    reached = default_run(method, teacher, tmp_path / "run")
+    for metric, bound in proof(method, teacher).items():
+        assert reached[metric] <= bound, f"{metric} {reached[metric]:.3f}"
+    assert teacher == "gaussian" or reached["modes_found"] == 8
+
+
+def test_a_wrong_start_is_a_wrong_start(method):
+    """What the runs above have to overcome: before training the law is missed by far."""
+    made = tiny(method)
+    trainer(max_steps=1).fit(made.model, made.data)
+    metrics = made.data.evaluator()(made.model.sample({}, 5000, 0), {})
+    assert metrics["std_error"] > 0.3

@@ -1,0 +1,299 @@
+"""A user's session: fit, look, load, sample, evaluate, export, stop and go on; through the command line and the files."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import distillkit
+
+TINY = ["domain=toy", "network.width=16", "network.depth=2", "data.batch_size=32", "data.num_samples=256"]
+SHORT = ["trainer.max_steps=6", "vars.callbacks.finish.num_samples=64"]
+
+
+def distil(*argv: str, code: int = 0, cwd: Path | None = None) -> str:
+    """Run the command line in a process of its own; its output, after the exit code was checked."""
+    done = subprocess.run(
+        [sys.executable, "-m", "distillkit", *map(str, argv)], capture_output=True, text=True, cwd=cwd, timeout=300
+    )
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def complaint(*argv: str, code: int = 2) -> str:
+    """The one sentence an impossible command gets."""
+    lines = distil(*argv, code=code).strip().splitlines()
+    assert lines[-1].startswith("error: ") and not any(line.startswith("error: ") for line in lines[:-1])
+    return lines[-1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a finished run of a two-step student on the digits, its network tiny so that it takes seconds."""
+    out = tmp_path_factory.mktemp("session") / "run"
+    words = ["domain=image", "method=sid", "model.num_steps=2", "data.batch_size=4", "trainer.log_every_n_steps=2"]
+    distil("fit", *words, *SHORT, "--out", out)
+    return out
+
+
+@pytest.fixture
+def copy(run, tmp_path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def test_a_run_leaves_everything_that_was_promised(run):
+    found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert found == {
+        "config.yaml",
+        "metrics.csv",
+        "evaluation.json",
+        "report.html",
+        "checkpoints/last.ckpt",
+        "samples/student.png",
+        "samples/teacher_best.png",
+        "samples/teacher_same_steps.png",
+        "samples/comparison.png",
+        "student/model.safetensors",
+        "student/student.yaml",
+        "student/README.md",
+        "student/samples.png",
+    }
+    names = [row["name"] for row in json.loads((run / "evaluation.json").read_text())["rows"]]
+    assert names == ["student", "teacher at its best", "teacher at 2 steps", "real data"]
+    page = (run / "report.html").read_text()
+    assert (
+        not re.search(r"""(src|href)=["']https?:""", page)
+        and "<script" not in page
+        and page.count("data:image/png") >= 3
+    )
+    assert Image.open(run / "samples" / "student.png").size > (64, 64)
+
+
+def test_the_student_loads_in_one_line_without_its_teacher(run):
+    code = (
+        f"import sys, distillkit; s = distillkit.load_student({str(run / 'student')!r}); x = s.sample(5, seed=1);"
+        "assert x.shape == (5, 1, 8, 8) and s.num_steps == 2;"
+        "assert not [m for m in sys.modules if m.startswith(('lightning', 'domains', 'distillkit.teachers'))]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_samples_depend_on_the_seed_alone(run):
+    student = distillkit.load_student(run)
+    assert torch.equal(student.sample(6, seed=1), student.sample(6, seed=1))
+    assert not torch.equal(student.sample(6, seed=1), student.sample(6, seed=2))
+
+
+def test_sample_writes_what_the_student_gives(run, tmp_path):
+    said = distil("sample", run / "student", "-n", "12", "--seed", "1", "--cond", "label=3", "--out", tmp_path / "s")
+    arrays = np.load(tmp_path / "s" / "samples.npz", allow_pickle=False)
+    expected = distillkit.load_student(run).sample(12, {"label": torch.full((12,), 3)}, seed=1)
+    assert np.array_equal(arrays["samples"], expected.numpy()) and (arrays["label"] == 3).all()
+    assert "12 samples" in said and (tmp_path / "s" / "samples.png").is_file()
+
+
+def test_evaluate_gives_the_same_numbers_again(copy):
+    before = json.loads((copy / "evaluation.json").read_text())
+    said = distil("evaluate", copy, "--num-samples", "64")
+    after = json.loads((copy / "evaluation.json").read_text())
+    assert "Frechet" in said
+    for old, new in zip(before["rows"], after["rows"], strict=True):
+        assert old["metrics"] == pytest.approx(new["metrics"], rel=1e-6)
+    assert before["protocol"] == after["protocol"]
+
+
+def test_export_safetensors_is_exact(copy):
+    assert "difference from the student 0.0e+00" in distil("export", copy / "student", "--format", "safetensors")
+    assert (copy / "student" / "student.safetensors").is_file()
+
+
+def test_export_onnx_equals_the_student(copy):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    said = distil("export", copy / "student", "--format", "onnx")
+    assert float(re.search(r"difference from the student (\S+)", said)[1]) < 1e-4
+
+
+def test_the_config_of_a_run_runs_again_elsewhere(copy, tmp_path):
+    distil("fit", "--config", copy / "config.yaml", "--out", tmp_path / "again")
+    same = [
+        torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for out in (copy, tmp_path / "again")
+    ]
+    assert all(torch.equal(value, same[1][key]) for key, value in same[0].items())
+
+
+def test_pretrain_leaves_a_teacher_that_can_be_distilled(tmp_path):
+    distil("fit", *TINY, "method=pretrain", *SHORT, "--out", tmp_path / "teacher")
+    assert {"model.safetensors", "teacher.yaml", "README.md"} <= {
+        p.name for p in (tmp_path / "teacher" / "teacher").iterdir()
+    }
+    words = ["fit", "domain=image", "method=pretrain", "network.channels=8", "data.batch_size=8", *SHORT]
+    distil(*words, "--out", tmp_path / "digits")
+    path = tmp_path / "digits" / "teacher"
+    distil(
+        "fit",
+        "domain=image",
+        "method=dmd",
+        "teacher=folder",
+        f"teacher.path={path}",
+        *SHORT,
+        "--out",
+        tmp_path / "student",
+    )
+    assert distillkit.load_student(tmp_path / "student").sample(2).shape == (2, 1, 8, 8)
+
+
+def test_validate_and_test_measure_a_checkpoint(copy):
+    flags = ["--config", copy / "config.yaml", "--ckpt_path", copy / "checkpoints" / "last.ckpt"]
+    for verb, stage in (("validate", "val"), ("test", "test")):
+        assert f"{stage}/frechet" in distil(verb, *flags)
+
+
+# Stop and go on
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_how_to_go_on(number, tmp_path):
+    words = ["fit", *TINY, "method=dmd", "trainer.max_steps=100000", "vars.callbacks.finish.num_samples=0"]
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "distillkit", *words, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for line in process.stdout:
+            if line.startswith("step "):
+                break
+        os.kill(process.pid, number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Traceback" not in errors
+    step = int(re.search(r"stopped at step (\d+)", errors)[1])
+    command = re.search(r"python -m distillkit (fit .*)$", errors, re.M)[1].split()
+    assert torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+    distil(*command, f"--trainer.max_steps={step + 5}")
+    assert torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step + 5
+    steps = [int(line.split(",")[0]) for line in (out / "metrics.csv").read_text().splitlines()[1:]]
+    assert steps == sorted(set(steps))
+
+
+# Bad input
+
+
+def test_unknown_names():
+    assert "did you mean 'dmd'" in complaint("fit", "domain=toy", "method=dmdd")
+    assert "did you mean 'image'" in complaint("fit", "domain=imag")
+    assert "did you mean 'evaluate'" in complaint("evalute", "x")
+    said = complaint("fit", *TINY, "method=sid", "model.alhpa=1.0")
+    assert "alhpa" in said and "alpha" in said
+
+
+def test_wrong_types_and_values():
+    assert "float" in complaint("fit", *TINY, "method=sid", "model.alpha=much")
+    assert "batch_size must be at least 1, got 0" in complaint("fit", "domain=toy", "method=sid", "data.batch_size=0")
+    assert "updates must be at least 1" in complaint("fit", *TINY, "method=dmd", "model.fake_score.updates=0")
+    assert "num_steps must be at least 1" in complaint("fit", *TINY, "method=dmd", "model.num_steps=0")
+    assert "needs num_steps=1" in complaint("fit", *TINY, "method=dmd", "model.regression=0.25", "model.num_steps=2")
+
+
+def test_impossible_pairs(tmp_path):
+    np.savez(tmp_path / "rgb.npz", images=np.zeros((300, 16, 16, 3), np.uint8))
+    said = complaint(
+        "fit", "domain=image", "method=sid", "data=npz", f"data.path={tmp_path / 'rgb.npz'}", "--out", tmp_path / "r"
+    )
+    assert "the data have shape (3, 16, 16), the teacher makes (1, 8, 8)" in said
+    said = complaint("fit", "domain=image", "method=dmd", "teacher=folder", "teacher.path=/nowhere/at/all")
+    assert "does not exist" in said
+
+
+def test_a_folder_that_holds_something_is_never_overwritten(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").write_text("mine")
+    assert "is not empty" in complaint("fit", *TINY, "method=sid", *SHORT, "--out", tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious"]
+
+
+def test_an_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "error" in complaint("fit", *TINY, "method=sid", *SHORT, "--out", tmp_path / "file" / "run", code=1)
+
+
+def test_a_checkpoint_that_is_missing_truncated_or_foreign(copy, tmp_path):
+    flags = ["fit", "--config", copy / "config.yaml", "--out", tmp_path / "new", "--ckpt_path"]
+    assert "there is no file" in complaint(*flags, tmp_path / "none.ckpt")
+    whole = (copy / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    complaint(*flags, tmp_path / "half.ckpt", code=1)
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    assert "error" in complaint(*flags, tmp_path / "foreign.ckpt", code=1)
+
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "opened"),))
+
+    (tmp_path / "evil.ckpt").write_bytes(pickle.dumps(Evil()))
+    complaint(*flags, tmp_path / "evil.ckpt", code=1)
+    torch.save({"state_dict": Evil()}, tmp_path / "evil2.ckpt")
+    complaint(*flags, tmp_path / "evil2.ckpt", code=1)
+    assert not (tmp_path / "opened").exists()
+
+
+def test_a_damaged_student_folder(copy, tmp_path):
+    assert "there is no student folder" in complaint("sample", tmp_path / "nothing")
+    weights = copy / "student" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "not a whole safetensors file" in complaint("sample", copy)
+    torch.save({}, weights)
+    assert "pickles are not read" in complaint("evaluate", copy)
+    weights.unlink()
+    assert "does not exist" in complaint("export", copy)
+    config = yaml.safe_load((copy / "student" / "student.yaml").read_text())
+    config["denoiser"]["class_path"] = "os.system"
+    (copy / "student" / "student.yaml").write_text(yaml.safe_dump(config))
+    assert "os.system" in complaint("sample", copy)
+
+
+def test_sample_refuses_what_it_cannot_do(run, tmp_path):
+    assert "at least 1" in complaint("sample", run, "-n", "0")
+    assert "label=0..9" in complaint("sample", run, "--cond", "label=10")
+    (tmp_path / "there").mkdir()
+    assert "exists already" in complaint("sample", run, "--out", tmp_path / "there")
+    assert "--format" in complaint("export", run, "--format", "pickle")
+
+
+def test_nan_in_the_data_is_found_before_training(tmp_path):
+    """Through the Python interface, the only place where float data come in."""
+    from distillkit.data import TensorData
+
+    with pytest.raises(ValueError, match="contains NaN"):
+        TensorData({"data": torch.tensor([[1.0, float("nan")]])})
+
+
+def test_list_shows_the_matrix():
+    matrix = json.loads(distil("list", "--json"))["matrix"]
+    assert matrix["toy"]["sid"] is None and matrix["image"]["dmd"] is None
+
+
+def test_a_run_takes_no_more_than_it_says(run):
+    """max_steps counts optimiser steps of all roles."""
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 6 and time.time() > (run / "config.yaml").stat().st_mtime
