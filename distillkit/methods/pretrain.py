@@ -29,6 +29,7 @@ class Pretrain(Distiller):
         prediction: what the network predicts, see `Denoiser`.
         sigma_data: standard deviation of the data.
         times: distribution of training times; None means EDM's lognormal.
+        steps: of Heun's method, at which the teacher counts as at its best; kept in its folder.
         drop: share of samples trained without their condition, so that guidance is possible.
         student: optimiser of the network (the role is called student, as everywhere).
     """
@@ -44,6 +45,7 @@ class Pretrain(Distiller):
         prediction: Literal["x0", "eps", "v", "flow", "edm"] = "edm",
         sigma_data: float = 0.5,
         times: Times | None = None,
+        steps: int = 18,
         drop: float = 0.1,
         student: Adam = Adam(lr=1e-3),
         **kwargs,
@@ -51,6 +53,7 @@ class Pretrain(Distiller):
         super().__init__(**kwargs)
         self.event_shape, self.classes, self.drop = tuple(event_shape), dict(classes or {}), drop
         self.times = times or LogNormal()
+        self.best = {"solver": "heun", "steps": steps}
         self.add_role("student", student, student=Denoiser(network, process, prediction, sigma_data))
         self.keep_ema()
 
@@ -69,7 +72,9 @@ class Pretrain(Distiller):
 
     def as_teacher(self) -> Teacher:
         """The averaged network as a teacher."""
-        return Teacher(self.best_student, self.event_shape, self.classes)
+        teacher = Teacher(self.best_student, self.event_shape, self.classes)
+        teacher.best = self.best
+        return teacher
 
     def sample(self, cond: Cond, num: int, seed: int) -> Tensor:
         noise = torch.randn((num, *self.event_shape), generator=torch.Generator().manual_seed(seed)).to(self.device)
@@ -86,4 +91,4 @@ class Pretrain(Distiller):
             )
 
     def export(self, folder: Path, **facts: Any) -> None:
-        save_teacher(folder, self.best_student, self.event_shape, self.classes, **facts)
+        save_teacher(folder, self.best_student, self.event_shape, self.classes, best=self.best, **facts)
