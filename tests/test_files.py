@@ -45,6 +45,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and listing(tmp_path) == ["a.txt"]
 
 
+def test_an_open_reader_keeps_the_old_file(tmp_path):
+    """The new file takes the old one's place; writing into the old one would show a reader both."""
+    path = write_text(tmp_path / "a.txt", "old")
+    with path.open() as reader:
+        write_text(path, "new")
+        assert reader.read() == "old" and path.read_text() == "new"
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     path = write_text(tmp_path / "a.txt", "old")
 

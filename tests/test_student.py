@@ -290,3 +290,13 @@ def test_a_teacher_folder_comes_back(tmp_path):
 def test_a_missing_teacher_folder_says_how_to_make_one():
     with pytest.raises(ValueError, match="train one with `fit method=pretrain`"):
         FolderTeacher("nowhere")
+
+
+@pytest.mark.parametrize("key, value", [("denoiser", "MLP"), ("event_shape", 2), ("classes", [3])])
+def test_a_damaged_teacher_folder_is_refused(key, value, tmp_path):
+    """The same gate as for students."""
+    save_teacher(tmp_path, student().denoiser, (2,), CLASSES)
+    path = tmp_path / "teacher.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=f"teacher.yaml is damaged: {key}"):
+        FolderTeacher(str(tmp_path))

@@ -66,7 +66,9 @@ def test_a_pull_back_from_anywhere_else(distiller):
             ),
             model.teacher.process,
         )
-        assert (sign * gradient(model, 20_000) > 0).all(), sign
+        shift, scale = gradient(model, 20_000).reshape(2, 2)
+        # displaced alike in both dimensions, whose correlation may turn a single component but not the sum
+        assert sign * shift.sum() > 0 and sign * scale.sum() > 0, (sign, shift, scale)
 
 
 def default_run(method: str, teacher: str, folder, *words: str) -> dict[str, float]:

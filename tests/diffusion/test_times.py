@@ -104,6 +104,15 @@ def test_times_stay_in_the_range_of_the_process(name, process):
     assert t.min() >= process.t_min - 1e-9 and t.max() <= process.t_max + 1e-9
 
 
+@pytest.mark.parametrize("part", [(0.0, 0.8), (0.02, 0.98)])
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_levels_do_not_pile_up_at_the_ends(process, part):
+    """EDM's range 0.002 .. 80 is wider than a table's: the part beyond must not all land on its first and last level."""
+    t = KarrasUniform(*part)(evenly(1000), process)
+    for end in (process.t_min, process.t_max):
+        assert (t - end).abs().lt(1e-9).double().mean() < 0.02
+
+
 @pytest.mark.parametrize("kind", [KarrasUniform, Uniform])
 @pytest.mark.parametrize("low, high", [(0.5, 0.5), (0.8, 0.2), (-0.1, 0.5), (0.2, 1.1)])
 def test_an_empty_part_is_refused(kind, low, high):

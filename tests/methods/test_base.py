@@ -196,6 +196,16 @@ def test_ema_is_edms_rule():
     assert not torch.allclose(states[-1].ema[0], states[-1].weights["student"][0], atol=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_averages_and_times_keep_their_precision(precision):
+    """In bfloat16 an average with beta near one would never move, and a step at 9.72 would be one at 9.75."""
+    model = SiD(neural(), num_steps=3)
+    times = model.step_times.tolist()
+    fit(model, 4, precision=precision)
+    assert all(p.dtype == torch.float32 for p in model.ema.parameters())
+    assert model.as_student().times == times
+
+
 def test_ema_can_be_off():
     model = Plain(ema_halflife=0)
     fit(model, 2)

@@ -192,6 +192,28 @@ def test_the_slow_reference_samples_the_law(process):
     assert not found.requires_grad
 
 
+def test_given_times_are_started_from_their_first():
+    """Noise of the first time that is visited, not of the largest there is."""
+    teacher, noise = gaussian(0.4, 0.9), f64(1, -1)[:, None]
+    found = teacher.sample(noise, {}, solver="ddim", times=f64(2.5, 0.5))
+    first = teacher.denoiser(2.5 * noise, 2.5)
+    second = first + 0.5 * (2.5 * noise - first) / 2.5
+    torch.testing.assert_close(found, teacher.denoiser(second, 0.5))
+
+
+def test_a_stochastic_solver_needs_no_further_argument():
+    """`solver=ancestral` is offered by name, so it must run by name: the same samples every time."""
+    teacher, noise = gaussian(0.4, 0.9), torch.randn(2000, 1, generator=torch.Generator().manual_seed(0))
+    found = teacher.sample(noise, {}, steps=100, solver="ancestral")
+    assert found.std().item() == pytest.approx(0.9, rel=0.1)
+    assert torch.equal(found, teacher.sample(noise, {}, steps=100, solver="ancestral"))
+
+
+def test_an_unknown_solver_is_refused_with_the_names():
+    with pytest.raises(ValueError, match="ddim"):
+        gaussian(0.4, 0.9).sample(torch.zeros(1, 1), {}, solver="dimm")
+
+
 def test_guided_reference_is_the_guided_law():
     """Two classes of equal width and a null class of its own: kappa = 3 moves the mean to m_0 + 3 (m_c - m_0)."""
     law = Mixture([[0.5], [1.0], [-0.2]], [[[0.25]]] * 3, labels=[0, 1, 2])
