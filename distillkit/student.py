@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import distillkit
-from distillkit.diffusion.denoiser import Cond, Denoiser
+from distillkit.diffusion.denoiser import Cond, Denoiser, check_facts, numbers
 from distillkit.diffusion.sampling import few_step
 from distillkit.files import load_weights, read_yaml, save_weights, write_yaml
 from distillkit.spec import from_spec, to_spec
@@ -117,10 +117,6 @@ class Student(nn.Module):
         return folder
 
 
-def _numbers(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(number, (int, float)) for number in value)
-
-
 def load_student(path: str | Path, trust: tuple[str, ...] = ()) -> Student:
     """A student from its folder, in eval mode. Builds no teacher and reads no pickle.
 
@@ -141,14 +137,9 @@ def load_student(path: str | Path, trust: tuple[str, ...] = ()) -> Student:
     if missing:
         raise ValueError(f"{folder / CONFIG} is damaged: it lacks {', '.join(missing)}")
     denoiser, times, classes = from_spec(config["denoiser"], trust), config["times"], config.get("classes") or {}
-    sound = {
-        "denoiser": isinstance(denoiser, Denoiser),
-        "times": _numbers(times) and all(a > b for a, b in zip(times, times[1:], strict=False)),
-        "event_shape": _numbers(config["event_shape"]),
-        "classes": isinstance(classes, dict) and _numbers([*classes.values(), 1]),
-    }
-    if wrong := [key for key, fine in sound.items() if not fine]:
-        raise ValueError(f"{folder / CONFIG} is damaged: {wrong[0]} cannot be {config.get(wrong[0])!r}")
+    check_facts(config, folder / CONFIG, denoiser)
+    if not numbers(times) or any(a <= b for a, b in zip(times, times[1:], strict=False)):
+        raise ValueError(f"{folder / CONFIG} is damaged: times cannot be {times!r}")
     load_weights(denoiser, folder / WEIGHTS)
     student = Student(denoiser, times, config["event_shape"], classes, config["renoise"], config)
     return student.requires_grad_(False).eval()

@@ -1,6 +1,6 @@
 """Distil five Gaussians on a circle, whose exact law is known, into a student of one step.
 
-python examples/toy.py [--steps 3000] [--out runs/example-toy]
+python examples/toy.py [--steps 4000] [--out runs/example-toy]
 """
 
 import argparse
@@ -11,26 +11,29 @@ from lightning.pytorch import Trainer, seed_everything
 from distillkit import load_student
 from distillkit.callbacks.progress import Progress
 from distillkit.cli import quiet
+from distillkit.diffusion.times import LogNormal
 from distillkit.methods.base import Adam
 from distillkit.methods.dmd import DMD
 from domains.toy.data import ToyData
 from domains.toy.teacher import Circle
 
 
-def main(steps: int = 3000, out: str = "runs/example-toy") -> None:
+def main(steps: int = 4000, out: str = "runs/example-toy") -> None:
     quiet()  # Lightning says less
     seed_everything(0, verbose=False)
     teacher = Circle(modes=5, radius=3.0, std=0.5)  # its denoiser is a formula: nothing had to be trained
-    data = ToyData(teacher, batch_size=256)
+    data = ToyData(teacher, batch_size=512)
     method = DMD(
         teacher,
-        student=Adam(lr=1e-3),
-        fake_score=Adam(lr=2e-3, updates=2),
+        student=Adam(lr=5e-4, betas=(0.0, 0.99)),
+        fake_score=Adam(lr=1e-3, betas=(0.0, 0.99), updates=3),
+        student_times=LogNormal(-0.5, 1.2),  # noise of the size of a mode, to that of the circle
+        fake_times=LogNormal(-0.5, 1.4),
         ema_halflife=20_000,
         schedule="cosine",
     )
     trainer = Trainer(
-        max_steps=steps,  # of all roles together: here every third one is the student's
+        max_steps=steps,  # of all roles together: here every fourth one is the student's
         max_epochs=-1,
         limit_val_batches=0,
         logger=False,
@@ -51,6 +54,6 @@ def main(steps: int = 3000, out: str = "runs/example-toy") -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps of all roles (default 3000)")
+    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps of all roles (default 4000)")
     parser.add_argument("--out", default="runs/example-toy", help="folder for the student and the picture")
     main(**vars(parser.parse_args()))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -160,3 +161,21 @@ class Denoiser(Recorded, nn.Module):
         if self.prediction != "edm":
             return x_t
         return x_t * ((alpha * self.sigma_data) ** 2 + sigma**2).rsqrt()
+
+
+def numbers(value: Any) -> bool:
+    """Whether it is a list of at least one number."""
+    return isinstance(value, list) and bool(value) and all(isinstance(number, (int, float)) for number in value)
+
+
+def check_facts(config: dict[str, Any], file: Path, denoiser: Any) -> None:
+    """Refuse a folder whose yaml holds values of the wrong kind, before one of them fails somewhere inside."""
+    classes = config.get("classes") or {}
+    sound = {
+        "denoiser": isinstance(denoiser, Denoiser),
+        "event_shape": numbers(config["event_shape"]),
+        "classes": isinstance(classes, dict) and numbers([*classes.values(), 1]),
+    }
+    for key, fine in sound.items():
+        if not fine:
+            raise ValueError(f"{file} is damaged: {key} cannot be {config.get(key)!r}")

@@ -59,9 +59,12 @@ class KarrasUniform(Times):
         self.low, self.high, self.sigma_min, self.sigma_max, self.rho = low, high, sigma_min, sigma_max, rho
 
     def times(self, u, process):
-        u = self.low + (self.high - self.low) * u
         small, large = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return process.from_ratio((small + u * (large - small)) ** self.rho)
+        first, last = process.ratio(torch.tensor([process.t_min, process.t_max], dtype=torch.float64)) ** (1 / self.rho)
+        # the part that the process has: what lies outside is left out, not piled up on its ends
+        low = max(small + self.low * (large - small), float(first))
+        high = min(small + self.high * (large - small), float(last))
+        return process.from_ratio((low + (high - low) * u) ** self.rho)
 
 
 class Uniform(Times):

@@ -83,7 +83,7 @@ class Distiller(LightningModule):
         self.schedule, self.warmup, self.max_bad_steps = schedule, warmup, max_bad_steps
         self.seed = torch.initial_seed() % 2**31
         self.roles, self.settings = {}, {}
-        self.register_buffer("bad_steps", torch.zeros(2))  # consecutive, total
+        self.register_buffer("bad_steps", torch.zeros(2, dtype=torch.int64))  # consecutive, total
         self._micro, self._micro_step = 0, -1
         self._focused: str | None = None
 
@@ -199,9 +199,9 @@ class Distiller(LightningModule):
         clip = self.settings[role].clip if gradient_clip_val is None else gradient_clip_val
         if clip:
             nn.utils.clip_grads_with_norm_(parameters, clip, norm, foreach=True)
-        bad = (~torch.isfinite(norm)).to(torch.float32)
+        bad = ~torch.isfinite(norm)
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        optimizer.found_inf = bad  # read by the fused kernel: parameters and moments stay as they are
+        optimizer.found_inf = bad.float()  # read by the fused kernel: parameters and moments stay as they are
         self.bad_steps.copy_(torch.stack([(self.bad_steps[0] + bad) * bad, self.bad_steps[1] + bad]))
         self.log(f"{role}/grad_norm", norm)
         if self.global_step % self.trainer.log_every_n_steps == 0 and self.bad_steps[0] >= self.max_bad_steps:
@@ -222,8 +222,14 @@ class Distiller(LightningModule):
         self.ema = None
         if self.ema_halflife > 0:
             self.ema = copy.deepcopy(self.student).requires_grad_(False)
-            for average in self.ema.parameters():
-                average.data = average.data.float()
+            self._apply(lambda tensor: tensor)
+
+    def _apply(self, fn, recurse: bool = True):
+        """Whatever precision the module is cast to, the average stays in float32."""
+        super()._apply(fn, recurse)
+        for average in self.ema.parameters() if getattr(self, "ema", None) is not None else ():
+            average.data = average.data.float()
+        return self
 
     @torch.no_grad()
     def update_ema(self) -> None:

@@ -65,7 +65,7 @@ class ScoreDistiller(Distiller):
             not times or not times[-1] > 0 or not times[0] <= process.t_max or sorted(set(times), reverse=True) != times
         ):
             raise ValueError(f"times must fall and lie in (0, {process.t_max}], got {times}")
-        self.register_buffer("step_times", torch.tensor(times, dtype=torch.float64), persistent=False)
+        self.step_times = torch.tensor(times, dtype=torch.float64)  # no buffer, which half precision would round
         self.num_steps, self.renoise = len(times), renoise
         self.student_times, self.fake_times = student_times, fake_times
         self.make_roles(student, fake_score, network)

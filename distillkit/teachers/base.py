@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.guidance import guided
 from distillkit.diffusion.process import Process
-from distillkit.diffusion.sampling import SOLVERS
+from distillkit.diffusion.sampling import SOLVERS, pure_noise
 from distillkit.spec import to_spec
 
 
@@ -64,9 +64,9 @@ class Teacher(nn.Module):
         """The unconditional counterpart of `cond`."""
         return {name: torch.full_like(cond[name], num) for name, num in self.classes.items()}
 
-    def start(self, noise: Tensor, cond: Cond) -> Tensor:
-        """The sample at the largest time, from unit Gaussian noise [B, *event_shape]."""
-        return self.process.sigma(torch.tensor(self.process.t_max)).to(noise) * noise
+    def start(self, noise: Tensor, cond: Cond, t: Tensor) -> Tensor:
+        """The sample at the first time, without signal, from unit Gaussian noise [B, *event_shape]."""
+        return pure_noise(self.process, noise, t)
 
     @torch.no_grad()
     def sample(
@@ -86,17 +86,23 @@ class Teacher(nn.Module):
             cond: one condition per sample.
             steps, solver: None means the teacher's best.
             kappa: guidance scale, 1 = none.
-            draw: `draw(i)` feeds stochastic solvers.
+            draw: `draw(i)` feeds stochastic solvers; None draws from a generator with a fixed seed.
             times: the decreasing times to visit, instead of the process's grid of `steps`.
         """
         times = (self.process.grid(steps or self.best["steps"]) if times is None else times).to(noise.device)
-        solve = SOLVERS[solver or self.best["solver"]]
+        solver = solver or self.best["solver"]
+        if solver not in SOLVERS:
+            raise ValueError(f"there is no solver {solver!r}; there are {', '.join(SOLVERS)}")
+        solve, generator = SOLVERS[solver], torch.Generator(noise.device).manual_seed(0)
         null = self.null_condition(cond)
 
         def denoise(x, t):
             return guided(self.denoiser, x, t, cond, null, kappa)
 
-        return solve(denoise, self.process, self.start(noise, cond), times, draw)
+        def fresh(i):
+            return torch.randn(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
+
+        return solve(denoise, self.process, self.start(noise, cond, times[0]), times, draw or fresh)
 
     def new_denoiser(self, network: nn.Module | None = None) -> Denoiser:
         """A trainable denoiser on the same process: a copy of the teacher's, or the given network in its place."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distillkit.diffusion.denoiser import Denoiser
+from distillkit.diffusion.denoiser import Denoiser, check_facts
+from distillkit.diffusion.sampling import SOLVERS
 from distillkit.files import load_weights, read_yaml, save_weights, write_yaml
 from distillkit.spec import from_spec, to_spec
 from distillkit.teachers.base import Teacher
@@ -32,9 +33,13 @@ class FolderTeacher(Teacher):
         if missing:
             raise ValueError(f"{folder / CONFIG} is damaged: it lacks {', '.join(missing)}")
         denoiser = from_spec(config["denoiser"], tuple(trust or ()))
+        check_facts(config, folder / CONFIG, denoiser)
+        best = config.get("best", self.best)
+        if not isinstance(best, dict) or best.get("solver") not in SOLVERS or not isinstance(best.get("steps"), int):
+            raise ValueError(f"{folder / CONFIG} is damaged: best cannot be {best!r}")
         load_weights(denoiser, folder / WEIGHTS)
         super().__init__(denoiser, tuple(config["event_shape"]), config.get("classes"))
-        self.best = config.get("best", self.best)
+        self.best = best
         self._id = str(config.get("id") or folder.name)
 
     @property
