@@ -37,20 +37,37 @@ class StepLoader:
 
     With several processes, process `rank` takes every `world`-th batch, so two processes see in one step what one
     process sees in two accumulated micro-batches. Sized and stateful: Lightning stores its position in the checkpoint.
+
+    Args:
+        dataset: anything with `len` and `[LongTensor] -> batch`.
+        batch_size: samples of one batch.
+        seed: of the permutations.
+        rank, world: this process among all.
+        window: micro-batches of one optimiser step; an epoch holds whole steps only, for Lightning would end the last early.
+        shuffle: false keeps the order of the data.
     """
 
     def __init__(
-        self, dataset: Any, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1, shuffle: bool = True
+        self,
+        dataset: Any,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        window: int = 1,
+        shuffle: bool = True,
     ):
-        if len(dataset) < batch_size * world:
+        self.batches = len(dataset) // (batch_size * world * window) * window
+        if self.batches == 0:
+            times = "".join(f" x {n} {what}" for n, what in ((world, "processes"), (window, "micro-batches")) if n > 1)
             raise ValueError(
-                f"batch_size {batch_size} x {world} processes exceeds the {len(dataset)} training samples: lower data.batch_size"
+                f"batch_size {batch_size}{times} exceeds the {len(dataset)} training samples: lower data.batch_size"
             )
         self.dataset, self.batch_size, self.seed, self.shuffle = dataset, batch_size, seed, shuffle
         self.rank, self.world, self.position = rank, world, 0
 
     def __len__(self) -> int:
-        return len(self.dataset) // (self.batch_size * self.world)
+        return self.batches
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = divmod(self.position, len(self))
@@ -141,7 +158,8 @@ class DistillData(LightningDataModule):
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         seed = getattr(trainer.lightning_module, "seed", 0) if trainer else 0
-        return StepLoader(self.train, self.batch_size, seed, rank, world)
+        window = trainer.accumulate_grad_batches if trainer else 1
+        return StepLoader(self.train, self.batch_size, seed, rank, world, window)
 
     def val_dataloader(self) -> HeldOutLoader:
         return HeldOutLoader(self.val, self.batch_size)

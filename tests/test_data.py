@@ -76,7 +76,7 @@ def test_without_shuffling_the_order_is_the_datas():
 def test_batches_larger_than_the_data_are_refused(batch_size, world):
     with pytest.raises(
         ValueError,
-        match=f"batch_size {batch_size} x {world} processes exceeds the 20 training samples: lower data.batch_size",
+        match=rf"batch_size {batch_size}( x {world} processes)? exceeds the 20 training samples: lower data.batch_size",
     ):
         StepLoader(numbers(), batch_size, world=world)
     StepLoader(numbers(), 20 // world, world=world)
@@ -127,3 +127,11 @@ def test_a_module_loads_once_and_gives_its_loaders():
 def test_an_impossible_batch_size_is_refused(batch_size):
     with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
         Numbers(batch_size)
+
+
+def test_an_epoch_holds_whole_accumulation_windows():
+    """Seven batches and windows of two: three steps, as two processes make of the same data; never a half one."""
+    data = TensorData({"data": torch.arange(7.0)})
+    assert len(StepLoader(data, 1, window=2)) == 6 and len(StepLoader(data, 1, world=2)) == 3
+    with pytest.raises(ValueError, match="2 micro-batches exceeds the 7 training samples"):
+        StepLoader(data, 4, window=2)

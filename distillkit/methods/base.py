@@ -304,6 +304,10 @@ class Distiller(LightningModule):
         """Samples of what is being trained, [num, ...]; used by validation and pictures."""
 
     def setup(self, stage: str) -> None:
+        if self.trainer.precision == "16-mixed":
+            raise ValueError(
+                "16-mixed scales gradients, which clipping and the guard against NaN do not undo: use bf16-mixed"
+            )
         self.require(self.trainer.datamodule)
         self.check(self.trainer.datamodule)
 
