@@ -48,9 +48,9 @@ def _build(student: Student, *wanted: str) -> dict[str, Any]:
         ) from error
 
 
-def _new(path: Path, force: bool = False) -> Path:
+def _new(path: Path) -> Path:
     """A path that may be written to."""
-    if path.exists() and not force:
+    if path.exists():
         raise UsageError(f"{path} exists already; give another place with --out")
     return path
 

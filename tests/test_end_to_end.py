@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -86,11 +85,12 @@ def test_a_run_leaves_everything_that_was_promised(run):
 
 def test_the_student_loads_in_one_line_without_its_teacher(run):
     code = (
-        f"import sys, distillkit; s = distillkit.load_student({str(run / 'student')!r}); x = s.sample(5, seed=1);"
-        "assert x.shape == (5, 1, 8, 8) and s.num_steps == 2;"
-        "assert not [m for m in sys.modules if m.startswith(('lightning', 'domains', 'distillkit.teachers'))]"
+        f"import json, sys, distillkit; s = distillkit.load_student({str(run / 'student')!r}); x = s.sample(5, seed=1);"
+        "heavy = [m for m in sys.modules if m.startswith(('lightning', 'domains', 'distillkit.teachers'))];"
+        "print(json.dumps([list(x.shape), s.num_steps, heavy]))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)
+    assert json.loads(done.stdout) == [[5, 1, 8, 8], 2, []]
 
 
 def test_samples_depend_on_the_seed_alone(run):
@@ -296,4 +296,4 @@ def test_list_shows_the_matrix():
 def test_a_run_takes_no_more_than_it_says(run):
     """max_steps counts optimiser steps of all roles."""
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 6 and time.time() > (run / "config.yaml").stat().st_mtime
+    assert checkpoint["global_step"] == 6

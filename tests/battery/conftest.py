@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -71,6 +70,3 @@ def method(request) -> str:
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
-
-
-__all__ = ["DOMAINS", "METHODS", "Path", "build", "compose", "tiny", "trainer", "weights"]

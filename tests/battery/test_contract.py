@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
+from distillkit import config
 from distillkit.verbs import compatibility
 from tests.battery.conftest import DOMAINS, TINY, build, compose, tiny, trainer, weights
 
@@ -173,4 +173,4 @@ def test_killed_and_resumed_from_the_command_line(method, tmp_path):
 
 def test_configuration_is_plain_data(method):
     json.dumps(compose("domain=toy", f"method={method}"))
-    assert Path("conf/method", f"{method}.yaml").read_text().startswith("# @package _global_")
+    assert (config.conf_dirs()[0] / "method" / f"{method}.yaml").read_text().startswith("# @package _global_")
