@@ -114,6 +114,7 @@ class DistillData(LightningDataModule):
         pictured: samples in a picture.
         event_shape: shape of one sample.
         classes: categorical conditions in a batch, `{key: number of classes}`.
+        context: batch keys of further conditions, see `Teacher`.
         provides: what methods may ask for; `data` means real samples under the batch key `data`.
     """
 
@@ -122,6 +123,7 @@ class DistillData(LightningDataModule):
     provides: frozenset[str] = frozenset({"data"})
     event_shape: tuple[int, ...]
     classes: dict[str, int]
+    context: tuple[str, ...] = ()
 
     def __init__(self, batch_size: int = 64):
         super().__init__()
@@ -153,6 +155,14 @@ class DistillData(LightningDataModule):
             self.setup()
             self._evaluator = self.build_evaluator()
         return self._evaluator
+
+    def conditions(self, num: int) -> Batch:
+        """What samples are asked for in evaluation and pictures: classes in turn, or with a context held-out samples'."""
+        if not self.context:
+            return {name: torch.arange(num) % count for name, count in self.classes.items()}
+        self.setup()
+        batch = self.test[torch.arange(num) % len(self.test)]
+        return {name: batch[name] for name in (*self.classes, *self.context)}
 
     def train_dataloader(self) -> StepLoader:
         trainer = self.trainer

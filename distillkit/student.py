@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ class Student(nn.Module):
     Args:
         denoiser: `(x_t, t, cond) -> x_0`.
         times: the times of the steps, largest first.
-        event_shape: shape of one sample.
+        event_shape: shape of one sample; of a padded set, with its largest size.
         classes: categorical conditions, `{name: number of classes}`.
+        context: names of further conditions that every sample needs, see `Teacher`.
         renoise: between steps, fresh noise (true) or the noise the student implies (false).
         config: what its folder says about it.
     """
@@ -37,9 +39,11 @@ class Student(nn.Module):
         classes: dict[str, int] | None = None,
         renoise: bool = True,
         config: dict[str, Any] | None = None,
+        context: Sequence[str] = (),
     ):
         super().__init__()
-        self.denoiser, self.event_shape, self.classes = denoiser, tuple(event_shape), dict(classes or {})
+        self.denoiser, self.event_shape = denoiser, tuple(event_shape)
+        self.classes, self.context = dict(classes or {}), tuple(context)
         self.times, self.renoise, self.config = list(times), renoise, config or {}
 
     @property
@@ -69,7 +73,7 @@ class Student(nn.Module):
 
         Args:
             n: how many.
-            cond: conditions, `{name: int tensor [n]}`; default: all classes in turn.
+            cond: conditions, `{name: int tensor [n]}` and context tensors [n, ...]; default: all classes in turn.
             seed: of the noise.
             batch_size: samples per network call; changes memory, not the result.
 
@@ -77,8 +81,14 @@ class Student(nn.Module):
             ValueError: a condition is missing or unknown, has another length than n or a class that does not exist.
         """
         cond = self.default_condition(n) if cond is None else {k: torch.as_tensor(v) for k, v in cond.items()}
-        if unknown := sorted(cond.keys() - self.classes.keys()):
-            raise ValueError(f"this student has no condition {unknown[0]!r}; it has {sorted(self.classes) or 'none'}")
+        known = {*self.classes, *self.context}
+        if unknown := sorted(cond.keys() - known):
+            raise ValueError(f"this student has no condition {unknown[0]!r}; it has {sorted(known) or 'none'}")
+        for name in self.context:
+            if name not in cond or len(cond[name]) != n:
+                raise ValueError(
+                    f"this student needs cond[{name!r}], a tensor with {n} rows (what each sample is made for)"
+                )
         for name, count in self.classes.items():
             value = cond.get(name, torch.tensor(-1))
             whole = not value.is_floating_point() and not value.is_complex()
@@ -111,6 +121,7 @@ class Student(nn.Module):
             "renoise": self.renoise,
             "event_shape": list(self.event_shape),
             "classes": self.classes,
+            "context": list(self.context),
             "denoiser": to_spec(self.denoiser),
         }
         write_yaml(folder / CONFIG, self.config)
@@ -141,5 +152,7 @@ def load_student(path: str | Path, trust: tuple[str, ...] = ()) -> Student:
     if not numbers(times) or any(a <= b for a, b in zip(times, times[1:], strict=False)):
         raise ValueError(f"{folder / CONFIG} is damaged: times cannot be {times!r}")
     load_weights(denoiser, folder / WEIGHTS)
-    student = Student(denoiser, times, config["event_shape"], classes, config["renoise"], config)
+    student = Student(
+        denoiser, times, config["event_shape"], classes, config["renoise"], config, config.get("context") or ()
+    )
     return student.requires_grad_(False).eval()

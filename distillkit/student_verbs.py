@@ -134,7 +134,7 @@ def evaluate(argv: Sequence[str]) -> int:
             "the teacher has changed since this student was made, so it is not the one to compare with: restore it"
         )
     kappa = student.config.get("kappa", 1.0)
-    result = protocol.evaluate(data.evaluator(), teacher, student, args.num_samples, args.seed, kappa)
+    result = protocol.evaluate(data, teacher, student, args.num_samples, args.seed, kappa)
     path = args.out or Path(args.student) / "evaluation.json"
     write_text(path, json.dumps(result, indent=1))
     Console().print(evaluation_table(result))

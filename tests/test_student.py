@@ -17,6 +17,7 @@ from distillkit.files import save_weights
 from distillkit.methods.sid import SiD
 from distillkit.networks.mlp import MLP
 from distillkit.student import CONFIG, WEIGHTS, Student, load_student
+from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactTeacher, Mixture
 from distillkit.teachers.folder import FolderTeacher, save_teacher
 
@@ -269,7 +270,9 @@ def test_python_in_the_yaml_is_refused(folder):
 
 def test_a_teacher_folder_comes_back(tmp_path):
     denoiser = student().denoiser
-    save_teacher(tmp_path / "t", denoiser, (2,), CLASSES, id="small", best={"solver": "ddim", "steps": 5})
+    teacher = Teacher(denoiser, (2,), CLASSES)
+    teacher.best = {"solver": "ddim", "steps": 5}
+    save_teacher(tmp_path / "t", teacher, id="small")
     teacher = FolderTeacher(str(tmp_path / "t"))
     x, t, cond = torch.randn(4, 2), torch.rand(4), {"label": torch.tensor([0, 1, 2, 3])}
     assert torch.equal(teacher.denoiser(x, t, cond), denoiser(x, t, cond))
@@ -295,7 +298,7 @@ def test_a_missing_teacher_folder_says_how_to_make_one():
 @pytest.mark.parametrize("key, value", [("denoiser", "MLP"), ("event_shape", 2), ("classes", [3])])
 def test_a_damaged_teacher_folder_is_refused(key, value, tmp_path):
     """The same gate as for students."""
-    save_teacher(tmp_path, student().denoiser, (2,), CLASSES)
+    save_teacher(tmp_path, Teacher(student().denoiser, (2,), CLASSES))
     path = tmp_path / "teacher.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {key: value}))
     with pytest.raises(ValueError, match=f"teacher.yaml is damaged: {key}"):

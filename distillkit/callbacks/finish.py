@@ -30,7 +30,7 @@ class Finish(Callback):
 
 def finish(model: LightningModule, data: Any, run: Path, num_samples: int = 1000, seed: int = 1234) -> None:
     """Leave in the run folder what `Finish` promises."""
-    from distillkit.evaluation.protocol import conditions, evaluate, noise_for, teacher_samples
+    from distillkit.evaluation.protocol import evaluate, noise_for, teacher_samples
     from distillkit.report import write_card, write_report
 
     pretraining = isinstance(model, Pretrain)
@@ -43,7 +43,7 @@ def finish(model: LightningModule, data: Any, run: Path, num_samples: int = 1000
     model.export(run / kind, domain=data.domain, run=provenance(config))
 
     num = data.pictured
-    cond, noise = conditions(teacher.classes, num), noise_for(teacher.event_shape, num, seed)
+    cond, noise = teacher.condition(data.conditions(num)), noise_for(teacher.event_shape, num, seed)
     best = teacher.best
     rows = {
         "teacher_best": teacher_samples(
@@ -62,7 +62,7 @@ def finish(model: LightningModule, data: Any, run: Path, num_samples: int = 1000
 
     evaluation = None
     if num_samples:
-        evaluation = evaluate(data.evaluator(), teacher, student, num_samples, seed, kappa)
+        evaluation = evaluate(data, teacher, student, num_samples, seed, kappa)
         write_text(run / "evaluation.json", json.dumps(evaluation, indent=1))
     facts = read_yaml(run / kind / f"{kind}.yaml")
     write_card(run / kind, kind, facts, evaluation, f"python -m distillkit fit --config {run / 'config.yaml'}")

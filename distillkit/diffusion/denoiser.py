@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from distillkit.diffusion.process import Process, expand
+from distillkit.diffusion.process import Process, expand, expand_mask
 from distillkit.spec import Recorded
 
 Cond = dict[str, Tensor]
@@ -66,6 +66,9 @@ def x0_from_velocity(x_t: Tensor, u: Tensor, alpha: Tensor, sigma: Tensor, d_alp
 class Denoiser(Recorded, nn.Module):
     """A network, the process it was trained on and what it predicts, read as `x_0`.
 
+    Samples may be sets of different sizes, padded: then `cond["mask"]`, bool [B, *positions], is true where there is
+    something. Padding enters the network as zero and leaves the denoiser as zero.
+
     Args:
         network: `network(x, time, cond) -> tensor like x`; `x` is scaled to order one, `time` is `process.network_time(t)`.
         process: the noising process.
@@ -88,10 +91,10 @@ class Denoiser(Recorded, nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """The denoised sample E[x_0 | x_t]; x_t: [B, ...]; t: [B] or scalar; at least float32."""
-        x_t, t = precise(x_t), self._time(x_t, t)
+        x_t, t = self._precise(x_t, cond), self._time(x_t, t)
         alpha, sigma = (expand(s(t), x_t) for s in (self.process.alpha, self.process.sigma))
         out = self.network(self._scaled(x_t, alpha, sigma), self.process.network_time(t), cond or {})
-        out = out.to(x_t.dtype)
+        out = self._precise(out.to(x_t.dtype), cond)
         if self.prediction == "edm":
             var = self.sigma_data**2
             total = alpha**2 * var + sigma**2  # variance of x_t
@@ -106,7 +109,7 @@ class Denoiser(Recorded, nn.Module):
 
     def features(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """Activations in the middle of the network, [B, C, *positions], for discriminator heads."""
-        x_t, t = precise(x_t), self._time(x_t, t)
+        x_t, t = self._precise(x_t, cond), self._time(x_t, t)
         alpha, sigma = (expand(s(t), x_t) for s in (self.process.alpha, self.process.sigma))
         return self.network.features(self._scaled(x_t, alpha, sigma), self.process.network_time(t), cond or {})
 
@@ -149,6 +152,12 @@ class Denoiser(Recorded, nn.Module):
             d_alpha, d_sigma = self.process.derivatives(t)
             return (d_sigma * self.process.alpha(t) / _safe(self.process.sigma(t)) - d_alpha) ** 2
         return torch.ones_like(ratio)
+
+    @staticmethod
+    def _precise(x: Tensor, cond: Cond | None) -> Tensor:
+        """At least float32, and zero where the mask of a set is false (whatever was there, NaN included)."""
+        mask = (cond or {}).get("mask")
+        return precise(x) if mask is None else torch.where(expand_mask(mask, x), precise(x), 0)
 
     def _time(self, x_t: Tensor, t: Tensor) -> Tensor:
         """t as [B], at least float32 and at least as precise as x_t."""

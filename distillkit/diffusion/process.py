@@ -21,6 +21,11 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
     return t.reshape(-1, *[1] * (like.ndim - 1)) if t.ndim else t
 
 
+def expand_mask(mask: Tensor, like: Tensor) -> Tensor:
+    """A bool mask [B, *positions] shaped to broadcast against `like` [B, *positions, *features]."""
+    return mask.reshape(*mask.shape, *[1] * (like.ndim - mask.ndim))
+
+
 class Process(Recorded, ABC):
     """A Gaussian process; a plain immutable object without tensors, cheap to build and to compare.
 

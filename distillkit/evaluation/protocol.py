@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import distillkit
+from distillkit.data import DistillData
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.sampling import network_passes
 from distillkit.student import Student
@@ -33,11 +34,6 @@ class Evaluator(Protocol):
     def describe(self) -> dict[str, Any]: ...
 
     def floor(self, num_samples: int) -> dict[str, float]: ...
-
-
-def conditions(classes: dict[str, int], num: int) -> Cond:
-    """Classes in turn, so that every model is asked for the same."""
-    return {name: torch.arange(num) % count for name, count in classes.items()}
 
 
 def noise_for(shape: tuple[int, ...], num: int, seed: int) -> Tensor:
@@ -76,7 +72,7 @@ def few_step_choices(teacher: Teacher, steps: int) -> list[tuple[str, Tensor]]:
 
 
 def evaluate(
-    evaluator: Evaluator,
+    data: DistillData,
     teacher: Teacher,
     student: Student | None = None,
     num_samples: int = 1000,
@@ -86,7 +82,7 @@ def evaluate(
     """The content of evaluation.json.
 
     Args:
-        evaluator: the domain's metrics.
+        data: gives the domain's metrics and what the models are asked for.
         teacher: the reference, also sampled at the student's number of steps (the best of the one-pass solvers counts).
         student: None evaluates a teacher alone, at its best and at one and two steps.
         num_samples: of every model.
@@ -95,7 +91,7 @@ def evaluate(
     """
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2, got {num_samples}")
-    cond = conditions(teacher.classes, num_samples)
+    evaluator, cond = data.evaluator(), teacher.condition(data.conditions(num_samples))
     noise = noise_for(teacher.event_shape, num_samples, seed)
 
     def row(name: str, steps: int, passes: int, make: Callable[[], Tensor], **extra: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import expand
+from distillkit.losses.reduce import mean
 
 
 def denoising_loss(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, cond: Cond, denoise=None) -> Tensor:
@@ -14,9 +15,10 @@ def denoising_loss(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, cond
     Args:
         x_0, eps: clean samples (taken as constants) and unit noise, [B, ...].
         t: times, [B].
+        cond: conditions; of sets `mask` says what counts.
         denoise: replaces the plain call of the denoiser, for example by a guided one.
     """
     x_0 = x_0.detach()
     x_t = denoiser.process.add_noise(x_0, eps, t)
     error = (denoise or denoiser)(x_t, t, cond) - x_0
-    return (expand(denoiser.loss_weight(t), error) * error.square()).mean()
+    return mean(expand(denoiser.loss_weight(t), error) * error.square(), cond.get("mask"))

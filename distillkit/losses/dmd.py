@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distillkit.losses.reduce import Normalise, distance_scale, mean_per_sample
+from distillkit.losses.reduce import Normalise, distance_scale, mean, mean_per_sample
 
 
-def dmd_loss(x_g: Tensor, real: Tensor, fake: Tensor, normalise: Normalise | None = "sample") -> Tensor:
+def dmd_loss(
+    x_g: Tensor, real: Tensor, fake: Tensor, normalise: Normalise | None = "sample", mask: Tensor | None = None
+) -> Tensor:
     """`0.5 mean |x_g - sg[x_g - g]|^2` with `g = (fake - real) / n`, n = mean |x_g - real| per sample (DMD eq. 7-8).
 
     Its gradient in x_g is g divided by the number of elements; the value is 0.5 mean g^2 and no divergence.
@@ -17,19 +19,20 @@ def dmd_loss(x_g: Tensor, real: Tensor, fake: Tensor, normalise: Normalise | Non
         x_g: student samples, [B, ...].
         real, fake: teacher's and fake score's denoised samples at the noised x_g; taken as constants.
         normalise: over what the mean in n is taken; None leaves n out and gives the plain gradient of the closed forms.
+        mask: of sets, bool [B, *positions], true where they count.
     """
     with torch.no_grad():
         g = fake - real
         if normalise:
-            g = g / distance_scale(x_g, real, normalise)
+            g = g / distance_scale(x_g, real, normalise, mask)
         target = x_g - g
-    return 0.5 * (x_g - target).square().mean()
+    return 0.5 * mean((x_g - target).square(), mask)
 
 
-def regression_loss(x_g: Tensor, y: Tensor) -> Tensor:
+def regression_loss(x_g: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     """Distance to the teacher's sample from the same noise (DMD eq. 9), in data space: the paper's LPIPS needs weights.
 
     Pseudo-Huber per sample, `sqrt(mean |x - y|^2 + c^2) - c` with c = 0.03 (arXiv 2310.14189).
     """
     c = 0.03
-    return ((mean_per_sample((x_g - y).square()) + c**2).sqrt() - c).mean()
+    return ((mean_per_sample((x_g - y).square(), mask) + c**2).sqrt() - c).mean()

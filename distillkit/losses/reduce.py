@@ -1,26 +1,45 @@
-"""Reductions that several losses share."""
+"""Reductions that several losses share. Samples that are sets carry a mask; what it leaves out counts nowhere."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
+
+from distillkit.diffusion.process import expand_mask
 
 Normalise = Literal["sample", "batch"]
 
 
-def mean_per_sample(x: Tensor) -> Tensor:
-    """Mean over everything but the batch, shaped to broadcast back: [B, 1, ...]."""
-    return x.mean(dim=tuple(range(1, x.ndim)), keepdim=True)
+def mean_per_sample(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over everything but the batch, shaped to broadcast back: [B, 1, ...].
+
+    Args:
+        x: [B, ...].
+        mask: bool [B, *positions], true where x counts; a sample with nothing valid has mean zero. None: everything counts.
+    """
+    dims = tuple(range(1, x.ndim))
+    if mask is None:
+        return x.mean(dim=dims, keepdim=True)
+    valid = expand_mask(mask, x).expand_as(x)
+    return torch.where(valid, x, 0).sum(dims, keepdim=True) / valid.sum(dims, keepdim=True).clamp_min(1)
 
 
-def distance_scale(x_g: Tensor, real: Tensor, over: Normalise) -> Tensor:
+def mean(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over the batch of the means of the samples, so that every sample weighs the same however large it is."""
+    return x.mean() if mask is None else mean_per_sample(x, mask).mean()
+
+
+def distance_scale(x_g: Tensor, real: Tensor, over: Normalise, mask: Tensor | None = None) -> Tensor:
     """`sg[mean |x_g - real|]`, at least 1e-5: the scale by which score distillation losses are divided.
 
     Args:
         x_g, real: student samples and the teacher's denoised ones, [B, ...].
         over: the mean of each `sample` (DMD, SiD: fine for thousands of elements) or of the whole `batch` (for samples of
             a few numbers, where one sample's mean is close to zero by chance and would give that sample all the weight).
+        mask: as in `mean_per_sample`.
     """
     distance = (x_g - real).abs().detach()
-    return (mean_per_sample(distance) if over == "sample" else distance.mean()).clamp_min(1e-5)
+    scale = mean_per_sample(distance, mask) if over == "sample" else mean(distance, mask)
+    return scale.clamp_min(1e-5)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distillkit.losses.reduce import Normalise, distance_scale
+from distillkit.losses.reduce import Normalise, distance_scale, mean
 
 
 def sid_loss(
-    x_g: Tensor, real: Tensor, fake: Tensor, alpha: float = 1.2, normalise: Normalise | None = "sample"
+    x_g: Tensor,
+    real: Tensor,
+    fake: Tensor,
+    alpha: float = 1.2,
+    normalise: Normalise | None = "sample",
+    mask: Tensor | None = None,
 ) -> Tensor:
     """`mean (real - fake) [(real - x_g) - alpha (real - fake)] / n`, n = sg[mean |x_g - real|] per sample (eq. 23).
 
@@ -21,9 +26,10 @@ def sid_loss(
         real, fake: teacher's and fake score's denoised samples at the noised x_g, not detached.
         alpha: 0.5 is the exact gradient of the Fisher divergence, 1 drops its second half, 1.2 is the paper's best.
         normalise: over what the mean in n is taken; None leaves n out and gives the plain loss of the closed forms.
+        mask: of sets, bool [B, *positions], true where they count.
     """
     difference = real - fake
     loss = difference * ((real - x_g) - alpha * difference)
     if normalise:
-        loss = loss / distance_scale(x_g, real, normalise)
-    return loss.mean()
+        loss = loss / distance_scale(x_g, real, normalise, mask)
+    return mean(loss, mask)

@@ -49,7 +49,7 @@ class DMD(ScoreDistiller):
     ):
         self.gan, self.gan_discriminator = gan, gan_discriminator
         student_times, fake_times = student_times or KarrasUniform(0.02, 0.98), fake_times or KarrasUniform(0.0, 1.0)
-        super().__init__(teacher, student_times, fake_times, student, fake_score, kappa, **kwargs)
+        super().__init__(teacher, student_times, fake_times, student, fake_score, kappa=kappa, **kwargs)
         self.regression, self.num_pairs = regression, num_pairs
         if regression and self.num_steps > 1:
             raise ValueError(f"regression pairs noise with samples and needs num_steps=1, got {self.num_steps}")
@@ -70,7 +70,7 @@ class DMD(ScoreDistiller):
             x_t = x_t.detach()
             real = guided(self.teacher.denoiser, x_t, t, cond, self.null(cond), self.kappa)
             fake = self.fake_score(x_t, t, cond)
-        loss = dmd_loss(x_g, real, fake, self.normalise)
+        loss = dmd_loss(x_g, real, fake, self.normalise, cond.get("mask"))
         if self.gan:
             loss = loss + self.gan * generator_loss(self.logits(x_g, cond, "student gan"))
         if self.regression:

@@ -26,6 +26,7 @@ class Pretrain(Distiller):
         process: the noising process.
         event_shape: shape of one sample.
         classes: categorical conditions, `{batch key: number of classes}`.
+        context: batch keys of further conditions, see `Teacher`.
         prediction: what the network predicts, see `Denoiser`.
         sigma_data: standard deviation of the data.
         times: distribution of training times; None means EDM's lognormal.
@@ -42,6 +43,7 @@ class Pretrain(Distiller):
         process: Process,
         event_shape: list[int],
         classes: dict[str, int] | None = None,
+        context: list[str] | None = None,
         prediction: Literal["x0", "eps", "v", "flow", "edm"] = "edm",
         sigma_data: float = 0.5,
         times: Times | None = None,
@@ -51,9 +53,8 @@ class Pretrain(Distiller):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.event_shape, self.classes, self.drop = tuple(event_shape), dict(classes or {}), drop
-        self.times = times or LogNormal()
-        self.best = {"solver": "heun", "steps": steps}
+        self.event_shape, self.classes, self.context = tuple(event_shape), dict(classes or {}), tuple(context or ())
+        self.drop, self.times, self.best = drop, times or LogNormal(), {"solver": "heun", "steps": steps}
         self.add_role("student", student, student=Denoiser(network, process, prediction, sigma_data))
         self.keep_ema()
 
@@ -61,18 +62,18 @@ class Pretrain(Distiller):
         """`E w(t) |D(alpha x_0 + sigma eps, t, c) - x_0|^2`."""
         x_0 = batch["data"]
         cond = self.condition(batch)
-        if cond and self.drop:
-            null = {name: torch.full_like(cond[name], num) for name, num in self.classes.items()}
+        if self.classes and self.drop:
+            null = {**cond, **{name: torch.full_like(cond[name], num) for name, num in self.classes.items()}}
             cond = drop_condition(cond, null, self.rand(len(x_0), "drop") < self.drop)
         t = self.times(self.rand(len(x_0), "t"), self.student.process)
         return denoising_loss(self.student, x_0, t, self.randn(x_0.shape, "eps"), cond)
 
     def condition(self, batch: dict[str, Tensor]) -> Cond:
-        return {name: batch[name] for name in self.classes}
+        return {name: batch[name] for name in (*self.classes, *self.context)}
 
     def as_teacher(self) -> Teacher:
         """The averaged network as a teacher."""
-        teacher = Teacher(self.best_student, self.event_shape, self.classes)
+        teacher = Teacher(self.best_student, self.event_shape, self.classes, self.context)
         teacher.best = self.best
         return teacher
 
@@ -80,8 +81,7 @@ class Pretrain(Distiller):
         noise = torch.randn((num, *self.event_shape), generator=torch.Generator().manual_seed(seed)).to(self.device)
         teacher, training = self.as_teacher(), self.training
         samples = teacher.sample(noise, cond)
-        self.focus(None)
-        self.train(training)
+        self.thaw(training)
         return samples
 
     def check(self, data) -> None:
@@ -91,4 +91,11 @@ class Pretrain(Distiller):
             )
 
     def export(self, folder: Path, **facts: Any) -> None:
-        save_teacher(folder, self.best_student, self.event_shape, self.classes, best=self.best, **facts)
+        training = self.training
+        save_teacher(folder, self.as_teacher(), **facts)
+        self.thaw(training)
+
+    def thaw(self, training: bool) -> None:
+        """A teacher freezes what it is made of; training goes on with it."""
+        self.focus(None)
+        self.train(training)

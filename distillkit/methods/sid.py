@@ -63,7 +63,7 @@ class SiD(ScoreDistiller):
             fake_times or LogNormal(),
             student,
             fake_score,
-            kappa,
+            kappa=kappa,
             **kwargs,
         )
         self.alpha, self.adversarial = alpha, adversarial
@@ -77,7 +77,7 @@ class SiD(ScoreDistiller):
         null = self.null(cond)
         real = guided(self.teacher.denoiser, x_t, t, cond, null, self.teacher_kappa)
         fake = guided(self.fake_score, x_t, t, cond, null, self.judge_kappa)
-        loss = sid_loss(x_g, real, fake, self.alpha, self.normalise)
+        loss = sid_loss(x_g, real, fake, self.alpha, self.normalise, cond.get("mask"))
         if self.adversarial:
             loss = (1 - self.adversarial) * loss + self.adversarial * generator_loss(self.logits(x_t, t, cond))
         return loss

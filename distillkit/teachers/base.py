@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,10 @@ class Teacher(nn.Module):
 
     Args:
         denoiser: `(x_t, t, cond) -> x_0`.
-        event_shape: shape of one sample.
+        event_shape: shape of one sample; of a padded set, with its largest size.
         classes: categorical conditions, `{batch key: number of classes}`; index `number of classes` is the null condition.
+        context: batch keys of what else a sample is made for (positions, a first frame, a `mask`): tensors that guidance
+            keeps and that have no null.
 
     Attributes:
         best: solver and steps at which the teacher is at its best (the quality a student is measured against).
@@ -33,9 +35,16 @@ class Teacher(nn.Module):
     provides: frozenset[str] = frozenset({"denoiser", "features"})
     best: dict = {"solver": "heun", "steps": 18}
 
-    def __init__(self, denoiser: Denoiser, event_shape: tuple[int, ...], classes: dict[str, int] | None = None):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        event_shape: tuple[int, ...],
+        classes: dict[str, int] | None = None,
+        context: Sequence[str] = (),
+    ):
         super().__init__()
-        self.denoiser, self.event_shape, self.classes = denoiser, tuple(event_shape), dict(classes or {})
+        self.denoiser, self.event_shape = denoiser, tuple(event_shape)
+        self.classes, self.context = dict(classes or {}), tuple(context)
         self.requires_grad_(False).eval()
 
     @property
@@ -53,16 +62,22 @@ class Teacher(nn.Module):
 
     def condition(self, batch: dict[str, Tensor]) -> Cond:
         """What the denoiser is conditioned on, from a batch."""
-        missing = [name for name in self.classes if name not in batch]
+        names = (*self.classes, *self.context)
+        missing = [name for name in names if name not in batch]
         if missing:
             raise ValueError(
                 f"the teacher is conditioned on {missing}, but batches have {sorted(batch)}: choose data with these keys"
             )
-        return {name: batch[name] for name in self.classes}
+        return {name: batch[name] for name in names}
 
     def null_condition(self, cond: Cond) -> Cond:
         """The unconditional counterpart of `cond`."""
-        return {name: torch.full_like(cond[name], num) for name, num in self.classes.items()}
+        return {**cond, **{name: torch.full_like(cond[name], num) for name, num in self.classes.items()}}
+
+    def shape(self, num: int, cond: Cond) -> tuple[int, ...]:
+        """Of `num` samples: a set takes its size from its mask, everything else is `event_shape`."""
+        mask = cond.get("mask")
+        return (num, *self.event_shape) if mask is None else (*mask.shape, *self.event_shape[mask.ndim - 1 :])
 
     def start(self, noise: Tensor, cond: Cond, t: Tensor) -> Tensor:
         """The sample at the first time, without signal, from unit Gaussian noise [B, *event_shape]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distillkit.diffusion.denoiser import Denoiser, check_facts
+from distillkit.diffusion.denoiser import check_facts
 from distillkit.diffusion.sampling import SOLVERS
 from distillkit.files import load_weights, read_yaml, save_weights, write_yaml
 from distillkit.spec import from_spec, to_spec
@@ -38,7 +38,7 @@ class FolderTeacher(Teacher):
         if not isinstance(best, dict) or best.get("solver") not in SOLVERS or not isinstance(best.get("steps"), int):
             raise ValueError(f"{folder / CONFIG} is damaged: best cannot be {best!r}")
         load_weights(denoiser, folder / WEIGHTS)
-        super().__init__(denoiser, tuple(config["event_shape"]), config.get("classes"))
+        super().__init__(denoiser, tuple(config["event_shape"]), config.get("classes"), config.get("context") or ())
         self.best = best
         self._id = str(config.get("id") or folder.name)
 
@@ -47,11 +47,18 @@ class FolderTeacher(Teacher):
         return self._id
 
 
-def save_teacher(path: str | Path, denoiser: Denoiser, event_shape, classes, **facts: Any) -> Path:
+def save_teacher(path: str | Path, teacher: Teacher, **facts: Any) -> Path:
     """Write a teacher folder; `facts` (id, domain ...) join teacher.yaml."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(folder / WEIGHTS, denoiser)
-    config = {**facts, "event_shape": list(event_shape), "classes": dict(classes), "denoiser": to_spec(denoiser)}
+    save_weights(folder / WEIGHTS, teacher.denoiser)
+    config = {
+        **facts,
+        "best": teacher.best,
+        "event_shape": list(teacher.event_shape),
+        "classes": teacher.classes,
+        "context": list(teacher.context),
+        "denoiser": to_spec(teacher.denoiser),
+    }
     write_yaml(folder / CONFIG, config)
     return folder

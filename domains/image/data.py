@@ -34,8 +34,6 @@ class ImageData(DistillData):
 
     domain = "image"
 
-    domain = "image"
-
     def __init__(self, batch_size: int = 64, features: str = "auto"):
         super().__init__(batch_size=batch_size)
         self.features = features

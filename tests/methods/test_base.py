@@ -831,7 +831,7 @@ def test_checkpoints_that_do_not_fit_are_refused(checkpoint):
 
 def test_data_of_another_shape_or_with_other_classes_are_refused():
     model = SiD(neural())
-    model.check(SimpleNamespace(event_shape=(2,), classes={"label": 2}))
+    model.check(SimpleNamespace(event_shape=(2,), classes={"label": 2}, context=()))
     with pytest.raises(ValueError, match=r"the data have shape \(3,\), the teacher makes \(2,\)"):
         model.check(SimpleNamespace(event_shape=(3,), classes={"label": 2}))
     for classes in ({}, {"label": 3}):

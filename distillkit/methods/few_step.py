@@ -1,0 +1,130 @@
+"""What methods share whose student is a copy of the teacher's network, called once or a few times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillkit.diffusion.denoiser import Cond
+from distillkit.diffusion.sampling import few_step
+from distillkit.diffusion.times import Times
+from distillkit.methods.base import Distiller
+from distillkit.student import Student
+from distillkit.teachers.base import Teacher
+
+
+class FewStepDistiller(Distiller):
+    """A student with the teacher's network and one call at each of its times.
+
+    A subclass adds the role `student` (and its own), then calls `keep_ema`.
+
+    Args:
+        teacher: the frozen teacher.
+        num_steps: network calls of the student.
+        times: the student's times, largest first, in the process's units; None spreads `num_steps` of them over the
+            process's own grid, from `t_init` down.
+        t_init: the largest time; None means the process's `t_max`.
+        renoise: between steps, re-noise with fresh noise (true) or keep the noise the student implies (false).
+        kappa: guidance scale of the teacher, 1 = none.
+    """
+
+    requires = frozenset({"denoiser"})
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        num_steps: int = 1,
+        times: list[float] | None = None,
+        t_init: float | None = None,
+        renoise: bool = True,
+        kappa: float = 1.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.teacher, self.kappa = teacher, kappa
+        process = teacher.process
+        if times is None:
+            if num_steps < 1:
+                raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+            if t_init is not None and not process.t_min < t_init <= process.t_max:
+                raise ValueError(f"t_init must lie in ({process.t_min}, {process.t_max}], got {t_init}")
+            times = process.grid(num_steps + 1, t_init)[:-1].tolist()
+        elif (
+            not times or not times[-1] > 0 or not times[0] <= process.t_max or sorted(set(times), reverse=True) != times
+        ):
+            raise ValueError(f"times must fall and lie in (0, {process.t_max}], got {times}")
+        self.step_times = torch.tensor(times, dtype=torch.float64)  # no buffer, which half precision would round
+        self.num_steps, self.renoise = len(times), renoise
+
+    # Conditions
+
+    def condition(self, batch: dict[str, Tensor]) -> Cond:
+        return self.teacher.condition(batch)
+
+    def null(self, cond: Cond) -> Cond:
+        return self.teacher.null_condition(cond)
+
+    # The student
+
+    def rollout(self, batch: dict[str, Tensor], purpose: str) -> tuple[Tensor, Cond]:
+        """Samples of one step of the student, chosen at random for the whole batch and all ranks; gradient in that step only.
+
+        Over training this is the uniform mixture over the outputs of all steps (arXiv 2505.12674); the steps before run as
+        they do at inference (backward simulation, arXiv 2405.14867).
+        """
+        cond = self.condition(batch)
+        shape = self.teacher.shape(len(next(iter(batch.values()))), cond)
+        stop = self.randint(self.num_steps, f"{purpose} stop")
+        x_g, _ = few_step(
+            lambda x, t: self.student(x, t, cond),
+            self.teacher.process,
+            self.step_times,
+            lambda i: self.randn(shape, f"{purpose} noise {i}"),
+            self.renoise,
+            stop,
+        )
+        return x_g, cond
+
+    def diffuse(self, x_0: Tensor, times: Times, purpose: str) -> tuple[Tensor, Tensor]:
+        """`(x_t, t)` at levels drawn from `times`; gradient flows through x_0."""
+        process = self.teacher.process
+        t = times(self.rand(len(x_0), f"{purpose} t"), process)
+        return process.add_noise(x_0, self.randn(x_0.shape, f"{purpose} eps"), t), t
+
+    # What a run leaves
+
+    def as_student(self) -> Student:
+        teacher = self.teacher
+        return Student(
+            self.best_student,
+            self.step_times.tolist(),
+            teacher.event_shape,
+            teacher.classes,
+            self.renoise,
+            context=teacher.context,
+        )
+
+    def sample(self, cond: Cond, num: int, seed: int) -> Tensor:
+        return self.as_student().sample(num, cond, seed)
+
+    def export(self, folder: Path, **facts: Any) -> None:
+        teacher = {"id": self.teacher.id, "hash": self.teacher.fingerprint()}
+        self.as_student().save(folder, method=type(self).__name__, kappa=self.kappa, teacher=teacher, **facts)
+
+    def check(self, data) -> None:
+        if tuple(data.event_shape) != self.teacher.event_shape:
+            raise ValueError(
+                f"the data have shape {tuple(data.event_shape)}, the teacher makes {self.teacher.event_shape}: "
+                f"choose a teacher trained on these data (fit method=pretrain makes one)"
+            )
+        for name, num in self.teacher.classes.items():
+            if data.classes.get(name) != num:
+                raise ValueError(
+                    f"the teacher knows {num} classes of {name!r}, the data {data.classes.get(name, 'none')}: "
+                    f"they do not belong together"
+                )
+        if lacking := sorted(set(self.teacher.context) - set(data.context)):
+            raise ValueError(f"the teacher needs {' and '.join(lacking)} in a batch, which these data do not have")

@@ -1,0 +1,145 @@
+"""Samples that are sets: padding is inert from the network to the loss, whatever lies in it."""
+
+import pytest
+import torch
+from torch import nn
+
+from distillkit.diffusion.denoiser import Denoiser
+from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
+from distillkit.losses.denoising import denoising_loss
+from distillkit.losses.dmd import dmd_loss
+from distillkit.losses.reduce import distance_scale, mean, mean_per_sample
+from distillkit.losses.sid import sid_loss
+from distillkit.methods.dmd import DMD
+from distillkit.methods.sid import SiD
+from distillkit.spec import Recorded
+from distillkit.student import load_student
+from distillkit.teachers.base import Teacher
+from distillkit.teachers.folder import FolderTeacher, save_teacher
+
+SIZES = torch.tensor([5, 2, 3])
+MASK = torch.arange(6)[None] < SIZES[:, None]  # [3, 6]
+
+
+class DeepSet(Recorded, nn.Module):
+    """Each point sees itself and the mean of the valid points; `place` is a context."""
+
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.own, self.all, self.out = nn.Linear(3, width), nn.Linear(2, width), nn.Linear(width, 2)
+
+    def forward(self, x, time, cond):
+        mask = cond["mask"][..., None]
+        pooled = (x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+        own = self.own(torch.cat([x, cond["place"][..., None]], dim=-1))
+        return self.out(torch.tanh(own + self.all(pooled) + time[:, None, None]))
+
+
+def denoiser(prediction: str = "edm") -> Denoiser:
+    torch.manual_seed(0)
+    process = RectifiedFlow() if prediction == "flow" else VarianceExploding()
+    return Denoiser(DeepSet(), process, prediction)
+
+
+def teacher() -> Teacher:
+    return Teacher(denoiser(), (6, 2), context=("place", "mask"))
+
+
+def batch(garbage: float = 0.0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    data = torch.randn(3, 6, 2, generator=generator)
+    place = torch.randn(3, 6, generator=generator)
+    return {"data": torch.where(MASK[..., None], data, garbage), "place": torch.where(MASK, place, 0), "mask": MASK}
+
+
+@pytest.mark.parametrize("prediction", ["x0", "eps", "edm", "flow"])
+def test_padding_is_zero_after_the_denoiser_and_never_read(prediction):
+    model, t = denoiser(prediction), torch.tensor([0.1, 0.5, 0.9])
+    clean, dirty = batch(), batch(float("nan"))
+    out = [model(b["data"], t, {"place": b["place"], "mask": MASK}) for b in (clean, dirty)]
+    assert torch.equal(out[0], out[1])
+    assert (out[0][~MASK] == 0).all() and (out[0][MASK] != 0).all()
+
+
+def test_means_are_of_what_is_valid_and_samples_weigh_the_same():
+    x = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    by_hand = torch.stack([x[i, : SIZES[i]].mean() for i in range(3)])
+    torch.testing.assert_close(mean_per_sample(x, MASK).flatten(), by_hand)
+    torch.testing.assert_close(mean(x, MASK), by_hand.mean())
+    torch.testing.assert_close(mean(x, torch.ones_like(MASK)), x.mean())
+    torch.testing.assert_close(distance_scale(x, torch.zeros_like(x), "batch", MASK), mean(x.abs(), MASK))
+
+
+@pytest.mark.parametrize("loss", [sid_loss, dmd_loss])
+def test_losses_of_a_padded_batch_are_the_mean_of_the_samples_alone(loss):
+    generator = torch.Generator().manual_seed(3)
+    x, real, fake = (torch.randn(3, 6, 2, generator=generator, dtype=torch.float64) for _ in range(3))
+    alone = [loss(*(v[i : i + 1, : SIZES[i]] for v in (x, real, fake))) for i in range(3)]
+    torch.testing.assert_close(loss(x, real, fake, mask=MASK), torch.stack(alone).mean())
+    hostile = [torch.where(MASK[..., None], v, 1e30) for v in (x, real, fake)]
+    assert torch.equal(loss(*hostile, mask=MASK), loss(x, real, fake, mask=MASK))
+
+
+def test_denoising_loss_of_a_padded_batch_is_the_mean_of_the_samples_alone():
+    model, t, b = denoiser(), torch.tensor([0.3, 1.0, 4.0]), batch()
+    eps = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(4))
+    cond = {"place": b["place"], "mask": MASK}
+    alone = []
+    for i, n in enumerate(SIZES):
+        own = {name: value[i : i + 1, :n] for name, value in cond.items()}
+        alone.append(denoising_loss(model, b["data"][i : i + 1, :n], t[i : i + 1], eps[i : i + 1, :n], own))
+    torch.testing.assert_close(denoising_loss(model, b["data"], t, eps, cond), torch.stack(alone).mean())
+
+
+@pytest.mark.parametrize("method", [SiD, DMD])
+@pytest.mark.parametrize("role", ["student", "fake_score"])
+def test_gradients_do_not_depend_on_what_lies_in_the_padding(method, role):
+    gradients = []
+    for garbage in (0.0, 1e6):
+        torch.manual_seed(0)
+        model = method(teacher(), num_steps=2)
+        nn.init.normal_(model.fake_score.network.out.weight)  # where it equals the teacher nothing pulls
+        model.focus(role)
+        getattr(model, f"{role}_loss")(batch(garbage)).backward()
+        gradients.append([p.grad for p in model.role_parameters(role)])
+    assert any(g.abs().sum() > 0 for g in gradients[0])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_smaller_batch_takes_its_shape_from_the_mask():
+    model = SiD(teacher())
+    small = {name: value[:, :5] for name, value in batch().items()}
+    x_g, cond = model.rollout(small, "student")
+    assert x_g.shape == (3, 5, 2) and (x_g[~cond["mask"]] == 0).all()
+
+
+def test_context_is_kept_by_the_null_condition_and_travels_in_the_folders(tmp_path):
+    own = Teacher(denoiser(), (6, 2), {"label": 4}, ("place", "mask"))
+    cond = own.condition(batch() | {"label": torch.tensor([0, 1, 2])})
+    null = own.null_condition(cond)
+    assert (null["label"] == 4).all() and null["place"] is cond["place"] and null["mask"] is cond["mask"]
+    save_teacher(tmp_path / "teacher", teacher(), id="sets")
+    again = FolderTeacher(str(tmp_path / "teacher"), trust=[DeepSet.__module__.split(".")[0]])
+    assert again.context == ("place", "mask")
+    SiD(teacher()).export(tmp_path / "student")
+    student = load_student(tmp_path / "student", trust=(DeepSet.__module__.split(".")[0],))
+    cond = {name: value for name, value in batch().items() if name != "data"}
+    samples = student.sample(3, cond)
+    assert samples.shape == (3, 6, 2) and (samples[~MASK] == 0).all()
+    with pytest.raises(ValueError, match=r"needs cond\['place'\], a tensor with 3 rows"):
+        student.sample(3, {"mask": MASK})
+    with pytest.raises(ValueError, match="no condition 'plaice'"):
+        student.sample(3, cond | {"plaice": MASK})
+
+
+def test_data_without_the_context_are_refused():
+    model = SiD(teacher())
+    with pytest.raises(ValueError, match="needs mask in a batch"):
+        model.check(type("Data", (), {"event_shape": (6, 2), "classes": {}, "context": ("place",)}))
+
+
+def test_teacher_samples_are_zero_in_the_padding():
+    cond = {name: value for name, value in batch().items() if name != "data"}
+    samples = teacher().sample(torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(5)), cond, steps=4)
+    assert (samples[~MASK] == 0).all() and torch.isfinite(samples).all()
+    assert (samples[MASK] != 0).all()
