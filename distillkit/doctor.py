@@ -31,7 +31,7 @@ OPTIONAL = {  # package: (module, the extra that installs it)
     "onnx": ("onnx", "onnx"),
     "onnxruntime": ("onnxruntime", "onnx"),
     "tensorboard": ("tensorboard", "log"),
-    "torch-fidelity": ("torch_fidelity", "fid"),
+    "torch-fidelity": ("torch_fidelity", "vision"),
 }
 
 

@@ -164,10 +164,11 @@ class Distiller(LightningModule):
         return torch.rand(num, generator=self.generator(purpose), device=self.device)
 
     def randint(self, high: int, purpose: str) -> int:
-        """One integer in [0, high), the same on every rank; drawn on the CPU, so it costs no synchronisation."""
+        """One integer in [0, high), the same on every rank and for all turns of a cycle; drawn on the CPU, without a sync."""
         if high == 1:
             return 0
-        digest = hashlib.blake2b(f"{self.seed} {self.global_step} {purpose}".encode(), digest_size=8).digest()
+        cycle = self.global_step // sum(settings.updates for settings in self.settings.values())
+        digest = hashlib.blake2b(f"{self.seed} {cycle} {purpose}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") % high
 
     # Optimisation

@@ -73,11 +73,12 @@ class FewStepDistiller(Distiller):
         """Samples of one step of the student, chosen at random for the whole batch and all ranks; gradient in that step only.
 
         Over training this is the uniform mixture over the outputs of all steps (arXiv 2505.12674); the steps before run as
-        they do at inference (backward simulation, arXiv 2405.14867).
+        they do at inference (backward simulation, arXiv 2405.14867). All roles see the same step in one cycle, so a fake
+        score has just followed the very step that it judges.
         """
         cond = self.condition(batch)
         shape = self.teacher.shape(len(next(iter(batch.values()))), cond)
-        stop = self.randint(self.num_steps, f"{purpose} stop")
+        stop = self.randint(self.num_steps, "stop")
         x_g, _ = few_step(
             lambda x, t: self.student(x, t, cond),
             self.teacher.process,

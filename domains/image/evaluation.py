@@ -219,6 +219,14 @@ def inception(path: Path) -> Extractor:
     if not path.is_file():
         raise ValueError(f"no Inception weights at {path}; give data.features=inception:/path/to/weights.pth")
     try:
+        torch.load(
+            path, map_location="cpu", weights_only=True
+        )  # torch-fidelity would execute whatever a pickle asks for
+    except Exception as error:
+        raise ValueError(
+            f"{path} holds no plain weights ({type(error).__name__}); use those of torch-fidelity"
+        ) from None
+    try:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))

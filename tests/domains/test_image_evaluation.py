@@ -192,6 +192,12 @@ def test_the_choice_of_features_is_checked(digits, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no Inception weights at"):
         build(f"inception:{tmp_path}/none.pth").describe()
     (tmp_path / "some.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match="holds no plain weights"):
+        build(f"inception:{tmp_path}/some.pth").describe()
+    torch.save({"hook": print}, tmp_path / "some.pth")  # a pickle that would call something
+    with pytest.raises(ValueError, match="holds no plain weights"):
+        build(f"inception:{tmp_path}/some.pth").describe()
+    torch.save({"a": torch.zeros(1)}, tmp_path / "some.pth")
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(ValueError, match=r"pip install distillkit\[vision\]"):
         build(f"inception:{tmp_path}/some.pth").describe()
