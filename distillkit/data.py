@@ -143,7 +143,10 @@ class DistillData(LightningDataModule):
     @property
     @abstractmethod
     def media(self) -> Any:
-        """Something with `picture(samples, cond)` and `compare(rows)`, both giving a PIL image."""
+        """Something with `picture(samples, cond)` and `compare(rows, cond)`, both giving a PIL image.
+
+        Optional: `save(samples, cond, folder)` writes files of the domain's own formats and returns their paths.
+        """
 
     def setup(self, stage: str | None = None) -> None:
         if not hasattr(self, "train"):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import distillkit
 from distillkit.diffusion.denoiser import Cond, Denoiser, check_facts, numbers
+from distillkit.diffusion.process import set_shape
 from distillkit.diffusion.sampling import few_step
 from distillkit.files import load_weights, read_yaml, save_weights, write_yaml
 from distillkit.spec import from_spec, to_spec
@@ -99,7 +100,7 @@ class Student(nn.Module):
         device = next(self.denoiser.parameters()).device
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
         draws = [
-            torch.randn((n, *self.event_shape), generator=generator)
+            torch.randn(set_shape(n, self.event_shape, cond.get("mask")), generator=generator)
             for _ in range(self.num_steps if self.renoise else 1)
         ]
         out = []

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillkit.callbacks.finish import save_picture
+from distillkit.callbacks.finish import save_files, save_picture
 from distillkit.errors import Arguments, Failure, UsageError
 from distillkit.files import write_atomic, write_text
 from distillkit.student import Student, load_student
@@ -80,10 +80,13 @@ def sample(argv: Sequence[str]) -> int:
     if args.n < 1:
         raise UsageError(f"-n must be at least 1, got {args.n}")
     student = _load(args.student)
-    cond = student.default_condition(args.n)
+    data = _build(student, "data")["data"] if "data" in (student.config.get("run") or {}) else None
+    if student.context and data is None:
+        _build(student, "data")  # says what is missing
+    cond = data.conditions(args.n) if student.context else student.default_condition(args.n)
     for item in args.cond:
         name, _, value = item.partition("=")
-        if name not in cond or not value.isdigit() or int(value) >= student.classes[name]:
+        if name not in student.classes or not value.isdigit() or int(value) >= student.classes[name]:
             known = (
                 ", ".join(f"{key}=0..{count - 1}" for key, count in student.classes.items())
                 or "none: it has no classes"
@@ -100,9 +103,11 @@ def sample(argv: Sequence[str]) -> int:
 
     write_atomic(out / "samples.npz", write)
     print(f"{args.n} samples in {out / 'samples.npz'}: array `samples`, shape {tuple(samples.shape)}")
-    if "data" in (student.config.get("run") or {}):
-        save_picture(out / "samples.png", _build(student, "data")["data"].media.picture(samples, cond))
+    if data is not None:
+        save_picture(out / "samples.png", data.media.picture(samples, cond))
         print(f"picture: {out / 'samples.png'}")
+        for path in save_files(data.media, samples, cond, out):
+            print(f"file: {path}")
     return 0
 
 

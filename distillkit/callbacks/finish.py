@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
+from distillkit.diffusion.denoiser import Cond
 from distillkit.files import read_yaml, write_atomic, write_text
 from distillkit.methods.pretrain import Pretrain
 
@@ -43,22 +45,21 @@ def finish(model: LightningModule, data: Any, run: Path, num_samples: int = 1000
     model.export(run / kind, domain=data.domain, run=provenance(config))
 
     num = data.pictured
-    cond, noise = teacher.condition(data.conditions(num)), noise_for(teacher.event_shape, num, seed)
+    cond = teacher.condition(data.conditions(num))
+    noise = noise_for(teacher, cond, num, seed)
     best = teacher.best
-    rows = {
-        "teacher_best": teacher_samples(
-            teacher, noise, cond, best["solver"], kappa, teacher.process.grid(best["steps"])
-        )
-    }
+    rows = {"teacher_best": teacher_samples(teacher, noise, cond, best["solver"], kappa, teacher.grid(best["steps"]))}
     if student:
         rows = {"student": student.sample(num, cond, seed), **rows}
-        early = teacher.process.grid(student.num_steps + 1)[:-1]
+        early = teacher.grid(student.num_steps + 1)[:-1]
         rows["teacher_same_steps"] = teacher_samples(teacher, noise, cond, "ddim", kappa, early)
     for name, samples in rows.items():
         save_picture(run / "samples" / f"{name}.png", data.media.picture(samples, cond))
     titled = {name.replace("_", " "): samples for name, samples in rows.items()}
-    save_picture(run / "samples" / "comparison.png", data.media.compare(titled))
-    save_picture(run / kind / "samples.png", data.media.picture(next(iter(rows.values())), cond))
+    save_picture(run / "samples" / "comparison.png", data.media.compare(titled, cond))
+    first = next(iter(rows.values()))
+    save_picture(run / kind / "samples.png", data.media.picture(first, cond))
+    save_files(data.media, first, cond, run / "samples")
 
     evaluation = None
     if num_samples:
@@ -80,6 +81,13 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
     """The teacher and the data of a run's config, so that a student folder can be evaluated wherever it goes."""
     arguments = (config.get("model") or {}).get("init_args") or {}
     return {key: value for key, value in (("teacher", arguments.get("teacher")), ("data", config.get("data"))) if value}
+
+
+def save_files(media: Any, samples: Tensor, cond: Cond, folder: Path, most: int = 4) -> list[Path]:
+    """The first few samples in the file formats of their domain (sound, video, meshes), if it has any."""
+    if not hasattr(media, "save"):
+        return []
+    return media.save(samples[:most], {name: value[:most] for name, value in cond.items()}, folder)
 
 
 def save_picture(path: Path, image: Any) -> None:

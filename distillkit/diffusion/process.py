@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
 def expand_mask(mask: Tensor, like: Tensor) -> Tensor:
     """A bool mask [B, *positions] shaped to broadcast against `like` [B, *positions, *features]."""
     return mask.reshape(*mask.shape, *[1] * (like.ndim - mask.ndim))
+
+
+def set_shape(num: int, event_shape: Sequence[int], mask: Tensor | None) -> tuple[int, ...]:
+    """Of `num` samples: a set takes its size from its mask [B, *positions], everything else is `event_shape`."""
+    return (num, *event_shape) if mask is None else (*mask.shape, *event_shape[mask.ndim - 1 :])
 
 
 class Process(Recorded, ABC):

@@ -35,10 +35,13 @@ class Evaluator(Protocol):
 
     def floor(self, num_samples: int) -> dict[str, float]: ...
 
+    # Optional: how far samples are from a reference made from the same noise under the same condition, one by one.
+    # def paired(self, samples: Tensor, reference: Tensor, cond: Cond) -> dict[str, float]: ...
 
-def noise_for(shape: tuple[int, ...], num: int, seed: int) -> Tensor:
+
+def noise_for(teacher: Teacher, cond: Cond, num: int, seed: int) -> Tensor:
     """The noise a student's first step gets for this seed."""
-    return torch.randn((num, *shape), generator=torch.Generator().manual_seed(seed))
+    return torch.randn(teacher.shape(num, cond), generator=torch.Generator().manual_seed(seed))
 
 
 def teacher_samples(
@@ -65,7 +68,7 @@ def few_step_choices(teacher: Teacher, steps: int) -> list[tuple[str, Tensor]]:
 
     With few steps the full grid wastes its last one on a level without noise; with one step all choices are the same.
     """
-    full, early = teacher.process.grid(steps), teacher.process.grid(steps + 1)[:-1]
+    full, early = teacher.grid(steps), teacher.grid(steps + 1)[:-1]
     if steps == 1:
         return [("ddim", full)]
     return [(solver, times) for solver in FEW_STEP_SOLVERS for times in (full, early)]
@@ -92,41 +95,47 @@ def evaluate(
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2, got {num_samples}")
     evaluator, cond = data.evaluator(), teacher.condition(data.conditions(num_samples))
-    noise = noise_for(teacher.event_shape, num_samples, seed)
+    noise = noise_for(teacher, cond, num_samples, seed)
 
-    def row(name: str, steps: int, passes: int, make: Callable[[], Tensor], **extra: Any) -> dict[str, Any]:
+    def row(name: str, steps: int, passes: int, make: Callable[[], Tensor], reference: Tensor | None, **extra: Any):
         samples, milliseconds = timed(make)
-        metrics = {k: float(v) for k, v in evaluator(samples, cond).items()}
+        metrics = dict(evaluator(samples, cond))
+        if reference is not None:
+            metrics |= evaluator.paired(samples, reference, cond)
         return {
             "name": name,
             "steps": steps,
             "network_passes": passes,
             "ms_per_sample": milliseconds,
             **extra,
-            "metrics": metrics,
+            "metrics": {k: float(v) for k, v in metrics.items()},
         }
 
-    def teacher_row(name: str, solver: str, times: Tensor) -> dict[str, Any]:
-        passes = network_passes(solver, len(times))
+    def teacher_row(name: str, solver: str, times: Tensor, reference: Tensor | None) -> dict[str, Any]:
         facts = {"solver": solver, "last_time": float(times[-1])}
-        return row(
-            name, len(times), passes, lambda: teacher_samples(teacher, noise, cond, solver, kappa, times), **facts
-        )
+        passes = network_passes(solver, len(times))
+        return row(name, len(times), passes, lambda: by_teacher(noise, solver, times), reference, **facts)
 
-    best = teacher.best
+    def by_teacher(noise: Tensor, solver: str, times: Tensor) -> Tensor:
+        return teacher_samples(teacher, noise, cond, solver, kappa, times)
+
+    best, best_times = teacher.best, teacher.grid(teacher.best["steps"])
+    reference = another = None
+    if hasattr(evaluator, "paired"):  # the teacher itself is compared with its sample from another noise
+        reference = by_teacher(noise, best["solver"], best_times)
+        another = by_teacher(noise_for(teacher, cond, num_samples, seed + 1), best["solver"], best_times)
     few = [student.num_steps] if student else [1, 2]
     rows = []
     if student:
-        student.sample(
-            min(num_samples, 64), seed=seed
-        )  # warm-up, so that the first row is not the slowest by order alone
-        rows.append(
-            row("student", student.num_steps, student.num_steps, lambda: student.sample(num_samples, cond, seed))
-        )
-    rows.append(teacher_row("teacher at its best", best["solver"], teacher.process.grid(best["steps"])))
+        # warm-up, so that the first row is not the slowest by order alone
+        student.sample(min(num_samples, 64), {name: value[:64] for name, value in cond.items()}, seed)
+        own = student.num_steps
+        rows.append(row("student", own, own, lambda: student.sample(num_samples, cond, seed), reference))
+    rows.append(teacher_row("teacher at its best", best["solver"], best_times, another))
     for steps in few:
         name = f"teacher at {steps} step{'s' * (steps > 1)}"
-        candidates = [teacher_row(name, solver, times) for solver, times in few_step_choices(teacher, steps)]
+        choices = few_step_choices(teacher, steps)
+        candidates = [teacher_row(name, solver, times, reference) for solver, times in choices]
         rows.append(min(candidates, key=lambda candidate: candidate["metrics"][evaluator.headline]))
     rows.append({"name": "real data", "metrics": {k: float(v) for k, v in evaluator.floor(num_samples).items()}})
     return {

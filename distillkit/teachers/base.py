@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.guidance import guided
-from distillkit.diffusion.process import Process
+from distillkit.diffusion.process import Process, set_shape
 from distillkit.diffusion.sampling import SOLVERS, pure_noise
 from distillkit.spec import to_spec
 
@@ -76,12 +76,19 @@ class Teacher(nn.Module):
 
     def shape(self, num: int, cond: Cond) -> tuple[int, ...]:
         """Of `num` samples: a set takes its size from its mask, everything else is `event_shape`."""
-        mask = cond.get("mask")
-        return (num, *self.event_shape) if mask is None else (*mask.shape, *self.event_shape[mask.ndim - 1 :])
+        return set_shape(num, self.event_shape, cond.get("mask"))
 
     def start(self, noise: Tensor, cond: Cond, t: Tensor) -> Tensor:
         """The sample at the first time, without signal, from unit Gaussian noise [B, *event_shape]."""
         return pure_noise(self.process, noise, t)
+
+    def grid(self, steps: int) -> Tensor:
+        """The `steps` decreasing times that its sampler visits, float64."""
+        return self.process.grid(steps)
+
+    def guidance(self, t: Tensor, kappa: float) -> float:
+        """The guidance scale at time t (a scalar); a teacher that is guided on an interval only says so here."""
+        return kappa
 
     @torch.no_grad()
     def sample(
@@ -102,9 +109,9 @@ class Teacher(nn.Module):
             steps, solver: None means the teacher's best.
             kappa: guidance scale, 1 = none.
             draw: `draw(i)` feeds stochastic solvers; None draws from a generator with a fixed seed.
-            times: the decreasing times to visit, instead of the process's grid of `steps`.
+            times: the decreasing times to visit, instead of the teacher's grid of `steps`.
         """
-        times = (self.process.grid(steps or self.best["steps"]) if times is None else times).to(noise.device)
+        times = (self.grid(steps or self.best["steps"]) if times is None else times).to(noise.device)
         solver = solver or self.best["solver"]
         if solver not in SOLVERS:
             raise ValueError(f"there is no solver {solver!r}; there are {', '.join(SOLVERS)}")
@@ -112,7 +119,7 @@ class Teacher(nn.Module):
         null = self.null_condition(cond)
 
         def denoise(x, t):
-            return guided(self.denoiser, x, t, cond, null, kappa)
+            return guided(self.denoiser, x, t, cond, null, self.guidance(t, kappa))
 
         def fresh(i):
             return torch.randn(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)

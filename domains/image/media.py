@@ -21,7 +21,7 @@ def picture(samples: Tensor, cond: dict[str, Tensor] | None = None, columns: int
     return sheet
 
 
-def compare(rows: dict[str, Tensor], columns: int = 12) -> Image.Image:
+def compare(rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, columns: int = 12) -> Image.Image:
     """One labelled row for each set of samples, such as a teacher's and a student's from the same noise.
 
     Shows the first `columns` samples of each.

@@ -28,7 +28,7 @@ class ToyMedia:
         """Samples [N, D] as one picture, 400 x 400 pixels."""
         return self._draw({"": samples})
 
-    def compare(self, rows: dict[str, Tensor]) -> Image.Image:
+    def compare(self, rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None) -> Image.Image:
         """One titled panel for each set of samples, side by side, on the same axes."""
         if not rows:
             raise ValueError("there is nothing to compare; give at least one set of samples")
