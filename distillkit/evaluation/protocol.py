@@ -63,15 +63,17 @@ def timed(make: Callable[[], Tensor]) -> tuple[Tensor, float]:
     return samples, 1000 * (time.perf_counter() - start) / len(samples)
 
 
-def few_step_choices(teacher: Teacher, steps: int) -> list[tuple[str, Tensor]]:
-    """Simple samplers with `steps` network passes: one-pass solvers, on the full grid and on one that stops earlier.
+def few_step_choices(teacher: Teacher, steps: int, student: Student | None = None) -> list[tuple[str, Tensor]]:
+    """Simple samplers with `steps` network passes: one-pass solvers on the full grid, one that stops earlier, the student's.
 
     With few steps the full grid wastes its last one on a level without noise; with one step all choices are the same.
     """
-    full, early = teacher.grid(steps), teacher.grid(steps + 1)[:-1]
+    grids = [teacher.grid(steps), teacher.grid(steps + 1)[:-1]]
     if steps == 1:
-        return [("ddim", full)]
-    return [(solver, times) for solver in FEW_STEP_SOLVERS for times in (full, early)]
+        return [("ddim", grids[0])]
+    if student:
+        grids.append(torch.tensor(student.times, dtype=torch.float64))
+    return [(solver, times) for solver in FEW_STEP_SOLVERS for times in grids]
 
 
 def evaluate(
@@ -134,7 +136,7 @@ def evaluate(
     rows.append(teacher_row("teacher at its best", best["solver"], best_times, another))
     for steps in few:
         name = f"teacher at {steps} step{'s' * (steps > 1)}"
-        choices = few_step_choices(teacher, steps)
+        choices = few_step_choices(teacher, steps, student)
         candidates = [teacher_row(name, solver, times, reference) for solver, times in choices]
         rows.append(min(candidates, key=lambda candidate: candidate["metrics"][evaluator.headline]))
     rows.append({"name": "real data", "metrics": {k: float(v) for k, v in evaluator.floor(num_samples).items()}})

@@ -15,7 +15,7 @@ import distillkit.methods.dmd as dmd_module
 import distillkit.methods.sid as sid_module
 from distillkit.data import DistillData, TensorData
 from distillkit.diffusion.denoiser import Denoiser
-from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving
+from distillkit.diffusion.process import RectifiedFlow, TrigFlow, VarianceExploding, VariancePreserving
 from distillkit.diffusion.times import Times
 from distillkit.methods.base import Adam, Distiller
 from distillkit.methods.dmd import DMD
@@ -502,15 +502,30 @@ def test_a_few_step_student_stops_where_all_ranks_stop():
     model, found = SiD(neural(), num_steps=3), {}
     calls = []
     model.student.register_forward_pre_hook(lambda module, args: calls.append(args[1].item()))
-    for step in range(12):
+    for step in range(24):
         counts = []
         for rank in range(2):
             calls.clear()
-            at(model, step=step, rank=rank, world=2).rollout(BATCH, "student")
+            at(model, step=step, rank=rank, world=2).rollout(BATCH, model.turn(step))
             counts.append(len(calls))
         assert counts[0] == counts[1] and calls == model.step_times[: counts[0]].tolist()
         found[step] = counts[0]
     assert set(found.values()) == {1, 2, 3}
+    # the student is judged by a fake score that has just seen the same step
+    assert all(found[step] == found[step + 1] for step in range(0, 24, 2)) and model.turn(0) == "fake_score"
+
+
+def test_few_step_times_are_even_in_flow_time():
+    """On a flow 1, 3/4, 1/2, 1/4; other processes visit those ratios of noise to signal, as far as their first one allows."""
+    flow = SiD(neural(RectifiedFlow(t_min=1e-6)), num_steps=4)
+    assert flow.step_times.tolist() == pytest.approx([1, 0.75, 0.5, 0.25], abs=1e-5)
+    for process in (VarianceExploding(1e-6, 1e6), VariancePreserving(t_min=1e-9), TrigFlow(t_min=1e-6)):
+        model = SiD(neural(process), num_steps=4)
+        ratios = process.ratio(model.step_times)
+        assert model.step_times[0] == process.t_max
+        first = ratios[0] / (1 + ratios[0])
+        expected = [first * share / (1 - first * share) for share in (0.75, 0.5, 0.25)]
+        assert ratios[1:].tolist() == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_first_of_several_steps_is_the_one_step_student():
