@@ -523,7 +523,7 @@ def test_few_step_times_are_even_in_flow_time():
         model = SiD(neural(process), num_steps=4)
         ratios = process.ratio(model.step_times)
         assert model.step_times[0] == process.t_max
-        first = ratios[0] / (1 + ratios[0])
+        first = float(ratios[0] / (1 + ratios[0]))
         expected = [first * share / (1 - first * share) for share in (0.75, 0.5, 0.25)]
         assert ratios[1:].tolist() == pytest.approx(expected, rel=1e-3)
 
