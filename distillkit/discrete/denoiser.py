@@ -1,0 +1,85 @@
+"""One convention for every model of tokens: `denoiser(x_t, t, cond) -> log pi`, [B, d, S]; the score and the rates follow."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from distillkit.diffusion.denoiser import Cond, precise
+from distillkit.diffusion.process import expand
+from distillkit.discrete.process import DiscreteProcess
+from distillkit.spec import Recorded
+
+
+class DiscreteDenoiser(Recorded, nn.Module, ABC):
+    """A model of the clean token given all other positions, and the process it belongs to.
+
+    Args:
+        process: the noising process.
+    """
+
+    def __init__(self, process: DiscreteProcess):
+        super().__init__()
+        self.process = process
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """`log p(x_0^i = y | x_t^{-i})`, [B, d, S]; certain where an absorbing process shows the token. t: [B] or scalar."""
+
+    def log_score(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """`log p_t(x with x^i := y) / p_t(x)`, [B, d, C]; minus infinity at tokens that a shown token rules out."""
+        log_mean = self(x_t, t, cond)
+        return self.process.score_from_mean(log_mean, x_t, self.alpha(t, log_mean))
+
+    def rates(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """Reverse rates `sigma'(t) Q(y, x^i) s_i(y)` per unit of time, [B, d, C]; zero at the current state."""
+        score = self.log_score(x_t, t, cond).exp()
+        return expand(self.process.rate(_time(t, score)), score) * self.process.jumps(x_t, score.dtype) * score
+
+    def alpha(self, t: Tensor, like: Tensor) -> Tensor:
+        """alpha(t), shaped to broadcast against `like` [B, d, ...]."""
+        return expand(self.process.alpha(_time(t, like)), like)
+
+
+def _time(t: Tensor, like: Tensor) -> Tensor:
+    """t as a tensor on the right device; a number becomes float64, so that 1 - alpha keeps its digits."""
+    return torch.as_tensor(t, device=like.device, dtype=None if isinstance(t, Tensor) else torch.float64)
+
+
+class Mean(DiscreteDenoiser):
+    """A network that predicts the clean token (MDLM, RADD; UDLM and Duo for uniform noise).
+
+    Args:
+        network: `network(x_t, t, cond) -> logits` [B, d, S] or [B, d, C]; a column for the mask is dropped (never predicted).
+        process: the noising process.
+    """
+
+    def __init__(self, network: nn.Module, process: DiscreteProcess):
+        super().__init__(process)
+        self.network = network
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        logits = precise(self.network(x_t, t, cond or {}))
+        return self.process.carry_over(logits[..., : self.process.num_tokens].log_softmax(-1), x_t)
+
+
+class Ratio(DiscreteDenoiser):
+    """A network that predicts the log score (SEDD). Its ratios need not be those of any distribution.
+
+    Args:
+        network: `network(x_t, t, cond) -> log s` [B, d, C]; what it says about the current state is replaced by 0.
+        process: the noising process.
+    """
+
+    def __init__(self, network: nn.Module, process: DiscreteProcess):
+        super().__init__(process)
+        self.network = network
+
+    def log_score(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        return precise(self.network(x_t, t, cond or {})).scatter(-1, x_t[..., None], 0)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        log_score = self.log_score(x_t, t, cond)
+        return self.process.mean_from_score(log_score, x_t, self.alpha(t, log_score))

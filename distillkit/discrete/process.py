@@ -1,0 +1,222 @@
+"""Noising processes on tokens, and everything that follows from one of them alone: conversions and reverse kernels.
+
+A process treats positions independently. The two models of its reversal are the *mean*, the law of the clean token given all
+other positions, `pi_i(y) = p(x_0^i = y | x_t^{-i})` [B, d, S], and the *score*, the ratios
+`s_i(y) = p_t(x with x^i := y) / p_t(x)` [B, d, C] (SEDD, arXiv 2310.16834). Both are kept as logarithms.
+Arguments `alpha`, `alpha_t`, `alpha_s` (s < t) broadcast against [B, d, C].
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distillkit.diffusion.process import expand
+from distillkit.discrete.noise import Noise, draw
+from distillkit.discrete.schedule import LogLinear, Schedule
+from distillkit.spec import Recorded
+
+
+class DiscreteProcess(Recorded, ABC):
+    """A process on S real tokens; a plain immutable object without tensors.
+
+    Args:
+        num_tokens: S, the number of real tokens (a mask is not among them).
+        schedule: alpha(t); None means log-linear with eps = 1e-3.
+
+    Attributes:
+        num_states: C, the states of a position.
+    """
+
+    num_states: int
+
+    def __init__(self, num_tokens: int, schedule: Schedule | None = None):
+        if num_tokens < 2:
+            raise ValueError(f"num_tokens counts the real tokens and must be at least 2, got {num_tokens}")
+        self.num_tokens, self.schedule = num_tokens, schedule or LogLinear()
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.schedule.alpha(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.schedule.sigma(t)
+
+    def rate(self, t: Tensor) -> Tensor:
+        return self.schedule.rate(t)
+
+    def grid(self, num: int) -> Tensor:
+        """`num` decreasing times `1 - k / num`, float64: a sampler is called at each and the last call denoises."""
+        return 1 - torch.arange(num, dtype=torch.float64) / num
+
+    def states(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """One-hot x, [B, d, C]."""
+        return F.one_hot(x, self.num_states).to(dtype)
+
+    @abstractmethod
+    def prior(self) -> Tensor:
+        """Law of a position at t = 1, [C] float64."""
+
+    @abstractmethod
+    def start(self, noise: Noise) -> Tensor:
+        """A draw from the prior, [B, d]."""
+
+    @abstractmethod
+    def add_noise(self, x_0: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        """A draw of x_t given x_0 [B, d]; t: [B] or scalar. With the same noise a later time touches more positions."""
+
+    @abstractmethod
+    def likelihood(self, x: Tensor, alpha: Tensor) -> Tensor:
+        """`T(z, x^i) = p(x_t^i | x_0^i = z)` for every real z, [B, d, S]."""
+
+    @abstractmethod
+    def jumps(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """`Q(y, x^i)`, the forward rate from y to x^i in units of sigma', [B, d, C]; zero where no reverse move is legal."""
+
+    @abstractmethod
+    def carry_over(self, log_mean: Tensor, x: Tensor) -> Tensor:
+        """The mean with what x tells for sure written in."""
+
+    @abstractmethod
+    def score_from_mean(self, log_mean: Tensor, x: Tensor, alpha: Tensor) -> Tensor:
+        """`log s` from `log pi`."""
+
+    @abstractmethod
+    def mean_from_score(self, log_score: Tensor, x: Tensor, alpha: Tensor) -> Tensor:
+        """`log pi` from `log s`: exact for an exact score, normalised for any other."""
+
+    @abstractmethod
+    def ancestral(self, log_mean: Tensor, x: Tensor, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
+        """Law of x_s^i given x_t, from the mean, [B, d, C]; `alpha_s = 1` is the posterior of the clean token."""
+
+    @abstractmethod
+    def tweedie(self, log_score: Tensor, x: Tensor, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
+        """Law of x_s^i given x_t, from the score: `[e^{-dsigma Q} s]_y T_dsigma(y, x^i)` (SEDD, analytic), [B, d, C].
+
+        A learned score may give negative entries; they are set to zero and the rest is scaled to sum to one.
+        """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.num_tokens}, {self.schedule!r})"
+
+    def __eq__(self, other) -> bool:
+        return type(self) is type(other) and repr(self) == repr(other)
+
+    __hash__ = None
+
+
+class Absorbing(DiscreteProcess):
+    """Tokens are replaced by a mask, one by one, and stay masked: kept with probability alpha.
+
+    At a masked position the mean does not depend on t and `s(y) = pi(y) alpha / (1 - alpha)`.
+    """
+
+    @property
+    def mask(self) -> int:
+        """The mask token: the last state."""
+        return self.num_tokens
+
+    @property
+    def num_states(self) -> int:
+        return self.num_tokens + 1
+
+    def prior(self):
+        return torch.eye(self.num_states, dtype=torch.float64)[self.mask]
+
+    def start(self, noise):
+        return torch.full(noise.move.shape, self.mask, device=noise.move.device)
+
+    def add_noise(self, x_0, t, noise):
+        return torch.where(noise.move < expand(self.alpha(t), x_0), x_0, self.mask)
+
+    def likelihood(self, x, alpha):
+        real = alpha * self.states(x, alpha.dtype)[..., :-1]
+        return torch.where(self._masked(x), 1 - alpha, real)
+
+    def jumps(self, x, dtype):
+        real = torch.arange(self.num_states, device=x.device) < self.mask
+        return (self._masked(x) & real).to(dtype)
+
+    def carry_over(self, log_mean, x):
+        return torch.where(self._masked(x), log_mean, self.states(x, log_mean.dtype)[..., :-1].log())
+
+    def score_from_mean(self, log_mean, x, alpha):
+        log_odds = (alpha / (1 - alpha)).log()
+        masked = F.pad(log_mean + log_odds, (0, 1))  # the mask's own ratio is 1
+        return torch.where(self._masked(x), masked, self.states(x, log_mean.dtype).log())
+
+    def mean_from_score(self, log_score, x, alpha):
+        return self.carry_over(log_score[..., :-1].log_softmax(-1), x)
+
+    def ancestral(self, log_mean, x, alpha_t, alpha_s):
+        unmask = (alpha_s - alpha_t) / (1 - alpha_t)
+        tokens = unmask * log_mean.exp()
+        stay = (1 - unmask).to(tokens.dtype).expand(*tokens.shape[:-1], 1)
+        return self._keep_observed(torch.cat([tokens, stay], -1), x)
+
+    def tweedie(self, log_score, x, alpha_t, alpha_s):
+        growth = alpha_s / alpha_t - 1  # e^dsigma - 1
+        tokens = growth * log_score[..., :-1].exp()
+        stay = (1 - tokens.sum(-1, keepdim=True)).clamp_min(0)
+        kernel = torch.cat([tokens, stay], -1)
+        return self._keep_observed(kernel / kernel.sum(-1, keepdim=True), x)
+
+    def _masked(self, x: Tensor) -> Tensor:
+        return (x == self.mask)[..., None]
+
+    def _keep_observed(self, kernel: Tensor, x: Tensor) -> Tensor:
+        return torch.where(self._masked(x), kernel, self.states(x, kernel.dtype))
+
+
+class Uniform(DiscreteProcess):
+    """Tokens are replaced by uniformly drawn ones: `T = alpha I + (1 - alpha) / S`.
+
+    `s(y) = (alpha S pi(y) + 1 - alpha) / (alpha S pi(x^i) + 1 - alpha)`. The networks of UDLM and Duo model `pi`, which
+    leaves out position i itself; the posterior of the clean token is `pi(z) T(z, x^i)`, scaled to sum to one.
+    """
+
+    @property
+    def num_states(self) -> int:
+        return self.num_tokens
+
+    def prior(self):
+        return torch.full((self.num_tokens,), 1 / self.num_tokens, dtype=torch.float64)
+
+    def start(self, noise):
+        return noise.race.argmin(-1)
+
+    def add_noise(self, x_0, t, noise):
+        alpha = expand(self.alpha(t), noise.race).to(noise.race.dtype)
+        return draw(self.likelihood(x_0, alpha), x_0, noise)  # T is symmetric
+
+    def likelihood(self, x, alpha):
+        return alpha * self.states(x, alpha.dtype) + (1 - alpha) / self.num_tokens
+
+    def jumps(self, x, dtype):
+        return (1 - self.states(x, dtype)) / self.num_tokens
+
+    def carry_over(self, log_mean, x):
+        return log_mean
+
+    def score_from_mean(self, log_mean, x, alpha):
+        log_marginal = (alpha * self.num_tokens * log_mean.exp() + 1 - alpha).log()
+        return log_marginal - log_marginal.gather(-1, x[..., None])
+
+    def mean_from_score(self, log_score, x, alpha):
+        ratio = log_score.softmax(-1) * self.num_tokens  # scaled as alpha S pi + 1 - alpha is
+        return ((ratio - (1 - alpha)) / (alpha * self.num_tokens)).clamp_min(0).log()
+
+    def ancestral(self, log_mean, x, alpha_t, alpha_s):
+        pi, here, size = log_mean.exp(), self.states(x, log_mean.dtype), self.num_tokens
+        kept = alpha_t / alpha_s
+        stay = (alpha_t * size * pi + kept - alpha_t) * here
+        kernel = stay + (alpha_s - alpha_t) * pi + (1 - kept) * (1 - alpha_s) / size
+        return kernel / (alpha_t * size * (pi * here).sum(-1, keepdim=True) + 1 - alpha_t)
+
+    def tweedie(self, log_score, x, alpha_t, alpha_s):
+        score, kept = log_score.exp(), alpha_t / alpha_s
+        earlier = (score / kept + (1 - 1 / kept) * score.mean(-1, keepdim=True)).clamp_min(0)
+        kernel = earlier * (kept * self.states(x, score.dtype) + (1 - kept) / self.num_tokens)
+        return kernel / kernel.sum(-1, keepdim=True)

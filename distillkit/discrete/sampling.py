@@ -1,0 +1,310 @@
+"""Samplers: step functions `step(denoiser, x, t, s, noise)` from time t to an earlier s, and the loop that drives them.
+
+A run calls the network at each of its decreasing `times`: one step from each to the next, and a last call that draws the
+clean tokens. So with one time every sampler is one independent draw per position, and the number of network calls (NFE) is
+the number of times for one-call steps. Every step also knows its exact effect on a distribution over all sequences.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from distillkit.diffusion.denoiser import Cond
+from distillkit.diffusion.process import expand
+from distillkit.discrete.denoiser import DiscreteDenoiser
+from distillkit.discrete.noise import Draws, Noise, draw
+from distillkit.discrete.process import Absorbing
+from distillkit.discrete.worlds import outer, positions, push, sequences
+from distillkit.spec import Recorded
+
+
+class Step(Recorded, ABC):
+    """One step of a sampler: stateless, all randomness comes in.
+
+    Attributes:
+        calls: network calls of a step, each with its own noise.
+    """
+
+    calls = 1
+
+    @abstractmethod
+    def __call__(
+        self, denoiser: DiscreteDenoiser, x: Tensor, t: Tensor, s: Tensor, *noise: Noise, cond: Cond | None = None
+    ) -> Tensor:
+        """x at time s [B, d] from x at time t; t, s: scalar tensors, s < t."""
+
+    @abstractmethod
+    def push(self, denoiser: DiscreteDenoiser, x: Tensor, weights: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The law at s over all sequences, [C^d], when the law at t has `weights` [n] on the sequences x [n, d]."""
+
+
+class Independent(Step):
+    """A step in which positions move independently, given x."""
+
+    @abstractmethod
+    def kernel(self, denoiser: DiscreteDenoiser, x: Tensor, t: Tensor, s: Tensor, cond: Cond | None = None) -> Tensor:
+        """Law of each position at s, [B, d, C]."""
+
+    def __call__(self, denoiser, x, t, s, *noise, cond=None):
+        return draw(self.kernel(denoiser, x, t, s, cond), x, *noise)
+
+    def push(self, denoiser, x, weights, t, s):
+        return push(weights, self.kernel(denoiser, x, t, s))
+
+
+def stay_or(moves: Tensor, x: Tensor) -> Tensor:
+    """The kernel with the given probabilities of moving [B, d, C]; what is left stays."""
+    here = x[..., None]
+    moves = moves.scatter(-1, here, 0)
+    return moves.scatter(-1, here, (1 - moves.sum(-1, keepdim=True)).clamp_min(0))
+
+
+def leap(rates: Tensor, x: Tensor, dt: Tensor) -> Tensor:
+    """The kernel of rates held for a time dt up to the first jump: leave with probability `1 - exp(-dt sum rates)`."""
+    rates = rates.scatter(-1, x[..., None], 0)
+    total = rates.sum(-1, keepdim=True)
+    return stay_or(rates / total.clamp_min(torch.finfo(total.dtype).tiny) * -torch.expm1(-dt * total), x)
+
+
+class Euler(Independent):
+    """Move to y with probability `dt rate(y)`; where these exceed one in sum, move for sure."""
+
+    def kernel(self, denoiser, x, t, s, cond=None):
+        moves = expand(t - s, x[..., None]) * denoiser.rates(x, t, cond)
+        return stay_or(moves / moves.sum(-1, keepdim=True).clamp_min(1), x)
+
+
+class TauLeap(Independent):
+    """Rates are held over the step, first jump only: after a jump the rates of the old token no longer apply."""
+
+    def kernel(self, denoiser, x, t, s, cond=None):
+        return leap(denoiser.rates(x, t, cond), x, expand(t - s, x[..., None]))
+
+
+class Tweedie(Independent):
+    """The exact reversal of one position at a time, from the score (SEDD's analytic sampler)."""
+
+    def kernel(self, denoiser, x, t, s, cond=None):
+        log_score = denoiser.log_score(x, t, cond)
+        return denoiser.process.tweedie(log_score, x, denoiser.alpha(t, log_score), denoiser.alpha(s, log_score))
+
+
+class Ancestral(Independent):
+    """The exact reversal of one position at a time, from the mean (MDLM; UDLM and Duo for uniform noise)."""
+
+    def kernel(self, denoiser, x, t, s, cond=None):
+        log_mean = denoiser(x, t, cond)
+        return denoiser.process.ancestral(log_mean, x, denoiser.alpha(t, log_mean), denoiser.alpha(s, log_mean))
+
+
+class Denoise(Independent):
+    """The last call: each clean token from its posterior, whatever s is. No mask is left."""
+
+    def kernel(self, denoiser, x, t, s, cond=None):
+        log_mean = denoiser(x, t, cond)
+        alpha = denoiser.alpha(t, log_mean)
+        return denoiser.process.ancestral(log_mean, x, alpha, torch.ones_like(alpha))
+
+
+class TwoStage(Step):
+    """A tau-leap over `theta dt` to a middle point, and a second leap with rates from both places.
+
+    Args:
+        theta: where the middle is, in (0, 1].
+    """
+
+    calls = 2
+
+    def __init__(self, theta: float = 0.5):
+        self.theta = theta
+
+    @abstractmethod
+    def second(
+        self, x: Tensor, rates: Tensor, middle: Tensor, rates_middle: Tensor, dt: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`(start, kernel)`: where the second leap starts [B, d], and its kernel [B, d, C]."""
+
+    def __call__(self, denoiser, x, t, s, *noise, cond=None):
+        dt, (first, second) = expand(t - s, x[..., None]), noise
+        rates = denoiser.rates(x, t, cond)
+        middle = draw(leap(rates, x, self.theta * dt), x, first)
+        rates_middle = denoiser.rates(middle, t - self.theta * (t - s), cond)
+        start, kernel = self.second(x, rates, middle, rates_middle, dt)
+        return draw(kernel, start, second)
+
+    def push(self, denoiser, x, weights, t, s):
+        rates, everything = denoiser.rates(x, t), sequences(denoiser.process.num_states, x.shape[1])
+        chances = weights[:, None] * outer(leap(rates, x, self.theta * (t - s)))
+        rates_everywhere = denoiser.rates(everything, t - self.theta * (t - s))
+        law, rows = 0, max(1, 2**16 // len(everything))  # pairs of a state and a middle, a block at a time
+        for block in torch.arange(len(x)).split(rows):
+            i, j = (index.flatten() for index in torch.meshgrid(block, torch.arange(len(everything)), indexing="ij"))
+            _, kernel = self.second(x[i], rates[i], everything[j], rates_everywhere[j], t - s)
+            law = law + push(chances[i, j], kernel)
+        return law
+
+
+class ThetaTrapezoidal(TwoStage):
+    """From the middle over `(1 - theta) dt` with `[a_1 rates(middle) - a_2 rates(x)]_+` (arXiv 2502.00234).
+
+    `a_1 = 1 / (2 theta (1 - theta))`, `a_2 = a_1 - 1`. Second order as long as no combined rate has to be cut off at zero.
+    """
+
+    def __init__(self, theta: float = 0.5):
+        if not 0 < theta < 1:
+            raise ValueError(f"theta is the place of the middle point and must lie between 0 and 1, got {theta}")
+        super().__init__(theta)
+
+    def second(self, x, rates, middle, rates_middle, dt):
+        a_1 = 1 / (2 * self.theta * (1 - self.theta))
+        combined = (a_1 * rates_middle - (a_1 - 1) * rates).clamp_min(0)
+        return middle, leap(combined, middle, (1 - self.theta) * dt)
+
+
+class ThetaRK2(TwoStage):
+    """From x again, over dt, with `[(1 - 1/(2 theta)) rates(x) + 1/(2 theta) rates(middle)]_+` (arXiv 2502.00234).
+
+    With leaps up to the first jump it is first order and, on exact models, behind Euler with as many steps.
+    """
+
+    def __init__(self, theta: float = 0.5):
+        if not 0 < theta <= 1:
+            raise ValueError(f"theta is the place of the middle point and must lie in (0, 1], got {theta}")
+        super().__init__(theta)
+
+    def second(self, x, rates, middle, rates_middle, dt):
+        weight = 1 / (2 * self.theta)
+        return x, leap(((1 - weight) * rates + weight * rates_middle).clamp_min(0), x, dt)
+
+
+class Ranked(Step):
+    """Masked positions only: draw a token for each, commit the first in some order, mask the others again."""
+
+    @abstractmethod
+    def masks(self, length: int, s: float) -> int:
+        """How many of `length` positions are masked at time s."""
+
+    @abstractmethod
+    def rank(self, kernel: Tensor, tokens: Tensor, move: Tensor) -> Tensor:
+        """[B, d]; the largest are committed first, the leftmost among equals."""
+
+    @abstractmethod
+    def orders(self, length: int) -> Tensor:
+        """Values of `move` [n, d] that stand for all, equally likely."""
+
+    def __call__(self, denoiser, x, t, s, *noise, cond=None):
+        kernel = self._kernel(denoiser, x, t, s, cond)
+        (noise,) = noise
+        return self._commit(kernel, x, draw(kernel, x, noise), noise.move, float(s))
+
+    def push(self, denoiser, x, weights, t, s):
+        kernel, num_states = self._kernel(denoiser, x, t, s), denoiser.process.num_states
+        chances = weights[:, None] * outer(kernel)
+        i, j = chances.nonzero(as_tuple=True)
+        tokens, orders = sequences(num_states, x.shape[1])[j], self.orders(x.shape[1])
+        law = chances.new_zeros(chances.shape[1])
+        for move in orders:
+            reached = self._commit(kernel[i], x[i], tokens, move.expand(len(i), -1), float(s))
+            law.index_add_(0, positions(reached, num_states), chances[i, j] / len(orders))
+        return law
+
+    def _kernel(self, denoiser, x, t, s, cond=None):
+        if not isinstance(denoiser.process, Absorbing):
+            raise ValueError(
+                f"{type(self).__name__} unmasks tokens and needs an Absorbing process, got {denoiser.process}"
+            )
+        return DENOISE.kernel(denoiser, x, t, s, cond)
+
+    def _commit(self, kernel: Tensor, x: Tensor, tokens: Tensor, move: Tensor, s: float) -> Tensor:
+        length, mask = x.shape[1], kernel.shape[-1] - 1
+        rank = self.rank(kernel, tokens, move).masked_fill(x != mask, math.inf)
+        place = rank.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+        return torch.where((x == mask) & (place >= length - self.masks(length, s)), mask, tokens)
+
+
+class Confidence(Ranked):
+    """Commit the tokens that were likeliest before they were drawn (MaskGIT, arXiv 2202.04200; LLaDA's `low_confidence`).
+
+    `floor(d sin(pi s / 2))` positions stay masked. It seeks modes: never a sampler of the model, however many calls.
+    """
+
+    def masks(self, length, s):
+        return math.floor(length * math.sin(math.pi / 2 * s) + 1e-9)
+
+    def rank(self, kernel, tokens, move):
+        # rounded, so that equal probabilities computed in another order are still equal
+        return kernel.gather(-1, tokens[..., None])[..., 0].round(decimals=9)
+
+    def orders(self, length):
+        return torch.zeros(1, length)
+
+
+class FirstHitting(Ranked):
+    """Commit positions in random order, `floor(d s)` stay masked.
+
+    With d times one token is committed per call and the law is the model's own, exactly (arXiv 2409.02908); with K < d this
+    is the k-Gillespie sampler, k = d / K. A network that looks at t is given the expected level, not the drawn one.
+    """
+
+    def masks(self, length, s):
+        return math.floor(length * s + 1e-9)
+
+    def rank(self, kernel, tokens, move):
+        return move
+
+    def orders(self, length):
+        return torch.tensor(list(itertools.permutations(range(length))), dtype=torch.float64)
+
+
+DENOISE = Denoise()
+SAMPLERS: dict[str, Step] = {
+    "euler": Euler(),
+    "tau_leap": TauLeap(),
+    "tweedie": Tweedie(),
+    "ancestral": Ancestral(),
+    "theta_trapezoidal": ThetaTrapezoidal(),
+    "theta_rk2": ThetaRK2(),
+    "confidence": Confidence(),
+    "first_hitting": FirstHitting(),
+}
+
+
+def network_passes(step: Step, num_times: int) -> int:
+    """Network calls of a run with `num_times` times."""
+    return step.calls * (num_times - 1) + 1
+
+
+def plan(step: Step | Sequence[Step], times: Tensor) -> list[tuple[Step, Tensor, Tensor]]:
+    """`(step, t, s)` for each interval of a run; the last call is not among them."""
+    steps = [step] * (len(times) - 1) if isinstance(step, Step) else step
+    return list(zip(steps, times[:-1], times[1:], strict=True))
+
+
+def sample(
+    denoiser: DiscreteDenoiser,
+    x: Tensor,
+    times: Tensor,
+    noise: Draws,
+    step: Step | Sequence[Step] = SAMPLERS["tweedie"],
+    cond: Cond | None = None,
+) -> Tensor:
+    """Clean tokens [B, d] from x at times[0].
+
+    Args:
+        denoiser: the model.
+        x: [B, d], mostly `process.start(...)`.
+        times: [K] decreasing, mostly `process.grid(K)`.
+        noise: `noise(i)` is the noise of network call i.
+        step: the sampler, or one step for each of the K - 1 intervals.
+    """
+    call = 0
+    for rule, t, s in plan(step, times):
+        x = rule(denoiser, x, t, s, *(noise(call + i) for i in range(rule.calls)), cond=cond)
+        call += rule.calls
+    return DENOISE(denoiser, x, times[-1], torch.zeros_like(times[-1]), noise(call), cond=cond)
