@@ -86,6 +86,11 @@ def sample(argv: Sequence[str]) -> int:
     cond = data.conditions(args.n) if student.context else student.default_condition(args.n)
     for item in args.cond:
         name, _, value = item.partition("=")
+        if student.context:
+            raise UsageError(
+                f"--cond {item} is not possible: what this student is asked about ({', '.join(student.context)}) comes "
+                f"from held-out data, with its classes"
+            )
         if name not in student.classes or not value.isdigit() or int(value) >= student.classes[name]:
             known = (
                 ", ".join(f"{key}=0..{count - 1}" for key, count in student.classes.items())
