@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from distillkit.diffusion.denoiser import Cond
-from distillkit.diffusion.sampling import few_step
-from distillkit.diffusion.times import Times
 from distillkit.methods.base import Distiller
 from distillkit.student import Student
 from distillkit.teachers.base import Teacher
@@ -70,34 +68,6 @@ class FewStepDistiller(Distiller):
 
     def null(self, cond: Cond) -> Cond:
         return self.teacher.null_condition(cond)
-
-    # The student
-
-    def rollout(self, batch: dict[str, Tensor], purpose: str) -> tuple[Tensor, Cond]:
-        """Samples of one step of the student, chosen at random for the whole batch and all ranks; gradient in that step only.
-
-        Over training this is the uniform mixture over the outputs of all steps (arXiv 2505.12674); the steps before run as
-        they do at inference (backward simulation, arXiv 2405.14867). All roles see the same step in one cycle, so a fake
-        score has just followed the very step that it judges.
-        """
-        cond = self.condition(batch)
-        shape = self.teacher.shape(len(next(iter(batch.values()))), cond)
-        stop = self.randint(self.num_steps, "stop")
-        x_g, _ = few_step(
-            lambda x, t: self.student(x, t, cond),
-            self.teacher.process,
-            self.step_times,
-            lambda i: self.randn(shape, f"{purpose} noise {i}"),
-            self.renoise,
-            stop,
-        )
-        return x_g, cond
-
-    def diffuse(self, x_0: Tensor, times: Times, purpose: str) -> tuple[Tensor, Tensor]:
-        """`(x_t, t)` at levels drawn from `times`; gradient flows through x_0."""
-        process = self.teacher.process
-        t = times(self.rand(len(x_0), f"{purpose} t"), process)
-        return process.add_noise(x_0, self.randn(x_0.shape, f"{purpose} eps"), t), t
 
     # What a run leaves
 

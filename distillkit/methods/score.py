@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Literal
 
+from torch import Tensor, nn
+
+from distillkit.diffusion.denoiser import Cond
+from distillkit.diffusion.sampling import few_step
 from distillkit.diffusion.times import Times
 from distillkit.losses.reduce import Normalise
 from distillkit.methods.base import Adam
@@ -19,6 +23,9 @@ class ScoreDistiller(FewStepDistiller):
         student_times, fake_times: noise levels at which the student is judged and the fake score is trained.
         student, fake_score: optimisers of the two roles.
         normalise: the student's loss is divided by the mean of |x_g - teacher's x_0|, of each `sample` or the whole `batch`.
+        matched: which outputs of a student of several steps are matched with the teacher: `each`, one step drawn at random in
+            every cycle, so that it is the uniform mixture over all steps (arXiv 2505.12674); or the `last` alone, which is
+            the one that counts, and the steps before it only lead up to it.
         network: network of the student and of the fake score; None copies the teacher's, weights included.
     """
 
@@ -30,11 +37,13 @@ class ScoreDistiller(FewStepDistiller):
         student: Adam,
         fake_score: Adam,
         normalise: Normalise = "sample",
+        matched: Literal["each", "last"] = "each",
         network: nn.Module | None = None,
         **kwargs,
     ):
         super().__init__(teacher, **kwargs)
-        self.student_times, self.fake_times, self.normalise = student_times, fake_times, normalise
+        self.student_times, self.fake_times = student_times, fake_times
+        self.normalise, self.matched = normalise, matched
         self.make_roles(student, fake_score, network)
         self.keep_ema()
 
@@ -42,3 +51,30 @@ class ScoreDistiller(FewStepDistiller):
         """The fake score's turn comes first, so that it has seen the student before it steers it."""
         self.add_role("fake_score", fake_score, fake_score=self.teacher.new_denoiser(network))
         self.add_role("student", student, student=self.teacher.new_denoiser(network))
+
+    # The student
+
+    def rollout(self, batch: dict[str, Tensor], purpose: str) -> tuple[Tensor, Cond]:
+        """Samples of one step of the student, the same step for the whole batch and all ranks; gradient in that step only.
+
+        The steps before it run as they do at inference (backward simulation, arXiv 2405.14867). All roles see the same step
+        in one cycle, so the fake score has just followed the very step that it judges.
+        """
+        cond = self.condition(batch)
+        shape = self.teacher.shape(len(next(iter(batch.values()))), cond)
+        stop = self.randint(self.num_steps, "stop") if self.matched == "each" else self.num_steps - 1
+        x_g, _ = few_step(
+            lambda x, t: self.student(x, t, cond),
+            self.teacher.process,
+            self.step_times,
+            lambda i: self.randn(shape, f"{purpose} noise {i}"),
+            self.renoise,
+            stop,
+        )
+        return x_g, cond
+
+    def diffuse(self, x_0: Tensor, times: Times, purpose: str) -> tuple[Tensor, Tensor]:
+        """`(x_t, t)` at levels drawn from `times`; gradient flows through x_0."""
+        process = self.teacher.process
+        t = times(self.rand(len(x_0), f"{purpose} t"), process)
+        return process.add_noise(x_0, self.randn(x_0.shape, f"{purpose} eps"), t), t

@@ -515,6 +515,16 @@ def test_a_few_step_student_stops_where_all_ranks_stop():
     assert all(found[step] == found[step + 1] for step in range(0, 24, 2)) and model.turn(0) == "fake_score"
 
 
+@pytest.mark.parametrize("role", ["student", "fake_score"])
+def test_only_the_last_step_is_matched_if_one_says_so(role):
+    model, calls = SiD(neural(), num_steps=3, matched="last"), []
+    model.student.register_forward_pre_hook(lambda module, args: calls.append((args[1].item(), torch.is_grad_enabled())))
+    for step in range(6):
+        calls.clear()
+        at(model, step=step).rollout(BATCH, role)
+        assert calls == [(t, t == model.step_times[-1]) for t in model.step_times.tolist()]
+
+
 def test_few_step_times_are_even_in_flow_time():
     """On a flow 1, 3/4, 1/2, 1/4; other processes visit those ratios of noise to signal, as far as their first one allows."""
     flow = SiD(neural(RectifiedFlow(t_min=1e-6)), num_steps=4)
