@@ -62,10 +62,6 @@ class Process(Recorded, ABC):
         """Noise-to-signal ratio `sigma(t) / alpha(t)`: the one coordinate that all processes share."""
         return self.sigma(t) / self.alpha(t).clamp_min(1e-6)
 
-    def flow_time(self, t: Tensor) -> Tensor:
-        """`sigma / (alpha + sigma)` in [0, 1]: what a rectified flow calls its time, for any process."""
-        return self.sigma(t) / (self.alpha(t) + self.sigma(t))
-
     def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """`alpha(t) x_0 + sigma(t) eps`; x_0, eps: [B, ...]; t: [B] or scalar."""
         return expand(self.alpha(t), x_0) * x_0 + expand(self.sigma(t), x_0) * eps

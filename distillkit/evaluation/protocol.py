@@ -71,8 +71,9 @@ def few_step_choices(teacher: Teacher, steps: int, student: Student | None = Non
     grids = [teacher.grid(steps), teacher.grid(steps + 1)[:-1]]
     if steps == 1:
         return [("ddim", grids[0])]
-    if student:
-        grids.append(torch.tensor(student.times, dtype=torch.float64))
+    own = torch.tensor(student.times if student else [], dtype=torch.float64)
+    if student and not any(torch.allclose(own, grid) for grid in grids):
+        grids.append(own)
     return [(solver, times) for solver in FEW_STEP_SOLVERS for times in grids]
 
 

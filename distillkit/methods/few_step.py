@@ -22,8 +22,8 @@ class FewStepDistiller(Distiller):
     Args:
         teacher: the frozen teacher.
         num_steps: network calls of the student.
-        times: the student's times, largest first, in the process's units; None spreads `num_steps` of them evenly in flow
-            time, `sigma / (alpha + sigma)`, from `t_init` down (arXiv 2509.25127): with two on EDM's levels, 80 and 1.
+        times: the student's times, largest first, in the process's units; None spreads `num_steps` of them over the
+            process's own grid, from `t_init` down.
         t_init: the largest time; None means the process's `t_max`.
         renoise: between steps, re-noise with fresh noise (true) or keep the noise the student implies (false).
         kappa: guidance scale of the teacher, 1 = none.
@@ -49,11 +49,7 @@ class FewStepDistiller(Distiller):
                 raise ValueError(f"num_steps must be at least 1, got {num_steps}")
             if t_init is not None and not process.t_min < t_init <= process.t_max:
                 raise ValueError(f"t_init must lie in ({process.t_min}, {process.t_max}], got {t_init}")
-            first = torch.tensor(process.t_max if t_init is None else t_init, dtype=torch.float64)
-            last = torch.tensor(process.t_min, dtype=torch.float64)
-            ends = process.flow_time(first), process.flow_time(last)
-            later = torch.linspace(*ends, num_steps + 1, dtype=torch.float64)[1:-1]
-            times = [float(first), *process.from_ratio(later / (1 - later)).tolist()]
+            times = process.grid(num_steps + 1, t_init)[:-1].tolist()
         elif (
             not times or not times[-1] > 0 or not times[0] <= process.t_max or sorted(set(times), reverse=True) != times
         ):

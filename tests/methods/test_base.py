@@ -15,7 +15,7 @@ import distillkit.methods.dmd as dmd_module
 import distillkit.methods.sid as sid_module
 from distillkit.data import DistillData, TensorData
 from distillkit.diffusion.denoiser import Denoiser
-from distillkit.diffusion.process import RectifiedFlow, TrigFlow, VarianceExploding, VariancePreserving
+from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving
 from distillkit.diffusion.times import Times
 from distillkit.methods.base import Adam, Distiller
 from distillkit.methods.dmd import DMD
@@ -523,19 +523,6 @@ def test_only_the_last_step_is_matched_if_one_says_so(role):
         calls.clear()
         at(model, step=step).rollout(BATCH, role)
         assert calls == [(t, t == model.step_times[-1]) for t in model.step_times.tolist()]
-
-
-def test_few_step_times_are_even_in_flow_time():
-    """On a flow 1, 3/4, 1/2, 1/4; other processes visit those ratios of noise to signal, as far as their first one allows."""
-    flow = SiD(neural(RectifiedFlow(t_min=1e-6)), num_steps=4)
-    assert flow.step_times.tolist() == pytest.approx([1, 0.75, 0.5, 0.25], abs=1e-5)
-    for process in (VarianceExploding(1e-6, 1e6), VariancePreserving(t_min=1e-9), TrigFlow(t_min=1e-6)):
-        model = SiD(neural(process), num_steps=4)
-        ratios = process.ratio(model.step_times)
-        assert model.step_times[0] == process.t_max
-        first = float(ratios[0] / (1 + ratios[0]))
-        expected = [first * share / (1 - first * share) for share in (0.75, 0.5, 0.25)]
-        assert ratios[1:].tolist() == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_first_of_several_steps_is_the_one_step_student():
