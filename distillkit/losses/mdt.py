@@ -20,12 +20,6 @@ from distillkit.losses.reduce import mean
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (x [B, ...], tau [B]) -> [B, ...]
 
 
-def flow_time(process: Process, t: Tensor) -> Tensor:
-    """`tau = sigma / (alpha + sigma)` at t, same shape."""
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    return sigma / (alpha + sigma)
-
-
 def flow_velocity(denoise: Callable[[Tensor, Tensor], Tensor], process: Process) -> Velocity:
     """`(x - D) / tau` of `denoise(x_t, t) -> D` on any process: v of a teacher, phi of a student."""
 

@@ -15,7 +15,6 @@ from distillkit.diffusion.times import Times
 from distillkit.losses.mdt import (
     Velocity,
     difference_quotient,
-    flow_time,
     flow_velocity,
     forward_derivative,
     pull,
@@ -83,7 +82,7 @@ class MDTDist(FewStepDistiller):
         self.share_vd_noise = share_vd_noise
         process = teacher.process
         ends = torch.tensor([process.t_min, process.t_max, self.step_times[0]], dtype=torch.float64)
-        self.low, self.high, last = flow_time(process, ends).tolist()
+        self.low, self.high, last = process.flow_time(ends).tolist()
         self.first, self.last = (
             self.low + (delta if tangent == "fd" else 0),
             min(last, 1 - 1e-4),
@@ -151,13 +150,14 @@ class MDTDist(FewStepDistiller):
         """`num` levels tau, within the student's range."""
         share, process = self.rand(num, "tau"), self.teacher.process
         if self.student_times is not None:
-            share = (flow_time(process, self.student_times(share, process)) - self.low) / (self.high - self.low)
+            share = (process.flow_time(self.student_times(share, process)) - self.low) / (self.high - self.low)
         return self.first + (self.last - self.first) * share
 
     def setup(self, stage: str) -> None:
         if self.trainer.precision in ("bf16-true", "16-true"):
             raise ValueError(
-                f"MDTDist differentiates the student in its input, for which {self.trainer.precision} is too coarse: use 32-true or bf16-mixed"
+                f"MDTDist differentiates the student in its input, for which {self.trainer.precision} is too coarse: "
+                f"use 32-true or bf16-mixed"
             )
         super().setup(stage)
 

@@ -518,7 +518,9 @@ def test_a_few_step_student_stops_where_all_ranks_stop():
 @pytest.mark.parametrize("role", ["student", "fake_score"])
 def test_only_the_last_step_is_matched_if_one_says_so(role):
     model, calls = SiD(neural(), num_steps=3, matched="last"), []
-    model.student.register_forward_pre_hook(lambda module, args: calls.append((args[1].item(), torch.is_grad_enabled())))
+    model.student.register_forward_pre_hook(
+        lambda module, args: calls.append((args[1].item(), torch.is_grad_enabled()))
+    )
     for step in range(6):
         calls.clear()
         at(model, step=step).rollout(BATCH, role)
