@@ -80,9 +80,8 @@ def sample(argv: Sequence[str]) -> int:
     if args.n < 1:
         raise UsageError(f"-n must be at least 1, got {args.n}")
     student = _load(args.student)
-    data = _build(student, "data")["data"] if "data" in (student.config.get("run") or {}) else None
-    if student.context and data is None:
-        _build(student, "data")  # says what is missing
+    known = student.context or "data" in (student.config.get("run") or {})
+    data = _build(student, "data")["data"] if known else None
     cond = data.conditions(args.n) if student.context else student.default_condition(args.n)
     for item in args.cond:
         name, _, value = item.partition("=")
@@ -92,11 +91,11 @@ def sample(argv: Sequence[str]) -> int:
                 f"from held-out data, with its classes"
             )
         if name not in student.classes or not value.isdigit() or int(value) >= student.classes[name]:
-            known = (
+            possible = (
                 ", ".join(f"{key}=0..{count - 1}" for key, count in student.classes.items())
                 or "none: it has no classes"
             )
-            raise UsageError(f"--cond {item} is not possible; this student's conditions are {known}")
+            raise UsageError(f"--cond {item} is not possible; this student's conditions are {possible}")
         cond[name] = torch.full((args.n,), int(value))
     out = _new(args.out or Path(args.student) / f"samples-{args.seed}")
     samples = student.sample(args.n, cond, args.seed)
@@ -163,6 +162,11 @@ def export(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="the file (default: student.FORMAT in the folder)")
     args = parser.parse_args(argv)
     student = _load(args.student)
+    if student.context:
+        raise UsageError(
+            f"a student that is asked about {' and '.join(student.context)} cannot be exported: use its folder, which is "
+            f"safetensors already"
+        )
     out = _new(args.out or Path(args.student) / f"student.{args.format}")
     error = {"safetensors": to_safetensors, "onnx": to_onnx}[args.format](student, out)
     print(f"{out}: reloaded, largest difference from the student {error:.1e}")

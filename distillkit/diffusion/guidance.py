@@ -27,6 +27,11 @@ def guided(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Cond, null: Cond, k
     return without + kappa * (with_cond - without)
 
 
+def null_condition(cond: Cond, classes: dict[str, int]) -> Cond:
+    """`cond` without its classes: index `number of classes` instead; everything else stays."""
+    return {**cond, **{name: torch.full_like(cond[name], num) for name, num in classes.items()}}
+
+
 def drop_condition(cond: Cond, null: Cond, drop: Tensor) -> Cond:
     """`cond` with the rows where `drop` [B] (bool) is true replaced by the null condition."""
     return {

@@ -100,11 +100,15 @@ def evaluate(
     evaluator, cond = data.evaluator(), teacher.condition(data.conditions(num_samples))
     noise = noise_for(teacher, cond, num_samples, seed)
 
-    def row(name: str, steps: int, passes: int, make: Callable[[], Tensor], reference: Tensor | None, **extra: Any):
-        samples, milliseconds = timed(make)
-        metrics = dict(evaluator(samples, cond))
-        if reference is not None:
-            metrics |= evaluator.paired(samples, reference, cond)
+    best, best_times = teacher.best, teacher.grid(teacher.best["steps"])
+    paired = getattr(evaluator, "paired", None)
+
+    def by_teacher(noise: Tensor, solver: str, times: Tensor) -> Tensor:
+        return teacher_samples(teacher, noise, cond, solver, kappa, times)
+
+    def row(name: str, steps: int, passes: int, made: tuple[Tensor, float], reference: Tensor, **extra: Any):
+        samples, milliseconds = made
+        metrics = evaluator(samples, cond) | (paired(samples, reference, cond) if paired else {})
         return {
             "name": name,
             "steps": steps,
@@ -114,31 +118,29 @@ def evaluate(
             "metrics": {k: float(v) for k, v in metrics.items()},
         }
 
-    def teacher_row(name: str, solver: str, times: Tensor, reference: Tensor | None) -> dict[str, Any]:
+    def teacher_row(name: str, solver: str, times: Tensor, made: tuple[Tensor, float], reference: Tensor):
         facts = {"solver": solver, "last_time": float(times[-1])}
-        passes = network_passes(solver, len(times))
-        return row(name, len(times), passes, lambda: by_teacher(noise, solver, times), reference, **facts)
+        return row(name, len(times), network_passes(solver, len(times)), made, reference, **facts)
 
-    def by_teacher(noise: Tensor, solver: str, times: Tensor) -> Tensor:
-        return teacher_samples(teacher, noise, cond, solver, kappa, times)
-
-    best, best_times = teacher.best, teacher.grid(teacher.best["steps"])
-    reference = another = None
-    if hasattr(evaluator, "paired"):  # the teacher itself is compared with its sample from another noise
-        reference = by_teacher(noise, best["solver"], best_times)
-        another = by_teacher(noise_for(teacher, cond, num_samples, seed + 1), best["solver"], best_times)
-    few = [student.num_steps] if student else [1, 2]
+    # warm-up of both, so that what comes first is not the slowest by order alone
+    some = {name: value[:64] for name, value in cond.items()}
+    teacher_samples(teacher, noise[:64], some, best["solver"], kappa, teacher.grid(2))
+    reference, milliseconds = timed(lambda: by_teacher(noise, best["solver"], best_times))
     rows = []
     if student:
-        # warm-up, so that the first row is not the slowest by order alone
-        student.sample(min(num_samples, 64), {name: value[:64] for name, value in cond.items()}, seed)
+        student.sample(min(num_samples, 64), some, seed)
         own = student.num_steps
-        rows.append(row("student", own, own, lambda: student.sample(num_samples, cond, seed), reference))
-    rows.append(teacher_row("teacher at its best", best["solver"], best_times, another))
-    for steps in few:
+        rows.append(row("student", own, own, timed(lambda: student.sample(num_samples, cond, seed)), reference))
+    # the teacher itself is compared with its samples from another noise
+    other = noise_for(teacher, cond, num_samples, seed + 1) if paired else None
+    another = by_teacher(other, best["solver"], best_times) if paired else reference
+    rows.append(teacher_row("teacher at its best", best["solver"], best_times, (reference, milliseconds), another))
+    for steps in [student.num_steps] if student else [1, 2]:
         name = f"teacher at {steps} step{'s' * (steps > 1)}"
-        choices = few_step_choices(teacher, steps, student)
-        candidates = [teacher_row(name, solver, times, reference) for solver, times in choices]
+        candidates = []
+        for solver, times in few_step_choices(teacher, steps, student):
+            made = timed(lambda solver=solver, times=times: by_teacher(noise, solver, times))
+            candidates.append(teacher_row(name, solver, times, made, reference))
         rows.append(min(candidates, key=lambda candidate: candidate["metrics"][evaluator.headline]))
     rows.append({"name": "real data", "metrics": {k: float(v) for k, v in evaluator.floor(num_samples).items()}})
     return {

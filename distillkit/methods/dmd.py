@@ -53,6 +53,11 @@ class DMD(ScoreDistiller):
         self.regression, self.num_pairs = regression, num_pairs
         if regression and self.num_steps > 1:
             raise ValueError(f"regression pairs noise with samples and needs num_steps=1, got {self.num_steps}")
+        if regression and teacher.context:
+            raise ValueError(
+                f"regression makes its pairs before there is a batch, so it cannot know {' and '.join(teacher.context)}: "
+                f"leave it at 0 for this teacher"
+            )
         if gan:
             self.requires = self.requires | {"data", "features"}
 

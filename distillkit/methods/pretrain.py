@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distillkit.diffusion.denoiser import Cond, Denoiser
-from distillkit.diffusion.guidance import drop_condition
+from distillkit.diffusion.guidance import drop_condition, null_condition
 from distillkit.diffusion.process import Process
 from distillkit.diffusion.times import LogNormal, Times
 from distillkit.losses.denoising import denoising_loss
@@ -63,7 +63,7 @@ class Pretrain(Distiller):
         x_0 = batch["data"]
         cond = self.condition(batch)
         if self.classes and self.drop:
-            null = {**cond, **{name: torch.full_like(cond[name], num) for name, num in self.classes.items()}}
+            null = null_condition(cond, self.classes)
             cond = drop_condition(cond, null, self.rand(len(x_0), "drop") < self.drop)
         t = self.times(self.rand(len(x_0), "t"), self.student.process)
         return denoising_loss(self.student, x_0, t, self.randn(x_0.shape, "eps"), cond)

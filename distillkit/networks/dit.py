@@ -1,8 +1,7 @@
-"""A diffusion transformer with adaLN-zero (DiT, arXiv 2212.09748), for anything small on a grid: images, volumes."""
+"""A diffusion transformer with adaLN-zero (DiT, arXiv 2212.09748), for any small image."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -25,13 +24,11 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
         self.modulate = zero(nn.Linear(width, 6 * width))
 
-    def forward(self, x_BLC: Tensor, emb_BC: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Where the mask is false nothing is looked at."""
+    def forward(self, x_BLC: Tensor, emb_BC: Tensor) -> Tensor:
         shift0, scale0, gate0, shift1, scale1, gate1 = self.modulate(emb_BC)[:, None].chunk(6, dim=-1)
         h = torch.addcmul(shift0, self.norm0(x_BLC), 1 + scale0)
         q, k, v = rearrange(self.qkv(h), "b l (three h c) -> three b h l c", three=3, h=self.heads)
-        seen = None if mask_BL is None else mask_BL[:, None, None]
-        h = rearrange(F.scaled_dot_product_attention(q, k, v, seen), "b h l c -> b l (h c)")
+        h = rearrange(F.scaled_dot_product_attention(q, k, v), "b h l c -> b l (h c)")
         x_BLC = x_BLC + gate0 * self.proj(h)
         return x_BLC + gate1 * self.mlp(torch.addcmul(shift1, self.norm1(x_BLC), 1 + scale1))
 
@@ -40,11 +37,11 @@ class DiT(Recorded, nn.Module):
     """Patches as tokens with learned positions.
 
     Args:
-        event_shape: (channels, *sides), such as (1, 8, 8) or (1, 16, 16, 16); the sides divisible by `patch`.
+        event_shape: (channels, height, width), divisible by `patch`.
         width: token size, divisible by `heads`.
         depth: number of blocks.
         heads: attention heads.
-        patch: side of a patch in pixels or voxels.
+        patch: side of a patch in pixels.
         classes: categorical conditions, `{name: number of classes}`.
     """
 
@@ -59,23 +56,19 @@ class DiT(Recorded, nn.Module):
     ):
         super().__init__()
         channels, *size = event_shape
-        if not size or any(s % patch for s in size):
-            raise ValueError(f"a DiT with patch {patch} needs sides divisible by {patch}, got {tuple(event_shape)}")
-        axes = range(len(size))
-        self.grid = "b c " + " ".join(f"(n{i} p{i})" for i in axes)
-        self.tokens = f"b ({' '.join(f'n{i}' for i in axes)}) (c {' '.join(f'p{i}' for i in axes)})"
-        self.sides = {f"n{i}": s // patch for i, s in enumerate(size)} | {f"p{i}": patch for i in axes}
-        inside, length = channels * patch ** len(size), math.prod(size) // patch ** len(size)
+        if len(size) != 2 or any(s % patch for s in size):
+            raise ValueError(f"a DiT with patch {patch} needs images divisible by {patch}, got {tuple(event_shape)}")
+        self.patch, self.rows = patch, size[0] // patch
         self.embed = Embedding(width, classes or {})
-        self.inp = nn.Linear(inside, width)
-        self.position = nn.Parameter(0.02 * torch.randn(1, length, width))
+        self.inp = nn.Linear(channels * patch**2, width)
+        self.position = nn.Parameter(0.02 * torch.randn(1, self.rows * (size[1] // patch), width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm, self.modulate = nn.LayerNorm(width, elementwise_affine=False), zero(nn.Linear(width, 2 * width))
-        self.out = zero(nn.Linear(width, inside))
+        self.out = zero(nn.Linear(width, channels * patch**2))
         self.feature_channels = width
 
     def _tokens(self, x: Tensor, emb: Tensor, blocks) -> Tensor:
-        h = rearrange(x.to(self.inp.weight.dtype), f"{self.grid} -> {self.tokens}", **self.sides)
+        h = rearrange(x.to(self.inp.weight.dtype), "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
         h = self.inp(h) + self.position
         for block in blocks:
             h = block(h, emb)
@@ -86,7 +79,7 @@ class DiT(Recorded, nn.Module):
         h = self._tokens(x, emb, self.blocks)
         shift, scale = self.modulate(emb)[:, None].chunk(2, dim=-1)
         h = self.out(torch.addcmul(shift, self.norm(h), 1 + scale))
-        return rearrange(h, f"{self.tokens} -> {self.grid}", **self.sides)
+        return rearrange(h, "b (h w) (c p q) -> b c (h p) (w q)", p=self.patch, q=self.patch, h=self.rows)
 
     def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """Tokens after the first half of the blocks, [B, C, L]."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distillkit.diffusion.denoiser import Cond, Denoiser
-from distillkit.diffusion.guidance import guided
+from distillkit.diffusion.guidance import guided, null_condition
 from distillkit.diffusion.process import Process, set_shape
 from distillkit.diffusion.sampling import SOLVERS, pure_noise
 from distillkit.spec import to_spec
@@ -72,7 +72,7 @@ class Teacher(nn.Module):
 
     def null_condition(self, cond: Cond) -> Cond:
         """The unconditional counterpart of `cond`."""
-        return {**cond, **{name: torch.full_like(cond[name], num) for name, num in self.classes.items()}}
+        return null_condition(cond, self.classes)
 
     def shape(self, num: int, cond: Cond) -> tuple[int, ...]:
         """Of `num` samples: a set takes its size from its mask, everything else is `event_shape`."""

@@ -82,6 +82,69 @@ class Chase(Distiller):
         pass
 
 
+class Places(DistillData):
+    """Points of the plane, each made for a place on a line: a context. Its evaluator compares in pairs, its media save."""
+
+    domain, pictured = "places", 6
+    event_shape, classes, context = (2,), {}, ("place",)
+
+    def load(self):
+        generator = torch.Generator().manual_seed(2)
+        parts = [torch.randn(num, 3, generator=generator) for num in (32, 8, 8)]
+        return tuple(TensorData({"data": part[:, :2], "place": part[:, 2]}) for part in parts)
+
+    def build_evaluator(self):
+        return PlacesEvaluator(self.test.tensors["place"])
+
+    @property
+    def media(self):
+        return PlacesMedia
+
+
+class PlacesEvaluator:
+    headline = "spread"
+    better = {"spread": "lower", "gap": "lower"}
+
+    def __init__(self, places: Tensor):
+        self.places = places
+
+    def describe(self):
+        return {"domain": "places"}
+
+    def __call__(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
+        expected = self.places[torch.arange(len(samples)) % len(self.places)]
+        assert torch.equal(cond["place"], expected)  # held-out places, in order
+        return {"spread": float(samples.std())}
+
+    def paired(self, samples: Tensor, reference: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
+        assert samples.shape == reference.shape and len(cond["place"]) == len(samples)
+        return {"gap": float((samples - reference).abs().mean())}
+
+    def floor(self, num_samples: int) -> dict[str, float]:
+        return {"spread": 1.0}
+
+
+class PlacesMedia:
+    @staticmethod
+    def picture(samples: Tensor, cond: dict[str, Tensor]):
+        from PIL import Image
+
+        assert len(cond["place"]) == len(samples)
+        return Image.new("RGB", (len(samples), 1))
+
+    @staticmethod
+    def compare(rows: dict[str, Tensor], cond: dict[str, Tensor]):
+        return PlacesMedia.picture(next(iter(rows.values())), cond)
+
+    @staticmethod
+    def save(samples: Tensor, cond: dict[str, Tensor], folder):
+        assert len(cond["place"]) == len(samples)
+        paths = [folder / f"place_{i}.txt" for i in range(len(samples))]
+        for path, place in zip(paths, cond["place"].tolist(), strict=True):
+            path.write_text(f"{place}")
+        return paths
+
+
 class Picky(Chase):
     """Needs what no dummy teacher has."""
 

@@ -1,0 +1,101 @@
+"""What is compared with what, for students that are asked about a context; and the files that they leave."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from dummy.parts import Places
+
+from distillkit import student_verbs
+from distillkit.callbacks.finish import finish
+from distillkit.diffusion.denoiser import Denoiser
+from distillkit.diffusion.process import VarianceExploding
+from distillkit.errors import UsageError
+from distillkit.evaluation.protocol import evaluate, few_step_choices
+from distillkit.methods.dmd import DMD
+from distillkit.methods.sid import SiD
+from distillkit.networks.mlp import MLP
+from distillkit.student import load_student
+from distillkit.teachers.base import Teacher
+
+
+def teacher() -> Teacher:
+    torch.manual_seed(0)
+    network = MLP([2], width=8, depth=1)
+    torch.nn.init.normal_(network.out.weight)  # zero at first, and then nothing would depend on the noise
+    made = Teacher(Denoiser(network, VarianceExploding()), (2,), context=("place",))
+    made.best = {"solver": "heun", "steps": 5}
+    return made
+
+
+def rows(evaluation: dict) -> dict[str, dict]:
+    return {row["name"]: row["metrics"] for row in evaluation["rows"]}
+
+
+def test_student_and_teacher_are_compared_one_by_one_from_the_same_noise():
+    own = teacher()
+    student = SiD(own).as_student().eval()  # a copy: what the teacher gives in one step
+    found = rows(evaluate(Places(), own, student, num_samples=20))
+    assert (
+        found["student"]["gap"] == pytest.approx(found["teacher at 1 step"]["gap"], rel=1e-5)
+        and "gap" not in found["real data"]
+    )
+    # the teacher at its best is compared with itself from other noise, not with itself
+    assert found["student"]["gap"] > 0 and found["teacher at its best"]["gap"] > 0
+    assert found["teacher at its best"]["gap"] != pytest.approx(found["student"]["gap"], rel=1e-2)
+
+
+def test_the_teacher_also_tries_the_times_of_the_student():
+    own = teacher()
+    plain, chosen = (SiD(own, **settings).as_student() for settings in ({"num_steps": 3}, {"times": [80.0, 3.0, 0.7]}))
+    assert len(few_step_choices(own, 3, plain)) == 6  # its times are one of the two grids already
+    grids = [times.tolist() for _, times in few_step_choices(own, 3, chosen)]
+    assert len(grids) == 9 and grids.count([80.0, 3.0, 0.7]) == 3
+
+
+def test_a_teacher_with_a_grid_of_its_own_is_evaluated_on_it():
+    own = teacher()
+    own.grid = lambda steps: torch.linspace(9, 1, steps, dtype=torch.float64)
+    best, one, two, _ = evaluate(Places(), own, num_samples=8)["rows"]
+    assert (best["last_time"], one["last_time"]) == (1, 9)
+    assert two["last_time"] in (1, 5)  # its grid of two, or of three without the last
+
+
+def test_what_a_run_leaves_for_a_student_with_a_context(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    data = {"class_path": "dummy.parts.Places"}
+    (run / "config.yaml").write_text(json.dumps({"model": {"init_args": {}}, "data": data}))
+    finish(SiD(teacher()), Places(), run, num_samples=16)
+    assert load_student(run).context == ("place",)
+    assert sorted(path.name for path in (run / "samples").glob("*.txt")) == [f"place_{i}.txt" for i in range(4)]
+
+    assert student_verbs.sample([str(run), "-n", "5", "--out", str(tmp_path / "samples")]) == 0
+    held_out = Places()
+    held_out.setup()
+    with np.load(tmp_path / "samples" / "samples.npz") as file:
+        assert file["samples"].shape == (5, 2)
+        assert file["place"].tolist() == held_out.test.tensors["place"][:5].tolist()
+    assert (tmp_path / "samples" / "place_3.txt").is_file() and not (tmp_path / "samples" / "place_4.txt").exists()
+
+    for verb, words, message in (
+        (student_verbs.sample, ["--cond", "place=3", "--out", str(tmp_path / "no")], "comes from held-out data"),
+        (student_verbs.export, ["--format", "onnx"], "asked about place cannot be exported"),
+        (student_verbs.export, ["--format", "safetensors"], "asked about place cannot be exported"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            verb([str(run), *words])
+
+
+def test_a_student_folder_without_its_data_says_so(tmp_path):
+    SiD(teacher()).export(tmp_path / "student")
+    with pytest.raises(UsageError, match="does not say which data"):
+        student_verbs.sample([str(tmp_path / "student")])
+
+
+def test_regression_is_refused_where_pairs_would_need_a_context():
+    with pytest.raises(ValueError, match="cannot know place"):
+        DMD(teacher(), regression=0.25)
