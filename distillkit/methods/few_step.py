@@ -42,6 +42,8 @@ class FewStepDistiller(Distiller):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if kappa != 1 and not teacher.guidable:
+            raise ValueError(f"kappa={kappa} has nothing to guide: {teacher.id} has no unconditional branch; leave it at 1")
         self.teacher, self.kappa = teacher, kappa
         process = teacher.process
         if times is None:

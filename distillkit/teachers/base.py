@@ -74,6 +74,11 @@ class Teacher(nn.Module):
         """The unconditional counterpart of `cond`."""
         return null_condition(cond, self.classes)
 
+    @property
+    def guidable(self) -> bool:
+        """Whether there is an unconditional counterpart to guide away from."""
+        return bool(self.classes)
+
     def shape(self, num: int, cond: Cond) -> tuple[int, ...]:
         """Of `num` samples: a set takes its size from its mask, everything else is `event_shape`."""
         return set_shape(num, self.event_shape, cond.get("mask"))

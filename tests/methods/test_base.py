@@ -404,10 +404,10 @@ class Affine(nn.Module):
         return self.line(x / self.sigma)
 
 
-def on_a_line(kind, mu, s, process=None, m=0.4, S=0.8, ratio=0.9, **kwargs):
+def on_a_line(kind, mu, s, process=None, m=0.4, S=0.8, ratio=0.9, teacher=None, **kwargs):
     """A method whose parts are those of the closed forms: exact teacher, affine student, best response, four points."""
     process = process or VarianceExploding()
-    model = kind(gaussian(m, S, process), network=MLP([1], width=8, depth=1), student_times=Level(ratio), **kwargs)
+    model = kind(teacher or gaussian(m, S, process), network=MLP([1], width=8, depth=1), student_times=Level(ratio), **kwargs)
     model.normalise = None
     line = Line(mu, s)
     model.student = Affine(line, process.sigma(model.step_times[0]))
@@ -456,8 +456,7 @@ def test_guided_dmd_rests_at_the_guided_mean(kappa):
     teacher = ExactTeacher(law, VarianceExploding(), classes=CLASSES)
     batch = {"data": torch.zeros(4, 1), "label": torch.ones(4, dtype=torch.long)}
     for shift, sign in ((0.0, 0), (0.3, 1), (-0.3, -1)):
-        model, line = on_a_line(DMD, m_0 + kappa * (m_c - m_0) + shift, S, kappa=kappa)
-        model.teacher = teacher
+        model, line = on_a_line(DMD, m_0 + kappa * (m_c - m_0) + shift, S, teacher=teacher, kappa=kappa)
         found = line.gradient(model.student_loss(batch))[0]
         assert (0 if abs(found) < 1e-6 else math.copysign(1, found)) == sign
 
@@ -740,6 +739,11 @@ def test_impossible_times_are_refused(times):
 def test_no_steps_are_refused():
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         SiD(neural(), num_steps=0)
+
+
+def test_guidance_without_an_unconditional_branch_is_refused():
+    with pytest.raises(ValueError, match="kappa=2.0 has nothing to guide"):
+        SiD(ExactTeacher(Mixture([[0.0]], [[[1.0]]]), VarianceExploding()), kappa=2.0)
 
 
 @pytest.mark.parametrize("t_init", [90.0, 0.0, -1.0])

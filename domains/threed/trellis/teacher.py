@@ -127,6 +127,7 @@ class Trellis(Teacher):
         interval: the times between which `sample` guides; set it to change it.
     """
 
+    guidable = True
     best = {"solver": "euler", "steps": 25}
 
     def __init__(self, network, pipeline: dict[str, Any], stage: str, event_shape, context, empty_prompt: str | None):
