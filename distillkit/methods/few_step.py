@@ -43,7 +43,9 @@ class FewStepDistiller(Distiller):
     ):
         super().__init__(**kwargs)
         if kappa != 1 and not teacher.guidable:
-            raise ValueError(f"kappa={kappa} has nothing to guide: {teacher.id} has no unconditional branch; leave it at 1")
+            raise ValueError(
+                f"kappa={kappa} has nothing to guide: {teacher.id} has no unconditional branch; leave it at 1"
+            )
         self.teacher, self.kappa = teacher, kappa
         process = teacher.process
         if times is None:

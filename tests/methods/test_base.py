@@ -407,7 +407,9 @@ class Affine(nn.Module):
 def on_a_line(kind, mu, s, process=None, m=0.4, S=0.8, ratio=0.9, teacher=None, **kwargs):
     """A method whose parts are those of the closed forms: exact teacher, affine student, best response, four points."""
     process = process or VarianceExploding()
-    model = kind(teacher or gaussian(m, S, process), network=MLP([1], width=8, depth=1), student_times=Level(ratio), **kwargs)
+    model = kind(
+        teacher or gaussian(m, S, process), network=MLP([1], width=8, depth=1), student_times=Level(ratio), **kwargs
+    )
     model.normalise = None
     line = Line(mu, s)
     model.student = Affine(line, process.sigma(model.step_times[0]))
