@@ -1,11 +1,15 @@
 """What several test files build on: one of each process, exact teachers, expectations without sampling error."""
 
+import copy
 import warnings
+from types import SimpleNamespace
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from distillkit.data import DistillData, TensorData
+from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import (
     DiscreteVariancePreserving,
     RectifiedFlow,
@@ -13,8 +17,12 @@ from distillkit.diffusion.process import (
     VarianceExploding,
     VariancePreserving,
 )
+from distillkit.networks.mlp import MLP
+from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
+CLASSES = {"label": 2}  # of the small neural teacher
+BATCH = {"data": torch.randn(8, 2, generator=torch.Generator().manual_seed(5)), "label": torch.arange(8) % 2}
 PROCESSES = {
     "ve": VarianceExploding(),
     "vp": VariancePreserving(),
@@ -71,3 +79,84 @@ class Line(torch.nn.Module):
     def gradient(self, loss: Tensor) -> list[float]:
         """`[dL/dmu, dL/ds]`."""
         return [g.item() for g in torch.autograd.grad(loss, [self.mu, self.s])]
+
+
+def wake(module, seed=0):
+    """Random weights everywhere, also in layers that start at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        with torch.no_grad():
+            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def neural(process=None):
+    """A small neural teacher with two classes in the plane."""
+    network = wake(MLP([2], width=8, depth=1, classes=CLASSES))
+    return Teacher(Denoiser(network, process or VarianceExploding(), "edm", 1.0), (2,), CLASSES)
+
+
+class Pairs(DistillData):
+    """A few points in the plane with labels."""
+
+    event_shape, classes = (2,), CLASSES
+
+    def load(self):
+        generator = torch.Generator().manual_seed(0)
+        data = torch.randn(48, 2, generator=generator)
+        made = TensorData({"data": data, "label": torch.arange(48) % 2})
+        return made, made, made
+
+    build_evaluator = media = None
+
+
+class Record(Callback):
+    """Everything that can change, before the first step and after each."""
+
+    def on_train_start(self, trainer, model):
+        self.states, self.grads = [self.look(trainer, model)], []
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        self.states.append(self.look(trainer, model))
+
+    def on_before_optimizer_step(self, trainer, model, optimizer):
+        self.grads.append({role: [p.grad for p in model.role_parameters(role)] for role in model.roles})
+
+    def look(self, trainer, model):
+        state = trainer.optimizers[0].state
+        return SimpleNamespace(
+            weights={role: [p.detach().clone() for p in model.role_parameters(role)] for role in model.roles},
+            moments={
+                role: [copy.deepcopy(dict(state[p])) for p in model.role_parameters(role) if p in state]
+                for role in model.roles
+            },
+            ema=[p.detach().clone() for p in model.ema.parameters()] if model.ema is not None else [],
+            bad=model.bad_steps.tolist(),
+        )
+
+
+def fit(model, max_steps, **settings):
+    record = Record()
+    run = trainer(max_steps, callbacks=[record], **settings)
+    run.fit(model, Pairs(batch_size=8))
+    return record.states, run, record
+
+
+def same(one, two):
+    """Bit for bit, at every depth."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[k], two[k]) for k in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(map(same, one, two))
+    return one == two
+
+
+def at(model, step=0, rank=0, world=1, accumulate=1, micro=0):
+    """The model as it is at this place of a run."""
+    model._trainer = SimpleNamespace(
+        global_step=step, global_rank=rank, world_size=world, accumulate_grad_batches=accumulate
+    )
+    model._micro = micro
+    return model

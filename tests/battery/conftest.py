@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 
 from distillkit import config
 from distillkit.data import DistillData
@@ -42,19 +41,6 @@ def build(*words: str, seed: int = 0) -> SimpleNamespace:
 def tiny(method: str, *words: str, seed: int = 0) -> SimpleNamespace:
     """A method on the plane with a network of a few hundred weights."""
     return build("domain=toy", f"method={method}", *TINY, *words, seed=seed)
-
-
-def trainer(max_steps: int, **settings) -> Trainer:
-    """A silent trainer."""
-    warnings.filterwarnings("ignore", module="lightning")
-    defaults = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    defaults |= {
-        "enable_model_summary": False,
-        "limit_val_batches": 0,
-        "use_distributed_sampler": False,
-        "max_epochs": -1,
-    }
-    return Trainer(max_steps=max_steps, **(defaults | settings))
 
 
 def weights(model: Distiller) -> dict[str, torch.Tensor]:

@@ -11,12 +11,13 @@ import time
 
 import pytest
 import torch
+from helpers import trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
 from distillkit import config
 from distillkit.verbs import compatibility
-from tests.battery.conftest import DOMAINS, TINY, build, compose, tiny, trainer, weights
+from tests.battery.conftest import DOMAINS, TINY, build, compose, tiny, weights
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

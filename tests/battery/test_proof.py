@@ -8,11 +8,12 @@ import sys
 
 import pytest
 import torch
+from helpers import trainer
 from torch import nn
 
 from distillkit.methods.base import Distiller
 from distillkit.methods.score import ScoreDistiller
-from tests.battery.conftest import tiny, trainer
+from tests.battery.conftest import tiny
 
 
 class ExactStudent(nn.Module):

@@ -1,0 +1,453 @@
+"""Score distillation: who is called, who learns, closed-form gradients; the claims of SiD and DMD."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import BATCH, CLASSES, Line, at, f64, fit, gaussian, neural, same, sigma_points, wake
+from torch import nn
+
+import distillkit.methods.dmd as dmd_module
+import distillkit.methods.sid as sid_module
+from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving
+from distillkit.diffusion.times import Times
+from distillkit.methods.dmd import DMD
+from distillkit.methods.sid import SiD
+from distillkit.networks.mlp import MLP
+from distillkit.teachers.exact import ExactTeacher, Mixture
+
+METHODS = {
+    "dmd": lambda **k: DMD(neural(), **k),
+    "dmd guided": lambda **k: DMD(neural(), kappa=2.0, **k),
+    "dmd gan": lambda **k: DMD(neural(), gan=0.1, **k),
+    "sid": lambda **k: SiD(neural(), **k),
+    "sid guided": lambda **k: SiD(neural(), kappa=2.0, **k),
+    "sida": lambda **k: SiD(neural(), adversarial=0.5, **k),
+}
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_only_the_role_in_turn_gets_gradient(name, num_steps):
+    model = METHODS[name](num_steps=num_steps)
+    for step, module in enumerate((model.student, model.fake_score)):
+        wake(module, seed=step + 1)
+    everyone = dict(model.named_parameters())
+    for role in model.roles:
+        model.zero_grad(set_to_none=True)
+        model.focus(role)
+        getattr(model, f"{role}_loss")(BATCH).backward()
+        own = {id(p) for p in model.role_parameters(role)}
+        for key, parameter in everyone.items():
+            assert (parameter.grad is not None) == (id(parameter) in own), f"{key} in the turn of {role}"
+        assert sum(p.grad.abs().sum() for p in model.role_parameters(role)) > 1e-6
+    assert not any(p.requires_grad for p in model.teacher.parameters())
+
+
+def spy_on_inputs(monkeypatch, denoiser):
+    """The noised samples a denoiser is asked about."""
+    asked, forward = [], type(denoiser).forward
+
+    def watched(self, x_t, t, cond=None):
+        if self is denoiser:
+            asked.append(x_t)
+            if x_t.requires_grad:
+                x_t.retain_grad()
+        return forward(self, x_t, t, cond)
+
+    monkeypatch.setattr(type(denoiser), "forward", watched)
+    return asked
+
+
+@pytest.mark.parametrize("who", ["teacher", "fake_score"])
+def test_sid_differentiates_through_both_scores_and_dmd_through_none(who, monkeypatch):
+    for make, through in ((METHODS["sid"], True), (METHODS["dmd"], False)):
+        model = make()
+        wake(model.student, 1)
+        model.focus("student")
+        denoiser = model.teacher.denoiser if who == "teacher" else model.fake_score
+        with monkeypatch.context() as patch:
+            asked = spy_on_inputs(patch, denoiser)
+            model.student_loss(BATCH).backward()
+        (x_t,) = asked
+        assert x_t.requires_grad == through
+        assert not through or x_t.grad.abs().max() > 0
+
+
+class Level(Times):
+    """One ratio, always."""
+
+    def __init__(self, ratio):
+        self.value = ratio
+
+    def times(self, u, process):
+        return process.from_ratio(f64(self.value)).expand(len(u))
+
+
+class Affine(nn.Module):
+    """A student `mu + s z` that is asked about sigma(t) z."""
+
+    def __init__(self, line, sigma):
+        super().__init__()
+        self.line, self.sigma = line, sigma
+
+    def forward(self, x, t, cond):
+        return self.line(x / self.sigma)
+
+
+def on_a_line(kind, mu, s, process=None, m=0.4, S=0.8, ratio=0.9, teacher=None, **kwargs):
+    """A method whose parts are those of the closed forms: exact teacher, affine student, best response, four points."""
+    process = process or VarianceExploding()
+    model = kind(
+        teacher or gaussian(m, S, process), network=MLP([1], width=8, depth=1), student_times=Level(ratio), **kwargs
+    )
+    model.normalise = None
+    line = Line(mu, s)
+    model.student = Affine(line, process.sigma(model.step_times[0]))
+    model.fake_score = line.best_response(process)
+    z, eps = sigma_points()
+    model.randn = lambda shape, purpose: {"student noise 0": z, "student eps": eps}[purpose]
+    return model, line
+
+
+@pytest.mark.parametrize(
+    "process", [VarianceExploding(), VariancePreserving(), RectifiedFlow()], ids=["ve", "vp", "flow"]
+)
+def test_sid_step_has_the_closed_gradient(process):
+    """The whole student step, not the loss alone: with detached scores the mean's gradient would be twice as large."""
+    m, S, r = 0.4, 0.8, 0.9
+    for alpha in (0.5, 1.2):
+        model, line = on_a_line(SiD, 1.1, S, process, alpha=alpha)
+        expected = (1.1 - m) * r**4 / (S**2 + r**2) ** 2
+        assert line.gradient(model.student_loss({"data": torch.zeros(4, 1)}))[0] == pytest.approx(expected, rel=1e-6)
+        model, line = on_a_line(SiD, m, 1.3, process, alpha=alpha)
+        phi, psi = S**2 / (S**2 + r**2), 1.3**2 / (1.3**2 + r**2)
+        expected = 2 * 1.3 * (phi - psi) * ((1 - alpha) * (phi - psi) - (1 - psi))
+        assert line.gradient(model.student_loss({"data": torch.zeros(4, 1)}))[1] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "process", [VarianceExploding(), VariancePreserving(), RectifiedFlow()], ids=["ve", "vp", "flow"]
+)
+def test_dmd_step_has_the_closed_gradient(process):
+    m, S, r = 0.4, 0.8, 0.9
+    model, line = on_a_line(DMD, 1.1, S, process)
+    found = line.gradient(model.student_loss({"data": torch.zeros(4, 1)}))
+    assert found == pytest.approx([(1.1 - m) * r**2 / (S**2 + r**2), 0], rel=1e-6, abs=1e-9)
+    model, line = on_a_line(DMD, m, 1.3, process)
+    expected = 1.3 * r**2 * (1.3**2 - S**2) / ((S**2 + r**2) * (1.3**2 + r**2))
+    assert line.gradient(model.student_loss({"data": torch.zeros(4, 1)})) == pytest.approx(
+        [0, expected], rel=1e-6, abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("kappa", [1.0, 3.0])
+def test_guided_dmd_rests_at_the_guided_mean(kappa):
+    """Teacher guided, fake score not: the fixed point is m_0 + kappa (m_c - m_0), and only there."""
+    m_c, m_0, S = 1.0, -0.2, 0.5
+    law = Mixture([[0.5], [m_c], [m_0]], [[[S**2]]] * 3, labels=[0, 1, 2])
+    teacher = ExactTeacher(law, VarianceExploding(), classes=CLASSES)
+    batch = {"data": torch.zeros(4, 1), "label": torch.ones(4, dtype=torch.long)}
+    for shift, sign in ((0.0, 0), (0.3, 1), (-0.3, -1)):
+        model, line = on_a_line(DMD, m_0 + kappa * (m_c - m_0) + shift, S, teacher=teacher, kappa=kappa)
+        found = line.gradient(model.student_loss(batch))[0]
+        assert (0 if abs(found) < 1e-6 else math.copysign(1, found)) == sign
+
+
+@pytest.mark.parametrize("kind", [SiD, DMD])
+@pytest.mark.parametrize("over", ["sample", "batch"])
+def test_the_loss_is_divided_by_the_distance_to_the_teacher(kind, over):
+    """The choice reaches the loss: what it changes is the loss without it over n of each sample, or over their mean."""
+    model, line = on_a_line(kind, 1.1, 0.8)
+    z, eps = sigma_points()
+    x_g = line(z)
+    n = (x_g - model.teacher.denoiser(x_g + 0.9 * eps, torch.tensor(0.9))).abs().detach()
+    plain = model.student_loss({"data": torch.zeros(4, 1)})
+    model.normalise = over
+    found = model.student_loss({"data": torch.zeros(4, 1)})
+    parts = []
+    for i in range(4):  # each point alone, without n
+        model.normalise = None
+        model.randn = lambda shape, purpose, i=i: {"student noise 0": z, "student eps": eps}[purpose][i : i + 1]
+        parts.append(model.student_loss({"data": torch.zeros(1, 1)}))
+    scale = n.squeeze(1) if over == "sample" else n.mean()
+    scale = scale**2 if kind is DMD else scale  # DMD's value is quadratic in its gradient
+    torch.testing.assert_close(found, (torch.stack(parts) / scale).mean(), rtol=1e-6, atol=1e-9)
+    assert (found / plain - 1).abs() > 0.01
+
+
+@pytest.mark.parametrize(
+    "process", [VarianceExploding(), VariancePreserving(), RectifiedFlow()], ids=["ve", "vp", "flow"]
+)
+def test_the_student_starts_from_noise_of_its_first_level(process):
+    """Zero signal and std sigma(t_init), not one: SiD's 2.5 on EDM, sigma_625 on Stable Diffusion."""
+    t_init = {"VarianceExploding": 2.5, "VariancePreserving": 0.6, "RectifiedFlow": 0.7}[type(process).__name__]
+    model = SiD(neural(process), t_init=t_init)
+    seen = []
+    model.student.register_forward_pre_hook(lambda module, args: seen.append(args))
+    model.rollout(BATCH, "student")
+    assert torch.equal(seen[0][0], process.sigma(f64(t_init)).float() * model.randn((8, 2), "student noise 0"))
+    assert seen[0][1].item() == pytest.approx(t_init) and torch.equal(seen[0][2]["label"], BATCH["label"])
+
+
+def test_a_few_step_student_stops_where_all_ranks_stop():
+    model, found = SiD(neural(), num_steps=3), {}
+    calls = []
+    model.student.register_forward_pre_hook(lambda module, args: calls.append(args[1].item()))
+    for step in range(24):
+        counts = []
+        for rank in range(2):
+            calls.clear()
+            at(model, step=step, rank=rank, world=2).rollout(BATCH, model.turn(step))
+            counts.append(len(calls))
+        assert counts[0] == counts[1] and calls == model.step_times[: counts[0]].tolist()
+        found[step] = counts[0]
+    assert set(found.values()) == {1, 2, 3}
+    # the student is judged by a fake score that has just seen the same step
+    assert all(found[step] == found[step + 1] for step in range(0, 24, 2)) and model.turn(0) == "fake_score"
+
+
+@pytest.mark.parametrize("role", ["student", "fake_score"])
+def test_only_the_last_step_is_matched_if_one_says_so(role):
+    model, calls = SiD(neural(), num_steps=3, matched="last"), []
+    model.student.register_forward_pre_hook(
+        lambda module, args: calls.append((args[1].item(), torch.is_grad_enabled()))
+    )
+    for step in range(6):
+        calls.clear()
+        at(model, step=step).rollout(BATCH, role)
+        assert calls == [(t, t == model.step_times[-1]) for t in model.step_times.tolist()]
+
+
+def test_the_first_of_several_steps_is_the_one_step_student():
+    one, several = SiD(neural()), SiD(neural(), times=[80.0, 5.0, 0.5])
+    several.randint = lambda high, purpose: 0
+    several.seed = one.seed
+    one.student, several.student = (wake(m.student, 3) for m in (one, several))
+    assert torch.equal(one.rollout(BATCH, "student")[0], several.rollout(BATCH, "student")[0])
+
+
+def test_samples_and_noise_are_fresh_for_either_turn():
+    model, drawn = DMD(neural(), gan=0.1), []
+    randn, rand = model.randn, model.rand
+    model.randn = lambda shape, purpose: drawn.append(purpose) or randn(shape, purpose)
+    model.rand = lambda num, purpose: drawn.append(purpose) or rand(num, purpose)
+    with torch.no_grad():
+        model.student_loss(BATCH), model.fake_score_loss(BATCH)
+    assert len(drawn) == len(set(drawn)) == 12  # student and fake: z, t, eps each; three GAN branches: t, eps each
+
+
+@pytest.mark.parametrize(
+    "guidance, kappas", [("lsg", (2.5, 2.5, 2.5)), ("zero", (2.5, 0.0, 0.0)), ("anti", (2.5, -1.0, 1.0))]
+)
+def test_guidance_reaches_the_right_calls(guidance, kappas, monkeypatch):
+    """Teacher, fake score as judge, fake score in training."""
+    model, calls = SiD(neural(), kappa=2.5, guidance=guidance), []
+    original = sid_module.guided
+
+    def spy(denoiser, x_t, t, cond, null, kappa):
+        calls.append((denoiser, kappa, null["label"].tolist()))
+        return original(denoiser, x_t, t, cond, null, kappa)
+
+    monkeypatch.setattr(sid_module, "guided", spy)
+    with torch.no_grad():
+        model.student_loss(BATCH), model.fake_score_loss(BATCH)
+    assert [kappa for _, kappa, _ in calls] == list(kappas)
+    assert [denoiser for denoiser, _, _ in calls] == [model.teacher.denoiser, model.fake_score, model.fake_score]
+    assert all(null == [2] * 8 for _, _, null in calls)
+
+
+def test_dmd_guides_the_teacher_alone(monkeypatch):
+    model, calls = DMD(neural(), kappa=2.5), []
+    original = dmd_module.guided
+    monkeypatch.setattr(dmd_module, "guided", lambda *a: calls.append(a) or original(*a))
+    with torch.no_grad():
+        model.student_loss(BATCH), model.fake_score_loss(BATCH)
+    assert [(call[0], call[5]) for call in calls] == [(model.teacher.denoiser, 2.5)]
+
+
+@pytest.mark.parametrize("settings, expected", [({}, 0), ({"kappa": 2.0}, 0.1), ({"guidance": "anti"}, 0.1)])
+def test_the_fake_score_learns_without_condition_only_where_it_needs_to(settings, expected, monkeypatch):
+    model, kept = SiD(neural(), **settings), []
+    original = sid_module.denoising_loss
+    monkeypatch.setattr(
+        sid_module,
+        "denoising_loss",
+        lambda d, x, t, e, cond, f: kept.append(cond["label"]) or original(d, x, t, e, cond, f),
+    )
+    batch = {"data": torch.zeros(4000, 2), "label": torch.ones(4000, dtype=torch.long)}
+    with torch.no_grad():
+        model.fake_score_loss(batch)
+    share = (kept[0] == 2).double().mean().item()
+    assert share == pytest.approx(expected, abs=5 * math.sqrt(0.09 / 4000) if expected else 0)
+
+
+def test_zero_guidance_trains_an_unconditional_fake_score():
+    model = SiD(neural(), guidance="zero")
+    wake(model.fake_score, 3)
+    losses = [model.fake_score_loss(BATCH | {"label": label}).item() for label in (BATCH["label"], BATCH["label"])]
+    model.student.requires_grad_(False)
+    x_g, _ = model.rollout(BATCH, "fake")
+    t = model.fake_times(model.rand(8, "fake t"), model.teacher.process)
+    x_t = model.teacher.process.add_noise(x_g, model.randn((8, 2), "fake eps"), t)
+    error = model.fake_score(x_t, t, {"label": torch.full((8,), 2)}) - x_g
+    expected = (model.fake_score.loss_weight(t)[:, None] * error**2).mean()
+    assert losses[0] == pytest.approx(expected.item(), rel=1e-5)
+
+
+# SiDA and DMD2: the adversarial parts
+
+
+def test_sida_mixes_and_without_weight_is_sid():
+    torch.manual_seed(0)
+    plain, none, mixed = (SiD(neural(), adversarial=a) if a is not None else SiD(neural()) for a in (None, 0.0, 0.3))
+    for model in (plain, none, mixed):
+        wake(model.student, 1), wake(model.fake_score, 2)
+        model.seed = 7
+    alone, zero, both = (m.student_loss(BATCH) for m in (plain, none, mixed))
+    assert torch.equal(alone, zero) and torch.equal(plain.fake_score_loss(BATCH), none.fake_score_loss(BATCH))
+    x_g, cond = mixed.rollout(BATCH, "student")
+    x_t, t = mixed.diffuse(x_g, mixed.student_times, "student")
+    adversarial = nn.functional.softplus(-mixed.fake_score.features(x_t, t, cond).mean(1)).mean()
+    torch.testing.assert_close(both, 0.7 * alone + 0.3 * adversarial)
+
+
+def test_sidas_discriminator_sees_fake_and_real_at_the_same_level_and_noise():
+    model, seen = SiD(neural(), adversarial=0.5), []
+    logits = model.logits
+    model.logits = lambda x_t, t, cond: seen.append((x_t, t, cond)) or logits(x_t, t, cond)
+    model.fake_score_loss(BATCH)
+    (fake, t_fake, _), (real, t_real, cond) = seen
+    assert torch.equal(t_fake, t_real) and torch.equal(cond["label"], BATCH["label"])
+    noise = t_fake[:, None] * model.randn((8, 2), "fake eps")
+    torch.testing.assert_close(real, BATCH["data"] + noise)
+    torch.testing.assert_close(fake, model.rollout(BATCH, "fake")[0].detach() + noise)
+    assert not fake.requires_grad
+
+
+def test_dmd2s_discriminator_has_levels_and_noise_of_its_own():
+    model, seen = DMD(neural(), gan=0.1), []
+    features = model.fake_score.features
+    model.fake_score.features = lambda x_t, t, cond: seen.append((x_t, t)) or features(x_t, t, cond)
+    model.fake_score_loss(BATCH), model.student_loss(BATCH)
+    levels = [tuple(t.tolist()) for _, t in seen]
+    assert len(levels) == len(set(levels)) == 3
+    assert not seen[0][0].requires_grad and seen[2][0].requires_grad
+
+
+def test_dmd2s_losses_add_up():
+    """Head logits: positive is real for the discriminator, and the student wants it."""
+    settings = {"gan": 0.5, "gan_discriminator": 0.25}
+    plain, gan = DMD(neural()), DMD(neural(), **settings)
+    for model in (plain, gan):
+        wake(model.student, 1), wake(model.fake_score, 2)
+        model.seed = 7
+    value = iter((1.0, -2.0, 0.5))
+    gan.logits = lambda x, cond, purpose: torch.full((8,), next(value))
+    softplus = lambda x: math.log1p(math.exp(x))  # noqa: E731
+    expected = plain.fake_score_loss(BATCH) + 0.25 * (softplus(1.0) + softplus(2.0))
+    torch.testing.assert_close(gan.fake_score_loss(BATCH), expected)
+    torch.testing.assert_close(gan.student_loss(BATCH), plain.student_loss(BATCH) + 0.5 * softplus(-0.5))
+
+
+def test_real_data_and_features_are_required_only_by_adversarial_forms():
+    assert DMD(neural()).requires == SiD(neural()).requires == {"denoiser"}
+    assert (
+        DMD(neural(), gan=0.1).requires == SiD(neural(), adversarial=0.5).requires == {"denoiser", "data", "features"}
+    )
+    with pytest.raises(ValueError, match="DMD needs data.*provide only"):
+        DMD(neural(), gan=0.1).require(SimpleNamespace(provides=frozenset()))
+    DMD(neural()).require(SimpleNamespace(provides=frozenset()))
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_sidas_weight_is_a_share(value):
+    with pytest.raises(ValueError, match=f"adversarial is a share and must lie in .0, 1., got {value}"):
+        SiD(neural(), adversarial=value)
+
+
+# DMD: schedule and regression
+
+
+def test_dmd_makes_twenty_and_four_steps_of_twenty_four():
+    model = DMD(neural())
+    states, _, _ = fit(model, 24)
+    made = {role: {int(moment["step"]) for moment in states[-1].moments[role]} for role in model.roles}
+    assert made == {"fake_score": {20}, "student": {4}}
+
+
+def test_sid_alternates_and_the_fake_score_is_first():
+    model = SiD(neural())
+    assert [model.turn(step) for step in range(4)] == ["fake_score", "student"] * 2
+    assert [DMD(neural()).turn(step) for step in range(6)] == ["fake_score"] * 5 + ["student"]
+
+
+def test_regression_needs_one_step():
+    with pytest.raises(ValueError, match="needs num_steps=1, got 4"):
+        DMD(neural(), regression=0.25, num_steps=4)
+
+
+def paired(seed, **settings):
+    model = DMD(neural(), regression=0.25, num_pairs=50, **settings)
+    model.seed = seed
+    model.on_fit_start()
+    return model
+
+
+def test_pairs_are_a_function_of_the_seed():
+    one, again, other = (paired(seed)._pairs for seed in (3, 3, 4))
+    assert torch.equal(one[0], again[0]) and torch.equal(one[1], again[1]) and same(one[2], again[2])
+    assert not torch.equal(one[0], other[0]) and set(one[2]["label"].tolist()) == {0, 1}
+
+
+def test_pairs_are_teacher_samples_from_the_same_noise():
+    """The exact flow of a Gaussian: x_0 = m + S / sqrt(S^2 + 80^2) (80 z - m); rows of noise, sample and class stay together."""
+    model = DMD(gaussian(0.4, 0.9), network=MLP([1], width=8, depth=1), regression=0.25, num_pairs=50)
+    model.on_fit_start()
+    noise, y, _ = model.pairs(20)
+    torch.testing.assert_close(y, 0.4 + 0.9 / math.hypot(0.9, 80) * (80 * noise - 0.4), rtol=0.02, atol=0.02)
+    assert len(set(noise.flatten().tolist())) > 10
+
+
+def test_regression_is_added_with_its_weight():
+    plain, model = DMD(neural()), paired(7)
+    for each in (plain, model):
+        wake(each.student, 1), wake(each.fake_score, 2)
+        each.seed = 7
+    noise, y, cond = model.pairs(8)
+    x = model.student(80 * noise, torch.tensor(80.0), cond)
+    huber = (((x - y).square().mean(1) + 0.03**2).sqrt() - 0.03).mean()
+    torch.testing.assert_close(model.student_loss(BATCH), plain.student_loss(BATCH) + 0.25 * huber)
+
+
+# Times of the student
+
+
+@pytest.mark.parametrize("times", [[5.0, 80.0], [80.0, 80.0], [90.0, 1.0], [80.0, 0.0], [-1.0], []])
+def test_impossible_times_are_refused(times):
+    with pytest.raises(ValueError, match="times must fall and lie in"):
+        SiD(neural(), times=times)
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        SiD(neural(), num_steps=0)
+
+
+def test_guidance_without_an_unconditional_branch_is_refused():
+    with pytest.raises(ValueError, match="kappa=2.0 has nothing to guide"):
+        SiD(ExactTeacher(Mixture([[0.0]], [[[1.0]]]), VarianceExploding()), kappa=2.0)
+
+
+@pytest.mark.parametrize("t_init", [90.0, 0.0, -1.0])
+def test_an_impossible_first_time_is_refused(t_init):
+    with pytest.raises(ValueError, match="t_init"):
+        SiD(neural(), t_init=t_init, num_steps=2)
+
+
+def test_steps_are_spread_over_the_processes_grid():
+    model = DMD(neural(RectifiedFlow(t_min=0.2)), num_steps=4)
+    assert model.step_times.tolist() == pytest.approx([1.0, 0.8, 0.6, 0.4]) and model.num_steps == 4
+    model = DMD(neural(), times=[80.0, 2.0])
+    assert model.num_steps == 2 and model.as_student().times == [80.0, 2.0]
