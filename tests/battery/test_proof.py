@@ -59,7 +59,7 @@ def test_a_pull_back_from_anywhere_else(distiller):
             model.student.shift.fill_(0.3 * sign)
             model.student.scale.fill_(0.2 * sign)
         # the best fake score for this student: a Gaussian around its own mean, of its own width
-        scale = float(model.student.scale[0].exp())
+        scale = float(model.student.scale[0].detach().exp())
         model.fake_score = type(model.teacher.denoiser)(
             type(law)(
                 (law.mean + 0.3 * sign)[None].tolist(),
