@@ -65,8 +65,11 @@ def from_spec(spec: Any, trust: tuple[str, ...] = ()) -> Any:
             raise ValueError(f"the folder names {path}, which cannot be imported here ({error})") from error
         if not (isinstance(cls, type) and issubclass(cls, Recorded)):
             raise ValueError(f"the folder names {path}, which is no class that distillkit writes to folders")
+        arguments = {k: from_spec(v, trust) for k, v in arguments.items()}
+        if "trust" in arguments:
+            arguments["trust"] = list(trust)  # a folder does not choose whom to trust
         try:
-            return cls(**{k: from_spec(v, trust) for k, v in arguments.items()})
+            return cls(**arguments)
         except TypeError as error:
             raise ValueError(
                 f"the folder's {path} cannot be built ({error}); was it written by another version?"
