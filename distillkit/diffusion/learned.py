@@ -36,8 +36,18 @@ class LearnedTimes(nn.Module):
         if self.shrink is None:
             return self._first
         above = self._first.to(self.shrink.device) - self.t_min
-        shrink = (torch.logit(above[1:] / above[:-1]) + self.shrink.double()).sigmoid()
+        shrink = (self._logits(above) + self.shrink.double()).sigmoid()
         return self.t_min + above[0] * torch.cat([torch.ones_like(above[:1]), shrink.cumprod(0)])
+
+    @torch.no_grad()
+    def move_to(self, times: Tensor) -> None:
+        """Set the times; the first must be the one they have."""
+        above = times.to(self.shrink.device) - self.t_min
+        self.shrink.copy_(self._logits(above) - self._logits(self._first.to(above) - self.t_min))
+
+    @staticmethod
+    def _logits(above: Tensor) -> Tensor:
+        return torch.logit(above[1:] / above[:-1])
 
 
 class LearnedSolver(Recorded, nn.Module):

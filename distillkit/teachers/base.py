@@ -117,9 +117,21 @@ class Teacher(Recorded, nn.Module):
             draw: `draw(i)` feeds stochastic solvers; None draws from a generator with a fixed seed.
             times: the decreasing times to visit, instead of the teacher's grid of `steps`.
         """
-        solve = self.solver(solver)
+        solver = self.solver(solver)
         if times is None:
-            times = solve.times() if isinstance(solve, nn.Module) else self.grid(steps or self.best["steps"])
+            times = solver.times() if isinstance(solver, nn.Module) else self.grid(steps or self.best["steps"])
+        return self.solve(noise, cond, solver, times, kappa, draw)
+
+    def solve(
+        self,
+        noise: Tensor,
+        cond: Cond,
+        solver: Callable,
+        times: Tensor,
+        kappa: float = 1.0,
+        draw: Callable[[int], Tensor] | None = None,
+    ) -> Tensor:
+        """`sample` with the solver itself, and with gradients where times or solver have some."""
         times, generator = times.to(noise.device), torch.Generator(noise.device).manual_seed(0)
         null = self.null_condition(cond)
 
@@ -129,7 +141,7 @@ class Teacher(Recorded, nn.Module):
         def fresh(i):
             return torch.randn(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
 
-        return solve(denoise, self.process, self.start(noise, cond, times[0]), times, draw or fresh)
+        return solver(denoise, self.process, self.start(noise, cond, times[0]), times, draw or fresh)
 
     def solver(self, name: Any) -> Any:
         """A sampler by name; None means the teacher's best; a sampler itself (a learned one) is returned as it is."""
@@ -157,12 +169,15 @@ class Teacher(Recorded, nn.Module):
             solver, times, kappa: as in `sample`.
             chunk: samples of one network call.
         """
-        noise = torch.randn(self.shape(num, cond), generator=torch.Generator().manual_seed(seed))
-        parts = []
+        noise, parts = self.noise(num, cond, seed), []
         for rows in torch.arange(num).split(chunk):
             own = {name: value[rows].to(self.device) for name, value in cond.items()}
             parts.append(self.sample(noise[rows].to(self.device), own, None, solver, kappa, times=times).cpu())
         return torch.cat(parts)
+
+    def noise(self, num: int, cond: Cond, seed: int) -> Tensor:
+        """Unit Gaussian noise for `num` samples, on the CPU."""
+        return torch.randn(self.shape(num, cond), generator=torch.Generator().manual_seed(seed))
 
     def few_step_choices(self, passes: int, own: Sequence[float] = ()) -> list[tuple[str, Tensor]]:
         """Simple samplers with that many network passes, by name and times: what a student has to beat.
