@@ -28,10 +28,8 @@ def sharpness(process: DiscreteProcess, log_score: Tensor, x: Tensor) -> Tensor:
     """
     legal = process.jumps(x, log_score.dtype) > 0
     moves = log_score.masked_fill(~legal, -torch.inf)
-    if isinstance(process, Absorbing):
-        each = (2 * moves).logsumexp(-1) - 2 * moves.logsumexp(-1)
-    else:
-        each = moves.logsumexp(-1)
+    exit_score = moves.logsumexp(-1)
+    each = (2 * moves).logsumexp(-1) - 2 * exit_score if isinstance(process, Absorbing) else exit_score
     return torch.where(legal.any(-1), each, 0).sum(-1)
 
 
@@ -43,7 +41,7 @@ def matching_power(after: Callable[[float], Tensor], target: float, rounds: int 
     low, high = POWERS
     first, last = after(low), after(high)
     gap_low, gap_high = float(first.mean()) - target, float(last.mean()) - target
-    error = max(float(g.std()) for g in (first, last)) / len(first) ** 0.5 if len(first) > 1 else 0.0
+    error = float((last - first).std()) / len(first) ** 0.5 if len(first) > 1 else 0.0  # of draws with shared noise
     if abs(gap_high - gap_low) <= 2 * error:
         return 1.0
     if gap_low * gap_high > 0:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distillkit.diffusion.denoiser import Cond
 from distillkit.discrete.denoiser import DiscreteDenoiser, Guided
+from distillkit.discrete.exact import Exact
 from distillkit.discrete.jump import jump_your_steps
 from distillkit.discrete.learned import LearnedSampler
 from distillkit.discrete.noise import BLOCK, Draws, for_rows, fresh
@@ -69,6 +70,12 @@ class DiscreteTeacher(Teacher):
             parts.append(self.sample(noise, own, None, solver, kappa, times).cpu())
         return torch.cat(parts)
 
+    def clean_samples(self, num: int, cond: Cond, seed: int, kappa: float = 1.0) -> Tensor:
+        """`num` samples of the model itself, as good as they get: exact draws if there are any, else the slow reference's."""
+        if isinstance(self.denoiser, Exact) and kappa == 1:
+            return self.denoiser.draw(num, torch.Generator().manual_seed(seed))
+        return self.generate(num, cond, seed, kappa=kappa)
+
     def few_step_choices(self, passes, own=()):
         """Every sampler that aims at the model's law, on even times; Tweedie's also on squared ones, Jump-Your-Steps and `own`.
 
@@ -83,7 +90,7 @@ class DiscreteTeacher(Teacher):
             if name not in left_out:
                 choices.append((name, self.grid((passes - 1) // step.calls + 1)))
         if not self.classes and not self.context:  # a schedule for all conditions
-            x_0 = self.generate(64, {}, seed=0).to(self.device)
+            x_0 = self.clean_samples(64, {}, seed=0).to(self.device)
             shared = fresh(0, *x_0.shape, self.process.num_states, self.device)(0)
             choices.append(("tweedie", jump_your_steps(self.denoiser, x_0, passes, shared).cpu()))
         squared = even**2

@@ -79,8 +79,11 @@ class LSD(SamplerDistiller):
     def on_fit_start(self) -> None:
         data, num = self.trainer.datamodule.train, self.num_pairs
         cond = self.condition(data[torch.arange(num) % len(data)])
-        noise = None if self.tokens else self.teacher.noise(num, cond, self.seed)
-        self._pairs = noise, self.teacher.generate(num, cond, self.seed, kappa=self.kappa), cond
+        if self.tokens:
+            self._pairs = None, self.teacher.clean_samples(num, cond, self.seed, self.kappa), cond
+        else:
+            noise = self.teacher.noise(num, cond, self.seed)
+            self._pairs = noise, self.teacher.generate(num, cond, self.seed, kappa=self.kappa), cond
 
     def draw_pairs(self, num: int) -> tuple[Tensor | None, Tensor, Cond]:
         """Random pairs `(noise, sample, condition)` of the teacher's; of tokens without noise."""
