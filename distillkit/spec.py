@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ def to_spec(value: Any) -> Any:
         return {k: to_spec(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_spec(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise ValueError(f"{type(value).__name__} cannot be written to a folder: derive it from distillkit.spec.Recorded")

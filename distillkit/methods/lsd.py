@@ -14,7 +14,6 @@ from distillkit.discrete.elbo import cheapest_times, step_costs
 from distillkit.discrete.learned import LearnedSampler
 from distillkit.discrete.matching import match_step, regress_scales
 from distillkit.discrete.noise import Draws, fresh
-from distillkit.discrete.process import Absorbing
 from distillkit.losses.reduce import mean
 from distillkit.methods.base import Adam
 from distillkit.methods.sampler import SamplerDistiller
@@ -39,7 +38,7 @@ class LSD(SamplerDistiller):
         times: where they start, largest first; None means the teacher's own grid.
         num_pairs: samples of the teacher made at the start: what the student's are compared with.
         objective: of tokens, see above.
-        rule: the plain sampler of tokens that is adjusted; None means `tweedie` for absorbing and `tau_leap` for uniform noise.
+        rule: the plain sampler of tokens that is adjusted.
         couple: of `score_l2`, whether teacher and student unmask positions at the same hitting times; the paper does not say.
         ratio: of `score_l2`, steps of the teacher for each of the student's.
         student: optimiser; of no meaning for tokens.
@@ -54,7 +53,7 @@ class LSD(SamplerDistiller):
         times: list[float] | None = None,
         num_pairs: int = 4096,
         objective: Objective = "mean_match",
-        rule: str | None = None,
+        rule: Literal["tweedie", "euler", "tau_leap"] = "tweedie",
         couple: bool = True,
         ratio: int = 16,
         student: Adam = Adam(lr=2e-2, clip=1.0),
@@ -67,7 +66,6 @@ class LSD(SamplerDistiller):
             raise ValueError(f"a sampler needs at least 2 steps to have something to learn, got {len(times)}")
         if self.tokens:
             kwargs["ema_halflife"] = 0  # solutions are averaged already
-            rule = rule or ("tweedie" if isinstance(teacher.process, Absorbing) else "tau_leap")
             sampler: nn.Module = LearnedSampler(teacher.process, times, rule, self.learn_times)
         else:
             sampler = LearnedSolver(teacher.process, times, self.learn_times)
