@@ -104,9 +104,9 @@ class LSD(SamplerDistiller):
         own = self.teacher.denoiser
         return own if self.kappa == 1 else Guided(own, self.teacher.null_condition, self.kappa)
 
-    def draws(self, num: int, purpose: str) -> Draws:
-        """Noise of all calls for `num` sequences."""
-        seed = self.generator(purpose).initial_seed()
+    def draws(self, num: int, purpose: str, shared: bool = False) -> Draws:
+        """Noise of all calls for `num` sequences, see `generator`."""
+        seed = self.generator(purpose, shared).initial_seed()
         return fresh(seed, num, self.teacher.event_shape[0], self.teacher.process.num_states, self.device)
 
     @property
@@ -156,19 +156,22 @@ class LSDPlus(LSD):
         super().__init__(teacher, **kwargs)
         self.fine = fine
 
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        if self.tokens and self.global_step == 0:
+    def distance_from_solution(self, x_0: Tensor, cond: Cond) -> Tensor:
+        if self.global_step == 0 and self._micro == 0:
             self.choose_times()
+        return super().distance_from_solution(x_0, cond)
 
     @torch.no_grad()
     def choose_times(self) -> None:
         """Set the student's times to the best of the candidates."""
-        _, x_0, cond = self.draw_pairs(min(256, self.num_pairs))
+        _, y, cond = self._pairs
+        rows = torch.arange(min(256, self.num_pairs))
+        x_0, cond = y[rows].to(self.device), {name: value[rows].to(self.device) for name, value in cond.items()}
         place = torch.arange(self.num_steps, dtype=torch.float64) / self.num_steps
         fine = (1 - torch.arange(max(self.fine, self.num_steps + 1), dtype=torch.float64) / self.fine).clamp_min(0)
         fine = fine[fine > 0] ** 1.5
-        costs = step_costs(self.denoiser(), x_0, fine.to(x_0.device), self.draws(len(x_0), "times")(0), cond)
+        noise = self.draws(len(x_0), "times", shared=True)(0)
+        costs = step_costs(self.denoiser(), x_0, fine.to(x_0.device), noise, cond)
         candidates = {
             "even": 1 - place,
             "squared": (1 - place) ** 2,

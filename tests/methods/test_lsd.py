@@ -155,8 +155,8 @@ def regressed(table, num, batch, couple, ratio=16, rounds=4):
 
 def test_the_paper_s_regression_shrinks_the_scales_and_harms():
     """Independent runs: regression attenuation, not quality. Published: Phi 1 .6006 .3634, TV 0.1543 becomes 0.1853."""
-    teacher, sampler, scales = regressed(potts(3, 5, 1.5), 4, 8000, couple=False, rounds=3)
-    assert scales.tolist() == pytest.approx([1, 0.6006, 0.3634], abs=0.02)
+    teacher, sampler, scales = regressed(potts(3, 5, 1.5), 4, 3000, couple=False, ratio=8, rounds=3)
+    assert scales.tolist() == pytest.approx([1, 0.6006, 0.3634], abs=0.03)
     sampler.log_scale.data = torch.tensor([1, 0.6006, 0.3634]).log()
     assert exact(teacher, sampler) == pytest.approx((0.185335, 0.100415), abs=1e-4)
 
