@@ -11,6 +11,7 @@ from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.learned import LearnedSolver
 from distillkit.discrete.denoiser import DiscreteDenoiser, Guided
 from distillkit.discrete.elbo import cheapest_times, step_costs
+from distillkit.discrete.jump import jump_your_steps
 from distillkit.discrete.learned import LearnedSampler
 from distillkit.discrete.matching import match_step, regress_scales
 from distillkit.discrete.noise import Draws, fresh
@@ -143,8 +144,9 @@ class LSDPlus(LSD):
     """Learn the times of the steps as well (LSD+).
 
     Of a continuous teacher the times follow the same gradient as the coefficients. Of tokens the times come first: even,
-    squared, and those that minimise the evidence bound of the student's run (by dynamic programming over `fine` times), of
-    which the plain sampler's best by the domain's headline metric are taken; then their powers are matched.
+    squared, those that minimise the evidence bound of the student's run (by dynamic programming over `fine` times) and those
+    of Jump-Your-Steps; the ones with which the plain sampler is best by the domain's metrics are taken. Then powers are
+    matched on them.
 
     Args:
         fine: times among which the evidence bound chooses.
@@ -165,17 +167,17 @@ class LSDPlus(LSD):
     def choose_times(self) -> None:
         """Set the student's times to the best of the candidates."""
         _, y, cond = self._pairs
-        rows = torch.arange(min(256, self.num_pairs))
+        rows, num = torch.arange(min(256, self.num_pairs)), self.num_steps
         x_0, cond = y[rows].to(self.device), {name: value[rows].to(self.device) for name, value in cond.items()}
-        place = torch.arange(self.num_steps, dtype=torch.float64) / self.num_steps
-        fine = (1 - torch.arange(max(self.fine, self.num_steps + 1), dtype=torch.float64) / self.fine).clamp_min(0)
-        fine = fine[fine > 0] ** 1.5
         noise = self.draws(len(x_0), "times", shared=True)(0)
-        costs = step_costs(self.denoiser(), x_0, fine.to(x_0.device), noise, cond)
+        fine = self.teacher.grid(max(self.fine, 2 * num))
+        costs = step_costs(self.denoiser(), x_0, fine.to(self.device), noise, cond)
+        even = self.teacher.grid(num)
         candidates = {
-            "even": 1 - place,
-            "squared": (1 - place) ** 2,
-            "bound": cheapest_times(costs, fine, self.num_steps),
+            "even": even,
+            "squared": even**2,
+            "bound": cheapest_times(costs, fine, num),
+            "jumps": jump_your_steps(self.denoiser(), x_0, num, noise, cond),
         }
         measured = {}
         for name, times in candidates.items():

@@ -1,6 +1,7 @@
 """LSD and LSD+: exact numbers on small worlds of tokens, learned solvers on the plane, the guard, the folder."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ def test_learned_times_help_as_well(process, plain):
     times = model.student.times()
     assert times[0] == 1 and (times.diff() < 0).all() and times[-1] > 0
     assert exact(teacher, model.student)[1] < plain / 3
-    assert model.verdict["times"] in ("even", "squared", "bound")
+    assert model.verdict["times"] in ("even", "squared", "bound", "jumps")
 
 
 def test_on_a_hard_constraint_the_guard_has_the_last_word():
@@ -137,6 +138,31 @@ def test_on_a_hard_constraint_the_guard_has_the_last_word():
     model = fitted(LSD, teacher, 6, num_steps=4)
     plain = exact(teacher, LearnedSampler(teacher.process, teacher.grid(4).tolist()))
     assert exact(teacher, model.student)[0] <= plain[0] + 0.02
+
+
+def test_a_sampler_that_is_sharper_than_its_data_does_not_win():
+    """The best headline loses if an entropy, whose target is real data's, is further off than the plain sampler's by a tenth."""
+
+    class Data:
+        @staticmethod
+        def evaluator():
+            return SimpleNamespace(
+                headline="tv",
+                better={"tv": "lower", "entropy": "target"},
+                floor=lambda num: {"tv": 0.0, "entropy": 2.0},
+            )
+
+    model = LSD(world(potts(3, 3, 1.5), Absorbing), num_steps=3)
+    model._trainer = SimpleNamespace(datamodule=Data)
+    measured = {
+        "plain": {"tv": 0.3, "entropy": 2.1},
+        "learned": {"tv": 0.2, "entropy": 2.25},
+        "sharp": {"tv": 0.1, "entropy": 1.6},
+        "broken": {"tv": float("nan"), "entropy": 2.0},
+    }
+    assert model.best_of(measured, "plain") == "learned"
+    measured["learned"]["entropy"] = 2.35
+    assert model.best_of(measured, "plain") == "plain"
 
 
 # Tokens: the paper's regression
@@ -333,3 +359,12 @@ def test_a_teacher_that_is_gone_is_asked_for(tmp_path):
     with pytest.raises(ValueError, match="pass it as load_student"):
         load_student(tmp_path)
     assert load_student(tmp_path, teacher=model.teacher).sample(3).shape == (3, 3)
+
+
+def test_a_sampler_is_not_exported(tmp_path):
+    from distillkit.errors import UsageError
+    from distillkit.student_verbs import export
+
+    fitted(LSD, world(potts(3, 3, 1.5), Uniform), 1, num_steps=3, num_pairs=64, guard=0).export(tmp_path / "s")
+    with pytest.raises(UsageError, match="cannot be exported"):
+        export([str(tmp_path / "s")])
