@@ -1,6 +1,9 @@
 """LSD and LSD+: exact numbers on small worlds of tokens, learned solvers on the plane, the guard, the folder."""
 
 import itertools
+import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -368,3 +371,20 @@ def test_a_sampler_is_not_exported(tmp_path):
     fitted(LSD, world(potts(3, 3, 1.5), Uniform), 1, num_steps=3, num_pairs=64, guard=0).export(tmp_path / "s")
     with pytest.raises(UsageError, match="cannot be exported"):
         export([str(tmp_path / "s")])
+
+
+@pytest.mark.slow
+def test_the_command_line_samples_and_evaluates_a_sampler(tmp_path):
+    run = tmp_path / "run"
+    fit = ["fit", "domain=toy", "method=lsd_plus", "trainer.max_steps=5", "model.num_pairs=64", "data.num_samples=1000"]
+    commands = [
+        [*fit, "vars.callbacks.finish.num_samples=100", "--out", str(run)],
+        ["sample", str(run), "-n", "10"],
+        ["evaluate", str(run), "--num-samples", "100"],
+    ]
+    for command in commands:
+        subprocess.run([sys.executable, "-m", "distillkit", *command], check=True, timeout=300)
+    assert (run / "samples-0" / "samples.npz").is_file() and (run / "student" / "README.md").is_file()
+    rows = json.loads((run / "evaluation.json").read_text())["rows"]
+    assert [row.get("network_passes") for row in rows[:3]] == [6, 79, 6]
+    assert {row["solver"] for row in rows[2]["tried"]} == {"ddim", "euler", "dpm_solver"}
