@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.guidance import guided, null_condition
 from distillkit.diffusion.process import Process, set_shape
-from distillkit.diffusion.sampling import SOLVERS, pure_noise
-from distillkit.spec import to_spec
+from distillkit.diffusion.sampling import FEW_STEP_SOLVERS, SOLVERS, network_passes, pure_noise
+from distillkit.spec import Recorded, to_spec
 
 
-class Teacher(nn.Module):
+class Teacher(Recorded, nn.Module):
     """A frozen denoiser and what surrounds it. Always in eval mode, never trained, never stored in a checkpoint.
 
     Args:
@@ -28,10 +29,15 @@ class Teacher(nn.Module):
             keeps and that have no null.
 
     Attributes:
+        denoiser_kind: the class of its denoiser.
+        solvers: its samplers by name.
         best: solver and steps at which the teacher is at its best (the quality a student is measured against).
-        provides: what methods may ask for: `denoiser` (continuous diffusion), `features` (activations for GAN heads).
+        provides: what methods may ask for: `denoiser` (continuous diffusion), `features` (activations for GAN heads),
+            `log_probs` (a model of tokens).
     """
 
+    denoiser_kind: type = Denoiser
+    solvers: dict = SOLVERS
     provides: frozenset[str] = frozenset({"denoiser", "features"})
     best: dict = {"solver": "heun", "steps": 18}
 
@@ -101,7 +107,7 @@ class Teacher(nn.Module):
         noise: Tensor,
         cond: Cond,
         steps: int | None = None,
-        solver: str | None = None,
+        solver: Any = None,
         kappa: float = 1.0,
         draw: Callable[[int], Tensor] | None = None,
         times: Tensor | None = None,
@@ -116,11 +122,22 @@ class Teacher(nn.Module):
             draw: `draw(i)` feeds stochastic solvers; None draws from a generator with a fixed seed.
             times: the decreasing times to visit, instead of the teacher's grid of `steps`.
         """
-        times = (self.grid(steps or self.best["steps"]) if times is None else times).to(noise.device)
-        solver = solver or self.best["solver"]
-        if solver not in SOLVERS:
-            raise ValueError(f"there is no solver {solver!r}; there are {', '.join(SOLVERS)}")
-        solve, generator = SOLVERS[solver], torch.Generator(noise.device).manual_seed(0)
+        solver = self.solver(solver)
+        if times is None:
+            times = solver.times() if isinstance(solver, nn.Module) else self.grid(steps or self.best["steps"])
+        return self.solve(noise, cond, solver, times, kappa, draw)
+
+    def solve(
+        self,
+        noise: Tensor,
+        cond: Cond,
+        solver: Callable,
+        times: Tensor,
+        kappa: float = 1.0,
+        draw: Callable[[int], Tensor] | None = None,
+    ) -> Tensor:
+        """`sample` with the solver itself, and with gradients where times or solver have some."""
+        times, generator = times.to(noise.device), torch.Generator(noise.device).manual_seed(0)
         null = self.null_condition(cond)
 
         def denoise(x, t):
@@ -129,7 +146,65 @@ class Teacher(nn.Module):
         def fresh(i):
             return torch.randn(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
 
-        return solve(denoise, self.process, self.start(noise, cond, times[0]), times, draw or fresh)
+        return solver(denoise, self.process, self.start(noise, cond, times[0]), times, draw or fresh)
+
+    def solver(self, name: Any) -> Any:
+        """A sampler by name; None means the teacher's best; a sampler itself (a learned one) is returned as it is."""
+        name = name or self.best["solver"]
+        if not isinstance(name, str):
+            return name
+        if name not in self.solvers:
+            raise ValueError(f"there is no solver {name!r}; there are {', '.join(self.solvers)}")
+        return self.solvers[name]
+
+    def generate(
+        self,
+        num: int,
+        cond: Cond,
+        seed: int,
+        solver: Any = None,
+        times: Tensor | None = None,
+        kappa: float = 1.0,
+        chunk: int = 500,
+    ) -> Tensor:
+        """`num` samples of `sample`, on the CPU, from the noise that students start from with this seed.
+
+        Args:
+            num, cond, seed: as in `Student.sample`.
+            solver, times, kappa: as in `sample`.
+            chunk: samples of one network call.
+        """
+        noise, parts = self.noise(num, cond, seed), []
+        for rows in torch.arange(num).split(chunk):
+            own = {name: value[rows].to(self.device) for name, value in cond.items()}
+            parts.append(self.sample(noise[rows].to(self.device), own, None, solver, kappa, times=times).cpu())
+        return torch.cat(parts)
+
+    def noise(self, num: int, cond: Cond, seed: int) -> Tensor:
+        """Unit Gaussian noise for `num` samples, on the CPU."""
+        return torch.randn(self.shape(num, cond), generator=torch.Generator().manual_seed(seed))
+
+    def few_step_choices(self, passes: int, own: Sequence[float] = ()) -> list[tuple[str, Tensor]]:
+        """Simple samplers with that many network passes, by name and times: what a student has to beat.
+
+        One-pass solvers on the full grid, one that stops earlier, and `own` times (a student's). With few steps the full
+        grid wastes its last one on a level without noise; with one step all choices are the same.
+        """
+        grids = [self.grid(passes), self.grid(passes + 1)[:-1]]
+        if passes == 1:
+            return [("ddim", grids[0])]
+        own = torch.tensor(list(own), dtype=torch.float64)
+        if len(own) and not any(torch.allclose(own, grid) for grid in grids):
+            grids.append(own)
+        return [(solver, times) for solver in FEW_STEP_SOLVERS for times in grids]
+
+    def network_passes(self, solver: str, num_times: int) -> int:
+        """Calls of the denoiser in a run of the solver over so many times."""
+        return network_passes(solver, num_times)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.buffers(), next(self.parameters(), torch.empty(0))).device
 
     def new_denoiser(self, network: nn.Module | None = None) -> Denoiser:
         """A trainable denoiser on the same process: a copy of the teacher's, or the given network in its place."""
