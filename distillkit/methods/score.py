@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from distillkit.diffusion.denoiser import Cond
+from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.sampling import few_step
 from distillkit.diffusion.times import Times
 from distillkit.losses.reduce import Normalise
 from distillkit.methods.base import Adam
 from distillkit.methods.few_step import FewStepDistiller
+from distillkit.networks.blocks import Embedding
 from distillkit.teachers.base import Teacher
 
 
@@ -24,8 +26,9 @@ class ScoreDistiller(FewStepDistiller):
         student, fake_score: optimisers of the two roles.
         normalise: the student's loss is divided by the mean of |x_g - teacher's x_0|, of each `sample` or the whole `batch`.
         matched: which outputs of a student of several steps are matched with the teacher: `each`, one step drawn at random in
-            every cycle, so that it is the uniform mixture over all steps (arXiv 2505.12674); or the `last` alone, which is
-            the one that counts, and the steps before it only lead up to it.
+            every cycle (arXiv 2505.12674); or the `last` alone, which is the one that counts, and the steps before it only
+            lead up to it. With `each` the fake score is told the step: otherwise it would follow the mixture of all steps,
+            and their errors could cancel each other in it for ever.
         network: network of the student and of the fake score; None copies the teacher's, weights included.
     """
 
@@ -49,28 +52,51 @@ class ScoreDistiller(FewStepDistiller):
 
     def make_roles(self, student: Adam, fake_score: Adam, network: nn.Module | None) -> None:
         """The fake score's turn comes first, so that it has seen the student before it steers it."""
-        self.add_role("fake_score", fake_score, fake_score=self.teacher.new_denoiser(network))
+        self.add_role("fake_score", fake_score, fake_score=self.new_fake_score(network))
         self.add_role("student", student, student=self.teacher.new_denoiser(network))
+
+    def new_fake_score(self, network: nn.Module | None) -> Denoiser:
+        """A copy of the teacher that knows the steps of the student apart, if each of them is matched."""
+        fake = self.teacher.new_denoiser(network)
+        if self.tells_steps:
+            if not isinstance(getattr(fake.network, "embed", None), Embedding):
+                raise ValueError(
+                    f"{type(fake.network).__name__} cannot be told which of the {self.num_steps} steps it judges: "
+                    f"set matched=last or num_steps=1"
+                )
+            fake.network.embed.add("step", self.num_steps)
+        return fake
+
+    @property
+    def tells_steps(self) -> bool:
+        return self.num_steps > 1 and self.matched == "each"
 
     # The student
 
+    @property
+    def step(self) -> int:
+        """The student's step of this cycle, the same for the whole batch, all roles and all ranks."""
+        return self.randint(self.num_steps, "stop") if self.matched == "each" else self.num_steps - 1
+
     def rollout(self, batch: dict[str, Tensor], purpose: str) -> tuple[Tensor, Cond]:
-        """Samples of one step of the student, the same step for the whole batch and all ranks; gradient in that step only.
+        """Samples of this cycle's `step` of the student, with gradient in that step only.
 
         The steps before it run as they do at inference (backward simulation, arXiv 2405.14867). All roles see the same step
-        in one cycle, so the fake score has just followed the very step that it judges.
+        in one cycle, so the fake score has just followed the very step that it judges. The condition that is returned names
+        it, for the fake score; nobody else asks.
         """
         cond = self.condition(batch)
         shape = self.teacher.shape(len(next(iter(batch.values()))), cond)
-        stop = self.randint(self.num_steps, "stop") if self.matched == "each" else self.num_steps - 1
         x_g, _ = few_step(
             lambda x, t: self.student(x, t, cond),
             self.teacher.process,
             self.step_times,
             lambda i: self.randn(shape, f"{purpose} noise {i}"),
             self.renoise,
-            stop,
+            self.step,
         )
+        if self.tells_steps:
+            cond = {**cond, "step": torch.full((len(x_g),), self.step, device=self.device)}
         return x_g, cond
 
     def diffuse(self, x_0: Tensor, times: Times, purpose: str) -> tuple[Tensor, Tensor]:

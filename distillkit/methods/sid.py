@@ -55,6 +55,10 @@ class SiD(ScoreDistiller):
         fake_score: Adam = Adam(lr=1e-5, betas=(0.0, 0.999)),
         **kwargs,
     ):
+        if guidance != "lsg" and not teacher.guidable:
+            raise ValueError(
+                f"guidance={guidance} needs an unconditional branch, which {teacher.id} lacks: leave it at lsg"
+            )
         if not 0 <= adversarial <= 1:
             raise ValueError(f"adversarial is a share and must lie in [0, 1], got {adversarial}")
         super().__init__(

@@ -10,11 +10,13 @@ from torch import nn
 
 import distillkit.methods.dmd as dmd_module
 import distillkit.methods.sid as sid_module
+from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving
 from distillkit.diffusion.times import Times
 from distillkit.methods.dmd import DMD
 from distillkit.methods.sid import SiD
 from distillkit.networks.mlp import MLP
+from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
 METHODS = {
@@ -218,6 +220,72 @@ def test_only_the_last_step_is_matched_if_one_says_so(role):
         calls.clear()
         at(model, step=step).rollout(BATCH, role)
         assert calls == [(t, t == model.step_times[-1]) for t in model.step_times.tolist()]
+
+
+@pytest.mark.parametrize("kind", [SiD, DMD])
+def test_the_fake_score_and_nobody_else_knows_the_step(kind):
+    """Without the step it would follow the mixture of all of them, in which their errors may cancel."""
+    model = kind(neural(), num_steps=3)
+    tables = {name for name in model.fake_score.network.state_dict() if "step" in name}
+    assert tables == {"embed.classes.step.weight"}
+    assert not any("step" in name for name in {**model.student.state_dict(), **model.teacher.state_dict()})
+    told = []
+    model.fake_score.register_forward_pre_hook(lambda module, args: told.append(args[2]["step"].tolist()))
+    for step in range(12):
+        at(model, step=step)
+        getattr(model, f"{model.turn(step)}_loss")(BATCH)
+        assert told.pop() == [model.step] * 8
+    wake(model.fake_score.network.embed.classes["step"])
+    x, t = BATCH["data"], torch.ones(8)
+    cond = [{"label": BATCH["label"], "step": torch.full((8,), k)} for k in range(3)]
+    assert not torch.equal(model.fake_score(x, t, cond[0]), model.fake_score(x, t, cond[1]))
+
+
+def test_one_step_and_the_last_alone_need_no_telling():
+    for settings in ({}, {"num_steps": 3, "matched": "last"}):
+        model = SiD(neural(), **settings)
+        assert "step" not in model.fake_score.network.embed.classes and "step" not in model.rollout(BATCH, "student")[1]
+
+
+def test_a_fake_score_that_cannot_be_told_the_step_is_refused():
+    plain = Teacher(Denoiser(nn.Linear(2, 2), VarianceExploding(), "edm", 1.0), (2,))
+    with pytest.raises(ValueError, match="Linear cannot be told which of the 2 steps it judges: set matched=last"):
+        SiD(plain, num_steps=2)
+
+
+class Judge(nn.Module):
+    """For each step of the student a fake score that has learnt it exactly."""
+
+    def __init__(self, teachers):
+        super().__init__()
+        self.each = [teacher.denoiser for teacher in teachers]
+
+    def forward(self, x, t, cond):
+        return self.each[int(cond["step"][0])](x, t, cond)
+
+
+def test_steps_whose_errors_cancel_in_the_mixture_are_pulled_back():
+    """Two steps, at m + 0.3 and m - 0.3: their mixture has the teacher's mean, yet each is pushed to m."""
+    m, S = 0.4, 0.8
+    for step, sign in ((0, 1), (1, -1)):
+        model, line = on_a_line(DMD, m + 0.3 * sign, S, m=m, S=S, num_steps=2)
+        model.fake_score = Judge([gaussian(m + 0.3, S), gaussian(m - 0.3, S)])
+        model.randint = lambda high, purpose, step=step: step
+        z, eps = sigma_points()
+        model.student = Started(line, z)
+        model.randn = lambda shape, purpose, z=z, eps=eps: eps if "eps" in purpose else z
+        assert line.gradient(model.student_loss({"data": torch.zeros(4, 1)}))[0] * sign > 0.05
+
+
+class Started(nn.Module):
+    """A student whose every step starts from z."""
+
+    def __init__(self, line, z):
+        super().__init__()
+        self.line, self.z = line, z
+
+    def forward(self, x, t, cond):
+        return self.line(self.z)
 
 
 def test_the_first_of_several_steps_is_the_one_step_student():
