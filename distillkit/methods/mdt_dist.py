@@ -1,0 +1,166 @@
+"""MDT-dist, marginal-data transport distillation (arXiv 2509.04406): velocity matching and velocity distillation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from distillkit.diffusion.denoiser import Cond
+from distillkit.diffusion.guidance import guided
+from distillkit.diffusion.process import expand
+from distillkit.diffusion.sampling import pure_noise
+from distillkit.diffusion.times import Times
+from distillkit.losses.mdt import (
+    Velocity,
+    difference_quotient,
+    flow_time,
+    flow_velocity,
+    forward_derivative,
+    pull,
+    residual,
+    unit_tangent,
+)
+from distillkit.losses.reduce import mean
+from distillkit.methods.base import Adam
+from distillkit.methods.few_step import FewStepDistiller
+from distillkit.teachers.base import Teacher
+
+
+class MDTDist(FewStepDistiller):
+    """Fit the average velocity of the jump to data; no fake score, no discriminator, no target network.
+
+    Velocity matching (VM) on noised data x: `|phi(x, tau) - sg[v(x, tau) - tau dphi/dtau]|^2`, phi the student's and v the
+    teacher's velocity in flow coordinates (see `losses/mdt.py`). Velocity distillation (VD) moves the student's one-step
+    sample x_1 against the same residual, found at x_1 noised again: its gradient is that of
+    `2 (1 - tau) <sg[v - phi - tau dphi/dtau], x_1>`, the student standing in for the score of its own samples. However many
+    steps the student will take, the one from its largest time is what VD trains.
+
+    Args:
+        teacher: the frozen teacher.
+        student_times: noise levels; None means uniform in tau (the paper). `LogNormal(-0.5, 1.0)` is a logit-normal in tau on
+            every process and learns the one-step map faster; the released code has `LogNormal(1.0, 1.0)`. Levels are mapped
+            in tau from the process's range onto the student's: from its largest time down to where a hop still fits.
+        tangent: how dphi/dtau is found: `fd`, one hop down the teacher's ODE; `jvp`, exact, forward mode, which needs
+            operators that have it.
+        delta: length of the hop in tau.
+        kappa: guidance scale of VM's teacher, 1 = none (w of the paper is kappa - 1: 41 there).
+        vd_kappa: guidance scale of VD's teacher (101 there); None means the same.
+        lambda_vm, lambda_vd: weights of the losses; VD alone has nothing that holds it.
+        normalise_tangent: as released: dphi/dtau by its norm. A biased fixed point; for comparison only.
+        unweighted_vd: as released: without the factor 1 - tau.
+        share_vd_noise: as released: x_1 is noised by the very noise of VM.
+        student: its optimiser.
+        network: network of the student; None copies the teacher's, weights included. VM never sees tau below delta: what
+            holds there is what the student starts from, so start from the teacher.
+    """
+
+    requires = frozenset({"denoiser", "data"})
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        student_times: Times | None = None,
+        tangent: Literal["fd", "jvp"] = "fd",
+        delta: float = 1e-2,
+        kappa: float = 1.0,
+        vd_kappa: float | None = None,
+        lambda_vm: float = 1.0,
+        lambda_vd: float = 1.0,
+        normalise_tangent: bool = False,
+        unweighted_vd: bool = False,
+        share_vd_noise: bool = False,
+        student: Adam = Adam(lr=1e-5, clip=1.0),
+        network: nn.Module | None = None,
+        **kwargs,
+    ):
+        super().__init__(teacher, kappa=kappa, **kwargs)
+        self.student_times, self.tangent, self.delta = student_times, tangent, delta
+        self.vd_kappa = kappa if vd_kappa is None else vd_kappa
+        self.lambda_vm, self.lambda_vd = lambda_vm, lambda_vd
+        self.normalise_tangent, self.unweighted_vd = normalise_tangent, unweighted_vd
+        self.share_vd_noise = share_vd_noise
+        process = teacher.process
+        ends = torch.tensor([process.t_min, process.t_max, self.step_times[0]], dtype=torch.float64)
+        self.low, self.high, last = flow_time(process, ends).tolist()
+        self.first = self.low + (delta if tangent == "fd" else 0)
+        self.last = min(last, 1 - 1e-4)  # no ratio is infinite
+        if not 0 < delta < self.last - self.low:
+            raise ValueError(
+                f"delta must lie between 0 and the student's range {self.last - self.low:.3g}, got {delta}"
+            )
+        self.add_role("student", student, student=teacher.new_denoiser(network))
+        self.keep_ema()
+
+    def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        cond, x_0 = self.condition(batch), batch["data"]
+        tau, eps = self.levels(len(x_0)), self.randn(x_0.shape, "eps")
+        loss = self.lambda_vm * self.velocity_matching(x_0, tau, eps, cond)
+        if self.lambda_vd:
+            again = eps if self.share_vd_noise else self.randn(x_0.shape, "vd eps")
+            loss = loss + self.lambda_vd * self.velocity_distillation(tau, again, cond)
+        return loss
+
+    def velocity_matching(self, x_0: Tensor, tau: Tensor, eps: Tensor, cond: Cond) -> Tensor:
+        """`mean R^2` at noised data, with gradient through the bare phi alone."""
+        x, student = noised(x_0, tau, eps), self.average_velocity(cond)
+        phi = student(x, tau)
+        with torch.no_grad():
+            R = self.residual(student, x, tau, phi, cond, self.kappa)
+            self.log("student/vm", mean(R.square(), cond.get("mask")).sqrt())
+        return pull(phi, R, cond.get("mask"))
+
+    def velocity_distillation(self, tau: Tensor, eps: Tensor, cond: Cond) -> Tensor:
+        """`mean ((1 - tau) R)^2` at noised one-step samples, with gradient through the sample alone."""
+        t, noise = self.step_times[0], self.randn(eps.shape, "vd start")
+        student = self.average_velocity(cond)
+        with torch.autocast(self.device.type, enabled=False):
+            x_1 = self.student(pure_noise(self.teacher.process, noise, t), t, cond)
+        with torch.no_grad():
+            x = noised(x_1, tau, eps)
+            R = self.residual(student, x, tau, student(x, tau), cond, self.vd_kappa)
+            self.log("student/vd", mean(R.square(), cond.get("mask")).sqrt())
+            push = R if self.unweighted_vd else expand(1 - tau, R) * R
+        return pull(x_1, -push, cond.get("mask"))  # phi = noise - x_1 at the start: pushed down by R is x_1 pushed up
+
+    def average_velocity(self, cond: Cond) -> Velocity:
+        """phi. In float32 whatever the trainer's precision: differences of rounded numbers are no derivatives."""
+
+        def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+            with torch.autocast(x_t.device.type, enabled=False):
+                return self.student(x_t, t, cond)
+
+        return flow_velocity(denoise, self.teacher.process)
+
+    def residual(self, student: Velocity, x: Tensor, tau: Tensor, phi: Tensor, cond: Cond, kappa: float) -> Tensor:
+        """`R = phi + tau dphi/dtau - v` along the ODE of the teacher guided by kappa."""
+        teacher, null = self.teacher, self.null(cond)
+        v = flow_velocity(lambda x_t, t: guided(teacher.denoiser, x_t, t, cond, null, kappa), teacher.process)(x, tau)
+        if self.tangent == "fd":
+            rate = difference_quotient(student, x, tau, phi, v, self.delta)
+        else:
+            rate = forward_derivative(student, x, tau, v)
+        if self.normalise_tangent:
+            rate = unit_tangent(rate, cond.get("mask"))
+        return residual(phi, rate, v, tau)
+
+    def levels(self, num: int) -> Tensor:
+        """`num` levels tau, within the student's range."""
+        share, process = self.rand(num, "tau"), self.teacher.process
+        if self.student_times is not None:
+            share = (flow_time(process, self.student_times(share, process)) - self.low) / (self.high - self.low)
+        return self.first + (self.last - self.first) * share
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"MDTDist differentiates the student in its input, for which {self.trainer.precision} is too coarse: "
+                f"use 32-true or bf16-mixed"
+            )
+        super().setup(stage)
+
+
+def noised(x_0: Tensor, tau: Tensor, eps: Tensor) -> Tensor:
+    """`(1 - tau) x_0 + tau eps`, in flow coordinates."""
+    return torch.lerp(x_0, eps, expand(tau, x_0))
