@@ -145,8 +145,8 @@ class LSDPlus(LSD):
 
     Of a continuous teacher the times follow the same gradient as the coefficients. Of tokens the times come first: even,
     squared, those that minimise the evidence bound of the student's run (by dynamic programming over `fine` times) and those
-    of Jump-Your-Steps; the ones with which the plain sampler is best by the domain's metrics are taken. Then powers are
-    matched on them.
+    of Jump-Your-Steps; the ones with which the plain sampler is best by the domain's metrics are taken, even ones unless
+    others are a tenth better. Then powers are matched on them.
 
     Args:
         fine: times among which the evidence bound chooses.
@@ -167,7 +167,8 @@ class LSDPlus(LSD):
     def choose_times(self) -> None:
         """Set the student's times to the best of the candidates."""
         _, y, cond = self._pairs
-        rows, num = torch.arange(min(256, self.num_pairs)), self.num_steps
+        enough = max(32, min(256, 16_384 // self.teacher.event_shape[0]))  # of long sequences a few tell as much
+        rows, num = torch.arange(min(enough, self.num_pairs)), self.num_steps
         x_0, cond = y[rows].to(self.device), {name: value[rows].to(self.device) for name, value in cond.items()}
         noise = self.draws(len(x_0), "times", shared=True)(0)
         fine = self.teacher.grid(max(self.fine, 2 * num))
@@ -183,7 +184,7 @@ class LSDPlus(LSD):
         for name, times in candidates.items():
             self.student.times.move_to(times)
             measured[name] = self.measure(TIMES_SEED)
-        self.verdict["times"] = self.best_of(measured, "even")
+        self.verdict["times"] = self.best_of(measured, "even", margin=0.1)
         self.student.times.move_to(candidates[self.verdict["times"]])
 
 
