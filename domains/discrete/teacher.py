@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from distillkit.discrete.exact import MarkovChain, chain_table, countdown_chain, potts_chain
