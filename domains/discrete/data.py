@@ -65,7 +65,7 @@ class WorldData(DiscreteData):
         return Strips(self.num_tokens)
 
 
-class Text(DiscreteData):
+class TextData(DiscreteData):
     """Characters of English prose, in blocks.
 
     Letters are lowered and lose their accents; every run of other characters becomes one space. Paragraphs that are too
@@ -116,7 +116,7 @@ class Text(DiscreteData):
         return Pages(self.alphabet)
 
 
-class DigitTokens(DiscreteData):
+class DigitData(DiscreteData):
     """Scikit-learn's handwritten digits in black and white: d = 64 tokens row by row, 1 where grey >= 8 of 16, ten classes.
 
     The split is that of the image domain, and so are the metrics.
