@@ -177,11 +177,11 @@ def numbers(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(number, (int, float)) for number in value)
 
 
-def check_facts(config: dict[str, Any], file: Path, denoiser: Any) -> None:
+def check_facts(config: dict[str, Any], file: Path, denoiser: Any, kind: type = Denoiser) -> None:
     """Refuse a folder whose yaml holds values of the wrong kind, before one of them fails somewhere inside."""
     classes = config.get("classes") or {}
     sound = {
-        "denoiser": isinstance(denoiser, Denoiser),
+        "denoiser": isinstance(denoiser, kind),
         "event_shape": numbers(config["event_shape"]),
         "classes": isinstance(classes, dict) and numbers([*classes.values(), 1]),
     }

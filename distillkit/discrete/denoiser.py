@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from distillkit.diffusion.denoiser import Cond, precise
 from distillkit.diffusion.process import expand
-from distillkit.discrete.process import DiscreteProcess
+from distillkit.discrete.process import Absorbing, DiscreteProcess
 from distillkit.spec import Recorded
 
 
@@ -48,11 +49,16 @@ def _time(t: Tensor, like: Tensor) -> Tensor:
     return torch.as_tensor(t, device=like.device, dtype=None if isinstance(t, Tensor) else torch.float64)
 
 
+def network_time(t: Tensor, x_t: Tensor) -> Tensor:
+    """t as networks get it: [B], float32."""
+    return torch.as_tensor(t, device=x_t.device, dtype=torch.float32).expand(len(x_t))
+
+
 class Mean(DiscreteDenoiser):
     """A network that predicts the clean token (MDLM, RADD; UDLM and Duo for uniform noise).
 
     Args:
-        network: `network(x_t, t, cond) -> logits` [B, d, S] or [B, d, C]; a column for the mask is dropped (never predicted).
+        network: `network(x_t, t [B], cond) -> logits` [B, d, S] or [B, d, C]; a column for the mask is dropped (never predicted).
         process: the noising process.
     """
 
@@ -61,7 +67,7 @@ class Mean(DiscreteDenoiser):
         self.network = network
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        logits = precise(self.network(x_t, t, cond or {}))
+        logits = precise(self.network(x_t, network_time(t, x_t), cond or {}))
         return self.process.carry_over(logits[..., : self.process.num_tokens].log_softmax(-1), x_t)
 
 
@@ -69,17 +75,45 @@ class Ratio(DiscreteDenoiser):
     """A network that predicts the log score (SEDD). Its ratios need not be those of any distribution.
 
     Args:
-        network: `network(x_t, t, cond) -> log s` [B, d, C]; what it says about the current state is replaced by 0.
+        network: `network(x_t, t [B], cond) -> log s` [B, d, C]; what it says about the current state is replaced by 0.
         process: the noising process.
+        scaled: the network leaves out the factor `alpha / (1 - alpha) / S`, which scores of a mask have on average (SEDD's
+            `scale_by_sigma`); absorbing noise only.
     """
 
-    def __init__(self, network: nn.Module, process: DiscreteProcess):
+    def __init__(self, network: nn.Module, process: DiscreteProcess, scaled: bool = False):
         super().__init__(process)
-        self.network = network
+        if scaled and not isinstance(process, Absorbing):
+            raise ValueError(f"a scaled ratio belongs to absorbing noise, got {process}: set scaled to false")
+        self.network, self.scaled = network, scaled
 
     def log_score(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        return precise(self.network(x_t, t, cond or {})).scatter(-1, x_t[..., None], 0)
+        log_score = precise(self.network(x_t, network_time(t, x_t), cond or {}))
+        if self.scaled:
+            alpha = self.alpha(t, log_score)
+            log_score = log_score + (alpha / (1 - alpha) / self.process.num_tokens).log()
+        return log_score.scatter(-1, x_t[..., None], 0)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         log_score = self.log_score(x_t, t, cond)
         return self.process.mean_from_score(log_score, x_t, self.alpha(t, log_score))
+
+
+class Guided(DiscreteDenoiser):
+    """`log pi_null + kappa (log pi_cond - log pi_null)`, scaled to sum to one (kappa = 1: no guidance).
+
+    Args:
+        denoiser: the model.
+        null: from a condition to the unconditional one.
+        kappa: guidance scale.
+    """
+
+    def __init__(self, denoiser: DiscreteDenoiser, null: Callable[[Cond], Cond], kappa: float):
+        super().__init__(denoiser.process)
+        self.denoiser, self.null, self.kappa = denoiser, null, kappa
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        with_cond, without = self.denoiser(x_t, t, cond), self.denoiser(x_t, t, self.null(cond or {}))
+        mixed = without + self.kappa * (with_cond - without)
+        ruled_out = with_cond.isneginf() | without.isneginf()
+        return mixed.masked_fill(ruled_out, -torch.inf).log_softmax(-1)

@@ -45,6 +45,27 @@ def fresh(seed: int, num: int, length: int, num_states: int, device: torch.devic
     return noise
 
 
+BLOCK = 16
+
+
+def for_rows(
+    seed: int, start: int, stop: int, length: int, num_states: int, device: torch.device | str = "cpu"
+) -> Draws:
+    """The noise of samples `start .. stop` of a long run, start a multiple of `BLOCK`: however a run is cut, it is the same.
+
+    Drawn on the CPU, so that every device sees the same numbers.
+    """
+    blocks = range(start // BLOCK, -(-stop // BLOCK))
+    parts = [fresh(seed * 1_000_003 + block + 1, BLOCK, length, num_states) for block in blocks]
+
+    def noise(i: int) -> Noise:
+        drawn = [part(i) for part in parts]
+        move, race = torch.cat([n.move for n in drawn]), torch.cat([n.race for n in drawn])
+        return Noise(move[: stop - start].to(device), race[: stop - start].to(device))
+
+    return noise
+
+
 def hitting(draws: Draws, fractions: Tensor) -> Draws:
     """One draw for a whole run: position i leaves in the first step after which at most a fraction U_i is to be masked.
 

@@ -72,6 +72,10 @@ class DiscreteProcess(Recorded, ABC):
         """`T(z, x^i) = p(x_t^i | x_0^i = z)` for every real z, [B, d, S]."""
 
     @abstractmethod
+    def transition(self, x_0: Tensor, alpha: Tensor) -> Tensor:
+        """`T(x_0^i, y) = p(x_t^i = y | x_0^i)` for every state y, [B, d, C]."""
+
+    @abstractmethod
     def jumps(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """`Q(y, x^i)`, the forward rate from y to x^i in units of sigma', [B, d, C]; zero where no reverse move is legal."""
 
@@ -135,6 +139,10 @@ class Absorbing(DiscreteProcess):
         real = alpha * self.states(x, alpha.dtype)[..., :-1]
         return torch.where(self._masked(x), 1 - alpha, real)
 
+    def transition(self, x_0, alpha):
+        kept = alpha * self.states(x_0, alpha.dtype)[..., :-1]
+        return torch.cat([kept, (1 - alpha).expand(*kept.shape[:-1], 1)], -1)
+
     def jumps(self, x, dtype):
         real = torch.arange(self.num_states, device=x.device) < self.mask
         return (self._masked(x) & real).to(dtype)
@@ -189,10 +197,13 @@ class Uniform(DiscreteProcess):
 
     def add_noise(self, x_0, t, noise):
         alpha = expand(self.alpha(t), noise.race).to(noise.race.dtype)
-        return draw(self.likelihood(x_0, alpha), x_0, noise)  # T is symmetric
+        return draw(self.transition(x_0, alpha), x_0, noise)
 
     def likelihood(self, x, alpha):
         return alpha * self.states(x, alpha.dtype) + (1 - alpha) / self.num_tokens
+
+    def transition(self, x_0, alpha):
+        return self.likelihood(x_0, alpha)  # T is symmetric
 
     def jumps(self, x, dtype):
         return (1 - self.states(x, dtype)) / self.num_tokens

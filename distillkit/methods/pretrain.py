@@ -1,4 +1,4 @@
-"""Train a teacher: denoising score matching with condition dropout and an averaged network."""
+"""Train a teacher: denoising score matching (score entropy for tokens), condition dropout, an averaged network."""
 
 from __future__ import annotations
 
@@ -12,14 +12,23 @@ from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.guidance import drop_condition, null_condition
 from distillkit.diffusion.process import Process
 from distillkit.diffusion.times import LogNormal, Times
+from distillkit.discrete.denoiser import Mean, Ratio
+from distillkit.discrete.noise import fresh
+from distillkit.discrete.process import Absorbing, DiscreteProcess
+from distillkit.discrete.teacher import DiscreteTeacher
 from distillkit.losses.denoising import denoising_loss
+from distillkit.losses.discrete import score_entropy
 from distillkit.methods.base import Adam, Distiller
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.folder import save_teacher
 
+T_MIN = 1e-3  # of tokens: below it the weight of a sample, 1 / t, has no bound
+
 
 class Pretrain(Distiller):
     """Fit a denoiser to data (EDM arXiv 2206.00364 for `edm`, DDPM for `eps`, flow matching arXiv 2210.02747 for `flow`).
+
+    On tokens the prediction is `mean` (MDLM, UDLM) or `ratio` (SEDD), and the loss the evidence bound, nats a token.
 
     Args:
         network: the network to train.
@@ -27,10 +36,10 @@ class Pretrain(Distiller):
         event_shape: shape of one sample.
         classes: categorical conditions, `{batch key: number of classes}`.
         context: batch keys of further conditions, see `Teacher`.
-        prediction: what the network predicts, see `Denoiser`.
-        sigma_data: standard deviation of the data.
-        times: distribution of training times; None means EDM's lognormal.
-        steps: of Heun's method, at which the teacher counts as at its best; kept in its folder.
+        prediction: what the network predicts, see `Denoiser`; None means `edm`, of tokens `mean`.
+        sigma_data: standard deviation of the data; of no meaning for tokens.
+        times: distribution of training times; None means EDM's lognormal. Tokens are always trained on even times.
+        steps: of the teacher's best solver, at which it counts as at its best; kept in its folder.
         drop: share of samples trained without their condition, so that guidance is possible.
         student: optimiser of the network (the role is called student, as everywhere).
     """
@@ -40,12 +49,12 @@ class Pretrain(Distiller):
     def __init__(
         self,
         network: nn.Module,
-        process: Process,
+        process: Process | DiscreteProcess,
         event_shape: list[int],
         classes: dict[str, int] | None = None,
         context: list[str] | None = None,
-        prediction: Literal["x0", "eps", "v", "flow", "edm"] = "edm",
-        sigma_data: float = 0.5,
+        prediction: Literal["x0", "eps", "v", "flow", "edm", "mean", "ratio"] | None = None,
+        sigma_data: float | None = 0.5,
         times: Times | None = None,
         steps: int = 18,
         drop: float = 0.1,
@@ -54,18 +63,35 @@ class Pretrain(Distiller):
     ):
         super().__init__(**kwargs)
         self.event_shape, self.classes, self.context = tuple(event_shape), dict(classes or {}), tuple(context or ())
-        self.drop, self.times, self.best = drop, times or LogNormal(), {"solver": "heun", "steps": steps}
-        self.add_role("student", student, student=Denoiser(network, process, prediction, sigma_data))
+        self.drop, self.times = drop, times or LogNormal()
+        self.tokens = isinstance(process, DiscreteProcess)
+        if self.tokens:
+            if prediction not in (None, "mean", "ratio"):
+                raise ValueError(f"a network on tokens predicts their mean or ratio, not {prediction!r}")
+            scaled = isinstance(process, Absorbing)
+            denoiser = Ratio(network, process, scaled) if prediction == "ratio" else Mean(network, process)
+        else:
+            denoiser = Denoiser(network, process, prediction or "edm", sigma_data)
+        self.kind = DiscreteTeacher if self.tokens else Teacher
+        self.best = {**self.kind.best, "steps": steps}
+        self.add_role("student", student, student=denoiser)
         self.keep_ema()
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """`E w(t) |D(alpha x_0 + sigma eps, t, c) - x_0|^2`."""
+        """`E w(t) |D(alpha x_0 + sigma eps, t, c) - x_0|^2`; of tokens the score entropy per token."""
         x_0 = batch["data"]
         cond = self.condition(batch)
         if self.classes and self.drop:
             null = null_condition(cond, self.classes)
             cond = drop_condition(cond, null, self.rand(len(x_0), "drop") < self.drop)
-        t = self.times(self.rand(len(x_0), "t"), self.student.process)
+        process = self.student.process
+        if self.tokens:
+            # one uniform number for the whole batch, spread evenly over (0, 1]: less variance than a number for each
+            spread = torch.arange(len(x_0), device=self.device) / len(x_0)
+            t = ((self.rand(1, "t") + spread) % 1).clamp_min(T_MIN)
+            noise = fresh(self.generator("noise").initial_seed(), *x_0.shape, process.num_states, self.device)(0)
+            return score_entropy(self.student, x_0, t, noise, cond).mean() / x_0.shape[1]
+        t = self.times(self.rand(len(x_0), "t"), process)
         return denoising_loss(self.student, x_0, t, self.randn(x_0.shape, "eps"), cond)
 
     def condition(self, batch: dict[str, Tensor]) -> Cond:
@@ -73,14 +99,13 @@ class Pretrain(Distiller):
 
     def as_teacher(self) -> Teacher:
         """The averaged network as a teacher."""
-        teacher = Teacher(self.best_student, self.event_shape, self.classes, self.context)
+        teacher = self.kind(self.best_student, self.event_shape, self.classes, self.context)
         teacher.best = self.best
         return teacher
 
     def sample(self, cond: Cond, num: int, seed: int) -> Tensor:
-        noise = torch.randn((num, *self.event_shape), generator=torch.Generator().manual_seed(seed)).to(self.device)
         teacher, training = self.as_teacher(), self.training
-        samples = teacher.sample(noise, cond)
+        samples = teacher.generate(num, cond, seed)
         self.thaw(training)
         return samples
 

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,10 @@ from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.guidance import guided, null_condition
 from distillkit.diffusion.process import Process, set_shape
 from distillkit.diffusion.sampling import SOLVERS, pure_noise
-from distillkit.spec import to_spec
+from distillkit.spec import Recorded, to_spec
 
 
-class Teacher(nn.Module):
+class Teacher(Recorded, nn.Module):
     """A frozen denoiser and what surrounds it. Always in eval mode, never trained, never stored in a checkpoint.
 
     Args:
@@ -28,10 +29,15 @@ class Teacher(nn.Module):
             keeps and that have no null.
 
     Attributes:
+        denoiser_kind: the class of its denoiser.
+        solvers: its samplers by name.
         best: solver and steps at which the teacher is at its best (the quality a student is measured against).
-        provides: what methods may ask for: `denoiser` (continuous diffusion), `features` (activations for GAN heads).
+        provides: what methods may ask for: `denoiser` (continuous diffusion), `features` (activations for GAN heads),
+            `log_probs` (a model of tokens).
     """
 
+    denoiser_kind: type = Denoiser
+    solvers: dict = SOLVERS
     provides: frozenset[str] = frozenset({"denoiser", "features"})
     best: dict = {"solver": "heun", "steps": 18}
 
@@ -112,10 +118,7 @@ class Teacher(nn.Module):
             times: the decreasing times to visit, instead of the teacher's grid of `steps`.
         """
         times = (self.grid(steps or self.best["steps"]) if times is None else times).to(noise.device)
-        solver = solver or self.best["solver"]
-        if solver not in SOLVERS:
-            raise ValueError(f"there is no solver {solver!r}; there are {', '.join(SOLVERS)}")
-        solve, generator = SOLVERS[solver], torch.Generator(noise.device).manual_seed(0)
+        solve, generator = self.solver(solver), torch.Generator(noise.device).manual_seed(0)
         null = self.null_condition(cond)
 
         def denoise(x, t):
@@ -125,6 +128,41 @@ class Teacher(nn.Module):
             return torch.randn(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
 
         return solve(denoise, self.process, self.start(noise, cond, times[0]), times, draw or fresh)
+
+    def solver(self, name: str | None) -> Any:
+        """A sampler by name; None means the teacher's best."""
+        name = name or self.best["solver"]
+        if name not in self.solvers:
+            raise ValueError(f"there is no solver {name!r}; there are {', '.join(self.solvers)}")
+        return self.solvers[name]
+
+    def generate(
+        self,
+        num: int,
+        cond: Cond,
+        seed: int,
+        solver: str | None = None,
+        times: Tensor | None = None,
+        kappa: float = 1.0,
+        chunk: int = 500,
+    ) -> Tensor:
+        """`num` samples of `sample`, on the CPU, from the noise that students start from with this seed.
+
+        Args:
+            num, cond, seed: as in `Student.sample`.
+            solver, times, kappa: as in `sample`.
+            chunk: samples of one network call.
+        """
+        noise = torch.randn(self.shape(num, cond), generator=torch.Generator().manual_seed(seed))
+        parts = []
+        for rows in torch.arange(num).split(chunk):
+            own = {name: value[rows].to(self.device) for name, value in cond.items()}
+            parts.append(self.sample(noise[rows].to(self.device), own, None, solver, kappa, times=times).cpu())
+        return torch.cat(parts)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.buffers(), next(self.parameters(), torch.empty(0))).device
 
     def new_denoiser(self, network: nn.Module | None = None) -> Denoiser:
         """A trainable denoiser on the same process: a copy of the teacher's, or the given network in its place."""

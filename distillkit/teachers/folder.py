@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from distillkit.diffusion.denoiser import check_facts
-from distillkit.diffusion.sampling import SOLVERS
 from distillkit.files import load_weights, read_yaml, save_weights, write_yaml
 from distillkit.spec import from_spec, to_spec
 from distillkit.teachers.base import Teacher
@@ -14,8 +13,8 @@ from distillkit.teachers.base import Teacher
 WEIGHTS, CONFIG = "model.safetensors", "teacher.yaml"
 
 
-class FolderTeacher(Teacher):
-    """A denoiser from `model.safetensors` and `teacher.yaml`.
+class Folder:
+    """Mixin of teachers: a denoiser from `model.safetensors` and `teacher.yaml`.
 
     Args:
         path: the folder.
@@ -33,9 +32,13 @@ class FolderTeacher(Teacher):
         if missing:
             raise ValueError(f"{folder / CONFIG} is damaged: it lacks {', '.join(missing)}")
         denoiser = from_spec(config["denoiser"], tuple(trust or ()))
-        check_facts(config, folder / CONFIG, denoiser)
+        check_facts(config, folder / CONFIG, denoiser, self.denoiser_kind)
         best = config.get("best", self.best)
-        if not isinstance(best, dict) or best.get("solver") not in SOLVERS or not isinstance(best.get("steps"), int):
+        if (
+            not isinstance(best, dict)
+            or best.get("solver") not in self.solvers
+            or not isinstance(best.get("steps"), int)
+        ):
             raise ValueError(f"{folder / CONFIG} is damaged: best cannot be {best!r}")
         load_weights(denoiser, folder / WEIGHTS)
         super().__init__(denoiser, tuple(config["event_shape"]), config.get("classes"), config.get("context") or ())
@@ -45,6 +48,10 @@ class FolderTeacher(Teacher):
     @property
     def id(self) -> str:
         return self._id
+
+
+class FolderTeacher(Folder, Teacher):
+    """A teacher of a Gaussian process from a folder."""
 
 
 def save_teacher(path: str | Path, teacher: Teacher, **facts: Any) -> Path:
