@@ -25,8 +25,9 @@ class DDiT(Recorded, nn.Module):
         width: token size, divisible by `heads`.
         depth: number of blocks.
         heads: attention heads.
-        adaln: whether blocks are scaled, shifted and gated by an embedding (adaLN-zero, arXiv 2212.09748) of time and classes.
-            Without it the network knows nothing but x_t, which is enough for absorbing noise (RADD, arXiv 2406.03736).
+        adaln: whether blocks are scaled, shifted and gated by an embedding (adaLN-zero, arXiv 2212.09748) of sigma and classes;
+            None means where there is a schedule or a class to tell. Without it the network knows nothing but x_t, which is
+            enough for absorbing noise (RADD, arXiv 2406.03736).
         schedule: the network is told sigma(t) of this schedule; None tells it 0 at all times (MDLM).
         cond_dim: size of the embedding.
         scale_by_sigma: subtract `log((e^sigma - 1) (C - 1))` from the output, so that it is a log score (SEDD).
@@ -40,7 +41,7 @@ class DDiT(Recorded, nn.Module):
         width: int = 128,
         depth: int = 4,
         heads: int = 4,
-        adaln: bool = True,
+        adaln: bool | None = None,
         schedule: Schedule | None = None,
         cond_dim: int = 128,
         scale_by_sigma: bool = False,
@@ -49,7 +50,9 @@ class DDiT(Recorded, nn.Module):
         super().__init__()
         if width % (2 * heads):
             raise ValueError(f"rotary positions need a width divisible by 2 x heads, got width {width}, heads {heads}")
-        if not adaln and (schedule or classes):
+        told = schedule is not None or bool(classes)
+        adaln = told if adaln is None else adaln
+        if told and not adaln:
             raise ValueError("a network without adaln cannot be told times or classes: set network.adaln=true")
         if scale_by_sigma and schedule is None:
             raise ValueError("scale_by_sigma needs to know sigma: give the schedule")
