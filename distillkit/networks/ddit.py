@@ -30,7 +30,6 @@ class DDiT(Recorded, nn.Module):
             enough for absorbing noise (RADD, arXiv 2406.03736).
         schedule: the network is told sigma(t) of this schedule; None tells it 0 at all times (MDLM).
         cond_dim: size of the embedding.
-        scale_by_sigma: subtract `log((e^sigma - 1) (C - 1))` from the output, so that it is a log score (SEDD).
         classes: categorical conditions, `{name: number of classes}`; index `number of classes` is the null condition.
     """
 
@@ -44,7 +43,6 @@ class DDiT(Recorded, nn.Module):
         adaln: bool | None = None,
         schedule: Schedule | None = None,
         cond_dim: int = 128,
-        scale_by_sigma: bool = False,
         classes: dict[str, int] | None = None,
     ):
         super().__init__()
@@ -54,10 +52,8 @@ class DDiT(Recorded, nn.Module):
         adaln = told if adaln is None else adaln
         if told and not adaln:
             raise ValueError("a network without adaln cannot be told times or classes: set network.adaln=true")
-        if scale_by_sigma and schedule is None:
-            raise ValueError("scale_by_sigma needs to know sigma: give the schedule")
         self.num_states = num_tokens + mask
-        self.schedule, self.scale_by_sigma = schedule, scale_by_sigma
+        self.schedule = schedule
         cond_dim = cond_dim if adaln else 0
         self.vocab_embed = VocabEmbedding(self.num_states, width)
         self.sigma_map = SigmaEmbedding(cond_dim) if adaln else None
@@ -66,10 +62,9 @@ class DDiT(Recorded, nn.Module):
         self.output_layer = Output(width, self.num_states, cond_dim)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        sigma = torch.zeros_like(t) if self.schedule is None else self.schedule.sigma(t)
         emb_BC = None
         if self.sigma_map is not None:
-            emb_BC = self.sigma_map(sigma)
+            emb_BC = self.sigma_map(torch.zeros_like(t) if self.schedule is None else self.schedule.sigma(t))
             for name, table in self.class_embed.items():
                 if name not in cond:
                     raise ValueError(
@@ -81,11 +76,7 @@ class DDiT(Recorded, nn.Module):
         turn = rotation(x_t.shape[1], self.blocks[0].head_dim, h_BLC) if self.blocks else None
         for block in self.blocks:
             h_BLC = block(h_BLC, emb_BC, turn)
-        out = self.output_layer(h_BLC, emb_BC)
-        if self.scale_by_sigma:
-            scale = torch.where(sigma < 0.5, sigma.expm1(), sigma.exp() - 1).log() + math.log(self.num_states - 1)
-            out = out - scale[:, None, None].to(out.dtype)
-        return out
+        return self.output_layer(h_BLC, emb_BC)
 
 
 class VocabEmbedding(nn.Module):
