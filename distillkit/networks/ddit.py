@@ -84,7 +84,7 @@ class VocabEmbedding(nn.Module):
 
     def __init__(self, num_states: int, width: int):
         super().__init__()
-        self.embedding = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(num_states, width), a=math.sqrt(5)))
+        self.embedding = nn.Parameter(torch.randn(num_states, width) * 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.embedding(x, self.embedding)
@@ -116,7 +116,7 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP; with an embedding each is scaled, shifted and gated by it, the identity at the start."""
+    """Attention and MLP, the identity at the start; with an embedding each is scaled, shifted and gated by it."""
 
     def __init__(self, width: int, heads: int, cond_dim: int):
         super().__init__()
@@ -125,6 +125,8 @@ class Block(nn.Module):
         self.attn_qkv, self.attn_out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
         self.adaLN_modulation = zero(nn.Linear(cond_dim, 6 * width)) if cond_dim else None
+        if not cond_dim:  # no gates that start closed
+            zero(self.attn_out), zero(self.mlp[-1])
 
     def forward(self, x_BLC: Tensor, emb_BC: Tensor | None, turn: Tensor) -> Tensor:
         if self.adaLN_modulation is None:

@@ -142,7 +142,7 @@ class DigitData(DiscreteData):
     def media(self) -> Any:
         from domains.discrete.media import Bitmaps
 
-        return Bitmaps((8, 8))
+        return Bitmaps
 
 
 def source_text(path: str | None) -> str:

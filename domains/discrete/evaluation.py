@@ -5,6 +5,7 @@ N: sequences; d: length; S: number of tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,10 +124,11 @@ class TextEvaluator:
     """Samples [N, d] of text against text that nobody trained on.
 
     `trigram_tv`, the headline: total variation between the three-character sequences of the samples and of the held-out
-    text; a sampler that repeats itself misses as one does that errs. `perplexity` of a character under a judge, an n-gram
+    text; a sampler that repeats itself misses it as one does that errs. `perplexity` of a character under a judge, an n-gram
     model of the held-out text: below that of real text means sharpened. `entropy` of the characters inside a sample, nats,
     averaged over samples. `distinct`: different 4-grams as a share of all (falls with the number of samples, alike in each
-    row). `copied`: share of 12-character windows that occur in the training text; far above real text means memorised.
+    row). `copied`: share of 12-character windows that occur in the training text; far above real text means memorised. For
+    vocabularies so large that n-grams do not fit into 64 bits, n is smaller throughout.
 
     Args:
         train: the training data; it gives `copied` and, since the judge has not seen it, the values of real text.
@@ -142,13 +144,14 @@ class TextEvaluator:
         "distinct": "target",
         "copied": "target",
     }
-    order, window = 5, 12
 
     def __init__(self, train: TensorData, held_out: Sequence[TensorData], num_tokens: int):
         self.train, self.num_tokens = train.tensors["data"], num_tokens
         self.held_out = torch.cat([part.tensors["data"] for part in held_out])
+        most = int(63 * math.log(2) / math.log(num_tokens))
+        self.order, self.window = min(5, most), min(12, most)
         self.judge = Judge(self.held_out, num_tokens, self.order)
-        self._trigrams = count(codes(self.held_out, 3, num_tokens), num_tokens**3)
+        self._trigrams = codes(self.held_out, 3, num_tokens)
         self._seen = codes(self.train, self.window, num_tokens).unique()
 
     def describe(self) -> dict[str, Any]:
@@ -166,9 +169,9 @@ class TextEvaluator:
         """Metrics of samples [N, d]."""
         check(samples, self.held_out.shape[1], self.num_tokens)
         fourgrams = codes(samples, 4, self.num_tokens)
-        trigrams = count(codes(samples, 3, self.num_tokens), self.num_tokens**3)
+        trigrams = codes(samples, 3, self.num_tokens)
         return {
-            "trigram_tv": float(total_variation(trigrams, self._trigrams)),
+            "trigram_tv": float(total_variation(*frequencies(trigrams, self._trigrams))),
             "perplexity": float((-self.judge.log_prob(samples).mean()).exp()),
             "entropy": float(unigram_entropy(samples, self.num_tokens).mean()),
             "distinct": len(fourgrams.unique()) / fourgrams.numel(),
@@ -213,6 +216,12 @@ def unigram_entropy(samples: Tensor, num_tokens: int) -> Tensor:
     rows = torch.arange(len(samples), device=samples.device)[:, None] * num_tokens + samples
     share = rows.flatten().bincount(minlength=len(samples) * num_tokens).reshape(-1, num_tokens) / samples.shape[1]
     return -torch.xlogy(share, share).sum(1)
+
+
+def frequencies(*sets: Tensor) -> list[Tensor]:
+    """Of the numbers that occur in any of the sets, in each of them, float64."""
+    _, where = torch.cat([numbers.flatten() for numbers in sets]).unique(return_inverse=True)
+    return [count(part, int(where.max()) + 1) for part in where.split([numbers.numel() for numbers in sets])]
 
 
 def count(numbers: Tensor, size: int) -> Tensor:
