@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ def to_spec(value: Any) -> Any:
         return {k: to_spec(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_spec(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise ValueError(f"{type(value).__name__} cannot be written to a folder: derive it from distillkit.spec.Recorded")
@@ -65,8 +68,11 @@ def from_spec(spec: Any, trust: tuple[str, ...] = ()) -> Any:
             raise ValueError(f"the folder names {path}, which cannot be imported here ({error})") from error
         if not (isinstance(cls, type) and issubclass(cls, Recorded)):
             raise ValueError(f"the folder names {path}, which is no class that distillkit writes to folders")
+        arguments = {k: from_spec(v, trust) for k, v in arguments.items()}
+        if "trust" in arguments:
+            arguments["trust"] = list(trust)  # a folder does not choose whom to trust
         try:
-            return cls(**{k: from_spec(v, trust) for k, v in arguments.items()})
+            return cls(**arguments)
         except TypeError as error:
             raise ValueError(
                 f"the folder's {path} cannot be built ({error}); was it written by another version?"

@@ -81,6 +81,21 @@ class Student(nn.Module):
         Raises:
             ValueError: a condition is missing or unknown, has another length than n or a class that does not exist.
         """
+        cond = self.checked_condition(n, cond)
+        device = next(self.denoiser.parameters()).device
+        generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
+        draws = [
+            torch.randn(set_shape(n, self.event_shape, cond.get("mask")), generator=generator)
+            for _ in range(self.num_steps if self.renoise else 1)
+        ]
+        out = []
+        for rows in torch.arange(n).split(batch_size):
+            part = {k: v[rows.to(v.device)].to(device) for k, v in cond.items()}
+            out.append(self(draws[0][rows].to(device), part, lambda i, rows=rows: draws[i][rows].to(device)))
+        return torch.cat(out) if out else torch.empty(0, *self.event_shape)
+
+    def checked_condition(self, n: int, cond: Cond | None) -> Cond:
+        """What `n` samples are made for, or the ValueError of `sample`."""
         cond = self.default_condition(n) if cond is None else {k: torch.as_tensor(v) for k, v in cond.items()}
         known = {*self.classes, *self.context}
         if unknown := sorted(cond.keys() - known):
@@ -97,26 +112,11 @@ class Student(nn.Module):
                 raise ValueError(
                     f"cond[{name!r}] must hold {n} integers from 0 to {count - 1} ({count} means no class)"
                 )
-        device = next(self.denoiser.parameters()).device
-        generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
-        draws = [
-            torch.randn(set_shape(n, self.event_shape, cond.get("mask")), generator=generator)
-            for _ in range(self.num_steps if self.renoise else 1)
-        ]
-        out = []
-        for rows in torch.arange(n).split(batch_size):
-            part = {k: v[rows.to(v.device)].to(device) for k, v in cond.items()}
-            out.append(self(draws[0][rows].to(device), part, lambda i, rows=rows: draws[i][rows].to(device)))
-        return torch.cat(out) if out else torch.empty(0, *self.event_shape)
+        return cond
 
-    def save(self, folder: str | Path, **facts: Any) -> Path:
-        """Write the student folder; `facts` (domain, method, teacher ...) join student.yaml."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(folder / WEIGHTS, self.denoiser)
-        self.config = {
-            "distillkit": distillkit.__version__,
-            **facts,
+    def facts(self) -> dict[str, Any]:
+        """What student.yaml says about it besides the facts it is given."""
+        return {
             "num_steps": self.num_steps,
             "times": self.times,
             "renoise": self.renoise,
@@ -125,19 +125,33 @@ class Student(nn.Module):
             "context": list(self.context),
             "denoiser": to_spec(self.denoiser),
         }
+
+    @property
+    def weights(self) -> nn.Module:
+        """What model.safetensors holds."""
+        return self.denoiser
+
+    def save(self, folder: str | Path, **facts: Any) -> Path:
+        """Write the student folder; `facts` (domain, method, teacher ...) join student.yaml."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(folder / WEIGHTS, self.weights)
+        self.config = {"distillkit": distillkit.__version__, **facts, **self.facts()}
         write_yaml(folder / CONFIG, self.config)
         return folder
 
 
-def load_student(path: str | Path, trust: tuple[str, ...] = ()) -> Student:
-    """A student from its folder, in eval mode. Builds no teacher and reads no pickle.
+def load_student(path: str | Path, trust: tuple[str, ...] = (), teacher: Any = None) -> Student:
+    """A student from its folder, in eval mode. Reads no pickle, and builds no teacher unless the student is a sampler of it.
 
     Args:
         path: a student folder, or the run folder around it.
         trust: packages besides distillkit's own whose network classes the folder may name.
+        teacher: of a sampler, if it is no longer where the folder says.
 
     Raises:
-        ValueError: the folder is missing, damaged, or names a class from an untrusted package.
+        ValueError: the folder is missing, damaged, or names a class from an untrusted package; a sampler's teacher is
+            missing or another one than it was made for.
     """
     folder = Path(path)
     if (folder / "student" / CONFIG).is_file():
@@ -145,6 +159,10 @@ def load_student(path: str | Path, trust: tuple[str, ...] = ()) -> Student:
     if not folder.is_dir():
         raise ValueError(f"there is no student folder {path}: give the folder that `fit` wrote")
     config = read_yaml(folder / CONFIG)
+    if "sampler" in config:
+        from distillkit.sampler_student import load_sampler
+
+        return load_sampler(folder, config, trust, teacher)
     missing = [key for key in ("denoiser", "times", "event_shape", "renoise") if key not in config]
     if missing:
         raise ValueError(f"{folder / CONFIG} is damaged: it lacks {', '.join(missing)}")

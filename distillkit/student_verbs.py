@@ -162,6 +162,8 @@ def export(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="the file (default: student.FORMAT in the folder)")
     args = parser.parse_args(argv)
     student = _load(args.student)
+    if "sampler" in student.config:
+        raise UsageError("a sampler of few numbers calls its teacher's network and cannot be exported: use its folder")
     if student.context:
         raise UsageError(
             f"a student that is asked about {' and '.join(student.context)} cannot be exported: use its folder, which is "

@@ -113,7 +113,7 @@ def test_the_refusal_reaches_every_depth():
         "distillkit.files.write_text",  # a function that writes
         "distillkit.spec.importlib",  # a module
         "distillkit.student.Student",  # no class of a folder
-        "distillkit.teachers.folder.FolderTeacher",
+        "distillkit.data.TensorData",
         "distillkit.networks.mlp.MPL",
     ],
 )
@@ -141,6 +141,14 @@ def test_damaged_specs_are_refused_in_one_sentence(spec):
     with pytest.raises(ValueError) as error:
         from_spec(spec)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_cannot_extend_whom_its_reader_trusts(tmp_path):
+    """A teacher that a folder names reads a folder itself: it is handed the reader's own trust, whatever the yaml says."""
+    (tmp_path / "teacher.yaml").write_text("{denoiser: {class_path: evil.Denoiser}, event_shape: [2]}")
+    teacher = "distillkit.teachers.folder.FolderTeacher"
+    with pytest.raises(ValueError, match="names class evil.Denoiser, which is outside"):
+        from_spec({"class_path": teacher, "init_args": {"path": str(tmp_path), "trust": ["evil"]}})
 
 
 def test_trusted_packages_may_be_named():

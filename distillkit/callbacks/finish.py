@@ -32,7 +32,7 @@ class Finish(Callback):
 
 def finish(model: LightningModule, data: Any, run: Path, num_samples: int = 1000, seed: int = 1234) -> None:
     """Leave in the run folder what `Finish` promises."""
-    from distillkit.evaluation.protocol import evaluate, noise_for, teacher_samples
+    from distillkit.evaluation.protocol import evaluate
     from distillkit.report import write_card, write_report
 
     pretraining = isinstance(model, Pretrain)
@@ -46,13 +46,11 @@ def finish(model: LightningModule, data: Any, run: Path, num_samples: int = 1000
 
     num = data.pictured
     cond = teacher.condition(data.conditions(num))
-    noise = noise_for(teacher, cond, num, seed)
-    best = teacher.best
-    rows = {"teacher_best": teacher_samples(teacher, noise, cond, best["solver"], kappa, teacher.grid(best["steps"]))}
+    rows = {"teacher_best": teacher.generate(num, cond, seed, kappa=kappa)}
     if student:
         rows = {"student": student.sample(num, cond, seed), **rows}
-        early = teacher.grid(student.num_steps + 1)[:-1]
-        rows["teacher_same_steps"] = teacher_samples(teacher, noise, cond, "ddim", kappa, early)
+        solver, times = teacher.few_step_choices(student.num_steps)[-1 if student.num_steps == 1 else 1]
+        rows["teacher_same_steps"] = teacher.generate(num, cond, seed, solver, times, kappa)
     for name, samples in rows.items():
         save_picture(run / "samples" / f"{name}.png", data.media.picture(samples, cond))
     titled = {name.replace("_", " "): samples for name, samples in rows.items()}

@@ -79,6 +79,7 @@ def ancestral(denoise: Denoise, process: Process, x: Tensor, times: Tensor, nois
 
 
 SOLVERS = {"euler": euler, "heun": heun, "ddim": ddim, "dpm_solver": dpm_solver, "ancestral": ancestral}
+FEW_STEP_SOLVERS = ("ddim", "euler", "dpm_solver")  # one pass a step; Heun is unstable below about six steps
 
 
 def network_passes(solver: str, steps: int) -> int:

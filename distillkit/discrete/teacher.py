@@ -9,8 +9,12 @@ from torch import Tensor, nn
 
 from distillkit.diffusion.denoiser import Cond
 from distillkit.discrete.denoiser import DiscreteDenoiser, Guided
-from distillkit.discrete.noise import BLOCK, Draws, for_rows
-from distillkit.discrete.sampling import SAMPLERS, sample
+from distillkit.discrete.exact import Exact
+from distillkit.discrete.jump import jump_your_steps
+from distillkit.discrete.learned import LearnedSampler
+from distillkit.discrete.noise import BLOCK, Draws, for_rows, fresh
+from distillkit.discrete.process import Absorbing
+from distillkit.discrete.sampling import SAMPLERS, network_passes, sample
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.folder import Folder
 
@@ -49,21 +53,53 @@ class DiscreteTeacher(Teacher):
             times: the decreasing times to visit, instead of the teacher's grid of `steps`.
         """
         start = self.process.start(noise(0))
+        step = self.solver(solver)
+        if isinstance(step, LearnedSampler):
+            step, times = step.steps(), step.times()
         times = (self.grid(steps or self.best["steps"]) if times is None else times).to(start.device)
         denoiser = self.denoiser if kappa == 1 else Guided(self.denoiser, self.null_condition, kappa)
-        return sample(denoiser, start, times, lambda i: noise(1 + i), self.solver(solver), cond)
+        return sample(denoiser, start, times, lambda i: noise(1 + i), step, cond)
 
     def generate(self, num, cond, seed, solver=None, times=None, kappa=1.0, chunk=16 * BLOCK):
         parts = []
         for rows in torch.arange(num).split(chunk):
-            noise = self.noise(seed, rows, self.device)
+            noise = for_rows(
+                seed, int(rows[0]), int(rows[-1]) + 1, self.event_shape[0], self.process.num_states, self.device
+            )
             own = {name: value[rows].to(self.device) for name, value in cond.items()}
             parts.append(self.sample(noise, own, None, solver, kappa, times).cpu())
         return torch.cat(parts)
 
-    def noise(self, seed: int, rows: Tensor, device: torch.device | str = "cpu") -> Draws:
-        """Of `sample`, for consecutive rows of a run, the first a multiple of `BLOCK`."""
-        return for_rows(seed, int(rows[0]), int(rows[-1]) + 1, self.event_shape[0], self.process.num_states, device)
+    def clean_samples(self, num: int, cond: Cond, seed: int, kappa: float = 1.0) -> Tensor:
+        """`num` samples of the model itself, as good as they get: exact draws if there are any, else the slow reference's."""
+        if isinstance(self.denoiser, Exact) and kappa == 1:
+            return self.denoiser.draw(num, torch.Generator().manual_seed(seed))
+        return self.generate(num, cond, seed, kappa=kappa)
+
+    def few_step_choices(self, passes, own=()):
+        """Every sampler that aims at the model's law, on even times; Tweedie's also on squared ones, Jump-Your-Steps and `own`.
+
+        Samplers with two calls a step get the most steps that fit. The confidence sampler seeks modes and is left out.
+        """
+        even = self.grid(passes)
+        if passes == 1:
+            return [("tweedie", even)]
+        left_out = {"confidence"} if isinstance(self.process, Absorbing) else {"confidence", "first_hitting"}
+        choices = []
+        for name, step in SAMPLERS.items():
+            if name not in left_out:
+                choices.append((name, self.grid((passes - 1) // step.calls + 1)))
+        if not self.classes and not self.context:  # a schedule for all conditions
+            x_0 = self.clean_samples(64, {}, seed=0).to(self.device)
+            shared = fresh(0, *x_0.shape, self.process.num_states, self.device)(0)
+            choices.append(("tweedie", jump_your_steps(self.denoiser, x_0, passes, shared).cpu()))
+        squared = even**2
+        own = torch.tensor(list(own), dtype=torch.float64)
+        choices += [("tweedie", times) for times in (squared, own) if len(times)]
+        return choices
+
+    def network_passes(self, solver, num_times):
+        return network_passes(SAMPLERS[solver], num_times)
 
     def new_denoiser(self, network: nn.Module | None = None) -> DiscreteDenoiser:
         own = self.denoiser

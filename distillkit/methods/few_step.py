@@ -86,16 +86,21 @@ class FewStepDistiller(Distiller):
         self.as_student().save(folder, method=type(self).__name__, kappa=self.kappa, teacher=teacher, **facts)
 
     def check(self, data) -> None:
-        if tuple(data.event_shape) != self.teacher.event_shape:
+        check_belongs(self.teacher, data)
+
+
+def check_belongs(teacher: Teacher, data) -> None:
+    """Refuse data that are not what the teacher makes."""
+    if tuple(data.event_shape) != teacher.event_shape:
+        raise ValueError(
+            f"the data have shape {tuple(data.event_shape)}, the teacher makes {teacher.event_shape}: "
+            f"choose a teacher trained on these data (fit method=pretrain makes one)"
+        )
+    for name, num in teacher.classes.items():
+        if data.classes.get(name) != num:
             raise ValueError(
-                f"the data have shape {tuple(data.event_shape)}, the teacher makes {self.teacher.event_shape}: "
-                f"choose a teacher trained on these data (fit method=pretrain makes one)"
+                f"the teacher knows {num} classes of {name!r}, the data {data.classes.get(name, 'none')}: "
+                f"they do not belong together"
             )
-        for name, num in self.teacher.classes.items():
-            if data.classes.get(name) != num:
-                raise ValueError(
-                    f"the teacher knows {num} classes of {name!r}, the data {data.classes.get(name, 'none')}: "
-                    f"they do not belong together"
-                )
-        if lacking := sorted(set(self.teacher.context) - set(data.context)):
-            raise ValueError(f"the teacher needs {' and '.join(lacking)} in a batch, which these data do not have")
+    if lacking := sorted(set(teacher.context) - set(data.context)):
+        raise ValueError(f"the teacher needs {' and '.join(lacking)} in a batch, which these data do not have")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.guidance import guided, null_condition
 from distillkit.diffusion.process import Process, set_shape
-from distillkit.diffusion.sampling import SOLVERS, pure_noise
+from distillkit.diffusion.sampling import FEW_STEP_SOLVERS, SOLVERS, network_passes, pure_noise
 from distillkit.spec import Recorded, to_spec
 
 
@@ -102,7 +102,7 @@ class Teacher(Recorded, nn.Module):
         noise: Tensor,
         cond: Cond,
         steps: int | None = None,
-        solver: str | None = None,
+        solver: Any = None,
         kappa: float = 1.0,
         draw: Callable[[int], Tensor] | None = None,
         times: Tensor | None = None,
@@ -117,8 +117,22 @@ class Teacher(Recorded, nn.Module):
             draw: `draw(i)` feeds stochastic solvers; None draws from a generator with a fixed seed.
             times: the decreasing times to visit, instead of the teacher's grid of `steps`.
         """
-        times = (self.grid(steps or self.best["steps"]) if times is None else times).to(noise.device)
-        solve, generator = self.solver(solver), torch.Generator(noise.device).manual_seed(0)
+        solver = self.solver(solver)
+        if times is None:
+            times = solver.times() if isinstance(solver, nn.Module) else self.grid(steps or self.best["steps"])
+        return self.solve(noise, cond, solver, times, kappa, draw)
+
+    def solve(
+        self,
+        noise: Tensor,
+        cond: Cond,
+        solver: Callable,
+        times: Tensor,
+        kappa: float = 1.0,
+        draw: Callable[[int], Tensor] | None = None,
+    ) -> Tensor:
+        """`sample` with the solver itself, and with gradients where times or solver have some."""
+        times, generator = times.to(noise.device), torch.Generator(noise.device).manual_seed(0)
         null = self.null_condition(cond)
 
         def denoise(x, t):
@@ -127,11 +141,13 @@ class Teacher(Recorded, nn.Module):
         def fresh(i):
             return torch.randn(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
 
-        return solve(denoise, self.process, self.start(noise, cond, times[0]), times, draw or fresh)
+        return solver(denoise, self.process, self.start(noise, cond, times[0]), times, draw or fresh)
 
-    def solver(self, name: str | None) -> Any:
-        """A sampler by name; None means the teacher's best."""
+    def solver(self, name: Any) -> Any:
+        """A sampler by name; None means the teacher's best; a sampler itself (a learned one) is returned as it is."""
         name = name or self.best["solver"]
+        if not isinstance(name, str):
+            return name
         if name not in self.solvers:
             raise ValueError(f"there is no solver {name!r}; there are {', '.join(self.solvers)}")
         return self.solvers[name]
@@ -141,7 +157,7 @@ class Teacher(Recorded, nn.Module):
         num: int,
         cond: Cond,
         seed: int,
-        solver: str | None = None,
+        solver: Any = None,
         times: Tensor | None = None,
         kappa: float = 1.0,
         chunk: int = 500,
@@ -153,12 +169,33 @@ class Teacher(Recorded, nn.Module):
             solver, times, kappa: as in `sample`.
             chunk: samples of one network call.
         """
-        noise = torch.randn(self.shape(num, cond), generator=torch.Generator().manual_seed(seed))
-        parts = []
+        noise, parts = self.noise(num, cond, seed), []
         for rows in torch.arange(num).split(chunk):
             own = {name: value[rows].to(self.device) for name, value in cond.items()}
             parts.append(self.sample(noise[rows].to(self.device), own, None, solver, kappa, times=times).cpu())
         return torch.cat(parts)
+
+    def noise(self, num: int, cond: Cond, seed: int) -> Tensor:
+        """Unit Gaussian noise for `num` samples, on the CPU."""
+        return torch.randn(self.shape(num, cond), generator=torch.Generator().manual_seed(seed))
+
+    def few_step_choices(self, passes: int, own: Sequence[float] = ()) -> list[tuple[str, Tensor]]:
+        """Simple samplers with that many network passes, by name and times: what a student has to beat.
+
+        One-pass solvers on the full grid, one that stops earlier, and `own` times (a student's). With few steps the full
+        grid wastes its last one on a level without noise; with one step all choices are the same.
+        """
+        grids = [self.grid(passes), self.grid(passes + 1)[:-1]]
+        if passes == 1:
+            return [("ddim", grids[0])]
+        own = torch.tensor(list(own), dtype=torch.float64)
+        if len(own) and not any(torch.allclose(own, grid) for grid in grids):
+            grids.append(own)
+        return [(solver, times) for solver in FEW_STEP_SOLVERS for times in grids]
+
+    def network_passes(self, solver: str, num_times: int) -> int:
+        """Calls of the denoiser in a run of the solver over so many times."""
+        return network_passes(solver, num_times)
 
     @property
     def device(self) -> torch.device:

@@ -157,3 +157,17 @@ def test_a_prediction_of_the_other_world_is_refused():
 def test_noise_is_a_function_of_the_row():
     whole, part = for_rows(1, 0, 40, 3, 4)(2), for_rows(1, 16, 40, 3, 4)(2)
     assert torch.equal(whole.race[16:], part.race) and torch.equal(whole.move[16:], part.move)
+
+
+@pytest.mark.parametrize("process", [Absorbing, Uniform])
+@pytest.mark.parametrize("passes", [1, 2, 5, 8])
+def test_what_a_student_has_to_beat_costs_no_more_than_it(process, passes):
+    """Every sampler that aims at the model's law, with as many network calls as fit."""
+    teacher = potts_teacher(process)
+    choices = teacher.few_step_choices(passes, [1.0, 0.3] if passes == 2 else ())
+    costs = [teacher.network_passes(solver, len(times)) for solver, times in choices]
+    assert max(costs) == passes and min(costs) >= max(1, passes - 1)
+    names = {solver for solver, _ in choices}
+    assert "confidence" not in names and ("first_hitting" in names) == (process is Absorbing and passes > 1)
+    assert all(times[0] == 1 and times[-1] > 0 for _, times in choices)
+    assert passes != 2 or any(times.tolist() == [1.0, 0.3] for _, times in choices)

@@ -14,7 +14,7 @@ from distillkit.callbacks.finish import finish
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import VarianceExploding
 from distillkit.errors import UsageError
-from distillkit.evaluation.protocol import evaluate, few_step_choices
+from distillkit.evaluation.protocol import evaluate
 from distillkit.methods.dmd import DMD
 from distillkit.methods.sid import SiD
 from distillkit.networks.mlp import MLP
@@ -51,8 +51,8 @@ def test_student_and_teacher_are_compared_one_by_one_from_the_same_noise():
 def test_the_teacher_also_tries_the_times_of_the_student():
     own = teacher()
     plain, chosen = (SiD(own, **settings).as_student() for settings in ({"num_steps": 3}, {"times": [80.0, 3.0, 0.7]}))
-    assert len(few_step_choices(own, 3, plain)) == 6  # its times are one of the two grids already
-    grids = [times.tolist() for _, times in few_step_choices(own, 3, chosen)]
+    assert len(own.few_step_choices(3, plain.times)) == 6  # its times are one of the two grids already
+    grids = [times.tolist() for _, times in own.few_step_choices(3, chosen.times)]
     assert len(grids) == 9 and grids.count([80.0, 3.0, 0.7]) == 3
 
 

@@ -1,0 +1,55 @@
+"""Sampling times that minimise the K-step evidence bound, by dynamic programming (arXiv 2106.03802)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distillkit.diffusion.denoiser import Cond
+from distillkit.discrete.denoiser import DiscreteDenoiser
+from distillkit.discrete.noise import Noise
+
+
+@torch.no_grad()
+def step_costs(
+    denoiser: DiscreteDenoiser, x_0: Tensor, times: Tensor, noise: Noise, cond: Cond | None = None
+) -> Tensor:
+    """`E KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of every step t = times[i] to s = times[j], nats; [N, N + 1], j = N is s = 0.
+
+    A run's costs sum to its evidence bound on `-log p(x_0)`, up to a term that all runs share; so, up to the data's entropy,
+    to a bound on KL(data || samples). One network call for each time. Infinite where s is not before t.
+
+    Args:
+        x_0: clean tokens [B, d] of the model.
+        times: [N] decreasing.
+        noise: of `process.add_noise`, shared by all times.
+    """
+    process, num = denoiser.process, len(times)
+    known = torch.nn.functional.one_hot(x_0, process.num_tokens).double().log()
+    costs = torch.full((num, num + 1), torch.inf, dtype=torch.float64)
+    earlier = torch.cat([times, torch.zeros_like(times[:1])])
+    for i, t in enumerate(times):
+        x_t = process.add_noise(x_0, t, noise)
+        log_mean = denoiser(x_t, t, cond).double()
+        told = process.carry_over(known, x_t)
+        for j in range(i + 1, num + 1):
+            alphas = process.alpha(t), process.alpha(earlier[j])
+            q, p = process.ancestral(told, x_t, *alphas), process.ancestral(log_mean, x_t, *alphas)
+            divergence = torch.xlogy(q, q) - torch.xlogy(q, p.clamp_min(1e-300))
+            costs[i, j] = divergence.sum((1, 2)).mean()
+    return costs
+
+
+def cheapest_times(costs: Tensor, times: Tensor, num: int) -> Tensor:
+    """The `num` times, times[0] first, whose steps down to 0 cost least in sum."""
+    size = len(times)
+    best = costs[:, size].clone()  # from each time to 0 in one call
+    choices = []
+    for _ in range(num - 1):
+        total, choice = (costs[:, :size] + best).min(1)
+        choices.append(choice)
+        best = total
+    path = [0]
+    for choice in reversed(choices):
+        path.append(int(choice[path[-1]]))
+    return times[path]

@@ -1,0 +1,101 @@
+"""Samplers of tokens with a few learned numbers per step (LSD, arXiv 2509.19962)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from distillkit.diffusion.learned import LearnedTimes
+from distillkit.discrete.denoiser import DiscreteDenoiser
+from distillkit.discrete.process import Absorbing, DiscreteProcess
+from distillkit.discrete.sampling import SAMPLERS, Independent
+from distillkit.spec import Recorded
+
+
+def tempered(process: DiscreteProcess, log_score: Tensor, x: Tensor, power: Tensor, scale: Tensor) -> Tensor:
+    """The log of `scale s^power` at legal moves, [B, d, C].
+
+    Under absorbing noise the power acts on the tokens' probabilities alone, `sum_y s` stays: when to unmask is the business of
+    `scale`.
+    """
+    legal = process.jumps(x, log_score.dtype) > 0
+    known = log_score.masked_fill(~legal, 0)  # what is minus infinity stays out of the graph
+    if isinstance(process, Absorbing):
+        total = log_score.masked_fill(~legal, -torch.inf).logsumexp(-1, keepdim=True)
+        changed = (power * known).masked_fill(~legal, -torch.inf)
+        known = torch.where(legal, changed - changed.logsumexp(-1, keepdim=True) + total, 0)
+    else:
+        known = power * known
+    return torch.where(legal, known + scale.log(), log_score)
+
+
+class Known(DiscreteDenoiser):
+    """A denoiser whose log score at the one place it will be asked about is known.
+
+    Args:
+        process: the noising process.
+        log_score: [B, d, C].
+    """
+
+    def __init__(self, process: DiscreteProcess, log_score: Tensor):
+        super().__init__(process)
+        self._log_score = log_score
+
+    def log_score(self, x_t, t, cond=None):
+        return self._log_score
+
+    def forward(self, x_t, t, cond=None):
+        return self.process.mean_from_score(self._log_score, x_t, self.alpha(t, self._log_score))
+
+
+class LearnedStep(Independent):
+    """A step of a plain sampler on a score that is raised to a power and scaled.
+
+    Args:
+        rule: the plain step; it must work from the score.
+        power, scale: 1 leaves the plain step.
+    """
+
+    def __init__(self, rule: Independent, power: Tensor, scale: Tensor):
+        self.rule, self.power, self.scale = rule, power, scale
+
+    def kernel(self, denoiser, x, t, s, cond=None):
+        return self.moved(denoiser.process, denoiser.log_score(x, t, cond), x, t, s)
+
+    def moved(self, process: DiscreteProcess, log_score: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The kernel, from a score that has been computed."""
+        log_score = tempered(process, log_score, x, self.power.to(log_score.dtype), self.scale.to(log_score.dtype))
+        return self.rule.kernel(Known(process, log_score), x, t, s)
+
+
+class LearnedSampler(Recorded, nn.Module):
+    """K network calls: K - 1 learned steps and the plain last one. It starts as the plain sampler on its times.
+
+    Args:
+        process: the noising process.
+        times: [K], largest first, where they start.
+        rule: the plain step: `tweedie`, `euler` or `tau_leap`.
+        learn_times: whether they move.
+    """
+
+    def __init__(self, process: DiscreteProcess, times: list[float], rule: str = "tweedie", learn_times: bool = False):
+        super().__init__()
+        if rule not in RULES:
+            raise ValueError(
+                f"a learned sampler needs a rule that works from the score, {' or '.join(RULES)}, got {rule!r}"
+            )
+        self.process, self.rule = process, SAMPLERS[rule]
+        self.times = LearnedTimes(times, 0.0, learn_times)
+        self.log_power, self.log_scale = (nn.Parameter(torch.zeros(len(times) - 1)) for _ in range(2))
+
+    def steps(self) -> list[LearnedStep]:
+        """The K - 1 steps."""
+        return [LearnedStep(self.rule, p, s) for p, s in zip(self.log_power.exp(), self.log_scale.exp(), strict=True)]
+
+    def facts(self) -> dict[str, list]:
+        """Its numbers, for people."""
+        numbers = {"times": self.times(), "powers": self.log_power.exp(), "scales": self.log_scale.exp()}
+        return {name: value.tolist() for name, value in numbers.items()}
+
+
+RULES = ("tweedie", "euler", "tau_leap")

@@ -1,0 +1,135 @@
+"""How the numbers of a learned sampler are found: score statistics that agree with the teacher's, and LSD's regression.
+
+States of the teacher's process at time t are its clean samples, noised to t: no run of many steps has to be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from distillkit.diffusion.denoiser import Cond
+from distillkit.discrete.denoiser import DiscreteDenoiser
+from distillkit.discrete.learned import LearnedSampler, LearnedStep
+from distillkit.discrete.noise import Draws, draw, hitting
+from distillkit.discrete.process import Absorbing, DiscreteProcess
+from distillkit.discrete.sampling import Step, plan
+
+POWERS = (0.5, 3.0)
+
+
+def sharpness(process: DiscreteProcess, log_score: Tensor, x: Tensor) -> Tensor:
+    """How sure the model is of a state, [B]: what mean matching matches.
+
+    Absorbing noise: the sum over masked positions of `log sum_y pi(y)^2`. Uniform noise: the sum over positions of the log of
+    the exit score `sum_y s(y)`, y not the current token: a sample that the model likes wants to leave nowhere.
+    """
+    legal = process.jumps(x, log_score.dtype) > 0
+    moves = log_score.masked_fill(~legal, -torch.inf)
+    exit_score = moves.logsumexp(-1)
+    each = (2 * moves).logsumexp(-1) - 2 * exit_score if isinstance(process, Absorbing) else exit_score
+    return torch.where(legal.any(-1), each, 0).sum(-1)
+
+
+def matching_power(after: Callable[[float], Tensor], target: float, rounds: int = 12) -> float:
+    """The power, within `POWERS`, for which the mean of `after(power)` [B] is the target: by bisection of its logarithm.
+
+    1 if the statistic does not react to the power (within two standard errors); the nearer end if the target is outside.
+    """
+    low, high = POWERS
+    first, last = after(low), after(high)
+    gap_low, gap_high = float(first.mean()) - target, float(last.mean()) - target
+    error = float((last - first).std()) / len(first) ** 0.5 if len(first) > 1 else 0.0  # of draws with shared noise
+    if abs(gap_high - gap_low) <= 2 * error:
+        return 1.0
+    if gap_low * gap_high > 0:
+        return low if abs(gap_low) < abs(gap_high) else high
+    for _ in range(rounds):
+        middle = (low * high) ** 0.5
+        if (float(after(middle).mean()) - target) * gap_low > 0:
+            low = middle
+        else:
+            high = middle
+    return (low * high) ** 0.5
+
+
+@torch.no_grad()
+def match_step(
+    denoiser: DiscreteDenoiser, sampler: LearnedSampler, k: int, x_0: Tensor, noise: Draws, cond: Cond | None = None
+) -> float:
+    """The power of step k that gives x_{k+1} the teacher's mean sharpness, the steps before it as they are now.
+
+    All trials share their noise, so the bisection sees a function.
+
+    Args:
+        x_0: clean samples of the teacher [B, d].
+        noise: of this call; `noise(0)` is the start, `noise(1 + i)` of step i, and the last makes the teacher's state.
+    """
+    process, times, steps = denoiser.process, sampler.times().to(x_0.device), sampler.steps()
+    x = process.start(noise(0))
+    for i in range(k):
+        x = steps[i](denoiser, x, times[i], times[i + 1], noise(1 + i), cond=cond)
+    t, s, shared = times[k], times[k + 1], noise(1 + k)
+    log_score, scale = denoiser.log_score(x, t, cond), steps[k].scale
+
+    def after(power: float) -> Tensor:
+        step = LearnedStep(sampler.rule, torch.tensor(power, device=x.device), scale)
+        reached = draw(step.moved(process, log_score, x, t, s), x, shared)
+        return sharpness(process, denoiser.log_score(reached, s, cond), reached)
+
+    x_s = process.add_noise(x_0, s, noise(2 + k))
+    return matching_power(after, float(sharpness(process, denoiser.log_score(x_s, s, cond), x_s).mean()))
+
+
+def trajectory_scores(
+    denoiser: DiscreteDenoiser, x: Tensor, times: Tensor, steps: Step | Sequence[Step], noise: Draws, cond: Cond | None
+) -> list[Tensor]:
+    """The score at legal moves at each of the times along a run from x, zero elsewhere; `len(times)` tensors [B, d, C]."""
+    found = []
+    for call, (rule, t, s) in enumerate([*plan(steps, times), (None, times[-1], None)]):
+        found.append(denoiser.log_score(x, t, cond).exp() * denoiser.process.jumps(x, torch.float64).bool())
+        if rule is not None:
+            x = rule(denoiser, x, t, s, noise(call), cond=cond)
+    return found
+
+
+@torch.no_grad()
+def regress_scales(
+    denoiser: DiscreteDenoiser,
+    sampler: LearnedSampler,
+    ratio: int,
+    noise: Draws,
+    teacher_noise: Draws,
+    couple: bool,
+    cond: Cond | None = None,
+) -> Tensor:
+    """LSD's own objective (eq. 6) in closed form: `Phi_k = E <s*_k, s_k> / E |s_k|^2`, [K - 1].
+
+    s*_k and s_k are the scores at legal moves along a teacher's run, of `ratio` steps for each of the student's, and along the
+    student's own.
+
+    Args:
+        noise: `noise(0)` is the start of both, `noise(1 + i)` of call i of the student.
+        teacher_noise: `teacher_noise(i)` of call i of the teacher.
+        couple: under absorbing noise both runs unmask at the same hitting times (the paper says nothing of it).
+    """
+    process, times, steps = denoiser.process, sampler.times(), sampler.steps()
+    x = process.start(noise(0))
+    times = times.to(x.device)
+    ends = torch.cat([times, torch.zeros_like(times[:1])])
+    fine = torch.cat(
+        [a + (b - a) * torch.arange(ratio, device=x.device) / ratio for a, b in zip(ends, ends[1:], strict=False)]
+    )
+    own, others = (lambda i: noise(1 + i)), teacher_noise
+    if couple and isinstance(process, Absorbing):
+        masked = (1 - process.alpha(fine)) / (1 - process.alpha(fine[0]))
+        unmask = (process.alpha(times[1:]) - process.alpha(times[:-1])) / (1 - process.alpha(times[:-1]))
+        stay = (1 - unmask * torch.stack([step.scale.double() for step in steps])).clamp(1e-12, 1)
+        own = hitting(own, torch.cat([torch.ones_like(stay[:1]), stay.cumprod(0)]))
+        others = hitting(lambda i: noise(1), masked)
+    teacher = trajectory_scores(denoiser, x, fine, sampler.rule, others, cond)[::ratio]
+    student = trajectory_scores(denoiser, x, times, steps, own, cond)
+    products = [((a * b).sum(), (b * b).sum()) for a, b in zip(teacher, student, strict=True)]
+    return torch.stack([a / b for a, b in products[:-1]])

@@ -1,0 +1,190 @@
+"""LSD and LSD+, learnable sampler distillation (arXiv 2509.19962): for tokens and, as a learned solver, for everything else."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from distillkit.diffusion.denoiser import Cond
+from distillkit.diffusion.learned import LearnedSolver
+from distillkit.discrete.denoiser import DiscreteDenoiser, Guided
+from distillkit.discrete.elbo import cheapest_times, step_costs
+from distillkit.discrete.jump import jump_your_steps
+from distillkit.discrete.learned import LearnedSampler
+from distillkit.discrete.matching import match_step, regress_scales
+from distillkit.discrete.noise import Draws, fresh
+from distillkit.losses.reduce import mean
+from distillkit.methods.base import Adam
+from distillkit.methods.sampler import SamplerDistiller
+from distillkit.teachers.base import Teacher
+
+Objective = Literal["mean_match", "score_l2"]
+
+
+class LSD(SamplerDistiller):
+    """Learn a coefficient for each step of a sampler (LSD).
+
+    Of a continuous teacher: the coefficients of a multistep solver, by gradient, so that its samples are those of the teacher
+    from the same noise (LD3, arXiv 2405.15506; S4S, arXiv 2502.17423).
+
+    Of a teacher of tokens each optimiser step solves for the numbers outright, and the solutions are averaged over the steps:
+    `mean_match` finds, one step of the sampler after the other, the power of the score after which the model is as sure of
+    the student's states as of the teacher's; `score_l2` is the paper's own regression of scores (eq. 6), for scales.
+
+    Args:
+        teacher: the frozen teacher.
+        num_steps: network calls of the student.
+        times: where they start, largest first; None means the teacher's own grid.
+        num_pairs: samples of the teacher made at the start: what the student's are compared with.
+        objective: of tokens, see above.
+        rule: the plain sampler of tokens that is adjusted.
+        couple: of `score_l2`, whether teacher and student unmask positions at the same hitting times; the paper does not say.
+        ratio: of `score_l2`, steps of the teacher for each of the student's.
+        student: optimiser; of no meaning for tokens.
+    """
+
+    learn_times = False
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        num_steps: int = 6,
+        times: list[float] | None = None,
+        num_pairs: int = 4096,
+        objective: Objective = "mean_match",
+        rule: Literal["tweedie", "euler", "tau_leap"] = "tweedie",
+        couple: bool = True,
+        ratio: int = 16,
+        student: Adam = Adam(lr=2e-2, clip=1.0),
+        **kwargs,
+    ):
+        self.tokens = "log_probs" in teacher.provides
+        grid = teacher.grid(num_steps) if self.tokens else teacher.grid(num_steps + 1)[:-1]
+        times = grid.tolist() if times is None else list(times)
+        if len(times) < 2:
+            raise ValueError(f"a sampler needs at least 2 steps to have something to learn, got {len(times)}")
+        if self.tokens:
+            kwargs["ema_halflife"] = 0  # solutions are averaged already
+            sampler: nn.Module = LearnedSampler(teacher.process, times, rule, self.learn_times)
+        else:
+            sampler = LearnedSolver(teacher.process, times, self.learn_times)
+        super().__init__(teacher, sampler, student, **kwargs)
+        self.num_pairs, self.objective, self.couple, self.ratio = num_pairs, objective, couple, ratio
+
+    # What the student is compared with: a function of the seed, so a resumed run makes the same
+
+    def on_fit_start(self) -> None:
+        data, num = self.trainer.datamodule.train, self.num_pairs
+        cond = self.condition(data[torch.arange(num) % len(data)])
+        if self.tokens:
+            self._pairs = None, self.teacher.clean_samples(num, cond, self.seed, self.kappa), cond
+        else:
+            noise = self.teacher.noise(num, cond, self.seed)
+            self._pairs = noise, self.teacher.generate(num, cond, self.seed, kappa=self.kappa), cond
+
+    def draw_pairs(self, num: int) -> tuple[Tensor | None, Tensor, Cond]:
+        """Random pairs `(noise, sample, condition)` of the teacher's; of tokens without noise."""
+        noise, y, cond = self._pairs
+        rows = (self.rand(num, "pairs") * self.num_pairs).long().cpu()
+        cond = {name: value[rows.to(value.device)].to(self.device) for name, value in cond.items()}
+        return noise if noise is None else noise[rows].to(self.device), y[rows].to(self.device), cond
+
+    def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """`E |student(z) - teacher(z)|^2`; of tokens half the squared distance from this batch's solution."""
+        noise, y, cond = self.draw_pairs(len(next(iter(batch.values()))))
+        if self.tokens:
+            return self.distance_from_solution(y, cond)
+        x = self.teacher.solve(noise, cond, self.student, self.student.times(), self.kappa)
+        return mean((x - y).square(), cond.get("mask"))
+
+    # Tokens
+
+    def denoiser(self) -> DiscreteDenoiser:
+        own = self.teacher.denoiser
+        return own if self.kappa == 1 else Guided(own, self.teacher.null_condition, self.kappa)
+
+    def draws(self, num: int, purpose: str, shared: bool = False) -> Draws:
+        """Noise of all calls for `num` sequences, see `generator`."""
+        seed = self.generator(purpose, shared).initial_seed()
+        return fresh(seed, num, self.teacher.event_shape[0], self.teacher.process.num_states, self.device)
+
+    @property
+    def cycle(self) -> int:
+        """Optimiser steps until every number has been solved for once: one for each, or all at once."""
+        return self.num_steps - 1 if self.objective == "mean_match" else 1
+
+    def distance_from_solution(self, x_0: Tensor, cond: Cond) -> Tensor:
+        noise = self.draws(len(x_0), "student")
+        if self.objective == "mean_match":
+            k = self.global_step % self.cycle
+            power = match_step(self.denoiser(), self.student, k, x_0, noise, cond)
+            return (self.student.log_power[k] - torch.tensor(power).log()).square() / 2
+        teacher_noise = self.draws(len(x_0), "teacher")
+        scale = regress_scales(
+            self.denoiser(), self.student, self.ratio, noise, teacher_noise, self.couple, cond
+        ).clamp_min(1e-3)
+        return (self.student.log_scale - scale.log().to(self.student.log_scale)).square().sum() / 2
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """For tokens gradient steps of size 1 / n in the n-th round: each number is the mean of its solutions."""
+        if not self.tokens:
+            return super().configure_optimizers()
+        optimizer = torch.optim.SGD(self.student.parameters(), lr=1.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step // self.cycle))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        if not self.tokens:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+
+class LSDPlus(LSD):
+    """Learn the times of the steps as well (LSD+).
+
+    Of a continuous teacher the times follow the same gradient as the coefficients. Of tokens the times come first: even,
+    squared, those that minimise the evidence bound of the student's run (by dynamic programming over `fine` times) and those
+    of Jump-Your-Steps; the ones with which the plain sampler is best by the domain's metrics are taken. Then powers are
+    matched on them.
+
+    Args:
+        fine: times among which the evidence bound chooses.
+    """
+
+    learn_times = True
+
+    def __init__(self, teacher: Teacher, fine: int = 64, **kwargs):
+        super().__init__(teacher, **kwargs)
+        self.fine = fine
+
+    def distance_from_solution(self, x_0: Tensor, cond: Cond) -> Tensor:
+        if self.global_step == 0 and self._micro == 0:
+            self.choose_times()
+        return super().distance_from_solution(x_0, cond)
+
+    @torch.no_grad()
+    def choose_times(self) -> None:
+        """Set the student's times to the best of the candidates."""
+        _, y, cond = self._pairs
+        rows, num = torch.arange(min(256, self.num_pairs)), self.num_steps
+        x_0, cond = y[rows].to(self.device), {name: value[rows].to(self.device) for name, value in cond.items()}
+        noise = self.draws(len(x_0), "times", shared=True)(0)
+        fine = self.teacher.grid(max(self.fine, 2 * num))
+        costs = step_costs(self.denoiser(), x_0, fine.to(self.device), noise, cond)
+        even = self.teacher.grid(num)
+        candidates = {
+            "even": even,
+            "squared": even**2,
+            "bound": cheapest_times(costs, fine, num),
+            "jumps": jump_your_steps(self.denoiser(), x_0, num, noise, cond),
+        }
+        measured = {}
+        for name, times in candidates.items():
+            self.student.times.move_to(times)
+            measured[name] = self.measure(TIMES_SEED)
+        self.verdict["times"] = self.best_of(measured, "even")
+        self.student.times.move_to(candidates[self.verdict["times"]])
+
+
+TIMES_SEED = 8765

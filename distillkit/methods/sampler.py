@@ -1,0 +1,122 @@
+"""What methods share whose student is a sampler of a few dozen numbers: the network stays the teacher's, frozen."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillkit.diffusion.denoiser import Cond
+from distillkit.methods.base import Adam, Distiller
+from distillkit.methods.few_step import check_belongs
+from distillkit.sampler_student import SamplerStudent
+from distillkit.teachers.base import Teacher
+
+
+class SamplerDistiller(Distiller):
+    """A student that calls the teacher's own network, at times and with coefficients that are learned.
+
+    Its one role, `student`, is an `nn.Module` that `Teacher.generate` takes for a solver and that starts as a plain sampler. At
+    the end the learned and the plain sampler draw from the same noise, and the better one by the domain's headline metric is
+    kept, so a run never ends worse than it began.
+
+    Args:
+        teacher: the frozen teacher.
+        sampler: the student.
+        student: its optimiser.
+        kappa: guidance scale of the teacher, 1 = none.
+        guard: samples of the final comparison; 0 keeps what was learned in any case.
+    """
+
+    def __init__(
+        self, teacher: Teacher, sampler: nn.Module, student: Adam, kappa: float = 1.0, guard: int = 2000, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.teacher, self.kappa, self.guard = teacher, kappa, guard
+        self.add_role("student", student, student=sampler)
+        self.keep_ema()
+        self.verdict: dict[str, Any] = {}
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.student.times())
+
+    def condition(self, batch: dict[str, Tensor]) -> Cond:
+        return self.teacher.condition(batch)
+
+    def as_student(self) -> SamplerStudent:
+        return SamplerStudent(self.teacher, self.best_student, self.kappa)
+
+    def sample(self, cond: Cond, num: int, seed: int) -> Tensor:
+        return self.as_student().sample(num, cond, seed)
+
+    def export(self, folder: Path, **facts: Any) -> None:
+        self.as_student().save(folder, method=type(self).__name__, **facts, guard=self.verdict)
+
+    def check(self, data) -> None:
+        check_belongs(self.teacher, data)
+
+    # The guard
+
+    def measure(self, seed: int) -> dict[str, float]:
+        """The domain's metrics of `guard` samples of the student."""
+        data = self.trainer.datamodule
+        num = max(self.guard, 256)
+        cond = self.teacher.condition(data.conditions(num))
+        return {name: float(v) for name, v in data.evaluator()(self.sample(cond, num, seed), cond).items()}
+
+    def best_of(self, measured: dict[str, dict[str, float]], reference: str) -> str:
+        """The name with the best headline, among those that keep what real data have.
+
+        Where a metric has a target (an entropy, say), none may be further from it than `reference` is, by more than a tenth of
+        the target: a sampler that is sharper than its data does not win.
+        """
+        evaluator = self.trainer.datamodule.evaluator()
+        real = evaluator.floor(max(self.guard, 256))
+        targets = [name for name, which in evaluator.better.items() if which == "target" and name in real]
+
+        def off(name: str, metric: str) -> float:
+            return abs(measured[name][metric] - real[metric])
+
+        def admitted(name: str) -> bool:
+            headline = math.isfinite(measured[name][evaluator.headline])
+            return headline and all(off(name, m) <= off(reference, m) + abs(real[m]) / 10 for m in targets)
+
+        return min(filter(admitted, measured), key=lambda name: measured[name][evaluator.headline], default=reference)
+
+    def simpler(self) -> dict[str, tuple[str, ...]]:
+        """What the learned sampler is compared with: a name, and the parameters that are put back to where they began."""
+        every = tuple(name for name, _ in self.best_student.named_parameters())
+        coefficients = tuple(name for name in every if not name.startswith("times."))
+        choices = {"plain": every}
+        return {"times alone": coefficients, **choices} if coefficients != every else choices
+
+    @torch.no_grad()
+    def on_train_end(self) -> None:
+        if not self.guard or self.trainer.fast_dev_run:
+            return
+        parameters = dict(self.best_student.named_parameters())
+        learned = {name: parameter.clone() for name, parameter in parameters.items()}
+
+        def put(reset: tuple[str, ...]) -> None:
+            for name, parameter in parameters.items():
+                parameter.copy_(torch.zeros_like(parameter) if name in reset else learned[name])
+
+        choices, measured = {"learned": (), **self.simpler()}, {}
+        for name, reset in choices.items():
+            put(reset)
+            measured[name] = self.measure(GUARD_SEED)
+        kept = self.best_of(measured, "plain")
+        put(choices[kept])
+        headline = self.trainer.datamodule.evaluator().headline
+        scores = {name: metrics[headline] for name, metrics in measured.items()}
+        self.verdict |= {"metric": headline, **scores, "kept": kept}
+        if kept != "learned" and self.trainer.is_global_zero:
+            figures = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
+            print(f"guard ({headline}: {figures}): kept is {kept}", flush=True)
+
+
+GUARD_SEED = 4321

@@ -1,0 +1,81 @@
+"""The student that is a sampler: a few learned numbers, and the teacher whose network they are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillkit.diffusion.denoiser import Cond
+from distillkit.files import load_weights
+from distillkit.spec import from_spec, to_spec
+from distillkit.student import CONFIG, WEIGHTS, Student
+from distillkit.teachers.base import Teacher
+
+
+class SamplerStudent(Student):
+    """A student that is a sampler with a few learned numbers; the network it calls is its teacher's, which it brings along.
+
+    Its folder holds the numbers and names the teacher with its hash; another teacher is refused.
+
+    Args:
+        teacher: the frozen teacher.
+        sampler: a `LearnedSolver`, of tokens a `LearnedSampler`.
+        kappa: guidance scale of the teacher, 1 = none.
+        config: what its folder says about it.
+    """
+
+    def __init__(self, teacher: Teacher, sampler: nn.Module, kappa: float = 1.0, config: dict[str, Any] | None = None):
+        times = sampler.times().tolist()
+        super().__init__(teacher.denoiser, times, teacher.event_shape, teacher.classes, False, config, teacher.context)
+        self.teacher, self.sampler, self.kappa = teacher, sampler, kappa
+
+    @property
+    def weights(self) -> nn.Module:
+        return self.sampler
+
+    def sample(self, n: int = 64, cond: Cond | None = None, seed: int = 0, batch_size: int = 256) -> Tensor:
+        cond = self.checked_condition(n, cond)
+        if not n:
+            return torch.empty(0, *self.event_shape)
+        return self.teacher.generate(n, cond, seed, self.sampler, kappa=self.kappa, chunk=batch_size)
+
+    def facts(self):
+        own = super().facts()
+        del own["denoiser"], own["renoise"], own["times"]
+        teacher = {"id": self.teacher.id, "hash": self.teacher.fingerprint(), **to_spec(self.teacher)}
+        return {
+            **own,
+            "kappa": self.kappa,
+            **self.sampler.facts(),
+            "sampler": to_spec(self.sampler),
+            "teacher": teacher,
+        }
+
+
+def load_sampler(folder: Path, config: dict[str, Any], trust: tuple[str, ...], teacher: Teacher | None) -> Student:
+    """A sampler from its folder and the teacher it names, see `load_student`."""
+    named, file = config.get("teacher"), folder / CONFIG
+    if not isinstance(named, dict) or "hash" not in named:
+        raise ValueError(f"{file} is damaged: a sampler needs its teacher's name and hash")
+    if teacher is None:
+        try:
+            teacher = from_spec({key: named.get(key) for key in ("class_path", "init_args")}, trust)
+        except ValueError as error:
+            raise ValueError(
+                f"the teacher {named.get('id')} that this sampler calls cannot be loaded ({error}): "
+                f"pass it as load_student(path, teacher=...)"
+            ) from error
+    if not isinstance(teacher, Teacher) or teacher.fingerprint() != named["hash"]:
+        raise ValueError(
+            f"this sampler was made for the teacher {named.get('id')} with another hash than the one found: "
+            f"its numbers mean nothing elsewhere, so restore that teacher"
+        )
+    sampler = from_spec(config["sampler"], trust)
+    if not isinstance(sampler, nn.Module):
+        raise ValueError(f"{file} is damaged: sampler cannot be {config['sampler']!r}")
+    load_weights(sampler, folder / WEIGHTS)
+    student = SamplerStudent(teacher, sampler, float(config.get("kappa", 1.0)), config)
+    return student.requires_grad_(False).eval()
