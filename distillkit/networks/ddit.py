@@ -116,7 +116,7 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, the identity at the start; with an embedding each is scaled, shifted and gated by it."""
+    """Attention and MLP; with an embedding each is scaled, shifted and gated by it, the identity at the start."""
 
     def __init__(self, width: int, heads: int, cond_dim: int):
         super().__init__()
@@ -125,8 +125,6 @@ class Block(nn.Module):
         self.attn_qkv, self.attn_out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
         self.adaLN_modulation = zero(nn.Linear(cond_dim, 6 * width)) if cond_dim else None
-        if not cond_dim:  # no gates that start closed
-            zero(self.attn_out), zero(self.mlp[-1])
 
     def forward(self, x_BLC: Tensor, emb_BC: Tensor | None, turn: Tensor) -> Tensor:
         if self.adaLN_modulation is None:

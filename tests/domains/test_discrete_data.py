@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 
@@ -160,3 +164,27 @@ def test_curves_draw_one_line_for_each_sampler():
     assert media.curves({"euler": {4: 0.4, 8: 0.0}}, "error").size == (600, 400)  # zero has no logarithm
     with pytest.raises(ValueError, match="nothing to draw"):
         media.curves({}, "error")
+
+
+# The command line
+
+
+def test_a_teacher_of_digits_is_trained_distilled_and_sampled(tmp_path):
+    def distil(*words):
+        command = [sys.executable, "-m", "distillkit", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    digits = ["domain=discrete", "data=digit_tokens", "vars.callbacks.finish.num_samples=0"]
+    tiny = ["network.width=16", "network.depth=1", "model.steps=4", "data.batch_size=16", "trainer.max_steps=4"]
+    distil("fit", *digits, *tiny, "method=pretrain", "--out", tmp_path / "teacher")
+    made = tmp_path / "teacher" / "teacher"
+    assert {"model.safetensors", "teacher.yaml", "README.md"} <= {path.name for path in made.iterdir()}
+    teacher = ["teacher=discrete_folder", f"teacher.path={made}"]
+    lsd = ["method=lsd", "model.num_steps=2", "model.num_pairs=32", "model.guard=0", "data.batch_size=16"]
+    distil("fit", *digits, *teacher, *lsd, "trainer.max_steps=1", "--out", tmp_path / "student")
+    distil("sample", tmp_path / "student", "-n", "10", "--out", tmp_path / "samples")
+    arrays = np.load(tmp_path / "samples" / "samples.npz", allow_pickle=False)
+    assert arrays["samples"].shape == (10, 64) and set(np.unique(arrays["samples"])) <= {0, 1}
+    assert (arrays["label"] == np.arange(10)).all() and (tmp_path / "samples" / "samples.png").is_file()
