@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from distillkit.methods.lsd import LSD
 from domains.discrete import media
 from domains.discrete.data import ALPHABET, DigitData, TextData, WorldData, blocks, normalise, paragraphs, spell
 from domains.discrete.evaluation import as_images
@@ -188,3 +189,9 @@ def test_a_teacher_of_digits_is_trained_distilled_and_sampled(tmp_path):
     arrays = np.load(tmp_path / "samples" / "samples.npz", allow_pickle=False)
     assert arrays["samples"].shape == (10, 64) and set(np.unique(arrays["samples"])) <= {0, 1}
     assert (arrays["label"] == np.arange(10)).all() and (tmp_path / "samples" / "samples.png").is_file()
+
+
+def test_data_and_teacher_with_different_tokens_are_refused():
+    data, method = WorldData(Potts(num_tokens=3), num_samples=64), LSD(Potts(num_tokens=4), num_steps=2)
+    with pytest.raises(ValueError, match="the data have 3 tokens, the process 4"):
+        method.check(data)
