@@ -145,8 +145,8 @@ class LSDPlus(LSD):
 
     Of a continuous teacher the times follow the same gradient as the coefficients. Of tokens the times come first: even,
     squared, those that minimise the evidence bound of the student's run (by dynamic programming over `fine` times) and those
-    of Jump-Your-Steps; the ones with which the plain sampler is best by the domain's metrics are taken. Then powers are
-    matched on them.
+    of Jump-Your-Steps; the ones with which the plain sampler is best by the domain's metrics are taken, even ones unless
+    others are a tenth better. Then powers are matched on them.
 
     Args:
         fine: times among which the evidence bound chooses.
@@ -183,7 +183,7 @@ class LSDPlus(LSD):
         for name, times in candidates.items():
             self.student.times.move_to(times)
             measured[name] = self.measure(TIMES_SEED)
-        self.verdict["times"] = self.best_of(measured, "even")
+        self.verdict["times"] = self.best_of(measured, "even", margin=0.1)
         self.student.times.move_to(candidates[self.verdict["times"]])
 
 

@@ -68,8 +68,8 @@ class SamplerDistiller(Distiller):
         cond = self.teacher.condition(data.conditions(num))
         return {name: float(v) for name, v in data.evaluator()(self.sample(cond, num, seed), cond).items()}
 
-    def best_of(self, measured: dict[str, dict[str, float]], reference: str) -> str:
-        """The name with the best headline, among those that keep what real data have.
+    def best_of(self, measured: dict[str, dict[str, float]], reference: str, margin: float = 0.0) -> str:
+        """The name with the best headline, among those that keep what real data have; others win by the share `margin`.
 
         Where a metric has a target (an entropy, say), none may be further from it than `reference` is, by more than a tenth of
         the target: a sampler that is sharper than its data does not win.
@@ -85,7 +85,10 @@ class SamplerDistiller(Distiller):
             headline = math.isfinite(measured[name][evaluator.headline])
             return headline and all(off(name, m) <= off(reference, m) + abs(real[m]) / 10 for m in targets)
 
-        return min(filter(admitted, measured), key=lambda name: measured[name][evaluator.headline], default=reference)
+        def handicapped(name: str) -> float:
+            return measured[name][evaluator.headline] / (1.0 if name == reference else 1.0 - margin)
+
+        return min(filter(admitted, measured), key=handicapped, default=reference)
 
     def simpler(self) -> dict[str, tuple[str, ...]]:
         """What the learned sampler is compared with: a name, and the parameters that are put back to where they began."""

@@ -163,7 +163,7 @@ def test_a_sampler_that_is_sharper_than_its_data_does_not_win():
         "sharp": {"tv": 0.1, "entropy": 1.6},
         "broken": {"tv": float("nan"), "entropy": 2.0},
     }
-    assert model.best_of(measured, "plain") == "learned"
+    assert model.best_of(measured, "plain") == "learned" and model.best_of(measured, "plain", margin=0.4) == "plain"
     measured["learned"]["entropy"] = 2.35
     assert model.best_of(measured, "plain") == "plain"
 
