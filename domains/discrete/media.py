@@ -140,6 +140,7 @@ def curves(results: Mapping[str, Mapping[int, float]], metric: str, real: float 
     positive = all(value > 0 for values in results.values() for value in values.values())
     axis.set(xscale="log", yscale="log" if positive else "linear", xlabel="network calls", ylabel=metric)
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.xaxis.minorticks_off()
     axis.legend(fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
