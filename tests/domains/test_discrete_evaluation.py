@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
 from distillkit.data import TensorData
 from distillkit.discrete.laws import law
+from distillkit.discrete.noise import fresh
 from distillkit.discrete.sampling import SAMPLERS
+from distillkit.losses.discrete import score_entropy
+from domains.discrete import teacher as teacher_module
 from domains.discrete.data import DigitData, TextData
 from domains.discrete.evaluation import (
     DigitEvaluator,
@@ -207,3 +211,32 @@ def test_digits_are_measured_as_images():
     assert real["class_agreement"] > 0.85 > 0.4 > noise["class_agreement"] and real["frechet"] < noise["frechet"] / 3
     with pytest.raises(ValueError, match="was a mask left"):
         evaluator(torch.full((4, 64), 2), {})
+
+
+# The embedded teacher
+
+
+def test_the_embedded_teacher_is_small_and_knows_its_neighbours(text):
+    """Its bound on held-out text lies far below the entropy of single characters, which needs no neighbour to reach."""
+    weights = Path(teacher_module.WEIGHTS) / "text"
+    assert (weights / "model.safetensors").stat().st_size <= 2_500_000 and (weights / "README.md").is_file()
+    teacher, x = teacher_module.Text(), text.held_out[:200]
+    t = (torch.arange(200) + 0.5) / 200
+    noise = fresh(0, 200, 64, 28)(0)
+    bound = (
+        float(
+            score_entropy(
+                teacher.denoiser, x, t[torch.randperm(200, generator=torch.Generator().manual_seed(0))], noise
+            ).mean()
+        )
+        / 64
+    )
+    share = x.flatten().bincount(minlength=27) / x.numel()
+    assert bound < float(-torch.xlogy(share, share).sum()) - 0.5
+    assert torch.equal(teacher.denoiser(x[:2], 0.2), teacher.denoiser(x[:2], 0.9))  # absorbing noise: no time
+
+
+def test_more_calls_of_the_embedded_teacher_are_better(text):
+    teacher = teacher_module.Text()
+    one, many = (text(teacher.generate(64, {}, 0, times=teacher.grid(calls))) for calls in (1, 16))
+    assert many["trigram_tv"] < one["trigram_tv"] and many["perplexity"] < 0.8 * one["perplexity"]
