@@ -36,6 +36,11 @@ class SamplerStudent(Student):
     def weights(self) -> nn.Module:
         return self.sampler
 
+    @torch.no_grad()
+    def forward(self, noise: Any, cond: Cond | None = None, draw=None) -> Tensor:
+        """From what the teacher's own `sample` starts from; a learned sampler needs no further `draw`."""
+        return self.teacher.sample(noise, cond or {}, None, self.sampler, self.kappa)
+
     def sample(self, n: int = 64, cond: Cond | None = None, seed: int = 0, batch_size: int = 256) -> Tensor:
         cond = self.checked_condition(n, cond)
         if not n:

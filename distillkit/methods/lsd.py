@@ -167,7 +167,8 @@ class LSDPlus(LSD):
     def choose_times(self) -> None:
         """Set the student's times to the best of the candidates."""
         _, y, cond = self._pairs
-        rows, num = torch.arange(min(256, self.num_pairs)), self.num_steps
+        enough = max(32, min(256, 16_384 // self.teacher.event_shape[0]))  # of long sequences a few tell as much
+        rows, num = torch.arange(min(enough, self.num_pairs)), self.num_steps
         x_0, cond = y[rows].to(self.device), {name: value[rows].to(self.device) for name, value in cond.items()}
         noise = self.draws(len(x_0), "times", shared=True)(0)
         fine = self.teacher.grid(max(self.fine, 2 * num))

@@ -323,6 +323,8 @@ def test_a_solver_reaches_its_teacher_s_samples(tmp_path):
     assert abs(plain.std() / 0.5 - 1) > 0.3
     assert abs(model.sample({}, 4096, 5).std() / 0.5 - 1) < 0.03
     assert model.verdict["kept"] == "learned"
+    student, noise = model.as_student(), teacher.noise(10, {}, 5)
+    assert torch.equal(student(noise), student.sample(10, seed=5))
 
 
 def test_one_step_has_nothing_to_learn():
