@@ -105,7 +105,7 @@ class Bitmaps:
 def page(lines: Sequence[str]) -> Image.Image:
     """Lines of text as a picture, black on white."""
     font = ImageFont.load_default(14)
-    cell, height = int(font.getlength("m")) + 1, 18  # the default face is not monospaced: each character has a cell
+    cell, height = int(font.getlength("m")), 18  # the default face is not monospaced: each character has a cell
     width = max((len(line) for line in lines), default=1)
     sheet = Image.new("RGB", (width * cell + 16, len(lines) * height + 16), "white")
     pen = ImageDraw.Draw(sheet)
