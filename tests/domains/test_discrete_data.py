@@ -170,6 +170,7 @@ def test_curves_draw_one_line_for_each_sampler():
 # The command line
 
 
+@pytest.mark.slow
 def test_a_teacher_of_digits_is_trained_distilled_and_sampled(tmp_path):
     def distil(*words):
         command = [sys.executable, "-m", "distillkit", *map(str, words)]
