@@ -153,9 +153,10 @@ class MarkovChain(Exact):
 
     def marginal(self, t: float) -> Tensor:
         """The law of each position of x_t, [d, C]."""
-        return self._clean_marginal() @ self._forward_matrix(t)
+        return self.clean_marginal() @ self._forward_matrix(t)
 
-    def _clean_marginal(self) -> Tensor:
+    def clean_marginal(self) -> Tensor:
+        """The law of each clean token, [d, S]."""
         laws = [self.initial]
         while len(laws) < self.length:
             laws.append(laws[-1] @ self.transitions)
@@ -166,7 +167,7 @@ class MarkovChain(Exact):
 
     def entropy(self):
         each = -torch.xlogy(self.transitions, self.transitions).sum(-1)
-        return entropy(self.initial) + (self._clean_marginal()[:-1] @ each).sum()
+        return entropy(self.initial) + (self.clean_marginal()[:-1] @ each).sum()
 
     def draw(self, num, generator=None):
         tokens = [torch.multinomial(self.initial, num, replacement=True, generator=generator)]

@@ -100,6 +100,7 @@ def check_belongs(teacher: Teacher, data) -> None:
             f"the data have shape {tuple(data.event_shape)}, the teacher makes {teacher.event_shape}: "
             f"choose a teacher trained on these data (fit method=pretrain makes one)"
         )
+    check_tokens(teacher.process, data)
     for name, num in teacher.classes.items():
         if data.classes.get(name) != num:
             raise ValueError(
@@ -108,3 +109,10 @@ def check_belongs(teacher: Teacher, data) -> None:
             )
     if lacking := sorted(set(teacher.context) - set(data.context)):
         raise ValueError(f"the teacher needs {' and '.join(lacking)} in a batch, which these data do not have")
+
+
+def check_tokens(process, data) -> None:
+    """Refuse data that say how many tokens they have, for a process on another number."""
+    own, other = getattr(process, "num_tokens", None), getattr(data, "num_tokens", None)
+    if other is not None and own != other:
+        raise ValueError(f"the data have {other} tokens, the process {own or 'none'}: choose a teacher of these data")

@@ -19,6 +19,7 @@ from distillkit.discrete.teacher import DiscreteTeacher
 from distillkit.losses.denoising import denoising_loss
 from distillkit.losses.discrete import score_entropy
 from distillkit.methods.base import Adam, Distiller
+from distillkit.methods.few_step import check_tokens
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.folder import save_teacher
 
@@ -114,6 +115,7 @@ class Pretrain(Distiller):
             raise ValueError(
                 f"the data have shape {tuple(data.event_shape)}, the network expects {self.event_shape}: set network.event_shape"
             )
+        check_tokens(self.student.process, data)
 
     def export(self, folder: Path, **facts: Any) -> None:
         training = self.training

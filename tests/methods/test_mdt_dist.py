@@ -47,10 +47,10 @@ class Level(Times):
         return process.from_ratio(f64(self.tau / (1 - self.tau))).expand(len(u))
 
 
-def on_a_line(mu, s, process=None, **kwargs):
+def on_a_line(mu, s, process=None, teacher=None, **kwargs):
     """Teacher N(M, S^2), student exact for N(mu, s^2), two weights."""
     process = process or VarianceExploding()
-    model = MDTDist(gaussian(M, S, process), network=MLP([1], width=8, depth=1), **kwargs)
+    model = MDTDist(teacher or gaussian(M, S, process), network=MLP([1], width=8, depth=1), **kwargs)
     line = Line(mu, s)
     model.student = Jump(line, process)
     randn, rand = model.randn, model.rand
@@ -230,8 +230,7 @@ def test_a_guided_student_rests_at_the_guided_mean():
     teacher = ExactTeacher(law, VarianceExploding(), classes=CLASSES)
     batch = data(256) | {"label": torch.ones(256, dtype=torch.long)}
     for shift, sign in ((0.0, 0), (0.1, 1), (-0.1, -1)):
-        model, line = on_a_line(m_0 + kappa * (m_c - m_0) + shift, S, tangent="jvp", kappa=kappa)
-        model.teacher = teacher
+        model, line = on_a_line(m_0 + kappa * (m_c - m_0) + shift, S, teacher=teacher, tangent="jvp", kappa=kappa)
         found = line.gradient(model.student_loss(batch))[0]
         assert (0 if abs(found) < 1e-6 else math.copysign(1, found)) == sign
 

@@ -1,0 +1,1 @@
+"""Tokens: sequences [B, d] int64 of symbols 0 .. S-1. A mask, where a process has one, is the state S and never in data."""

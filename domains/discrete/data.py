@@ -1,0 +1,188 @@
+"""Data of tokens: `data` [B, d] int64 in 0 .. S-1 and, where the source has classes, `label` [B] int64.
+
+N: sequences; B: batch; d: length of a sequence; S: number of real tokens (a mask is not among them).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillkit.data import DistillData, TensorData
+from domains.discrete.teacher import World
+
+ALPHABET = " abcdefghijklmnopqrstuvwxyz"  # of text8: whatever is not a letter is a space
+PARAGRAPH = 40  # characters of the shortest paragraph that counts as prose
+
+
+class DiscreteData(DistillData):
+    """What all data of tokens have in common.
+
+    Attributes:
+        num_tokens: S.
+    """
+
+    domain = "discrete"
+    pictured = 16
+    num_tokens: int
+
+
+class WorldData(DiscreteData):
+    """Exact draws from a world whose law is known.
+
+    Args:
+        teacher: the world.
+        num_samples: of the training set; validation and test have 1000 each.
+        batch_size: sequences of one micro-batch.
+        seed: of the draws.
+    """
+
+    def __init__(self, teacher: World, num_samples: int = 16_384, batch_size: int = 256, seed: int = 0):
+        super().__init__(batch_size)
+        self.teacher, self.num_samples, self.seed = teacher, num_samples, seed
+        self.event_shape, self.classes, self.num_tokens = teacher.event_shape, {}, teacher.process.num_tokens
+
+    def load(self) -> tuple[TensorData, TensorData, TensorData]:
+        generator = torch.Generator().manual_seed(self.seed)
+        law = self.teacher.law
+        return tuple(TensorData({"data": law.draw(num, generator)}) for num in (self.num_samples, 1000, 1000))
+
+    def build_evaluator(self) -> Any:
+        from domains.discrete.evaluation import WorldEvaluator
+
+        return WorldEvaluator(self.teacher)
+
+    @property
+    def media(self) -> Any:
+        from domains.discrete.media import Strips
+
+        return Strips(self.num_tokens)
+
+
+class TextData(DiscreteData):
+    """Characters of English prose, in blocks.
+
+    Letters are lowered and lose their accents; every run of other characters becomes one space. Paragraphs that are too
+    short to be prose, and repeated ones, are left out. A hash of a paragraph's letters decides which part it belongs to
+    (8 : 1 : 1), so no paragraph is in two parts, and none changes its part when others come or go.
+
+    Args:
+        path: a text file, or a folder whose .txt files are read in alphabetical order; None is the prose inside CPython's
+            own documentation module (`pydoc_data.topics`, which differs a little between versions of Python).
+        length: d, characters of a block.
+        alphabet: the symbols; the first stands for everything that is not among them.
+        batch_size: blocks of one micro-batch.
+    """
+
+    def __init__(self, path: str | None = None, length: int = 64, alphabet: str = ALPHABET, batch_size: int = 64):
+        super().__init__(batch_size)
+        if len(set(alphabet)) != len(alphabet) or len(alphabet) < 2:
+            raise ValueError(f"an alphabet needs at least two symbols, none twice, got {alphabet!r}")
+        if length < 2:
+            raise ValueError(f"length must be at least 2, got {length}")
+        self.path, self.length, self.alphabet = path, length, alphabet
+        self.event_shape, self.classes, self.num_tokens = (length,), {}, len(alphabet)
+
+    def load(self) -> tuple[TensorData, TensorData, TensorData]:
+        parts: list[list[str]] = [[] for _ in range(10)]
+        for paragraph in paragraphs(source_text(self.path), self.alphabet):
+            digest = hashlib.blake2b(paragraph.encode(), digest_size=8).digest()
+            parts[int.from_bytes(digest, "little") % 10].append(paragraph)
+        *train, val, test = parts
+        found = [blocks(part, self.length, self.alphabet) for part in (sum(train, []), val, test)]
+        if min(map(len, found)) < 2:
+            sizes = " / ".join(str(len(part)) for part in found)
+            raise ValueError(
+                f"{self.path} gives {sizes} blocks of {self.length} characters for training, validation and test, but "
+                f"each needs two: give more text or a smaller data.length"
+            )
+        return tuple(TensorData({"data": part}) for part in found)
+
+    def build_evaluator(self) -> Any:
+        from domains.discrete.evaluation import TextEvaluator
+
+        return TextEvaluator(self.train, [self.val, self.test], self.num_tokens)
+
+    @property
+    def media(self) -> Any:
+        from domains.discrete.media import Pages
+
+        return Pages(self.alphabet)
+
+
+class DigitData(DiscreteData):
+    """Scikit-learn's handwritten digits in black and white: d = 64 tokens row by row, 1 where grey >= 8 of 16, ten classes.
+
+    The split is that of the image domain, and so are the metrics.
+    """
+
+    pictured = 64
+
+    def load(self) -> tuple[TensorData, TensorData, TensorData]:
+        from domains.image.data import Digits
+
+        self.event_shape, self.classes, self.num_tokens = (64,), {"label": 10}, 2
+        return tuple(
+            TensorData({"data": (part.tensors["data"].flatten(1) >= 0).long(), "label": part.tensors["label"]})
+            for part in Digits().load()
+        )
+
+    def build_evaluator(self) -> Any:
+        from domains.discrete.evaluation import DigitEvaluator
+
+        return DigitEvaluator(self.train, [self.val, self.test], self.classes)
+
+    @property
+    def media(self) -> Any:
+        from domains.discrete.media import Bitmaps
+
+        return Bitmaps
+
+
+def source_text(path: str | None) -> str:
+    """The text at a path, or CPython's own documentation."""
+    if path is None:
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics[name] for name in sorted(topics))
+    root = Path(path).expanduser()
+    files = sorted(root.rglob("*.txt")) if root.is_dir() else [root]
+    if not files or not files[0].is_file():
+        raise ValueError(f"{path} is no text file and no folder with .txt files; give data.path=/path/to/text")
+    try:
+        return "\n\n".join(file.read_text(encoding="utf-8") for file in files)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason}): convert it first") from None
+
+
+def paragraphs(text: str, alphabet: str = ALPHABET) -> list[str]:
+    """Different paragraphs of prose, in order, spelt with the alphabet."""
+    found = (normalise(part, alphabet) for part in re.split(r"\n\s*\n", text))
+    return list(dict.fromkeys(part for part in found if len(part) >= PARAGRAPH))
+
+
+def normalise(text: str, alphabet: str = ALPHABET) -> str:
+    """Text without accents, lowered if the alphabet has no capitals, each run of foreign characters one filler."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    if alphabet == alphabet.lower():
+        plain = plain.lower()
+    filler, *symbols = alphabet
+    return re.sub(f"[^{re.escape(''.join(symbols))}]+", filler, plain).strip(filler)
+
+
+def blocks(parts: list[str], length: int, alphabet: str = ALPHABET) -> Tensor:
+    """Paragraphs, joined by the filler and cut, [N, length] int64; a rest is left out."""
+    number = {symbol: i for i, symbol in enumerate(alphabet)}
+    tokens = torch.tensor([number[symbol] for symbol in alphabet[0].join(parts)], dtype=torch.long)
+    return tokens[: len(tokens) // length * length].reshape(-1, length)
+
+
+def spell(tokens: Tensor, alphabet: str = ALPHABET) -> list[str]:
+    """Tokens [N, d] as strings."""
+    return ["".join(alphabet[i] for i in row) for row in tokens.tolist()]

@@ -1,0 +1,198 @@
+"""Where tokens come from: worlds, text, digits; and what they look like."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from distillkit.methods.lsd import LSD
+from domains.discrete import media
+from domains.discrete.data import ALPHABET, DigitData, TextData, WorldData, blocks, normalise, paragraphs, spell
+from domains.discrete.evaluation import as_images
+from domains.discrete.teacher import Countdown, Potts
+
+
+def test_text_is_lowered_loses_accents_and_keeps_single_spaces():
+    assert normalise("  Déjà vu: 3 x_Y\n\tZ. ") == "deja vu x y z"
+    assert normalise("ACGTNNacgt", "-ACGT") == "ACGT"
+    assert normalise("a.b-c", ".abc-") == "a.b-c"  # what has a meaning in a pattern is only a symbol here
+
+
+def test_paragraphs_are_prose_and_never_twice():
+    prose = "This is a paragraph that is long enough to be called prose."
+    text = f"{prose}\n\n  {prose.upper()}\n\nshort\n\n{prose} And more."
+    assert paragraphs(text) == [normalise(prose), normalise(prose) + " and more"]
+
+
+def test_blocks_cut_and_spell_back():
+    tokens = blocks(["abc", "de"], 3)
+    assert spell(tokens) == ["abc", " de"] and tokens.dtype == torch.int64
+    assert blocks(["abcd"], 3).shape == (1, 3)
+
+
+def test_the_embedded_text_is_english_and_its_parts_share_no_paragraph():
+    data = TextData()
+    data.setup()
+    sizes = [len(part) for part in (data.train, data.val, data.test)]
+    assert sizes[0] > 2000 and min(sizes) > 200 and data.event_shape == (64,) and data.num_tokens == 27
+    text = "".join(spell(data.train.tensors["data"]))
+    assert set(text) == set(ALPHABET) and "  " not in text
+    assert text.count(" the ") > 1000
+    long = {row for row in spell(data.train.tensors["data"].unfold(1, 40, 1).flatten(0, 1))}
+    held_out = spell(data.test.tensors["data"].unfold(1, 40, 1).flatten(0, 1))
+    assert sum(row in long for row in held_out) / len(held_out) < 0.1  # phrases recur, paragraphs do not
+
+
+def test_a_paragraph_stays_in_its_part_when_others_are_added(tmp_path):
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
+
+    def paragraph(i: int) -> str:
+        return (
+            " ".join(words[(i * k + k) % 8] + words[(i // 8 + k) % 8] for k in range(1, 9)) + f" {words[i // 64 % 8]}"
+        )
+
+    many = [paragraph(i) for i in range(400)]
+    (tmp_path / "some.txt").write_text("\n\n".join(many[:300]))
+    few = TextData(str(tmp_path / "some.txt"), length=16)
+    few.setup()
+    (tmp_path / "others.txt").write_text("\n\n".join(many[300:]))
+    more = TextData(str(tmp_path), length=16)
+    more.setup()
+    assert len(more.train) > len(few.train)
+    train = set("".join(spell(more.train.tensors["data"])).split())
+    assert set("".join(spell(few.train.tensors["data"])).split()[1:-1]) <= train | {""}
+
+
+def test_text_that_is_too_short_absent_or_not_utf8(tmp_path):
+    (tmp_path / "short.txt").write_text("This is a paragraph that is long enough to be called prose.")
+    with pytest.raises(ValueError, match="each needs two"):
+        TextData(str(tmp_path / "short.txt")).setup()
+    with pytest.raises(ValueError, match="no text file"):
+        TextData(str(tmp_path / "none.txt")).setup()
+    (tmp_path / "latin.txt").write_bytes(b"\xff\xfe caf\xe9")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        TextData(str(tmp_path / "latin.txt")).setup()
+    with pytest.raises(ValueError, match="none twice"):
+        TextData(alphabet="aba")
+    with pytest.raises(ValueError, match="length must be at least 2"):
+        TextData(length=1)
+
+
+def test_digits_are_their_own_pictures_in_black_and_white():
+    from domains.image.data import Digits
+
+    grey, tokens = Digits(), DigitData()
+    grey.setup(), tokens.setup()
+    batch = tokens.train[torch.arange(5)]
+    assert batch["data"].shape == (5, 64) and set(batch["data"].unique().tolist()) == {0, 1}
+    assert torch.equal(batch["label"], grey.train[torch.arange(5)]["label"])
+    assert ((as_images(batch["data"]) > 0) == (grey.train[torch.arange(5)]["data"] >= 0)).all()
+
+
+def test_worlds_give_their_own_draws():
+    data = WorldData(Countdown(num_tokens=8, length=32), num_samples=64)
+    data.setup()
+    x = data.train.tensors["data"]
+    assert x.shape == (64, 32) and data.num_tokens == 8 and len(data.val) == 1000
+    assert torch.where(x[:, :-1] > 0, x[:, 1:] == x[:, :-1] - 1, True).all()
+    again = WorldData(Countdown(num_tokens=8, length=32), num_samples=64)
+    again.setup()
+    assert torch.equal(x, again.train.tensors["data"])
+
+
+def test_worlds_refuse_what_is_none():
+    with pytest.raises(ValueError, match="absorbing or uniform"):
+        Potts(noise="gaussian")
+    with pytest.raises(ValueError, match="length must be at least 2"):
+        Potts(length=1)
+    assert Potts().id == "potts-3-5-absorbing" and Countdown(noise="uniform").id == "countdown-32-256-uniform"
+
+
+# Pictures
+
+
+def dark(image, box) -> int:
+    return sum(pixel < 128 for pixel in image.convert("L").crop(box).tobytes())
+
+
+def test_a_page_shows_each_symbol_in_its_cell():
+    pages = media.Pages(ALPHABET)
+    tokens = torch.tensor([[0, 0, 13, 0], [13, 0, 0, 0]])
+    image = pages.picture(tokens)
+    cell = (image.width - 16) // 4
+    ink = [
+        [dark(image, (8 + c * cell, 8 + 18 * r, 8 + (c + 1) * cell, 26 + 18 * r)) > 0 for c in range(4)]
+        for r in range(2)
+    ]
+    assert ink == [[False, False, True, False], [True, False, False, False]]
+    long = pages.picture(torch.zeros(2, 100, dtype=torch.long))
+    assert long.height == 4 * 18 + 16  # two lines for each
+
+
+def test_text_is_saved_as_text(tmp_path):
+    tokens = torch.tensor([[8, 9, 0], [1, 2, 3]])
+    (path,) = media.Pages(ALPHABET).save(tokens, {}, tmp_path)
+    assert path.read_text() == "hi \nabc\n" and path.suffix == ".txt"
+    (path,) = media.Strips(32).save(tokens, {}, tmp_path)
+    assert path.read_text() == "8 9 0\n1 2 3\n"
+
+
+def test_strips_are_dark_for_zero_and_bright_for_the_last():
+    image = media.Strips(4).picture(torch.tensor([[0, 3], [3, 0]])).convert("L")
+    left, right = image.width // 4, 3 * image.width // 4
+    assert image.getpixel((left, 1)) < 60 < 180 < image.getpixel((right, 1))
+    assert image.getpixel((left, image.height - 2)) > 180
+
+
+def test_comparisons_hold_every_model(tmp_path):
+    text, numbers = torch.zeros(9, 64, dtype=torch.long), torch.zeros(9, 32, dtype=torch.long)
+    assert media.Pages(ALPHABET).compare({"a": text, "b": text}).height == 2 * 6 * 18 + 16
+    both, one = (media.Strips(4).compare(rows) for rows in ({"a": numbers, "b": numbers}, {"a": numbers}))
+    assert both.height == 2 * one.height
+    assert media.Bitmaps.compare({"a": text, "b": text}).size[1] == 2 * media.Bitmaps.picture(text[:8]).size[1]
+    for maker in (media.Pages(ALPHABET), media.Strips(4)):
+        with pytest.raises(ValueError, match="nothing to compare"):
+            maker.compare({})
+
+
+def test_curves_draw_one_line_for_each_sampler():
+    image = media.curves({"euler": {4: 0.4, 8: 0.1}, "lsd": {4: 0.2, 8: 0.05}}, "error", real=0.01)
+    assert image.size == (600, 400) and len(set(image.tobytes())) > 50
+    assert media.curves({"euler": {4: 0.4, 8: 0.0}}, "error").size == (600, 400)  # zero has no logarithm
+    with pytest.raises(ValueError, match="nothing to draw"):
+        media.curves({}, "error")
+
+
+# The command line
+
+
+@pytest.mark.slow
+def test_a_teacher_of_digits_is_trained_distilled_and_sampled(tmp_path):
+    def distil(*words):
+        command = [sys.executable, "-m", "distillkit", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    digits = ["domain=discrete", "data=digit_tokens", "vars.callbacks.finish.num_samples=0"]
+    tiny = ["network.width=16", "network.depth=1", "model.steps=4", "data.batch_size=16", "trainer.max_steps=4"]
+    distil("fit", *digits, *tiny, "method=pretrain", "--out", tmp_path / "teacher")
+    made = tmp_path / "teacher" / "teacher"
+    assert {"model.safetensors", "teacher.yaml", "README.md"} <= {path.name for path in made.iterdir()}
+    teacher = ["teacher=discrete_folder", f"teacher.path={made}"]
+    lsd = ["method=lsd", "model.num_steps=2", "model.num_pairs=32", "model.guard=0", "data.batch_size=16"]
+    distil("fit", *digits, *teacher, *lsd, "trainer.max_steps=1", "--out", tmp_path / "student")
+    distil("sample", tmp_path / "student", "-n", "10", "--out", tmp_path / "samples")
+    arrays = np.load(tmp_path / "samples" / "samples.npz", allow_pickle=False)
+    assert arrays["samples"].shape == (10, 64) and set(np.unique(arrays["samples"])) <= {0, 1}
+    assert (arrays["label"] == np.arange(10)).all() and (tmp_path / "samples" / "samples.png").is_file()
+
+
+def test_data_and_teacher_with_different_tokens_are_refused():
+    data, method = WorldData(Potts(num_tokens=3), num_samples=64), LSD(Potts(num_tokens=4), num_steps=2)
+    with pytest.raises(ValueError, match="the data have 3 tokens, the process 4"):
+        method.check(data)
