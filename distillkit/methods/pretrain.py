@@ -78,8 +78,8 @@ class Pretrain(Distiller):
         return teacher
 
     def sample(self, cond: Cond, num: int, seed: int) -> Tensor:
-        noise = torch.randn((num, *self.event_shape), generator=torch.Generator().manual_seed(seed)).to(self.device)
         teacher, training = self.as_teacher(), self.training
+        noise = torch.randn(teacher.shape(num, cond), generator=torch.Generator().manual_seed(seed)).to(self.device)
         samples = teacher.sample(noise, cond)
         self.thaw(training)
         return samples

@@ -45,7 +45,9 @@ class SetDiT(Recorded, nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         volume, blocks, place = self._scatter(x, cond)
-        blocks = blocks.index_fill(1, blocks.new_zeros(1, dtype=torch.int64), True)  # an empty set must look at something
+        blocks = blocks.index_fill(
+            1, blocks.new_zeros(1, dtype=torch.int64), True
+        )  # an empty set must look at something
         out = self.dit(volume, time, cond, blocks).flatten(2)[:, :-1].transpose(1, 2)
         return out.gather(1, place.expand(-1, -1, out.shape[-1]))
 

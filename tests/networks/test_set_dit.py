@@ -107,7 +107,9 @@ def test_gradients_reach_every_weight_and_every_voxel():
 
 
 def test_its_student_folder_loads_and_samples_sets_of_any_size(tmp_path):
-    student = Student(Denoiser(small(), RectifiedFlow()), [1.0], (6, CHANNELS), {"label": 2}, context=("coords", "mask"))
+    student = Student(
+        Denoiser(small(), RectifiedFlow()), [1.0], (6, CHANNELS), {"label": 2}, context=("coords", "mask")
+    )
     student.save(tmp_path / "student")
     again = load_student(tmp_path / "student")
     for sizes in ((6, 3, 1), (9, 2)):
