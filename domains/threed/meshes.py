@@ -64,16 +64,19 @@ class Mesh:
         """
         if len(self.faces) == 0:
             return np.zeros((num, 3), np.float32), np.zeros((num, 3), np.float32)
+        faces, weights = self.places(num, seed)
+        colours = np.zeros_like(self.vertices) if self.colours is None else self.colours
+        return tuple((weights[..., None] * values[self.faces[faces]]).sum(1) for values in (self.vertices, colours))
+
+    def places(self, num: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Of points spread evenly over the surface their faces, int64 [P], and barycentric coordinates there, float32 [P, 3]."""
         rng = np.random.default_rng(seed)
         ends = self.areas.astype(np.float64).cumsum()
         # one draw in each of `num` equal strips of area: evener than independent draws, and as unbiased
-        faces = self.faces[
-            np.searchsorted(ends, (np.arange(num) + rng.random(num)) / num * ends[-1]).clip(max=len(ends) - 1)
-        ]
+        place = (np.arange(num) + rng.random(num)) / num * ends[-1]
         root, share = np.sqrt(rng.random(num)), rng.random(num)
-        weights = np.stack([1 - root, root * (1 - share), root * share], -1)[..., None].astype(np.float32)
-        colours = np.zeros_like(self.vertices) if self.colours is None else self.colours
-        return (weights * self.vertices[faces]).sum(1), (weights * colours[faces]).sum(1)
+        weights = np.stack([1 - root, root * (1 - share), root * share], -1).astype(np.float32)
+        return np.searchsorted(ends, place).clip(max=len(ends) - 1), weights
 
 
 def structure_meshes(samples: Tensor) -> list[Mesh]:
