@@ -82,11 +82,11 @@ def spoilt(data: Tensor, level: Tensor, rng: torch.Generator) -> Tensor:
     Features get Gaussian noise of standard deviation level / 2. Of structures voxels are turned over, the more likely the
     more neighbours they have of the other kind.
     """
-    noise = 0.5 * level.view(-1, *[1] * (data.ndim - 1)) * torch.randn(data.shape, generator=rng)
+    noise = level.view(-1, *[1] * (data.ndim - 1)) * torch.randn(data.shape, generator=rng)
     if data.ndim != 5:
-        return data + noise
+        return data + 0.5 * noise
     around = F.avg_pool3d(F.pad(data, [1] * 6, value=-1.0), 3, stride=1)
-    return ((data + around) / 2 + noise > 0).float() * 2 - 1
+    return ((data + around) / 2 + 0.3 * noise > 0).float() * 2 - 1
 
 
 def train_classifier(data: Any, classes: int, side: int, steps: int = STEPS, seed: int = 0) -> Classifier:
@@ -110,7 +110,7 @@ def train_classifier(data: Any, classes: int, side: int, steps: int = STEPS, see
             seen = spoilt(batch["data"], level, rng)
             h = net.features(as_grid(seen, batch, side).roll(shift, (2, 3, 4)))
             loss = F.cross_entropy(net.head(h), batch["label"], label_smoothing=0.05)
-            loss = loss + 4 * F.mse_loss(net.gauge(h)[:, 0], level)
+            loss = loss + F.mse_loss(net.gauge(h)[:, 0], level)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
