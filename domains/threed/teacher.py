@@ -13,11 +13,11 @@ class SolidsStructure(FolderTeacher):
     """Stage one for `domains.threed.solids`: occupied voxels of 16^3, five classes; its card says how it was trained."""
 
     def __init__(self):
-        super().__init__(str(WEIGHTS / "structure"))
+        super().__init__(str(WEIGHTS / "solids_structure"))
 
 
 class SolidsFeatures(FolderTeacher):
     """Stage two for `domains.threed.solids`: the voxels of a shell, five classes; its card says how it was trained."""
 
     def __init__(self):
-        super().__init__(str(WEIGHTS / "features"))
+        super().__init__(str(WEIGHTS / "solids_features"))

@@ -53,10 +53,10 @@ def test_the_stage_decides_what_the_shapes_become():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_shipped_weights_are_small_and_half_precision(stage):
-    file = WEIGHTS / stage / "model.safetensors"
+    file = WEIGHTS / f"solids_{stage}" / "model.safetensors"
     assert file.stat().st_size < 2.5e6
     assert {value.dtype for value in load_file(file).values()} == {torch.float16}
-    assert f"stage={stage} method=pretrain" in (WEIGHTS / stage / "README.md").read_text()
+    assert f"stage={stage} method=pretrain" in (WEIGHTS / f"solids_{stage}" / "README.md").read_text()
 
 
 @pytest.mark.slow
