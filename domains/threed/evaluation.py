@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from distillkit.evaluation import metrics
 from domains.threed import features as extractors
 from domains.threed.data import CORNERS
-from domains.threed.meshes import POINTS, Mesh, clouds, feature_meshes, lattice_distance, structure_meshes
+from domains.threed.meshes import POINTS, Mesh, clouds, feature_meshes, seams, structure_meshes
 
 MOST_MESHES = 250  # shapes of a set that are turned into meshes, evenly spread over it
 CELLS = 32  # along a side, in which surfaces are compared all with all
@@ -333,15 +333,6 @@ def chamfer(a: Surfaces, b: Surfaces) -> Tensor:
     The mean over both ways of the mean distance to the nearest centre of the other, which is a matrix product.
     """
     return (a.share @ b.away.T + (b.share @ a.away.T).T) / 2
-
-
-def seams(samples: Tensor, coords: Tensor, mask: Tensor, side: int) -> float:
-    """Root mean square difference between distances at corners and their mean over the voxels there, in voxels."""
-    mean = lattice_distance(samples, coords, mask, side) * side
-    row = torch.arange(len(coords), device=coords.device)[:, None]
-    corners = [mean[(row, *(coords + coords.new_tensor(corner)).unbind(-1))] for corner in CORNERS]
-    gap = (samples[..., : len(CORNERS)] - torch.stack(corners, -1))[mask]
-    return float(gap.square().mean().sqrt()) if len(gap) else 0.0
 
 
 def _whole(data: Any) -> Batch:

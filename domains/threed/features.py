@@ -25,7 +25,7 @@ from domains.threed.data import CHANNELS
 from domains.threed.meshes import on_grid
 
 SHIPPED = Path(__file__).parent / "weights" / "features"  # holds structure.safetensors and features.safetensors
-STEPS = 200  # of training, shipped or on the spot
+STEPS = 400  # of training, shipped or on the spot
 
 
 class Classifier(nn.Module):
@@ -79,14 +79,15 @@ def as_grid(data: Tensor, cond: dict[str, Tensor], side: int) -> Tensor:
 def spoilt(data: Tensor, level: Tensor, rng: torch.Generator) -> Tensor:
     """Samples of either stage with errors such as a poor model makes; level [n], 0 leaves them as they are, 1 is plain to see.
 
-    Features get Gaussian noise of standard deviation level / 2. Of structures voxels are turned over, the more likely the
-    more neighbours they have of the other kind.
+    Features get Gaussian noise of standard deviation level / 2. Of structures voxels at the surface are turned over, the
+    more likely the more neighbours they have of the other kind.
     """
     noise = level.view(-1, *[1] * (data.ndim - 1)) * torch.randn(data.shape, generator=rng)
     if data.ndim != 5:
         return data + 0.5 * noise
     around = F.avg_pool3d(F.pad(data, [1] * 6, value=-1.0), 3, stride=1)
-    return ((data + around) / 2 + 0.3 * noise > 0).float() * 2 - 1
+    turned = ((data + around) / 2 + noise > 0).float() * 2 - 1
+    return torch.where(around.abs() < 1, turned, data)
 
 
 def train_classifier(data: Any, classes: int, side: int, steps: int = STEPS, seed: int = 0) -> Classifier:
@@ -110,7 +111,7 @@ def train_classifier(data: Any, classes: int, side: int, steps: int = STEPS, see
             seen = spoilt(batch["data"], level, rng)
             h = net.features(as_grid(seen, batch, side).roll(shift, (2, 3, 4)))
             loss = F.cross_entropy(net.head(h), batch["label"], label_smoothing=0.05)
-            loss = loss + F.mse_loss(net.gauge(h)[:, 0], level)
+            loss = loss + 4 * F.mse_loss(net.gauge(h)[:, 0], level)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
