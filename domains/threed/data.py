@@ -60,7 +60,7 @@ class ShapeData(DistillData):
 
     Args:
         shapes: the source.
-        side: voxels along each side, R.
+        side: voxels along each side, R: 16, 32 or 64.
         batch_size: samples of one micro-batch.
     """
 
@@ -69,8 +69,8 @@ class ShapeData(DistillData):
 
     def __init__(self, shapes: Shapes, side: int = 16, batch_size: int = 32):
         super().__init__(batch_size)
-        if side < 4 or side % 2:
-            raise ValueError(f"side must be even and at least 4, got {side}")
+        if side not in (16, 32, 64):  # media tell it from the voxels' indices alone
+            raise ValueError(f"side must be 16, 32 or 64, got {side}")
         self.shapes, self.side = shapes, side
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
@@ -108,7 +108,7 @@ class StructureData(ShapeData):
     def build_evaluator(self) -> Any:
         from domains.threed.evaluation import Structure
 
-        return Structure(self.train, [self.val, self.test], self.classes)
+        return Structure(self.train, [self.val, self.test], self.classes, self.side)
 
 
 class FeaturesData(ShapeData):

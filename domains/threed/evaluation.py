@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from distillkit.evaluation import metrics
 from domains.threed import features as extractors
 from domains.threed.data import CORNERS
-from domains.threed.meshes import POINTS, Mesh, clouds, feature_meshes, lattice_distance, structure_meshes
+from domains.threed.meshes import POINTS, Mesh, clouds, feature_meshes, seams, structure_meshes
 
 MOST_MESHES = 250  # shapes of a set that are turned into meshes, evenly spread over it
 CELLS = 32  # along a side, in which surfaces are compared all with all
@@ -37,9 +37,10 @@ class ShapeEvaluator(ABC):
     """What the evaluation of both stages has in common.
 
     `frechet` (the headline): between Gaussians fitted to the classifier's features, each in units of its standard
-    deviation over the reference. `coverage`, `mmd`, `nearest_accuracy`: see `compare_sets`, with the Chamfer distance.
-    `volume`: its mean. `watertight`: share of shapes whose mesh is closed and not empty. `class_agreement`: share in which
-    the classifier sees the class that was asked for.
+    deviation over the reference; its floor is well above 0, for the features are many and the samples few.
+    `coverage`, `mmd`, `nearest_accuracy`: see `compare_sets`, with the Chamfer distance. `volume`: its mean.
+    `watertight`: share of shapes whose mesh is closed and not empty. `class_agreement`: share in which the classifier sees
+    the class that was asked for.
 
     Args:
         train: the training data, len() and train[indices] -> batch.
@@ -151,7 +152,7 @@ class ShapeEvaluator(ABC):
             if (right := self._accuracy(net)) > 0.9:
                 sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
                 return net, {"name": "solids classifier", "sha256": sha256, "held_out_accuracy": round(right, 4)}
-        net = extractors.train_classifier(self.train, self.num_classes, self.side)
+        net = extractors.train_classifier(self.train, self.num_classes, self.side, extractors.STEPS)
         facts = {
             "name": f"classifier fitted to the training data ({extractors.STEPS} steps, seed 0)",
             "sha256": hashlib.sha256(extractors.packed(net)).hexdigest(),
@@ -333,15 +334,6 @@ def chamfer(a: Surfaces, b: Surfaces) -> Tensor:
     The mean over both ways of the mean distance to the nearest centre of the other, which is a matrix product.
     """
     return (a.share @ b.away.T + (b.share @ a.away.T).T) / 2
-
-
-def seams(samples: Tensor, coords: Tensor, mask: Tensor, side: int) -> float:
-    """Root mean square difference between distances at corners and their mean over the voxels there, in voxels."""
-    mean = lattice_distance(samples, coords, mask, side) * side
-    row = torch.arange(len(coords), device=coords.device)[:, None]
-    corners = [mean[(row, *(coords + coords.new_tensor(corner)).unbind(-1))] for corner in CORNERS]
-    gap = (samples[..., : len(CORNERS)] - torch.stack(corners, -1))[mask]
-    return float(gap.square().mean().sqrt()) if len(gap) else 0.0
 
 
 def _whole(data: Any) -> Batch:

@@ -29,11 +29,11 @@ STEPS = 200  # of training, shipped or on the spot
 
 
 class Classifier(nn.Module):
-    """A small 3-D convolutional classifier whose last hidden layer serves as features.
+    """A small 3-D convolutional classifier whose first and last hidden layers serve as features.
 
     Halves the grid twice; then every eighth of it is described on its own, for where a part is matters. Smooth
-    activations: no feature is ever dead. It also learns how much a shape was spoilt, for the features of a mere
-    classifier overlook rough surfaces.
+    activations: no feature is ever dead. The last hidden layer knows which shape it is and forgives a rough surface; the
+    first one, by its mean and deviation over the grid, does not.
 
     Args:
         channels: 1 for structures, 12 for features on their grid.
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
         width: channels of the first layer.
     """
 
-    num_features = 64
+    num_hidden = 64
 
     def __init__(self, channels: int, classes: int, width: int = 16):
         super().__init__()
@@ -51,17 +51,17 @@ class Classifier(nn.Module):
             layers += [nn.Conv3d(before, after, 3, stride, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
             before = after
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool3d(2), nn.Flatten())
-        self.neck = nn.Sequential(nn.Linear(8 * before, self.num_features), nn.SiLU())
-        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(self.num_features, classes))
-        self.gauge = nn.Linear(self.num_features, 1)
+        self.neck = nn.Sequential(nn.Linear(8 * before, self.num_hidden), nn.SiLU())
+        self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(self.num_hidden, classes))
 
     def features(self, grid: Tensor) -> Tensor:
-        """The 64 units before the head, [n, 64], of a grid [n, C, R, R, R]."""
-        return self.neck(self.body(grid))
+        """Mean and deviation of the first layer's units, then the 64 units before the head, [n, 2 width + 64]."""
+        first = self.body[:3](grid).flatten(2)
+        return torch.cat([first.mean(-1), first.std(-1), self.neck(self.body(grid))], -1)
 
     def forward(self, grid: Tensor) -> Tensor:
-        """Logits [n, classes]."""
-        return self.head(self.features(grid))
+        """Logits [n, classes] from a grid [n, C, R, R, R]."""
+        return self.head(self.neck(self.body(grid)))
 
 
 def as_grid(data: Tensor, cond: dict[str, Tensor], side: int) -> Tensor:
@@ -76,24 +76,10 @@ def as_grid(data: Tensor, cond: dict[str, Tensor], side: int) -> Tensor:
     return on_grid(filled, cond["coords"], cond["mask"], side)
 
 
-def spoilt(data: Tensor, level: Tensor, rng: torch.Generator) -> Tensor:
-    """Samples of either stage with errors such as a poor model makes; level [n], 0 leaves them as they are, 1 is plain to see.
-
-    Features get Gaussian noise of standard deviation level / 2. Of structures voxels are turned over, the more likely the
-    more neighbours they have of the other kind.
-    """
-    noise = level.view(-1, *[1] * (data.ndim - 1)) * torch.randn(data.shape, generator=rng)
-    if data.ndim != 5:
-        return data + 0.5 * noise
-    around = F.avg_pool3d(F.pad(data, [1] * 6, value=-1.0), 3, stride=1)
-    return ((data + around) / 2 + 0.3 * noise > 0).float() * 2 - 1
-
-
 def train_classifier(data: Any, classes: int, side: int, steps: int = STEPS, seed: int = 0) -> Classifier:
     """A classifier fitted to `data` (len() and data[indices] -> a batch of either stage); the global generator is untouched.
 
-    AdamW with a cosine schedule; every batch is shifted by up to a voxel along each axis, so the features forgive that, and
-    three samples of four are spoilt.
+    AdamW with a cosine schedule; every batch is shifted by up to a voxel along each axis, so the features forgive that.
     """
     rng = torch.Generator().manual_seed(seed)
     # An evaluation, which is where it is fitted on the spot, runs without gradients.
@@ -106,11 +92,8 @@ def train_classifier(data: Any, classes: int, side: int, steps: int = STEPS, see
         for _ in range(steps):
             batch = data[torch.randint(len(data), (64,), generator=rng)]
             shift = (torch.randint(3, (3,), generator=rng) - 1).tolist()
-            level = torch.rand(64, generator=rng) * (torch.rand(64, generator=rng) < 0.75)
-            seen = spoilt(batch["data"], level, rng)
-            h = net.features(as_grid(seen, batch, side).roll(shift, (2, 3, 4)))
-            loss = F.cross_entropy(net.head(h), batch["label"], label_smoothing=0.05)
-            loss = loss + F.mse_loss(net.gauge(h)[:, 0], level)
+            grid = as_grid(batch["data"], batch, side).roll(shift, (2, 3, 4))
+            loss = F.cross_entropy(net(grid), batch["label"], label_smoothing=0.05)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -152,8 +135,8 @@ def load_classifier(path: Path) -> Classifier:
 CARD = """# Feature extractors for procedural solids
 
 Two convolutional classifiers of voxel grids (`domains.threed.features.Classifier`), one for each stage. Their 64 units
-before the head are the features in which the evaluation takes the Frechet distance; their predictions give the class
-agreement. They were also taught how much a shape was spoilt by noise, so that the features do not overlook roughness.
+before the head, with mean and deviation of those of the first layer, are the features in which the evaluation takes the
+Frechet distance; their predictions give the class agreement.
 
 - Data: the training split of `domains.threed.solids.Solids` with its defaults (2,000 procedural shapes, five categories,
   16^3 voxels). They never saw the validation and test splits (250 shapes each).

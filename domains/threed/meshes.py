@@ -129,6 +129,15 @@ def lattice_distance(samples: Tensor, coords: Tensor, mask: Tensor, side: int) -
     return torch.where(count > 0, known, filled) / side
 
 
+def seams(samples: Tensor, coords: Tensor, mask: Tensor, side: int) -> float:
+    """Root mean square difference between distances at corners and their mean over the voxels there, in voxels."""
+    mean = lattice_distance(samples, coords, mask, side) * side
+    row = torch.arange(len(coords), device=coords.device)[:, None]
+    corners = [mean[(row, *(coords + coords.new_tensor(corner)).unbind(-1))] for corner in CORNERS]
+    gap = (samples[..., : len(CORNERS)] - torch.stack(corners, -1))[mask]
+    return float(gap.square().mean().sqrt()) if len(gap) else 0.0
+
+
 def on_grid(values: Tensor, coords: Tensor, mask: Tensor, side: int) -> Tensor:
     """Values [n, N, C] of voxels on the whole grid, [n, C, R, R, R], zero elsewhere."""
     row = torch.arange(len(coords), device=coords.device)[:, None].expand_as(mask)
