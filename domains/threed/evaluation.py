@@ -117,7 +117,7 @@ class ShapeEvaluator(ABC):
         found["volume"] = float(np.mean([mesh.volume for mesh in meshes]))
         found["watertight"] = float(np.mean([mesh.watertight for mesh in meshes]))
         if self.num_classes and "label" in cond:
-            found["class_agreement"] = self._agreement(samples, cond)
+            found["class_agreement"] = self._agreement(raw, cond)
         return found
 
     def floor(self, num_samples: int = 500) -> dict[str, float]:
@@ -188,16 +188,11 @@ class ShapeEvaluator(ABC):
             grid = extractors.as_grid(samples[rows], {key: value[rows] for key, value in cond.items()}, self.side)
             coarse = 4 if grid.shape[1] == 1 else 2
             found.append(net.features(grid) if net else F.adaptive_avg_pool3d(grid, coarse).flatten(1))
-        return torch.cat(found).double()
+        return torch.cat(found).double()  # [n, D]
 
     @torch.no_grad()
-    def _agreement(self, samples: Tensor, cond: Batch) -> float:
-        hits = 0
-        for rows in torch.arange(len(samples)).split(CHUNK):
-            own = {key: value[rows] for key, value in cond.items()}
-            grid = extractors.as_grid(samples[rows], own, self.side)
-            hits += int((self.extractor[0](grid).argmax(1) == own["label"]).sum())
-        return hits / len(samples)
+    def _agreement(self, raw: Tensor, cond: Batch) -> float:
+        return float((self.extractor[0].logits(raw.float()).argmax(1) == cond["label"]).double().mean())
 
 
 class Structure(ShapeEvaluator):
@@ -240,7 +235,7 @@ class Structure(ShapeEvaluator):
         """As ever; where training data would look perfect by construction the value is that of the held-out data."""
         found = super().floor(num_samples) | {"nearest_train": self._nearest_train(self._reference["data"])}
         return found | (
-            {"class_agreement": self._agreement(self._reference["data"], self._reference)} if self.num_classes else {}
+            {"class_agreement": self._agreement(self._raw_reference, self._reference)} if self.num_classes else {}
         )
 
     def _nearest_train(self, samples: Tensor) -> float:

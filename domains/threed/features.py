@@ -56,8 +56,13 @@ class Classifier(nn.Module):
 
     def features(self, grid: Tensor) -> Tensor:
         """Mean and deviation of the first layer's units, then the 64 units before the head, [n, 2 width + 64]."""
-        first = self.body[:3](grid).flatten(2)
-        return torch.cat([first.mean(-1), first.std(-1), self.neck(self.body(grid))], -1)
+        first = self.body[:3](grid)
+        last = self.neck(self.body[3:](first))
+        return torch.cat([first.flatten(2).mean(-1), first.flatten(2).std(-1), last], -1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits [n, classes] from `features`."""
+        return self.head(features[:, -self.num_hidden :])
 
     def forward(self, grid: Tensor) -> Tensor:
         """Logits [n, classes] from a grid [n, C, R, R, R]."""

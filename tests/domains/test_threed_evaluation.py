@@ -63,7 +63,7 @@ def test_concentric_balls_are_the_difference_of_their_radii_apart():
 
 @pytest.fixture(scope="module")
 def stages():
-    solids = Solids(train=60, val=150, test=150)
+    solids = Solids(train=60, val=100, test=100)
     data = StructureData(solids), FeaturesData(solids)
     for one in data:
         one.setup()
@@ -112,7 +112,7 @@ def test_bad_structures_are_seen(stages):
 
 
 def test_bad_features_are_seen(stages):
-    evaluator, batch = stages["features"].evaluator(), stages["features"].test[torch.arange(150)]
+    evaluator, batch = stages["features"].evaluator(), stages["features"].test[torch.arange(100)]
     good = evaluator(batch["data"], batch)
     assert good["seams"] == pytest.approx(0, abs=1e-6)
     noisy = batch["data"] + 0.5 * torch.randn(batch["data"].shape, generator=torch.Generator().manual_seed(0))
@@ -142,8 +142,8 @@ def test_the_reference_of_features_holds_no_twin(stages):
     """Samples are made for test shapes, so they are compared with validation shapes."""
     data = stages["features"]
     evaluator = data.evaluator()
-    assert torch.equal(evaluator.reference()["coords"], data.val[torch.arange(150)]["coords"])
-    assert torch.equal(evaluator.real(170)["coords"], data.conditions(170)["coords"])
+    assert torch.equal(evaluator.reference()["coords"], data.val[torch.arange(100)]["coords"])
+    assert torch.equal(evaluator.real(120)["coords"], data.conditions(120)["coords"])
 
 
 def test_without_classes_the_grid_is_compared():
@@ -172,6 +172,7 @@ def test_weights_come_back(tmp_path):
     (tmp_path / "c.safetensors").write_bytes(features.packed(net))
     again = features.load_classifier(tmp_path / "c.safetensors")
     x = torch.randn(2, 1, 16, 16, 16)
+    torch.testing.assert_close(again.logits(again.features(x)), again(x))
     assert torch.equal(again(x), net.eval()(x)) and not any(p.requires_grad for p in again.parameters())
     (tmp_path / "c.safetensors").write_bytes(b"no weights")
     with pytest.raises(ValueError, match="no classifier"):

@@ -229,7 +229,7 @@ def test_spot():
 
 
 def test_the_camera_sees_what_is_there():
-    """A ball fills its circle; what is in front hides what is behind; up is up."""
+    """A ball fills its circle; up is up; the camera goes round."""
     (mesh,) = feature_meshes(*features(ball(0.4, (0, 0, 0))), side=16)
     image = media.render(mesh, azimuths=[0.0])[0]
     drawn = (image < 250).any(-1)
@@ -240,6 +240,18 @@ def test_the_camera_sees_what_is_there():
     from_x, from_behind = media.render(mesh, azimuths=[0.0, math.pi])
     red = [view[40:56, 40:56, 0].mean() for view in (from_x, from_behind)]
     assert red[0] > red[1] + 50  # red grows along x, and the camera stands at +x first
+
+
+def test_what_is_in_front_hides_what_is_behind():
+    front, back = (feature_meshes(*features(ball(0.14, (x, 0, 0))), side=16)[0] for x in (0.15, -0.15))
+    red, blue = np.array([1, -1, -1], np.float32), np.array([-1, -1, 1], np.float32)
+    colours = np.concatenate([np.tile(red, (len(front.vertices), 1)), np.tile(blue, (len(back.vertices), 1))])
+    faces = np.concatenate([front.faces, back.faces + len(front.vertices)])
+    mesh = Mesh(np.concatenate([front.vertices, back.vertices]), faces, colours)
+    from_front, from_behind = media.render(mesh, azimuths=[0.0, math.pi])
+    middle = (slice(46, 50), slice(46, 50))  # both balls cover it
+    assert from_front[middle][..., 0].min() > 60 and from_front[middle][..., 2].max() == 0
+    assert from_behind[middle][..., 2].min() > 60 and from_behind[middle][..., 0].max() == 0
 
 
 def test_pictures_and_files(tmp_path):
