@@ -26,6 +26,8 @@ OPTIONAL = {  # package: (module, the extra that installs it)
     "torchvision": ("torchvision", "vision"),
     "torchaudio": ("torchaudio", "audio"),
     "open3d": ("open3d", "threed"),
+    "trimesh": ("trimesh", "threed"),
+    "scikit-image": ("skimage", "threed"),
     "diffusers": ("diffusers", "full"),
     "transformers": ("transformers", "full"),
     "onnx": ("onnx", "onnx"),

@@ -1,7 +1,8 @@
-"""A diffusion transformer with adaLN-zero (DiT, arXiv 2212.09748), for any small image."""
+"""A diffusion transformer with adaLN-zero (DiT, arXiv 2212.09748), for anything small on a grid: images, volumes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,11 +25,13 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
         self.modulate = zero(nn.Linear(width, 6 * width))
 
-    def forward(self, x_BLC: Tensor, emb_BC: Tensor) -> Tensor:
+    def forward(self, x_BLC: Tensor, emb_BC: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """Where the mask is false nothing is looked at."""
         shift0, scale0, gate0, shift1, scale1, gate1 = self.modulate(emb_BC)[:, None].chunk(6, dim=-1)
         h = torch.addcmul(shift0, self.norm0(x_BLC), 1 + scale0)
         q, k, v = rearrange(self.qkv(h), "b l (three h c) -> three b h l c", three=3, h=self.heads)
-        h = rearrange(F.scaled_dot_product_attention(q, k, v), "b h l c -> b l (h c)")
+        seen = None if mask_BL is None else mask_BL[:, None, None]
+        h = rearrange(F.scaled_dot_product_attention(q, k, v, seen), "b h l c -> b l (h c)")
         x_BLC = x_BLC + gate0 * self.proj(h)
         return x_BLC + gate1 * self.mlp(torch.addcmul(shift1, self.norm1(x_BLC), 1 + scale1))
 
@@ -37,11 +40,11 @@ class DiT(Recorded, nn.Module):
     """Patches as tokens with learned positions.
 
     Args:
-        event_shape: (channels, height, width), divisible by `patch`.
+        event_shape: (channels, *sides), such as (1, 8, 8) or (1, 16, 16, 16); the sides divisible by `patch`.
         width: token size, divisible by `heads`.
         depth: number of blocks.
         heads: attention heads.
-        patch: side of a patch in pixels.
+        patch: side of a patch in pixels or voxels.
         classes: categorical conditions, `{name: number of classes}`.
     """
 
@@ -56,32 +59,37 @@ class DiT(Recorded, nn.Module):
     ):
         super().__init__()
         channels, *size = event_shape
-        if len(size) != 2 or any(s % patch for s in size):
-            raise ValueError(f"a DiT with patch {patch} needs images divisible by {patch}, got {tuple(event_shape)}")
-        self.patch, self.rows = patch, size[0] // patch
+        if not size or any(s % patch for s in size):
+            raise ValueError(f"a DiT with patch {patch} needs sides divisible by {patch}, got {tuple(event_shape)}")
+        axes = range(len(size))
+        self.grid = "b c " + " ".join(f"(n{i} p{i})" for i in axes)
+        self.tokens = f"b ({' '.join(f'n{i}' for i in axes)}) (c {' '.join(f'p{i}' for i in axes)})"
+        self.sides = {f"n{i}": s // patch for i, s in enumerate(size)} | {f"p{i}": patch for i in axes}
+        inside, length = channels * patch ** len(size), math.prod(size) // patch ** len(size)
         self.embed = Embedding(width, classes or {})
-        self.inp = nn.Linear(channels * patch**2, width)
-        self.position = nn.Parameter(0.02 * torch.randn(1, self.rows * (size[1] // patch), width))
+        self.inp = nn.Linear(inside, width)
+        self.position = nn.Parameter(0.02 * torch.randn(1, length, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm, self.modulate = nn.LayerNorm(width, elementwise_affine=False), zero(nn.Linear(width, 2 * width))
-        self.out = zero(nn.Linear(width, channels * patch**2))
+        self.out = zero(nn.Linear(width, inside))
         self.feature_channels = width
 
-    def _tokens(self, x: Tensor, emb: Tensor, blocks) -> Tensor:
-        h = rearrange(x.to(self.inp.weight.dtype), "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
+    def _tokens(self, x: Tensor, emb: Tensor, blocks, mask_BL: Tensor | None = None) -> Tensor:
+        h = rearrange(x.to(self.inp.weight.dtype), f"{self.grid} -> {self.tokens}", **self.sides)
         h = self.inp(h) + self.position
         for block in blocks:
-            h = block(h, emb)
+            h = block(h, emb, mask_BL)
         return h
 
-    def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor], mask_BL: Tensor | None = None) -> Tensor:
+        """Where the mask is false no token looks."""
         emb = self.embed(time, cond)
-        h = self._tokens(x, emb, self.blocks)
+        h = self._tokens(x, emb, self.blocks, mask_BL)
         shift, scale = self.modulate(emb)[:, None].chunk(2, dim=-1)
         h = self.out(torch.addcmul(shift, self.norm(h), 1 + scale))
-        return rearrange(h, "b (h w) (c p q) -> b c (h p) (w q)", p=self.patch, q=self.patch, h=self.rows)
+        return rearrange(h, f"{self.tokens} -> {self.grid}", **self.sides)
 
-    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor], mask_BL: Tensor | None = None) -> Tensor:
         """Tokens after the first half of the blocks, [B, C, L]."""
         half = self.blocks[: (len(self.blocks) + 1) // 2]
-        return self._tokens(x, self.embed(time, cond), half).transpose(1, 2)
+        return self._tokens(x, self.embed(time, cond), half, mask_BL).transpose(1, 2)

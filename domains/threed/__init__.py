@@ -1,1 +1,1 @@
-"""Structured 3D: so far the two flows of TRELLIS (arXiv 2412.01506) as teachers."""
+"""Structured 3D: shapes in two stages, structure and features; TRELLIS (arXiv 2412.01506) as a teacher."""

@@ -1,0 +1,71 @@
+"""A diffusion transformer for sparse volumes: features on the active voxels alone (stage two of TRELLIS, arXiv 2412.01506)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import reduce
+from torch import Tensor, nn
+
+from distillkit.networks.dit import DiT
+from distillkit.spec import Recorded
+
+
+class SetDiT(Recorded, nn.Module):
+    """A DiT on the volume in which the voxels lie; blocks of the volume without a voxel are looked at by none.
+
+    A sample is a padded set of voxels: x [B, N, C], `cond["coords"]` int64 [B, N, 3] in [0, side), `cond["mask"]` bool
+    [B, N]; no two voxels alike. The DiT sees C + 1 channels, zero where no voxel is and the last one 1 where one is, so
+    neither the order of the voxels nor the padding changes anything.
+
+    Args:
+        event_shape: (N, C); sets of other sizes work too.
+        side: voxels along each side of the volume, divisible by `patch`.
+        width, depth, heads, classes: as in `DiT`.
+        patch: side of the block of voxels that is one token.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        side: int = 16,
+        width: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        patch: int = 4,
+        classes: dict[str, int] | None = None,
+    ):
+        super().__init__()
+        if len(event_shape) != 2:
+            raise ValueError(f"a SetDiT needs samples (voxels, channels), got {tuple(event_shape)}")
+        self.side, self.patch = side, patch
+        self.dit = DiT((event_shape[1] + 1, side, side, side), width, depth, heads, patch, classes)
+        self.feature_channels = width
+
+    def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        volume, blocks, place = self._scatter(x, cond)
+        blocks = blocks.index_fill(
+            1, blocks.new_zeros(1, dtype=torch.int64), True
+        )  # an empty set must look at something
+        out = self.dit(volume, time, cond, blocks).flatten(2)[:, :-1].transpose(1, 2)
+        return out.gather(1, place.expand(-1, -1, out.shape[-1]))
+
+    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """Tokens after the first half of the transformer, [B, width, blocks]; zero for blocks without a voxel."""
+        volume, blocks, _ = self._scatter(x, cond)
+        seen = blocks.index_fill(1, blocks.new_zeros(1, dtype=torch.int64), True)
+        return torch.where(blocks[:, None], self.dit.features(volume, time, cond, seen), 0)
+
+    def _scatter(self, x: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The volume [B, C + 1, side, side, side], which blocks have a voxel [B, L], where each voxel went [B, N, 1]."""
+        side, mask = self.side, cond["mask"][..., None]
+        place = (cond["coords"] * cond["coords"].new_tensor([side**2, side, 1])).sum(-1, keepdim=True)
+        place = torch.where(mask, place, side**3)  # padding goes to a place of its own, which is cut off
+        known = torch.cat([x, torch.ones_like(x[..., :1])], -1)
+        volume = x.new_zeros(len(x), side**3 + 1, known.shape[-1]).scatter(1, place.expand_as(known), known)
+        volume = volume[:, :-1].transpose(1, 2).unflatten(2, (side, side, side))
+        blocks = reduce(
+            volume[:, -1], "b (x p) (y q) (z r) -> b (x y z)", "max", p=self.patch, q=self.patch, r=self.patch
+        )
+        return volume, blocks > 0, torch.where(mask, place, 0)

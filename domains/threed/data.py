@@ -1,0 +1,210 @@
+"""Shapes as voxels, in two stages like structured latents (TRELLIS, arXiv 2412.01506): where the voxels are, then what they hold.
+
+The world is the cube [-1/2, 1/2]^3, z up, cut into R^3 voxels of side h = 1 / R. Arrays are indexed (x, y, z): voxel
+(i, j, k) has its centre at ((i + 1/2) h - 1/2, ...), and its corners are the lattice points (i, j, k) to
+(i + 1, j + 1, k + 1) of the (R + 1)^3 lattice, which lie at i h - 1/2.
+
+n: shapes; N: voxels of a padded set; R: voxels along a side.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distillkit.data import DistillData, TensorData
+
+CORNERS = tuple(itertools.product((0, 1), repeat=3))  # of a voxel, in the order of the features
+CHANNELS = len(CORNERS) + 3  # distances at the corners, then red, green, blue
+
+
+@dataclass
+class Volumes:
+    """Shapes on the lattice.
+
+    Attributes:
+        distance: signed distance to the surface at the lattice points, positive outside, float32 [n, R+1, R+1, R+1];
+            exact up to a few voxels from the surface, farther away only its sign matters.
+        colour: at the voxels' centres, float32 [n, 3, R, R, R] in [-1, 1].
+        label: int64 [n], or None.
+    """
+
+    distance: Tensor
+    colour: Tensor
+    label: Tensor | None = None
+
+
+class Shapes(ABC):
+    """A source of shapes."""
+
+    @abstractmethod
+    def load(self, side: int) -> tuple[Volumes, Volumes, Volumes]:
+        """Training, validation and test shapes with `side` voxels along each axis."""
+
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """The categories, by label; empty if there are none. Known after `load`."""
+
+
+class ShapeData(DistillData):
+    """What both stages have in common.
+
+    Args:
+        shapes: the source.
+        side: voxels along each side, R: 16, 32 or 64.
+        batch_size: samples of one micro-batch.
+    """
+
+    domain = "threed"
+    pictured = 24
+
+    def __init__(self, shapes: Shapes, side: int = 16, batch_size: int = 32):
+        super().__init__(batch_size)
+        if side not in (16, 32, 64):  # media tell it from the voxels' indices alone
+            raise ValueError(f"side must be 16, 32 or 64, got {side}")
+        self.shapes, self.side = shapes, side
+
+    def load(self) -> tuple[TensorData, TensorData, TensorData]:
+        parts = self.shapes.load(self.side)
+        self.classes = {"label": len(self.shapes.names)} if self.shapes.names else {}
+        return tuple(TensorData(self.batch(part)) for part in parts)
+
+    @abstractmethod
+    def batch(self, volumes: Volumes) -> dict[str, Tensor]:
+        """Everything a batch holds, of all shapes."""
+
+    @property
+    def media(self) -> ModuleType:
+        """`domains.threed.media`."""
+        from domains.threed import media
+
+        return media
+
+
+class StructureData(ShapeData):
+    """Stage one, where the voxels are. Batch: `data` float32 [B, 1, R, R, R] in {-1, 1}, `label` int64 [B] if there are any.
+
+    1 marks occupied voxels, which the surface passes through or which lie inside (some corner is inside). A sample of a
+    model decodes to the voxels above 0; those of them that stage two works on are their `shell`.
+    """
+
+    def __init__(self, shapes: Shapes, side: int = 16, batch_size: int = 32):
+        super().__init__(shapes, side, batch_size)
+        self.event_shape = (1, side, side, side)
+
+    def batch(self, volumes: Volumes) -> dict[str, Tensor]:
+        data = occupied(volumes.distance)[:, None].float() * 2 - 1
+        return {"data": data} | _labels(volumes)
+
+    def build_evaluator(self) -> Any:
+        from domains.threed.evaluation import Structure
+
+        return Structure(self.train, [self.val, self.test], self.classes, self.side)
+
+
+class FeaturesData(ShapeData):
+    """Stage two, what the voxels of the shell hold. A sample is a set of voxels, padded to N.
+
+    Batch: `data` float32 [B, N, 11] (the signed distances at the voxel's corners in units of its side, positive outside,
+    in the order of `CORNERS`; red, green, blue in [-1, 1]), `coords` int64 [B, N, 3] (the voxel's indices), `mask` bool
+    [B, N] (false in the padding, where the others are zero), `label` int64 [B] if there are any.
+
+    Args:
+        shapes: the source.
+        side: voxels along each side, R.
+        voxels: N, as many as the largest shell has or more.
+        batch_size: samples of one micro-batch.
+    """
+
+    context = ("coords", "mask")
+
+    def __init__(self, shapes: Shapes, side: int = 16, voxels: int = 640, batch_size: int = 32):
+        super().__init__(shapes, side, batch_size)
+        self.voxels = voxels
+        self.event_shape = (voxels, CHANNELS)
+
+    def batch(self, volumes: Volumes) -> dict[str, Tensor]:
+        coords, mask = voxel_sets(shell(occupied(volumes.distance)), self.voxels)
+        return {"data": voxel_features(volumes, coords, mask), "coords": coords, "mask": mask} | _labels(volumes)
+
+    def build_evaluator(self) -> Any:
+        from domains.threed.evaluation import Features
+
+        return Features(self.train, [self.val, self.test], self.classes, self.side)
+
+
+def occupied(distance: Tensor) -> Tensor:
+    """The voxels of which some corner is inside, bool [n, R, R, R], from distances [n, R+1, R+1, R+1]."""
+    return F.max_pool3d(-distance[:, None], 2, stride=1)[:, 0] > 0
+
+
+def shell(solid: Tensor) -> Tensor:
+    """The occupied voxels that touch, if only at a corner, a voxel which is not: within one voxel of the surface.
+
+    Args:
+        solid: bool [n, R, R, R]; all around the grid is empty.
+
+    The surface passes through each of them (of the corners they share with an empty voxel all are outside), and through
+    no other voxel but of crevices too narrow for an empty one. The shell encloses the rest of the solid, whatever the
+    solid is, so shell and solid say the same.
+    """
+    around = F.max_pool3d(F.pad(1 - solid[:, None].float(), [1] * 6, value=1.0), 3, stride=1)[:, 0]
+    return solid & (around > 0)
+
+
+def voxel_sets(active: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Marked voxels as padded sets in lexical order: `coords` int64 [n, N, 3] and `mask` bool [n, N].
+
+    Args:
+        active: bool [n, R, R, R].
+        size: N; None means that of the largest set.
+
+    Raises:
+        ValueError: a set is larger than `size`.
+    """
+    counts = active.flatten(1).sum(1)
+    largest = int(counts.max()) if len(counts) else 0
+    size = largest if size is None else size
+    if largest > size:
+        raise ValueError(
+            f"a shape has {largest} voxels in its shell, more than {size}: set vars.voxels={largest} or more"
+        )
+    row, *place = active.nonzero(as_tuple=True)
+    rank = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    coords = torch.zeros(len(active), size, 3, dtype=torch.long, device=active.device)
+    coords[row, rank] = torch.stack(place, -1)
+    return coords, torch.arange(size, device=active.device) < counts[:, None]
+
+
+def voxel_features(volumes: Volumes, coords: Tensor, mask: Tensor) -> Tensor:
+    """What `FeaturesData` has under `data`, [n, N, 11]."""
+    side = volumes.colour.shape[-1]
+    row = torch.arange(len(coords), device=coords.device)[:, None]
+    corners = [volumes.distance[(row, *(coords + coords.new_tensor(c)).unbind(-1))] * side for c in CORNERS]
+    colours = volumes.colour.movedim(1, -1)[(row, *coords.unbind(-1))]
+    return torch.where(mask[..., None], torch.cat([torch.stack(corners, -1), colours], -1), 0)
+
+
+def lattice_points(side: int, centres: bool = False) -> Tensor:
+    """The lattice points [R+1, R+1, R+1, 3], or the voxels' centres [R, R, R, 3], float32."""
+    axis = (torch.arange(side) + 0.5) / side - 0.5 if centres else torch.arange(side + 1) / side - 0.5
+    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1)
+
+
+def merged(parts: Sequence[Volumes]) -> Volumes:
+    """Shapes of several volumes in one."""
+    label = None if parts[0].label is None else torch.cat([part.label for part in parts])
+    return Volumes(torch.cat([part.distance for part in parts]), torch.cat([part.colour for part in parts]), label)
+
+
+def _labels(volumes: Volumes) -> dict[str, Tensor]:
+    return {} if volumes.label is None else {"label": volumes.label}
