@@ -12,6 +12,7 @@ from tests.battery.conftest import METHODS, build
 
 SMALL = ["data.shapes.train=40", "data.shapes.val=10", "data.shapes.test=20", "data.batch_size=4"]
 STAGES = ("structure", "features")
+CHEAP = {"pretrain": ["network.width=16"], **dict.fromkeys(("lsd", "lsd_plus"), ["model.num_pairs=8", "model.guard=0"])}
 
 
 def made(stage: str, *words: str):
@@ -21,7 +22,7 @@ def made(stage: str, *words: str):
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_steps_in_both_stages(method, stage):
-    own = made(stage, f"method={method}", *(["network.width=16"] if method == "pretrain" else []))
+    own = made(stage, f"method={method}", *CHEAP.get(method, []))
     own.model.require(own.data)
     own.data.setup()
     own.model.check(own.data)
