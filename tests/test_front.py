@@ -195,7 +195,7 @@ def test_show_needs_no_torch(tmp_path):
     ("args", "said"),
     [
         (["fitt"], r"no verb 'fitt' \(did you mean 'fit'\?\); there are: fit, validate, test, sample"),
-        (["fit", "domain=dumy", *DUMMY[:1]], r"no domain 'dumy' \(did you mean 'dummy'.*\); there are: dummy, "),
+        (["fit", "domain=dumy", *DUMMY[:1]], r"no domain 'dumy' \(did you mean 'dummy'.*\); there are: .*dummy, "),
         (["fit", "method=chaise", *DUMMY[:1]], r"no method 'chaise' \(did you mean 'chase'"),
         (["fit", *DUMMY, "metod=chase"], r"no key 'metod' at the top \(did you mean 'method'"),
         (["fit", *DUMMY, "dummy"], r"cannot read 'dummy': write key=value, such as domain=dummy"),
