@@ -24,6 +24,7 @@ from distillkit.data import DistillData, TensorData
 
 CORNERS = tuple(itertools.product((0, 1), repeat=3))  # of a voxel, in the order of the features
 CHANNELS = len(CORNERS) + 3  # distances at the corners, then red, green, blue
+DEEP = 2  # voxels from the surface at which depth is cut off
 
 
 @dataclass
@@ -91,10 +92,11 @@ class ShapeData(DistillData):
 
 
 class StructureData(ShapeData):
-    """Stage one, where the voxels are. Batch: `data` float32 [B, 1, R, R, R] in {-1, 1}, `label` int64 [B] if there are any.
+    """Stage one, where the voxels are. Batch: `data` float32 [B, 1, R, R, R] in [-1, 1], `label` int64 [B] if there are any.
 
-    1 marks occupied voxels, which the surface passes through or which lie inside (some corner is inside). A sample of a
-    model decodes to the voxels above 0; those of them that stage two works on are their `shell`.
+    How deep a voxel lies (`depth`): above 0 it is occupied, which is all that a sample of a model decodes to. Bare -1 and 1
+    would say the same, but a field that goes over smoothly is easier to generate and leaves no loose voxels. Those of the
+    occupied voxels that stage two works on are their `shell`.
     """
 
     def __init__(self, shapes: Shapes, side: int = 16, batch_size: int = 32):
@@ -102,8 +104,7 @@ class StructureData(ShapeData):
         self.event_shape = (1, side, side, side)
 
     def batch(self, volumes: Volumes) -> dict[str, Tensor]:
-        data = occupied(volumes.distance)[:, None].float() * 2 - 1
-        return {"data": data} | _labels(volumes)
+        return {"data": depth(volumes.distance)[:, None]} | _labels(volumes)
 
     def build_evaluator(self) -> Any:
         from domains.threed.evaluation import Structure
@@ -142,9 +143,21 @@ class FeaturesData(ShapeData):
         return Features(self.train, [self.val, self.test], self.classes, self.side)
 
 
+def depth(distance: Tensor) -> Tensor:
+    """How far inside the deepest corner of each voxel is, [n, R, R, R], from distances [n, R+1, R+1, R+1].
+
+    In units of `DEEP` voxels and cut off at -1 and 1. Negative where the voxel is outside with all its corners.
+    """
+    side = distance.shape[-1] - 1
+    return (F.max_pool3d(-distance[:, None], 2, stride=1)[:, 0] * (side / DEEP)).clamp(-1, 1)
+
+
 def occupied(distance: Tensor) -> Tensor:
-    """The voxels of which some corner is inside, bool [n, R, R, R], from distances [n, R+1, R+1, R+1]."""
-    return F.max_pool3d(-distance[:, None], 2, stride=1)[:, 0] > 0
+    """The voxels of which some corner is inside, bool [n, R, R, R], from distances [n, R+1, R+1, R+1].
+
+    The surface passes through them, or they lie inside.
+    """
+    return depth(distance) > 0
 
 
 def shell(solid: Tensor) -> Tensor:
