@@ -1,9 +1,11 @@
-"""What learned samplers of tokens are worth: every sampler at equal network calls, on worlds whose law is known.
+"""What learned samplers of tokens are worth: every sampler at equal network calls, with seeds and 95 % intervals.
 
-    python benchmarks/samplers.py --out runs/samplers [--world potts] [--noise uniform] [--calls 4 8 16]
+    python benchmarks/samplers.py --out runs/samplers [--world potts] [--noise uniform] [--calls 4 8 16] [--seeds 0 1 2]
 
-`potts`: KL(world | sampler) in nats, exact, without sampling. `countdown`: the share of neighbours that break the rule, in
-`--samples` sequences. LSD and LSD+ are trained as `fit` trains them. What is printed is markdown; OUT/samplers.json has the same.
+`potts`: KL(world | sampler) in nats, exact, without sampling. `countdown`: the share of neighbours that break the rule, and of
+zeros. `text`: the embedded teacher's samples, see `domains.discrete.evaluation.TextEvaluator`. LSD and LSD+ are trained as
+`fit` trains them, with its guard. A seed is that of the training and of the samples. What is printed is markdown, after every
+seed; OUT/samplers.json has all values.
 """
 
 from __future__ import annotations
@@ -13,11 +15,15 @@ import json
 import logging
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from scipy import stats
 
 from distillkit.discrete.jump import jump_your_steps
 from distillkit.discrete.laws import kl, law
@@ -28,11 +34,26 @@ from distillkit.discrete.sampling import SAMPLERS
 from distillkit.files import write_text
 from distillkit.methods.lsd import LSD, LSDPlus
 from distillkit.quality import number
-from domains.discrete.data import WorldData
-from domains.discrete.evaluation import countdown_errors
-from domains.discrete.teacher import Countdown, Potts
+from domains.discrete.data import DiscreteData, TextData, WorldData
+from domains.discrete.teacher import Countdown, Potts, Text
 
-WORLDS = {"potts": Potts, "countdown": Countdown}
+
+@dataclass
+class World:
+    """A teacher, how it is measured, and how much is spent on a fit: sequences of a solution, of the choice by the guard."""
+
+    teacher: Callable[..., Any]
+    metrics: tuple[str, ...]
+    batch: int
+    guard: int
+
+
+WORLDS = {
+    "potts": World(Potts, ("kl",), 512, 2000),
+    "countdown": World(Countdown, ("pair_error", "zeros"), 64, 128),
+    "text": World(Text, ("trigram_tv", "perplexity", "entropy"), 64, 128),
+}
+Made = tuple[Any, torch.Tensor]  # what `Teacher.generate` takes: solver and times
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,32 +62,44 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--world", choices=WORLDS, default="potts", help="default potts")
     parser.add_argument("--noise", choices=("absorbing", "uniform"), default="absorbing", help="default absorbing")
     parser.add_argument("--calls", nargs="+", type=int, default=[4, 8, 16, 32, 64], help="default 4 8 16 32 64")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default 0 1 2")
     parser.add_argument("--rounds", type=int, default=4, help="of matching (default 4)")
-    parser.add_argument("--batch", type=int, default=512, help="sequences of a solution (default 512)")
-    parser.add_argument("--samples", type=int, default=256, help="sequences of the countdown (default 256)")
+    parser.add_argument(
+        "--samples", type=int, default=256, help="sequences drawn, where sampling is needed (default 256)"
+    )
     args = parser.parse_args(argv)
 
     warnings.filterwarnings("ignore", module="lightning")
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    teacher = WORLDS[args.world](noise=args.noise)
-    rows: dict[str, list[float]] = {}
-    seconds: dict[str, float] = {}
-    for calls in args.calls:
-        for name, sampler in samplers(teacher, calls, args.rounds, args.batch):
-            start = time.perf_counter()
-            solver, times = sampler()
-            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-            rows.setdefault(name, []).append(error(teacher, solver, times, args.samples))
-            print(f"# {calls} {name}: {rows[name][-1]:.5g}", flush=True)
-    facts = {key: value for key, value in vars(args).items() if key != "out"}
-    write_text(args.out / "samplers.json", json.dumps({**facts, "rows": rows, "seconds_to_fit": seconds}, indent=1))
-    print(table(args.calls, rows))
+    world = WORLDS[args.world]
+    teacher = world.teacher(noise=args.noise)
+    data = TextData() if isinstance(teacher, Text) else WorldData(teacher)
+    data.setup()
+    found: list[dict[str, Any]] = []
+    for seed in args.seeds:
+        for calls in args.calls:
+            for name, make in samplers(teacher, data, world, calls, args.rounds, seed):
+                start = time.perf_counter()
+                solver, times = make()
+                seconds = time.perf_counter() - start
+                values = measure(teacher, data, solver, times, args.samples, seed)
+                found.append({"seed": seed, "calls": calls, "sampler": name, "seconds": seconds, **values})
+                print(
+                    f"# seed {seed}, {calls} calls, {name}: " + ", ".join(f"{k} {v:.5g}" for k, v in values.items()),
+                    flush=True,
+                )
+        facts = {key: value for key, value in vars(args).items() if key != "out"}
+        write_text(args.out / "samplers.json", json.dumps({**facts, "found": found}, indent=1))
+        for metric in world.metrics:
+            print(f"\n{metric}\n\n{table(args.calls, found, metric)}\n", flush=True)
     return 0
 
 
-def samplers(teacher: Any, calls: int, rounds: int, batch: int):
+def samplers(
+    teacher: Any, data: DiscreteData, world: World, calls: int, rounds: int, seed: int
+) -> Iterator[tuple[str, Callable[[], Made]]]:
     """`(name, () -> (solver, times))` for each that is compared."""
     process = teacher.process
     for name in ("euler", "tau_leap", "tweedie", "theta_trapezoidal"):
@@ -74,46 +107,59 @@ def samplers(teacher: Any, calls: int, rounds: int, batch: int):
         yield name.replace("_", "-"), lambda name=name, times=times: (name, times)
     if not isinstance(process, Absorbing):
         yield "tweedie, squared times", lambda: ("tweedie", process.grid(calls) ** 2)
-    yield "tweedie, Jump-Your-Steps", lambda: ("tweedie", jumps(teacher, calls))
+    yield "tweedie, Jump-Your-Steps", lambda: ("tweedie", jumps(teacher, calls, seed))
     paper = {"objective": "score_l2", "couple": False, "rule": "euler", "guard": 0}
-    for name, cls, settings, steps in (
-        ("LSD, the paper's regression", LSD, paper, rounds),
-        ("LSD", LSD, {"guard": 2000}, rounds * (calls - 1)),
-        ("LSD+", LSDPlus, {"guard": 2000}, rounds * (calls - 1)),
-    ):
-        yield name, lambda cls=cls, settings=settings, steps=steps: learned(cls, teacher, calls, settings, steps, batch)
+    choices = {"LSD": (LSD, {}), "LSD+": (LSDPlus, {})}
+    if world.batch > 64:  # elsewhere a run of the teacher in 16 times as many calls takes too long
+        choices = {"LSD, the paper's regression": (LSD, paper), **choices}
+    for name, (cls, settings) in choices.items():
+        settings = {"num_pairs": 4 * world.batch, "guard": world.guard, **settings}
+        yield (
+            name,
+            lambda cls=cls, settings=settings: learned(cls, teacher, data, calls, settings, rounds, world.batch, seed),
+        )
 
 
-def jumps(teacher: Any, calls: int) -> torch.Tensor:
-    x_0 = teacher.clean_samples(64, {}, seed=0)
-    return jump_your_steps(teacher.denoiser, x_0, calls, fresh(0, *x_0.shape, teacher.process.num_states)(0))
+def jumps(teacher: Any, calls: int, seed: int) -> torch.Tensor:
+    x_0 = teacher.clean_samples(64, {}, seed)
+    return jump_your_steps(teacher.denoiser, x_0, calls, fresh(seed, *x_0.shape, teacher.process.num_states)(0))
 
 
-def learned(cls: type, teacher: Any, calls: int, settings: dict, steps: int, batch: int):
+def learned(
+    cls: type, teacher: Any, data: DiscreteData, calls: int, settings: dict, rounds: int, batch: int, seed: int
+) -> Made:
     """A trained sampler, and its times."""
-    seed_everything(0, verbose=False)
-    guard = min(settings["guard"], 2000 if teacher.event_shape[0] < 10 else 128)
-    model = cls(teacher, num_steps=calls, num_pairs=4 * batch, **settings | {"guard": guard})
+    seed_everything(seed, verbose=False)
+    model = cls(teacher, num_steps=calls, **settings)
+    data.batch_size = batch
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
-    run = Trainer(max_steps=steps, max_epochs=-1, enable_model_summary=False, accelerator="cpu", **silent)
-    run.fit(model, WorldData(teacher, batch_size=batch))
+    run = Trainer(max_steps=rounds, max_epochs=-1, enable_model_summary=False, accelerator="cpu", **silent)
+    run.fit(model, data)
     return model.student, model.student.times().detach()
 
 
 @torch.no_grad()
-def error(teacher: Any, solver: Any, times: torch.Tensor, num: int) -> float:
-    """Exact KL where the world is small, else the share of wrong neighbours."""
-    if isinstance(teacher, Countdown):
-        return countdown_errors(teacher.generate(num, {}, 1, solver, times))["pair_error"]
-    steps = solver.steps() if isinstance(solver, LearnedSampler) else SAMPLERS[solver]
-    return float(kl(teacher.table(), law(teacher.denoiser, teacher.event_shape[0], times, steps)))
+def measure(
+    teacher: Any, data: DiscreteData, solver: Any, times: torch.Tensor, num: int, seed: int
+) -> dict[str, float]:
+    """The exact KL where the world is small, else the metrics of `num` samples."""
+    if isinstance(teacher, Potts):
+        steps = solver.steps() if isinstance(solver, LearnedSampler) else SAMPLERS[solver]
+        return {"kl": float(kl(teacher.table(), law(teacher.denoiser, teacher.event_shape[0], times, steps)))}
+    return data.evaluator()(teacher.generate(num, {}, 1000 + seed, solver, times))
 
 
-def table(calls: list[int], rows: dict[str, list[float]]) -> str:
-    lines = ["| network calls | " + " | ".join(map(str, calls)) + " |", "| :-- |" + " --: |" * len(calls)]
-    best = [min(column) for column in zip(*rows.values(), strict=True)]
-    for name, values in rows.items():
-        cells = [f"**{number(v)}**" if v == low else number(v) for v, low in zip(values, best, strict=True)]
+def table(calls: list[int], found: list[dict[str, Any]], metric: str) -> str:
+    """Means over the seeds, with the half width of Student's 95 % interval where they differ."""
+    lines = [f"| {metric} | " + " | ".join(map(str, calls)) + " |", "| :-- |" + " --: |" * len(calls)]
+    for name in dict.fromkeys(row["sampler"] for row in found):
+        cells = []
+        for num in calls:
+            values = np.array([row[metric] for row in found if (row["sampler"], row["calls"]) == (name, num)])
+            cell = number(values.mean())
+            if len(values) > 1 and values.std() > 1e-9 * abs(values.mean()):
+                cell += f" ± {stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5:.2g}"
+            cells.append(cell)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from distillkit.diffusion.denoiser import Cond
 from distillkit.discrete.denoiser import DiscreteDenoiser
 from distillkit.discrete.learned import LearnedSampler, LearnedStep
-from distillkit.discrete.noise import Draws, draw, hitting
+from distillkit.discrete.noise import Draws, Noise, draw, hitting
 from distillkit.discrete.process import Absorbing, DiscreteProcess
 from distillkit.discrete.sampling import Step, plan
 
@@ -33,9 +33,10 @@ def sharpness(process: DiscreteProcess, log_score: Tensor, x: Tensor) -> Tensor:
     return torch.where(legal.any(-1), each, 0).sum(-1)
 
 
-def matching_power(after: Callable[[float], Tensor], target: float, rounds: int = 12) -> float:
+def matching_power(after: Callable[[float], Tensor], target: float, rounds: int = 8) -> float:
     """The power, within `POWERS`, for which the mean of `after(power)` [B] is the target: by bisection of its logarithm.
 
+    Eight rounds leave an error of 0.4 %, far below that of a batch.
     1 if the statistic does not react to the power (within two standard errors); the nearer end if the target is outside.
     """
     low, high = POWERS
@@ -56,31 +57,48 @@ def matching_power(after: Callable[[float], Tensor], target: float, rounds: int 
 
 
 @torch.no_grad()
-def match_step(
-    denoiser: DiscreteDenoiser, sampler: LearnedSampler, k: int, x_0: Tensor, noise: Draws, cond: Cond | None = None
-) -> float:
-    """The power of step k that gives x_{k+1} the teacher's mean sharpness, the steps before it as they are now.
+def match_powers(
+    denoiser: DiscreteDenoiser, sampler: LearnedSampler, x_0: Tensor, noise: Draws, cond: Cond | None = None
+) -> Tensor:
+    """The powers that give the state after each step the teacher's mean sharpness, one step after the other, [K - 1].
 
-    All trials share their noise, so the bisection sees a function.
+    All trials of a power share their noise, so the bisection sees a function; the run goes on with the one that is found.
 
     Args:
         x_0: clean samples of the teacher [B, d].
-        noise: of this call; `noise(0)` is the start, `noise(1 + i)` of step i, and the last makes the teacher's state.
+        noise: `noise(0)` is the start, `noise(1 + k)` of step k, and `noise(K + k)` makes the teacher's state after it.
     """
-    process, times, steps = denoiser.process, sampler.times().to(x_0.device), sampler.steps()
-    x = process.start(noise(0))
-    for i in range(k):
-        x = steps[i](denoiser, x, times[i], times[i + 1], noise(1 + i), cond=cond)
-    t, s, shared = times[k], times[k + 1], noise(1 + k)
-    log_score, scale = denoiser.log_score(x, t, cond), steps[k].scale
+    process, times = denoiser.process, sampler.times().to(x_0.device)
+    x, powers = process.start(noise(0)), []
+    for k, step in enumerate(sampler.steps()):
+        x_s = process.add_noise(x_0, times[k + 1], noise(len(times) + k))
+        power, x = match_power(denoiser, step, x, x_s, times[k], times[k + 1], noise(1 + k), cond)
+        powers.append(power)
+    return torch.tensor(powers, device=x.device)
 
-    def after(power: float) -> Tensor:
-        step = LearnedStep(sampler.rule, torch.tensor(power, device=x.device), scale)
-        reached = draw(step.moved(process, log_score, x, t, s), x, shared)
-        return sharpness(process, denoiser.log_score(reached, s, cond), reached)
 
-    x_s = process.add_noise(x_0, s, noise(2 + k))
-    return matching_power(after, float(sharpness(process, denoiser.log_score(x_s, s, cond), x_s).mean()))
+def match_power(
+    denoiser: DiscreteDenoiser,
+    step: LearnedStep,
+    x: Tensor,
+    x_s: Tensor,
+    t: Tensor,
+    s: Tensor,
+    noise: Noise,
+    cond: Cond | None,
+) -> tuple[float, Tensor]:
+    """The power with which a step from x at t reaches states as sharp as x_s at s, and these states; both [B, d]."""
+    process, log_score = denoiser.process, denoiser.log_score(x, t, cond)
+
+    def reached(power: float) -> Tensor:
+        changed = LearnedStep(step.rule, torch.tensor(power, device=x.device), step.scale)
+        return draw(changed.moved(process, log_score, x, t, s), x, noise)
+
+    def sharp(x: Tensor) -> Tensor:
+        return sharpness(process, denoiser.log_score(x, s, cond), x)
+
+    power = matching_power(lambda power: sharp(reached(power)), float(sharp(x_s).mean()))
+    return power, reached(power)
 
 
 def trajectory_scores(

@@ -13,7 +13,7 @@ from distillkit.discrete.denoiser import DiscreteDenoiser, Guided
 from distillkit.discrete.elbo import cheapest_times, step_costs
 from distillkit.discrete.jump import jump_your_steps
 from distillkit.discrete.learned import LearnedSampler
-from distillkit.discrete.matching import match_step, regress_scales
+from distillkit.discrete.matching import match_powers, regress_scales
 from distillkit.discrete.noise import Draws, fresh
 from distillkit.losses.reduce import mean
 from distillkit.methods.base import Adam
@@ -110,17 +110,11 @@ class LSD(SamplerDistiller):
         seed = self.generator(purpose, shared).initial_seed()
         return fresh(seed, num, self.teacher.event_shape[0], self.teacher.process.num_states, self.device)
 
-    @property
-    def cycle(self) -> int:
-        """Optimiser steps until every number has been solved for once: one for each, or all at once."""
-        return self.num_steps - 1 if self.objective == "mean_match" else 1
-
     def distance_from_solution(self, x_0: Tensor, cond: Cond) -> Tensor:
         noise = self.draws(len(x_0), "student")
         if self.objective == "mean_match":
-            k = self.global_step % self.cycle
-            power = match_step(self.denoiser(), self.student, k, x_0, noise, cond)
-            return (self.student.log_power[k] - torch.tensor(power).log()).square() / 2
+            powers = match_powers(self.denoiser(), self.student, x_0, noise, cond)
+            return (self.student.log_power - powers.log()).square().sum() / 2
         teacher_noise = self.draws(len(x_0), "teacher")
         scale = regress_scales(
             self.denoiser(), self.student, self.ratio, noise, teacher_noise, self.couple, cond
@@ -128,11 +122,11 @@ class LSD(SamplerDistiller):
         return (self.student.log_scale - scale.log().to(self.student.log_scale)).square().sum() / 2
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """For tokens gradient steps of size 1 / n in the n-th round: each number is the mean of its solutions."""
+        """For tokens the n-th gradient step has size 1 / n: each number is the mean of its solutions."""
         if not self.tokens:
             return super().configure_optimizers()
         optimizer = torch.optim.SGD(self.student.parameters(), lr=1.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step // self.cycle))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:

@@ -98,7 +98,13 @@ class Countdown(World):
 
 
 class Text(DiscreteFolderTeacher):
-    """The embedded teacher of English prose (27 characters, blocks of 64); its model card says how it was trained."""
+    """The embedded teachers of English prose (27 characters, blocks of 64); their model cards say how they were trained.
 
-    def __init__(self):
-        super().__init__(str(WEIGHTS / "text"))
+    Args:
+        noise: of the process, `absorbing` or `uniform`.
+    """
+
+    def __init__(self, noise: Noise = "absorbing"):
+        if noise not in ("absorbing", "uniform"):
+            raise ValueError(f"noise must be absorbing or uniform, got {noise!r}")
+        super().__init__(str(WEIGHTS / f"text_{noise}"))
