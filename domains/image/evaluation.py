@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from distillkit.evaluation import metrics
+from distillkit.evaluation.extractor import load_extractor, packed
 from domains.image import features as extractors
 
 MOST_REFERENCES = 10_000  # larger held-out sets are thinned out evenly
@@ -116,7 +117,7 @@ class ImageEvaluator:
         if shipped := self._shipped():
             return shipped
         net = extractors.train_classifier(self.train, self.num_classes, extractors.STEPS)
-        sha256 = hashlib.sha256(extractors.packed(net)).hexdigest()
+        sha256 = hashlib.sha256(packed(net)).hexdigest()
         name = f"classifier fitted to the training data ({extractors.STEPS} steps, seed 0)"
         return classifier(net, name, sha256, self._accuracy(net))
 
@@ -124,7 +125,7 @@ class ImageEvaluator:
         """The extractor for digits, where the data has their shape and the classifier in fact reads it."""
         if self.event_shape != (1, 8, 8) or self.num_classes != 10:
             return None
-        net = extractors.load_classifier()
+        net = load_extractor(extractors.Classifier, extractors.SHIPPED)
         if (right := self._accuracy(net)) < 0.9:
             return None
         return classifier(net, "digits classifier", hashlib.sha256(extractors.SHIPPED.read_bytes()).hexdigest(), right)

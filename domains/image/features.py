@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distillkit.evaluation.extractor import packed
 from distillkit.files import write_atomic, write_text
 
 SHIPPED = Path(__file__).parent / "weights" / "features" / "model.safetensors"
@@ -107,27 +106,6 @@ def shrunk(x_NCHW: Tensor, side: int) -> Tensor:
         return x_NCHW
     size = [max(1, round(length * side / longest)) for length in x_NCHW.shape[-2:]]
     return F.interpolate(x_NCHW, size=size, mode="bilinear", antialias=True)
-
-
-def packed(net: Classifier) -> bytes:
-    """The weights in safetensors format, their configuration in its header."""
-    state = {name: value.contiguous().cpu() for name, value in net.state_dict().items()}
-    return save(state, metadata={"config": json.dumps(net.config)})
-
-
-def load_classifier(path: Path = SHIPPED) -> Classifier:
-    """The classifier in a safetensors file that holds what `packed` gave, frozen."""
-    if not path.is_file():
-        raise ValueError(f"no classifier at {path}; train it by: python -m domains.image.features --out {path.parent}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            config = json.loads(file.metadata()["config"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no classifier of domains.image.features ({error!r}); copy it again") from None
-    net = Classifier(**config)
-    net.load_state_dict(state)
-    return net.eval().requires_grad_(False)
 
 
 def _shifted(x_NCHW: Tensor, most: int, rng: torch.Generator) -> Tensor:

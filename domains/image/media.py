@@ -1,8 +1,10 @@
 """Pictures of images: a grid of samples, and rows side by side."""
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
+
+from distillkit.evaluation.strips import labelled
 
 CELL = 56  # pixels that a small image is about enlarged to
 GAP = 1
@@ -26,22 +28,7 @@ def compare(rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, colu
 
     Shows the first `columns` samples of each.
     """
-    if not rows:
-        raise ValueError("there is nothing to compare; give at least one row of samples")
-    font = ImageFont.load_default()
-    margin = max(int(font.getlength(name)) for name in rows) + 12
-    strips = {name: picture(samples[:columns], columns=columns) for name, samples in rows.items()}
-    sheet = Image.new(
-        "RGB",
-        (margin + max(strip.width for strip in strips.values()), sum(strip.height for strip in strips.values())),
-        "white",
-    )
-    pen, top = ImageDraw.Draw(sheet), 0
-    for name, strip in strips.items():
-        sheet.paste(strip, (margin, top))
-        pen.text((margin - 6, top + strip.height // 2), name, fill="black", font=font, anchor="rm")
-        top += strip.height
-    return sheet
+    return labelled({name: picture(samples[:columns], columns=columns) for name, samples in rows.items()})
 
 
 def _cells(samples: Tensor) -> list[Image.Image]:

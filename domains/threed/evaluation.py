@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distillkit.evaluation import metrics
+from distillkit.evaluation.extractor import load_extractor, packed
 from domains.threed import features as extractors
 from domains.threed.data import CORNERS
 from domains.threed.meshes import POINTS, Mesh, clouds, feature_meshes, seams, structure_meshes
@@ -148,14 +149,14 @@ class ShapeEvaluator(ABC):
             return None, {"name": "averages over parts of the grid"}
         path = extractors.SHIPPED / f"{self.stage}.safetensors"
         if self.side == 16 and self.num_classes == 5:
-            net = extractors.load_classifier(path)
+            net = load_extractor(extractors.Classifier, path)
             if (right := self._accuracy(net)) > 0.9:
                 sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
                 return net, {"name": "solids classifier", "sha256": sha256, "held_out_accuracy": round(right, 4)}
         net = extractors.train_classifier(self.train, self.num_classes, self.side, extractors.STEPS)
         facts = {
             "name": f"classifier fitted to the training data ({extractors.STEPS} steps, seed 0)",
-            "sha256": hashlib.sha256(extractors.packed(net)).hexdigest(),
+            "sha256": hashlib.sha256(packed(net)).hexdigest(),
             "held_out_accuracy": round(self._accuracy(net), 4),
         }
         return net, facts

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distillkit.evaluation.extractor import packed
 from distillkit.files import write_atomic, write_text
 from domains.threed.data import CHANNELS
 from domains.threed.meshes import on_grid
@@ -114,27 +113,6 @@ def accuracy(net: Classifier, data: Any, side: int) -> float:
         batch = data[rows]
         hits += int((net(as_grid(batch["data"], batch, side)).argmax(1) == batch["label"]).sum())
     return hits / len(data)
-
-
-def packed(net: Classifier) -> bytes:
-    """The weights in safetensors format, their configuration in its header."""
-    state = {name: value.contiguous().cpu() for name, value in net.state_dict().items()}
-    return save(state, metadata={"config": json.dumps(net.config)})
-
-
-def load_classifier(path: Path) -> Classifier:
-    """The classifier in a safetensors file that holds what `packed` gave, frozen."""
-    if not path.is_file():
-        raise ValueError(f"no classifier at {path}; train it by: python -m domains.threed.features --out {path.parent}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            config = json.loads(file.metadata()["config"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no classifier of domains.threed.features ({error!r}); copy it again") from None
-    net = Classifier(**config)
-    net.load_state_dict(state)
-    return net.eval().requires_grad_(False)
 
 
 CARD = """# Feature extractors for procedural solids

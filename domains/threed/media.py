@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
+from distillkit.evaluation.strips import labelled
 from distillkit.files import write_atomic
 from domains.threed.meshes import Mesh, feature_meshes, structure_meshes
 
@@ -78,20 +79,8 @@ def compare(rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, colu
 
     Shows the first `columns` samples of each.
     """
-    if not rows:
-        raise ValueError("there is nothing to compare; give at least one row of samples")
     first = {name: value[:columns] for name, value in (cond or {}).items()}
-    strips = {name: picture(samples[:columns], first, columns) for name, samples in rows.items()}
-    font = ImageFont.load_default()
-    margin = max(int(font.getlength(name)) for name in rows) + 12
-    height = sum(strip.height for strip in strips.values())
-    sheet = Image.new("RGB", (margin + max(strip.width for strip in strips.values()), height), "white")
-    pen, top = ImageDraw.Draw(sheet), 0
-    for name, strip in strips.items():
-        sheet.paste(strip, (margin, top))
-        pen.text((margin - 6, top + strip.height // 2), name, fill="black", font=font, anchor="rm")
-        top += strip.height
-    return sheet
+    return labelled({name: picture(samples[:columns], first, columns) for name, samples in rows.items()})
 
 
 def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path) -> list[Path]:

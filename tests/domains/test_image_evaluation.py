@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from distillkit.data import TensorData
+from distillkit.evaluation.extractor import load_extractor, packed
 from domains.image import features as extractors
 from domains.image import media
 from domains.image.data import Digits
@@ -109,7 +110,7 @@ def test_the_protocol_names_the_shipped_extractor(evaluator):
 
 
 def test_the_card_tells_the_accuracy(digits):
-    net = extractors.load_classifier()
+    net = load_extractor(extractors.Classifier, extractors.SHIPPED)
     card = (extractors.SHIPPED.parent / "README.md").read_text()
     val, test = extractors.accuracy(net, digits.val), extractors.accuracy(net, digits.test)
     assert min(val, test) > 0.98
@@ -120,9 +121,9 @@ def test_training_is_reproducible_and_leaves_the_global_generator_alone(digits):
     before = torch.get_rng_state()
     first, second = (extractors.train_classifier(digits.train, 10, steps=3) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
-    assert extractors.packed(first) == extractors.packed(second)
+    assert packed(first) == packed(second)
     other = extractors.train_classifier(digits.train, 10, steps=3, seed=1)
-    assert extractors.packed(first) != extractors.packed(other)
+    assert packed(first) != packed(other)
 
 
 @pytest.mark.parametrize("channels, size", [(1, 8), (3, 8), (3, 32), (1, 28), (3, 64), (3, 100)])
@@ -136,9 +137,9 @@ def test_the_classifier_takes_many_shapes(channels, size):
 def test_a_damaged_classifier_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(extractors.SHIPPED.read_bytes()[:1000])
     with pytest.raises(ValueError, match="is no classifier of domains.image.features"):
-        extractors.load_classifier(tmp_path / "model.safetensors")
+        load_extractor(extractors.Classifier, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="no classifier at .*; train it by"):
-        extractors.load_classifier(tmp_path / "nothing.safetensors")
+        load_extractor(extractors.Classifier, tmp_path / "nothing.safetensors")
 
 
 def shapes(num, seed):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
+from distillkit.evaluation.extractor import load_extractor, packed
 from domains.threed import evaluation, features
 from domains.threed.data import FeaturesData, StructureData, lattice_points
 from domains.threed.evaluation import CELLS, Surfaces, chamfer, compare_sets
@@ -169,16 +170,16 @@ def test_a_classifier_is_fitted_where_the_shipped_one_cannot_read(stages, monkey
 
 def test_weights_come_back(tmp_path):
     net = features.Classifier(1, 5)
-    (tmp_path / "c.safetensors").write_bytes(features.packed(net))
-    again = features.load_classifier(tmp_path / "c.safetensors")
+    (tmp_path / "c.safetensors").write_bytes(packed(net))
+    again = load_extractor(features.Classifier, tmp_path / "c.safetensors")
     x = torch.randn(2, 1, 16, 16, 16)
     torch.testing.assert_close(again.logits(again.features(x)), again(x))
     assert torch.equal(again(x), net.eval()(x)) and not any(p.requires_grad for p in again.parameters())
     (tmp_path / "c.safetensors").write_bytes(b"no weights")
     with pytest.raises(ValueError, match="no classifier"):
-        features.load_classifier(tmp_path / "c.safetensors")
+        load_extractor(features.Classifier, tmp_path / "c.safetensors")
     with pytest.raises(ValueError, match="train it by"):
-        features.load_classifier(tmp_path / "none.safetensors")
+        load_extractor(features.Classifier, tmp_path / "none.safetensors")
 
 
 def test_the_command_trains_both(tmp_path, monkeypatch):

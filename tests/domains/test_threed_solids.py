@@ -11,6 +11,7 @@ from domains.threed.data import (
     Shapes,
     StructureData,
     Volumes,
+    depth,
     lattice_points,
     occupied,
     shell,
@@ -125,13 +126,23 @@ def test_sets_hold_every_voxel_once():
         voxel_sets(active, 2)
 
 
+def test_depth_is_that_of_the_deepest_corner_in_units_of_two_voxels():
+    ball = lattice_points(16).norm(dim=-1)[None] - 0.25
+    found = depth(ball)[0]
+    # from the middle to +x: corners nearest to it lie at (x, 0, 0), 0.25 - x inside, and two voxels are 1/8 long
+    assert found[8:, 8, 8].tolist() == pytest.approx([1, 1, 1, 0.5, 0, -0.5, -1, -1], abs=1e-6)
+    assert torch.equal(found > 0, (ball[0].unfold(0, 2, 1).unfold(1, 2, 1).unfold(2, 2, 1) < 0).flatten(3).any(-1))
+
+
 def test_structure_batches():
     data = StructureData(Solids(**SMALL))
     data.setup()
     batch = data.train[torch.arange(3)]
     assert data.event_shape == (1, 16, 16, 16) and data.classes == {"label": 5} and data.context == ()
     assert batch["data"].shape == (3, 1, 16, 16, 16) and batch["data"].dtype == torch.float32
-    assert batch["data"].unique().tolist() == [-1, 1]
+    volumes = data.shapes.load(16)[0]
+    assert batch["data"].min() == -1 and batch["data"].max() <= 1
+    assert torch.equal(batch["data"][:, 0] > 0, occupied(volumes.distance)[: len(batch["data"])])
     assert data.conditions(7)["label"].tolist() == [0, 1, 2, 3, 4, 0, 1]
     with pytest.raises(ValueError, match="16, 32 or 64"):
         StructureData(Solids(), side=20)

@@ -1,0 +1,39 @@
+"""Feature extractors as one safetensors file: weights, and in its header the arguments to build the network from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def packed(net: Any) -> bytes:
+    """The weights of a network in safetensors format, its `config` (a dict of its arguments) in the header."""
+    state = {name: value.contiguous().cpu() for name, value in net.state_dict().items()}
+    return save(state, metadata={"config": json.dumps(net.config)})
+
+
+def load_extractor(kind: type[Net], path: Path) -> Net:
+    """The network of class `kind` in a file that holds what `packed` gave, frozen.
+
+    Raises:
+        ValueError: there is no such file, or it is damaged; says how to get it.
+    """
+    command = f"python -m {kind.__module__} --out {path.parent}"
+    if not path.is_file():
+        raise ValueError(f"no classifier at {path}; train it by: {command}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = json.loads(file.metadata()["config"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        net = kind(**config)
+        net.load_state_dict(state)
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is no classifier of {kind.__module__} ({error!r}); copy it again") from None
+    return net.eval().requires_grad_(False)
