@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -179,3 +181,26 @@ class DistillData(LightningDataModule):
 
     def test_dataloader(self) -> HeldOutLoader:
         return HeldOutLoader(self.test, self.batch_size)
+
+
+def split(
+    groups: Sequence[int], val: int, test: int, seed: int = 0, order: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of train, val and test, every group in proportion; each sorted.
+
+    Args:
+        groups: the class of every item (all equal when there are none).
+        val, test: number of items.
+        seed: of the shuffle that decides who goes where (NumPy's frozen legacy generator).
+        order: decides instead of a shuffle.
+    """
+    if order is None:
+        order = np.random.RandomState(seed).permutation(len(groups)).tolist()
+    size, seen = Counter(groups), Counter()
+    place = {}  # how far along its own group an item stands, in (0, 1): every stretch of places is in proportion
+    for item in order:
+        seen[groups[item]] += 1
+        place[item] = (seen[groups[item]] - 0.5) / size[groups[item]]
+    ranked = sorted(order, key=place.__getitem__)
+    parts = ranked[val + test :], ranked[test : val + test], ranked[:test]
+    return tuple(torch.tensor(sorted(part), dtype=torch.long) for part in parts)

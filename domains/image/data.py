@@ -5,7 +5,6 @@ N: images; B: batch; C, H, W: channels, height, width.
 
 import hashlib
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from distillkit.data import DistillData, TensorData
+from distillkit.data import DistillData, TensorData, split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 WHITE = (255, 255, 255, 255)
@@ -298,29 +297,6 @@ def flat(image: Image.Image, channels: int) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
     return image.convert("L" if channels == 1 else "RGB")
-
-
-def split(
-    groups: Sequence[int], val: int, test: int, seed: int = 0, order: Sequence[int] | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of train, val and test, every group in proportion; each sorted.
-
-    Args:
-        groups: the class of every item (all equal when there are none).
-        val, test: number of items.
-        seed: of the shuffle that decides who goes where (NumPy's frozen legacy generator).
-        order: decides instead of a shuffle.
-    """
-    if order is None:
-        order = np.random.RandomState(seed).permutation(len(groups)).tolist()
-    size, seen = Counter(groups), Counter()
-    place = {}  # how far along its own group an item stands, in (0, 1): every stretch of places is in proportion
-    for item in order:
-        seen[groups[item]] += 1
-        place[item] = (seen[groups[item]] - 0.5) / size[groups[item]]
-    ranked = sorted(order, key=place.__getitem__)
-    parts = ranked[val + test :], ranked[test : val + test], ranked[:test]
-    return tuple(torch.tensor(sorted(part), dtype=torch.long) for part in parts)
 
 
 def _counts(total: int, val: float, test: float | None) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from domains.image.data import split
+from distillkit.data import split
 from domains.threed.data import Shapes, Volumes, lattice_points
 from domains.threed.meshes import Mesh
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from domains.image.data import Digits, ImageFolder, NpzImages, TorchvisionData, from_uint8, split
+from distillkit.data import split
+from domains.image.data import Digits, ImageFolder, NpzImages, TorchvisionData, from_uint8
 
 FASHION = Path(os.environ.get("DISTILLKIT_TEST_DATA", "")) / "image" / "fashion_mnist_900.npz"
 
