@@ -41,10 +41,11 @@ class MDTDist(FewStepDistiller):
         teacher: the frozen teacher.
         student_times: noise levels; None means uniform in tau (the paper). `LogNormal(-0.5, 1.0)` is a logit-normal in tau on
             every process and learns the one-step map faster; the released code has `LogNormal(1.0, 1.0)`. Levels are mapped
-            in tau from the process's range onto the student's: from its largest time down to where a hop still fits.
+            in tau from the process's range onto the student's, which begins at its largest time.
         tangent: how dphi/dtau is found: `fd`, one hop down the teacher's ODE; `jvp`, exact, forward mode, which needs
-            operators that have it.
-        delta: length of the hop in tau.
+            operators that have it, and a network that becomes the identity near the data by itself (`edm`, `flow`).
+        delta: length of the hop in tau. At the last levels, where none fits any more, phi = v is what VM asks for: that is
+            right up to O(delta), and without it the jumps of a network that predicts x_0 could agree on anything.
         kappa: guidance scale of VM's teacher, 1 = none (w of the paper is kappa - 1: 41 there).
         vd_kappa: guidance scale of VD's teacher (101 there); None means the same.
         lambda_vm, lambda_vd: weights of the losses; VD alone has nothing that holds it.
@@ -52,8 +53,7 @@ class MDTDist(FewStepDistiller):
         unweighted_vd: as released: without the factor 1 - tau.
         share_vd_noise: as released: x_1 is noised by the very noise of VM.
         student: its optimiser.
-        network: network of the student; None copies the teacher's, weights included. VM never sees tau below delta: what
-            holds there is what the student starts from, so start from the teacher.
+        network: network of the student; None copies the teacher's, weights included.
     """
 
     requires = frozenset({"denoiser", "data"})
@@ -84,7 +84,7 @@ class MDTDist(FewStepDistiller):
         process = teacher.process
         ends = torch.tensor([process.t_min, process.t_max, self.step_times[0]], dtype=torch.float64)
         self.low, self.high, last = flow_time(process, ends).tolist()
-        self.first = self.low + (delta if tangent == "fd" else 0)
+        self.first = self.low + (delta if tangent == "fd" else 0)  # the first level at which a hop fits
         self.last = min(last, 1 - 1e-4)  # no ratio is infinite
         if not 0 < delta < self.last - self.low:
             raise ValueError(
@@ -134,13 +134,14 @@ class MDTDist(FewStepDistiller):
         return flow_velocity(denoise, self.teacher.process)
 
     def residual(self, student: Velocity, x: Tensor, tau: Tensor, phi: Tensor, cond: Cond, kappa: float) -> Tensor:
-        """`R = phi + tau dphi/dtau - v` along the ODE of the teacher guided by kappa."""
+        """`R = phi + tau dphi/dtau - v` along the ODE of the teacher guided by kappa; next to the data `phi - v`."""
         teacher, null = self.teacher, self.null(cond)
         v = flow_velocity(lambda x_t, t: guided(teacher.denoiser, x_t, t, cond, null, kappa), teacher.process)(x, tau)
         if self.tangent == "fd":
-            rate = difference_quotient(student, x, tau, phi, v, self.delta)
+            rate = difference_quotient(student, x, tau.clamp_min(self.first), phi, v, self.delta)
         else:
             rate = forward_derivative(student, x, tau, v)
+        rate = torch.where(expand(tau < self.first, x), 0, rate)
         if self.normalise_tangent:
             rate = unit_tangent(rate, cond.get("mask"))
         return residual(phi, rate, v, tau)
@@ -150,7 +151,7 @@ class MDTDist(FewStepDistiller):
         share, process = self.rand(num, "tau"), self.teacher.process
         if self.student_times is not None:
             share = (flow_time(process, self.student_times(share, process)) - self.low) / (self.high - self.low)
-        return self.first + (self.last - self.first) * share
+        return self.low + (self.last - self.low) * share
 
     def setup(self, stage: str) -> None:
         if self.trainer.precision in ("bf16-true", "16-true"):

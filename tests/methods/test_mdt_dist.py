@@ -12,7 +12,7 @@ import distillkit.methods.mdt_dist as module
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving, expand
 from distillkit.diffusion.times import LogNormal, Times
-from distillkit.losses.mdt import flow_time
+from distillkit.losses.mdt import flow_time, flow_velocity
 from distillkit.methods.mdt_dist import MDTDist
 from distillkit.networks.dit import DiT
 from distillkit.networks.mlp import MLP
@@ -193,20 +193,39 @@ def test_a_hop_costs_one_more_call_of_the_student():
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 @pytest.mark.parametrize("times", [None, LogNormal(1.0, 1.0)], ids=["uniform", "released"])
-def test_levels_fill_the_students_range_and_leave_room_for_the_hop(process, times):
+def test_levels_fill_the_students_range(process, times):
     model = MDTDist(neural(process), student_times=times, delta=0.05)
     ends = torch.tensor([process.t_min, float(model.step_times[0])], dtype=torch.float64)
     low, high = flow_time(process, ends).tolist()
     tau = model.levels(20_000)
-    assert low + 0.05 - 1e-6 <= tau.min() and tau.max() <= high + 1e-6
+    assert low - 1e-6 <= tau.min() and tau.max() <= high + 1e-6
     if times is None:
-        assert tau.mean().item() == pytest.approx((low + 0.05 + high) / 2, abs=0.01)
-        assert tau.min() < low + 0.06 and tau.max() > high - 0.01
+        assert tau.mean().item() == pytest.approx((low + high) / 2, abs=0.01)
+        assert tau.min() < low + 0.01 and tau.max() > high - 0.01
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_next_to_the_data_the_teachers_own_direction_is_the_target(process):
+    """Where no hop fits R = phi - v, so jumps that merely agree with each other (all to one point) do not rest there."""
+    model = MDTDist(neural(process), delta=0.05)
+    x, cond = model.randn((8, 2), "x"), model.condition(BATCH)
+    tau = torch.linspace(model.low, model.first - 1e-6, 8, dtype=x.dtype)
+
+    def constant(x, tau):
+        return (x - 0.3) / tau[:, None]
+
+    phi, v = constant(x, tau), flow_velocity(lambda x_t, t: model.teacher.denoiser(x_t, t, cond), process)(x, tau)
+    torch.testing.assert_close(model.residual(constant, x, tau, phi, cond, 1.0), phi - v)
+    # where one fits, jumps are held to each other alone: what is left is the error of the hop, -(phi - v) delta / (tau - delta)
+    x, tau = x.double(), tau.double() + 0.1
+    phi, v = constant(x, tau), flow_velocity(lambda x_t, t: model.teacher.denoiser(x_t, t, cond), process)(x, tau)
+    expected = -(phi - v) * (0.05 / (tau - 0.05))[:, None]
+    torch.testing.assert_close(model.residual(constant, x, tau, phi, cond, 1.0), expected)
 
 
 def test_lognormal_levels_are_the_released_logit_normal():
     model = MDTDist(neural(RectifiedFlow(t_min=1e-6)), student_times=LogNormal(1.0, 1.0))
-    assert model.levels(20_000).median().item() == pytest.approx(0.01 + 0.99 * torch.sigmoid(f64(1.0)).item(), abs=0.01)
+    assert model.levels(20_000).median().item() == pytest.approx(torch.sigmoid(f64(1.0)).item(), abs=0.01)
 
 
 # Guidance and switches
