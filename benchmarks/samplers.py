@@ -113,7 +113,7 @@ def samplers(
     if world.batch > 64:  # elsewhere a run of the teacher in 16 times as many calls takes too long
         choices = {"LSD, the paper's regression": (LSD, paper), **choices}
     for name, (cls, settings) in choices.items():
-        settings = {"num_pairs": 4 * world.batch, "guard": world.guard, **settings}
+        settings = {"num_pairs": 2 * world.batch, "guard": world.guard, **settings}
         yield (
             name,
             lambda cls=cls, settings=settings: learned(cls, teacher, data, calls, settings, rounds, world.batch, seed),

@@ -28,7 +28,7 @@ class SamplerDistiller(Distiller):
         sampler: the student.
         student: its optimiser.
         kappa: guidance scale of the teacher, 1 = none.
-        guard: samples of the final comparison; 0 keeps what was learned in any case.
+        guard: samples of a comparison; 0 keeps what was learned in any case.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class SamplerDistiller(Distiller):
     def measure(self, seed: int) -> dict[str, float]:
         """The domain's metrics of `guard` samples of the student."""
         data = self.trainer.datamodule
-        num = max(self.guard, 256)
+        num = self.guard or 256
         cond = self.teacher.condition(data.conditions(num))
         return {name: float(v) for name, v in data.evaluator()(self.sample(cond, num, seed), cond).items()}
 
@@ -75,7 +75,7 @@ class SamplerDistiller(Distiller):
         the target: a sampler that is sharper than its data does not win.
         """
         evaluator = self.trainer.datamodule.evaluator()
-        real = evaluator.floor(max(self.guard, 256))
+        real = evaluator.floor(self.guard or 256)
         targets = [name for name, which in evaluator.better.items() if which == "target" and name in real]
 
         def off(name: str, metric: str) -> float:
