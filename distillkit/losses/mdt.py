@@ -72,6 +72,8 @@ def residual(phi: Tensor, rate: Tensor, v: Tensor, tau: Tensor) -> Tensor:
     """`R = phi + tau dphi/dtau - v`: zero where the student's jumps are those of the teacher's ODE.
 
     As `tau phi = x - D_student` and `dx/dtau = v`, it is `-dD_student/dtau` along the ODE: what consistency models minimise.
+    With the difference quotient of a hop of length delta and `tau - delta` in the place of tau it is exactly
+    `(D_student(after the hop) - D_student) / delta`, for `d(tau phi)` then is differenced as a whole.
     """
     return phi + expand(tau, phi) * rate - v
 

@@ -42,8 +42,10 @@ class MDTDist(FewStepDistiller):
         student_times: noise levels; None means uniform in tau (the paper). `LogNormal(-0.5, 1.0)` is a logit-normal in tau on
             every process and learns the one-step map faster; the released code has `LogNormal(1.0, 1.0)`. Levels are mapped
             in tau from the process's range onto the student's, which begins at its largest time.
-        tangent: how dphi/dtau is found: `fd`, one hop down the teacher's ODE; `jvp`, exact, forward mode, which needs
-            operators that have it, and a network that becomes the identity near the data by itself (`edm`, `flow`).
+        tangent: how dphi/dtau is found: `fd`, one hop down the teacher's ODE; `product`, that hop for tau phi as a whole
+            (R = phi + (tau - delta) dphi/dtau - v), whose error is only the hop's own, so that hops may be long; `jvp`,
+            exact, forward mode, which needs operators that have it, and a network that becomes the identity near the data
+            by itself (`edm`, `flow`).
         delta: length of the hop in tau. At the last levels, where none fits any more, phi = v is what VM asks for: that is
             right up to O(delta), and without it the jumps of a network that predicts x_0 could agree on anything.
         kappa: guidance scale of VM's teacher, 1 = none (w of the paper is kappa - 1: 41 there).
@@ -62,7 +64,7 @@ class MDTDist(FewStepDistiller):
         self,
         teacher: Teacher,
         student_times: Times | None = None,
-        tangent: Literal["fd", "jvp"] = "fd",
+        tangent: Literal["fd", "product", "jvp"] = "fd",
         delta: float = 1e-2,
         kappa: float = 1.0,
         vd_kappa: float | None = None,
@@ -84,7 +86,7 @@ class MDTDist(FewStepDistiller):
         process = teacher.process
         ends = torch.tensor([process.t_min, process.t_max, self.step_times[0]], dtype=torch.float64)
         self.low, self.high, last = flow_time(process, ends).tolist()
-        self.first = self.low + (delta if tangent == "fd" else 0)  # the first level at which a hop fits
+        self.first = self.low + (0 if tangent == "jvp" else delta)  # the first level at which a hop fits
         self.last = min(last, 1 - 1e-4)  # no ratio is infinite
         if not 0 < delta < self.last - self.low:
             raise ValueError(
@@ -137,14 +139,14 @@ class MDTDist(FewStepDistiller):
         """`R = phi + tau dphi/dtau - v` along the ODE of the teacher guided by kappa; next to the data `phi - v`."""
         teacher, null = self.teacher, self.null(cond)
         v = flow_velocity(lambda x_t, t: guided(teacher.denoiser, x_t, t, cond, null, kappa), teacher.process)(x, tau)
-        if self.tangent == "fd":
-            rate = difference_quotient(student, x, tau.clamp_min(self.first), phi, v, self.delta)
-        else:
+        if self.tangent == "jvp":
             rate = forward_derivative(student, x, tau, v)
+        else:
+            rate = difference_quotient(student, x, tau.clamp_min(self.first), phi, v, self.delta)
         rate = torch.where(expand(tau < self.first, x), 0, rate)
         if self.normalise_tangent:
             rate = unit_tangent(rate, cond.get("mask"))
-        return residual(phi, rate, v, tau)
+        return residual(phi, rate, v, tau - self.delta if self.tangent == "product" else tau)
 
     def levels(self, num: int) -> Tensor:
         """`num` levels tau, within the student's range."""
