@@ -1,6 +1,6 @@
 """Distil both stages of the embedded 3D flows into students of one step, and draw shapes with the two of them.
 
-python examples/threed.py [--steps 600] [--out runs/example-threed]
+python examples/threed.py [--steps 1200] [--out runs/example-threed]
 """
 
 import argparse
@@ -27,8 +27,8 @@ def distil(teacher: Teacher, data: DistillData, steps: int, folder: Path) -> Non
     levels = LogNormal(0.7, 1.4)
     method = DMD(
         teacher,
-        student=Adam(lr=3e-4),
-        fake_score=Adam(lr=5e-4, updates=2),
+        student=Adam(lr=5e-4),
+        fake_score=Adam(lr=1e-3, updates=2),
         student_times=levels,
         fake_times=levels,
         ema_halflife=2_000,
@@ -47,7 +47,7 @@ def distil(teacher: Teacher, data: DistillData, steps: int, folder: Path) -> Non
     method.export(folder)
 
 
-def main(steps: int = 600, out: str = "runs/example-threed") -> None:
+def main(steps: int = 1200, out: str = "runs/example-threed") -> None:
     quiet()  # Lightning says less
     seed_everything(0, verbose=False)
     stages = {
@@ -66,6 +66,6 @@ def main(steps: int = 600, out: str = "runs/example-threed") -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=600, help="optimiser steps of each stage (default 600)")
+    parser.add_argument("--steps", type=int, default=1200, help="optimiser steps of each stage (default 1200)")
     parser.add_argument("--out", default="runs/example-threed", help="folder for the students and the picture")
     main(**vars(parser.parse_args()))
