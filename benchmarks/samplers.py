@@ -49,7 +49,7 @@ class World:
 
 
 WORLDS = {
-    "potts": World(Potts, ("kl",), 512, 2000),
+    "potts": World(Potts, ("kl",), 16_384, 4000),
     "countdown": World(Countdown, ("pair_error", "zeros"), 64, 128),
     "text": World(Text, ("trigram_tv", "perplexity", "entropy"), 64, 128),
 }
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--noise", choices=("absorbing", "uniform"), default="absorbing", help="default absorbing")
     parser.add_argument("--calls", nargs="+", type=int, default=[4, 8, 16, 32, 64], help="default 4 8 16 32 64")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default 0 1 2")
-    parser.add_argument("--rounds", type=int, default=4, help="of matching (default 4)")
+    parser.add_argument("--rounds", type=int, default=1, help="of matching (default 1)")
     parser.add_argument(
         "--samples", type=int, default=256, help="sequences drawn, where sampling is needed (default 256)"
     )

@@ -18,7 +18,7 @@ from distillkit.discrete.exact import Table, mini_countdown, potts
 from distillkit.discrete.jump import jump_your_steps, split_gain
 from distillkit.discrete.laws import kl, law, total_variation
 from distillkit.discrete.learned import LearnedSampler, tempered
-from distillkit.discrete.matching import matching_power, regress_scales, sharpness
+from distillkit.discrete.matching import match_powers, matching_power, regress_scales, sharpness
 from distillkit.discrete.noise import fresh
 from distillkit.discrete.process import Absorbing, Uniform
 from distillkit.discrete.teacher import DiscreteTeacher
@@ -34,7 +34,7 @@ class World(DistillData):
 
     domain = "world"
 
-    def __init__(self, teacher: DiscreteTeacher, batch_size: int = 1024):
+    def __init__(self, teacher: DiscreteTeacher, batch_size: int = 4096):
         super().__init__(batch_size)
         self.teacher, self.event_shape, self.classes = teacher, teacher.event_shape, {}
 
@@ -78,8 +78,7 @@ def exact(teacher, sampler) -> tuple[float, float]:
 def fitted(cls, teacher, steps, **settings):
     torch.manual_seed(0)
     model = cls(teacher, **settings)
-    data = World(teacher)
-    trainer(max_steps=steps).fit(model, data)
+    trainer(max_steps=steps).fit(model, World(teacher))
     return model
 
 
@@ -109,26 +108,38 @@ def test_matched_powers_in_exact_expectation(process, num, rule, published):
                 return push(weights[reached], step.moved(den.process, log_score, every[reached], t, s))
 
             target = float((den.marginal(float(s)).flatten() * g).sum())
-            power = matching_power(lambda p, g=g, after=after: (after(p) * g).sum()[None], target, rounds=30)
+            power = matching_power(
+                lambda p, g=g, after=after: (after(p) * g).sum()[None], torch.tensor([target]), rounds=30
+            )
             sampler.log_power[k] = torch.tensor(power).log() if k else 0.0  # the first does not react
             weights = after(power if k else 1.0)
     assert exact(teacher, sampler) == pytest.approx(published, abs=1e-3)
 
 
 def test_training_finds_the_powers_and_improves_the_exact_law():
-    """Uniform Potts, eight calls: plain KL 0.0438, exact expectations 0.0090; sampled solutions must stay below 0.02."""
+    """Uniform Potts, eight calls: plain KL 0.0268; powers in exact expectation 1, 2.58, 1.55 ... give 0.0087."""
     teacher = world(potts(3, 5, 1.5), Uniform)
-    model = fitted(LSD, teacher, 14, num_steps=8, guard=4096)
+    model = fitted(LSD, teacher, 2, num_steps=8, num_pairs=8192, guard=4096)
     assert model.verdict["kept"] == "learned" and model.student.log_scale.abs().max() == 0
     powers = model.student.log_power.exp()
-    assert powers[0] == 1 and powers[1] > 2 and (powers[2:].diff() < 0.1).all()
-    assert exact(teacher, model.student)[1] < 0.02
+    assert powers[0] == 1 and 1.9 < powers[1] < 3 and 1.2 < powers[2] < 1.9
+    assert exact(teacher, model.student)[1] < 0.0268 / 2
+
+
+def test_under_absorbing_noise_the_teachers_states_have_the_students_masks():
+    """Potts, four calls: the powers in exact expectation are 1, 2.23, 1.22; without shared masks a batch may say 3."""
+    teacher = world(potts(3, 5, 1.5), Absorbing)
+    sampler = LearnedSampler(teacher.process, teacher.grid(4).tolist())
+    for seed in range(2):
+        x_0 = teacher.denoiser.draw(32_768, torch.Generator().manual_seed(seed))
+        powers = match_powers(teacher.denoiser, sampler, x_0, fresh(seed, 32_768, 5, 4))
+        assert powers[0] == 1 and powers[1:].tolist() == pytest.approx([2.23, 1.22], rel=0.15)
 
 
 @pytest.mark.parametrize("process, plain", [(Uniform, 0.1458), (Absorbing, 0.0668)])
 def test_learned_times_help_as_well(process, plain):
     teacher = world(potts(3, 5, 1.5), process)
-    model = fitted(LSDPlus, teacher, 6, num_steps=4, num_pairs=2048)
+    model = fitted(LSDPlus, teacher, 2, num_steps=4, num_pairs=8192)
     times = model.student.times()
     assert times[0] == 1 and (times.diff() < 0).all() and times[-1] > 0
     assert exact(teacher, model.student)[1] < plain / 3
@@ -228,10 +239,11 @@ def test_a_power_leaves_the_rate_of_unmasking():
 
 def test_bisection_finds_a_root_keeps_to_its_bounds_and_leaves_what_does_not_react():
     linear = lambda power: torch.full((4,), power)  # noqa: E731
-    assert matching_power(linear, 1.7) == pytest.approx(1.7, rel=1e-3)
-    assert matching_power(lambda power: -linear(power), -1.7) == pytest.approx(1.7, rel=1e-3)
-    assert (matching_power(linear, 9.0), matching_power(linear, 0.1)) == (3.0, 0.5)
-    assert matching_power(lambda power: torch.arange(4.0), 1.0) == 1.0
+    assert matching_power(linear, torch.full((4,), 1.7)) == pytest.approx(1.7, rel=5e-3)
+    assert matching_power(lambda power: -linear(power), torch.full((4,), -1.7)) == pytest.approx(1.7, rel=5e-3)
+    assert [matching_power(linear, torch.full((4,), end)) for end in (9.0, 0.1)] == [3.0, 0.5]
+    assert matching_power(lambda power: torch.arange(4.0), torch.ones(4)) == 1.0
+    assert matching_power(linear, torch.tensor([-3.0, 1.5, 1.5, 5.0])) == 1.0  # 1 is no worse than chance would make it
 
 
 def test_a_tokens_run_resumes_bit_equal(tmp_path):
