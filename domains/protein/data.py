@@ -9,6 +9,7 @@ n: residues of a chain; N: residues of the longest one that fits.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,9 +154,13 @@ class ChainFile(Chains):
         self.path, self.shares, self.seed = path, (val, test), seed
 
     def load(self, shortest: int, longest: int) -> tuple[Traces, Traces, Traces]:
-        chains, named = self.read()
+        chains, named, said = self.read()
         pieces = [windows(longest_piece(chain), shortest, longest) for chain in chains]
         kept = [i for i, found in enumerate(pieces) if found]
+        if len(kept) < len(chains):
+            said = {**said, f"chains shorter than {shortest} residues, left out": len(chains) - len(kept)}
+        if said:
+            warnings.warn(f"{self.path}: {'; '.join(f'{count} {what}' for what, count in said.items())}", stacklevel=2)
         if named is None:
             parts = self._parts([pieces[i] for i in kept], kept)
         else:
@@ -174,8 +179,8 @@ class ChainFile(Chains):
         parts = split([0] * len(pieces), min(val, len(pieces)), min(test, len(pieces)), order=order)
         return [[window for i in part.tolist() for window in pieces[i]] for part in parts]
 
-    def read(self) -> tuple[list[np.ndarray], np.ndarray | None]:
-        """All chains in nanometres, [n, 3] float32 each, and to which part each belongs, if that is known."""
+    def read(self) -> tuple[list[np.ndarray], np.ndarray | None, dict[str, int]]:
+        """All chains in nanometres, [n, 3] float32 each; to which part each belongs, if that is known; what was left out."""
         path = Path(self.path).expanduser()
         if not path.is_file():
             raise ValueError(f"{self.path} is not a file of chains; give the path of one that exists")
@@ -194,7 +199,7 @@ class ChainFile(Chains):
             raise ValueError(f"{path} must hold offsets that rise from 0 to the {len(coords)} residues of coords")
         chains = [coords[a:b] / 10 for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
         kept = [chain for chain, wanted in zip(chains, keep, strict=True) if wanted]
-        return kept, None if named is None else named[keep]
+        return kept, None if named is None else named[keep], {}
 
 
 def longest_piece(chain: np.ndarray, low: float = 0.27, high: float = 0.42) -> np.ndarray:

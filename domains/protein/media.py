@@ -66,6 +66,8 @@ def draw(chain: np.ndarray, size: int = CELL) -> np.ndarray:
         ends = [tuple(points[i]), tuple(points[i + 1])]
         pen.line(ends, (255, 255, 255), 6 * SUPER)  # what is in front is set apart from what is behind
         pen.line(ends, tuple(colours[i]), 3 * SUPER)
+        for x, y in ends:
+            pen.ellipse([x - 1.5 * SUPER, y - 1.5 * SUPER, x + 1.5 * SUPER, y + 1.5 * SUPER], tuple(colours[i]))
     return np.asarray(image.resize((size, size), Image.Resampling.BOX))
 
 
