@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from distillkit.data import StepLoader, alike
 from domains.protein import geometry
 from domains.protein.data import ChainFile, ProteinData, Traces, asked, batch, longest_piece, windows
 from domains.protein.folds import IdealFolds, folds
-from domains.protein.structure_folder import INDEX, StructureFolder, read_structure
+from domains.protein.structure_folder import INDEX, StructureFolder, format_of, read_structure
 
 SHARED = Path(os.environ.get("DISTILLKIT_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "protein"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="the real chains are not here")
@@ -257,7 +258,7 @@ def structure(path: Path, num: int = 40, models: int = 1, gap: int = 0) -> np.nd
 def test_structures_are_read_with_what_they_leave_open(tmp_path):
     pytest.importorskip("gemmi")
     chain = structure(tmp_path / "a.pdb", models=2)
-    said: dict = __import__("collections").Counter()
+    said: Counter[str] = Counter()
     (found,) = read_structure(tmp_path / "a.pdb", said)
     assert np.abs(found * 10 - chain).max() < 1e-3 and found.dtype == np.float32
     assert said == {
@@ -304,7 +305,7 @@ def test_folders_that_hold_nothing_are_refused(tmp_path):
 def test_real_files_give_the_chains_that_are_in_them():
     pytest.importorskip("gemmi")
     raw = SHARED / "raw"
-    lengths = {p.name: [len(c) for c in read_structure(p)] for p in raw.iterdir() if p.suffix != ".bcif"}
+    lengths = {p.name: [len(c) for c in read_structure(p)] for p in raw.iterdir() if format_of(p)}
     assert lengths["1A8O.pdb"] == lengths["1A8O.cif"] == [70] and lengths["1aki.pdb"] == lengths["1aki.cif"] == [129]
     assert lengths["1k6p.cif"] == [99, 99] and lengths["2BEG.pdb"] == [26] * 5 and lengths["1orc.pdb"] == [64]
     assert lengths["1ahsA.pdb.gz"] == [126] and lengths["1CRN.cif"] == [46] and lengths["1qys.pdb"] == [92]
