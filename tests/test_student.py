@@ -329,7 +329,9 @@ def test_training_has_the_full_noise_whatever_the_student_will_draw():
 
     def made(scale: float) -> SiD:
         torch.manual_seed(0)
-        return SiD(ExactTeacher(law, VarianceExploding()), network=MLP([2], width=8, depth=1), num_steps=2, noise_scale=scale)
+        return SiD(
+            ExactTeacher(law, VarianceExploding()), network=MLP([2], width=8, depth=1), num_steps=2, noise_scale=scale
+        )
 
     plain, quiet = made(1.0), made(0.45)
     batch = {"data": torch.zeros(5, 2)}

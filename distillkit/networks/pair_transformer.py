@@ -13,8 +13,52 @@ from torch.nn import functional as F
 from distillkit.networks.blocks import Embedding, sinusoids, zero
 from distillkit.spec import Recorded
 
-CENTRES = (0.05, 0.15, 0.25, 0.32, 0.36, 0.38, 0.40, 0.44, 0.5, 0.55, 0.6, 0.66, 0.74, 0.84, 0.96, 1.1, 1.3, 1.5, 1.8, 2.2, 2.7)
-WIDTHS = (0.1, 0.1, 0.08, 0.05, 0.03, 0.03, 0.03, 0.05, 0.05, 0.05, 0.05, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.22, 0.3, 0.4, 0.6)
+CENTRES = (
+    0.05,
+    0.15,
+    0.25,
+    0.32,
+    0.36,
+    0.38,
+    0.40,
+    0.44,
+    0.5,
+    0.55,
+    0.6,
+    0.66,
+    0.74,
+    0.84,
+    0.96,
+    1.1,
+    1.3,
+    1.5,
+    1.8,
+    2.2,
+    2.7,
+)
+WIDTHS = (
+    0.1,
+    0.1,
+    0.08,
+    0.05,
+    0.03,
+    0.03,
+    0.03,
+    0.05,
+    0.05,
+    0.05,
+    0.05,
+    0.06,
+    0.08,
+    0.1,
+    0.13,
+    0.16,
+    0.2,
+    0.22,
+    0.3,
+    0.4,
+    0.6,
+)
 REACH = 32  # places along the chain that are told apart
 SOFT = 0.1  # nm, below which a direction counts less
 

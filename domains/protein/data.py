@@ -164,7 +164,9 @@ class ChainFile(Chains):
         if named is None:
             parts = self._parts([pieces[i] for i in kept], kept)
         else:
-            parts = [[window for i in kept if named[i] == part for window in pieces[i]] for part in ("train", "val", "test")]
+            parts = [
+                [window for i in kept if named[i] == part for window in pieces[i]] for part in ("train", "val", "test")
+            ]
         for name, part in zip(("train", "val", "test"), parts, strict=True):
             if not part:
                 raise ValueError(

@@ -20,7 +20,7 @@ from domains.protein import geometry
 from domains.protein.geometry import BOND, CLASH
 
 MOST_TM = 48  # chains that are compared pair by pair, evenly spread over the set
-MOST_TRAINING = 200  # training chains that they are compared with
+MOST_TRAINING = 100  # training chains that they are compared with
 SAME_FOLD = 0.5  # TM-score (Xu and Zhang 2010)
 CHUNK = 256  # chains, or pairs of chains, looked at at once
 SEED = 0
@@ -102,7 +102,9 @@ class ProteinEvaluator:
         """Metrics of samples [n, N, 3] made for the conditions `cond`, of which `mask` [n, N] must be there."""
         if samples.ndim != 3 or samples.shape[-1] != 3 or samples.shape[:2] != cond["mask"].shape:
             got, expected = list(samples.shape), [*cond["mask"].shape, 3]
-            raise ValueError(f"samples have shape {got}, but their mask asks for {expected}; give samples in data space")
+            raise ValueError(
+                f"samples have shape {got}, but their mask asks for {expected}; give samples in data space"
+            )
         if not samples.isfinite().all():
             bad = int((~samples.isfinite().flatten(1).all(1)).sum())
             raise ValueError(f"{bad} of {len(samples)} samples hold NaN or infinity: their model has diverged")
@@ -137,7 +139,9 @@ class ProteinEvaluator:
             "clash": float(clashes(x, mask).double().mean()),
         }
         for name, values in (("angle", geometry.angles), ("dihedral", geometry.dihedrals)):
-            ours, theirs = (values(*pair).flatten() for pair in ((x, mask), (self.reference["data"], self.reference["mask"])))
+            ours, theirs = (
+                values(*pair).flatten() for pair in ((x, mask), (self.reference["data"], self.reference["mask"]))
+            )
             pooled = [shares(value[None], FINE[name])[0] for value in (ours, theirs)]
             found[f"{name}_js"] = jensen_shannon(*pooled)
         found["rg_ratio"] = float(geometry.gyration(x, mask).double().mean())
@@ -239,7 +243,8 @@ def tm_scores(x: Tensor, mask_x: Tensor, y: Tensor, mask_y: Tensor, kind: str, t
 def _aligned(x: Tensor, mask_x: Tensor, y: Tensor, mask_y: Tensor, twice: bool) -> Tensor:
     tm_align = import_tmtools().tm_align
     ours, theirs = (
-        [10 * chain[own].double().numpy() for chain, own in zip(*pair, strict=True)] for pair in ((x, mask_x), (y, mask_y))
+        [10 * chain[own].double().numpy() for chain, own in zip(*pair, strict=True)]
+        for pair in ((x, mask_x), (y, mask_y))
     )
     found = torch.zeros(len(ours), len(theirs))
     for i, a in enumerate(ours):

@@ -109,8 +109,12 @@ def pdb(chain: np.ndarray) -> str:
 
 def mmcif(chain: np.ndarray, name: str = "backbone") -> str:
     """A trace [n, 3] in nanometres as mmCIF: C-alpha atoms of alanines of chain A, in angstrom."""
-    columns = "group_PDB id type_symbol label_atom_id label_alt_id label_comp_id label_asym_id label_entity_id label_seq_id "
-    columns += "pdbx_PDB_ins_code Cartn_x Cartn_y Cartn_z occupancy B_iso_or_equiv auth_seq_id auth_asym_id pdbx_PDB_model_num"
+    columns = (
+        "group_PDB id type_symbol label_atom_id label_alt_id label_comp_id label_asym_id label_entity_id label_seq_id "
+    )
+    columns += (
+        "pdbx_PDB_ins_code Cartn_x Cartn_y Cartn_z occupancy B_iso_or_equiv auth_seq_id auth_asym_id pdbx_PDB_model_num"
+    )
     head = [f"data_{name}", "#", "_entry.id " + name, "#", "loop_", *(f"_atom_site.{key}" for key in columns.split())]
     rows = [
         f"ATOM {i} C CA . ALA A 1 {i} ? {x:.3f} {y:.3f} {z:.3f} 1.00 0.00 {i} A 1"

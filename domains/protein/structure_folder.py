@@ -103,7 +103,9 @@ def read_structure(path: Path, said: Counter[str] | None = None) -> list[np.ndar
         structure = gemmi.read_structure(str(path), format=getattr(gemmi.CoorFormat, format_of(path)))
         structure.setup_entities()
     except Exception as error:  # its parsers fail in several ways
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:100]})") from None
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {str(error).splitlines()[0][:100]})"
+        ) from None
     said["files of several models, the first taken"] += len(structure) > 1
     chains = []
     for chain in structure[0] if len(structure) else ():

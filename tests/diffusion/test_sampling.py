@@ -254,7 +254,10 @@ def test_variance_of_modulated_samples_in_closed_form():
     denoise = gaussian(0.0, s, process).denoiser
     alpha, sigma = process.alpha(times), process.sigma(times)
     c = alpha * s**2 / (alpha**2 * s**2 + sigma**2)
-    unit = [f64(2.0, 0.0)[:, None], f64(0.0, 2.0)[:, None]]  # of two draws each alone, so squares add up to the variance
+    unit = [
+        f64(2.0, 0.0)[:, None],
+        f64(0.0, 2.0)[:, None],
+    ]  # of two draws each alone, so squares add up to the variance
     found, _ = few_step(denoise, process, times, lambda i: unit[i], noise_scale=g)
     expected = c[1] ** 2 * (alpha[1] ** 2 * c[0] ** 2 * g**2 * sigma[0] ** 2 + g**2 * sigma[1] ** 2)
     assert found.square().sum().item() / 4 == pytest.approx(expected.item(), rel=1e-10)

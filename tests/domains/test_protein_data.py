@@ -122,14 +122,20 @@ def test_strands_lie_side_by_side():
     b = batch(folds(60, 32, 64, torch.Generator().manual_seed(1)), 64)
     sheet = b["label"] == 1
     x, mask = b["data"][sheet], b["mask"][sheet]
-    near = geometry.distances(x, mask).masked_fill(~(geometry.separated(64, 4) | geometry.separated(64, 4).T), torch.inf)
+    near = geometry.distances(x, mask).masked_fill(
+        ~(geometry.separated(64, 4) | geometry.separated(64, 4).T), torch.inf
+    )
     nearest = near.nan_to_num(torch.inf).amin(-1)[geometry.secondary_structure(x, mask) == geometry.STRAND]
     assert ((nearest > 0.4) & (nearest < 0.62)).float().mean() > 0.9
 
 
 def test_ideal_folds_are_a_function_of_the_seed():
     first, again, other = (IdealFolds(9, 3, 3, seed=seed).load(32, 64) for seed in (0, 0, 1))
-    assert all(torch.equal(a, b) for p, q in zip(first, again, strict=True) for a, b in zip(p.positions, q.positions, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for p, q in zip(first, again, strict=True)
+        for a, b in zip(p.positions, q.positions, strict=True)
+    )
     assert not torch.equal(first[0].positions[0], other[0].positions[0])
     assert torch.equal(IdealFolds(12, 3, 3).load(32, 64)[1].positions[0], first[1].positions[0])
     with pytest.raises(ValueError, match="32 to 64 are a good choice"):
@@ -172,7 +178,9 @@ def test_samples_of_similar_length_come_together_and_none_is_lost():
 
 def test_lengths_and_classes_are_asked_for():
     cond = asked([40, 64], [0, 2])
-    assert cond["mask"].sum(1).tolist() == [40, 64] and cond["label"].tolist() == [0, 2] and cond["mask"].shape == (2, 64)
+    assert (
+        cond["mask"].sum(1).tolist() == [40, 64] and cond["label"].tolist() == [0, 2] and cond["mask"].shape == (2, 64)
+    )
     with pytest.raises(ValueError, match="8 <= shortest <= longest"):
         ProteinData(IdealFolds(3, 3, 3), longest=5)
 
@@ -185,7 +193,11 @@ def test_gaps_and_windows():
     chain = x[0].numpy()
     broken = np.concatenate([chain[:8], chain[10:]])
     assert np.array_equal(longest_piece(broken), chain[10:]) and np.array_equal(longest_piece(chain), chain)
-    assert [len(part) for part in windows(chain, 8, 12)] == [12, 12] and [len(p) for p in windows(chain, 4, 12)] == [12, 12, 6]
+    assert [len(part) for part in windows(chain, 8, 12)] == [12, 12] and [len(p) for p in windows(chain, 4, 12)] == [
+        12,
+        12,
+        6,
+    ]
     assert windows(chain[:7], 8, 12) == []
 
 
@@ -209,7 +221,10 @@ def test_a_file_of_chains(tmp_path):
     made = ProteinData(ChainFile(str(tmp_path / "b.npz")), batch_size=2)
     made.setup()
     assert made.classes == {"label": 4} and made.train[torch.arange(2)]["data"].abs().max() < 6  # nanometres
-    with pytest.warns(UserWarning, match="shorter than 50 residues"), pytest.raises(ValueError, match=r"lower data.shortest"):
+    with (
+        pytest.warns(UserWarning, match="shorter than 50 residues"),
+        pytest.raises(ValueError, match=r"lower data.shortest"),
+    ):
         ChainFile(str(tmp_path / "b.npz")).load(50, 64)
 
 
@@ -230,7 +245,9 @@ def test_files_that_are_none_are_refused(arrays, message, tmp_path):
         ChainFile(str(tmp_path / "none.npz")).load(32, 64)
 
 
-def pdb_line(serial: int, x, name: str = "CA", alt: str = " ", residue: str = "ALA", number: int = 1, occ: float = 1, ins=" "):
+def pdb_line(
+    serial: int, x, name: str = "CA", alt: str = " ", residue: str = "ALA", number: int = 1, occ: float = 1, ins=" "
+):
     return (
         f"ATOM  {serial:5d}  {name:<3}{alt}{residue} A{number:4d}{ins}   "
         f"{x[0]:8.3f}{x[1]:8.3f}{x[2]:8.3f}{occ:6.2f}{0:6.2f}          {'C':>2}  "
@@ -247,7 +264,10 @@ def structure(path: Path, num: int = 40, models: int = 1, gap: int = 0) -> np.nd
             if 10 <= i < 10 + gap:
                 continue
             if i == 2:
-                lines += [pdb_line(i, place + 9, alt="A", number=i + 1, occ=0.3), pdb_line(i, place, alt="B", number=i + 1, occ=0.7)]
+                lines += [
+                    pdb_line(i, place + 9, alt="A", number=i + 1, occ=0.3),
+                    pdb_line(i, place, alt="B", number=i + 1, occ=0.7),
+                ]
             else:
                 lines.append(pdb_line(i, place, number=i + 1, residue="MSE" if i == 5 else "ALA"))
         lines += ["TER", *(["ENDMDL"] if models > 1 else [])]

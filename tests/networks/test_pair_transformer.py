@@ -106,7 +106,9 @@ def test_a_denoiser_of_centred_samples_neither_sees_nor_gives_a_place():
     there = cond["mask"][..., None]
     out = denoiser(x, TIME, cond)
     assert (out.sum(1) / cond["mask"].sum(1, keepdim=True)).abs().max() < 1e-5
-    torch.testing.assert_close(denoiser(x + there * torch.tensor([5.0, -3.0, 1.0]), TIME, cond), out, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        denoiser(x + there * torch.tensor([5.0, -3.0, 1.0]), TIME, cond), out, atol=1e-4, rtol=1e-4
+    )
     full = {"label": cond["label"], "mask": torch.ones(3, 9, dtype=torch.bool)}
     assert denoiser(x + 7.0, TIME, full).mean(1).abs().max() < 1e-5
 
@@ -135,7 +137,10 @@ def test_its_student_folder_loads_and_makes_chains_of_any_length(tmp_path):
 def test_forward_mode_agrees_with_finite_differences():
     """What MDT-dist with `tangent=jvp` asks of it."""
     network, (x, cond) = small().double(), batch()
-    x, v = x.double(), torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).double() * cond["mask"][..., None]
+    x, v = (
+        x.double(),
+        torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).double() * cond["mask"][..., None],
+    )
     rate = torch.func.jvp(lambda y: network(y, TIME.double(), cond), (x,), (v,))[1]
     there, h = cond["mask"], 1e-6
     quotient = (network(x + h * v, TIME.double(), cond) - network(x - h * v, TIME.double(), cond)) / (2 * h)
