@@ -1,5 +1,4 @@
-"""A transformer with pair bias for chains of points in space, equivariant under rotations (in the spirit of Proteina,
-arXiv 2503.00710, section 3.2, and of the pair representation of AlphaFold, whose blocks it shares)."""
+"""A transformer with pair bias for chains of points in space (as in Proteina, arXiv 2503.00710), equivariant under rotations."""
 
 from __future__ import annotations
 
@@ -13,52 +12,11 @@ from torch.nn import functional as F
 from distillkit.networks.blocks import Embedding, sinusoids, zero
 from distillkit.spec import Recorded
 
-CENTRES = (
-    0.05,
-    0.15,
-    0.25,
-    0.32,
-    0.36,
-    0.38,
-    0.40,
-    0.44,
-    0.5,
-    0.55,
-    0.6,
-    0.66,
-    0.74,
-    0.84,
-    0.96,
-    1.1,
-    1.3,
-    1.5,
-    1.8,
-    2.2,
-    2.7,
-)
-WIDTHS = (
-    0.1,
-    0.1,
-    0.08,
-    0.05,
-    0.03,
-    0.03,
-    0.03,
-    0.05,
-    0.05,
-    0.05,
-    0.05,
-    0.06,
-    0.08,
-    0.1,
-    0.13,
-    0.16,
-    0.2,
-    0.22,
-    0.3,
-    0.4,
-    0.6,
-)
+# Radial features: nm, densest where neighbours along the chain, in helices and in sheets are.
+CENTRES = (0.05, 0.15, 0.25, 0.32, 0.36, 0.38, 0.40, 0.44, 0.5, 0.55, 0.6)
+CENTRES += (0.66, 0.74, 0.84, 0.96, 1.1, 1.3, 1.5, 1.8, 2.2, 2.7)
+WIDTHS = (0.1, 0.1, 0.08, 0.05, 0.03, 0.03, 0.03, 0.05, 0.05, 0.05, 0.05)
+WIDTHS += (0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.22, 0.3, 0.4, 0.6)
 REACH = 32  # places along the chain that are told apart
 SOFT = 0.1  # nm, below which a direction counts less
 
@@ -90,7 +48,7 @@ class Block(nn.Module):
 class PairTransformer(Recorded, nn.Module):
     """Residues as tokens, distances as pairs; rotating the input rotates the output, reflecting it does not reflect it.
 
-    A sample is a padded chain: x [B, N, 3], `cond["mask"]` bool [B, N], true for a start of the row. Tokens carry no positions
+    A sample is a padded chain: x [B, N, 3], `cond["mask"]` bool [B, N], true for its residues, which come first. Tokens carry no positions
     in space. A pair i, j knows the distance d of the two points, how far apart they are along the chain, and two numbers of
     the chain's directions u_i = x_{i+1} - x_{i-1}: whether they agree, and on which side of each other the two pass, which
     tells left-handed from right-handed. What comes out is made of vectors of the input,

@@ -189,7 +189,7 @@ class ChainFile(Chains):
         try:
             with np.load(path, allow_pickle=False) as file:
                 coords, offsets = np.asarray(file["coords"], np.float32), file["offsets"]
-                named = file["split"] if "split" in file else None
+                named = file.get("split")
                 keep = file["globular"] if "globular" in file else np.ones(len(offsets) - 1, bool)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{path} is no .npz file with coords and offsets ({error})") from None
@@ -213,6 +213,6 @@ def longest_piece(chain: np.ndarray, low: float = 0.27, high: float = 0.42) -> n
 
 
 def windows(chain: np.ndarray, shortest: int, longest: int) -> list[np.ndarray]:
-    """The chain if it fits, else one window of `longest` residues after the other; what is shorter than `shortest` is left out."""
+    """The chain if it fits, else one window of `longest` residues after the other; none is shorter than `shortest`."""
     parts = [chain[i : i + longest] for i in range(0, len(chain), longest)]
     return [part for part in parts if len(part) >= shortest]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from pathlib import Path
@@ -15,9 +16,8 @@ from domains.protein.data import ChainFile, longest_piece
 SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")  # each also with .gz behind it
 INDEX = ".distillkit-chains.npz"
 FORMAT = 1  # of the index
-RESIDUES = frozenset(
-    "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL MSE".split()
-)  # MSE is methionine with selenium, put in for crystallography
+STANDARD = "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL"
+RESIDUES = {*STANDARD.split(" "), "MSE"}  # MSE is methionine with selenium, put in for crystallography
 
 
 class StructureFolder(ChainFile):
@@ -73,10 +73,8 @@ class StructureFolder(ChainFile):
             with file.open("wb") as handle:
                 np.savez_compressed(handle, **arrays)
 
-        try:
+        with contextlib.suppress(OSError):  # a folder that is not ours to write to
             write_atomic(root / INDEX, write)
-        except OSError:  # a folder that is not ours to write to
-            pass
         return chains, homes, dict(said)
 
     def _parts_of_files(self, homes: list[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The metrics of backbones against closed forms, other tools and known faults; files that others read; the words of the command line."""
+"""The metrics of backbones against closed forms and known faults, files against other tools, every method from its words."""
 
 import json
 import os
