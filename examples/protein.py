@@ -63,5 +63,7 @@ def main(steps: int = 400, out: str = "runs/example-protein") -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=400, help="optimiser steps (default 400)")
-    parser.add_argument("--out", default="runs/example-protein", help="folder for the student, the picture and the chains")
+    parser.add_argument(
+        "--out", default="runs/example-protein", help="folder for the student, the picture and the chains"
+    )
     main(**vars(parser.parse_args()))

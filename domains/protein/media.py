@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distillkit.evaluation.strips import labelled
 from distillkit.files import write_text
+from domains.protein.viewer import page
 
 CELL = 96  # pixels along each side of a chain's picture, and of its map of distances
 SUPER = 3  # pixels drawn for each shown, along each side
@@ -82,9 +83,10 @@ def distance_map(chain: np.ndarray, size: int = CELL) -> np.ndarray:
 
 
 def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path) -> list[Path]:
-    """Of every sample a .pdb and a .cif file (mmCIF)."""
-    paths = []
-    for i, chain in enumerate(traces(samples, cond)):
+    """Of every sample a .pdb and a .cif file (mmCIF), and backbones.html, a page on which all of them can be turned."""
+    chains = traces(samples, cond)
+    paths = [write_text(Path(folder) / "backbones.html", page(chains))]
+    for i, chain in enumerate(chains):
         stem = Path(folder) / f"backbone_{i}"
         paths.append(write_text(stem.with_suffix(".pdb"), pdb(chain)))
         paths.append(write_text(stem.with_suffix(".cif"), mmcif(chain, stem.name)))

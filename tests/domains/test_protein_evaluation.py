@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from domains.protein.data import ProteinData, asked
 from domains.protein.evaluation import ProteinEvaluator, descriptors, jensen_shannon, shares, tm_scores
 from domains.protein.folds import IdealFolds
 from domains.protein.teacher import WEIGHTS, Folds
+from domains.protein.viewer import page
 from tests.battery.conftest import METHODS, build
 
 trained = pytest.mark.skipif(not (WEIGHTS / "folds").is_dir(), reason="the embedded teacher is not here")
@@ -67,6 +69,19 @@ def test_real_chains_get_the_floor_and_noise_shows(data, real, floor):
     assert set(floor) == set(evaluator.better)
     rising = [evaluator(noisy(real, sigma), real)["frechet"] for sigma in (0.0, 0.01, 0.03, 0.1)]
     assert all(10 * a < 9 * b for a, b in zip(rising, rising[1:], strict=False)), rising
+
+
+def test_clashes_and_left_handed_turns_are_counted():
+    x = torch.zeros(1, 12, 3)
+    x[0, :, 0] = 0.38 * torch.arange(12)
+    x[0, 9] = torch.tensor([0.0, 0.29, 0.0])  # beside the first residue, and 0.48 from the second
+    mask = torch.arange(14) < 12
+    padded = torch.nn.functional.pad(x, (0, 0, 0, 2))
+    assert evaluation.clashes(padded, mask[None]).item() == pytest.approx(1 / 12)
+    full, both = torch.ones(1, 12), torch.ones(1, 12, dtype=torch.bool)
+    for tau, expected in ((-50.0, 9 / 12), (50.0, 0.0), (-80.0, 0.0)):
+        turn = geometry.extended_chain(91 * full, tau * full, 0.38 * full[:, 1:])
+        assert evaluation.left_helix(turn, both).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("fault", ["bonds", "clashes", "mirror", "size", "one class", "collapse"])
@@ -192,7 +207,8 @@ def test_a_map_shows_who_is_near():
 def test_other_tools_read_the_files(real, tmp_path):
     gemmi = pytest.importorskip("gemmi")
     cond = {"mask": real["mask"][:2]}
-    paths = media.save(real["data"][:2], cond, tmp_path)
+    page, *paths = media.save(real["data"][:2], cond, tmp_path)
+    assert page.name == "backbones.html"
     assert sorted(path.name for path in paths) == [
         "backbone_0.cif",
         "backbone_0.pdb",
@@ -215,7 +231,7 @@ def test_biotite_reads_them_too(real, tmp_path):
     from biotite.structure import annotate_sse
     from biotite.structure.io import pdb, pdbx
 
-    paths = media.save(real["data"][:2], {"mask": real["mask"][:2]}, tmp_path)
+    _, *paths = media.save(real["data"][:2], {"mask": real["mask"][:2]}, tmp_path)
     atoms = pdb.PDBFile.read(paths[0]).get_structure(model=1)
     chain = media.traces(real["data"], real)[0]
     assert np.abs(atoms.coord - 10 * chain).max() < 1e-3
@@ -223,6 +239,22 @@ def test_biotite_reads_them_too(real, tmp_path):
     assert np.abs(again.coord - atoms.coord).max() < 1e-3
     ours = geometry.secondary_structure(real["data"][:1], real["mask"][:1])[0, : len(chain)].tolist()
     assert ["cab"[kind] for kind in ours] == annotate_sse(atoms).tolist()
+
+
+def test_the_page_to_turn_them_on_needs_nothing_else():
+    chains = [np.arange(36.0).reshape(12, 3) / 10, np.zeros((1, 3))]
+    text = page(chains, "a <b>")
+    assert (
+        "http" not in text
+        and "src=" not in text
+        and "a &lt;b&gt;" in text
+        and "%" + "(" not in text
+        and len(text) < 5000
+    )
+    (numbers,) = re.findall(r"const chains = (.*), size", text)
+    held = json.loads(numbers)
+    assert [len(chain) for chain in held] == [12, 1]
+    assert np.abs(np.array(held[0]) - (chains[0] - chains[0].mean(0))).max() <= 5.1e-4
 
 
 def test_what_does_not_fit_the_columns_is_refused():
