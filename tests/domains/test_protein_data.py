@@ -16,8 +16,8 @@ from domains.protein.data import ChainFile, ProteinData, Traces, asked, batch, l
 from domains.protein.folds import IdealFolds, folds
 from domains.protein.structure_folder import INDEX, StructureFolder, format_of, read_structure
 
-SHARED = Path(os.environ.get("DISTILLKIT_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "protein"
-real = pytest.mark.skipif(not SHARED.is_dir(), reason="the real chains are not here")
+STORE = Path(os.environ.get("DISTILLKIT_DATA", "none")) / "protein"  # a folder of real data sets, if there is one
+real = pytest.mark.skipif(not STORE.is_dir(), reason="the real chains are not here")
 
 
 def straight(theta: float, tau: float, num: int = 14) -> tuple[torch.Tensor, torch.Tensor]:
@@ -324,7 +324,7 @@ def test_folders_that_hold_nothing_are_refused(tmp_path):
 @real
 def test_real_files_give_the_chains_that_are_in_them():
     pytest.importorskip("gemmi")
-    raw = SHARED / "raw"
+    raw = STORE / "raw"
     lengths = {p.name: [len(c) for c in read_structure(p)] for p in raw.iterdir() if format_of(p)}
     assert lengths["1A8O.pdb"] == lengths["1A8O.cif"] == [70] and lengths["1aki.pdb"] == lengths["1aki.cif"] == [129]
     assert lengths["1k6p.cif"] == [99, 99] and lengths["2BEG.pdb"] == [26] * 5 and lengths["1orc.pdb"] == [64]
@@ -336,7 +336,7 @@ def test_real_files_give_the_chains_that_are_in_them():
 
 @real
 def test_real_chains_have_the_numbers_of_nature():
-    with np.load(SHARED / "backbones.npz") as file:
+    with np.load(STORE / "backbones.npz") as file:
         offsets, ca, sse, globular = file["offsets"], file["coords"][:, 1] / 10, file["sse"], file["globular"]
     size = int(np.diff(offsets).max())
     made = batch(Traces([torch.from_numpy(ca[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]), size)
@@ -348,7 +348,7 @@ def test_real_chains_have_the_numbers_of_nature():
     assert (geometry.secondary_structure(x, mask)[mask].numpy() == sse).mean() >= 0.98  # another implementation's
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        parts = ChainFile(str(SHARED / "backbones.npz")).load(32, 64)
+        parts = ChainFile(str(STORE / "backbones.npz")).load(32, 64)
     assert all(len(part.positions) > 30 for part in parts) and max(map(len, parts[0].positions)) == 64
 
 

@@ -20,7 +20,7 @@ from domains.protein.viewer import page
 from tests.battery.conftest import METHODS, build
 
 trained = pytest.mark.skipif(not (WEIGHTS / "folds").is_dir(), reason="the embedded teacher is not here")
-SHARED = Path(os.environ.get("DISTILLKIT_SHARED", Path(__file__).parents[2] / "shared")) / "data" / "protein"
+STORE = Path(os.environ.get("DISTILLKIT_DATA", "none")) / "protein"  # a folder of real data sets, if there is one
 SMALL = ["data.chains.train=48", "data.chains.val=9", "data.chains.test=9", "data.batch_size=4"]
 CHEAP = {"pretrain": ["network.width=16"], **dict.fromkeys(("lsd", "lsd_plus"), ["model.num_pairs=8", "model.guard=0"])}
 
@@ -165,10 +165,10 @@ def test_samples_that_are_none_are_refused(data, real):
         data.evaluator()(real["data"].index_fill(0, torch.tensor([3]), torch.nan), real)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real chains are not here")
+@pytest.mark.skipif(not STORE.is_dir(), reason="the real chains are not here")
 def test_noise_on_real_chains_has_the_known_effect():
     """80 natural chains: 0.02 nm per axis leaves 0.52 of the bonds valid, 0.05 nm leaves hardly a helix."""
-    with np.load(SHARED / "backbones.npz") as file:
+    with np.load(STORE / "backbones.npz") as file:
         ca, offsets = torch.from_numpy(file["coords"][:, 1] / 10), file["offsets"]
     g, valid, helix = torch.Generator().manual_seed(0), [], []
     for a, b in zip(offsets[:80], offsets[1:81], strict=True):
