@@ -176,6 +176,22 @@ def test_samples_of_similar_length_come_together_and_none_is_lost():
     assert sum(ranges) < sum(plain) / 3
 
 
+def test_alike_batches_resume_and_are_shared_out_like_any():
+    own = data().train
+
+    def lengths(loader: StepLoader) -> list[list[int]]:
+        return [found["mask"].sum(1).tolist() for found in loader]
+
+    alone = StepLoader(own, 4, seed=7)
+    whole, second = lengths(alone), lengths(alone)
+    assert whole != second and sorted(sum(whole, [])) == sorted(sum(second, []))
+    resumed = StepLoader(own, 4, seed=7)
+    resumed.load_state_dict({"position": 5})
+    assert lengths(resumed) == whole[5:]
+    ranks = [lengths(StepLoader(own, 4, seed=7, rank=rank, world=2)) for rank in range(2)]
+    assert [b for pair in zip(*ranks, strict=True) for b in pair] == whole
+
+
 def test_lengths_and_classes_are_asked_for():
     cond = asked([40, 64], [0, 2])
     assert (
