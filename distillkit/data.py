@@ -41,7 +41,8 @@ class StepLoader:
     process sees in two accumulated micro-batches. Sized and stateful: Lightning stores its position in the checkpoint.
 
     Args:
-        dataset: anything with `len` and `[LongTensor] -> batch`.
+        dataset: anything with `len` and `[LongTensor] -> batch`; where it has `lengths` [len], samples of one batch are of
+            similar length.
         batch_size: samples of one batch.
         seed: of the permutations.
         rank, world: this process among all.
@@ -74,9 +75,10 @@ class StepLoader:
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = divmod(self.position, len(self))
         if self.shuffle:
-            order = torch.randperm(
-                len(self.dataset), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            )
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(self.dataset), generator=generator)
+            if (lengths := getattr(self.dataset, "lengths", None)) is not None:
+                order = alike(order[: self.batches * self.world * self.batch_size], lengths, self.batch_size, generator)
         else:
             order = torch.arange(len(self.dataset))
         for i in range(first, len(self)):
@@ -89,6 +91,17 @@ class StepLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.position = state["position"]
+
+
+def alike(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator, stretch: int = 16) -> Tensor:
+    """`order` so that each batch holds samples of similar length; which samples these are, and when they come, is random.
+
+    Every `stretch` batches are sorted by length, then the batches are shuffled. The last samples, fewer than a batch, stay.
+    """
+    order = torch.cat([part[lengths[part].argsort(stable=True)] for part in order.split(stretch * batch_size)])
+    whole = len(order) // batch_size * batch_size
+    batches = order[:whole].reshape(-1, batch_size)
+    return torch.cat([batches[torch.randperm(len(batches), generator=generator)].flatten(), order[whole:]])
 
 
 class HeldOutLoader:

@@ -49,7 +49,7 @@ class SamplerStudent(Student):
 
     def facts(self):
         own = super().facts()
-        del own["denoiser"], own["renoise"], own["times"]
+        del own["denoiser"], own["renoise"], own["noise_scale"], own["times"]
         teacher = {"id": self.teacher.id, "hash": self.teacher.fingerprint(), **to_spec(self.teacher)}
         return {
             **own,

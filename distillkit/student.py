@@ -30,6 +30,7 @@ class Student(nn.Module):
         context: names of further conditions that every sample needs, see `Teacher`.
         renoise: between steps, fresh noise (true) or the noise the student implies (false).
         config: what its folder says about it.
+        noise_scale: of all noise that it draws, see `few_step`; 1 is what it was trained with.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class Student(nn.Module):
         renoise: bool = True,
         config: dict[str, Any] | None = None,
         context: Sequence[str] = (),
+        noise_scale: float = 1.0,
     ):
         super().__init__()
         self.denoiser, self.event_shape = denoiser, tuple(event_shape)
         self.classes, self.context = dict(classes or {}), tuple(context)
         self.times, self.renoise, self.config = list(times), renoise, config or {}
+        self.noise_scale = noise_scale
 
     @property
     def num_steps(self) -> int:
@@ -66,6 +69,7 @@ class Student(nn.Module):
             times,
             lambda i: noise if i == 0 else draw(i),
             self.renoise,
+            noise_scale=self.noise_scale,
         )
         return x_0
 
@@ -120,6 +124,7 @@ class Student(nn.Module):
             "num_steps": self.num_steps,
             "times": self.times,
             "renoise": self.renoise,
+            "noise_scale": self.noise_scale,
             "event_shape": list(self.event_shape),
             "classes": self.classes,
             "context": list(self.context),
@@ -170,8 +175,11 @@ def load_student(path: str | Path, trust: tuple[str, ...] = (), teacher: Any = N
     check_facts(config, folder / CONFIG, denoiser)
     if not numbers(times) or any(a <= b for a, b in zip(times, times[1:], strict=False)):
         raise ValueError(f"{folder / CONFIG} is damaged: times cannot be {times!r}")
+    scale = config.get("noise_scale", 1.0)
+    if not isinstance(scale, (int, float)) or not 0 <= scale < float("inf"):
+        raise ValueError(f"{folder / CONFIG} is damaged: noise_scale cannot be {scale!r}")
     load_weights(denoiser, folder / WEIGHTS)
     student = Student(
-        denoiser, times, config["event_shape"], classes, config["renoise"], config, config.get("context") or ()
+        denoiser, times, config["event_shape"], classes, config["renoise"], config, config.get("context") or (), scale
     )
     return student.requires_grad_(False).eval()

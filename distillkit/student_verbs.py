@@ -188,7 +188,8 @@ def to_safetensors(student: Student, path: Path) -> float:
         config = json.loads(file.metadata()["student"])
         denoiser = from_spec(config["denoiser"])
         denoiser.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
-    again = Student(denoiser, config["times"], config["event_shape"], config["classes"], config["renoise"]).eval()
+    plain = {key: config[key] for key in ("times", "event_shape", "classes", "renoise", "noise_scale") if key in config}
+    again = Student(denoiser, **plain).eval()
     return _difference(path, student.sample(8), again.sample(8), tolerance=0.0)
 
 

@@ -303,3 +303,39 @@ def test_a_damaged_teacher_folder_is_refused(key, value, tmp_path):
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {key: value}))
     with pytest.raises(ValueError, match=f"teacher.yaml is damaged: {key}"):
         FolderTeacher(str(tmp_path))
+
+
+# Noise modulation
+
+
+def test_noise_scale_travels_in_the_folder_and_is_checked(folder, tmp_path):
+    assert load_student(folder).noise_scale == 1.0
+    quiet, loud = student(), load_student(folder)
+    quiet.noise_scale = 0.3
+    again = load_student(quiet.save(tmp_path / "quiet"))
+    assert again.noise_scale == 0.3 and torch.equal(again.sample(9), quiet.sample(9))
+    assert not torch.equal(again.sample(9), loud.sample(9))
+    loud.noise_scale = 0.3  # whoever samples may choose
+    assert torch.equal(again.sample(9), loud.sample(9))
+    edit(folder, lambda config: config.update(noise_scale=-1))
+    with pytest.raises(ValueError, match="noise_scale cannot be -1"):
+        load_student(folder)
+    edit(folder, lambda config: config.pop("noise_scale"))  # of an older version
+    assert load_student(folder).noise_scale == 1.0
+
+
+def test_training_has_the_full_noise_whatever_the_student_will_draw():
+    law = Mixture([[0.0, 0.0]], [[[0.2, 0.0], [0.0, 0.1]]])
+
+    def made(scale: float) -> SiD:
+        torch.manual_seed(0)
+        return SiD(
+            ExactTeacher(law, VarianceExploding()), network=MLP([2], width=8, depth=1), num_steps=2, noise_scale=scale
+        )
+
+    plain, quiet = made(1.0), made(0.45)
+    batch = {"data": torch.zeros(5, 2)}
+    assert torch.equal(plain.rollout(batch, "student")[0], quiet.rollout(batch, "student")[0])
+    assert quiet.as_student().noise_scale == 0.45 and plain.as_student().noise_scale == 1.0
+    with pytest.raises(ValueError, match="must not be negative"):
+        made(-0.1)

@@ -69,6 +69,9 @@ class Denoiser(Recorded, nn.Module):
     Samples may be sets of different sizes, padded: then `cond["mask"]`, bool [B, *positions], is true where there is
     something. Padding enters the network as zero and leaves the denoiser as zero.
 
+    A network whose attribute `centred` is true works on sets of points [B, N, C] with mean zero: what is denoised loses its
+    mean over the points (it is noise alone) before it enters, and the denoiser's answer has none.
+
     Args:
         network: `network(x, time, cond) -> tensor like x`; `x` is scaled to order one, `time` is `process.network_time(t)`.
         process: the noising process.
@@ -91,10 +94,10 @@ class Denoiser(Recorded, nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """The denoised sample E[x_0 | x_t]; x_t: [B, ...]; t: [B] or scalar; at least float32."""
-        x_t, t = self._precise(x_t, cond), self._time(x_t, t)
+        x_t, t = self._inside(x_t, cond), self._time(x_t, t)
         alpha, sigma = (expand(s(t), x_t) for s in (self.process.alpha, self.process.sigma))
         out = self.network(self._scaled(x_t, alpha, sigma), self.process.network_time(t), cond or {})
-        out = self._precise(out.to(x_t.dtype), cond)
+        out = self._inside(out.to(x_t.dtype), cond)
         if self.prediction == "edm":
             var = self.sigma_data**2
             total = alpha**2 * var + sigma**2  # variance of x_t
@@ -109,7 +112,7 @@ class Denoiser(Recorded, nn.Module):
 
     def features(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """Activations in the middle of the network, [B, C, *positions], for discriminator heads."""
-        x_t, t = self._precise(x_t, cond), self._time(x_t, t)
+        x_t, t = self._inside(x_t, cond), self._time(x_t, t)
         alpha, sigma = (expand(s(t), x_t) for s in (self.process.alpha, self.process.sigma))
         return self.network.features(self._scaled(x_t, alpha, sigma), self.process.network_time(t), cond or {})
 
@@ -153,11 +156,17 @@ class Denoiser(Recorded, nn.Module):
             return (d_sigma * self.process.alpha(t) / _safe(self.process.sigma(t)) - d_alpha) ** 2
         return torch.ones_like(ratio)
 
-    @staticmethod
-    def _precise(x: Tensor, cond: Cond | None) -> Tensor:
-        """At least float32, and zero where the mask of a set is false (whatever was there, NaN included)."""
+    def _inside(self, x: Tensor, cond: Cond | None) -> Tensor:
+        """At least float32, zero where the mask of a set is false (whatever was there, NaN included), centred if need be."""
         mask = (cond or {}).get("mask")
-        return precise(x) if mask is None else torch.where(expand_mask(mask, x), precise(x), 0)
+        centred = getattr(self.network, "centred", False)
+        if mask is None:
+            return precise(x) - precise(x).mean(1, keepdim=True) if centred else precise(x)
+        seen = expand_mask(mask, x)
+        x = torch.where(seen, precise(x), 0)
+        if not centred:
+            return x
+        return torch.where(seen, x - x.sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp_min(1), 0)
 
     def _time(self, x_t: Tensor, t: Tensor) -> Tensor:
         """t as [B], at least float32 and at least as precise as x_t."""

@@ -229,3 +229,43 @@ def test_a_given_start_replaces_pure_noise():
     start = torch.ones(6, 2).double()
     _, x_t = few_step(lambda x, t: x, PROCESSES["ve"], f64(80), noise, start=start)
     assert torch.equal(x_t, start)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.45, 1.0])
+@pytest.mark.parametrize("name", PROCESSES)
+def test_noise_scale_multiplies_every_draw_and_nothing_else(name, scale):
+    """On a centred Gaussian every step is linear, so samples and their inputs are those at full noise, times the scale."""
+    process = PROCESSES[name]
+    _, noise = noises(3)
+    denoise = Counted(gaussian(0.0, 0.7, process).denoiser)
+    times = process.from_ratio(f64(20, 2, 0.3))
+    one = lambda i: noise(i)[:, :1]  # noqa: E731
+    full, input_full = few_step(denoise, process, times, one)
+    denoise.times.clear()
+    found, input_found = few_step(denoise, process, times, one, noise_scale=scale)
+    torch.testing.assert_close(found, scale * full)
+    torch.testing.assert_close(input_found, scale * input_full)
+    assert denoise.times == times.tolist()  # what the student is told stays
+
+
+def test_variance_of_modulated_samples_in_closed_form():
+    """N(0, s^2) in two steps: var = c_2^2 (alpha_2^2 c_1^2 g^2 sigma_1^2 + g^2 sigma_2^2), c the slope of the posterior mean."""
+    process, s, g, times = PROCESSES["flow"], 0.9, 0.45, f64(0.7, 0.2)
+    denoise = gaussian(0.0, s, process).denoiser
+    alpha, sigma = process.alpha(times), process.sigma(times)
+    c = alpha * s**2 / (alpha**2 * s**2 + sigma**2)
+    unit = [
+        f64(2.0, 0.0)[:, None],
+        f64(0.0, 2.0)[:, None],
+    ]  # of two draws each alone, so squares add up to the variance
+    found, _ = few_step(denoise, process, times, lambda i: unit[i], noise_scale=g)
+    expected = c[1] ** 2 * (alpha[1] ** 2 * c[0] ** 2 * g**2 * sigma[0] ** 2 + g**2 * sigma[1] ** 2)
+    assert found.square().sum().item() / 4 == pytest.approx(expected.item(), rel=1e-10)
+
+
+def test_a_deterministic_student_draws_once_and_so_is_scaled_once():
+    process, (_, noise) = PROCESSES["flow"], noises(1)
+    denoise, times = law(process).denoiser, f64(0.9, 0.4, 0.1)
+    found, _ = few_step(denoise, process, times, noise, renoise=False, noise_scale=0.5)
+    expected, _ = few_step(denoise, process, times, noise, renoise=False, start=0.5 * 0.9 * noise(0))
+    torch.testing.assert_close(found, expected)

@@ -14,7 +14,7 @@ from distillkit.diffusion.process import (
     VarianceExploding,
     VariancePreserving,
 )
-from distillkit.diffusion.times import KarrasUniform, LogitNormal, LogNormal, ShiftedUniform, Uniform
+from distillkit.diffusion.times import KarrasUniform, LogitNormal, LogNormal, LogUniform, ShiftedUniform, Uniform
 
 VE, FLOW = VarianceExploding(), RectifiedFlow()
 NAMED = {
@@ -23,6 +23,7 @@ NAMED = {
     "uniform": Uniform(),
     "logit_normal": LogitNormal(math.log(2), 1.6),
     "shifted": ShiftedUniform(),
+    "log_uniform": LogUniform(),
 }
 
 
@@ -120,3 +121,14 @@ def test_levels_do_not_pile_up_at_the_ends(process, part):
 def test_an_empty_part_is_refused(kind, low, high):
     with pytest.raises(ValueError, match=f"0 <= low < high <= 1, got {low} and {high}"):
         kind(low, high)
+
+
+def test_even_in_log_t():
+    """From 0.02 to 0.98; arXiv 2510.03095 has the median 0.1 over its whole range from 0.01 to 1."""
+    assert quantiles(LogUniform(), FLOW, 0, 0.5, 1) == pytest.approx([0.02, 0.14, 0.98])
+    assert quantiles(LogUniform(0.01, 1.0), FLOW, 0.5) == pytest.approx([0.1])
+    u = f64(0.1, 0.4, 0.7)
+    steps = LogUniform()(u, FLOW).log().diff()
+    assert steps[0].item() == pytest.approx(steps[1].item())
+    with pytest.raises(ValueError, match="0 < low < high"):
+        LogUniform(0.0)

@@ -1,0 +1,218 @@
+"""Protein backbones as C-alpha traces: padded sets of residues in the order of the chain, in nanometres.
+
+No sequence, no side chains. A chain has no gap: what follows each other in a sample is bonded. Fold classes are those of
+`domains.protein.geometry.CLASSES`.
+
+n: residues of a chain; N: residues of the longest one that fits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distillkit.data import DistillData, TensorData, split
+from domains.protein.geometry import CLASSES, centred, fold_class
+
+
+@dataclass
+class Traces:
+    """Chains.
+
+    Attributes:
+        positions: of the C-alpha atoms, float32 [n, 3] each, in nanometres.
+        label: fold class of each, int64; None means by its secondary structure.
+    """
+
+    positions: list[Tensor]
+    label: Tensor | None = None
+
+
+class Chains(ABC):
+    """A source of chains.
+
+    Attributes:
+        classes: how many fold classes there are, the first so many of `CLASSES`.
+    """
+
+    classes: int = len(CLASSES)
+
+    @abstractmethod
+    def load(self, shortest: int, longest: int) -> tuple[Traces, Traces, Traces]:
+        """Training, validation and test chains of `shortest` to `longest` residues."""
+
+
+class ProteinData(DistillData):
+    """C-alpha traces. Batch: `data` float32 [B, N, 3], nanometres, each chain centred; `mask` bool [B, N], true for residues
+    (the padding is zero); `label` int64 [B], the fold class. In training N is that of the batch's longest chain, and chains
+    of similar length come together: work grows with N^2.
+
+    Args:
+        chains: the source.
+        longest: N; of longer chains come windows.
+        shortest: residues that a chain must have.
+        batch_size: samples of one micro-batch.
+        tm: how chains are compared: `gapless`, residue k on residue k, or `align`, by TM-align (tmtools, slower).
+    """
+
+    domain = "protein"
+    pictured = 24
+    context = ("mask",)
+
+    def __init__(
+        self,
+        chains: Chains,
+        longest: int = 64,
+        shortest: int = 32,
+        batch_size: int = 32,
+        tm: Literal["gapless", "align"] = "gapless",
+    ):
+        super().__init__(batch_size)
+        if not 8 <= shortest <= longest:
+            raise ValueError(f"chains have 8 residues or more: 8 <= shortest <= longest, got {shortest} and {longest}")
+        self.chains, self.longest, self.shortest, self.tm = chains, longest, shortest, tm
+        self.event_shape = (longest, 3)
+        self.classes = {"label": chains.classes}
+
+    def load(self) -> tuple[TensorData, TensorData, TensorData]:
+        train, *held_out = (batch(part, self.longest) for part in self.chains.load(self.shortest, self.longest))
+        return Trimmed(train), *(TensorData(part) for part in held_out)
+
+    def build_evaluator(self) -> Any:
+        from domains.protein.evaluation import ProteinEvaluator
+
+        return ProteinEvaluator(self.train, [self.val, self.test], self.tm)
+
+    @property
+    def media(self) -> ModuleType:
+        """`domains.protein.media`."""
+        from domains.protein import media
+
+        return media
+
+
+class Trimmed(TensorData):
+    """Training data, of which a batch ends with its longest chain; the loader puts chains of similar length together."""
+
+    def __init__(self, tensors: dict[str, Tensor]):
+        super().__init__(tensors)
+        self.lengths = self.tensors["mask"].sum(1)
+
+    def __getitem__(self, indices: Tensor) -> dict[str, Tensor]:
+        longest = int(self.lengths[indices].max()) if len(indices) else 0
+        found = super().__getitem__(indices)
+        return {name: value if value.ndim == 1 else value[:, :longest] for name, value in found.items()}
+
+
+def batch(traces: Traces, size: int) -> dict[str, Tensor]:
+    """Everything a batch holds, of all chains padded to `size` residues."""
+    length = torch.tensor([len(chain) for chain in traces.positions])
+    mask = torch.arange(size) < length[:, None]
+    x = torch.zeros(len(mask), size, 3)
+    x[mask] = torch.cat(traces.positions)
+    x = centred(x, mask)
+    label = fold_class(x, mask) if traces.label is None else traces.label
+    return {"data": x, "mask": mask, "label": label}
+
+
+def asked(lengths: Sequence[int], label: Sequence[int], size: int = 64) -> dict[str, Tensor]:
+    """What a student is asked for to make chains of these lengths and fold classes, padded to `size` residues."""
+    mask = torch.arange(size) < torch.as_tensor(lengths)[:, None]
+    return {"label": torch.as_tensor(label, dtype=torch.long), "mask": mask}
+
+
+class ChainFile(Chains):
+    """Chains in one .npz file.
+
+    Arrays, of which only the first two must be there: `coords` [residues, 3] or [residues, atoms, 3] in ANGSTROM, where of
+    three or more atoms the second is C-alpha (N, CA, C, O); `offsets` [chains + 1], where each chain starts in them; `split`
+    [chains], train, val or test; `globular` [chains], bool, false for those to be left out.
+
+    A chain that is too long is cut into windows, all in the same part of the data; of one with a gap (neighbours that are
+    not 0.27 to 0.42 nm apart) the longest piece is taken.
+
+    Args:
+        path: the file.
+        val, test: shares of the chains, in (0, 1), where the file does not say.
+        seed: of the split.
+    """
+
+    def __init__(self, path: str, val: float = 0.1, test: float = 0.1, seed: int = 0):
+        for name, share in (("val", val), ("test", test)):
+            if not 0 < share < 1:
+                raise ValueError(f"{name} is a share of the chains and must lie in (0, 1), got {share}")
+        self.path, self.shares, self.seed = path, (val, test), seed
+
+    def load(self, shortest: int, longest: int) -> tuple[Traces, Traces, Traces]:
+        chains, named, said = self.read()
+        pieces = [windows(longest_piece(chain), shortest, longest) for chain in chains]
+        kept = [i for i, found in enumerate(pieces) if found]
+        if len(kept) < len(chains):
+            said = {**said, f"chains shorter than {shortest} residues, left out": len(chains) - len(kept)}
+        if said:
+            warnings.warn(f"{self.path}: {'; '.join(f'{count} {what}' for what, count in said.items())}", stacklevel=2)
+        if named is None:
+            parts = self._parts([pieces[i] for i in kept], kept)
+        else:
+            parts = [
+                [window for i in kept if named[i] == part for window in pieces[i]] for part in ("train", "val", "test")
+            ]
+        for name, part in zip(("train", "val", "test"), parts, strict=True):
+            if not part:
+                raise ValueError(
+                    f"{self.path} has no chain of {shortest} residues or more to {name} on ({len(kept)} in all): "
+                    f"give more chains or lower data.shortest"
+                )
+        return tuple(Traces([torch.from_numpy(window) for window in part]) for part in parts)
+
+    def _parts(self, pieces: list[list[np.ndarray]], keys: list[int]) -> list[list[np.ndarray]]:
+        val, test = (max(1, round(share * len(pieces))) for share in self.shares)
+        order = sorted(range(len(pieces)), key=lambda i: hashlib.blake2b(f"{self.seed}/{keys[i]}".encode()).digest())
+        parts = split([0] * len(pieces), min(val, len(pieces)), min(test, len(pieces)), order=order)
+        return [[window for i in part.tolist() for window in pieces[i]] for part in parts]
+
+    def read(self) -> tuple[list[np.ndarray], np.ndarray | None, dict[str, int]]:
+        """All chains in nanometres, [n, 3] float32 each; to which part each belongs, if that is known; what was left out."""
+        path = Path(self.path).expanduser()
+        if not path.is_file():
+            raise ValueError(f"{self.path} is not a file of chains; give the path of one that exists")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                coords, offsets = np.asarray(file["coords"], np.float32), file["offsets"]
+                named = file.get("split")
+                keep = file["globular"] if "globular" in file else np.ones(len(offsets) - 1, bool)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{path} is no .npz file with coords and offsets ({error})") from None
+        if coords.ndim == 3:
+            coords = coords[:, 1] if coords.shape[1] >= 3 else coords[:, 0]
+        if coords.ndim != 2 or coords.shape[-1] != 3 or not np.isfinite(coords).all():
+            raise ValueError(f"{path} must hold finite coords [residues, 3] or [residues, atoms, 3]")
+        if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(coords) or (np.diff(offsets) < 0).any():
+            raise ValueError(f"{path} must hold offsets that rise from 0 to the {len(coords)} residues of coords")
+        chains = [coords[a:b] / 10 for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        kept = [chain for chain, wanted in zip(chains, keep, strict=True) if wanted]
+        return kept, None if named is None else named[keep], {}
+
+
+def longest_piece(chain: np.ndarray, low: float = 0.27, high: float = 0.42) -> np.ndarray:
+    """The longest stretch of a chain [n, 3] without a gap: neighbours `low` to `high` nm apart."""
+    step = np.linalg.norm(np.diff(chain, axis=0), axis=-1)
+    ends = [0, *(np.flatnonzero((step < low) | (step > high)) + 1).tolist(), len(chain)]
+    start, end = max(zip(ends[:-1], ends[1:], strict=True), key=lambda piece: piece[1] - piece[0])
+    return chain[start:end]
+
+
+def windows(chain: np.ndarray, shortest: int, longest: int) -> list[np.ndarray]:
+    """The chain if it fits, else one window of `longest` residues after the other; none is shorter than `shortest`."""
+    parts = [chain[i : i + longest] for i in range(0, len(chain), longest)]
+    return [part for part in parts if len(part) >= shortest]
