@@ -32,6 +32,6 @@ def save_gif(frames: Sequence[np.ndarray], path: Path, milliseconds: float) -> N
 
     All with the palette of them together, so that colours do not flicker.
     """
-    palette = Image.fromarray(np.concatenate(frames[::4])).quantize(255)
+    palette = Image.fromarray(np.concatenate(frames)).quantize(255)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     images[0].save(path, save_all=True, append_images=images[1:], duration=milliseconds, loop=0)

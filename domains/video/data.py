@@ -112,7 +112,7 @@ def clips(digits: Batch, num: int, generator: torch.Generator) -> Batch:
         ink = (digits["data"][:, 0][chosen] + 1) / 2
         ink[:, 1] *= (motion[rows] == MOTIONS.index("crossing"))[:, None, None]
         images.append(drawn(ink, paths(motion[rows], generator)))
-    return {"data": torch.cat(images)[:, None] * 2 - 1, "label": label, "motion": motion}
+    return {"data": torch.cat(images)[:, None].clamp_max(1) * 2 - 1, "label": label, "motion": motion}
 
 
 def paths(motion: Tensor, generator: torch.Generator) -> Tensor:
