@@ -100,7 +100,6 @@ class VideoEvaluator:
         ours, theirs = self._look([samples]), self._reference
         clips, real = (metrics.standardise(look.clips, theirs.clips) for look in (ours, theirs))
         frames, real_frames = (metrics.standardise(look.frames, theirs.frames) for look in (ours, theirs))
-        scale = float(theirs.change.mean())
         k = min(NEIGHBOURS, len(real) - 1)
         found = {
             "frechet": metrics.frechet_distance(clips, real),
@@ -108,7 +107,7 @@ class VideoEvaluator:
             "coverage": metrics.density_coverage(real, clips, k)[1],
             "nearest_train": metrics.nearest_distance(clips, self._training)[0],
             "motion": float(ours.change.mean()),
-            "motion_gap": wasserstein_distance(ours.change.numpy() / scale, theirs.change.numpy() / scale),
+            "motion_gap": float(wasserstein_distance(ours.change, theirs.change)) / float(theirs.change.mean()),
             "spectrum": float((ours.spectrum - theirs.spectrum).square().mean().sqrt()),
             "flicker": float(ours.flicker.mean()),
         }

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from helpers import wake
-from PIL import Image
 from torch import nn
 
+from distillkit.diffusion.process import RectifiedFlow
 from distillkit.student import Student
-from domains.video.rollout import main, rollout
-from tests.battery.conftest import build
+from domains.video.rollout import rollout
 
 
 class Count(nn.Module):
@@ -17,7 +15,7 @@ class Count(nn.Module):
     def __init__(self):
         super().__init__()
         self.process, self.weight = (
-            build("domain=video", "method=pretrain").model.student.process,
+            RectifiedFlow(),
             nn.Parameter(torch.ones(1)),
         )
 
@@ -53,21 +51,3 @@ def test_refusals(student):
         rollout(student, {"first": torch.zeros(1, 1, 2, 2), "label": torch.tensor([0])}, 0)
     with pytest.raises(ValueError, match=r"train one with vars.context=\[first\]"):
         rollout(Student(Count(), [1.0], (1, 4, 2, 2)), {}, 1)
-
-
-def test_the_command(tmp_path, capsys):
-    words = ["domain=video", "method=pretrain", "vars.context=[first]", "network.width=16", "network.depth=2"]
-    small = ["data.train=10", "data.val=10", "data.test=10"]
-    made = build(*words, *small)
-    wake(made.model.ema)
-    made.model.export(tmp_path / "teacher")
-    own = build(*words[:1], "method=dmd", words[2], *small, "teacher=folder", f"teacher.path={tmp_path / 'teacher'}")
-    data = own.config["data"]
-    own.model.export(tmp_path / "student", domain="video", run={"data": data})
-    assert main([str(tmp_path / "student"), "--clips", "2", "-n", "3", "--out", str(tmp_path / "long")]) == 0
-    with Image.open(tmp_path / "long" / "clips.gif") as moving:
-        assert moving.n_frames > 16
-    assert main([str(tmp_path / "student"), "--out", str(tmp_path / "long")]) == 2
-    assert "exists already" in capsys.readouterr().err
-    assert main([str(tmp_path / "student"), "--clips", "0", "--out", str(tmp_path / "none")]) == 2
-    assert main([str(tmp_path / "student"), "-n", "0", "--out", str(tmp_path / "none")]) == 2
