@@ -28,6 +28,7 @@ OPTIONAL = {  # package: (module, the extra that installs it)
     "open3d": ("open3d", "threed"),
     "trimesh": ("trimesh", "threed"),
     "scikit-image": ("skimage", "threed"),
+    "av": ("av", "video"),
     "diffusers": ("diffusers", "full"),
     "transformers": ("transformers", "full"),
     "onnx": ("onnx", "onnx"),

@@ -1,5 +1,9 @@
-"""Rows of pictures under their names, which every domain shows student and teacher in."""
+"""Rows of pictures under their names, which every domain shows student and teacher in, and pictures that move."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 
@@ -21,3 +25,13 @@ def labelled(strips: dict[str, Image.Image]) -> Image.Image:
         pen.text((margin - 6, top + strip.height // 2), name, fill="black", font=font, anchor="rm")
         top += strip.height
     return sheet
+
+
+def save_gif(frames: Sequence[np.ndarray], path: Path, milliseconds: float) -> None:
+    """Frames uint8 [height, width, 3], each on show for so long, over and over.
+
+    All with the palette of them together, so that colours do not flicker.
+    """
+    palette = Image.fromarray(np.concatenate(frames)).quantize(255)
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=milliseconds, loop=0)

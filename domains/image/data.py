@@ -239,12 +239,7 @@ class ImageFolder(ImageData):
                 image = flat(ImageOps.exif_transpose(image), self.channels)
         except Exception as error:
             raise ValueError(f"{path} cannot be decoded ({error}); delete it or save it anew") from None
-        scale = self.resolution / min(image.size)
-        if scale != 1:
-            size = [max(self.resolution, round(side * scale)) for side in image.size]
-            image = image.resize(size, Image.Resampling.BICUBIC)
-        left, top = ((side - self.resolution) // 2 for side in image.size)
-        image = image.crop((left, top, left + self.resolution, top + self.resolution))
+        image = cropped(image, self.resolution)
         return from_uint8(np.asarray(image)[None], str(path))[0]
 
 
@@ -297,6 +292,15 @@ def flat(image: Image.Image, channels: int) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def cropped(image: Image.Image, side: int) -> Image.Image:
+    """The shorter side resized to `side` pixels (antialiased bicubic), then the centre cropped."""
+    scale = side / min(image.size)
+    if scale != 1:
+        image = image.resize([max(side, round(length * scale)) for length in image.size], Image.Resampling.BICUBIC)
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.crop((left, top, left + side, top + side))
 
 
 def _counts(total: int, val: float, test: float | None) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from distillkit.evaluation.strips import labelled
+from distillkit.evaluation.strips import labelled, save_gif
 from distillkit.files import write_atomic
 from domains.threed.meshes import Mesh, feature_meshes, structure_meshes
 
@@ -94,7 +94,7 @@ def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path) ->
 def save_mesh(mesh: Mesh, stem: Path) -> list[Path]:
     """One mesh as `stem`.glb, .ply and .gif; a mesh without faces has no .glb, for the format knows no empty one."""
     frames = render(mesh, [AZIMUTH + 2 * math.pi * k / FRAMES for k in range(FRAMES)])
-    paths = [write_atomic(stem.with_suffix(".gif"), lambda path: _gif(frames, path))]
+    paths = [write_atomic(stem.with_suffix(".gif"), lambda path: save_gif(frames, path, 80))]
     if len(mesh.faces):
         write = (lambda path: _trimesh(mesh).export(path)), (lambda path: _points(mesh).export(path))
         paths += [write_atomic(stem.with_suffix(end), save) for end, save in zip((".glb", ".ply"), write, strict=True)]
@@ -132,13 +132,6 @@ def _sheet(cells: list[np.ndarray], columns: int) -> Image.Image:
     for i, cell in enumerate(cells):
         sheet.paste(Image.fromarray(cell), (i % columns * size, i // columns * size))
     return sheet
-
-
-def _gif(frames: list[np.ndarray], path: Path) -> None:
-    """All frames with the palette of them together, so that colours do not flicker."""
-    palette = Image.fromarray(np.concatenate(frames[::4])).quantize(255)
-    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=80, loop=0)
 
 
 def _bytes(colours: np.ndarray | None, num: int) -> np.ndarray:

@@ -1,0 +1,150 @@
+"""Video data: `data` [B, C, T, H, W] float32 in [-1, 1], classes int64 [B], and for teachers that are given it `first`.
+
+N: clips; B: batch; C: channels; T: frames; H, W: height, width.
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillkit.data import Batch, DistillData, TensorData
+
+MOTIONS = ("bounce", "crossing", "drift")
+FRAMES, SIDE, DIGIT = (
+    16,
+    16,
+    8,
+)  # of a clip of moving digits: frames, and pixels along the side of the canvas and of a digit
+ROOM = SIDE - DIGIT  # how far a digit can go between the walls
+SPEED = (0.75, 1.25)  # pixels a frame: whatever its heading, a digit travels as far as the room is wide
+CHUNK = 500  # clips drawn at once
+
+
+class VideoData(DistillData):
+    """What all video data has in common: how it is measured and shown, and the first frame as a context.
+
+    Args:
+        context: `[first]` for image-conditioned models: batches have `first`, the first frame [B, C, H, W].
+        batch_size: clips in a batch.
+    """
+
+    domain = "video"
+    pictured = 24
+
+    def __init__(self, context: list[str] | None = None, batch_size: int = 32):
+        super().__init__(batch_size)
+        if set(context or ()) - {"first"}:
+            raise ValueError(f"the context of a video is [first] or [], got {context}: set vars.context=[first]")
+        self.context = tuple(context or ())
+
+    def given(self, batch: Batch) -> Batch:
+        """The batch with the context that was asked for."""
+        return batch | ({"first": batch["data"][:, :, 0]} if self.context else {})
+
+    def build_evaluator(self) -> Any:
+        from domains.video.evaluation import VideoEvaluator
+
+        return VideoEvaluator(self.train, self.val, self.test, self.classes)
+
+    @property
+    def media(self) -> ModuleType:
+        """`domains.video.media`."""
+        from domains.video import media
+
+        return media
+
+
+class MovingDigits(VideoData):
+    """Handwritten digits in motion, [1, 16, 16, 16], white on black; std 0.46. Real digits, procedural motion.
+
+    Classes: `label`, the digit, and `motion`:
+
+    - `bounce`: a digit goes straight and bounces off the walls;
+    - `crossing`: two different digits of the class pass each other, up and down or left and right, and turn at the walls;
+    - `drift`: the camera glides along a wall papered with one digit (every 16 pixels): it leaves on one side and comes
+      back on the other.
+
+    Places are real numbers, drawn by bilinear interpolation, so a digit keeps its ink; where two overlap the brighter one
+    is seen. Everything is a function of the seed. The parts are made of different digits, those of the image domain's
+    parts; all pairs of classes come in turn.
+
+    Args:
+        train, val, test: number of clips.
+        seed: of digits and motion.
+        context, batch_size: as in `VideoData`.
+    """
+
+    def __init__(
+        self,
+        train: int = 5000,
+        val: int = 500,
+        test: int = 500,
+        seed: int = 0,
+        context: list[str] | None = None,
+        batch_size: int = 32,
+    ):
+        super().__init__(context, batch_size)
+        if min(train, val, test) < 1:
+            raise ValueError(f"train, val and test must be at least 1, got {train}, {val} and {test}")
+        self.sizes, self.seed = (train, val, test), seed
+        self.event_shape, self.classes = (1, FRAMES, SIDE, SIDE), {"label": 10, "motion": len(MOTIONS)}
+
+    def load(self) -> tuple[TensorData, TensorData, TensorData]:
+        from domains.image.data import Digits
+
+        generators = [torch.Generator().manual_seed(3 * self.seed + part) for part in range(3)]
+        parts = zip(Digits().load(), self.sizes, generators, strict=True)
+        return tuple(TensorData(self.given(clips(part.tensors, num, rng))) for part, num, rng in parts)
+
+
+def clips(digits: Batch, num: int, generator: torch.Generator) -> Batch:
+    """`num` clips of the digits `data` [D, 1, 8, 8] with `label` [D]: `data` [num, 1, T, H, W], `label`, `motion`."""
+    label = torch.arange(num) % 10
+    motion = torch.arange(num) % len(MOTIONS)  # 3 and 10 have no common divisor: all pairs come in turn
+    images, own = [], (digits["label"] == label[:, None]).float()
+    for rows in torch.arange(num).split(CHUNK):
+        chosen = own[rows].multinomial(2, generator=generator)  # two different ones of the class
+        ink = (digits["data"][:, 0][chosen] + 1) / 2
+        ink[:, 1] *= (motion[rows] == MOTIONS.index("crossing"))[:, None, None]
+        images.append(drawn(ink, paths(motion[rows], generator)))
+    return {"data": torch.cat(images)[:, None].clamp_max(1) * 2 - 1, "label": label, "motion": motion}
+
+
+def paths(motion: Tensor, generator: torch.Generator) -> Tensor:
+    """Where the upper left corners of two digits are, (down, right) in pixels in [0, 16), [N, 2, T, 2]."""
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=generator)
+
+    num, time = len(motion), torch.arange(FRAMES).float()
+    start, heading, speed = uniform(0, ROOM, num, 2, 2), uniform(0, 2 * math.pi, num), uniform(*SPEED, num)
+    place, meeting = uniform(0.25 * ROOM, 0.75 * ROOM, num), uniform(0.25 * FRAMES, 0.75 * FRAMES, num)
+    along = torch.stack([heading.sin(), heading.cos()], -1)
+    straight = start[:, :, None] + (speed[:, None] * along)[:, None, None] * time[:, None]  # both digits alike
+
+    axis = (along.abs().argmax(-1) == torch.arange(2)[:, None]).T[:, None, None]  # [N, 1, 1, 2]: that of a crossing
+    gone = (speed * torch.where(heading < math.pi, 1, -1))[:, None] * (time - meeting[:, None])
+    passing = place[:, None, None] + torch.stack([gone, -gone], 1)  # they meet at `place` in frame `meeting`
+    crossing = torch.where(axis, passing[..., None], start[:, :, None])
+
+    found = torch.where((motion == MOTIONS.index("crossing"))[:, None, None, None], crossing, straight)
+    drifts = (motion == MOTIONS.index("drift"))[:, None, None, None]
+    return torch.where(drifts, found % SIDE, folded(found))
+
+
+def folded(place: Tensor) -> Tensor:
+    """Straight motion between two walls that reflect it, at 0 and `ROOM`: a triangle wave of the place."""
+    return ROOM - (place % (2 * ROOM) - ROOM).abs()
+
+
+def drawn(ink: Tensor, places: Tensor) -> Tensor:
+    """Digits [N, 2, 8, 8] in [0, 1] at their places [N, 2, T, 2], on a canvas whose edges meet: [N, T, 16, 16]."""
+    offset = torch.arange(SIDE)[:, None] - torch.arange(DIGIT) - places[..., None, None]  # [N, 2, T, 2, 16, 8]
+    away = (offset + SIDE / 2) % SIDE - SIDE / 2
+    rows, columns = (1 - away.abs()).clamp_min(0).unbind(3)
+    return (rows @ ink[:, :, None] @ columns.mT).amax(1)

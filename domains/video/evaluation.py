@@ -1,0 +1,206 @@
+"""How good videos are: as a distribution of clips and of frames, in how they move, and whether they are what was asked for.
+
+N: clips; C: channels; T: frames; H, W: height, width; D: features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from scipy.stats import wasserstein_distance
+from torch import Tensor
+from torch.nn import functional as F
+
+from distillkit.evaluation import metrics
+from distillkit.evaluation.extractor import load_extractor, packed
+from domains.image.evaluation import eight_bits
+from domains.video import features as extractors
+from domains.video.data import FRAMES, MOTIONS, SIDE
+from domains.video.motion import change, flicker, spectrum
+
+MOST_TRAINING = 2000  # training clips, evenly spread, among which the nearest is sought
+CHUNK = 128  # clips in one pass of the classifier
+NEIGHBOURS = 5
+
+Batch = dict[str, Tensor]
+
+
+class Look(NamedTuple):
+    """What is known of a set of clips."""
+
+    clips: Tensor  # features [N, D], float64
+    frames: Tensor  # features of single frames [N T, D'], float64
+    change: Tensor  # [N (T - 1)]
+    flicker: Tensor  # [N]
+    spectrum: Tensor  # decibels [T // 2]
+
+
+class VideoEvaluator:
+    """Compares clips with validation data.
+
+    `frechet` (the headline): Frechet video distance, between Gaussians fitted to the classifier's features of clips, each
+    in units of its standard deviation over the reference; its floor is well above 0, for the features are many and the
+    samples few. `frame_frechet`: the same for single frames. `coverage` (k = 5) and `nearest_train`, the mean distance to
+    the nearest training clip, in the features of clips.
+
+    Without a classifier: `motion`, the mean size of a frame's difference from the one before (root mean square over
+    pixels; the range is 2); `motion_gap`, the Wasserstein-1 distance between the distributions of these sizes, in units of
+    their mean over the reference; `spectrum`, the root mean square difference, in decibels, between mean powers at each
+    temporal frequency; `flicker`, second differences in time over first ones. A still video has motion 0, a motion gap
+    of 1, and tens of decibels in the spectrum.
+
+    `class_agreement`, `motion_agreement`: share of clips in which the classifier sees the class that was asked for.
+    `first_error`: root mean square difference between a clip's first frame and the one that was given.
+
+    Args:
+        train: the training data, len() and train[indices] -> batch.
+        reference: validation data, which samples are compared with.
+        real: test data, which stand in for samples where real data are measured. Samples made from a test clip's first
+            frame have no twin in the reference.
+        classes: `{name: number of classes}`; if empty the features are averages over parts of the clip.
+    """
+
+    headline = "frechet"
+
+    def __init__(self, train: Any, reference: Any, real: Any, classes: dict[str, int]):
+        self.train, self.reference, self.real, self.classes = train, reference, real, dict(classes)
+        self.event_shape = tuple(reference[torch.zeros(1, dtype=torch.long)]["data"].shape[1:])
+
+    @property
+    def better(self) -> dict[str, str]:
+        """Which way each metric is good; `target` means close to the value of real data."""
+        better = {"frechet": "lower", "frame_frechet": "lower", "coverage": "higher", "nearest_train": "target"}
+        better |= {"motion": "target", "motion_gap": "lower", "spectrum": "lower", "flicker": "target"}
+        return better | {_agreement(name): "higher" for name in self.classes} | {"first_error": "lower"}
+
+    def describe(self) -> dict[str, Any]:
+        """The protocol as plain data; numbers under different protocols are not comparable."""
+        return {
+            "domain": "video",
+            "features": self.extractor[1],
+            "reference": "validation data",
+            "num_reference": len(self.reference),
+            "num_train": min(len(self.train), MOST_TRAINING),
+            "pixels": "rounded to 8 bits",
+            "neighbours": NEIGHBOURS,
+        }
+
+    def __call__(self, samples: Tensor, cond: Batch) -> dict[str, float]:
+        """Metrics of samples [N, C, T, H, W] in [-1, 1], made for the conditions `cond`."""
+        if tuple(samples.shape[1:]) != self.event_shape:
+            got, expected = list(samples.shape[1:]), list(self.event_shape)
+            raise ValueError(f"samples have shape {got}, but this data has {expected}; give samples in data space")
+        if not samples.isfinite().all():
+            bad = int((~samples.isfinite().flatten(1).all(1)).sum())
+            raise ValueError(f"{bad} of {len(samples)} samples hold NaN or infinity: their model has diverged")
+        samples = eight_bits(samples.cpu())
+        ours, theirs = self._look([samples]), self._reference
+        clips, real = (metrics.standardise(look.clips, theirs.clips) for look in (ours, theirs))
+        frames, real_frames = (metrics.standardise(look.frames, theirs.frames) for look in (ours, theirs))
+        k = min(NEIGHBOURS, len(real) - 1)
+        found = {
+            "frechet": metrics.frechet_distance(clips, real),
+            "frame_frechet": metrics.frechet_distance(frames, real_frames),
+            "coverage": metrics.density_coverage(real, clips, k)[1],
+            "nearest_train": metrics.nearest_distance(clips, self._training)[0],
+            "motion": float(ours.change.mean()),
+            "motion_gap": float(wasserstein_distance(ours.change, theirs.change)) / float(theirs.change.mean()),
+            "spectrum": float((ours.spectrum - theirs.spectrum).square().mean().sqrt()),
+            "flicker": float(ours.flicker.mean()),
+        }
+        for name, seen in self._classes(ours.clips).items():
+            if name in cond:
+                found[_agreement(name)] = float((seen == cond[name].cpu()).double().mean())
+        if "first" in cond:
+            found["first_error"] = float((samples[:, :, 0] - cond["first"].cpu()).square().mean().sqrt())
+        return found
+
+    def floor(self, num_samples: int = 250) -> dict[str, float]:
+        """What test clips get; `num_samples` is that of the model beside it, for the distances are biased by it."""
+        batch = self.real[torch.arange(num_samples) % len(self.real)]
+        return self(batch["data"], batch)
+
+    @cached_property
+    def extractor(self) -> tuple[extractors.Classifier | None, dict[str, Any]]:
+        """The classifier and what is known of it: the shipped one where it reads this data, else one fitted to it."""
+        if not self.classes:
+            return None, {"name": "averages over parts of the clip and of its changes"}
+        if self.event_shape == (1, FRAMES, SIDE, SIDE) and self.classes == {"label": 10, "motion": len(MOTIONS)}:
+            net = load_extractor(extractors.Classifier, extractors.SHIPPED)
+            right = extractors.accuracy(net, self.reference)
+            if min(right.values()) > 0.9:
+                sha256 = hashlib.sha256(extractors.SHIPPED.read_bytes()).hexdigest()
+                return net, {"name": "moving digits classifier", "sha256": sha256, "held_out_accuracy": _rounded(right)}
+        net = extractors.train_classifier(self.train, self.classes, extractors.STEPS)
+        facts = {
+            "name": f"classifier fitted to the training data ({extractors.STEPS} steps, seed 0)",
+            "sha256": hashlib.sha256(packed(net)).hexdigest(),
+            "held_out_accuracy": _rounded(extractors.accuracy(net, self.reference)),
+        }
+        return net, facts
+
+    @cached_property
+    def _reference(self) -> Look:
+        return self._look(eight_bits(batch["data"]) for batch in _batches(self.reference))
+
+    @cached_property
+    def _training(self) -> Tensor:
+        parts = [self._features(eight_bits(batch["data"]))[0] for batch in _batches(self.train, MOST_TRAINING)]
+        return metrics.standardise(torch.cat(parts).double(), self._reference.clips)
+
+    def _look(self, parts) -> Look:
+        clips, frames, changes, flickers, powers, sizes = [], [], [], [], [], []
+        for part in parts:
+            for x in part.split(CHUNK):
+                of_clips, of_frames = self._features(x)
+                clips.append(of_clips)
+                frames.append(of_frames.flatten(0, 1))
+                changes.append(change(x).flatten())
+                flickers.append(flicker(x))
+                powers.append(10 ** (spectrum(x) / 10))
+                sizes.append(len(x))
+        share = torch.tensor(sizes) / sum(sizes)
+        power = 10 * (share @ torch.stack(powers)).log10()
+        return Look(
+            torch.cat(clips).double(), torch.cat(frames).double(), torch.cat(changes), torch.cat(flickers), power
+        )
+
+    @torch.no_grad()
+    def _features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of clips [N, D] and of their frames [N, T, D']."""
+        net = self.extractor[0]
+        if net:
+            frames = net.frames(x)
+            return net.clip(frames), frames
+        frames = F.adaptive_avg_pool3d(x, (x.shape[2], 4, 4)).movedim(2, 1).flatten(2)
+        whole, moved = (F.adaptive_avg_pool3d(y, (min(4, x.shape[2] - 1), 2, 2)).flatten(1) for y in (x, _moved(x)))
+        return torch.cat([whole, moved], 1), frames
+
+    @torch.no_grad()
+    def _classes(self, clips: Tensor) -> dict[str, Tensor]:
+        net = self.extractor[0]
+        return {name: logits.argmax(1) for name, logits in net.logits(clips.float()).items()} if net else {}
+
+
+def _moved(x: Tensor) -> Tensor:
+    return x.diff(dim=2).abs()
+
+
+def _agreement(name: str) -> str:
+    return "class_agreement" if name == "label" else f"{name}_agreement"
+
+
+def _rounded(right: dict[str, float]) -> dict[str, float]:
+    return {name: round(share, 4) for name, share in right.items()}
+
+
+def _batches(data: Any, most: int | None = None):
+    """The whole data in order, or `most` clips evenly spread over it."""
+    rows = torch.arange(len(data))
+    if most and len(data) > most:
+        rows = torch.linspace(0, len(data) - 1, most, dtype=torch.float64).round().long()
+    for chunk in rows.split(CHUNK):
+        yield data[chunk]

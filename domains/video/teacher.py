@@ -1,0 +1,16 @@
+"""Video teachers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distillkit.teachers.folder import FolderTeacher
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class Clips(FolderTeacher):
+    """The embedded teacher of moving digits (ten digits, three motions); its model card says how it was trained."""
+
+    def __init__(self):
+        super().__init__(str(WEIGHTS / "clips"))
