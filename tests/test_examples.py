@@ -15,8 +15,6 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
 def test_example_runs(script, tmp_path):
-    if script.stem == "video" and not (script.parents[1] / "domains/video/weights/clips/model.safetensors").is_file():
-        pytest.skip("the embedded teacher is not there yet")
     command = [sys.executable, str(script), "--steps", "6", "--out", str(tmp_path / "out")]
     subprocess.run(command, check=True, timeout=300, cwd=tmp_path, capture_output=True)
     students = [distillkit.load_student(file.parent) for file in (tmp_path / "out").rglob("student.yaml")]

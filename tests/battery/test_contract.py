@@ -17,7 +17,6 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from distillkit import config
 from distillkit.verbs import compatibility
-from domains.video.teacher import WEIGHTS as VIDEO
 from tests.battery.conftest import DOMAINS, TINY, build, compose, tiny, weights
 
 
@@ -25,8 +24,6 @@ from tests.battery.conftest import DOMAINS, TINY, build, compose, tiny, weights
 def test_every_pair_builds_or_is_refused_with_a_reason(method, domain):
     reason = compatibility(domain, method)
     if reason is None:
-        if domain == "video" and method != "pretrain" and not (VIDEO / "clips" / "model.safetensors").is_file():
-            pytest.skip("the embedded teacher is not there yet")
         made = build(f"domain={domain}", f"method={method}")
         made.model.require(made.data)
         made.data.setup()

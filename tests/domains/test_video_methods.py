@@ -13,7 +13,6 @@ SMALL = ["data.train=30", "data.val=10", "data.test=20", "data.batch_size=4"]
 CONTEXTS = {"classes": [], "first": ["vars.context=[first]"]}
 CHEAP = {**dict.fromkeys(("lsd", "lsd_plus"), ["model.num_pairs=8", "model.guard=0"]), "pretrain": ["network.width=16"]}
 EMBEDDED = WEIGHTS / "clips" / "model.safetensors"
-needs_teacher = pytest.mark.skipif(not EMBEDDED.is_file(), reason="the embedded teacher is not there yet")
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +70,11 @@ def test_the_words_for_a_folder_of_videos():
         config.compose(["domain=video", "data=videos"])
 
 
-@needs_teacher
 def test_the_shipped_weights_are_small():
     assert EMBEDDED.stat().st_size < 2.5e6
     assert "domain=video method=pretrain" in (WEIGHTS / "clips" / "README.md").read_text()
 
 
-@needs_teacher
 @pytest.mark.slow
 def test_the_teacher_is_worth_distilling():
     """At its best it makes the digit and the motion that were asked for, and lies nearer to real data than in one step."""
