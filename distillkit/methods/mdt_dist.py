@@ -41,13 +41,15 @@ class MDTDist(FewStepDistiller):
         teacher: the frozen teacher.
         student_times: noise levels; None means uniform in tau (the paper). `LogNormal(-0.5, 1.0)` is a logit-normal in tau on
             every process and learns the one-step map faster; the released code has `LogNormal(1.0, 1.0)`. Levels are mapped
-            in tau from the process's range onto the student's, which begins at its largest time.
+            in tau from the process's range onto the student's: from its largest time down to where a hop still fits (with
+            `product` to the end).
         tangent: how dphi/dtau is found: `fd`, one hop down the teacher's ODE; `product`, that hop for tau phi as a whole
             (R = phi + (tau - delta) dphi/dtau - v), whose error is only the hop's own, so that hops may be long; `jvp`,
             exact, forward mode, which needs operators that have it, and a network that becomes the identity near the data
             by itself (`edm`, `flow`).
-        delta: length of the hop in tau. At the last levels, where none fits any more, phi = v is what VM asks for: that is
-            right up to O(delta), and without it the jumps of a network that predicts x_0 could agree on anything.
+        delta: length of the hop in tau. With `product` phi = v is what VM asks for at the last levels, where no hop fits: that
+            is right up to O(delta), and without it the jumps of a network that predicts x_0 could agree on anything. `fd`
+            leaves these levels out: what holds there is what the student starts from, so start from the teacher.
         kappa: guidance scale of VM's teacher, 1 = none (w of the paper is kappa - 1: 41 there).
         vd_kappa: guidance scale of VD's teacher (101 there); None means the same.
         lambda_vm, lambda_vd: weights of the losses; VD alone has nothing that holds it.
@@ -151,9 +153,10 @@ class MDTDist(FewStepDistiller):
     def levels(self, num: int) -> Tensor:
         """`num` levels tau, within the student's range."""
         share, process = self.rand(num, "tau"), self.teacher.process
+        start = self.low if self.tangent == "product" else self.first
         if self.student_times is not None:
             share = (flow_time(process, self.student_times(share, process)) - self.low) / (self.high - self.low)
-        return self.low + (self.last - self.low) * share
+        return start + (self.last - start) * share
 
     def setup(self, stage: str) -> None:
         if self.trainer.precision in ("bf16-true", "16-true"):
