@@ -15,11 +15,8 @@ from torch import Tensor
 from distillkit.data import Batch, DistillData, TensorData
 
 MOTIONS = ("bounce", "crossing", "drift")
-FRAMES, SIDE, DIGIT = (
-    16,
-    16,
-    8,
-)  # of a clip of moving digits: frames, and pixels along the side of the canvas and of a digit
+FRAMES = 16  # of a clip of moving digits
+SIDE, DIGIT = 16, 8  # pixels along the side of the canvas and of a digit
 ROOM = SIDE - DIGIT  # how far a digit can go between the walls
 SPEED = (0.75, 1.25)  # pixels a frame: whatever its heading, a digit travels as far as the room is wide
 CHUNK = 500  # clips drawn at once
