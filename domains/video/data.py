@@ -23,25 +23,25 @@ CHUNK = 500  # clips drawn at once
 
 
 class VideoData(DistillData):
-    """What all video data has in common: how it is measured and shown, and the first frame as a context.
+    """What all video data has in common: how it is measured and shown, and the first frames as a context.
 
     Args:
-        context: `[first]` for image-conditioned models: batches have `first`, the first frame [B, C, H, W].
+        given: how many first frames a model is given; batches then have them as `first`, [B, C, given, H, W].
         batch_size: clips in a batch.
     """
 
     domain = "video"
     pictured = 24
 
-    def __init__(self, context: list[str] | None = None, batch_size: int = 32):
+    def __init__(self, given: int = 0, batch_size: int = 32):
         super().__init__(batch_size)
-        if set(context or ()) - {"first"}:
-            raise ValueError(f"the context of a video is [first] or [], got {context}: set vars.context=[first]")
-        self.context = tuple(context or ())
+        if given < 0:
+            raise ValueError(f"given counts first frames and must not be negative, got {given}")
+        self.given, self.context = given, ("first",) if given else ()
 
-    def given(self, batch: Batch) -> Batch:
-        """The batch with the context that was asked for."""
-        return batch | ({"first": batch["data"][:, :, 0]} if self.context else {})
+    def with_first(self, batch: Batch) -> Batch:
+        """The batch and the first frames that are asked for, if any."""
+        return batch | ({"first": batch["data"][:, :, : self.given]} if self.given else {})
 
     def build_evaluator(self) -> Any:
         from domains.video.evaluation import VideoEvaluator
@@ -73,7 +73,7 @@ class MovingDigits(VideoData):
     Args:
         train, val, test: number of clips.
         seed: of digits and motion.
-        context, batch_size: as in `VideoData`.
+        given, batch_size: as in `VideoData`.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class MovingDigits(VideoData):
         val: int = 500,
         test: int = 500,
         seed: int = 0,
-        context: list[str] | None = None,
+        given: int = 0,
         batch_size: int = 32,
     ):
-        super().__init__(context, batch_size)
+        super().__init__(given, batch_size)
         if min(train, val, test) < 1:
             raise ValueError(f"train, val and test must be at least 1, got {train}, {val} and {test}")
         self.sizes, self.seed = (train, val, test), seed
@@ -96,7 +96,7 @@ class MovingDigits(VideoData):
 
         generators = [torch.Generator().manual_seed(3 * self.seed + part) for part in range(3)]
         parts = zip(Digits().load(), self.sizes, generators, strict=True)
-        return tuple(TensorData(self.given(clips(part.tensors, num, rng))) for part, num, rng in parts)
+        return tuple(TensorData(self.with_first(clips(part.tensors, num, rng))) for part, num, rng in parts)
 
 
 def clips(digits: Batch, num: int, generator: torch.Generator) -> Batch:

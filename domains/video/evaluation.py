@@ -53,7 +53,7 @@ class VideoEvaluator:
     of 1, and tens of decibels in the spectrum.
 
     `class_agreement`, `motion_agreement`: share of clips in which the classifier sees the class that was asked for.
-    `first_error`: root mean square difference between a clip's first frame and the one that was given.
+    `first_error`: root mean square difference between a clip's first frames and those that were given.
 
     Args:
         train: the training data, len() and train[indices] -> batch.
@@ -115,7 +115,9 @@ class VideoEvaluator:
             if name in cond:
                 found[_agreement(name)] = float((seen == cond[name].cpu()).double().mean())
         if "first" in cond:
-            found["first_error"] = float((samples[:, :, 0] - cond["first"].cpu()).square().mean().sqrt())
+            found["first_error"] = float(
+                (samples[:, :, : cond["first"].shape[2]] - cond["first"].cpu()).square().mean().sqrt()
+            )
         return found
 
     def floor(self, num_samples: int = 250) -> dict[str, float]:

@@ -49,7 +49,7 @@ class VideoFolder(VideoData):
         val, test: shares of the videos, in (0, 1).
         seed: of the split.
         workers: threads that decode.
-        context, batch_size: as in `VideoData`.
+        given, batch_size: as in `VideoData`.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class VideoFolder(VideoData):
         test: float = 0.1,
         seed: int = 0,
         workers: int = 4,
-        context: list[str] | None = None,
+        given: int = 0,
         batch_size: int = 8,
     ):
-        super().__init__(context, batch_size)
+        super().__init__(given, batch_size)
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
         if frames < 2 or resolution < 1 or workers < 1:
@@ -121,7 +121,7 @@ class VideoFolder(VideoData):
                 [(root / videos[i], start) for i in part for start in starts[videos[i]]],
                 [groups[i] for i in part for _ in starts[videos[i]]] if homes else None,
                 self.decode,
-                self.given,
+                self.with_first,
                 self.workers,
             )
             for part in split(groups, val, test, order=order)
@@ -145,10 +145,10 @@ class Clips:
         places: Sequence[tuple[Path, float]],
         label: Sequence[int] | None,
         decode: Callable[[Path, float], Tensor],
-        given: Callable[[Batch], Batch],
+        with_first: Callable[[Batch], Batch],
         workers: int,
     ):
-        self.places, self.decode, self.given, self.workers = list(places), decode, given, workers
+        self.places, self.decode, self.with_first, self.workers = list(places), decode, with_first, workers
         self.label = None if label is None else torch.tensor(label, dtype=torch.long)
 
     def __len__(self) -> int:
@@ -158,7 +158,7 @@ class Clips:
         with ThreadPoolExecutor(self.workers) as pool:
             clips = list(pool.map(lambda i: self.decode(*self.places[i]), indices.tolist()))
         batch = {"data": torch.stack(clips)} | ({} if self.label is None else {"label": self.label[indices]})
-        return self.given(batch)
+        return self.with_first(batch)
 
 
 def index(root: Path, workers: int = 4) -> dict[str, dict[str, Any]]:

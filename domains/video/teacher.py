@@ -14,3 +14,10 @@ class Clips(FolderTeacher):
 
     def __init__(self):
         super().__init__(str(WEIGHTS / "clips"))
+
+
+class ClipsContinuation(FolderTeacher):
+    """The embedded teacher of moving digits that is given the first four frames as well."""
+
+    def __init__(self):
+        super().__init__(str(WEIGHTS / "clips_continuation"))

@@ -1,0 +1,147 @@
+"""A compact U-Net for small videos: convolutions over space, then over time (2+1D, arXiv 1711.11248)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distillkit.networks.blocks import Embedding, zero
+from distillkit.networks.unet import norm
+from distillkit.spec import Recorded
+
+
+def spatial(inp: int, out: int, stride: int = 1) -> nn.Conv3d:
+    """Over each moment by itself; a stride shortens time as well."""
+    return nn.Conv3d(inp, out, (1, 3, 3), stride, padding=(0, 1, 1))
+
+
+class Block(nn.Module):
+    """Space, time and space again, around a scale and shift from the embedding, with a skip and optional attention."""
+
+    def __init__(self, inp: int, out: int, emb: int, heads: int = 0):
+        super().__init__()
+        self.norm0, self.norm1 = norm(inp), norm(out)
+        self.conv0, self.conv1 = spatial(inp, out), zero(spatial(out, out))
+        self.time = nn.Conv3d(out, out, (3, 1, 1), padding=(1, 0, 0))
+        self.affine = nn.Linear(emb, 2 * out)
+        self.skip = nn.Conv3d(inp, out, 1) if inp != out else nn.Identity()
+        self.attention = Attention(out, heads) if heads else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.time(self.conv0(F.silu(self.norm0(x))))
+        scale, shift = self.affine(emb)[:, :, None, None, None].chunk(2, dim=1)
+        h = self.conv1(F.silu(torch.addcmul(shift, self.norm1(h), 1 + scale)))
+        return self.attention((self.skip(x) + h) * 0.5**0.5)
+
+
+class Attention(nn.Module):
+    """Self-attention over all places and moments."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads, self.norm = heads, norm(channels)
+        self.qkv, self.proj = nn.Linear(channels, 3 * channels), zero(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.qkv(self.norm(x).flatten(2).mT)
+        q, k, v = rearrange(h, "b l (three h c) -> three b h l c", three=3, h=self.heads)
+        h = rearrange(F.scaled_dot_product_attention(q, k, v), "b h l c -> b l (h c)")
+        return (x + self.proj(h).mT.reshape(x.shape)) * 0.5**0.5
+
+
+class VideoUNet(Recorded, nn.Module):
+    """Encoder and decoder of residual blocks with skip connections, on tubelets.
+
+    Args:
+        event_shape: (channels, frames, height, width); frames divisible by `tube` and height and width by `patch`, and what
+            is left by 2^(levels - 1).
+        channels: width of the first level.
+        multipliers: width of each level in units of `channels`; each level has half the moments, rows and columns.
+        blocks: residual blocks on each level of the encoder (the decoder has one more).
+        heads: of the attention in the middle; 0 leaves it out.
+        patch: side of a tubelet in pixels.
+        tube: frames of a tubelet.
+        classes: categorical conditions, `{name: number of classes}`.
+        given: how many first frames it is given, as `cond["first"]` [B, C, given, H, W] in [-1, 1]: they are shown beside every
+            moment, as further channels.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        channels: int = 32,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 1,
+        heads: int = 4,
+        patch: int = 2,
+        tube: int = 2,
+        classes: dict[str, int] | None = None,
+        given: int = 0,
+    ):
+        super().__init__()
+        factor = 2 ** (len(multipliers) - 1)
+        units = factor * torch.tensor([tube, patch, patch])
+        if len(event_shape) != 4 or bool((torch.tensor(event_shape[1:]) % units).any()):
+            raise ValueError(
+                f"a VideoUNet of {len(multipliers)} levels needs videos (channels, frames, height, width), frames divisible "
+                f"by {factor * tube} and sides by {factor * patch}, got {tuple(event_shape)}"
+            )
+        image_channels, frames, rows, columns = event_shape
+        self.patch, self.sides = patch, {"r": tube, "p": patch, "q": patch}
+        emb, widths = 4 * channels, [channels * m for m in multipliers]
+        inside = image_channels * tube * patch**2
+        self.given = given
+        self.embed = Embedding(emb, classes or {})
+        self.inp = spatial(inside + given * image_channels * patch**2, channels)
+        self.place = nn.Parameter(torch.zeros(1, channels, frames // tube, rows // patch, columns // patch))
+        self.encoder, skips, width = nn.ModuleList(), [channels], channels
+        for level, target in enumerate(widths):
+            if level:
+                self.encoder.append(spatial(width, width, stride=2))
+                skips.append(width)
+            for _ in range(blocks):
+                self.encoder.append(Block(width, target, emb))
+                skips.append(width := target)
+        self.middle = nn.ModuleList([Block(width, width, emb, heads), Block(width, width, emb)])
+        self.decoder = nn.ModuleList()
+        for level, target in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                self.decoder.append(Block(width + skips.pop(), target, emb))
+                width = target
+            if level:
+                self.decoder.append(spatial(width, width))
+        self.norm, self.out = norm(width), zero(spatial(width, inside))
+        self.feature_channels = widths[-1]
+
+    def _encode(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        emb = self.embed(time, cond)
+        x = rearrange(x, "b c (t r) (h p) (w q) -> b (c r p q) t h w", **self.sides)
+        if self.given:
+            first = rearrange(cond["first"].to(x), "b c k (h p) (w q) -> b (c k p q) 1 h w", p=self.patch, q=self.patch)
+            x = torch.cat([x, first.expand(-1, -1, x.shape[2], -1, -1)], dim=1)
+        h = self.inp(x.to(self.inp.weight.dtype)) + self.place
+        skips = [h]
+        for layer in self.encoder:
+            h = layer(h, emb) if isinstance(layer, Block) else layer(h)
+            skips.append(h)
+        for block in self.middle:
+            h = block(h, emb)
+        return h, emb, skips
+
+    def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        h, emb, skips = self._encode(x, time, cond)
+        for layer in self.decoder:
+            if isinstance(layer, Block):
+                h = layer(torch.cat([h, skips.pop()], dim=1), emb)
+            else:
+                h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        h = self.out(F.silu(self.norm(h)))
+        return rearrange(h, "b (c r p q) t h w -> b c (t r) (h p) (w q)", **self.sides)
+
+    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """The middle of the network, [B, C, t, h, w]; the decoder is not run."""
+        return self._encode(x, time, cond)[0]
