@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distillkit.callbacks.finish import save_files, save_picture
+from distillkit.continuation import continued
 from distillkit.errors import Arguments, Failure, UsageError
 from distillkit.files import write_atomic, write_text
 from distillkit.student import Student, load_student
@@ -23,7 +24,7 @@ def _load(path: str) -> Student:
         raise UsageError(str(error)) from error
 
 
-def _build(student: Student, *wanted: str) -> dict[str, Any]:
+def made_with(student: Student, *wanted: str) -> dict[str, Any]:
     """The teacher and the data that a student folder says it was made with."""
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -76,12 +77,17 @@ def sample(argv: Sequence[str]) -> int:
         metavar="NAME=K",
         help="one class for all samples, such as label=3 (default: classes in turn)",
     )
+    parser.add_argument(
+        "--clips", type=int, default=1, help="of a student that is given first frames: clips in a row (default 1)"
+    )
     args = parser.parse_args(argv)
-    if args.n < 1:
-        raise UsageError(f"-n must be at least 1, got {args.n}")
+    if min(args.n, args.clips) < 1:
+        raise UsageError(f"-n and --clips must be at least 1, got {args.n} and {args.clips}")
     student = _load(args.student)
+    if args.clips > 1 and "first" not in student.context:
+        raise UsageError(f"--clips {args.clips}: this student is not given first frames, so it cannot go on from its last")
     known = student.context or "data" in (student.config.get("run") or {})
-    data = _build(student, "data")["data"] if known else None
+    data = made_with(student, "data")["data"] if known else None
     cond = data.conditions(args.n) if student.context else student.default_condition(args.n)
     for item in args.cond:
         name, _, value = item.partition("=")
@@ -98,7 +104,8 @@ def sample(argv: Sequence[str]) -> int:
             raise UsageError(f"--cond {item} is not possible; this student's conditions are {possible}")
         cond[name] = torch.full((args.n,), int(value))
     out = _new(args.out or Path(args.student) / f"samples-{args.seed}")
-    samples = student.sample(args.n, cond, args.seed)
+    going_on = args.clips > 1
+    samples = continued(student.sample, cond, args.clips, args.seed) if going_on else student.sample(args.n, cond, args.seed)
     arrays = {"samples": samples.numpy(), **{name: value.numpy() for name, value in cond.items()}}
 
     def write(path: Path) -> None:
@@ -136,8 +143,8 @@ def evaluate(argv: Sequence[str]) -> int:
     if args.num_samples < 2:
         raise UsageError(f"--num-samples must be at least 2, got {args.num_samples}")
     student = _load(args.student)
-    made_with = _build(student, "teacher", "data")
-    teacher, data = made_with["teacher"], made_with["data"]
+    own = made_with(student, "teacher", "data")
+    teacher, data = own["teacher"], own["data"]
     if teacher.fingerprint() != student.config.get("teacher", {}).get("hash"):
         raise Failure(
             "the teacher has changed since this student was made, so it is not the one to compare with: restore it"

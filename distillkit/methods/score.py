@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from distillkit.continuation import following
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.sampling import few_step
 from distillkit.diffusion.times import Times
@@ -29,6 +30,10 @@ class ScoreDistiller(FewStepDistiller):
             every cycle (arXiv 2505.12674); or the `last` alone, which is the one that counts, and the steps before it only
             lead up to it. With `each` the fake score is told the step: otherwise it would follow the mixture of all steps,
             and their errors could cancel each other in it for ever.
+        clips: of a teacher that is given `first` frames, how many clips the student makes in a row in training, each from the
+            last frames of the one before; a random one of them is trained. So it learns from frames that it made itself, as it
+            will see them when it goes on (Self-Forcing, arXiv 2506.08009): the divergence between long videos is the sum over
+            their clips, each given what the student made before. No gradient flows from clip to clip.
         network: network of the student and of the fake score; None copies the teacher's, weights included.
     """
 
@@ -41,10 +46,16 @@ class ScoreDistiller(FewStepDistiller):
         fake_score: Adam,
         normalise: Normalise = "sample",
         matched: Literal["each", "last"] = "each",
+        clips: int = 1,
         network: nn.Module | None = None,
         **kwargs,
     ):
         super().__init__(teacher, **kwargs)
+        if clips < 1:
+            raise ValueError(f"clips must be at least 1, got {clips}")
+        if clips > 1 and "first" not in teacher.context:
+            raise ValueError(f"clips={clips} need a teacher that is given first frames, {teacher.id} is not: leave it at 1")
+        self.clips = clips
         self.student_times, self.fake_times = student_times, fake_times
         self.normalise, self.matched = normalise, matched
         self.make_roles(student, fake_score, network)
@@ -79,7 +90,7 @@ class ScoreDistiller(FewStepDistiller):
         return self.randint(self.num_steps, "stop") if self.matched == "each" else self.num_steps - 1
 
     def rollout(self, batch: dict[str, Tensor], purpose: str) -> tuple[Tensor, Cond]:
-        """Samples of this cycle's `step` of the student, with gradient in that step only.
+        """Samples of this cycle's `step` of the student, with gradient in that step only, and what they were made for.
 
         The steps before it run as they do at inference (backward simulation, arXiv 2405.14867). All roles see the same step
         in one cycle, so the fake score has just followed the very step that it judges. The condition that is returned names
@@ -87,17 +98,25 @@ class ScoreDistiller(FewStepDistiller):
         """
         cond = self.condition(batch)
         shape = self.teacher.shape(len(next(iter(batch.values()))), cond)
+        with torch.no_grad():
+            for clip in range(self.randint(self.clips, "clip")):
+                cond = following(cond, self.generate(shape, cond, f"{purpose} clip {clip}", self.num_steps - 1))
+        x_g = self.generate(shape, cond, purpose, self.step)
+        if self.tells_steps:
+            cond = {**cond, "step": torch.full((len(x_g),), self.step, device=self.device)}
+        return x_g, cond
+
+    def generate(self, shape: tuple[int, ...], cond: Cond, purpose: str, step: int) -> Tensor:
+        """The student's samples after `step`, with gradient in that step only."""
         x_g, _ = few_step(
             lambda x, t: self.student(x, t, cond),
             self.teacher.process,
             self.step_times,
             lambda i: self.randn(shape, f"{purpose} noise {i}"),
             self.renoise,
-            self.step,
+            step,
         )
-        if self.tells_steps:
-            cond = {**cond, "step": torch.full((len(x_g),), self.step, device=self.device)}
-        return x_g, cond
+        return x_g
 
     def diffuse(self, x_0: Tensor, times: Times, purpose: str) -> tuple[Tensor, Tensor]:
         """`(x_t, t)` at levels drawn from `times`; gradient flows through x_0."""

@@ -1,0 +1,118 @@
+"""Whether long videos stay good: students go on from their own last frames, and every clip is measured by itself.
+
+python -m domains.video.drift RUN [RUN ...] --clips 5 --out drift
+
+The first student's teacher is measured too. Writes drift.json, curves (drift.png), and the first videos, moving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from distillkit.continuation import continued
+from distillkit.diffusion.denoiser import Cond
+from distillkit.errors import Arguments, Failure, UsageError, one_line
+from distillkit.files import write_atomic, write_text
+from distillkit.student import load_student
+from distillkit.student_verbs import made_with
+from domains.video import media
+
+SHOWN = ("frechet", "frame_frechet", "class_agreement", "motion_agreement", "motion")
+SEED = 1234
+PICTURED = 8
+
+
+def drift(evaluator: Any, video: Tensor, cond: Cond, frames: int) -> dict[str, list[float]]:
+    """Metrics of each clip of long videos [N, C, T + (clips - 1) (T - given), H, W], from the first to the last.
+
+    Args:
+        evaluator: of clips of `frames` frames.
+        video: as `continued` makes it.
+        cond: what it was made for, with `first` [N, C, given, H, W].
+        frames: T.
+    """
+    given = cond["first"].shape[2]
+    classes = {name: value for name, value in cond.items() if name != "first"}
+    starts = range(0, video.shape[2] - given, frames - given)
+    found = [evaluator(video[:, :, start : start + frames], classes) for start in starts]
+    return {name: [metrics[name] for metrics in found] for name in found[0]}
+
+
+def draw(curves: dict[str, dict[str, list[float]]]) -> Figure:
+    """A panel for each metric in SHOWN, a line for each model."""
+    names = [name for name in SHOWN if name in next(iter(curves.values()))]
+    figure = Figure(figsize=(3.2 * len(names), 2.8), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for model, metrics in curves.items():
+            axes.plot(range(1, len(metrics[name]) + 1), metrics[name], marker="o", markersize=3, label=model)
+        axes.set(title=name.replace("_", " "), xlabel="clip")
+        axes.set_ylim(bottom=0)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def measure(argv: Sequence[str]) -> None:
+    parser = Arguments(prog="domains.video.drift", description="Measure long videos clip by clip.")
+    parser.add_argument("students", nargs="+", help="student folders of stage=continuation, or the run folders around them")
+    parser.add_argument("-n", type=int, default=240, help="videos of each model (default 240)")
+    parser.add_argument("--clips", type=int, default=5, help="clips in a row (default 5: 64 frames of clips of 16)")
+    parser.add_argument("--teacher", action=argparse.BooleanOptionalAction, default=True, help="measure the teacher too")
+    parser.add_argument("--out", type=Path, default=Path("drift"), help="a new folder (default drift)")
+    args = parser.parse_args(argv)
+    if args.n < 2 or args.clips < 1:
+        raise UsageError(f"-n must be at least 2 and --clips at least 1, got {args.n} and {args.clips}")
+    if args.out.exists():
+        raise UsageError(f"{args.out} exists already; give another place with --out")
+    try:
+        students = {path: load_student(path) for path in args.students}
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    for path, student in students.items():
+        if tuple(student.context) != ("first",):
+            raise UsageError(f"{path} is not given first frames, so it cannot go on: train one with stage=continuation")
+    own = made_with(students[args.students[0]], "teacher", "data")
+    data, evaluator = own["data"], own["data"].evaluator()
+    cond = data.conditions(args.n)
+    models = {path: student.sample for path, student in students.items()}
+    if args.teacher:
+        models = {"teacher": own["teacher"].generate} | models
+    curves = {}
+    for name, sample in models.items():
+        video = continued(sample, cond, args.clips, SEED)
+        curves[name] = drift(evaluator, video, cond, data.event_shape[1])
+        first = {key: value[:PICTURED] for key, value in cond.items()}
+        media.save(video[:PICTURED], first, args.out / str(len(curves) - 1))
+    write_text(args.out / "drift.json", json.dumps({"videos": args.n, "seed": SEED, "models": curves}, indent=1))
+    figure = draw(curves)
+    write_atomic(args.out / "drift.png", lambda path: figure.savefig(path, format="png", dpi=120))
+    table = Table("model", "metric", *(f"clip {k + 1}" for k in range(args.clips)))
+    for model, metrics in curves.items():
+        for name in SHOWN:
+            if name in metrics:
+                table.add_row(model, name, *(f"{value:.3g}" for value in metrics[name]))
+    Console().print(table)
+    print(f"curves and videos: {args.out}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """A command line; its exit code: 0 done, 1 failed, 2 wrong usage."""
+    try:
+        measure(argv)
+    except (UsageError, Failure) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

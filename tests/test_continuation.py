@@ -1,0 +1,62 @@
+"""Clips in a row: each goes on from the last frames of the one before."""
+
+import pytest
+import torch
+from torch import nn
+
+from distillkit.continuation import continued, following
+from distillkit.diffusion.process import RectifiedFlow
+from distillkit.student import Student
+
+
+class Count(nn.Module):
+    """Instead of denoising it counts on from the last frame given, and in that from the noise's mean, a little."""
+
+    def __init__(self):
+        super().__init__()
+        self.process, self.weight = RectifiedFlow(), nn.Parameter(torch.ones(1))
+
+    def forward(self, x_t, t, cond):
+        own = 0.001 * torch.tanh(x_t.mean((1, 2, 3, 4), keepdim=True))
+        first = cond["first"]
+        new = 0.1 * torch.arange(1, x_t.shape[2] - first.shape[2] + 1)[:, None, None] + own
+        return torch.cat([first, first[:, :, -1:] + new], dim=2)
+
+
+@pytest.fixture(scope="module")
+def student():
+    return Student(Count(), [1.0], (1, 5, 2, 2), {"label": 3}, context=("first",))
+
+
+@pytest.fixture
+def cond():
+    first = torch.tensor([[-0.9, -0.8], [-0.5, -0.4]])[:, None, :, None, None].expand(2, 1, 2, 2, 2)
+    return {"first": first, "label": torch.tensor([0, 2])}
+
+
+def test_every_clip_goes_on_from_the_last_frames_with_noise_of_its_own(student, cond):
+    before = cond["first"].clone()
+    video = continued(student.sample, cond, clips=3)
+    assert video.shape == (2, 1, 2 + 3 * 3, 2, 2)
+    expected = before[:, 0, :1, 0, 0] + 0.1 * torch.arange(11)
+    torch.testing.assert_close(video[:, 0, :, 0, 0], expected, atol=0.01, rtol=0)
+    steps = video[0, 0, :, 0, 0].diff()  # the first new step of each clip shows its noise
+    assert len({round(float(steps[k]), 6) for k in (1, 4, 7)}) == 3
+    assert torch.equal(cond["first"], before)  # left as it was
+    again, other = continued(student.sample, cond, 3), continued(student.sample, cond, 3, seed=1)
+    assert torch.equal(again, video) and not torch.equal(other, video)
+    assert torch.equal(continued(student.sample, cond, 1), student.sample(2, cond, 0))
+
+
+def test_what_follows_is_cut_to_the_range_and_carries_no_gradient(cond):
+    made = torch.linspace(-2, 2, 5)[None, None, :, None, None].expand(2, 1, 5, 2, 2).requires_grad_()
+    after = following(cond, made)
+    assert after["first"][0, 0, :, 0, 0].tolist() == [1.0, 1.0] and not after["first"].requires_grad
+    assert after["label"] is cond["label"]
+
+
+def test_refusals(student, cond):
+    with pytest.raises(ValueError, match="clips must be at least 1"):
+        continued(student.sample, cond, 0)
+    with pytest.raises(ValueError, match="needs a model of stage=continuation"):
+        continued(student.sample, {"label": cond["label"]}, 1)
