@@ -91,7 +91,8 @@ class DMD(ScoreDistiller):
         t = self.fake_times(self.rand(len(x_g), "fake t"), self.teacher.process)
         loss = denoising_loss(self.fake_score, x_g, t, self.randn(x_g.shape, "fake eps"), cond)
         if self.gan:
-            fake, real = self.logits(x_g, cond, "fake gan"), self.logits(batch["data"], cond, "real gan")
+            fake = self.logits(x_g, cond, "fake gan")
+            real = self.logits(batch["data"], self.real_condition(batch, cond), "real gan")
             loss = loss + self.gan_discriminator * discriminator_loss(fake, real)
         return loss
 

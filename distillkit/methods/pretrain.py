@@ -116,6 +116,8 @@ class Pretrain(Distiller):
                 f"the data have shape {tuple(data.event_shape)}, the network expects {self.event_shape}: set network.event_shape"
             )
         check_tokens(self.student.process, data)
+        if lacking := sorted(set(self.context) - set(data.context)):
+            raise ValueError(f"vars.context says {', '.join(lacking)}, which these data do not have")
 
     def export(self, folder: Path, **facts: Any) -> None:
         training = self.training

@@ -118,6 +118,10 @@ class ScoreDistiller(FewStepDistiller):
         )
         return x_g
 
+    def real_condition(self, batch: dict[str, Tensor], cond: Cond) -> Cond:
+        """`cond` for the batch's own samples: they go on from their own first frames."""
+        return {**cond, **{name: batch[name] for name in self.teacher.context}}
+
     def diffuse(self, x_0: Tensor, times: Times, purpose: str) -> tuple[Tensor, Tensor]:
         """`(x_t, t)` at levels drawn from `times`; gradient flows through x_0."""
         process = self.teacher.process

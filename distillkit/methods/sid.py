@@ -101,7 +101,8 @@ class SiD(ScoreDistiller):
 
         loss = denoising_loss(self.fake_score, x_g, t, eps, cond, denoise)
         if self.adversarial:  # fake and real share level and noise
-            fake, real = (self.logits(process.add_noise(x, eps, t), t, cond) for x in (x_g, batch["data"]))
+            fake = self.logits(process.add_noise(x_g, eps, t), t, cond)
+            real = self.logits(process.add_noise(batch["data"], eps, t), t, self.real_condition(batch, cond))
             loss = loss + self.adversarial * discriminator_loss(fake, real)
         return loss
 

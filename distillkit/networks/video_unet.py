@@ -123,7 +123,7 @@ class VideoUNet(Recorded, nn.Module):
         if self.given:
             first = rearrange(cond["first"].to(x), "b c k (h p) (w q) -> b (c k p q) 1 h w", p=self.patch, q=self.patch)
             x = torch.cat([x, first.expand(-1, -1, x.shape[2], -1, -1)], dim=1)
-        h = self.inp(x.to(self.inp.weight.dtype)) + self.place
+        h = self.inp(x.to(self.place.dtype)) + self.place
         skips = [h]
         for layer in self.encoder:
             h = layer(h, emb) if isinstance(layer, Block) else layer(h)

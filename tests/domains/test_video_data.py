@@ -107,15 +107,15 @@ def test_every_motion_is_what_it_is_called():
     assert torch.histc(heading, 4, -math.pi, math.pi).min() > 40
 
 
-def test_the_first_frame_is_a_context():
-    data = MovingDigits(train=40, val=10, test=10, context=["first"])
+def test_the_first_frames_are_a_context():
+    data = MovingDigits(train=40, val=10, test=10, given=3)
     data.setup()
     batch = data.train[torch.tensor([7, 3])]
-    assert data.context == ("first",) and torch.equal(batch["first"], batch["data"][:, :, 0])
+    assert data.context == ("first",) and torch.equal(batch["first"], batch["data"][:, :, :3])
     asked = data.conditions(12)
     assert set(asked) == {"label", "motion", "first"} and torch.equal(asked["first"][10], asked["first"][0])
-    assert torch.equal(asked["first"][:10], data.test.tensors["data"][:, :, 0])
-    with pytest.raises(ValueError, match=r"\[first\] or \[\]"):
-        MovingDigits(context=["last"])
+    assert torch.equal(asked["first"][:10], data.test.tensors["data"][:, :, :3])
+    with pytest.raises(ValueError, match="given counts first frames"):
+        MovingDigits(given=-1)
     with pytest.raises(ValueError, match="at least 1"):
         MovingDigits(train=0)

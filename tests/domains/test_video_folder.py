@@ -84,14 +84,14 @@ def test_a_slow_video_repeats_frames(tmp_path):
     assert levels(clip) == pytest.approx([0, 0, 0, 4], abs=3)
 
 
-def test_classes_captions_and_the_first_frame(tmp_path):
+def test_classes_captions_and_the_first_frames(tmp_path):
     for i in range(3):
         video(tmp_path / "wave" / f"{i}.mp4")
         video(tmp_path / "jump" / f"{i}.gif")
-    data = small(tmp_path, channels=1, context=["first"])
+    data = small(tmp_path, channels=1, given=2)
     assert data.classes == {"label": 2} and data.names == ["jump", "wave"] and data.event_shape == (1, 4, 8, 8)
     batch = data.train[torch.arange(len(data.train))]
-    assert torch.equal(batch["first"], batch["data"][:, :, 0])
+    assert torch.equal(batch["first"], batch["data"][:, :, :2])
     for (path, _), label in zip(data.train.places, batch["label"].tolist(), strict=True):
         assert data.names[label] == path.parent.name
     lines = [

@@ -1,4 +1,4 @@
-"""From the words of the command line to a step of training, with and without the first frame; the embedded teacher."""
+"""From the words of the command line to a step of training, with and without first frames; the embedded teacher."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ from domains.video.teacher import WEIGHTS
 from tests.battery.conftest import METHODS, build
 
 SMALL = ["data.train=30", "data.val=10", "data.test=20", "data.batch_size=4"]
-CONTEXTS = {"classes": [], "first": ["vars.context=[first]"]}
-CHEAP = {**dict.fromkeys(("lsd", "lsd_plus"), ["model.num_pairs=8", "model.guard=0"]), "pretrain": ["network.width=16"]}
+CONTEXTS = {"classes": [], "first": ["stage=continuation"]}
+CHEAP = {**dict.fromkeys(("lsd", "lsd_plus"), ["model.num_pairs=8", "model.guard=0"]), "pretrain": ["network.channels=8"]}
 EMBEDDED = WEIGHTS / "clips" / "model.safetensors"
 
 
@@ -20,7 +20,7 @@ def teachers(tmp_path_factory):
     """An untrained teacher's folder for each context."""
     folders = {}
     for name, words in CONTEXTS.items():
-        own = build("domain=video", "method=pretrain", *SMALL, *words, "network.width=16", "network.depth=2")
+        own = build("domain=video", "method=pretrain", *SMALL, *words, "network.channels=8")
         wake(own.model.ema)
         folders[name] = tmp_path_factory.mktemp(name)
         own.model.export(folders[name])
@@ -59,13 +59,13 @@ def test_a_teacher_that_is_given_the_first_frame_needs_data_that_have_it(teacher
 
 def test_the_words_for_a_folder_of_videos():
     words = ["domain=video", "method=pretrain", "data=video_folder", "data.path=clips", "data.resolution=64"]
-    handed = config.hand_over(config.compose([*words, "vars.classes.label=20", "vars.context=[first]"])[0])
+    handed = config.hand_over(config.compose([*words, "vars.classes.label=20", "stage=continuation"])[0])
     model = handed["model"]["init_args"]
     assert (
         model["event_shape"] == [3, 16, 64, 64] and model["classes"] == {"label": 20} and model["context"] == ["first"]
     )
-    assert handed["data"]["init_args"]["context"] == ["first"]
-    assert model["network"]["init_args"]["context"] == ["first"]
+    assert handed["data"]["init_args"]["given"] == 4
+    assert model["network"]["init_args"]["given"] == 4
     with pytest.raises(UsageError):
         config.compose(["domain=video", "data=videos"])
 

@@ -270,7 +270,7 @@ def test_steps_whose_errors_cancel_in_the_mixture_are_pulled_back():
     for step, sign in ((0, 1), (1, -1)):
         model, line = on_a_line(DMD, m + 0.3 * sign, S, m=m, S=S, num_steps=2)
         model.fake_score = Judge([gaussian(m + 0.3, S), gaussian(m - 0.3, S)])
-        model.randint = lambda high, purpose, step=step: step
+        model.randint = lambda high, purpose, step=step: min(step, high - 1)
         z, eps = sigma_points()
         model.student = Started(line, z)
         model.randn = lambda shape, purpose, z=z, eps=eps: eps if "eps" in purpose else z
@@ -519,3 +519,69 @@ def test_steps_are_spread_over_the_processes_grid():
     assert model.step_times.tolist() == pytest.approx([1.0, 0.8, 0.6, 0.4]) and model.num_steps == 4
     model = DMD(neural(), times=[80.0, 2.0])
     assert model.num_steps == 2 and model.as_student().times == [80.0, 2.0]
+
+
+class Next(nn.Module):
+    """Clips of two frames: the one that is given, and `b` times that plus noise of standard deviation w."""
+
+    def __init__(self, b, w):
+        super().__init__()
+        self.process = VarianceExploding()
+        self.b, self.w = (nn.Parameter(torch.tensor(value, dtype=torch.float64)) for value in (b, w))
+
+
+class Going(Next):
+    """The student: from sigma z."""
+
+    def forward(self, x, t, cond):
+        first = cond["first"]
+        return torch.cat([first, self.b * first + self.w * x[:, :, 1:] / self.process.sigma(t)], dim=2)
+
+
+class Gone(Next):
+    """The denoiser of such clips."""
+
+    def forward(self, x, t, cond):
+        first = cond["first"]
+        seen = self.w**2 / (self.w**2 + self.process.sigma(t)[:, None, None, None] ** 2)
+        return torch.cat([first, self.b * first + seen * (x[:, :, 1:] - self.b * first)], dim=2)
+
+
+def going_on(clip, a=0.9, b=0.4, w=0.2, ratio=0.9, clips=3):
+    """DMD in its closed form, on data that always begin with nothing; `clip` is the one that is trained."""
+    teacher = Teacher(Gone(a, w), (1, 2, 1), context=("first",))
+    model = DMD(teacher, student_times=Level(ratio), clips=clips)
+    model.normalise = None
+    model.student, model.fake_score = Going(b, w), Gone(b, w)
+    z = (torch.cartesian_prod(*[f64(1, -1)] * 4))[:, :, None, None, None].expand(-1, -1, 1, 2, 1)
+    draws = {"student clip 0 noise 0": 0, "student clip 1 noise 0": 1, "student noise 0": 2, "student eps": 3}
+    model.randn = lambda shape, purpose: z[:, draws[purpose]]
+    model.randint = lambda high, purpose: clip if purpose == "clip" else 0
+    return model, {"data": torch.zeros(16, 1, 2, 1).double(), "first": torch.zeros(16, 1, 1, 1).double()}
+
+
+@pytest.mark.parametrize("clip", [0, 1, 2])
+def test_a_student_that_goes_on_learns_from_frames_that_it_made(clip):
+    """All data begin with nothing, so only its own frames can tell it what follows what: dL/db = (b - a) E f^2 r^2/(w^2 + r^2)."""
+    a, b, w, r = 0.9, 0.4, 0.2, 0.9
+    model, batch = going_on(clip)
+    loss = model.student_loss(batch)
+    found = torch.autograd.grad(loss, [model.student.b, model.student.w], materialize_grads=True)
+    square = (0, w**2, (1 + b**2) * w**2)[clip]  # of the frame that the trained clip was given
+    share = 0.5  # of the loss, a mean over two frames
+    expected = share * (b - a) * square * r**2 / (w**2 + r**2)
+    assert [g.item() for g in found] == pytest.approx([expected, 0], rel=1e-6, abs=1e-12)
+
+
+def test_all_roles_train_the_same_clip_and_each_is_drawn():
+    model, _ = going_on(0)
+    del model.randint
+    drawn = [{at(model, step=step + turn).randint(3, "clip") for turn in range(6)} for step in range(0, 240, 6)]
+    assert all(len(cycle) == 1 for cycle in drawn) and set.union(*drawn) == {0, 1, 2}
+
+
+def test_clips_in_a_row_need_first_frames():
+    with pytest.raises(ValueError, match="clips=2 need a teacher that is given first frames"):
+        DMD(neural(), clips=2)
+    with pytest.raises(ValueError, match="clips must be at least 1, got 0"):
+        SiD(neural(), clips=0)
