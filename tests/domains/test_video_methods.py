@@ -11,7 +11,10 @@ from tests.battery.conftest import METHODS, build
 
 SMALL = ["data.train=30", "data.val=10", "data.test=20", "data.batch_size=4"]
 CONTEXTS = {"classes": [], "first": ["stage=continuation"]}
-CHEAP = {**dict.fromkeys(("lsd", "lsd_plus"), ["model.num_pairs=8", "model.guard=0"]), "pretrain": ["network.channels=8"]}
+CHEAP = {
+    **dict.fromkeys(("lsd", "lsd_plus"), ["model.num_pairs=8", "model.guard=0"]),
+    "pretrain": ["network.channels=8"],
+}
 EMBEDDED = WEIGHTS / "clips" / "model.safetensors"
 
 

@@ -562,7 +562,7 @@ def going_on(clip, a=0.9, b=0.4, w=0.2, ratio=0.9, clips=3):
 
 @pytest.mark.parametrize("clip", [0, 1, 2])
 def test_a_student_that_goes_on_learns_from_frames_that_it_made(clip):
-    """All data begin with nothing, so only its own frames can tell it what follows what: dL/db = (b - a) E f^2 r^2/(w^2 + r^2)."""
+    """All data begin with nothing, so its own frames alone say what follows what: dL/db = (b - a) E f^2 r^2/(w^2 + r^2)."""
     a, b, w, r = 0.9, 0.4, 0.2, 0.9
     model, batch = going_on(clip)
     loss = model.student_loss(batch)

@@ -1,0 +1,85 @@
+"""Long videos: from the command line to files, and what is measured of them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import wake
+
+from distillkit import load_student
+from distillkit.continuation import continued
+from distillkit.errors import UsageError
+from distillkit.student_verbs import sample
+from domains.video import drift
+from tests.battery.conftest import build
+
+SMALL = ["data.train=60", "data.val=60", "data.test=40", "data.batch_size=2", "model.num_steps=1"]
+
+
+def distil(*words):
+    done = subprocess.run(
+        [sys.executable, "-m", "distillkit", *map(str, words)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run of two steps on an untrained teacher, on clips that follow each other."""
+    at = tmp_path_factory.mktemp("drift")
+    own = build("domain=video", "stage=continuation", "method=pretrain", *SMALL[:4], "network.channels=8")
+    wake(own.model.ema)
+    own.model.export(at / "teacher")
+    words = ["domain=video", "stage=continuation", "method=dmd", "model.clips=2", "teacher=folder", *SMALL]
+    distil("fit", *words, f"teacher.path={at}/teacher", "trainer.max_steps=3",
+        "vars.callbacks.finish.num_samples=8", "--out", at / "run")  # fmt: skip
+    return at / "run"
+
+
+def test_a_student_goes_on_from_the_command_line(folder, tmp_path, capsys):
+    distil("sample", folder, "-n", "3", "--clips", "3", "--out", tmp_path / "long")
+    assert np.load(tmp_path / "long" / "samples.npz")["samples"].shape == (3, 1, 40, 16, 16)
+    assert (tmp_path / "long" / "clips.gif").is_file()
+    words = [str(folder), "-n", "40", "--clips", "2", "--out", str(tmp_path / "drift")]
+    assert drift.main(words) == 0
+    said = capsys.readouterr().out
+    assert "frechet" in said and "motion" in said
+    found = json.loads((tmp_path / "drift" / "drift.json").read_text())["models"]
+    assert set(found) == {"teacher", str(folder)} and len(found["teacher"]["frechet"]) == 2
+    assert {path.name for path in (tmp_path / "drift").iterdir()} == {"0", "1", "drift.json", "drift.png"}
+    assert drift.main(words) == 2 and "exists already" in capsys.readouterr().err
+
+
+def test_every_clip_is_measured_by_itself(folder):
+    student = load_student(folder)
+    own = build(
+        "domain=video",
+        "stage=continuation",
+        "method=dmd",
+        *SMALL,
+        "teacher=folder",
+        f"teacher.path={folder}/../teacher",
+    )
+    cond = own.data.conditions(4)
+    video = continued(student.sample, cond, 3)
+    seen = []
+
+    def evaluator(clips, asked):
+        seen.append(clips)
+        assert set(asked) == {"label", "motion"}
+        return {"mean": float(clips.mean())}
+
+    found = drift.drift(evaluator, video, cond, 16)
+    assert len(found["mean"]) == 3 and all(clips.shape == (4, 1, 16, 16, 16) for clips in seen)
+    assert torch.equal(seen[0][:, :, 12:], seen[1][:, :, :4]) and torch.equal(seen[2][:, :, -1], video[:, :, -1])
+
+
+def test_only_students_that_are_given_frames_go_on(tmp_path, capsys):
+    own = build("domain=toy", "method=dmd")
+    own.model.export(tmp_path / "toy")
+    assert drift.main([str(tmp_path / "toy")]) == 2 and "is not given first frames" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="cannot go on from its last"):
+        sample([str(tmp_path / "toy"), "--clips", "2"])
