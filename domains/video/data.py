@@ -27,17 +27,18 @@ class VideoData(DistillData):
 
     Args:
         given: how many first frames a model is given; batches then have them as `first`, [B, C, given, H, W].
+        i3d: path of I3D's weights (`rgb_imagenet.pt`), in whose features clips are then compared, see `domains.video.i3d`.
         batch_size: clips in a batch.
     """
 
     domain = "video"
     pictured = 24
 
-    def __init__(self, given: int = 0, batch_size: int = 32):
+    def __init__(self, given: int = 0, batch_size: int = 32, i3d: str | None = None):
         super().__init__(batch_size)
         if given < 0:
             raise ValueError(f"given counts first frames and must not be negative, got {given}")
-        self.given, self.context = given, ("first",) if given else ()
+        self.given, self.context, self.i3d = given, ("first",) if given else (), i3d
 
     def with_first(self, batch: Batch) -> Batch:
         """The batch and the first frames that are asked for, if any."""
@@ -46,7 +47,7 @@ class VideoData(DistillData):
     def build_evaluator(self) -> Any:
         from domains.video.evaluation import VideoEvaluator
 
-        return VideoEvaluator(self.train, self.val, self.test, self.classes)
+        return VideoEvaluator(self.train, self.val, self.test, self.classes, self.i3d)
 
     @property
     def media(self) -> ModuleType:
@@ -73,7 +74,7 @@ class MovingDigits(VideoData):
     Args:
         train, val, test: number of clips.
         seed: of digits and motion.
-        given, batch_size: as in `VideoData`.
+        given, batch_size, i3d: as in `VideoData`.
     """
 
     def __init__(
@@ -84,8 +85,9 @@ class MovingDigits(VideoData):
         seed: int = 0,
         given: int = 0,
         batch_size: int = 32,
+        i3d: str | None = None,
     ):
-        super().__init__(given, batch_size)
+        super().__init__(given, batch_size, i3d)
         if min(train, val, test) < 1:
             raise ValueError(f"train, val and test must be at least 1, got {train}, {val} and {test}")
         self.sizes, self.seed = (train, val, test), seed

@@ -63,10 +63,14 @@ def draw(curves: dict[str, dict[str, list[float]]]) -> Figure:
 
 def measure(argv: Sequence[str]) -> None:
     parser = Arguments(prog="domains.video.drift", description="Measure long videos clip by clip.")
-    parser.add_argument("students", nargs="+", help="student folders of stage=continuation, or the run folders around them")
+    parser.add_argument(
+        "students", nargs="+", help="student folders of stage=continuation, or the run folders around them"
+    )
     parser.add_argument("-n", type=int, default=240, help="videos of each model (default 240)")
     parser.add_argument("--clips", type=int, default=5, help="clips in a row (default 5: 64 frames of clips of 16)")
-    parser.add_argument("--teacher", action=argparse.BooleanOptionalAction, default=True, help="measure the teacher too")
+    parser.add_argument(
+        "--teacher", action=argparse.BooleanOptionalAction, default=True, help="measure the teacher too"
+    )
     parser.add_argument("--out", type=Path, default=Path("drift"), help="a new folder (default drift)")
     args = parser.parse_args(argv)
     if args.n < 2 or args.clips < 1:

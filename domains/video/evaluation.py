@@ -19,6 +19,7 @@ from distillkit.evaluation.extractor import load_extractor, packed
 from domains.image.evaluation import eight_bits
 from domains.video import features as extractors
 from domains.video.data import FRAMES, MOTIONS, SIDE
+from domains.video.i3d import load as load_i3d
 from domains.video.motion import change, flicker, spectrum
 
 MOST_TRAINING = 2000  # training clips, evenly spread, among which the nearest is sought
@@ -36,6 +37,7 @@ class Look(NamedTuple):
     change: Tensor  # [N (T - 1)]
     flicker: Tensor  # [N]
     spectrum: Tensor  # decibels [T // 2]
+    classes: dict[str, Tensor]  # that the classifier sees, [N]
 
 
 class VideoEvaluator:
@@ -61,12 +63,14 @@ class VideoEvaluator:
         real: test data, which stand in for samples where real data are measured. Samples made from a test clip's first
             frame have no twin in the reference.
         classes: `{name: number of classes}`; if empty the features are averages over parts of the clip.
+        i3d: path of I3D's weights: its logits are then the features of clips.
     """
 
     headline = "frechet"
 
-    def __init__(self, train: Any, reference: Any, real: Any, classes: dict[str, int]):
+    def __init__(self, train: Any, reference: Any, real: Any, classes: dict[str, int], i3d: str | None = None):
         self.train, self.reference, self.real, self.classes = train, reference, real, dict(classes)
+        self.i3d = i3d and load_i3d(i3d)
         self.event_shape = tuple(reference[torch.zeros(1, dtype=torch.long)]["data"].shape[1:])
 
     @property
@@ -80,7 +84,9 @@ class VideoEvaluator:
         """The protocol as plain data; numbers under different protocols are not comparable."""
         return {
             "domain": "video",
-            "features": self.extractor[1],
+            "features": {"name": "I3D", "sha256": hashlib.sha256(packed(self.i3d)).hexdigest()}
+            if self.i3d
+            else self.extractor[1],
             "reference": "validation data",
             "num_reference": len(self.reference),
             "num_train": min(len(self.train), MOST_TRAINING),
@@ -111,7 +117,7 @@ class VideoEvaluator:
             "spectrum": float((ours.spectrum - theirs.spectrum).square().mean().sqrt()),
             "flicker": float(ours.flicker.mean()),
         }
-        for name, seen in self._classes(ours.clips).items():
+        for name, seen in ours.classes.items():
             if name in cond:
                 found[_agreement(name)] = float((seen == cond[name].cpu()).double().mean())
         if "first" in cond:
@@ -154,37 +160,42 @@ class VideoEvaluator:
         return metrics.standardise(torch.cat(parts).double(), self._reference.clips)
 
     def _look(self, parts) -> Look:
-        clips, frames, changes, flickers, powers, sizes = [], [], [], [], [], []
+        clips, frames, changes, flickers, powers, sizes, classes = [], [], [], [], [], [], []
         for part in parts:
             for x in part.split(CHUNK):
-                of_clips, of_frames = self._features(x)
+                of_clips, of_frames, seen = self._features(x)
                 clips.append(of_clips)
                 frames.append(of_frames.flatten(0, 1))
+                classes.append(seen)
                 changes.append(change(x).flatten())
                 flickers.append(flicker(x))
                 powers.append(10 ** (spectrum(x) / 10))
                 sizes.append(len(x))
         share = torch.tensor(sizes) / sum(sizes)
         power = 10 * (share @ torch.stack(powers)).log10()
+        seen = {name: torch.cat([part[name] for part in classes]) for name in classes[0]}
         return Look(
-            torch.cat(clips).double(), torch.cat(frames).double(), torch.cat(changes), torch.cat(flickers), power
+            torch.cat(clips).double(), torch.cat(frames).double(), torch.cat(changes), torch.cat(flickers), power, seen
         )
 
     @torch.no_grad()
-    def _features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of clips [N, D] and of their frames [N, T, D']."""
-        net = self.extractor[0]
+    def _features(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Of clips [N, D] and of their frames [N, T, D'], and the classes that the classifier sees."""
+        net, classes = self.extractor[0], {}
         if net:
             frames = net.frames(x)
-            return net.clip(frames), frames
-        frames = F.adaptive_avg_pool3d(x, (x.shape[2], 4, 4)).movedim(2, 1).flatten(2)
-        whole, moved = (F.adaptive_avg_pool3d(y, (min(4, x.shape[2] - 1), 2, 2)).flatten(1) for y in (x, _moved(x)))
-        return torch.cat([whole, moved], 1), frames
+            clips = net.clip(frames)
+            classes = {name: logits.argmax(1) for name, logits in net.logits(clips).items()}
+        else:
+            frames, clips = averages(x)
+        return self.i3d(x) if self.i3d else clips, frames, classes
 
-    @torch.no_grad()
-    def _classes(self, clips: Tensor) -> dict[str, Tensor]:
-        net = self.extractor[0]
-        return {name: logits.argmax(1) for name, logits in net.logits(clips.float()).items()} if net else {}
+
+def averages(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Instead of features: means over parts of frames [N, T, D'], of the clip and of its changes [N, D]."""
+    frames = F.adaptive_avg_pool3d(x, (x.shape[2], 4, 4)).movedim(2, 1).flatten(2)
+    whole, moved = (F.adaptive_avg_pool3d(y, (min(4, x.shape[2] - 1), 2, 2)).flatten(1) for y in (x, _moved(x)))
+    return frames, torch.cat([whole, moved], 1)
 
 
 def _moved(x: Tensor) -> Tensor:

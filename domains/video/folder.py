@@ -49,7 +49,7 @@ class VideoFolder(VideoData):
         val, test: shares of the videos, in (0, 1).
         seed: of the split.
         workers: threads that decode.
-        given, batch_size: as in `VideoData`.
+        given, batch_size, i3d: as in `VideoData`.
     """
 
     def __init__(
@@ -66,8 +66,9 @@ class VideoFolder(VideoData):
         workers: int = 4,
         given: int = 0,
         batch_size: int = 8,
+        i3d: str | None = None,
     ):
-        super().__init__(given, batch_size)
+        super().__init__(given, batch_size, i3d)
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
         if frames < 2 or resolution < 1 or workers < 1:
