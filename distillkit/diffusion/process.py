@@ -228,12 +228,20 @@ class DiscreteVariancePreserving(Process):
 
 
 class RectifiedFlow(Process):
-    """`alpha = 1 - t`, `sigma = t`, t in [0, 1] (arXiv 2209.03003); velocity is `eps - x_0`."""
+    """`alpha = 1 - t`, `sigma = t`, t in [0, 1] (arXiv 2209.03003); velocity is `eps - x_0`.
 
-    def __init__(self, t_min: float = 1e-3, t_max: float = 1.0):
+    Args:
+        t_min, t_max: range of times.
+        shift: of the sampling grid, `t = s u / (1 + (s - 1) u)` with u uniform (arXiv 2403.03206): above 1 for more steps in
+            noise, below 1 for more near the data.
+    """
+
+    def __init__(self, t_min: float = 1e-3, t_max: float = 1.0, shift: float = 1.0):
         if not 0 < t_min < t_max <= 1:
             raise ValueError(f"times must satisfy 0 < t_min < t_max <= 1, got {t_min} and {t_max}")
-        self.t_min, self.t_max = t_min, t_max
+        if not shift > 0:
+            raise ValueError(f"shift must be positive, got {shift}")
+        self.t_min, self.t_max, self.shift = t_min, t_max, shift
 
     def alpha(self, t):
         return 1 - t
@@ -246,6 +254,11 @@ class RectifiedFlow(Process):
 
     def from_ratio(self, ratio):
         return ratio / (1 + ratio)
+
+    def grid(self, num, t_start=None, t_end=None):
+        s, ends = self.shift, (self.t_max if t_start is None else t_start, self.t_min if t_end is None else t_end)
+        u = torch.linspace(*(t / (s - (s - 1) * t) for t in ends), num, dtype=torch.float64)
+        return s * u / (1 + (s - 1) * u)
 
 
 class TrigFlow(Process):

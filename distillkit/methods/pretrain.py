@@ -40,7 +40,7 @@ class Pretrain(Distiller):
         prediction: what the network predicts, see `Denoiser`; None means `edm`, of tokens `mean`.
         sigma_data: standard deviation of the data; of no meaning for tokens.
         times: distribution of training times; None means EDM's lognormal. Tokens are always trained on even times.
-        steps: of the teacher's best solver, at which it counts as at its best; kept in its folder.
+        solver, steps: at which the teacher counts as at its best; kept in its folder. None is the kind's own solver.
         drop: share of samples trained without their condition, so that guidance is possible.
         student: optimiser of the network (the role is called student, as everywhere).
     """
@@ -57,6 +57,7 @@ class Pretrain(Distiller):
         prediction: Literal["x0", "eps", "v", "flow", "edm", "mean", "ratio"] | None = None,
         sigma_data: float | None = 0.5,
         times: Times | None = None,
+        solver: str | None = None,
         steps: int = 18,
         drop: float = 0.1,
         student: Adam = Adam(lr=1e-3),
@@ -74,7 +75,9 @@ class Pretrain(Distiller):
         else:
             denoiser = Denoiser(network, process, prediction or "edm", sigma_data)
         self.kind = DiscreteTeacher if self.tokens else Teacher
-        self.best = {**self.kind.best, "steps": steps}
+        self.best = {"solver": solver or self.kind.best["solver"], "steps": steps}
+        if self.best["solver"] not in self.kind.solvers:
+            raise ValueError(f"there is no solver {solver!r}; there are {', '.join(self.kind.solvers)}")
         self.add_role("student", student, student=denoiser)
         self.keep_ema()
 

@@ -137,6 +137,18 @@ def test_grid_falls_and_hits_the_ends(process):
     assert process.grid(1).tolist() == pytest.approx([process.t_max])
 
 
+@pytest.mark.parametrize("shift", [0.2, 1.0, 3.0])
+def test_a_shifted_grid_is_the_shift_of_an_even_one(shift):
+    process = RectifiedFlow(t_min=0.02, shift=shift)
+    grid = process.grid(9)
+    assert grid[[0, -1]].tolist() == pytest.approx([1, 0.02])
+    even = grid / (shift - (shift - 1) * grid)  # t = s u / (1 + (s - 1) u), solved for u
+    torch.testing.assert_close(even.diff(), even.diff()[:1].expand(8))
+    assert (grid[4] > 0.51) == (shift > 1) and process.grid(3, 0.8, 0.1)[[0, -1]].tolist() == pytest.approx([0.8, 0.1])
+    with pytest.raises(ValueError, match="shift must be positive"):
+        RectifiedFlow(shift=0.0)
+
+
 def test_edm_grid_is_equation_5():
     num, rho = 18, 7
     expected = [(80 ** (1 / rho) + i / (num - 1) * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho for i in range(num)]

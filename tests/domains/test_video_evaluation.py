@@ -47,7 +47,7 @@ def test_a_swing_has_its_power_at_its_frequency(frequency):
 
 @pytest.fixture(scope="module")
 def data():
-    made = MovingDigits(train=60, val=200, test=120, given=2)
+    made = MovingDigits(train=60, val=200, test=120, given=1)
     made.setup()
     return made
 

@@ -253,6 +253,19 @@ def test_sampling_while_pretraining_leaves_the_network_trainable():
     model.student_loss(BATCH).backward()
 
 
+def test_the_teacher_says_where_it_is_at_its_best():
+    def made(**settings):
+        return Pretrain(MLP([2], width=8, depth=1, classes=CLASSES), VarianceExploding(), [2], CLASSES, **settings)
+
+    assert made(steps=7).as_teacher().best == {"solver": "heun", "steps": 7}
+    assert made(solver="ancestral", steps=50).as_teacher().best == {"solver": "ancestral", "steps": 50}
+    with pytest.raises(ValueError, match="there is no solver 'magic'"):
+        made(solver="magic")
+    model = made(context=["first"])
+    with pytest.raises(ValueError, match="vars.context says first, which these data do not have"):
+        model.check(Pairs())
+
+
 # Checkpoints
 
 
