@@ -11,13 +11,14 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
 
+from distillkit.diffusion.process import RectifiedFlow
 from distillkit.diffusion.sampling import pure_noise
 from distillkit.methods.sid import SiD
 from distillkit.student import load_student
 from domains.protein.convert import convert, main, merge_lora
 from domains.protein.data import ProteinData
 from domains.protein.folds import IdealFolds
-from domains.protein.proteina import FOLDS, Proteina
+from domains.protein.proteina import FOLDS, Proteina, ProteinaTransformer, sde
 from tests.battery.conftest import build
 
 SIZES = (3, 5, 7)  # of the fold tables, none left out
@@ -264,6 +265,9 @@ def stated(w, nn, x, tau, x_sc=None, fold=SIZES):
     return lin("coors_3d_decoder.1", norm(h[r:], "coors_3d_decoder.0"))
 
 
+# ---- what the checkpoints compute
+
+
 def centred(x):
     return x - x.mean(0, keepdim=True)
 
@@ -301,6 +305,35 @@ def test_a_checkpoint_that_predicts_positions_is_read_as_that(tmp_path):
     found = Proteina(str(path)).denoiser(x, t, {"mask": mask})
     expected = centred(stated(weights(PLAIN), PLAIN, centred(x[0].double()), 0.3))
     torch.testing.assert_close(found[0].double(), expected, rtol=0, atol=1e-4)
+
+
+def test_a_checkpoint_without_omegaconf_is_read_as_well(folders, tmp_path):
+    """What is left where somebody saved the settings as plain dicts, as the refusal of other classes asks for."""
+    write(tmp_path / "a.ckpt", hyper_parameters={"cfg_exp": CONFIG})
+    again = Proteina(str(convert(tmp_path / "a.ckpt", tmp_path / "out", longest=16)))
+    assert again.denoiser.state_dict().keys() == Proteina(str(folders.plain)).denoiser.state_dict().keys()
+
+
+RELEASED = {  # token_dim, nlayers, nheads, pair_repr_dim, pair updates after every so many layers; millions of weights
+    "60M": ((512, 10, 8, 256, 0), 60, 0),
+    "200M": ((768, 15, 12, 512, 0), 200, 0),
+    "200M with triangles": ((768, 15, 12, 512, 3), 200, 15),
+    "400M with triangles": ((1024, 18, 16, 512, 5), 400, 15),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_configurations_have_the_published_sizes(name):
+    (d, layers, heads, pair, every), trunk, triangles = RELEASED[name]
+    features = {key: value for key, value in PLAIN.items() if key.startswith("feats_")}
+    sizes = {"token_dim": d, "nlayers": layers, "nheads": heads, "pair_repr_dim": pair, "dim_cond": 512}
+    update = {"update_pair_repr": bool(every), "update_pair_repr_every_n": every or 1, "use_tri_mult": True}
+    with torch.device("meta"):
+        network = ProteinaTransformer(**sizes, **features, **update, num_registers=10, use_qkln=True)
+    count = {of: sum(p.numel() for n, p in network.named_parameters() if ("update" in n) == of) for of in (False, True)}
+    assert count[False] / 1e6 == pytest.approx(trunk, rel=0.1) and count[True] / 1e6 == pytest.approx(
+        triangles, rel=0.15
+    )
 
 
 @pytest.mark.parametrize("name", ["plain", "tri"])
@@ -420,9 +453,6 @@ def test_the_grid_is_the_released_one(folders):
 
 def test_the_sde_keeps_a_gaussian_that_it_should():
     """With the true score of N(0, s^2) and gamma 1, many steps leave N(0, s^2); gamma 0 leaves less."""
-    from distillkit.diffusion.process import RectifiedFlow
-    from domains.protein.proteina import sde
-
     s, process, g = 0.5, RectifiedFlow(), torch.Generator().manual_seed(0)
 
     def denoise(x, t):
