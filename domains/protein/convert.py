@@ -68,7 +68,9 @@ def convert(checkpoint: str | Path, folder: str | Path, cath: str | Path | None 
         config = plain(held["hyper_parameters"]["cfg_exp"])
         settings, target, training = config["model"]["nn"], config["model"]["target_pred"], config.get("training") or {}
         state = {name.removeprefix("nn."): value for name, value in held["state_dict"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+        if not isinstance(settings, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError("they are of other types")
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{checkpoint} is no checkpoint of Proteina: it lacks state_dict or hyper_parameters.cfg_exp.model ({error})"
         ) from None

@@ -498,6 +498,8 @@ REFUSALS = {
     "it is no checkpoint": (lambda p: p.write_bytes(b"nothing"), "cannot be read as plain tensors"),
     "it is a pickle of its own": (lambda p: p.write_bytes(pickle.dumps(Foreign())), "cannot be read|asks for"),
     "it is another model's": (lambda p: torch.save({"state_dict": {}}, p), "lacks state_dict or hyper_parameters"),
+    "its settings are none": (lambda p: write(p, config={"model": {"nn": None, "target_pred": "v"}}), "of other types"),
+    "its weights are none": (lambda p: write(p, state={"registers": 3}), "of other types"),
     "a weight is missing": (
         lambda p: write(p, state=drop("coors_3d_decoder.1.weight")),
         r"1 weights are missing \['coors_3d_decoder.1.weight'\], 0 unknown",
