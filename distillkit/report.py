@@ -58,6 +58,7 @@ def write_report(run_dir: Path) -> Path:
         same_noise=[_figure(pictures[stem], _caption(stem, evaluation)) for stem in SAME_NOISE if stem in pictures],
         comparison=_figure(pictures["comparison"], "Side by side") if "comparison" in pictures else None,
         along=[_figure(pictures[stem], _plain(stem)) for stem in _spread(along, 8)],
+        pages=[(_plain(path.stem).capitalize(), _text(path)) for path in sorted((run_dir / "samples").glob("*.html"))],
         losses=_panels(rows, lambda key: key.endswith("/loss") and not key.startswith("val/"), {}),
         validation=_panels(rows, lambda key: key.startswith("val/"), evaluation.get("better", {})),
         is_student=(facts["method"] or "").lower() != "pretrain",

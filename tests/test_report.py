@@ -137,7 +137,7 @@ def test_the_report_says_what_was_measured(run):
 
 def test_the_report_needs_nothing_from_outside(run):
     page = page_of(run)
-    assert page.all("script") == [] and page.all("link") == []
+    assert page.all("script") == [] and page.all("link") == [] and page.all("iframe") == []
     for _, attributes in page.tags:
         for name, value in attributes.items():
             if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
@@ -146,6 +146,15 @@ def test_the_report_needs_nothing_from_outside(run):
             assert not name.startswith("on")
     style = re.search(r"<style>(.*)</style>", (run / "report.html").read_text(), re.DOTALL)[1]
     assert "@import" not in style and "url(" not in style and "prefers-color-scheme: dark" in style
+
+
+def test_a_page_among_the_samples_is_shown_in_a_box_of_its_own(run):
+    """Such as chains to turn with the mouse: its script reaches nothing of the report, which has none."""
+    text = "<!doctype html><script>const a = [[1, 2]], b = `x ${a}` && 'y < z';</script><p>\"turn\"</p>"
+    (run / "samples" / "backbones.html").write_text(text)
+    page = page_of(run)
+    assert page.all("iframe") == [{"sandbox": "allow-scripts", "title": "Backbones", "srcdoc": text}]
+    assert page.all("script") == [] and page_of(run).all("iframe") == page.all("iframe")
 
 
 def test_what_the_config_says_is_text(run):

@@ -34,6 +34,8 @@ class Evaluator(Protocol):
 
     # Optional: how far samples are from a reference made from the same noise under the same condition, one by one.
     # def paired(self, samples: Tensor, reference: Tensor, cond: Cond) -> dict[str, float]: ...
+    # Optional: metrics too dear for validation and for every candidate, asked once for each model in the table.
+    # def thorough(self, samples: Tensor, cond: Cond) -> dict[str, float]: ...
 
 
 def timed(make: Callable[[], Tensor]) -> tuple[Tensor, float]:
@@ -66,6 +68,7 @@ def evaluate(
     evaluator, cond = data.evaluator(), teacher.condition(data.conditions(num_samples))
     best, best_times = teacher.best, teacher.grid(teacher.best["steps"])
     paired = getattr(evaluator, "paired", None)
+    thorough = getattr(evaluator, "thorough", lambda samples, cond: {})
 
     def by_teacher(seed: int, solver: str, times: Tensor) -> Tensor:
         return teacher.generate(num_samples, cond, seed, solver, times, kappa)
@@ -95,19 +98,23 @@ def evaluate(
     if student:
         student.sample(warm, some, seed)
         own = student.num_steps
-        rows.append(row("student", own, own, timed(lambda: student.sample(num_samples, cond, seed)), reference))
+        made = timed(lambda: student.sample(num_samples, cond, seed))
+        rows.append(row("student", own, own, made, reference))
+        rows[-1]["metrics"] |= thorough(made[0], cond)
     # the teacher itself is compared with its samples from another noise
     another = by_teacher(seed + 1, best["solver"], best_times) if paired else reference
     rows.append(teacher_row("teacher at its best", best["solver"], best_times, (reference, milliseconds), another))
+    rows[-1]["metrics"] |= thorough(reference, cond)
     for steps in [student.num_steps] if student else [1, 2]:
         name = f"teacher at {steps} step{'s' * (steps > 1)}"
-        candidates = []
+        candidates, kept = [], reference
         for solver, times in teacher.few_step_choices(steps, student.times if student else ()):
             made = timed(lambda solver=solver, times=times: by_teacher(seed, solver, times))
             candidates.append(teacher_row(name, solver, times, made, reference))
-        chosen = min(candidates, key=lambda candidate: candidate["metrics"][evaluator.headline])
+            chosen = min(candidates, key=lambda candidate: candidate["metrics"][evaluator.headline])
+            kept = made[0] if chosen is candidates[-1] else kept
         tried = [{key: row[key] for key in ("solver", "times", "metrics")} for row in candidates]
-        rows.append({**chosen, "tried": tried})
+        rows.append({**chosen, "metrics": chosen["metrics"] | thorough(kept, cond), "tried": tried})
     rows.append({"name": "real data", "metrics": {k: float(v) for k, v in evaluator.floor(num_samples).items()}})
     return {
         "protocol": {

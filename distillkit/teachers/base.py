@@ -138,15 +138,17 @@ class Teacher(Recorded, nn.Module):
     ) -> Tensor:
         """`sample` with the solver itself, and with gradients where times or solver have some."""
         times, generator = times.to(noise.device), torch.Generator(noise.device).manual_seed(0)
-        null = self.null_condition(cond)
-
-        def denoise(x, t):
-            return guided(self.denoiser, x, t, cond, null, self.guidance(t, kappa))
 
         def fresh(i):
             return torch.randn(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
 
+        denoise = self.stepper(cond, kappa)
         return solver(denoise, self.process, self.start(noise, cond, times[0]), times, draw or fresh)
+
+    def stepper(self, cond: Cond, kappa: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """`denoise(x, t)` for one run of a solver, which calls it along its times; where steps see the one before, says how."""
+        null = self.null_condition(cond)
+        return lambda x, t: guided(self.denoiser, x, t, cond, null, self.guidance(t, kappa))
 
     def solver(self, name: Any) -> Any:
         """A sampler by name; None means the teacher's best; a sampler itself (a learned one) is returned as it is."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from distillkit.data import DistillData, TensorData, split
+from domains.protein.designability import Designability
 from domains.protein.geometry import CLASSES, centred, fold_class
 
 
@@ -81,6 +82,7 @@ class ProteinData(DistillData):
         if not 8 <= shortest <= longest:
             raise ValueError(f"chains have 8 residues or more: 8 <= shortest <= longest, got {shortest} and {longest}")
         self.chains, self.longest, self.shortest, self.tm = chains, longest, shortest, tm
+        self.designability = Designability.from_environment()
         self.event_shape = (longest, 3)
         self.classes = {"label": chains.classes}
 
@@ -91,7 +93,7 @@ class ProteinData(DistillData):
     def build_evaluator(self) -> Any:
         from domains.protein.evaluation import ProteinEvaluator
 
-        return ProteinEvaluator(self.train, [self.val, self.test], self.tm)
+        return ProteinEvaluator(self.train, [self.val, self.test], self.tm, self.designability)
 
     @property
     def media(self) -> ModuleType:

@@ -1,6 +1,7 @@
 """How good backbones are without asking another network: the geometry of each, and the sets as distributions.
 
-Lengths are in nanometres, angles in degrees. What needs a structure predictor (designability) is not measured here.
+Lengths are in nanometres, angles in degrees. What needs a structure predictor is left to a program of the user's, see
+`designability.py`.
 
 n: chains; N: residues of the longest one; D: numbers of a descriptor.
 """
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from distillkit.evaluation import metrics
 from domains.protein import geometry
+from domains.protein.designability import Designability
 from domains.protein.geometry import BOND, CLASH
 
 MOST_TM = 48  # chains that are compared pair by pair, evenly spread over the set
@@ -50,20 +52,29 @@ class ProteinEvaluator:
     for a model that copies is near 1. Their names begin with `gapless_` where no alignment was searched: the TM-score with
     residue k on residue k, a lower bound.
 
+    `designability`, if there is a program that tells: the share of chains with an scRMSD below 2 angstrom.
+
     Args:
         train: the training data, len() and train[indices] -> batch.
         held_out: validation and test data.
         tm: `gapless`, or `align` by TM-align (needs tmtools).
+        designability: samples and conditions to the share of designable ones.
     """
 
     headline = "frechet"
 
-    def __init__(self, train: Any, held_out: list[Any], tm: Literal["gapless", "align"] = "gapless"):
+    def __init__(
+        self,
+        train: Any,
+        held_out: list[Any],
+        tm: Literal["gapless", "align"] = "gapless",
+        designability: Designability | None = None,
+    ):
         if tm not in ("gapless", "align"):
             raise ValueError(f"tm must be gapless or align, got {tm!r}")
         if tm == "align":
             import_tmtools()
-        self.train, self.tm = train, tm
+        self.train, self.tm, self.designability = train, tm, designability
         parts = [part[torch.arange(len(part))] for part in held_out]
         self.reference = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         self._reference_descriptors = descriptors(self.reference["data"], self.reference["mask"])
@@ -82,6 +93,7 @@ class ProteinEvaluator:
             **{"angle_js": "lower", "dihedral_js": "lower", "rg_ratio": "target"},
             **{"helix": "target", "strand": "target", "left_helix": "lower", "class_agreement": "higher"},
             **of_chains,
+            **({"designability": "higher"} if self.designability else {}),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -96,6 +108,7 @@ class ProteinEvaluator:
             "most_tm": MOST_TM,
             "most_training": MOST_TRAINING,
             "seed": SEED,
+            **({"designability": self.designability.describe()} if self.designability else {}),
         }
 
     def __call__(self, samples: Tensor, cond: Batch) -> dict[str, float]:
@@ -116,6 +129,10 @@ class ProteinEvaluator:
         rows = spread(len(x), MOST_TM)
         return found | self._chains(x[rows], mask[rows])
 
+    def thorough(self, samples: Tensor, cond: Batch) -> dict[str, float]:
+        """`designability`, if there is a program that tells."""
+        return {"designability": self.designability(samples, cond)} if self.designability else {}
+
     def floor(self, num_samples: int = 200) -> dict[str, float]:
         """What real chains get: training chains, as many as the model beside them made, against the held-out ones.
 
@@ -125,7 +142,8 @@ class ProteinEvaluator:
         found, held_out = self.train[rows], spread(len(self.reference["data"]), MOST_TM)
         x, mask = (self.reference[name][held_out] for name in ("data", "mask"))
         novelty = self.prefix + "novelty_tm"
-        return self(found["data"], found) | {novelty: self._chains(x, mask)[novelty]}
+        metrics = self(found["data"], found) | {novelty: self._chains(x, mask)[novelty]}
+        return metrics | self.thorough(found["data"], found)
 
     def _geometry(self, x: Tensor, mask: Tensor) -> dict[str, float]:
         bond = geometry.bonds(x, mask)

@@ -1,5 +1,6 @@
 """The metrics of backbones against closed forms and known faults, files against other tools, every method from its words."""
 
+import html
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import torch
 from helpers import trainer
 from PIL import Image
 
+from distillkit.report import write_report
 from domains.protein import evaluation, geometry, media
 from domains.protein.data import ProteinData, asked
 from domains.protein.evaluation import ProteinEvaluator, descriptors, jensen_shannon, shares, tm_scores
@@ -255,6 +257,14 @@ def test_the_page_to_turn_them_on_needs_nothing_else():
     held = json.loads(numbers)
     assert [len(chain) for chain in held] == [12, 1]
     assert np.abs(np.array(held[0]) - (chains[0] - chains[0].mean(0))).max() <= 5.1e-4
+
+
+def test_the_report_shows_the_chains_to_turn(real, tmp_path):
+    media.save(real["data"][:2], {"mask": real["mask"][:2]}, tmp_path / "samples")
+    (tmp_path / "config.yaml").write_text("seed_everything: 0")
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert text.count("<iframe") == 1 and "<script" not in text and "&lt;script&gt;" in text and "http" not in text
+    assert html.escape((tmp_path / "samples" / "backbones.html").read_text()[:200]) in text.replace("&#34;", "&quot;")
 
 
 def test_what_does_not_fit_the_columns_is_refused():

@@ -1,0 +1,209 @@
+"""A released checkpoint of Proteina as a teacher folder: `python -m domains.protein.convert CHECKPOINT.ckpt FOLDER`.
+
+A checkpoint is a pickle. It is read with PyTorch's restricted unpickler, which runs no code from it; the classes of OmegaConf,
+in which Proteina keeps its configuration, come as inert stand-ins that hold data. Anything else is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillkit.diffusion.denoiser import Denoiser
+from distillkit.diffusion.process import RectifiedFlow
+from distillkit.errors import Arguments, Failure, UsageError, one_line
+from distillkit.files import write_text
+from distillkit.teachers.base import Teacher
+from distillkit.teachers.folder import CONFIG, save_teacher
+from domains.protein.proteina import CATH, FOLDS, ProteinaTransformer
+
+# What the network here has no choice about.
+GIVEN = {
+    "residual_mha": True,
+    "residual_transition": True,
+    "parallel_mha_transition": False,
+    "use_attn_pair_bias": True,
+}
+TRAINING_ONLY = (
+    "pair_head_prediction."  # guesses distances from pairs for a further loss; nothing that is sampled needs it
+)
+
+
+class Inert:
+    """Stands for an object of OmegaConf: it takes attributes and does nothing."""
+
+
+OMEGACONF = ("dictconfig.DictConfig", "listconfig.ListConfig", "base.ContainerMetadata", "base.Metadata")
+OMEGACONF += tuple(f"nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean"))
+HARMLESS = [(Inert, name) for name in ("typing.Any", *(f"omegaconf.{name}" for name in OMEGACONF))]
+HARMLESS += [defaultdict, dict, list, int]
+
+
+def convert(checkpoint: str | Path, folder: str | Path, cath: str | Path | None = None, longest: int = 256) -> Path:
+    """Write the folder that `domains.protein.proteina.Proteina` reads.
+
+    Args:
+        checkpoint: the Lightning checkpoint, with `state_dict` and `hyper_parameters`.
+        folder: where to; must not hold a teacher yet.
+        cath: the released `cath_label_mapping.pt`, for `Proteina.fold`.
+        longest: N, residues of the longest chain that it is asked for (`teacher.event_shape` may say otherwise).
+
+    Raises:
+        ValueError: the checkpoint holds more than data, is not Proteina's, or its weights are not those of its configuration.
+    """
+    folder = Path(folder)
+    if (folder / CONFIG).exists():
+        raise ValueError(f"{folder} holds a teacher already: give another folder")
+    held = read(checkpoint)
+    try:
+        config = plain(held["hyper_parameters"]["cfg_exp"])
+        settings, target, training = config["model"]["nn"], config["model"]["target_pred"], config.get("training") or {}
+        state = {name.removeprefix("nn."): value for name, value in held["state_dict"].items()}
+        if not isinstance(settings, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError("they are of other types")
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{checkpoint} is no checkpoint of Proteina: it lacks state_dict or hyper_parameters.cfg_exp.model ({error})"
+        ) from None
+    for name, value in GIVEN.items():
+        if settings.get(name, value) != value:
+            raise ValueError(f"{checkpoint} has model.nn.{name} = {settings[name]}; only {value} is known here")
+    state = {name: value for name, value in state.items() if not name.startswith(TRAINING_ONLY)}
+    state = merge_lora(state, config.get("lora") or {})
+    network = build(settings, target, state, checkpoint)
+    fill(network, state, checkpoint)
+
+    denoiser = Denoiser(network, RectifiedFlow(), "flow" if target == "v" else "x0")
+    folds = dict(zip(FOLDS, fold_classes(state), strict=False))
+    tables = None if cath is None else read_cath(cath, list(folds.values()))
+    teacher = Teacher(denoiser, (longest, 3), folds, context=("mask",))
+    teacher.best = {"solver": "sde", "steps": 400}
+    facts = {"id": Path(checkpoint).stem, "domain": "protein", "license": "that of the released checkpoint"}
+    save_teacher(folder, teacher, **facts, self_conditioning=bool(training.get("self_cond")))
+    if tables:
+        write_text(folder / CATH, json.dumps(tables))
+    return folder
+
+
+def read(path: str | Path) -> Any:
+    """What a file of `torch.save` holds, or a ValueError if reading it might run code."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: give a checkpoint of Proteina")
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # of many kinds, for damaged files too
+        asked = re.search(r"GLOBAL (\S+) was not|unsupported GLOBAL (\S+)", str(error))
+        if asked is None:
+            raise ValueError(f"{path} cannot be read as plain tensors and settings ({one_line(error, 120)})") from None
+        raise ValueError(
+            f"{path} asks for {asked[1] or asked[2]}, which is no plain data, so that reading it could run code: where you "
+            f"trust it, save its state_dict and hyper_parameters alone, as plain tensors, dicts and lists"
+        ) from None
+
+
+def plain(value: Any) -> Any:
+    """OmegaConf's containers, or their stand-ins, as dicts and lists; interpolations stay as they are written."""
+    if isinstance(value, Inert):
+        inner = vars(value)
+        return plain(inner["_content"] if "_content" in inner else inner.get("_val"))
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list) else value
+
+
+def merge_lora(state: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, Tensor]:
+    """Low-rank changes (arXiv 2106.09685, as loralib names them) added to their weights: `W + (alpha / r) B A`."""
+    merged = {name: value for name, value in state.items() if not name.endswith((".lora_A", ".lora_B"))}
+    for name in [name for name in state if name.endswith(".lora_A")]:
+        stem, a = name.removesuffix(".lora_A"), state[name].float()
+        b, weight = state.get(f"{stem}.lora_B"), merged.get(f"{stem}.weight")
+        if b is None or weight is None or "lora_alpha" not in settings:
+            raise ValueError(
+                f"{stem} is changed by LoRA, but its lora_B, its weight or cfg_exp.lora.lora_alpha is missing"
+            )
+        change = settings["lora_alpha"] / len(a) * (b.float() @ a)
+        merged[f"{stem}.weight"] = weight.float() + (change.T if ".embedding_" in stem else change)
+    return merged
+
+
+def fold_classes(state: dict[str, Tensor]) -> list[int]:
+    """How many classes, architectures and topologies the checkpoint has rows for, besides none; empty without folds."""
+    rows = {
+        level: len(v) for name, v in state.items() for level in "CAT" if name.endswith(f".embedding_{level}.weight")
+    }
+    return [rows[level] - 1 for level in "CAT"] if len(rows) == 3 else []
+
+
+def build(settings: dict[str, Any], target: str, state: dict[str, Tensor], source: Any) -> ProteinaTransformer:
+    """The network of `model.nn`, without weights."""
+    known = inspect.signature(ProteinaTransformer).parameters
+    arguments = {name: value for name, value in settings.items() if name in known and value is not None}
+    try:
+        with torch.device("meta"):
+            return ProteinaTransformer(**arguments, target_pred=target, fold_classes=fold_classes(state) or [0, 0, 0])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source} describes a network that is not known here: {one_line(error)}") from None
+
+
+def fill(network: ProteinaTransformer, state: dict[str, Tensor], source: Any) -> None:
+    """Put the weights in place, in float32, or say in one sentence which do not fit."""
+    own = network.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"{source} does not fit its configuration: {len(missing)} weights are missing {missing[:3]}, {len(unknown)} "
+            f"unknown {unknown[:3]}"
+        )
+    for name, value in state.items():
+        if value.shape != own[name].shape:
+            raise ValueError(
+                f"{source} does not fit its configuration: {name} is {list(value.shape)} instead of {list(own[name].shape)}"
+            )
+    network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+
+
+def read_cath(path: str | Path, sizes: list[int]) -> list[dict[str, int]]:
+    """The tables from code to number of classes, architectures and topologies."""
+    held = read(path)
+    tables = [held.get(level) for level in "CAT"] if isinstance(held, dict) else [None]
+    if not all(isinstance(table, dict) for table in tables):
+        raise ValueError(f"{path} does not hold the tables C, A and T of CATH codes")
+    found = [len(table) for table in tables]
+    if found != sizes or any(sorted(table.values()) != list(range(len(table))) for table in tables):
+        raise ValueError(
+            f"{path} numbers {found} classes, architectures and topologies, the checkpoint {sizes or 'none'}"
+        )
+    return tables
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Arguments(
+        prog="python -m domains.protein.convert", description="A checkpoint of Proteina as a teacher folder."
+    )
+    parser.add_argument("checkpoint", help="the released .ckpt")
+    parser.add_argument("folder", help="where to write the teacher")
+    parser.add_argument("--cath", help="cath_label_mapping.pt, to name folds by their code")
+    parser.add_argument("--longest", type=int, default=256, help="residues of the longest chain (%(default)s)")
+    try:
+        given = parser.parse_args(arguments)
+        folder = convert(given.checkpoint, given.folder, given.cath, given.longest)
+    except (ValueError, Failure, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    print(f"teacher: {folder}\nuse it with teacher=proteina teacher.path={folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
