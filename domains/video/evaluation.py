@@ -90,12 +90,7 @@ class VideoEvaluator:
 
     def __call__(self, samples: Tensor, cond: Batch) -> dict[str, float]:
         """Metrics of samples [N, C, T, H, W] in [-1, 1], made for the conditions `cond`."""
-        if tuple(samples.shape[1:]) != self.event_shape:
-            got, expected = list(samples.shape[1:]), list(self.event_shape)
-            raise ValueError(f"samples have shape {got}, but this data has {expected}; give samples in data space")
-        if not samples.isfinite().all():
-            bad = int((~samples.isfinite().flatten(1).all(1)).sum())
-            raise ValueError(f"{bad} of {len(samples)} samples hold NaN or infinity: their model has diverged")
+        check_samples(samples, self.event_shape)
         samples = eight_bits(samples.cpu())
         ours, theirs = self._look([samples]), self._reference
         clips, real = (metrics.standardise(look.clips, theirs.clips) for look in (ours, theirs))
@@ -183,6 +178,16 @@ class VideoEvaluator:
     def _classes(self, clips: Tensor) -> dict[str, Tensor]:
         net = self.extractor[0]
         return {name: logits.argmax(1) for name, logits in net.logits(clips.float()).items()} if net else {}
+
+
+def check_samples(samples: Tensor, event_shape: tuple[int, ...]) -> None:
+    """Refuse samples [N, ...] of another shape, or with numbers that are none."""
+    if tuple(samples.shape[1:]) != event_shape:
+        got, expected = list(samples.shape[1:]), list(event_shape)
+        raise ValueError(f"samples have shape {got}, but this data has {expected}; give samples in data space")
+    if not samples.isfinite().all():
+        bad = int((~samples.isfinite().flatten(1).all(1)).sum())
+        raise ValueError(f"{bad} of {len(samples)} samples hold NaN or infinity: their model has diverged")
 
 
 def _moved(x: Tensor) -> Tensor:
