@@ -26,11 +26,11 @@ def wake(model: torch.nn.Module, seed: int = 3) -> torch.nn.Module:
     return model.eval()
 
 
-def wan(folder, scheduler=None, two=False, per_token=False):
+def wan(folder, scheduler=None, two=False, per_token=False, seed=0):
     """A tiny WanPipeline in `folder`: clips of 4 k + 1 frames, sides multiples of 16."""
     import diffusers
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     mean, std = torch.randn(16).tolist(), (0.5 + torch.rand(16)).tolist()
     vae = diffusers.AutoencoderKLWan(
         base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
@@ -50,14 +50,14 @@ def wan(folder, scheduler=None, two=False, per_token=False):
     return pipeline
 
 
-def cogvideox(folder, rotary=False, frames_in_patch=None, **scheduler):
+def cogvideox(folder, rotary=False, frames_in_patch=None, seed=0, **scheduler):
     """A tiny CogVideoXPipeline in `folder`: latents of 4 channels, sides multiples of 16."""
     import diffusers
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     transformer = diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8, text_embed_dim=32,
-        num_layers=2, sample_width=2, sample_height=2, sample_frames=9, patch_size=2, patch_size_t=frames_in_patch,
+        num_layers=2, sample_width=4, sample_height=2, sample_frames=9, patch_size=2, patch_size_t=frames_in_patch,
         max_text_seq_length=16, use_rotary_positional_embeddings=rotary,
     )  # fmt: skip
     vae = diffusers.AutoencoderKLCogVideoX(
