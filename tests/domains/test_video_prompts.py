@@ -11,11 +11,13 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 import tiny_pipelines
+from helpers import trainer
 
 from distillkit import config, front, load_student, runs
 from distillkit.errors import UsageError
 from distillkit.files import read_yaml
 from domains.video.prompts import Decoded, PromptEvaluator, Prompts
+from tests.battery.conftest import build
 
 SIZE = {"frames": 5, "height": 16, "width": 32}
 
@@ -119,10 +121,8 @@ def words(pipelines, kind):
 
 
 @pytest.mark.parametrize("kind", ["wan", "cogvideox"])
-@pytest.mark.parametrize(
-    "more", [["data.held_out=1"], ["teacher.lora=2", "teacher.negative_prompt=blurry"]], ids=["full", "lora"]
-)
-def test_a_run_from_the_command_line(kind, more, pipelines, here, tmp_path, capsys):
+@pytest.mark.parametrize("students", ["copies", "adapters"])
+def test_a_run_from_the_command_line(kind, students, pipelines, here, tmp_path, capsys):
     more = ["data.held_out=1"] if students == "copies" else ["teacher.lora=2", "teacher.negative_prompt=blurry"]
     assert front.main(["fit", *words(pipelines, kind), *more, "--out", "run"]) == 0
     run = tmp_path / "run"
@@ -139,6 +139,16 @@ def test_a_run_from_the_command_line(kind, more, pipelines, here, tmp_path, caps
         assert read_yaml(run / "student" / "student.yaml")["denoiser"]["init_args"]["network"]["init_args"]["rank"] == 2
     else:
         assert front.main(["evaluate", "run", "--num-samples", "2"]) == 0
+
+
+@pytest.mark.parametrize("method, more", [("sid", ["teacher.lora=2"]), ("lsd", ["model.num_pairs=4", "model.guard=0"])])
+def test_other_methods_take_steps(method, more, pipelines):
+    own = build(*[w for w in words(pipelines, "wan") if w != "method=dmd"], f"method={method}", *more)
+    own.model.require(own.data)
+    run = trainer(max_steps=2)
+    run.fit(own.model, own.data)
+    assert run.global_step == 2 and int(own.model.bad_steps[1]) == 0
+    assert own.model.sample(own.data.conditions(2), 2, 0).isfinite().all()
 
 
 def test_words_that_do_not_go_together(pipelines, here, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -74,7 +75,7 @@ class PipelineTeacher(Teacher):
         network.texts.table = table
         super().__init__(Denoiser(network, process, prediction), shape, {"prompt": len(wanted)})
         self.best = {"solver": self.best["solver"], "steps": steps}
-        self.root, self.scheduler = root, scheduler
+        self._id, self.root, self.scheduler = Path(path).name, root, scheduler
         self.lora, self.dtype, self.checkpointing = lora, dtype, checkpointing
 
     @staticmethod
@@ -84,7 +85,7 @@ class PipelineTeacher(Teacher):
 
     @property
     def id(self) -> str:
-        return self.root.name
+        return self._id
 
     def new_denoiser(self, network: nn.Module | None = None) -> Denoiser:
         """As of any teacher; with `lora` adapters on the teacher's weights, which are in memory once."""
