@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 READ = ("*.json", "*.safetensors", "*.model", "*.txt")  # of a repository on the hub: no pickles, no code
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CHUNK = 8  # prompts that the text encoder sees at once
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from distillkit.files import hash_weights
 from distillkit.networks.blocks import zero
 from distillkit.spec import Recorded
-from domains.video.pipelines.files import import_diffusers, load, read_json
+from domains.video.pipelines.files import DTYPES, import_diffusers, load, read_json
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # of an attention, to which adapters are added
 
@@ -191,7 +191,7 @@ class Adapters(Recorded, nn.Module):
     """Low-rank adapters (LoRA, arXiv 2106.09685) on a frozen network, whose weights all copies share with it.
 
     Parameters and state are those of the adapters (and the table of prompts). The network comes along when the adapters are
-    moved or cast, but is none of their submodules: nobody else trains, averages or stores it.
+    moved or cast, but is none of their submodules: nobody trains, averages, stores or shards it.
 
     Args:
         path: directory of the pipeline with the network, where it is looked for when a student is loaded.
@@ -234,12 +234,14 @@ class Adapters(Recorded, nn.Module):
     def _read(path: str, kind: str, texts: list[int], dtype: str, sha256: str) -> Network:
         if kind not in NETWORKS:
             raise ValueError(f"the folder is damaged: adapters belong to {' or '.join(NETWORKS)}, not to {kind!r}")
+        if dtype not in DTYPES:
+            raise ValueError(f"the folder is damaged: weights are {' or '.join(DTYPES)}, not {dtype!r}")
         if not Path(path).is_dir():
             raise ValueError(
                 f"this student is adapters on the pipeline in {path}, which is not there: put it back, or write its new "
                 f"place into `path` in student.yaml"
             )
-        base = released(NETWORKS[kind], Path(path), texts, getattr(torch, dtype))
+        base = released(NETWORKS[kind], Path(path), texts, DTYPES[dtype])
         if base.sha256() != sha256:
             raise ValueError(
                 f"this student is adapters on other weights than those in {path}: restore them, for on these they mean nothing"

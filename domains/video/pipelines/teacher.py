@@ -6,7 +6,6 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from distillkit.diffusion.denoiser import Denoiser
@@ -14,7 +13,7 @@ from distillkit.diffusion.process import DiscreteVariancePreserving, Process, Re
 from distillkit.student import Student
 from distillkit.teachers.base import Teacher
 from domains.video.pipelines.decoder import latent_shape
-from domains.video.pipelines.files import embed, load, local, read_json, read_prompts
+from domains.video.pipelines.files import DTYPES, embed, load, local, read_json, read_prompts
 from domains.video.pipelines.networks import Adapters, CogVideoXNetwork, Network, WanNetwork, read_index, released
 
 
@@ -70,8 +69,8 @@ class PipelineTeacher(Teacher):
         process, prediction = self.read_scheduler(scheduler)
         shape = latent_shape(root, frames, height, width)
         length = self.network.text_length(read_json(root / "transformer" / "config.json"))
-        table = embed(root, self.network.pipeline, [*wanted, negative_prompt], length, getattr(torch, dtype))
-        network = released(self.network, root, (len(wanted), *table.shape[1:]), getattr(torch, dtype))
+        table = embed(root, self.network.pipeline, [*wanted, negative_prompt], length, DTYPES[dtype])
+        network = released(self.network, root, (len(wanted), *table.shape[1:]), DTYPES[dtype])
         network.texts.table = table
         super().__init__(Denoiser(network, process, prediction), shape, {"prompt": len(wanted)})
         self.best = {"solver": self.best["solver"], "steps": steps}
