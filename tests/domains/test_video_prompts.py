@@ -120,8 +120,15 @@ def words(pipelines, kind):
     return [*own, "vars.callbacks.finish.num_samples=3"]
 
 
-@pytest.mark.parametrize("kind", ["wan", "cogvideox"])
-@pytest.mark.parametrize("students", ["copies", "adapters"])
+@pytest.mark.parametrize(
+    "kind, students",
+    [
+        ("wan", "copies"),
+        ("cogvideox", "adapters"),
+        pytest.param("wan", "adapters", marks=pytest.mark.slow),
+        pytest.param("cogvideox", "copies", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_from_the_command_line(kind, students, pipelines, here, tmp_path, capsys):
     more = ["data.held_out=1"] if students == "copies" else ["teacher.lora=2", "teacher.negative_prompt=blurry"]
     assert front.main(["fit", *words(pipelines, kind), *more, "--out", "run"]) == 0
@@ -160,7 +167,7 @@ def test_words_that_do_not_go_together(pipelines, here, capsys):
 
     assert "data=prompts data.path=FILE" in said(*[w for w in good if not w.startswith("data")])
     assert "teacher=wan or teacher=cogvideox" in said("domain=video", "method=dmd", *good[4:6])
-    assert "needs data and features" in said(*good, "model.gan=1e-3")
+    assert "WanNetwork has no features" in said(*good, "model.gan=1e-3")
     assert "teacher.download=true" in said(
         *[w if "teacher.path" not in w else "teacher.path=Wan-AI/none" for w in good]
     )
