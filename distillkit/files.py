@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 
@@ -68,6 +70,13 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise ValueError(f"{path} does not fit the network its folder describes: {first}") from None
+
+
+def hash_weights(digest: hashlib._Hash, module: nn.Module) -> None:
+    """Add a module's state to a digest: names and bytes, in the order of the names."""
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def read_yaml(path: str | Path) -> dict:

@@ -29,6 +29,9 @@ PROCESSES = {
     "ddpm": DiscreteVariancePreserving(),
     "latent": DiscreteVariancePreserving(beta_start=0.00085, beta_end=0.012, schedule="scaled_linear"),
     "cosine": DiscreteVariancePreserving(schedule="cosine"),
+    "zero_snr": DiscreteVariancePreserving(
+        beta_start=0.00085, beta_end=0.012, schedule="scaled_linear", snr_shift=3.0, zero_snr=True
+    ),
     "flow": RectifiedFlow(),
     "trig": TrigFlow(),
 }

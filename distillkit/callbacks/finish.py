@@ -20,17 +20,21 @@ class Finish(Callback):
     Args:
         num_samples: samples of every model in the evaluation; 0 leaves the evaluation out.
         seed: of the evaluation's noise; training never uses it.
+        pictures: false leaves out the samples that are shown, for models that are too slow on a CPU.
     """
 
-    def __init__(self, num_samples: int = 1000, seed: int = 1234):
-        self.num_samples, self.seed = num_samples, seed
+    def __init__(self, num_samples: int = 1000, seed: int = 1234, pictures: bool = True):
+        self.num_samples, self.seed, self.pictures = num_samples, seed, pictures
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            finish(pl_module, trainer.datamodule, Path(trainer.default_root_dir), self.num_samples, self.seed)
+            run = Path(trainer.default_root_dir)
+            finish(pl_module, trainer.datamodule, run, self.num_samples, self.seed, self.pictures)
 
 
-def finish(model: LightningModule, data: Any, run: Path, num_samples: int = 1000, seed: int = 1234) -> None:
+def finish(
+    model: LightningModule, data: Any, run: Path, num_samples: int = 1000, seed: int = 1234, pictures: bool = True
+) -> None:
     """Leave in the run folder what `Finish` promises."""
     from distillkit.evaluation.protocol import evaluate
     from distillkit.report import write_card, write_report
@@ -44,20 +48,8 @@ def finish(model: LightningModule, data: Any, run: Path, num_samples: int = 1000
     kappa = getattr(model, "kappa", 1.0)
     model.export(run / kind, domain=data.domain, run=provenance(config))
 
-    num = data.pictured
-    cond = teacher.condition(data.conditions(num))
-    rows = {"teacher_best": teacher.generate(num, cond, seed, kappa=kappa)}
-    if student:
-        rows = {"student": student.sample(num, cond, seed), **rows}
-        solver, times = teacher.few_step_choices(student.num_steps)[-1 if student.num_steps == 1 else 1]
-        rows["teacher_same_steps"] = teacher.generate(num, cond, seed, solver, times, kappa)
-    for name, samples in rows.items():
-        save_picture(run / "samples" / f"{name}.png", data.media.picture(samples, cond))
-    titled = {name.replace("_", " "): samples for name, samples in rows.items()}
-    save_picture(run / "samples" / "comparison.png", data.media.compare(titled, cond))
-    first = next(iter(rows.values()))
-    save_picture(run / kind / "samples.png", data.media.picture(first, cond))
-    save_files(data.media, first, cond, run / "samples")
+    if pictures:
+        _show(data, teacher, student, run, kind, seed, kappa)
 
     evaluation = None
     if num_samples:
@@ -73,6 +65,24 @@ def finish(model: LightningModule, data: Any, run: Path, num_samples: int = 1000
 
         Console().print(evaluation_table(evaluation))
     print(f"{kind}: {run / kind}\nreport: {report}", flush=True)
+
+
+def _show(data: Any, teacher: Any, student: Any, run: Path, kind: str, seed: int, kappa: float) -> None:
+    """Samples of student and teacher from the same noise, as pictures and in the domain's own formats."""
+    num = data.pictured
+    cond = teacher.condition(data.conditions(num))
+    rows = {"teacher_best": teacher.generate(num, cond, seed, kappa=kappa)}
+    if student:
+        rows = {"student": student.sample(num, cond, seed), **rows}
+        solver, times = teacher.few_step_choices(student.num_steps)[-1 if student.num_steps == 1 else 1]
+        rows["teacher_same_steps"] = teacher.generate(num, cond, seed, solver, times, kappa)
+    for name, samples in rows.items():
+        save_picture(run / "samples" / f"{name}.png", data.media.picture(samples, cond))
+    titled = {name.replace("_", " "): samples for name, samples in rows.items()}
+    save_picture(run / "samples" / "comparison.png", data.media.compare(titled, cond))
+    first = next(iter(rows.values()))
+    save_picture(run / kind / "samples.png", data.media.picture(first, cond))
+    save_files(data.media, first, cond, run / "samples")
 
 
 def provenance(config: dict[str, Any]) -> dict[str, Any]:

@@ -165,14 +165,26 @@ class DiscreteVariancePreserving(Process):
 
     Args:
         schedule: `linear` (DDPM), `scaled_linear` (linear in sqrt(beta): latent diffusion) or `cosine` (arXiv 2102.09672).
+        snr_shift: by what the table's signal-to-noise ratios alpha^2 / sigma^2 are divided first (CogVideoX, arXiv 2408.06072).
+        zero_snr: alpha is moved and stretched so that it ends at 0 (arXiv 2305.08891, algorithm 1); here at 1e-6, for a
+            ratio must be finite.
     """
 
     def __init__(
-        self, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, schedule: str = "linear"
+        self,
+        num_steps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        schedule: str = "linear",
+        snr_shift: float = 1.0,
+        zero_snr: bool = False,
     ):
         if schedule not in ("linear", "scaled_linear", "cosine"):
             raise ValueError(f"schedule must be linear, scaled_linear or cosine, got {schedule!r}")
+        if not snr_shift > 0:
+            raise ValueError(f"snr_shift divides a ratio and must be positive, got {snr_shift}")
         self.num_steps, self.beta_start, self.beta_end, self.schedule = num_steps, beta_start, beta_end, schedule
+        self.snr_shift, self.zero_snr = snr_shift, zero_snr
         self._table = self._log_ratios()
 
     @property
@@ -194,7 +206,12 @@ class DiscreteVariancePreserving(Process):
             bar = ((u + 0.008) / 1.008 * math.pi / 2).cos() ** 2
             beta = (1 - bar[1:] / bar[:-1]).clamp_max(0.999)
         log_bar = torch.log1p(-beta).cumsum(0)
-        return (torch.log(-torch.expm1(log_bar)) - log_bar) / 2
+        log_ratio = (torch.log(-torch.expm1(log_bar)) - log_bar + math.log(self.snr_shift)) / 2
+        if not self.zero_snr:
+            return log_ratio
+        alpha = torch.sigmoid(-2 * log_ratio).sqrt()
+        alpha = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).clamp_min(1e-6)
+        return torch.log1p(-(alpha**2)) / 2 - alpha.log()
 
     def _log_ratio(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Interpolated log ratio and its slope in t."""

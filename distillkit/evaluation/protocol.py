@@ -30,7 +30,7 @@ class Evaluator(Protocol):
 
     def describe(self) -> dict[str, Any]: ...
 
-    def floor(self, num_samples: int) -> dict[str, float]: ...
+    def floor(self, num_samples: int) -> dict[str, float]: ...  # what real data get; empty where there are none
 
     # Optional: how far samples are from a reference made from the same noise under the same condition, one by one.
     # def paired(self, samples: Tensor, reference: Tensor, cond: Cond) -> dict[str, float]: ...
@@ -115,7 +115,8 @@ def evaluate(
             kept = made[0] if chosen is candidates[-1] else kept
         tried = [{key: row[key] for key in ("solver", "times", "metrics")} for row in candidates]
         rows.append({**chosen, "metrics": chosen["metrics"] | thorough(kept, cond), "tried": tried})
-    rows.append({"name": "real data", "metrics": {k: float(v) for k, v in evaluator.floor(num_samples).items()}})
+    if floor := evaluator.floor(num_samples):
+        rows.append({"name": "real data", "metrics": {k: float(v) for k, v in floor.items()}})
     return {
         "protocol": {
             "num_samples": num_samples,

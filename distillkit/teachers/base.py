@@ -15,6 +15,7 @@ from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.guidance import guided, null_condition
 from distillkit.diffusion.process import Process, set_shape
 from distillkit.diffusion.sampling import FEW_STEP_SOLVERS, SOLVERS, network_passes, pure_noise
+from distillkit.files import hash_weights
 from distillkit.spec import Recorded, to_spec
 
 
@@ -220,7 +221,5 @@ class Teacher(Recorded, nn.Module):
     def fingerprint(self) -> str:
         """sha256 of the weights and of how they are read."""
         digest = hashlib.sha256(json.dumps(to_spec(self.denoiser), sort_keys=True).encode())
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        hash_weights(digest, self)
         return digest.hexdigest()

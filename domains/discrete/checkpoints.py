@@ -146,7 +146,7 @@ class Pretrained(Recorded, nn.Module):
             from transformers import AutoModelForMaskedLM
         except ImportError:
             raise ValueError(
-                "masked language models need the package transformers: pip install distillkit[full]"
+                "masked language models need the package transformers: pip install 'distillkit[hf]'"
             ) from None
         try:
             self.model = AutoModelForMaskedLM.from_pretrained(

@@ -96,12 +96,7 @@ class VideoEvaluator:
 
     def __call__(self, samples: Tensor, cond: Batch) -> dict[str, float]:
         """Metrics of samples [N, C, T, H, W] in [-1, 1], made for the conditions `cond`."""
-        if tuple(samples.shape[1:]) != self.event_shape:
-            got, expected = list(samples.shape[1:]), list(self.event_shape)
-            raise ValueError(f"samples have shape {got}, but this data has {expected}; give samples in data space")
-        if not samples.isfinite().all():
-            bad = int((~samples.isfinite().flatten(1).all(1)).sum())
-            raise ValueError(f"{bad} of {len(samples)} samples hold NaN or infinity: their model has diverged")
+        check_samples(samples, self.event_shape)
         samples = eight_bits(samples.cpu())
         ours, theirs = self._look([samples]), self._reference
         clips, real = (metrics.standardise(look.clips, theirs.clips) for look in (ours, theirs))
@@ -196,6 +191,16 @@ def averages(x: Tensor) -> tuple[Tensor, Tensor]:
     frames = F.adaptive_avg_pool3d(x, (x.shape[2], 4, 4)).movedim(2, 1).flatten(2)
     whole, moved = (F.adaptive_avg_pool3d(y, (min(4, x.shape[2] - 1), 2, 2)).flatten(1) for y in (x, _moved(x)))
     return frames, torch.cat([whole, moved], 1)
+
+
+def check_samples(samples: Tensor, event_shape: tuple[int, ...]) -> None:
+    """Refuse samples [N, ...] of another shape, or with numbers that are none."""
+    if tuple(samples.shape[1:]) != event_shape:
+        got, expected = list(samples.shape[1:]), list(event_shape)
+        raise ValueError(f"samples have shape {got}, but this data has {expected}; give samples in data space")
+    if not samples.isfinite().all():
+        bad = int((~samples.isfinite().flatten(1).all(1)).sum())
+        raise ValueError(f"{bad} of {len(samples)} samples hold NaN or infinity: their model has diverged")
 
 
 def _moved(x: Tensor) -> Tensor:

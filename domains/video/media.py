@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from distillkit.evaluation.strips import labelled, save_gif
 from distillkit.files import write_atomic
 
 STILL, MOVING = 36, 96  # pixels that a small frame is about enlarged to, in a strip and in a moving grid
+LARGE, LARGE_GIF = 128, 256  # pixels that a large frame is shrunk to, in a strip and in a .gif
 WIDEST = 16  # frames in a strip, evenly spread over the clip
 GAP = 2
 GREY = 96
@@ -26,7 +28,7 @@ FPS = 8  # at which clips are shown
 
 def picture(samples: Tensor, cond: dict[str, Tensor] | None = None) -> Image.Image:
     """Samples [N, C, T, H, W] in [-1, 1], each a strip of its frames from left to right, one below the other."""
-    frames = _levels(samples, STILL)
+    frames = _levels(samples, STILL, LARGE)
     frames = frames[:, np.linspace(0, frames.shape[1] - 1, min(WIDEST, frames.shape[1])).round().astype(int)]
     return Image.fromarray(np.concatenate([_row(list(clip)) for clip in frames]))
 
@@ -36,20 +38,21 @@ def compare(rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, clip
     return labelled({name: picture(samples[:clips]) for name, samples in rows.items()})
 
 
-def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path) -> list[Path]:
-    """All samples side by side, moving: `clips.gif`, and `clips.mp4` where PyAV is installed."""
-    frames, folder = grid(samples), Path(folder)
-    paths = [write_atomic(folder / "clips.gif", lambda path: save_gif(frames, path, 1000 / FPS))]
+def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path, fps: float = FPS) -> list[Path]:
+    """All samples side by side, moving: `clips.gif` (of large clips a small one), and `clips.mp4` where PyAV is installed."""
+    small, folder = grid(samples, most=LARGE_GIF), Path(folder)
+    paths = [write_atomic(folder / "clips.gif", lambda path: save_gif(small, path, 1000 / fps))]
     try:
         import av  # noqa: F401
     except ImportError:
         return paths
-    return [*paths, write_atomic(folder / "clips.mp4", lambda path: save_mp4(frames, path, FPS))]
+    frames = grid(samples)
+    return [*paths, write_atomic(folder / "clips.mp4", lambda path: save_mp4(frames, path, fps))]
 
 
-def grid(samples: Tensor, columns: int = 4) -> list[np.ndarray]:
+def grid(samples: Tensor, columns: int = 4, most: int | None = None) -> list[np.ndarray]:
     """Clips as the frames of one moving picture, each uint8 [height, width, 3], height and width even."""
-    levels = _levels(samples, MOVING)
+    levels = _levels(samples, MOVING, most)
     rows = [levels[i : i + columns] for i in range(0, len(levels), columns)]
     empty = np.full_like(levels[0], GREY)
     rows[-1] = np.stack([*rows[-1], *[empty] * (min(columns, len(levels)) - len(rows[-1]))])
@@ -70,12 +73,15 @@ def save_mp4(frames: Sequence[np.ndarray], path: Path, fps: float) -> None:
         container.mux(stream.encode())  # what the encoder still holds
 
 
-def _levels(samples: Tensor, side: int) -> np.ndarray:
-    """uint8 [N, T, height, width, 3], small frames enlarged by whole pixels to about `side`."""
+def _levels(samples: Tensor, side: int, most: int | None = None) -> np.ndarray:
+    """uint8 [N, T, height, width, 3], small frames enlarged by whole pixels to about `side`, large ones shrunk to `most`."""
     if samples.ndim != 5 or samples.shape[1] not in (1, 3) or len(samples) == 0:
         got = list(samples.shape)
         raise ValueError(f"a picture needs samples [N, C, T, H, W] with N >= 1 and C = 1 or 3, got {got}")
     x = samples.detach().float().cpu().nan_to_num(0.0)  # a diverging model is shown, in grey
+    if most and (largest := max(x.shape[-2:])) > most:
+        size = [max(1, round(length * most / largest)) for length in x.shape[-2:]]
+        x = F.adaptive_avg_pool3d(x, (x.shape[2], *size))
     levels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).expand(-1, -1, -1, -1, 3).numpy()
     zoom = max(1, round(side / max(samples.shape[-2:])))
     return levels.repeat(zoom, axis=2).repeat(zoom, axis=3)

@@ -14,7 +14,7 @@ from distillkit.networks.dit import DiT
 from distillkit.networks.mlp import MLP
 from distillkit.networks.unet import UNet
 
-UNIT_CIRCLE = {"vp", "ddpm", "latent", "cosine", "trig1"}  # alpha^2 + sigma^2 = 1
+UNIT_CIRCLE = {"vp", "ddpm", "latent", "cosine", "zero_snr", "trig1"}  # alpha^2 + sigma^2 = 1
 ALL = PROCESSES | {"trig1": TrigFlow(sigma_data=1.0)}
 LEGAL = [(p, k) for p in ("x0", "eps", "v", "flow", "edm") for k in ALL if p != "v" or k in UNIT_CIRCLE]
 SIGMA_DATA = 0.7

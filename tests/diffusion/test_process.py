@@ -17,7 +17,7 @@ from distillkit.diffusion.process import (
     expand,
 )
 
-DISCRETE = ("ddpm", "latent", "cosine")
+DISCRETE = ("ddpm", "latent", "cosine", "zero_snr")
 
 
 def inside(process, num=64, margin=1e-3):
@@ -90,7 +90,7 @@ def table(name):
     """alpha_bar of each schedule, written down independently of the project: a running product in numbers of Python."""
     if name == "ddpm":
         betas = [1e-4 + (0.02 - 1e-4) * i / 999 for i in range(1000)]
-    elif name == "latent":
+    elif name in ("latent", "zero_snr"):
         low, high = math.sqrt(0.00085), math.sqrt(0.012)
         betas = [(low + (high - low) * i / 999) ** 2 for i in range(1000)]
     else:
@@ -100,6 +100,11 @@ def table(name):
     for beta in betas:
         product *= 1 - beta
         found.append(product)
+    if name == "zero_snr":
+        found = [bar / (3 - 2 * bar) for bar in found]  # the ratio bar / (1 - bar) is three times smaller
+        first, last = math.sqrt(found[0]), math.sqrt(found[-1])
+        found = [((math.sqrt(bar) - last) * first / (first - last)) ** 2 for bar in found]
+        found[-1] = 1e-12  # that is 0
     return f64(*found)
 
 

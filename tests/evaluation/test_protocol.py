@@ -90,6 +90,16 @@ def test_what_a_run_leaves_for_a_student_with_a_context(tmp_path):
             verb([str(run), *words])
 
 
+def test_pictures_and_evaluation_can_be_left_out(tmp_path):
+    own = SiD(teacher())
+    own.teacher.generate = None  # nobody samples
+    (tmp_path / "config.yaml").write_text("data: {}")
+    finish(own, Places(), tmp_path, num_samples=0, pictures=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "student", "report.html"} and load_student(
+        tmp_path
+    )
+
+
 def test_a_student_folder_without_its_data_says_so(tmp_path):
     SiD(teacher()).export(tmp_path / "student")
     with pytest.raises(UsageError, match="does not say which data"):

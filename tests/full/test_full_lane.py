@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from domains.image.data import Digits, TorchvisionData
 from domains.image.evaluation import ImageEvaluator, inception
 
 pytestmark = pytest.mark.full
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,15 @@ def test_doctor_finds_nothing_to_mend_about_them():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "NOT IMPORTABLE" not in done.stdout
+
+
+def test_pipelines_of_diffusers():
+    """Tests that are skipped where diffusers and peft are missing, as they are from the light lane."""
+    files = [str(path) for path in sorted((ROOT / "tests" / "domains").glob("test_video_[pa]*.py"))]
+    assert len(files) == 3
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not full", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout[-2000:]
 
 
 def write_idx(path, array: np.ndarray) -> None:

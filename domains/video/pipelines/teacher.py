@@ -1,0 +1,185 @@
+"""Wan and CogVideoX as teachers: latents [B, C, F, H, W], made for prompts by number."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from distillkit.diffusion.denoiser import Denoiser
+from distillkit.diffusion.process import DiscreteVariancePreserving, Process, RectifiedFlow
+from distillkit.student import Student
+from distillkit.teachers.base import Teacher
+from domains.video.pipelines.decoder import latent_shape
+from domains.video.pipelines.files import DTYPES, embed, load, local, read_json, read_prompts
+from domains.video.pipelines.networks import Adapters, CogVideoXNetwork, Network, WanNetwork, read_index, released
+
+
+class PipelineTeacher(Teacher):
+    """A text-to-video pipeline of the package diffusers.
+
+    Its class `prompt` is the number of a prompt; the null class is the negative prompt. The text encoder is run once, at the
+    start, and dropped; the embeddings stay in memory.
+
+    Args:
+        path: directory of the pipeline; with `download` also the name of a repository on the hub.
+        prompts: file with the prompts, see `read_prompts`; the one that the data read.
+        frames, height, width: of a clip in pixels.
+        negative_prompt: what guidance leads away from.
+        steps: at which the teacher counts as at its best.
+        lora: rank of students (and fake scores) that are adapters on the pipeline's own weights; None trains full copies.
+        dtype: of the pipeline's weights; what is trained is float32.
+        checkpointing: recompute activations of what is trained in the backward pass instead of keeping them.
+        download: fetch the pipeline from the hub.
+
+    Attributes:
+        network: its transformers as a network of ours.
+        schedulers: classes of samplers whose times are those of ours, the pipeline's own.
+    """
+
+    provides = frozenset({"denoiser"})
+    network: type[Network]
+    schedulers: tuple[str, ...]
+
+    def __init__(
+        self,
+        path: str,
+        prompts: str | None,
+        frames: int,
+        height: int,
+        width: int,
+        negative_prompt: str = "",
+        steps: int = 50,
+        lora: int | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        checkpointing: bool = False,
+        download: bool = False,
+    ):
+        if prompts is None:
+            raise ValueError("this teacher is asked for prompts: say data=prompts data.path=FILE")
+        if lora is not None and lora < 1:
+            raise ValueError(
+                f"lora is the rank of adapters and must be at least 1, or null for full copies, got {lora}"
+            )
+        wanted, root = read_prompts(prompts), local(path, download)
+        read_index(root, self.network)
+        scheduler = load(root, "scheduler", self.schedulers)
+        process, prediction = self.read_scheduler(scheduler)
+        shape = latent_shape(root, frames, height, width)
+        length = self.network.text_length(read_json(root / "transformer" / "config.json"))
+        table = embed(root, self.network.pipeline, [*wanted, negative_prompt], length, DTYPES[dtype])
+        network = released(self.network, root, (len(wanted), *table.shape[1:]), DTYPES[dtype])
+        network.texts.table = table
+        super().__init__(Denoiser(network, process, prediction), shape, {"prompt": len(wanted)})
+        self.best = {"solver": self.best["solver"], "steps": steps}
+        self._id, self.root, self.scheduler = Path(path).name, root, scheduler
+        self.lora, self.dtype, self.checkpointing = lora, dtype, checkpointing
+
+    @staticmethod
+    @abstractmethod
+    def read_scheduler(scheduler: Any) -> tuple[Process, str]:
+        """The process that a sampler of the pipeline is for, and what the network predicts."""
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    def new_denoiser(self, network: nn.Module | None = None) -> Denoiser:
+        """As of any teacher; with `lora` adapters on the teacher's weights, which are in memory once."""
+        if network is not None:
+            return super().new_denoiser(network)
+        own = self.denoiser
+        if self.lora is None:
+            made = super().new_denoiser()
+            models = made.network.models.float()
+        else:
+            num, *shape = own.network.texts.table.shape
+            texts, kind = [num - 1, *shape], type(own.network).__name__
+            adapters = Adapters(
+                str(self.root), kind, self.lora, texts, self.dtype, self.weights_hash(), base=own.network
+            )
+            made = Denoiser(adapters, own.process, own.prediction)
+            models = adapters.tree.models
+        for model in models if self.checkpointing else ():
+            model.enable_gradient_checkpointing()
+        return made.requires_grad_(True).train()
+
+    def weights_hash(self) -> str:
+        """sha256 of the transformers' weights, computed once."""
+        if not hasattr(self, "_weights_hash"):
+            self._weights_hash = self.denoiser.network.sha256()
+        return self._weights_hash
+
+
+class Wan(PipelineTeacher):
+    """Wan 2.1 and 2.2, text to video (arXiv 2503.20314): a flow, sampled on the pipeline's own shifted times.
+
+    Args:
+        guidance_2: of models with two transformers, guidance scale of the second in sampling; None means that of the first.
+        path, kwargs: as in `PipelineTeacher`.
+    """
+
+    network = WanNetwork
+    schedulers = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler")
+    best = {"solver": "euler", "steps": 50}
+
+    def __init__(self, path: str, guidance_2: float | None = None, **kwargs):
+        super().__init__(path, **kwargs)
+        self.guidance_2 = guidance_2
+
+    @staticmethod
+    def read_scheduler(scheduler):
+        if not getattr(scheduler.config, "use_flow_sigmas", True):
+            raise ValueError("the pipeline's sampler is not one of flows: its scheduler must say use_flow_sigmas")
+        return RectifiedFlow(), "flow"
+
+    def grid(self, steps: int) -> Tensor:
+        """The pipeline's times, without the final 0: a solver that ends by denoising takes the last step to it."""
+        self.scheduler.set_timesteps(steps)
+        return self.scheduler.sigmas[:-1].double()
+
+    def guidance(self, t: Tensor, kappa: float) -> float:
+        boundary = self.denoiser.network.boundary
+        second = boundary is not None and self.guidance_2 is not None and float(t) < boundary
+        return self.guidance_2 if second and kappa != 1 else kappa
+
+
+class CogVideoX(PipelineTeacher):
+    """CogVideoX, text to video (arXiv 2408.06072): variance preserving, predicts v, ends without signal."""
+
+    network = CogVideoXNetwork
+    schedulers = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
+    best = {"solver": "ddim", "steps": 50}
+
+    @staticmethod
+    def read_scheduler(scheduler):
+        config = scheduler.config
+        schedules = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+        predictions = {"v_prediction": "v", "epsilon": "eps", "sample": "x0"}
+        if config.trained_betas is not None:
+            raise ValueError("the pipeline's scheduler has a table of its own (trained_betas), which is not read")
+        process = DiscreteVariancePreserving(
+            config.num_train_timesteps,
+            config.beta_start,
+            config.beta_end,
+            schedules[config.beta_schedule],
+            config.snr_shift_scale,
+            config.rescale_betas_zero_snr,
+        )
+        return process, predictions[config.prediction_type]
+
+    def grid(self, steps: int) -> Tensor:
+        """The pipeline's times."""
+        self.scheduler.set_timesteps(steps)
+        return self.scheduler.timesteps.double()
+
+
+def ask(student: Student, prompts: list[str], path: str, negative_prompt: str = "") -> None:
+    """From now on the student's classes are these prompts, read by the text encoder of the pipeline in `path`."""
+    network = student.denoiser.network
+    base = network.tree if isinstance(network, Adapters) else network
+    table = embed(local(path), base.pipeline, [*prompts, negative_prompt], base.length, base.models[0].dtype)
+    network.use_texts(table.to(network.texts.table.device))
+    student.classes = {"prompt": len(prompts)}

@@ -1,0 +1,161 @@
+"""Prompts as data, for teachers that make videos of a text: batches hold `prompt` int64 [B], the number of a prompt.
+
+N: clips; C, F', H', W': of latents; F, H, W: frames, height and width of decoded clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from scipy.stats import wasserstein_distance
+from torch import Tensor
+
+from distillkit.data import DistillData, TensorData
+from distillkit.evaluation import metrics
+from domains.image.evaluation import eight_bits
+from domains.video import media
+from domains.video.evaluation import Look, VideoEvaluator, check_samples
+from domains.video.pipelines import Decoder, latent_shape, read_prompts
+from domains.video.pipelines.files import local
+
+EPOCH = 1000  # draws of an epoch, at least
+VALIDATED = 16  # prompts of validation, at most
+
+
+class Prompts(DistillData):
+    """Prompts from a file, and no videos: enough for methods that learn from the teacher alone.
+
+    Samples are latents; metrics and pictures are those of the clips that the pipeline's VAE makes of them.
+
+    Args:
+        path: file with the prompts, see `read_prompts`.
+        pipeline, download: `path` and `download` of the teacher.
+        frames, height, width: of a clip in pixels, those of the teacher.
+        held_out: that many of the last prompts are not trained on; they are what evaluation and pictures ask for. 0 trains on
+            all and asks for all.
+        fps: frames a second at which clips are shown.
+        batch_size: prompts in a batch.
+    """
+
+    domain, pictured = "video", 4
+    provides = frozenset()
+
+    def __init__(
+        self,
+        path: str,
+        pipeline: str | None,
+        frames: int,
+        height: int,
+        width: int,
+        held_out: int = 0,
+        fps: float = 16.0,
+        download: bool = False,
+        batch_size: int = 1,
+    ):
+        super().__init__(batch_size)
+        if pipeline is None:
+            raise ValueError("prompts need a teacher that reads them: say teacher=wan or teacher=cogvideox")
+        self.prompts, self.fps = read_prompts(path), fps
+        num = len(self.prompts)
+        if not 0 <= held_out < num:
+            raise ValueError(f"held_out must leave some of the {num} prompts to train on, got {held_out}")
+        self.asked = torch.arange(num - held_out if held_out else 0, num)
+        self.trained = torch.arange(num - held_out)
+        self.root = local(pipeline, download)
+        self.event_shape, self.classes = latent_shape(self.root, frames, height, width), {"prompt": num}
+
+    def load(self) -> tuple[TensorData, TensorData, TensorData]:
+        drawn = self.trained.repeat(-(-EPOCH // len(self.trained)))
+        parts = (drawn, self.asked[:VALIDATED], self.asked)
+        return tuple(TensorData({"prompt": part}) for part in parts)
+
+    def conditions(self, num: int) -> dict[str, Tensor]:
+        return {"prompt": self.asked[torch.arange(num) % len(self.asked)]}
+
+    @cached_property
+    def decode(self) -> Decoder:
+        return Decoder(str(self.root))
+
+    def build_evaluator(self) -> PromptEvaluator:
+        return PromptEvaluator(self.decode, self.event_shape)
+
+    @property
+    def media(self) -> Any:
+        """`domains.video.media` of decoded samples."""
+        return Decoded(self.decode, self.fps)
+
+
+class PromptEvaluator(VideoEvaluator):
+    """Compares decoded samples with the teacher's at its best, where there are no real videos.
+
+    `distance` (the headline): energy distance to the teacher's clips in averages over parts of a clip and of its changes, each
+    in units of its standard deviation over the teacher's clips; with few clips two draws of one law are not 0 apart: the
+    teacher at its best has its distance from its own clips of another noise. `motion_gap` and `spectrum`: as in
+    `VideoEvaluator`, against the teacher's clips; `motion` and `flicker` stand for themselves. Whether a clip shows what
+    was asked for is not measured.
+
+    Args:
+        decode: latents [N, C, F', H', W'] to clips [N, 3, F, H, W] in [-1, 1].
+        event_shape: of latents.
+    """
+
+    headline = "distance"
+    better = {"distance": "lower", "motion_gap": "lower", "spectrum": "lower"}
+    classes = {}
+
+    def __init__(self, decode: Callable[[Tensor], Tensor], event_shape: tuple[int, ...]):
+        self.decode, self.event_shape = decode, tuple(event_shape)
+        self.look = lru_cache(maxsize=3)(self._decoded)  # by identity: the teacher's clips are looked at once
+
+    def describe(self) -> dict[str, Any]:
+        facts = {"domain": "video", "features": self.extractor[1], "reference": "the teacher's samples"}
+        return facts | {"pixels": "decoded, rounded to 8 bits"}
+
+    def __call__(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
+        """Metrics of latents [N, C, F', H', W'] by themselves."""
+        look = self.look(samples)
+        return {"motion": float(look.change.mean()), "flicker": float(look.flicker.mean())}
+
+    def paired(self, samples: Tensor, reference: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
+        """Distances from the teacher's latents, as sets."""
+        ours, theirs = self.look(samples), self.look(reference)
+        near, far = (metrics.standardise(look.clips, theirs.clips) for look in (ours, theirs))
+        return {
+            "distance": metrics.energy_distance(near, far),
+            "motion_gap": float(wasserstein_distance(ours.change, theirs.change)) / float(theirs.change.mean()),
+            "spectrum": float((ours.spectrum - theirs.spectrum).square().mean().sqrt()),
+        }
+
+    def floor(self, num_samples: int = 0) -> dict[str, float]:
+        """There are no real videos."""
+        return {}
+
+    def _decoded(self, samples: Tensor) -> Look:
+        check_samples(samples, self.event_shape)
+        return self._look(eight_bits(self.decode(one)) for one in samples.split(1))
+
+
+class Decoded:
+    """`domains.video.media` for latents.
+
+    Args:
+        decode: latents to clips.
+        fps: frames a second.
+    """
+
+    def __init__(self, decode: Callable[[Tensor], Tensor], fps: float):
+        self.decode, self.fps = decode, fps
+
+    def picture(self, samples: Tensor, cond: dict[str, Tensor] | None = None) -> Image.Image:
+        return media.picture(self.decode(samples), cond)
+
+    def compare(self, rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, clips: int = 3) -> Image.Image:
+        return media.compare({name: self.decode(samples[:clips]) for name, samples in rows.items()}, cond, clips)
+
+    def save(self, samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path) -> list[Path]:
+        return media.save(self.decode(samples), cond, folder, self.fps)

@@ -1,0 +1,159 @@
+"""Adapters on one frozen pipeline: what is in memory, what is trained, what is kept, and what a student needs again."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+
+import tiny_pipelines
+from helpers import trainer
+
+from distillkit import load_student
+from distillkit.methods.base import Adam
+from distillkit.methods.dmd import DMD
+from domains.video.pipelines import CogVideoX, Wan
+from domains.video.prompts import Prompts
+
+SIZE = {"frames": 5, "height": 16, "width": 16}
+KINDS = {"wan": (tiny_pipelines.wan, Wan), "cogvideox": (tiny_pipelines.cogvideox, CogVideoX)}
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    file = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    file.write_text("a cat runs\na dog sleeps\na cat on the moon")
+    return str(file)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request, tmp_path_factory):
+    """Of a pipeline; its own name is that of its kind."""
+    folder = tmp_path_factory.mktemp("pipelines") / request.param
+    KINDS[request.param][0](folder)
+    return folder
+
+
+def teacher_of(folder, prompts, **settings):
+    return KINDS[folder.name][1](str(folder), prompts=prompts, **SIZE, **{"lora": 2, **settings})
+
+
+def distiller(teacher, **settings):
+    torch.manual_seed(0)
+    roles = {"student": Adam(lr=1e-2), "fake_score": Adam(lr=1e-2, updates=1)}
+    return DMD(teacher, num_steps=2, kappa=3.0, ema_halflife=1.0, **roles, **settings)
+
+
+def storages(module):
+    return {p.untyped_storage().data_ptr() for p in module.parameters()}
+
+
+def test_the_base_is_in_memory_once_and_nobody_trains_it(folder, prompts):
+    teacher = teacher_of(folder, prompts)
+    model = distiller(teacher)
+    base, num = teacher.denoiser.network.models, sum(1 for _ in teacher.denoiser.network.models.parameters())
+    roles = {"student": model.student, "fake_score": model.fake_score, "ema": model.ema}
+    for name, module in roles.items():
+        tree = module.network.tree
+        assert tree is not teacher.denoiser.network and tree.models[0] is not base[0], name
+        shared = [p for p in tree.models.parameters() if p.untyped_storage().data_ptr() in storages(base)]
+        assert len(shared) == num and not any(p.requires_grad for p in shared), name
+        assert not storages(module) & storages(base), name  # what it calls its own
+    assert not storages(model.student) & storages(model.fake_score) and not storages(model.student) & storages(
+        model.ema
+    )
+    everything = {p.untyped_storage().data_ptr() for m in roles.values() for p in m.network.tree.parameters()}
+    own = storages(model.student) | storages(model.fake_score) | storages(model.ema)
+    assert everything | own == storages(base) | own
+    tables = {id(module.network.texts.table) for module in roles.values()}
+    assert tables == {id(teacher.denoiser.network.texts.table)}
+    model.double()  # as a move to another device does: all follow, and stay together
+    assert all(storages(base) <= storages(m.network.tree.models) for m in roles.values())
+
+
+def test_a_student_begins_as_its_teacher_and_the_teacher_stays_as_it_is(folder, prompts, tmp_path):
+    teacher = teacher_of(folder, prompts)
+    x = torch.randn(2, *teacher.event_shape, generator=torch.Generator().manual_seed(1))
+    t, cond = torch.tensor([0.3, 0.9]) * teacher.process.t_max, {"prompt": torch.tensor([0, 2])}
+    before, hash_before = teacher.denoiser(x, t, cond), teacher.fingerprint()
+    model = distiller(teacher)
+    assert torch.equal(model.student(x, t, cond), before) and torch.equal(model.ema(x, t, cond), before)
+    assert torch.equal(model.fake_score(x, t, {**cond, "step": torch.tensor([0, 1])}), before)
+    data = Prompts(prompts, str(folder), **SIZE, batch_size=2)
+    run = trainer(max_steps=4)
+    run.fit(model, data)
+    assert run.global_step == 4 and int(model.bad_steps[1]) == 0
+    assert torch.equal(teacher.denoiser(x, t, cond), before) and teacher.fingerprint() == hash_before
+    with torch.no_grad():
+        trained = [net(x, t, cond) for net in (model.student, model.ema)]
+    assert min(float((a - b).abs().max()) for a, b in ((trained[0], before), (trained[1], before), trained)) > 1e-6
+    step = model.fake_score.network.embed.classes["step"].weight
+    assert step.abs().max() > 0  # it learnt to tell the steps apart
+
+    # what is kept: adapters, and the table of prompts
+    kept = {name for name in model.state_dict() if name.split(".")[0] in ("student", "ema", "fake_score")}
+    assert all(".lora_A." in n or ".lora_B." in n or ".texts." in n or ".embed." in n for n in kept)
+    model.eval().export(tmp_path / "student", domain="video")
+    weights = load_file(tmp_path / "student" / "model.safetensors")
+    adapters = {name: value for name, value in weights.items() if name != "network.texts.table"}
+    attentions = [m for m in teacher.denoiser.network.modules() if hasattr(m, "to_out")]
+    assert adapters.keys() < weights.keys() and len(adapters) == 8 * len(attentions)
+    assert all(2 in value.shape and value.dtype == torch.float32 for value in adapters.values())
+
+    # and what it takes to have the student again
+    expected = model.as_student().eval().sample(3, seed=5)
+    student = load_student(tmp_path / "student")
+    assert torch.equal(student.sample(3, seed=5), expected)
+    assert torch.equal(load_student(tmp_path / "student").sample(3, seed=5), expected)
+    away = folder.with_name("away")
+    shutil.move(folder, away)
+    try:
+        with pytest.raises(ValueError, match=f"adapters on the pipeline in {folder}, which is not there"):
+            load_student(tmp_path / "student")
+        shutil.copytree(away, folder)
+        KINDS[folder.name][0](folder, seed=1)
+        with pytest.raises(ValueError, match="on other weights"):
+            load_student(tmp_path / "student")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.move(away, folder)
+
+
+def test_a_resumed_run_goes_on_as_it_would_have(folder, prompts, tmp_path):
+    def run(steps, **settings):
+        model, data = distiller(teacher_of(folder, prompts)), Prompts(prompts, str(folder), **SIZE, batch_size=2)
+        own = trainer(max_steps=steps)
+        own.fit(model, data, **settings)
+        own.save_checkpoint(tmp_path / "last.ckpt")
+        return {name: value.clone() for name, value in model.state_dict().items()}
+
+    whole = run(4)
+    run(2)
+    size = (tmp_path / "last.ckpt").stat().st_size
+    resumed = run(4, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    base = sum(p.numel() for p in teacher_of(folder, prompts).denoiser.network.models.parameters())
+    assert size < 4 * 3 * base  # three full copies would be larger
+
+
+def test_a_base_in_half_precision_and_activations_that_are_made_again(folder, prompts):
+    """Adapters stay in float32; with checkpointing the gradients are the same."""
+    teacher = teacher_of(folder, prompts, dtype="bfloat16")
+    own = teacher.new_denoiser()
+    assert {p.dtype for p in own.parameters()} == {torch.float32}
+    assert torch.bfloat16 in {p.dtype for p in teacher.denoiser.network.models.parameters()}
+    x = torch.randn(1, *teacher.event_shape, generator=torch.Generator().manual_seed(1))
+    t, cond = torch.tensor([0.5]) * teacher.process.t_max, {"prompt": torch.tensor([1])}
+    assert own(x, t, cond).dtype == torch.float32 and own(x, t, cond).isfinite().all()
+
+    grads = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        net = teacher_of(folder, prompts, checkpointing=checkpointing).new_denoiser()
+        assert net.network.tree.models[0].is_gradient_checkpointing == checkpointing
+        net(x, t, cond).square().sum().backward()
+        grads.append([p.grad for p in net.parameters() if p.grad is not None])
+    assert len(grads[0]) > 0 and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
