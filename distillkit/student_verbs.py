@@ -85,7 +85,9 @@ def sample(argv: Sequence[str]) -> int:
         raise UsageError(f"-n and --clips must be at least 1, got {args.n} and {args.clips}")
     student = _load(args.student)
     if args.clips > 1 and "first" not in student.context:
-        raise UsageError(f"--clips {args.clips}: this student is not given first frames, so it cannot go on from its last")
+        raise UsageError(
+            f"--clips {args.clips}: this student is not given first frames, so it cannot go on from its last"
+        )
     known = student.context or "data" in (student.config.get("run") or {})
     data = made_with(student, "data")["data"] if known else None
     cond = data.conditions(args.n) if student.context else student.default_condition(args.n)
@@ -105,7 +107,9 @@ def sample(argv: Sequence[str]) -> int:
         cond[name] = torch.full((args.n,), int(value))
     out = _new(args.out or Path(args.student) / f"samples-{args.seed}")
     going_on = args.clips > 1
-    samples = continued(student.sample, cond, args.clips, args.seed) if going_on else student.sample(args.n, cond, args.seed)
+    samples = (
+        continued(student.sample, cond, args.clips, args.seed) if going_on else student.sample(args.n, cond, args.seed)
+    )
     arrays = {"samples": samples.numpy(), **{name: value.numpy() for name, value in cond.items()}}
 
     def write(path: Path) -> None:

@@ -53,7 +53,9 @@ class ScoreDistiller(FewStepDistiller):
         if clips < 1:
             raise ValueError(f"clips must be at least 1, got {clips}")
         if clips > 1 and "first" not in teacher.context:
-            raise ValueError(f"clips={clips} need a teacher that is given first frames, {teacher.id} is not: leave it at 1")
+            raise ValueError(
+                f"clips={clips} need a teacher that is given first frames, {teacher.id} is not: leave it at 1"
+            )
         self.clips = clips
         self.student_times, self.fake_times = student_times, fake_times
         self.normalise, self.matched = normalise, matched

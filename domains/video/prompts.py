@@ -106,7 +106,7 @@ class PromptEvaluator(VideoEvaluator):
 
     headline = "distance"
     better = {"distance": "lower", "motion_gap": "lower", "spectrum": "lower"}
-    classes = {}
+    classes, i3d = {}, None
 
     def __init__(self, decode: Callable[[Tensor], Tensor], event_shape: tuple[int, ...]):
         self.decode, self.event_shape = decode, tuple(event_shape)
