@@ -133,7 +133,8 @@ class Wan(PipelineTeacher):
     def read_scheduler(scheduler):
         if not getattr(scheduler.config, "use_flow_sigmas", True):
             raise ValueError("the pipeline's sampler is not one of flows: its scheduler must say use_flow_sigmas")
-        return RectifiedFlow(), "flow"
+        shift = scheduler.config.get("shift") or scheduler.config.get("flow_shift") or 1.0
+        return RectifiedFlow(shift=float(shift)), "flow"
 
     def grid(self, steps: int) -> Tensor:
         """The pipeline's times, without the final 0: a solver that ends by denoising takes the last step to it."""
