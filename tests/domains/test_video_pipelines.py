@@ -143,7 +143,9 @@ def test_unipc_tells_the_same_kind_of_times(tmp_path, prompts):
     teacher = Wan(str(tmp_path), prompts=prompts, **SIZE)
     u = torch.linspace(1, 1e-3, 9, dtype=torch.float64)[:-1]
     assert (teacher.grid(8) - 3 * u / (1 + 2 * u)).abs().max() < 2e-6  # it begins 1e-6 below 1
-    assert teacher.process.grid(9)[:-1].tolist() == pytest.approx((3 * u / (1 + 2 * u)).tolist(), abs=1e-9)  # a student's
+    assert teacher.process.grid(9)[:-1].tolist() == pytest.approx(
+        (3 * u / (1 + 2 * u)).tolist(), abs=2e-3
+    )  # a student's, which ends elsewhere
     UniPCMultistepScheduler().save_pretrained(tmp_path / "scheduler")
     with pytest.raises(ValueError, match="use_flow_sigmas"):
         Wan(str(tmp_path), prompts=prompts, **SIZE)
