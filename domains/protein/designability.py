@@ -81,11 +81,9 @@ class Designability:
         with tempfile.TemporaryDirectory(prefix="distillkit-") as name:
             folder, written = Path(name), []
             for i, chain in enumerate(chains):
-                try:
-                    text = media.pdb(chain)
-                except ValueError:  # so far apart that no PDB file holds it: not designable
+                if not media.fits_pdb(chain):  # so far apart that no PDB file holds it: not designable
                     continue
-                (folder / f"chain_{i:04d}.pdb").write_text(text, encoding="utf-8")
+                (folder / f"chain_{i:04d}.pdb").write_text(media.pdb(chain), encoding="utf-8")
                 written.append(f"chain_{i:04d}.pdb")
             if not written:
                 return 0.0

@@ -83,14 +83,23 @@ def distance_map(chain: np.ndarray, size: int = CELL) -> np.ndarray:
 
 
 def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path) -> list[Path]:
-    """Of every sample a .pdb and a .cif file (mmCIF), and backbones.html, a page on which all of them can be turned."""
+    """Of every sample a .pdb and a .cif file (mmCIF), and backbones.html, a page on which all of them can be turned.
+
+    What a diverged model makes can be too large for a .pdb file: then there is the .cif file alone.
+    """
     chains = traces(samples, cond)
     paths = [write_text(Path(folder) / "backbones.html", page(chains))]
     for i, chain in enumerate(chains):
         stem = Path(folder) / f"backbone_{i}"
-        paths.append(write_text(stem.with_suffix(".pdb"), pdb(chain)))
+        if fits_pdb(chain):
+            paths.append(write_text(stem.with_suffix(".pdb"), pdb(chain)))
         paths.append(write_text(stem.with_suffix(".cif"), mmcif(chain, stem.name)))
     return paths
+
+
+def fits_pdb(chain: np.ndarray) -> bool:
+    """Whether the columns of a PDB file are wide enough for a trace [n, 3] in nanometres."""
+    return len(chain) <= 9999 and bool((np.abs(chain) < 99.9).all())
 
 
 def pdb(chain: np.ndarray) -> str:
@@ -99,7 +108,7 @@ def pdb(chain: np.ndarray) -> str:
     Raises:
         ValueError: a position does not fit the columns (999.999 angstrom and more), or there are more than 9,999 residues.
     """
-    if len(chain) > 9999 or (len(chain) and np.abs(chain).max() >= 99.9):
+    if not fits_pdb(chain):
         raise ValueError("a PDB file holds up to 9,999 residues within 99.9 nm of the origin: write mmCIF instead")
     lines = [
         f"ATOM  {i:5d}  CA  ALA A{i:4d}    {x:8.3f}{y:8.3f}{z:8.3f}{1:6.2f}{0:6.2f}          {'C':>2}  "

@@ -228,6 +228,15 @@ def test_other_tools_read_the_files(real, tmp_path):
     assert {len(line) for line in lines} == {80}
 
 
+def test_a_chain_that_no_pdb_file_holds_is_written_as_mmcif_alone(real, tmp_path):
+    far = 200 * real["data"][:2]
+    far[1] = real["data"][1]
+    _, *paths = media.save(far, {"mask": real["mask"][:2]}, tmp_path)
+    assert [path.name for path in paths] == ["backbone_0.cif", "backbone_1.pdb", "backbone_1.cif"]
+    with pytest.raises(ValueError, match="write mmCIF instead"):
+        media.pdb(media.traces(far, {"mask": real["mask"][:2]})[0])
+
+
 def test_biotite_reads_them_too(real, tmp_path):
     pytest.importorskip("biotite")
     from biotite.structure import annotate_sse
