@@ -101,10 +101,9 @@ def load(root: Path, part: str, kinds: tuple[str, ...], dtype: torch.dtype | Non
     if kind not in kinds:
         raise ValueError(f"{file} describes a {kind}, but what is needed here is a {' or a '.join(kinds)}")
     weights = {} if dtype is None else {"dtype": dtype, "use_safetensors": True}
+    cls = getattr(import_diffusers(), kind)
     try:
-        return getattr(import_diffusers(), kind).from_pretrained(
-            str(root), subfolder=part, local_files_only=True, **weights
-        )
+        return cls.from_pretrained(str(root), subfolder=part, local_files_only=True, **weights)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"{root / part} does not load as a {kind}: {str(error).splitlines()[0]}") from None
 
@@ -121,10 +120,9 @@ def embed(root: Path, kind: str, prompts: list[str], length: int, dtype: torch.d
         length: tokens of a prompt, padding included.
     """
     absent = dict.fromkeys(("transformer", "transformer_2", "vae") if kind == "WanPipeline" else ("transformer", "vae"))
+    cls = getattr(import_diffusers(), kind)
     try:
-        pipeline = getattr(import_diffusers(), kind).from_pretrained(
-            str(root), local_files_only=True, use_safetensors=True, dtype=dtype, **absent
-        )
+        pipeline = cls.from_pretrained(str(root), local_files_only=True, use_safetensors=True, dtype=dtype, **absent)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"the text encoder in {root} does not load: {str(error).splitlines()[0]}") from None
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
