@@ -1,4 +1,4 @@
-"""Distil the embedded flow of protein backbones into a student of four steps, and look at its chains at several noise scales.
+"""Distil the embedded flow of protein backbones into a student of eight steps, and look at its chains at several noise scales.
 
 python examples/protein.py [--steps 400] [--out runs/example-protein]
 """
@@ -26,7 +26,7 @@ def main(steps: int = 400, out: str = "runs/example-protein") -> None:
     method = SiD(
         Folds(),
         alpha=1.0,
-        times=[0.708, 0.172, 0.0407, 0.01],
+        times=[0.708, 0.385, 0.21, 0.114, 0.0621, 0.0338, 0.0184, 0.01],
         student_times=LogUniform(),
         fake_times=LogNormal(-0.9, 1.5),
         student=Adam(lr=3e-4, betas=(0.0, 0.99), clip=1.0),
