@@ -585,3 +585,15 @@ def test_clips_in_a_row_need_first_frames():
         DMD(neural(), clips=2)
     with pytest.raises(ValueError, match="clips must be at least 1, got 0"):
         SiD(neural(), clips=0)
+
+
+def test_real_clips_are_judged_by_their_own_first_frames(monkeypatch):
+    """The student goes on from frames that it made; the data do not."""
+    model, batch = going_on(1)
+    batch["first"] = batch["first"] + 0.3
+    generator, seen = torch.Generator().manual_seed(0), {}
+    model.gan, model.randn = 1.0, lambda shape, purpose: torch.randn(shape, generator=generator).double()
+    model.logits = lambda x, cond, purpose: seen.update({purpose: cond["first"]}) or x.mean()
+    monkeypatch.setattr(dmd_module, "denoising_loss", lambda *args: torch.zeros(()))
+    model.fake_score_loss(batch)
+    assert torch.equal(seen["real gan"], batch["first"]) and not torch.allclose(seen["fake gan"], batch["first"])
