@@ -1,4 +1,4 @@
-"""Published models of tokens as teachers, from a directory on this machine: SEDD, RADD, MDLM, and masked language models.
+"""SEDD, RADD and MDLM as teachers, from a directory on this machine.
 
 Nothing is downloaded, no code that comes with a checkpoint is run, and no pickle is trusted: the networks are built here.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distillkit.discrete.denoiser import DiscreteDenoiser, Mean, Ratio
 from distillkit.discrete.process import Absorbing
@@ -19,7 +19,6 @@ from distillkit.discrete.schedule import LogLinear
 from distillkit.discrete.teacher import DiscreteTeacher
 from distillkit.files import read_weights
 from distillkit.networks.ddit import DDiT
-from distillkit.spec import Recorded
 
 
 class DDiTCheckpoint(DiscreteTeacher):
@@ -99,100 +98,6 @@ def _flat(config: Mapping[str, Any]) -> tuple[DiscreteDenoiser, int]:
         cond_dim=config["cond_dim"],
     )
     return Mean(network, process), config["model_length"]
-
-
-class MaskedLM(Recorded, nn.Module):
-    """A masked language model as a network of absorbing noise: it looks at x_t alone.
-
-    Our mask is the last state, a model's stands anywhere in its vocabulary: the two change places on the way in and out. So
-    its tokens keep their numbers, only the last one is called by the number of the mask.
-
-    Args:
-        model: `model(input_ids=[B, d]).logits` [B, d, V]; `Recorded`, as everything that goes into folders.
-        mask: the model's number of the mask token.
-        vocabulary: V; further entries of the logits are dropped.
-        shift: the logits at a position speak of the next one, as in models that began as autoregressive ones (Dream).
-    """
-
-    def __init__(self, model: nn.Module, mask: int, vocabulary: int, shift: bool = False):
-        super().__init__()
-        if not 0 <= mask < vocabulary:
-            raise ValueError(f"the mask token {mask} is not among the {vocabulary} tokens of the model")
-        self.model, self.mask, self.vocabulary, self.shift = model, mask, vocabulary, shift
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        logits = self.model(input_ids=self.swap(x_t)).logits[..., : self.vocabulary]
-        if self.shift:
-            logits = torch.cat([logits[:, :1], logits[:, :-1]], 1)
-        order = torch.arange(self.vocabulary, device=logits.device)
-        return logits[..., self.swap(order)]
-
-    def swap(self, tokens: Tensor) -> Tensor:
-        """The model's numbers of our tokens, and ours of the model's."""
-        last = self.vocabulary - 1
-        return torch.where(tokens == self.mask, last, torch.where(tokens == last, self.mask, tokens))
-
-
-class Pretrained(Recorded, nn.Module):
-    """A masked language model that the package transformers knows.
-
-    Args:
-        path: a local directory with `config.json` and `model.safetensors`.
-    """
-
-    def __init__(self, path: str):
-        super().__init__()
-        try:
-            from transformers import AutoModelForMaskedLM
-        except ImportError:
-            raise ValueError(
-                "masked language models need the package transformers: pip install 'distillkit[hf]'"
-            ) from None
-        try:
-            self.model = AutoModelForMaskedLM.from_pretrained(
-                path, local_files_only=True, use_safetensors=True, trust_remote_code=False
-            )
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} does not load as a masked language model: {str(error).splitlines()[0]}") from None
-
-    def forward(self, input_ids: Tensor) -> Any:
-        return self.model(input_ids=input_ids)
-
-
-class TransformersTeacher(DiscreteTeacher):
-    """A masked language model that the package transformers knows, from a local directory.
-
-    Models that bring their own code (LLaDA, Dream) are not loaded here, for that code would have to be run: load them
-    yourself and wrap them, `DiscreteTeacher(Mean(MaskedLM(model, mask, vocabulary), Absorbing(vocabulary - 1)), (d,))`.
-
-    Args:
-        path: the directory, with `config.json` and `model.safetensors`.
-        length: d, tokens of a sample.
-        mask: number of the mask token; None takes `mask_token_id` from the configuration.
-        shift: see `MaskedLM`.
-    """
-
-    best = {"solver": "ancestral", "steps": 256}
-
-    def __init__(self, path: str, length: int = 64, mask: int | None = None, shift: bool = False):
-        folder = Path(path).expanduser()
-        config = read_config(folder)
-        mask = config.get("mask_token_id") if mask is None else mask
-        if mask is None:
-            raise ValueError(f"{folder / 'config.json'} does not say mask_token_id: give teacher.mask=NUMBER")
-        if "auto_map" in config:
-            raise ValueError(
-                f"{path} brings its own code, which is not run: load the model yourself and wrap it with "
-                f"domains.discrete.checkpoints.MaskedLM"
-            )
-        model = Pretrained(str(folder))
-        size = model.model.config.vocab_size
-        super().__init__(Mean(MaskedLM(model, mask, size, shift), Absorbing(size - 1)), (length,))
-        self._id = folder.name
-
-    @property
-    def id(self) -> str:
-        return self._id
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -13,10 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from distillkit.discrete.denoiser import Mean, Ratio
-from distillkit.discrete.process import Absorbing
 from distillkit.networks.ddit import DDiT
-from distillkit.spec import Recorded
-from domains.discrete.checkpoints import DDiTCheckpoint, MaskedLM, TransformersTeacher
+from domains.discrete.checkpoints import DDiTCheckpoint
 
 TOKENS, WIDTH, HEADS, DEPTH, COND, LENGTH = 11, 16, 2, 2, 12, 6
 SEDD = {
@@ -200,64 +198,6 @@ def test_folders_that_are_no_checkpoint(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not readable as json"):
         DDiTCheckpoint(str(tmp_path))
-
-
-# Masked language models
-
-
-class Toy(Recorded, nn.Module):
-    """Says at each position: the logit of token v is -|v - 2 x - position|."""
-
-    def forward(self, input_ids):
-        place = torch.arange(input_ids.shape[1])[None, :, None]
-        return SimpleNamespace(logits=-(torch.arange(8.0) - 2 * input_ids[..., None] - place).abs())
-
-
-def test_the_mask_changes_places_with_the_last_token():
-    """Vocabulary 7 with mask 3: our 3 is the model's 6, our mask 6 is its 3, all others keep their number."""
-    network = MaskedLM(Toy(), mask=3, vocabulary=7)
-    x = torch.tensor([[0, 3, 6]])
-    theirs = Toy()(torch.tensor([[0, 6, 3]])).logits[..., :7]
-    found = network(x, torch.tensor([0.5]), {})
-    for ours, model in ((0, 0), (1, 1), (3, 6), (5, 5), (6, 3)):
-        assert torch.equal(found[..., ours], theirs[..., model])
-    assert torch.equal(network.swap(network.swap(x)), x)
-    assert torch.equal(
-        Mean(network, Absorbing(6))(x, 0.5).exp()[0, :2].argmax(-1), torch.tensor([0, 3])
-    )  # shown tokens
-
-
-def test_shifted_logits_speak_of_the_position_before():
-    still, shifted = (MaskedLM(Toy(), 3, 7, shift) for shift in (False, True))
-    x, t = torch.tensor([[1, 2, 6, 0]]), torch.tensor([0.5])
-    assert torch.equal(shifted(x, t, {})[:, 1:], still(x, t, {})[:, :-1])
-
-
-def test_masks_outside_the_vocabulary_and_foreign_code_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="not among the 7 tokens"):
-        MaskedLM(Toy(), 7, 7)
-    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 7}))
-    with pytest.raises(ValueError, match="mask_token_id"):
-        TransformersTeacher(str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"mask_token_id": 3, "auto_map": {"AutoModel": "x.Y"}}))
-    with pytest.raises(ValueError, match="its own code"):
-        TransformersTeacher(str(tmp_path))
-
-
-def test_a_model_of_transformers(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
-        vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    config.mask_token_id = 4
-    model = transformers.BertForMaskedLM(config).eval()
-    model.save_pretrained(tmp_path)
-    teacher = TransformersTeacher(str(tmp_path), length=5)
-    masked = torch.full((2, 5), 8)
-    expected = model(input_ids=torch.full((2, 5), 4)).logits
-    order = torch.tensor([0, 1, 2, 3, 8, 5, 6, 7])
-    assert (teacher.denoiser(masked, 0.5) - expected[..., order].log_softmax(-1)).abs().max() < 1e-5
-    assert teacher.generate(3, {}, 0, times=teacher.grid(2)).shape == (3, 5)
 
 
 # The network itself
