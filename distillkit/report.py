@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from distillkit.curves import curve
 from distillkit.files import read_yaml, write_text
@@ -46,6 +47,7 @@ def write_report(run_dir: Path) -> Path:
     config = _yaml(run_dir / "config.yaml")
     student = _yaml(run_dir / "student" / "student.yaml")
     pictures = {path.stem: path for path in sorted((run_dir / "samples").glob("*.png"))}
+    moving = {stem: path for stem in SAME_NOISE if (path := run_dir / "samples" / f"{stem}.gif").is_file()}
     along = [stem for stem in pictures if stem not in (*SAME_NOISE, "comparison")]
     facts = _facts(config, student, evaluation)
     page = _template("report.html.j2").render(
@@ -55,7 +57,11 @@ def write_report(run_dir: Path) -> Path:
         shortfalls=shortfalls(evaluation),
         table=quality_table(evaluation),
         strip=strip(evaluation),
-        same_noise=[_figure(pictures[stem], _caption(stem, evaluation)) for stem in SAME_NOISE if stem in pictures],
+        same_noise=[
+            _figure(moving.get(stem, pictures[stem]), _caption(stem, evaluation))
+            for stem in SAME_NOISE
+            if stem in pictures
+        ],
         comparison=_figure(pictures["comparison"], "Side by side") if "comparison" in pictures else None,
         along=[_figure(pictures[stem], _plain(stem)) for stem in _spread(along, 8)],
         pages=[(_plain(path.stem).capitalize(), _text(path)) for path in sorted((run_dir / "samples").glob("*.html"))],
@@ -141,9 +147,12 @@ def _cost(rows: list[dict[str, float]], config: dict[str, Any], evaluation: dict
     planned = (config.get("trainer") or {}).get("max_steps")
     seconds = max((row.get("seconds", 0.0) for row in rows), default=0.0)
     if steps:
-        # The last step is logged only if it falls on the logging interval: a small gap is no interruption.
-        cut = isinstance(planned, int) and steps < 0.95 * planned
-        cost.append(("Optimiser steps", f"{steps:,}" + (f" of {planned:,} planned" if cut else "")))
+        # The last step is logged only if it falls on the logging interval.
+        every = (config.get("trainer") or {}).get("log_every_n_steps") or 1
+        known = isinstance(planned, int) and planned > 0
+        over = known and steps > planned - every
+        cut = f"{steps:,} of {planned:,} planned" if known else f"{steps:,}"
+        cost.append(("Optimiser steps", f"{planned:,}" if over else cut))
     batch = _arguments(config.get("data")).get("batch_size")
     if batch:
         cost.append(("Batch size", number(batch)))
@@ -166,9 +175,9 @@ def _caption(stem: str, evaluation: dict[str, Any]) -> str:
 
 
 def _figure(path: Path, caption: str) -> dict[str, Any]:
-    png = path.read_bytes()
-    width = int.from_bytes(png[16:20], "big")  # of the header, IHDR
-    uri = "data:image/png;base64," + base64.b64encode(png).decode()
+    with Image.open(path) as image:
+        width = image.width
+    uri = f"data:image/{path.suffix[1:]};base64," + base64.b64encode(path.read_bytes()).decode()
     return {"uri": uri, "caption": caption, "small": width < 480, "kind": "student" if path.stem == "student" else ""}
 
 

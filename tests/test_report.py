@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import os
@@ -128,7 +129,7 @@ def test_the_report_says_what_was_measured(run):
     assert page.words[at + 1] == "last 2.99, 1 not finite"
     assert page.words.index("val/frechet ↓") < at  # what counts comes first
     costs = dict(zip(page.words, page.words[1:], strict=False))
-    assert costs["Optimiser steps"] == "401" and costs["Batch size"] == "128"
+    assert costs["Optimiser steps"] == "400" and costs["Batch size"] == "128"
     assert (
         costs["Wall time"] == "20 s" and costs["A sample costs"] == "1 network pass, 35 network passes for the teacher"
     )
@@ -189,6 +190,24 @@ def test_an_interrupted_run_is_said_to_be_one(tmp_path):
     (tmp_path / "config.yaml").write_text("{trainer: {max_steps: 400}, model: {_target_: distillkit.methods.sid.SiD}}")
     page = page_of(tmp_path)
     assert "100 of 400 planned" in page.words and "SiD" in page.words
+
+
+@pytest.mark.parametrize("planned, said", [(110, "110"), (120, "100 of 120 planned"), (-1, "100")])
+def test_a_last_step_between_two_logged_ones_is_no_interruption(tmp_path, planned, said):
+    (tmp_path / "metrics.csv").write_text("step,seconds,student/loss\n0,1,2.0\n99,2,1.0\n")
+    (tmp_path / "config.yaml").write_text(f"trainer: {{max_steps: {planned}, log_every_n_steps: 20}}")
+    words = page_of(tmp_path).words
+    assert words[words.index("Optimiser steps") + 1] == said
+
+
+def test_what_moves_is_shown_moving(run):
+    frames = [Image.new("L", (600, 8), 90 * i) for i in range(3)]
+    frames[0].save(run / "samples" / "student.gif", save_all=True, append_images=frames[1:])
+    images = {tag["alt"]: tag for tag in page_of(run).all("img")}
+    student = images["Student, 1 network pass"]
+    assert student["src"].startswith("data:image/gif;base64,") and "class" not in student
+    assert base64.b64decode(student["src"].partition(",")[2]) == (run / "samples" / "student.gif").read_bytes()
+    assert images["Side by side"]["src"].startswith("data:image/png;base64,")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distillkit.diffusion.denoiser import Cond
 from distillkit.files import read_yaml, write_atomic, write_text
+from distillkit.logger import MetricsLogger
 from distillkit.methods.pretrain import Pretrain
 
 
@@ -29,6 +30,9 @@ class Finish(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:
             run = Path(trainer.default_root_dir)
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsLogger):
+                    logger.finalize("success")  # the report draws the last steps too
             finish(pl_module, trainer.datamodule, run, self.num_samples, self.seed, self.pictures)
 
 
@@ -78,6 +82,8 @@ def _show(data: Any, teacher: Any, student: Any, run: Path, kind: str, seed: int
         rows["teacher_same_steps"] = teacher.generate(num, cond, seed, solver, times, kappa)
     for name, samples in rows.items():
         save_picture(run / "samples" / f"{name}.png", data.media.picture(samples, cond))
+        if hasattr(data.media, "film"):
+            data.media.film(samples, cond, run / "samples" / f"{name}.gif")
     titled = {name.replace("_", " "): samples for name, samples in rows.items()}
     save_picture(run / "samples" / "comparison.png", data.media.compare(titled, cond))
     first = next(iter(rows.values()))

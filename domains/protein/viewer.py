@@ -12,14 +12,15 @@ PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>%(title)s</title>
 <style>
 body { font: 14px system-ui, sans-serif; margin: 1rem; background: #fff; color: #222 }
-figure { display: inline-block; margin: 0 1rem 1rem 0 }
-canvas { border: 1px solid #ddd; cursor: grab; touch-action: none }
+#chains { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)) }
+figure { margin: 0 }
+canvas { width: 100%%; border: 1px solid #ddd; cursor: grab; touch-action: none }
 </style>
 <h1>%(title)s</h1>
 <p>C-alpha traces, blue where a chain starts and red where it ends. Drag to turn.</p>
 <div id="chains"></div>
 <script>
-const chains = %(chains)s, size = 280, reach = %(reach)s;
+const chains = %(chains)s, size = 560, reach = %(reach)s;
 let turn = [[1, 0, 0], [0, 1, 0], [0, 0, 1]];  // rows: right, up, towards the viewer
 const product = (a, b) => a.map(row => [0, 1, 2].map(j => row.reduce((s, v, k) => s + v * b[k][j], 0)));
 const canvases = chains.map((chain, i) => {
@@ -41,7 +42,7 @@ function draw() {
     pen.lineCap = "round";
     for (const i of order) {
       const hue = 240 * (1 - i / (chain.length - 1)), light = 45 - 12 * (seen[i][2] / reach) ;
-      for (const [width, colour] of [[8, "#fff"], [4.5, `hsl(${hue} 80%% ${light}%%)`]]) {
+      for (const [width, colour] of [[16, "#fff"], [9, `hsl(${hue} 80%% ${light}%%)`]]) {
         pen.strokeStyle = colour;
         pen.lineWidth = width;
         pen.beginPath();

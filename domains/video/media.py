@@ -38,10 +38,16 @@ def compare(rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, clip
     return labelled({name: picture(samples[:clips]) for name, samples in rows.items()})
 
 
+def film(samples: Tensor, cond: dict[str, Tensor] | None, path: Path, fps: float = FPS) -> Path:
+    """All samples side by side, moving, as a .gif; large clips are shrunk."""
+    frames = grid(samples, most=LARGE_GIF)
+    return write_atomic(path, lambda path: save_gif(frames, path, 1000 / fps))
+
+
 def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path, fps: float = FPS) -> list[Path]:
     """All samples side by side, moving: `clips.gif` (of large clips a small one), and `clips.mp4` where PyAV is installed."""
-    small, folder = grid(samples, most=LARGE_GIF), Path(folder)
-    paths = [write_atomic(folder / "clips.gif", lambda path: save_gif(small, path, 1000 / fps))]
+    folder = Path(folder)
+    paths = [film(samples, cond, folder / "clips.gif", fps)]
     try:
         import av  # noqa: F401
     except ImportError:

@@ -157,5 +157,8 @@ class Decoded:
     def compare(self, rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, clips: int = 3) -> Image.Image:
         return media.compare({name: self.decode(samples[:clips]) for name, samples in rows.items()}, cond, clips)
 
+    def film(self, samples: Tensor, cond: dict[str, Tensor] | None, path: Path) -> Path:
+        return media.film(self.decode(samples), cond, path, self.fps)
+
     def save(self, samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path) -> list[Path]:
         return media.save(self.decode(samples), cond, folder, self.fps)

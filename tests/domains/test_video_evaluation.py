@@ -2,6 +2,7 @@
 
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,3 +208,23 @@ def test_odd_sizes_are_padded_and_without_pyav_there_is_a_gif(tmp_path, monkeypa
     assert frame.shape == (102, 102, 3) and (frame[:99, :99] == 128).all() and (frame[101] == media.GREY).all()
     monkeypatch.setitem(sys.modules, "av", None)
     assert [path.name for path in media.save(x, {}, tmp_path)] == ["clips.gif"]
+
+
+def test_a_run_shows_its_clips_moving(tmp_path, real):
+    """What `finish` leaves where media have a film: strips and a moving picture of each set, and the student's files."""
+    from distillkit.callbacks.finish import _show
+
+    def generate(num, cond, seed, *rest, **options):
+        return real[0]["data"][:num]
+
+    teacher = SimpleNamespace(
+        condition=lambda batch: {}, generate=generate, few_step_choices=lambda num: [(None, None)] * 2
+    )
+    student = SimpleNamespace(num_steps=4, sample=generate)
+    data = SimpleNamespace(pictured=5, conditions=lambda num: {}, media=media)
+    _show(data, teacher, student, tmp_path, "student", 0, 1.0)
+    for name in ("student", "teacher_best", "teacher_same_steps"):
+        with Image.open(tmp_path / "samples" / f"{name}.gif") as moving:
+            assert moving.n_frames == 16 and moving.size == (4 * (96 + media.GAP), 2 * (96 + media.GAP))
+        assert (tmp_path / "samples" / f"{name}.png").is_file()
+    assert (tmp_path / "samples" / "clips.gif").is_file() and (tmp_path / "student" / "samples.png").is_file()

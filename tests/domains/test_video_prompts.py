@@ -136,7 +136,7 @@ def test_a_run_from_the_command_line(kind, students, pipelines, here, tmp_path, 
     result = json.loads((run / "evaluation.json").read_text())
     assert [row["name"] for row in result["rows"]] == ["student", "teacher at its best", "teacher at 2 steps"]
     assert all(np.isfinite(row["metrics"]["distance"]) for row in result["rows"])
-    for name in ("comparison.png", "student.png", "clips.gif"):
+    for name in ("comparison.png", "student.png", "student.gif", "clips.gif"):
         assert (run / "samples" / name).is_file()
     assert (run / "report.html").is_file() and (run / "student" / "README.md").is_file()
     assert load_student("run").sample(2).shape == (2, *load_student("run").event_shape)
