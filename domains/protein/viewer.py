@@ -39,10 +39,10 @@ function draw() {
     const at = p => [size / 2 + p[0] * size / reach, size / 2 - p[1] * size / reach];
     const order = [...seen.keys()].slice(1).sort((i, j) => seen[i][2] + seen[i - 1][2] - seen[j][2] - seen[j - 1][2]);
     pen.clearRect(0, 0, size, size);
-    pen.lineCap = "round";
     for (const i of order) {
       const hue = 240 * (1 - i / (chain.length - 1)), light = 45 - 12 * (seen[i][2] / reach) ;
-      for (const [width, colour] of [[16, "#fff"], [9, `hsl(${hue} 80%% ${light}%%)`]]) {
+      for (const [width, cap, colour] of [[18, "butt", "#fff"], [10, "round", `hsl(${hue} 80%% ${light}%%)`]]) {
+        pen.lineCap = cap;
         pen.strokeStyle = colour;
         pen.lineWidth = width;
         pen.beginPath();
