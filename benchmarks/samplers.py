@@ -5,7 +5,8 @@
 `potts`: KL(world | sampler) in nats, exact, without sampling. `countdown`: the share of neighbours that break the rule, and of
 zeros. `text`: the embedded teacher's samples, see `domains.discrete.evaluation.TextEvaluator`. LSD and LSD+ are trained as
 `fit` trains them, with its guard. A seed is that of the training and of the samples. What is printed is markdown, after every
-seed; OUT/samplers.json has all values.
+seed: the metrics, how many calls the best plain sampler needs for the quality of the learned ones, and how long their fit took.
+OUT/samplers.json has all values.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ WORLDS = {
     "countdown": World(Countdown, ("pair_error", "zeros"), 64, 128),
     "text": World(Text, ("trigram_tv", "perplexity", "entropy"), 64, 128),
 }
+PLAIN = ("euler", "tau_leap", "tweedie", "theta_trapezoidal")
 Made = tuple[Any, torch.Tensor]  # what `Teacher.generate` takes: solver and times
 
 
@@ -94,6 +96,8 @@ def main(argv: list[str] | None = None) -> int:
         write_text(args.out / "samplers.json", json.dumps({**facts, "found": found}, indent=1))
         for metric in world.metrics:
             print(f"\n{metric}\n\n{table(args.calls, found, metric)}\n", flush=True)
+        print(f"plain calls of equal {world.metrics[0]}\n\n{equal_quality(args.calls, found, world.metrics[0])}\n")
+        print(f"seconds\n\n{table(args.calls, [row for row in found if learned_here(row)], 'seconds')}\n", flush=True)
     return 0
 
 
@@ -102,7 +106,7 @@ def samplers(
 ) -> Iterator[tuple[str, Callable[[], Made]]]:
     """`(name, () -> (solver, times))` for each that is compared."""
     process = teacher.process
-    for name in ("euler", "tau_leap", "tweedie", "theta_trapezoidal"):
+    for name in PLAIN:
         times = process.grid((calls - 1) // SAMPLERS[name].calls + 1)
         yield name.replace("_", "-"), lambda name=name, times=times: (name, times)
     if not isinstance(process, Absorbing):
@@ -147,6 +151,37 @@ def measure(
         steps = solver.steps() if isinstance(solver, LearnedSampler) else SAMPLERS[solver]
         return {"kl": float(kl(teacher.table(), law(teacher.denoiser, teacher.event_shape[0], times, steps)))}
     return data.evaluator()(teacher.generate(num, {}, 1000 + seed, solver, times))
+
+
+def learned_here(row: dict[str, Any]) -> bool:
+    return row["sampler"].startswith("LSD")
+
+
+def equal_quality(calls: list[int], found: list[dict[str, Any]], metric: str) -> str:
+    """How many calls the best of the plain samplers on even times needs to be as good as a learned one (lower is better).
+
+    Log-log interpolation of the means over the seeds; outside what was measured only a bound is known.
+    """
+    rows = {(row["sampler"], row["calls"]): [] for row in found}
+    for row in found:
+        rows[row["sampler"], row["calls"]].append(row[metric])
+    means = {key: float(np.mean(values)) for key, values in rows.items()}
+    best = [min(means[name.replace("_", "-"), num] for name in PLAIN) for num in calls]
+    lines = ["| calls | " + " | ".join(map(str, calls)) + " |", "| :-- |" + " --: |" * len(calls)]
+    for name in dict.fromkeys(row["sampler"] for row in found if learned_here(row)):
+        cells = [equal_calls(calls, best, means[name, num]) for num in calls]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def equal_calls(calls: list[int], values: list[float], value: float) -> str:
+    """Where falling `values` reach `value`, as words."""
+    values = np.minimum.accumulate(values)
+    if value > values[0]:
+        return f"< {calls[0]}"
+    if value < values[-1]:
+        return f"> {calls[-1]}"
+    return number(float(np.exp(np.interp(-np.log(value), -np.log(values), np.log(calls)))))
 
 
 def table(calls: list[int], found: list[dict[str, Any]], metric: str) -> str:
