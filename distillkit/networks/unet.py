@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,83 @@ class Attention(nn.Module):
         return (x + self.proj(h)) * 0.5**0.5
 
 
-class UNet(Recorded, nn.Module):
-    """Encoder and decoder of residual blocks with skip connections.
+class UShape(Recorded, nn.Module):
+    """What U-Nets have in common: an encoder and a decoder of residual blocks with skip connections.
+
+    A kind says what its `Block` and its `convolution` are, and how its data come in and out.
+    """
+
+    Block: type[nn.Module]
+    convolution: Callable[..., nn.Module]
+
+    def build(
+        self,
+        inp: int,
+        out: int,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        attention: int,
+        classes: dict[str, int] | None,
+    ) -> None:
+        """Make the layers, for `inp` channels of the data as they come in and `out` as they leave."""
+        emb, widths = 4 * channels, [channels * m for m in multipliers]
+        self.embed = Embedding(emb, classes or {})
+        self.inp = self.convolution(inp, channels)
+        self.encoder, skips, width = nn.ModuleList(), [channels], channels
+        for level, target in enumerate(widths):
+            if level:
+                self.encoder.append(self.convolution(width, width, stride=2))
+                skips.append(width)
+            for _ in range(blocks):
+                self.encoder.append(self.Block(width, target, emb))
+                skips.append(width := target)
+        self.middle = nn.ModuleList([self.Block(width, width, emb, attention), self.Block(width, width, emb)])
+        self.decoder = nn.ModuleList()
+        for level, target in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                self.decoder.append(self.Block(width + skips.pop(), target, emb))
+                width = target
+            if level:
+                self.decoder.append(self.convolution(width, width))
+        self.norm, self.out = norm(width), zero(self.convolution(width, out))
+        self.feature_channels = widths[-1]
+
+    def enter(self, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """Data as the first level sees them."""
+        return self.inp(x.to(self.inp.weight.dtype))
+
+    def leave(self, h: Tensor) -> Tensor:
+        """The last level as data."""
+        return self.out(F.silu(self.norm(h)))
+
+    def encode(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The middle, the embedding of time and condition, and what the decoder is shown beside."""
+        emb, h = self.embed(time, cond), self.enter(x, cond)
+        skips = [h]
+        for layer in self.encoder:
+            h = layer(h, emb) if isinstance(layer, self.Block) else layer(h)
+            skips.append(h)
+        for block in self.middle:
+            h = block(h, emb)
+        return h, emb, skips
+
+    def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        h, emb, skips = self.encode(x, time, cond)
+        for layer in self.decoder:
+            if isinstance(layer, self.Block):
+                h = layer(torch.cat([h, skips.pop()], dim=1), emb)
+            else:
+                h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return self.leave(h)
+
+    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """The middle of the network, [B, C, ...]; the decoder is not run."""
+        return self.encode(x, time, cond)[0]
+
+
+class UNet(UShape):
+    """A U-Net of images.
 
     Args:
         event_shape: (channels, height, width); height and width divisible by 2^(levels - 1).
@@ -60,6 +135,8 @@ class UNet(Recorded, nn.Module):
         attention: self-attention in the middle.
         classes: categorical conditions, `{name: number of classes}`.
     """
+
+    Block = Block
 
     def __init__(
         self,
@@ -77,49 +154,8 @@ class UNet(Recorded, nn.Module):
             raise ValueError(
                 f"a U-Net with {len(multipliers)} levels needs images divisible by {factor}, got {tuple(event_shape)}"
             )
-        emb = 4 * channels
-        widths = [channels * m for m in multipliers]
-        self.embed = Embedding(emb, classes or {})
-        self.inp = nn.Conv2d(image_channels, channels, 3, padding=1)
-        self.encoder, skips, width = nn.ModuleList(), [channels], channels
-        for level, target in enumerate(widths):
-            if level:
-                self.encoder.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
-                skips.append(width)
-            for _ in range(blocks):
-                self.encoder.append(Block(width, target, emb))
-                skips.append(width := target)
-        self.middle = nn.ModuleList([Block(width, width, emb, attention), Block(width, width, emb)])
-        self.decoder = nn.ModuleList()
-        for level, target in reversed(list(enumerate(widths))):
-            for _ in range(blocks + 1):
-                self.decoder.append(Block(width + skips.pop(), target, emb))
-                width = target
-            if level:
-                self.decoder.append(nn.Conv2d(width, width, 3, padding=1))
-        self.norm, self.out = norm(width), zero(nn.Conv2d(width, image_channels, 3, padding=1))
-        self.feature_channels = widths[-1]
+        self.build(image_channels, image_channels, channels, multipliers, blocks, attention, classes)
 
-    def _encode(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        emb = self.embed(time, cond)
-        h = self.inp(x.to(self.inp.weight.dtype))
-        skips = [h]
-        for layer in self.encoder:
-            h = layer(h, emb) if isinstance(layer, Block) else layer(h)
-            skips.append(h)
-        for block in self.middle:
-            h = block(h, emb)
-        return h, emb, skips
-
-    def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        h, emb, skips = self._encode(x, time, cond)
-        for layer in self.decoder:
-            if isinstance(layer, Block):
-                h = layer(torch.cat([h, skips.pop()], dim=1), emb)
-            else:
-                h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        return self.out(F.silu(self.norm(h)))
-
-    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """The middle of the network, [B, C, h, w]; the decoder is not run."""
-        return self._encode(x, time, cond)[0]
+    @staticmethod
+    def convolution(inp: int, out: int, stride: int = 1) -> nn.Conv2d:
+        return nn.Conv2d(inp, out, 3, stride, padding=1)

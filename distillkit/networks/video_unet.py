@@ -9,9 +9,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distillkit.networks.blocks import Embedding, zero
-from distillkit.networks.unet import norm
-from distillkit.spec import Recorded
+from distillkit.networks.blocks import zero
+from distillkit.networks.unet import UShape, norm
 
 
 def spatial(inp: int, out: int, stride: int = 1) -> nn.Conv3d:
@@ -53,8 +52,8 @@ class Attention(nn.Module):
         return (x + self.proj(h).mT.reshape(x.shape)) * 0.5**0.5
 
 
-class VideoUNet(Recorded, nn.Module):
-    """Encoder and decoder of residual blocks with skip connections, on tubelets.
+class VideoUNet(UShape):
+    """A U-Net of videos, on tubelets.
 
     Args:
         event_shape: (channels, frames, height, width); frames divisible by `tube` and height and width by `patch`, and what
@@ -69,6 +68,8 @@ class VideoUNet(Recorded, nn.Module):
         given: how many first frames it is given, as `cond["first"]` [B, C, given, H, W] in [-1, 1]: they are shown beside every
             moment, as further channels.
     """
+
+    Block, convolution = Block, staticmethod(spatial)
 
     def __init__(
         self,
@@ -91,57 +92,17 @@ class VideoUNet(Recorded, nn.Module):
                 f"by {factor * tube} and sides by {factor * patch}, got {tuple(event_shape)}"
             )
         image_channels, frames, rows, columns = event_shape
-        self.patch, self.sides = patch, {"r": tube, "p": patch, "q": patch}
-        emb, widths = 4 * channels, [channels * m for m in multipliers]
-        inside = image_channels * tube * patch**2
-        self.given = given
-        self.embed = Embedding(emb, classes or {})
-        self.inp = spatial(inside + given * image_channels * patch**2, channels)
+        self.given, self.patch, self.sides = given, patch, {"r": tube, "p": patch, "q": patch}
+        pixels = image_channels * patch**2
+        self.build(pixels * (tube + given), pixels * tube, channels, multipliers, blocks, heads, classes)
         self.place = nn.Parameter(torch.zeros(1, channels, frames // tube, rows // patch, columns // patch))
-        self.encoder, skips, width = nn.ModuleList(), [channels], channels
-        for level, target in enumerate(widths):
-            if level:
-                self.encoder.append(spatial(width, width, stride=2))
-                skips.append(width)
-            for _ in range(blocks):
-                self.encoder.append(Block(width, target, emb))
-                skips.append(width := target)
-        self.middle = nn.ModuleList([Block(width, width, emb, heads), Block(width, width, emb)])
-        self.decoder = nn.ModuleList()
-        for level, target in reversed(list(enumerate(widths))):
-            for _ in range(blocks + 1):
-                self.decoder.append(Block(width + skips.pop(), target, emb))
-                width = target
-            if level:
-                self.decoder.append(spatial(width, width))
-        self.norm, self.out = norm(width), zero(spatial(width, inside))
-        self.feature_channels = widths[-1]
 
-    def _encode(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        emb = self.embed(time, cond)
+    def enter(self, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
         x = rearrange(x, "b c (t r) (h p) (w q) -> b (c r p q) t h w", **self.sides)
         if self.given:
             first = rearrange(cond["first"].to(x), "b c k (h p) (w q) -> b (c k p q) 1 h w", p=self.patch, q=self.patch)
             x = torch.cat([x, first.expand(-1, -1, x.shape[2], -1, -1)], dim=1)
-        h = self.inp(x.to(self.place.dtype)) + self.place
-        skips = [h]
-        for layer in self.encoder:
-            h = layer(h, emb) if isinstance(layer, Block) else layer(h)
-            skips.append(h)
-        for block in self.middle:
-            h = block(h, emb)
-        return h, emb, skips
+        return super().enter(x, cond) + self.place
 
-    def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        h, emb, skips = self._encode(x, time, cond)
-        for layer in self.decoder:
-            if isinstance(layer, Block):
-                h = layer(torch.cat([h, skips.pop()], dim=1), emb)
-            else:
-                h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        h = self.out(F.silu(self.norm(h)))
-        return rearrange(h, "b (c r p q) t h w -> b c (t r) (h p) (w q)", **self.sides)
-
-    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """The middle of the network, [B, C, t, h, w]; the decoder is not run."""
-        return self._encode(x, time, cond)[0]
+    def leave(self, h: Tensor) -> Tensor:
+        return rearrange(super().leave(h), "b (c r p q) t h w -> b c (t r) (h p) (w q)", **self.sides)

@@ -52,6 +52,7 @@ def test_pixels_stay_where_they_are():
     net.inp, net.norm, net.out = (torch.nn.Identity() for _ in range(3))
     net.encoder, net.middle, net.decoder = (torch.nn.ModuleList() for _ in range(3))
     net.place = torch.nn.Parameter(torch.zeros(1))
+    net.inp.weight = net.place  # which the dtype is read off
     torch.testing.assert_close(net(x, torch.ones(2), {}), torch.nn.functional.silu(x))
 
 
