@@ -18,6 +18,8 @@ from distillkit.discrete.sampling import SAMPLERS, network_passes, sample
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.folder import Folder
 
+CELLS = 2**27  # sequences x positions x states whose noise is held at a time, one GiB
+
 
 class DiscreteTeacher(Teacher):
     """A frozen model of sequences of d tokens.
@@ -61,8 +63,9 @@ class DiscreteTeacher(Teacher):
         return sample(denoiser, start, times, lambda i: noise(1 + i), step, cond)
 
     def generate(self, num, cond, seed, solver=None, times=None, kappa=1.0, chunk=16 * BLOCK):
+        most = CELLS // (self.event_shape[0] * self.process.num_states) // BLOCK * BLOCK
         parts = []
-        for rows in torch.arange(num).split(chunk):
+        for rows in torch.arange(num).split(max(BLOCK, min(chunk, most))):
             noise = for_rows(
                 seed, int(rows[0]), int(rows[-1]) + 1, self.event_shape[0], self.process.num_states, self.device
             )

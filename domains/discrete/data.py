@@ -65,44 +65,54 @@ class WorldData(DiscreteData):
         return Strips(self.num_tokens)
 
 
-class TextData(DiscreteData):
-    """Characters of English prose, in blocks.
+class Prose(DiscreteData):
+    """Paragraphs as tokens, in blocks.
 
-    Letters are lowered and lose their accents; every run of other characters becomes one space. Paragraphs that are too
-    short to be prose, and repeated ones, are left out. A hash of a paragraph's letters decides which part it belongs to
-    (8 : 1 : 1), so no paragraph is in two parts, and none changes its part when others come or go.
+    Paragraphs that are too short to be prose, and repeated ones, are left out. A hash of a paragraph decides which part it
+    belongs to (8 : 1 : 1), so no paragraph is in two parts, and none changes its part when others come or go.
+
+    A kind says what its `paragraphs` are, how they become `blocks`, and how to `spell` tokens.
 
     Args:
         path: a text file, or a folder whose .txt files are read in alphabetical order; None is the prose inside CPython's
             own documentation module (`pydoc_data.topics`, which differs a little between versions of Python).
-        length: d, characters of a block.
-        alphabet: the symbols; the first stands for everything that is not among them.
+        length: d, tokens of a block.
+        num_tokens: S.
         batch_size: blocks of one micro-batch.
     """
 
-    def __init__(self, path: str | None = None, length: int = 64, alphabet: str = ALPHABET, batch_size: int = 64):
+    def __init__(self, path: str | None, length: int, num_tokens: int, batch_size: int):
         super().__init__(batch_size)
-        if len(set(alphabet)) != len(alphabet) or len(alphabet) < 2:
-            raise ValueError(f"an alphabet needs at least two symbols, none twice, got {alphabet!r}")
         if length < 2:
             raise ValueError(f"length must be at least 2, got {length}")
-        self.path, self.length, self.alphabet = path, length, alphabet
-        self.event_shape, self.classes, self.num_tokens = (length,), {}, len(alphabet)
+        self.path, self.length, self.num_tokens = path, length, num_tokens
+        self.event_shape, self.classes = (length,), {}
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
         parts: list[list[str]] = [[] for _ in range(10)]
-        for paragraph in paragraphs(source_text(self.path), self.alphabet):
+        for paragraph in self.paragraphs(source_text(self.path)):
             digest = hashlib.blake2b(paragraph.encode(), digest_size=8).digest()
             parts[int.from_bytes(digest, "little") % 10].append(paragraph)
         *train, val, test = parts
-        found = [blocks(part, self.length, self.alphabet) for part in (sum(train, []), val, test)]
+        found = [self.blocks(part) for part in (sum(train, []), val, test)]
         if min(map(len, found)) < 2:
             sizes = " / ".join(str(len(part)) for part in found)
             raise ValueError(
-                f"{self.path} gives {sizes} blocks of {self.length} characters for training, validation and test, but "
-                f"each needs two: give more text or a smaller data.length"
+                f"{self.path} gives {sizes} blocks of {self.length} tokens for training, validation and test, but each "
+                f"needs two: give more text or a smaller data.length"
             )
         return tuple(TensorData({"data": part}) for part in found)
+
+    def paragraphs(self, text: str) -> list[str]:
+        raise NotImplementedError
+
+    def blocks(self, parts: list[str]) -> Tensor:
+        """[N, length] int64."""
+        raise NotImplementedError
+
+    def spell(self, tokens: Tensor) -> list[str]:
+        """Tokens [N, d] as strings."""
+        raise NotImplementedError
 
     def build_evaluator(self) -> Any:
         from domains.discrete.evaluation import TextEvaluator
@@ -113,7 +123,85 @@ class TextData(DiscreteData):
     def media(self) -> Any:
         from domains.discrete.media import Pages
 
-        return Pages(self.alphabet)
+        return Pages(self.spell)
+
+
+class TextData(Prose):
+    """Characters of English prose, in blocks.
+
+    Letters are lowered and lose their accents; every run of other characters becomes one space.
+
+    Args:
+        path: a text file, or a folder whose .txt files are read in alphabetical order; None is the prose inside CPython's
+            own documentation module (`pydoc_data.topics`, which differs a little between versions of Python).
+        length: d, characters of a block.
+        alphabet: the symbols; the first stands for everything that is not among them.
+        batch_size: blocks of one micro-batch.
+    """
+
+    def __init__(self, path: str | None = None, length: int = 64, alphabet: str = ALPHABET, batch_size: int = 64):
+        if len(set(alphabet)) != len(alphabet) or len(alphabet) < 2:
+            raise ValueError(f"an alphabet needs at least two symbols, none twice, got {alphabet!r}")
+        super().__init__(path, length, len(alphabet), batch_size)
+        self.alphabet = alphabet
+
+    def paragraphs(self, text: str) -> list[str]:
+        return paragraphs(text, self.alphabet)
+
+    def blocks(self, parts: list[str]) -> Tensor:
+        return blocks(parts, self.length, self.alphabet)
+
+    def spell(self, tokens: Tensor) -> list[str]:
+        return spell(tokens, self.alphabet)
+
+
+class TokenData(Prose):
+    """Text as the tokens of a tokeniser, for published models and for teachers of your own.
+
+    Paragraphs keep their spelling and are joined by empty lines. Needs the package tokenizers (extra `hf`).
+
+    Args:
+        tokenizer: a `tokenizer.json`, or a folder that holds one.
+        num_tokens: S, the tokens of the model, a mask at the end not counted: 50257 with GPT-2's, which SEDD and MDLM use. May
+            be more than the tokeniser knows.
+        path, length, batch_size: as in `TextData`; length counts tokens.
+    """
+
+    def __init__(self, tokenizer: str, num_tokens: int, path: str | None = None, length: int = 64, batch_size: int = 8):
+        super().__init__(path, length, num_tokens, batch_size)
+        self.tokenizer = read_tokenizer(tokenizer)
+
+    def paragraphs(self, text: str) -> list[str]:
+        found = (part.strip() for part in re.split(r"\n\s*\n", text))
+        return list(dict.fromkeys(part for part in found if len(part) >= PARAGRAPH))
+
+    def blocks(self, parts: list[str]) -> Tensor:
+        tokens = torch.tensor(self.tokenizer.encode("\n\n".join(parts), add_special_tokens=False).ids, dtype=torch.long)
+        if len(tokens) and int(tokens.max()) >= self.num_tokens:
+            raise ValueError(
+                f"the tokeniser gives token {int(tokens.max())}, but data.num_tokens={self.num_tokens}: give the number of the "
+                f"model's tokens"
+            )
+        return cut(tokens, self.length)
+
+    def spell(self, tokens: Tensor) -> list[str]:
+        return self.tokenizer.decode_batch(tokens.tolist(), skip_special_tokens=False)
+
+
+def read_tokenizer(path: str) -> Any:
+    """The tokeniser of a tokenizer.json."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise ValueError("data=tokens needs the package tokenizers: pip install 'distillkit[hf]'") from None
+    file = Path(path).expanduser()
+    file = file / "tokenizer.json" if file.is_dir() else file
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist: give data.tokenizer=/path/to/tokenizer.json, or its folder")
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises nothing more special
+        raise ValueError(f"{file} is no tokeniser that the package tokenizers reads: {error}") from None
 
 
 class DigitData(DiscreteData):
@@ -179,7 +267,11 @@ def normalise(text: str, alphabet: str = ALPHABET) -> str:
 def blocks(parts: list[str], length: int, alphabet: str = ALPHABET) -> Tensor:
     """Paragraphs, joined by the filler and cut, [N, length] int64; a rest is left out."""
     number = {symbol: i for i, symbol in enumerate(alphabet)}
-    tokens = torch.tensor([number[symbol] for symbol in alphabet[0].join(parts)], dtype=torch.long)
+    return cut(torch.tensor([number[symbol] for symbol in alphabet[0].join(parts)], dtype=torch.long), length)
+
+
+def cut(tokens: Tensor, length: int) -> Tensor:
+    """Tokens [n] as rows [n // length, length]; a rest is left out."""
     return tokens[: len(tokens) // length * length].reshape(-1, length)
 
 

@@ -149,9 +149,9 @@ class TextEvaluator:
         self.train, self.num_tokens = train.tensors["data"], num_tokens
         self.held_out = torch.cat([part.tensors["data"] for part in held_out])
         most = int(63 * math.log(2) / math.log(num_tokens))
-        self.order, self.window = min(5, most), min(12, most)
+        self.order, self.window, self.few, self.three = (min(n, most) for n in (5, 12, 4, 3))
         self.judge = Judge(self.held_out, num_tokens, self.order)
-        self._trigrams = codes(self.held_out, 3, num_tokens)
+        self._trigrams = codes(self.held_out, self.three, num_tokens)
         self._seen = codes(self.train, self.window, num_tokens).unique()
 
     def describe(self) -> dict[str, Any]:
@@ -161,15 +161,15 @@ class TextEvaluator:
             "judge": f"{self.order}-gram model, Witten-Bell",
             "reference": "validation and test text",
             "num_reference": self.held_out.numel(),
-            "distinct": 4,
+            "distinct": self.few,
             "copied": self.window,
         }
 
     def __call__(self, samples: Tensor, cond: dict[str, Tensor] | None = None) -> dict[str, float]:
         """Metrics of samples [N, d]."""
         check(samples, self.held_out.shape[1], self.num_tokens)
-        fourgrams = codes(samples, 4, self.num_tokens)
-        trigrams = codes(samples, 3, self.num_tokens)
+        fourgrams = codes(samples, self.few, self.num_tokens)
+        trigrams = codes(samples, self.three, self.num_tokens)
         return {
             "trigram_tv": float(total_variation(*frequencies(trigrams, self._trigrams))),
             "perplexity": float((-self.judge.log_prob(samples).mean()).exp()),
@@ -214,8 +214,9 @@ def _pictures(data: TensorData) -> TensorData:
 def unigram_entropy(samples: Tensor, num_tokens: int) -> Tensor:
     """Entropy of the tokens inside each sample [N, d], nats, [N]."""
     rows = torch.arange(len(samples), device=samples.device)[:, None] * num_tokens + samples
-    share = rows.flatten().bincount(minlength=len(samples) * num_tokens).reshape(-1, num_tokens) / samples.shape[1]
-    return -torch.xlogy(share, share).sum(1)
+    cells, counts = rows.unique(return_counts=True)
+    share = counts.double() / samples.shape[1]
+    return torch.zeros(len(samples), dtype=torch.float64).index_add_(0, cells // num_tokens, -torch.xlogy(share, share))
 
 
 def frequencies(*sets: Tensor) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from distillkit.files import write_text
-from domains.discrete.data import spell
 from domains.discrete.evaluation import as_images
 from domains.image import media
 
@@ -22,11 +21,11 @@ class Pages:
     """Text as a page of monospaced lines.
 
     Args:
-        alphabet: symbol of each token.
+        spell: tokens [N, d] to strings.
     """
 
-    def __init__(self, alphabet: str):
-        self.alphabet = alphabet
+    def __init__(self, spell: Callable[[Tensor], list[str]]):
+        self.spell = spell
 
     def picture(self, samples: Tensor, cond: dict[str, Tensor] | None = None) -> Image.Image:
         """Samples [N, d], one below the other, at most 16."""
@@ -40,11 +39,14 @@ class Pages:
 
     def save(self, samples: Tensor, cond: dict[str, Tensor] | None, folder: Path) -> list[Path]:
         """One .txt file, a sample a line."""
-        return [write_text(Path(folder) / "samples.txt", "\n".join(spell(samples, self.alphabet)) + "\n")]
+        return [write_text(Path(folder) / "samples.txt", "\n".join(self._texts(samples)) + "\n")]
+
+    def _texts(self, samples: Tensor) -> list[str]:
+        """Each in one line."""
+        return ["\u23ce".join(text.splitlines()) for text in self.spell(samples)]
 
     def _lines(self, samples: Tensor) -> list[str]:
-        texts = spell(samples, self.alphabet)
-        return [text[i : i + COLUMN] for text in texts for i in range(0, len(text), COLUMN)]
+        return [text[i : i + COLUMN] for text in self._texts(samples) for i in range(0, len(text), COLUMN)]
 
 
 class Strips:

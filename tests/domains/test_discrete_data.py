@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -11,7 +12,19 @@ import torch
 
 from distillkit.methods.lsd import LSD
 from domains.discrete import media
-from domains.discrete.data import ALPHABET, DigitData, TextData, WorldData, blocks, normalise, paragraphs, spell
+from domains.discrete.checkpoints import DDiTCheckpoint
+from domains.discrete.data import (
+    ALPHABET,
+    DigitData,
+    TextData,
+    TokenData,
+    WorldData,
+    blocks,
+    normalise,
+    paragraphs,
+    source_text,
+    spell,
+)
 from domains.discrete.evaluation import as_images
 from domains.discrete.teacher import Countdown, Potts
 
@@ -112,6 +125,71 @@ def test_worlds_refuse_what_is_none():
     assert Potts().id == "potts-3-5-absorbing" and Countdown(noise="uniform").id == "countdown-32-256-uniform"
 
 
+# Tokenisers
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """A folder with byte pairs learned from the embedded prose, 300 tokens."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        [source_text(None)], tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet)
+    )
+    folder = tmp_path_factory.mktemp("tokenizer")
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_a_tokeniser_cuts_text_into_blocks_and_spells_them_back(tokenizer):
+    data = TokenData(str(tokenizer), num_tokens=310)
+    data.setup()
+    first = data.spell(data.train.tensors["data"][:40])
+    assert data.num_tokens == 310 and data.event_shape == (64,) and len(data.train) > 8 * len(data.val) / 2
+    assert "".join(first)[:60] in "\n\n".join(data.paragraphs(source_text(None)))
+    text = "Déjà vu: a paragraph that is long enough to be prose.\n\nAnother one that is long enough, as well."
+    (row,) = TokenData(str(tokenizer), 310, length=len(data.tokenizer.encode(text).ids)).blocks(text.split("\n\n"))
+    assert data.spell(row[None]) == [text]
+
+
+def test_tokenisers_that_do_not_fit_are_refused(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="data.num_tokens=100"):
+        TokenData(str(tokenizer), num_tokens=100).setup()
+    with pytest.raises(ValueError, match="tokenizer.json does not exist"):
+        TokenData(str(tmp_path), num_tokens=300)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="no tokeniser"):
+        TokenData(str(tmp_path), num_tokens=300)
+
+
+def test_a_published_model_is_distilled_on_text_of_its_tokeniser(tokenizer, tmp_path, monkeypatch, capsys):
+    """MDLM in its own layout, tiny, by the words of the command line, with evaluation, text samples and a student."""
+    from safetensors.torch import save_file
+
+    from distillkit import front, load_student
+    from distillkit.networks.ddit import DDiT
+
+    model = tmp_path / "mdlm"
+    model.mkdir()
+    sizes = {"hidden_dim": 16, "cond_dim": 8, "n_blocks": 1, "n_heads": 2, "model_length": 16}
+    config = {"model_type": "mdlm", "vocab_size": 301, "time_conditioning": False, **sizes}
+    (model / "config.json").write_text(json.dumps(config))
+    save_file(DDiT(300, width=16, depth=1, heads=2, adaln=True, cond_dim=8).state_dict(), model / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(DDiTCheckpoint, "best", {"solver": "tweedie", "steps": 8})
+    words = ["domain=discrete", "method=lsd", "teacher=ddit", "teacher.path=mdlm", "teacher.length=12", "data=tokens"]
+    words += [f"data.tokenizer={tokenizer}", "data.num_tokens=300", "data.length=12", "data.batch_size=4"]
+    words += ["model.num_steps=3", "model.num_pairs=8", "model.guard=16", "trainer.max_steps=1"]
+    assert front.main(["fit", *words, "vars.callbacks.finish.num_samples=16", "--out", "run"]) == 0
+    assert load_student("run").sample(2).shape == (2, 12)
+    assert len((tmp_path / "run" / "samples" / "samples.txt").read_text().splitlines()) == 4
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert {row["name"] for row in found["rows"]} >= {"student", "teacher at its best", "real data"}
+
+
 # Pictures
 
 
@@ -120,7 +198,7 @@ def dark(image, box) -> int:
 
 
 def test_a_page_shows_each_symbol_in_its_cell():
-    pages = media.Pages(ALPHABET)
+    pages = media.Pages(spell)
     tokens = torch.tensor([[0, 0, 13, 0], [13, 0, 0, 0]])
     image = pages.picture(tokens)
     cell = (image.width - 16) // 4
@@ -135,7 +213,7 @@ def test_a_page_shows_each_symbol_in_its_cell():
 
 def test_text_is_saved_as_text(tmp_path):
     tokens = torch.tensor([[8, 9, 0], [1, 2, 3]])
-    (path,) = media.Pages(ALPHABET).save(tokens, {}, tmp_path)
+    (path,) = media.Pages(spell).save(tokens, {}, tmp_path)
     assert path.read_text() == "hi \nabc\n" and path.suffix == ".txt"
     (path,) = media.Strips(32).save(tokens, {}, tmp_path)
     assert path.read_text() == "8 9 0\n1 2 3\n"
@@ -150,11 +228,11 @@ def test_strips_are_dark_for_zero_and_bright_for_the_last():
 
 def test_comparisons_hold_every_model(tmp_path):
     text, numbers = torch.zeros(9, 64, dtype=torch.long), torch.zeros(9, 32, dtype=torch.long)
-    assert media.Pages(ALPHABET).compare({"a": text, "b": text}).height == 2 * 6 * 18 + 16
+    assert media.Pages(spell).compare({"a": text, "b": text}).height == 2 * 6 * 18 + 16
     both, one = (media.Strips(4).compare(rows) for rows in ({"a": numbers, "b": numbers}, {"a": numbers}))
     assert both.height == 2 * one.height
     assert media.Bitmaps.compare({"a": text, "b": text}).size[1] == 2 * media.Bitmaps.picture(text[:8]).size[1]
-    for maker in (media.Pages(ALPHABET), media.Strips(4)):
+    for maker in (media.Pages(spell), media.Strips(4)):
         with pytest.raises(ValueError, match="nothing to compare"):
             maker.compare({})
 
