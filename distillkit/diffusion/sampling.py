@@ -67,6 +67,43 @@ def dpm_solver(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noi
     return denoise(x, times[-1])
 
 
+def unipc(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
+    """UniPC (arXiv 2302.04867, algorithms 1 and 2) with p = 2 and B(h) = e^h - 1: multistep, third order, one pass a step.
+
+    A step of DPM-Solver++(2M) predicts the next sample; once the model has been called there, the step is taken again with
+    that call. The model is not called at the corrected sample.
+    """
+    log_snr = -process.ratio(times).log()
+    h = log_snr[1:] - log_snr[:-1]
+    x_0 = []
+
+    def step(x: Tensor, i: int, change: Tensor | float) -> Tensor:
+        """From times[i] to the next."""
+        (_, sigma), (alpha_s, sigma_s) = _scales(process, times[i], x), _scales(process, times[i + 1], x)
+        return (sigma_s / sigma) * x - alpha_s * torch.expm1(-h[i]).to(x.dtype) * (x_0[i] + change)
+
+    def corrected(i: int) -> Tensor:
+        """What the denoised sample changes by on average in step i, now that the next one is known."""
+        ahead = x_0[i + 1] - x_0[i]
+        if i == 0:
+            return ahead / 2
+        ratio, phi_1 = h[i - 1] / h[i], torch.expm1(-h[i])
+        phi_2 = -phi_1 / h[i] - 1
+        phi_3 = -phi_2 / h[i] - 0.5
+        b_1, b_2 = phi_2 / phi_1, 2 * phi_3 / phi_1
+        past = (b_1 - b_2) / (1 + ratio)  # the weights solve R rho = b (eq. 5) for the differences at -ratio and at 1
+        return (past / ratio).to(x.dtype) * (x_0[i] - x_0[i - 1]) + (b_1 - past).to(x.dtype) * ahead
+
+    for i, t in enumerate(times):
+        x_0.append(denoise(x, t))
+        if i:
+            x = step(before, i - 1, corrected(i - 1))
+        if i < len(times) - 1:
+            slope = (h[i] / h[i - 1]).to(x.dtype) * (x_0[i] - x_0[i - 1]) if i else 0.0
+            before, x = x, step(x, i, slope / 2)
+    return x_0[-1]
+
+
 def ancestral(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
     """DDPM's posterior q(x_s | x_t, x_0) on any process (arXiv 2006.11239 eq. 6); `noise(i)` is the draw of step i."""
     for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
@@ -78,7 +115,14 @@ def ancestral(denoise: Denoise, process: Process, x: Tensor, times: Tensor, nois
     return denoise(x, times[-1])
 
 
-SOLVERS = {"euler": euler, "heun": heun, "ddim": ddim, "dpm_solver": dpm_solver, "ancestral": ancestral}
+SOLVERS = {
+    "euler": euler,
+    "heun": heun,
+    "ddim": ddim,
+    "dpm_solver": dpm_solver,
+    "unipc": unipc,
+    "ancestral": ancestral,
+}
 FEW_STEP_SOLVERS = ("ddim", "euler", "dpm_solver")  # one pass a step; Heun is unstable below about six steps
 
 

@@ -134,6 +134,29 @@ def test_the_process_of_cogvideox_is_the_schedulers_table(shift, zero):
     torch.testing.assert_close(alpha**2, scheduler.alphas_cumprod.double(), rtol=1e-6, atol=2e-12)
 
 
+def test_unipc_on_wan_is_the_pipelines(tmp_path, prompts):
+    """But that the pipeline tells its network times rounded down to integers, which is taken away here."""
+    from diffusers import UniPCMultistepScheduler
+
+    settings = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    pipeline = tiny_pipelines.wan(tmp_path, scheduler=UniPCMultistepScheduler(**settings))
+    teacher = Wan(str(tmp_path), prompts=prompts, negative_prompt=NEGATIVE, **SIZE)
+    noise, cond = drawn(teacher), {"prompt": torch.tensor([2, 0])}
+    assert teacher.best["solver"] == "unipc"
+    scheduler, set_timesteps = pipeline.scheduler, pipeline.scheduler.set_timesteps
+
+    def unrounded(*args, **options):
+        set_timesteps(*args, **options)
+        scheduler.timesteps = 1000 * scheduler.sigmas[:-1]
+
+    scheduler.set_timesteps = unrounded
+    for steps in (1, 2, 3, 7):
+        close(teacher.sample(noise, cond, steps, kappa=5.0), theirs(pipeline, noise, steps, 512))
+    UniPCMultistepScheduler(**settings | {"solver_order": 3}).save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(ValueError, match="solver_order = 3"):
+        Wan(str(tmp_path), prompts=prompts, **SIZE)
+
+
 def test_unipc_tells_the_same_kind_of_times(tmp_path, prompts):
     """The released Wan samples with UniPC: s u / (1 + (s - 1) u) at even u, without the final 0."""
     from diffusers import UniPCMultistepScheduler

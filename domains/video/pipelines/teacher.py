@@ -114,7 +114,7 @@ class PipelineTeacher(Teacher):
 
 
 class Wan(PipelineTeacher):
-    """Wan 2.1 and 2.2, text to video (arXiv 2503.20314): a flow, sampled on the pipeline's own shifted times.
+    """Wan 2.1 and 2.2, text to video (arXiv 2503.20314): a flow, sampled as the pipeline does, on its own shifted times.
 
     Args:
         guidance_2: of models with two transformers, guidance scale of the second in sampling; None means that of the first.
@@ -128,11 +128,21 @@ class Wan(PipelineTeacher):
     def __init__(self, path: str, guidance_2: float | None = None, **kwargs):
         super().__init__(path, **kwargs)
         self.guidance_2 = guidance_2
+        if type(self.scheduler).__name__ == "UniPCMultistepScheduler":
+            self.best = self.best | {"solver": "unipc"}
 
     @staticmethod
     def read_scheduler(scheduler):
         if not getattr(scheduler.config, "use_flow_sigmas", True):
             raise ValueError("the pipeline's sampler is not one of flows: its scheduler must say use_flow_sigmas")
+        for key, known in (
+            ("solver_order", 2),
+            ("solver_type", "bh2"),
+            ("predict_x0", True),
+            ("disable_corrector", []),
+        ):
+            if (value := scheduler.config.get(key, known)) != known:
+                raise ValueError(f"the pipeline's scheduler says {key} = {value!r}; only {known!r} is known here")
         shift = scheduler.config.get("shift") or scheduler.config.get("flow_shift") or 1.0
         return RectifiedFlow(shift=float(shift)), "flow"
 
