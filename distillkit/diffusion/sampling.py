@@ -75,7 +75,7 @@ def unipc(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: N
     """
     log_snr = -process.ratio(times).log()
     h = log_snr[1:] - log_snr[:-1]
-    x_0 = []
+    x_0, before = {}, x  # denoised samples by step, of which three are kept; the sample before the last step
 
     def step(x: Tensor, i: int, change: Tensor | float) -> Tensor:
         """From times[i] to the next."""
@@ -95,13 +95,14 @@ def unipc(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: N
         return (past / ratio).to(x.dtype) * (x_0[i] - x_0[i - 1]) + (b_1 - past).to(x.dtype) * ahead
 
     for i, t in enumerate(times):
-        x_0.append(denoise(x, t))
+        x_0[i] = denoise(x, t)
         if i:
             x = step(before, i - 1, corrected(i - 1))
+            x_0.pop(i - 2, None)
         if i < len(times) - 1:
             slope = (h[i] / h[i - 1]).to(x.dtype) * (x_0[i] - x_0[i - 1]) if i else 0.0
             before, x = x, step(x, i, slope / 2)
-    return x_0[-1]
+    return x_0[len(times) - 1]
 
 
 def ancestral(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
