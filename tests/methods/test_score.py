@@ -547,10 +547,10 @@ class Gone(Next):
         return torch.cat([first, self.b * first + seen * (x[:, :, 1:] - self.b * first)], dim=2)
 
 
-def going_on(clip, a=0.9, b=0.4, w=0.2, ratio=0.9, clips=3):
-    """DMD in its closed form, on data that always begin with nothing; `clip` is the one that is trained."""
+def going_on(clip, a=0.9, b=0.4, w=0.2, ratio=0.9, clips=3, method=DMD):
+    """A method in its closed form, on data that always begin with nothing; `clip` is the one that is trained."""
     teacher = Teacher(Gone(a, w), (1, 2, 1), context=("first",))
-    model = DMD(teacher, student_times=Level(ratio), clips=clips)
+    model = method(teacher, student_times=Level(ratio), clips=clips)
     model.normalise = None
     model.student, model.fake_score = Going(b, w), Gone(b, w)
     z = (torch.cartesian_prod(*[f64(1, -1)] * 4))[:, :, None, None, None].expand(-1, -1, 1, 2, 1)
@@ -587,13 +587,16 @@ def test_clips_in_a_row_need_first_frames():
         SiD(neural(), clips=0)
 
 
-def test_real_clips_are_judged_by_their_own_first_frames(monkeypatch):
+@pytest.mark.parametrize("method, module", [(DMD, dmd_module), (SiD, sid_module)])
+def test_real_clips_are_judged_by_their_own_first_frames(method, module, monkeypatch):
     """The student goes on from frames that it made; the data do not."""
-    model, batch = going_on(1)
+    model, batch = going_on(1, method=method)
     batch["first"] = batch["first"] + 0.3
-    generator, seen = torch.Generator().manual_seed(0), {}
-    model.gan, model.randn = 1.0, lambda shape, purpose: torch.randn(shape, generator=generator).double()
-    model.logits = lambda x, cond, purpose: seen.update({purpose: cond["first"]}) or x.mean()
-    monkeypatch.setattr(dmd_module, "denoising_loss", lambda *args: torch.zeros(()))
+    generator, judged = torch.Generator().manual_seed(0), []
+    model.gan = model.adversarial = 0.5
+    model.randn = lambda shape, purpose: torch.randn(shape, generator=generator).double()
+    model.logits = lambda *args: judged.append(next(a["first"] for a in args if isinstance(a, dict))) or args[0].mean()
+    monkeypatch.setattr(module, "denoising_loss", lambda *args: torch.zeros(()))
     model.fake_score_loss(batch)
-    assert torch.equal(seen["real gan"], batch["first"]) and not torch.allclose(seen["fake gan"], batch["first"])
+    fake, real = judged
+    assert torch.equal(real, batch["first"]) and not torch.allclose(fake, batch["first"])
