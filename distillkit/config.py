@@ -99,10 +99,12 @@ def overrides(words: Sequence[str]) -> list[str]:
 def hydra_errors() -> Iterator[None]:
     """Hydra's and OmegaConf's errors as one sentence."""
     from hydra.errors import HydraException, OverrideParseException
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
         yield
+    except MissingMandatoryValue as error:
+        raise UsageError(f"{error.full_key} has no default: say {error.full_key}=...") from error
     except (HydraException, OmegaConfBaseException) as error:
         text = str(error)
         if "--multirun" in text:

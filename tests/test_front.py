@@ -202,6 +202,7 @@ def test_show_needs_no_torch(tmp_path):
         (["fit", *DUMMY, "model.rate=1,2"], r"model.rate=1,2 lists several values: add -m"),
         (["fit", *DUMMY, "model.x={"], r"cannot read 'model.x=\{'"),
         (["fit", *DUMMY, "model.rate=${nothing}"], r"nothing"),
+        (["fit", *DUMMY, "model.rate=???"], r"model.rate has no default: say model.rate=..."),
         (["fit", "hydra.searchpath=[file:///no/where]"], r"there is no configuration folder file:///no/where"),
         (["fit", *DUMMY, "--config", "x.yaml"], r"change it with flags, not words"),
         (["fit", "--config", "x.yaml"], r"--config: there is no file x.yaml"),
