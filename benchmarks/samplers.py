@@ -6,7 +6,7 @@
 zeros. `text`: the embedded teacher's samples, see `domains.discrete.evaluation.TextEvaluator`. LSD and LSD+ are trained as
 `fit` trains them, with its guard. A seed is that of the training and of the samples. What is printed is markdown, after every
 seed: the metrics, how many calls the best plain sampler needs for the quality of the learned ones, and how long their fit took.
-OUT/samplers.json has all values.
+OUT/samplers.json has all values, OUT/METRIC.png the curves.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from scipy import stats
 
+from distillkit.callbacks.finish import save_picture
 from distillkit.discrete.jump import jump_your_steps
 from distillkit.discrete.laws import kl, law
 from distillkit.discrete.learned import LearnedSampler
@@ -36,6 +37,7 @@ from distillkit.files import write_text
 from distillkit.methods.lsd import LSD, LSDPlus
 from distillkit.quality import number
 from domains.discrete.data import DiscreteData, TextData, WorldData
+from domains.discrete.media import curves
 from domains.discrete.teacher import Countdown, Potts, Text
 
 
@@ -96,6 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         write_text(args.out / "samplers.json", json.dumps({**facts, "found": found}, indent=1))
         for metric in world.metrics:
             print(f"\n{metric}\n\n{table(args.calls, found, metric)}\n", flush=True)
+            save_picture(args.out / f"{metric}.png", curves(means(found, metric), metric))
         print(f"plain calls of equal {world.metrics[0]}\n\n{equal_quality(args.calls, found, world.metrics[0])}\n")
         print(f"seconds\n\n{table(args.calls, [row for row in found if learned_here(row)], 'seconds')}\n", flush=True)
     return 0
@@ -157,19 +160,24 @@ def learned_here(row: dict[str, Any]) -> bool:
     return row["sampler"].startswith("LSD")
 
 
+def means(found: list[dict[str, Any]], metric: str) -> dict[str, dict[int, float]]:
+    """Sampler to {calls: mean over the seeds}."""
+    values: dict[str, dict[int, list[float]]] = {}
+    for row in found:
+        values.setdefault(row["sampler"], {}).setdefault(row["calls"], []).append(row[metric])
+    return {name: {calls: float(np.mean(v)) for calls, v in own.items()} for name, own in values.items()}
+
+
 def equal_quality(calls: list[int], found: list[dict[str, Any]], metric: str) -> str:
     """How many calls the best of the plain samplers on even times needs to be as good as a learned one (lower is better).
 
     Log-log interpolation of the means over the seeds; outside what was measured only a bound is known.
     """
-    rows = {(row["sampler"], row["calls"]): [] for row in found}
-    for row in found:
-        rows[row["sampler"], row["calls"]].append(row[metric])
-    means = {key: float(np.mean(values)) for key, values in rows.items()}
-    best = [min(means[name.replace("_", "-"), num] for name in PLAIN) for num in calls]
+    mean = means(found, metric)
+    best = [min(mean[name.replace("_", "-")][num] for name in PLAIN) for num in calls]
     lines = ["| calls | " + " | ".join(map(str, calls)) + " |", "| :-- |" + " --: |" * len(calls)]
     for name in dict.fromkeys(row["sampler"] for row in found if learned_here(row)):
-        cells = [equal_calls(calls, best, means[name, num]) for num in calls]
+        cells = [equal_calls(calls, best, mean[name][num]) for num in calls]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """Learn the sampler of a world whose law is known: the countdown, in eight network calls, by LSD+.
 
-python examples/discrete.py [--steps 28] [--out runs/example-discrete]
+python examples/discrete.py [--steps 4] [--out runs/example-discrete]
 """
 
 import argparse
@@ -18,7 +18,7 @@ from domains.discrete.teacher import Countdown
 NUM = 500  # samples of each sampler
 
 
-def main(steps: int = 28, out: str = "runs/example-discrete") -> None:
+def main(steps: int = 4, out: str = "runs/example-discrete") -> None:
     quiet()  # Lightning says less
     seed_everything(0, verbose=False)
     teacher = Countdown(
@@ -27,7 +27,7 @@ def main(steps: int = 28, out: str = "runs/example-discrete") -> None:
     data = WorldData(teacher, batch_size=256)
     method = LSDPlus(teacher, num_steps=8, num_pairs=512, guard=NUM)
     trainer = Trainer(
-        max_steps=steps,  # a step solves for one of the seven powers
+        max_steps=steps,  # each solves for all seven powers
         max_epochs=-1,
         limit_val_batches=0,
         logger=False,
@@ -57,6 +57,6 @@ def main(steps: int = 28, out: str = "runs/example-discrete") -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=28, help="optimiser steps (default 28: four for each power)")
+    parser.add_argument("--steps", type=int, default=4, help="optimiser steps, rounds of matching (default 4)")
     parser.add_argument("--out", default="runs/example-discrete", help="folder for the student and the pictures")
     main(**vars(parser.parse_args()))
