@@ -67,6 +67,7 @@ def write_report(run_dir: Path) -> Path:
         pages=[(_plain(path.stem).capitalize(), _text(path)) for path in sorted((run_dir / "samples").glob("*.html"))],
         losses=_panels(rows, lambda key: key.endswith("/loss") and not key.startswith("val/"), {}),
         validation=_panels(rows, lambda key: key.startswith("val/"), evaluation.get("better", {})),
+        chased=any("fake_score/loss" in row for row in rows),
         is_student=(facts["method"] or "").lower() != "pretrain",
         cost=_cost(rows, config, evaluation),
         config=config_text,
