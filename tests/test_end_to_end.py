@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ import yaml
 from PIL import Image
 
 import distillkit
+from distillkit import front, runs
 
 TINY = ["domain=toy", "network.width=16", "network.depth=2", "data.batch_size=32", "data.num_samples=256"]
 SHORT = ["trainer.max_steps=6", "vars.callbacks.finish.num_samples=64"]
@@ -35,10 +38,21 @@ def distil(*argv: str, code: int = 0, cwd: Path | None = None) -> str:
 
 
 def complaint(*argv: str, code: int = 2) -> str:
-    """The one sentence an impossible command gets."""
-    lines = distil(*argv, code=code).strip().splitlines()
+    """The one sentence an impossible command gets, in this process, which has imported everything."""
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        assert front.main([*map(str, argv)]) == code, said.getvalue()
+    assert "Traceback" not in said.getvalue()
+    lines = said.getvalue().strip().splitlines()
     assert lines[-1].startswith("error: ") and not any(line.startswith("error: ") for line in lines[:-1])
     return lines[-1]
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    """What a run in this process leaves in the environment is taken away again."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", runs.OUT):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")
