@@ -72,9 +72,9 @@ class Pretrained(Recorded, nn.Module):
         self.both_ways = kind in ARCHITECTURES  # networks that look only back unless told otherwise
         cls, options = transformers.AutoModelForMaskedLM, {"trust_remote_code": False}
         if self.both_ways:
-            name, settings, names = ARCHITECTURES[kind]
+            name, translate, names = ARCHITECTURES[kind]
             try:
-                settings = settings(config)
+                settings = translate(config)
             except KeyError as error:
                 raise ValueError(f"{path}/config.json has no {error}, which {kind} needs") from None
             cls = getattr(transformers, f"{name}ForCausalLM")
