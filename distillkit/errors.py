@@ -3,7 +3,8 @@
 import argparse
 import difflib
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
@@ -37,6 +38,16 @@ def one_line(error: BaseException | str, limit: int = 500) -> str:
     """The message without line breaks, cut at `limit` characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else text[: limit - 4] + " ..."
+
+
+def exit_code(work: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+    """Do the work of a command line; 0 done, 1 failed, 2 wrong usage, the latter two in one sentence."""
+    try:
+        work(argv)
+    except (UsageError, Failure) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
 
 
 # ---- jsonargparse's messages: an indented tree of keys, classes and the alternatives of each Union

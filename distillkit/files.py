@@ -72,6 +72,27 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
         raise ValueError(f"{path} does not fit the network its folder describes: {first}") from None
 
 
+def fill_weights(network: nn.Module, state: dict[str, Tensor], source: object) -> None:
+    """Put weights of others in place, in float32, or say in one sentence which do not fit.
+
+    Args:
+        source: where they come from, for that sentence.
+    """
+    own = network.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"{source} does not fit its configuration: {len(missing)} weights are missing {missing[:3]}, {len(unknown)} "
+            f"unknown {unknown[:3]}"
+        )
+    for name, value in state.items():
+        if value.shape != own[name].shape:
+            raise ValueError(
+                f"{source} does not fit its configuration: {name} is {list(value.shape)} instead of {list(own[name].shape)}"
+            )
+    network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+
+
 def hash_weights(digest: hashlib._Hash, module: nn.Module) -> None:
     """Add a module's state to a digest: names and bytes, in the order of the names."""
     for name, value in sorted(module.state_dict().items()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,17 @@ class Prose(DiscreteData):
             )
         return tuple(TensorData({"data": part}) for part in found)
 
+    @abstractmethod
     def paragraphs(self, text: str) -> list[str]:
-        raise NotImplementedError
+        """The different paragraphs of a text, in order."""
 
+    @abstractmethod
     def blocks(self, parts: list[str]) -> Tensor:
-        """[N, length] int64."""
-        raise NotImplementedError
+        """Paragraphs as tokens [N, length] int64."""
 
+    @abstractmethod
     def spell(self, tokens: Tensor) -> list[str]:
         """Tokens [N, d] as strings."""
-        raise NotImplementedError
 
     def build_evaluator(self) -> Any:
         from domains.discrete.evaluation import TextEvaluator

@@ -12,6 +12,7 @@ import re
 import sys
 import zipfile
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow
-from distillkit.errors import Arguments, Failure, UsageError, one_line
-from distillkit.files import write_text
+from distillkit.errors import Arguments, Failure, exit_code, one_line
+from distillkit.files import fill_weights, write_text
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.folder import CONFIG, save_teacher
 from domains.protein.proteina import CATH, FOLDS, ProteinaTransformer
@@ -80,7 +81,7 @@ def convert(checkpoint: str | Path, folder: str | Path, cath: str | Path | None 
     state = {name: value for name, value in state.items() if not name.startswith(TRAINING_ONLY)}
     state = merge_lora(state, config.get("lora") or {})
     network = build(settings, target, state, checkpoint)
-    fill(network, state, checkpoint)
+    fill_weights(network, state, checkpoint)
 
     denoiser = Denoiser(network, RectifiedFlow(), "flow" if target == "v" else "x0")
     folds = dict(zip(FOLDS, fold_classes(state), strict=False))
@@ -156,23 +157,6 @@ def build(settings: dict[str, Any], target: str, state: dict[str, Tensor], sourc
         raise ValueError(f"{source} describes a network that is not known here: {one_line(error)}") from None
 
 
-def fill(network: ProteinaTransformer, state: dict[str, Tensor], source: Any) -> None:
-    """Put the weights in place, in float32, or say in one sentence which do not fit."""
-    own = network.state_dict()
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or unknown:
-        raise ValueError(
-            f"{source} does not fit its configuration: {len(missing)} weights are missing {missing[:3]}, {len(unknown)} "
-            f"unknown {unknown[:3]}"
-        )
-    for name, value in state.items():
-        if value.shape != own[name].shape:
-            raise ValueError(
-                f"{source} does not fit its configuration: {name} is {list(value.shape)} instead of {list(own[name].shape)}"
-            )
-    network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
-
-
 def read_cath(path: str | Path, sizes: list[int]) -> list[dict[str, int]]:
     """The tables from code to number of classes, architectures and topologies."""
     held = read(path)
@@ -187,7 +171,7 @@ def read_cath(path: str | Path, sizes: list[int]) -> list[dict[str, int]]:
     return tables
 
 
-def main(arguments: list[str] | None = None) -> int:
+def command(arguments: Sequence[str]) -> None:
     parser = Arguments(
         prog="python -m domains.protein.convert", description="A checkpoint of Proteina as a teacher folder."
     )
@@ -195,15 +179,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", help="where to write the teacher")
     parser.add_argument("--cath", help="cath_label_mapping.pt, to name folds by their code")
     parser.add_argument("--longest", type=int, default=256, help="residues of the longest chain (%(default)s)")
+    given = parser.parse_args(arguments)
     try:
-        given = parser.parse_args(arguments)
         folder = convert(given.checkpoint, given.folder, given.cath, given.longest)
-    except (ValueError, Failure, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+    except (ValueError, OSError) as error:
+        raise Failure(one_line(error)) from error
     print(f"teacher: {folder}\nuse it with teacher=proteina teacher.path={folder}")
-    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    return exit_code(command, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distillkit.callbacks.finish import save_picture
 from distillkit.diffusion.denoiser import Cond
-from distillkit.errors import Arguments, Failure, UsageError, one_line
+from distillkit.errors import Arguments, Failure, UsageError, exit_code
 from distillkit.student import Student, load_student
 from domains.threed import media
 from domains.threed.data import CHANNELS, shell, voxel_sets
@@ -116,17 +116,15 @@ def fit(argv: Sequence[str]) -> None:
     sample([*(str(args.out / stage) for stage in STAGES), "-n", str(args.n), "--out", str(args.out / "shapes")])
 
 
-def main(argv: Sequence[str]) -> int:
-    """A command line; its exit code: 0 done, 1 failed, 2 wrong usage."""
+def choose(argv: Sequence[str]) -> None:
     verbs = {"sample": sample, "fit": fit}
-    try:
-        if not argv or argv[0] not in verbs:
-            raise UsageError("say `python -m domains.threed.chain sample STRUCTURE FEATURES` or `... fit [words]`")
-        verbs[argv[0]](argv[1:])
-    except (UsageError, Failure) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
+    if not argv or argv[0] not in verbs:
+        raise UsageError("say `python -m domains.threed.chain sample STRUCTURE FEATURES` or `... fit [words]`")
+    verbs[argv[0]](argv[1:])
+
+
+def main(argv: Sequence[str]) -> int:
+    return exit_code(choose, argv)
 
 
 if __name__ == "__main__":

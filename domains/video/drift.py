@@ -22,7 +22,7 @@ from torch import Tensor
 
 from distillkit.continuation import continued
 from distillkit.diffusion.denoiser import Cond
-from distillkit.errors import Arguments, Failure, UsageError, one_line
+from distillkit.errors import Arguments, UsageError, exit_code
 from distillkit.files import write_atomic, write_text
 from distillkit.student import load_student
 from distillkit.student_verbs import made_with
@@ -111,13 +111,7 @@ def measure(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """A command line; its exit code: 0 done, 1 failed, 2 wrong usage."""
-    try:
-        measure(argv)
-    except (UsageError, Failure) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
+    return exit_code(measure, argv)
 
 
 if __name__ == "__main__":

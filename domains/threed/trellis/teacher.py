@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import RectifiedFlow, expand_mask
-from distillkit.files import read_weights
+from distillkit.files import fill_weights, read_weights
 from distillkit.teachers.base import Teacher
 from domains.threed.trellis.networks import SLatFlowModel, SparseStructureDecoder, SparseStructureFlowModel
 
@@ -92,19 +92,7 @@ def fill(network: nn.Module, weights: Path) -> None:
         pickles = [end for end in PICKLES if weights.with_suffix(end).is_file()]
         why = f"; {weights.with_suffix(pickles[0]).name} is a pickle, which is never opened" if pickles else ""
         raise ValueError(f"{weights} does not exist{why}: copy it there from the TRELLIS release")
-    state, own = read_weights(weights), network.state_dict()
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or unknown:
-        raise ValueError(
-            f"{weights} does not fit its .json: {len(missing)} weights are missing {missing[:3]}, {len(unknown)} unknown "
-            f"{unknown[:3]}"
-        )
-    for name, value in state.items():
-        if value.shape != own[name].shape:
-            raise ValueError(
-                f"{weights} does not fit its .json: {name} is {list(value.shape)} instead of {list(own[name].shape)}"
-            )
-    network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    fill_weights(network, read_weights(weights), weights)
 
 
 def load_decoder(path: str) -> SparseStructureDecoder:
