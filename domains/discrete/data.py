@@ -99,8 +99,8 @@ class Prose(DiscreteData):
         if min(map(len, found)) < 2:
             sizes = " / ".join(str(len(part)) for part in found)
             raise ValueError(
-                f"{self.path} gives {sizes} blocks of {self.length} tokens for training, validation and test, but each "
-                f"needs two: give more text or a smaller data.length"
+                f"{self.path or 'the embedded prose'} gives {sizes} blocks of {self.length} tokens for training, validation "
+                f"and test, but each needs two: give more text or a smaller data.length"
             )
         return tuple(TensorData({"data": part}) for part in found)
 

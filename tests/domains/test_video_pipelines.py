@@ -67,7 +67,7 @@ def drawn(teacher, num=2):
     return torch.randn(num, *teacher.event_shape, generator=torch.Generator().manual_seed(1))
 
 
-def close(ours, expected):
+def assert_close(ours, expected):
     assert expected.std() > 0.5 and (ours - expected).abs().max() < WITHIN
 
 
@@ -78,8 +78,8 @@ def test_euler_on_wan_is_the_pipeline(teacher, wan):
     noise, cond = drawn(teacher), {"prompt": torch.tensor([2, 0])}
     assert teacher.event_shape == (16, 3, 2, 4) and teacher.best == {"solver": "euler", "steps": 50}
     for steps in (1, 5):
-        close(teacher.sample(noise, cond, steps, kappa=5.0), theirs(wan, noise, steps, 512))
-    close(teacher.sample(noise, cond, 5), theirs(wan, noise, 5, 512, kappa=1.0))
+        assert_close(teacher.sample(noise, cond, steps, kappa=5.0), theirs(wan, noise, steps, 512))
+    assert_close(teacher.sample(noise, cond, 5), theirs(wan, noise, 5, 512, kappa=1.0))
 
 
 def test_wan_2_2_has_two_networks_with_a_guidance_each(tmp_path, prompts):
@@ -89,9 +89,9 @@ def test_wan_2_2_has_two_networks_with_a_guidance_each(tmp_path, prompts):
     times = teacher.grid(6)
     assert 0 < int((times < teacher.denoiser.network.boundary).sum()) < 6
     ours = teacher.sample(noise, cond, 6, kappa=5.0)
-    close(ours, theirs(pipeline, noise, 6, 512, guidance_scale_2=2.0))
+    assert_close(ours, theirs(pipeline, noise, 6, 512, guidance_scale_2=2.0))
     teacher.guidance_2 = None
-    close(teacher.sample(noise, cond, 6, kappa=5.0), theirs(pipeline, noise, 6, 512))
+    assert_close(teacher.sample(noise, cond, 6, kappa=5.0), theirs(pipeline, noise, 6, 512))
     assert (teacher.sample(noise, cond, 6, kappa=5.0) - ours).abs().max() > 100 * WITHIN
     t = torch.tensor([0.9, 0.3])  # in training a batch has times on both sides
     apart = [teacher.denoiser(noise[i : i + 1], t[i : i + 1], {"prompt": cond["prompt"][i : i + 1]}) for i in (0, 1)]
@@ -103,7 +103,7 @@ def test_a_time_for_each_token_is_the_same_as_one(tmp_path, prompts):
     pipeline = tiny_pipelines.wan(tmp_path, per_token=True)
     teacher = Wan(str(tmp_path), prompts=prompts, negative_prompt=NEGATIVE, **SIZE)
     noise = drawn(teacher)
-    close(teacher.sample(noise, {"prompt": torch.tensor([2, 0])}, 3, kappa=5.0), theirs(pipeline, noise, 3, 512))
+    assert_close(teacher.sample(noise, {"prompt": torch.tensor([2, 0])}, 3, kappa=5.0), theirs(pipeline, noise, 3, 512))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_ddim_on_cogvideox_is_the_pipeline(own, tmp_path, prompts):
     noise, cond = drawn(teacher), {"prompt": torch.tensor([2, 0])}
     assert teacher.event_shape == (4, size["frames"] // 4 + 1, 2, 4)
     for steps in (1, 5):
-        close(teacher.sample(noise, cond, steps, kappa=6.0), theirs(pipeline, noise, steps, 16, kappa=6.0))
+        assert_close(teacher.sample(noise, cond, steps, kappa=6.0), theirs(pipeline, noise, steps, 16, kappa=6.0))
 
 
 @pytest.mark.parametrize("shift, zero", [(3.0, True), (1.0, True), (3.0, False)])
@@ -151,7 +151,7 @@ def test_unipc_on_wan_is_the_pipelines(tmp_path, prompts):
 
     scheduler.set_timesteps = unrounded
     for steps in (1, 2, 3, 7):
-        close(teacher.sample(noise, cond, steps, kappa=5.0), theirs(pipeline, noise, steps, 512))
+        assert_close(teacher.sample(noise, cond, steps, kappa=5.0), theirs(pipeline, noise, steps, 512))
     UniPCMultistepScheduler(**settings | {"solver_order": 3}).save_pretrained(tmp_path / "scheduler")
     with pytest.raises(ValueError, match="solver_order = 3"):
         Wan(str(tmp_path), prompts=prompts, **SIZE)

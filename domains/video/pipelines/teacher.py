@@ -139,6 +139,7 @@ class Wan(PipelineTeacher):
             ("solver_order", 2),
             ("solver_type", "bh2"),
             ("predict_x0", True),
+            ("lower_order_final", True),
             ("disable_corrector", []),
         ):
             if (value := scheduler.config.get(key, known)) != known:
