@@ -15,8 +15,10 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from distillkit import runs
+from distillkit.callbacks.checkpoint import Checkpoint
+from distillkit.callbacks.finish import Finish
 from distillkit.data import DistillData
-from distillkit.errors import UsageError, condense, one_line, original
+from distillkit.errors import Interrupted, UsageError, condense, one_line, original
 from distillkit.files import write_text
 from distillkit.methods.base import Distiller
 
@@ -33,13 +35,14 @@ NOISE = (
     ".*You called `self.log\\(.*` in your `.*` but have no logger configured.*",
     ".*It is recommended to use `self.log\\(.*sync_dist=True.*",
 )
+LEAVES = {Checkpoint: "checkpoints/last.ckpt to go on from", Finish: "student, evaluation.json and report.html"}
 
 
-def run(verb: str, flags: Sequence[str], out: str | None, name: str, checkpoint: str | None) -> int:
+def run(verb: str, flags: Sequence[str], out: str | None, name: str) -> int:
     """Run `fit`, `validate` or `test` with LightningCLI's flags."""
     set_threads()
     quiet()
-    CLI(verb, flags, out, name, checkpoint)
+    CLI(verb, flags, out, name)
     return 0
 
 
@@ -75,6 +78,13 @@ class Start(Callback):
         if trainer.is_global_zero:
             write_text(self.folder / "config.yaml", self.text)
             print(f"run folder: {self.folder}", flush=True)
+            for kind, lost in LEAVES.items():
+                if not any(isinstance(callback, kind) for callback in trainer.callbacks):
+                    print(f"note: without the callback {kind.__name__} this run leaves no {lost}", flush=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.done:  # the checkpoint was of the last step: there was no batch
+            self.on_train_start(trainer, pl_module)
 
 
 class CLI(LightningCLI):
@@ -85,11 +95,10 @@ class CLI(LightningCLI):
         flags: LightningCLI's command line, `--config` included.
         out: the run folder, if the user gave one.
         name: the new run folder is runs/NAME-NUMBER if the user gave none.
-        checkpoint: what the run starts from; its own run folder is continued if `out` is not given.
     """
 
-    def __init__(self, verb: str, flags: Sequence[str], out: str | None, name: str, checkpoint: str | None):
-        self.verb, self.out, self.name, self.checkpoint = verb, out, name, checkpoint
+    def __init__(self, verb: str, flags: Sequence[str], out: str | None, name: str):
+        self.verb, self.out, self.name = verb, out, name
         self.folder: Path | None = None
         self.start: Start | None = None
         try:
@@ -116,7 +125,7 @@ class CLI(LightningCLI):
             raise
         except SystemExit:
             if getattr(getattr(self, "trainer", None), "interrupted", False):
-                raise KeyboardInterrupt from None
+                self.interrupted()
             raise
         finally:
             if self.folder:
@@ -140,18 +149,45 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.verb]
+        checkpoint = self.find_checkpoint(config)
         if config.trainer.default_root_dir is not None:
             raise UsageError("trainer.default_root_dir is the run folder: give it with --out")
         # what is saved knows neither where the run was kept nor what it continued: it can be run again elsewhere
         self._dump_config()
         record = yaml.safe_dump({**self.config_dump, "ckpt_path": None}, sort_keys=False)
-        self.folder = runs.claim(self.out, self.name, self.checkpoint)
+        self.folder = runs.claim(self.out, self.name, checkpoint, alone=self.verb == "fit")
         self.start = Start(self.folder, record)
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             arguments = getattr(logger, "init_args", None)
             if arguments is not None and "save_dir" in arguments and arguments.save_dir in (None, ""):
                 arguments.save_dir = str(self.folder)
+
+    def find_checkpoint(self, config: Any) -> str | None:
+        """The checkpoint of the command line or of its config.yaml, for Lightning by its absolute path; pickles are not read."""
+        if config.weights_only not in (None, True):
+            raise UsageError("weights_only is no choice: checkpoints hold plain tensors and are never unpickled")
+        given = config.ckpt_path
+        if given is None and self.verb != "fit":
+            given = self.own_checkpoint(config)
+        checkpoint = runs.resolve_checkpoint(given, self.out)
+        config.ckpt_path, config.weights_only = checkpoint and os.path.abspath(checkpoint), True
+        return checkpoint
+
+    def own_checkpoint(self, config: Any) -> Path:
+        """The last checkpoint of the run whose folder or config.yaml the command names."""
+        homes = [Path(self.out)] if self.out else [Path(str(file)).parent for file in config.get("config") or ()]
+        for last in (home / "checkpoints" / runs.LAST for home in homes):
+            if last.is_file():
+                return last
+        raise UsageError(
+            f"{self.verb} measures what a run has trained: name its checkpoint with --ckpt_path RUN/checkpoints/{runs.LAST}"
+        )
+
+    def interrupted(self) -> None:
+        """Ctrl-C outside of a training step, which saved nothing new."""
+        goes_on = self.verb == "fit" and (self.folder / "checkpoints" / runs.LAST).is_file()
+        raise Interrupted(f"interrupted; go on with: {runs.continuation(self.folder)}" if goes_on else "interrupted")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         kwargs["default_root_dir"] = str(self.folder)

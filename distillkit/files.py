@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from distillkit.runs import PARTIAL
+
 
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Call `write(temporary)` and move the result to `path`: a reader sees the old file or the new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix=f"-{path.name}", dir=path.parent)
     os.close(handle)
     try:
         write(Path(name))

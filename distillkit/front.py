@@ -186,15 +186,9 @@ def train(verb: str, call: Call) -> int:
         handed = config.hand_over(cfg)
         flags = ["--config", json.dumps(handed), *(explain(flag, handed) for flag in flags)]
 
-    given = call.value("--ckpt_path")
-    checkpoint = runs.resolve_checkpoint(given, call.out)
-    if given != checkpoint:
-        flags += ["--ckpt_path", checkpoint or "null"]
-    if verb == "fit" and call.out and runs.rank() == 0:
-        runs.check(Path(call.out), checkpoint)
     from distillkit.cli import run as run_lightning
 
-    return run_lightning(verb, flags, out=call.out, name=name, checkpoint=checkpoint)
+    return run_lightning(verb, flags, out=call.out, name=name)
 
 
 def explain(flag: str, handed: dict[str, Any]) -> str:

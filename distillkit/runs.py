@@ -3,11 +3,16 @@
 import errno
 import os
 import re
+import shlex
+import zipfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from distillkit.errors import Failure, UsageError
 
+LAST, PREVIOUS, LOCK = "last.ckpt", "previous.ckpt", ".lock"
+PARTIAL = ".partial-"  # how the names of unfinished files begin
 OUT = "DISTILLKIT_OUT"  # tells the processes that Lightning starts for DDP which run folder their parent has chosen
 ROOT = Path("runs")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # such an error may come without a file name
@@ -29,57 +34,131 @@ def home_of(checkpoint: str | None) -> Path | None:
     return parent.parent if parent and parent.name == "checkpoints" else None
 
 
-def resolve_checkpoint(given: str | None, out: str | None) -> str | None:
-    """`last` becomes OUT/checkpoints/last.ckpt if it exists, else nothing: the first start of a run."""
-    if given is None or given in ("best", "hpc", "registry") or ":" in given:
-        return given
-    if given == "last":
+def resolve_checkpoint(given: object, out: str | None) -> str | None:
+    """The file that a run starts from, whole; `last` is OUT/checkpoints/last.ckpt if there is one, else nothing: a first start.
+
+    Raises:
+        UsageError: it is no file of this machine, or one that is not whole.
+    """
+    if given is None:
+        return None
+    if "://" in str(given):
+        raise UsageError(f"--ckpt_path takes a file of this machine, not an address ({given}): fetch it first")
+    path = Path(str(given)).expanduser()
+    if str(given) == "last":
         if out is None:
             raise UsageError("--ckpt_path=last needs --out with the run folder whose last checkpoint is meant")
-        last = Path(out, "checkpoints", "last.ckpt")
-        return str(last) if last.is_file() else None
-    if not Path(given).exists():
-        raise UsageError(f"--ckpt_path: there is no file {given}")
-    return given
+        path = Path(out, "checkpoints", LAST)
+        if not path.exists() and not path.with_name(PREVIOUS).exists():
+            return None
+    check_checkpoint(path)
+    return str(path)
+
+
+def check_checkpoint(path: str | Path) -> None:
+    """Refuse a checkpoint that is missing or not whole, and name the one before it if that is whole."""
+    path = Path(path)
+    wrong = f"{path} {damage(path)}" if path.is_file() and damage(path) else None
+    if not path.is_file():
+        wrong = f"there is no file {path}"
+    if wrong:
+        previous = path.with_name(PREVIOUS)
+        whole = previous != path and previous.is_file() and not damage(previous)
+        mend = f"; the one before it is whole: --ckpt_path {shlex.quote(str(previous))}" if whole else ""
+        raise UsageError(f"--ckpt_path: {wrong}{mend}")
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint; None if it is whole.
+
+    torch writes a zip archive, in which every record has a checksum that torch itself does not compare.
+    """
+    if not path.stat().st_size:
+        return "is empty"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+            names = archive.namelist()
+    except Exception:  # whatever a random file leads zipfile to
+        return "is not whole, or no checkpoint"
+    if broken:
+        return "is damaged inside"
+    return None if any(name.endswith("/data.pkl") for name in names) else "is no checkpoint"
+
+
+def continuation(folder: str | Path) -> str:
+    """The command that goes on with a run, ready to paste; with its last checkpoint only if there is one."""
+    config, last = Path(folder, "config.yaml"), Path(folder, "checkpoints", LAST)
+    words = ["python", "-m", "distillkit", "fit", "--config", str(config)]
+    return shlex.join([*words, "--ckpt_path", str(last)] if last.is_file() else words)
 
 
 def check(out: Path, checkpoint: str | None) -> None:
     """Refuse a folder that holds something, unless the run continues in it."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"the run folder {out} is a file; give another one with --out")
-    if out.is_dir() and any(out.iterdir()) and not (checkpoint and out.resolve() in Path(checkpoint).resolve().parents):
-        raise UsageError(
-            f"the run folder {out} is not empty; give another one with --out, or continue that run with "
-            f"--ckpt_path {out / 'checkpoints' / 'last.ckpt'}"
-        )
+    holds = any(path.name != LOCK for path in out.iterdir())
+    if holds and not (checkpoint and out.resolve() in Path(checkpoint).resolve().parents):
+        last = out / "checkpoints" / LAST
+        mend = f", or continue that run with --ckpt_path {shlex.quote(str(last))}" if last.is_file() else ""
+        raise UsageError(f"the run folder {out} is not empty; give another one with --out{mend}")
 
 
-def claim(out: str | None, name: str, checkpoint: str | None = None) -> Path:
+def claim(out: str | None, name: str, checkpoint: str | None = None, alone: bool = True) -> Path:
     """Make the run folder and return it: `out`, else the checkpoint's own run, else the next runs/NAME-NUMBER.
 
-    Only the first process chooses and checks; the others are told by the environment.
+    Only the first process chooses and checks; the others are told by the environment. `alone` locks the folder until
+    `release`, against a second run that would write the same files; a process that died holds no lock.
     """
     if rank() > 0 and OUT in os.environ:
         return Path(os.environ[OUT])
     if out is None and home_of(checkpoint) is None and processes_from_outside():
         raise UsageError("several processes were started from outside: name their run folder with --out")
-    folder = Path(out) if out else home_of(checkpoint)
+    folder = Path(out).expanduser() if out else home_of(checkpoint)
     try:
         if folder is None:
             folder = _next(name)
-        elif rank() == 0:
-            check(folder, checkpoint)
+        if rank() == 0:
+            if folder.exists() and not folder.is_dir():
+                raise UsageError(f"the run folder {folder} is a file; give another one with --out")
             folder.mkdir(parents=True, exist_ok=True)
+            if alone:
+                _lock(folder)
+            try:
+                check(folder, checkpoint)
+            except UsageError:
+                release(folder)
+                raise
             (folder / ".writable").touch()
             (folder / ".writable").unlink()
+            for left in folder.rglob(f"{PARTIAL}*") if alone else ():  # by a run that was killed
+                left.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(error, folder or ROOT) from error
     os.environ[OUT] = str(folder)
     return folder
 
 
+_locks: dict[Path, Any] = {}
+
+
+def _lock(folder: Path) -> None:
+    """Hold RUN/.lock for this process."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UsageError(f"another run is writing to {folder} now; give another folder with --out") from None
+    except NotImplementedError:  # a file system without locks
+        return
+    _locks[folder] = lock
+
+
 def release(folder: Path) -> None:
-    """Remove a claimed folder in which nothing was written."""
+    """Let go of a claimed folder, and remove it if nothing was written there."""
+    if lock := _locks.pop(folder, None):
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
     if rank() == 0:
         with suppress(OSError):
             folder.rmdir()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillkit import config, front, runs
+from distillkit import config, front
 from distillkit.errors import UsageError, condense
 
 TESTS = Path(__file__).resolve().parent
@@ -227,7 +227,7 @@ def test_words_with_config_name_the_flag(tmp_path, capsys):
 
 
 def test_wrong_usage_before_torch_is_quick(tmp_path):
-    code = "import sys, distillkit.front as f; print(f.main(['fit', '--ckpt_path', 'x']), 'torch' in sys.modules)"
+    code = "import sys, distillkit.front as f; print(f.main(['fit', 'method=x']), 'torch' in sys.modules)"
     assert door(cwd=tmp_path, code=code).stdout.strip() == "2 False"
 
 
@@ -265,57 +265,6 @@ def test_condense_joins_alternatives():
 def test_condense_keeps_what_it_does_not_know():
     assert condense("something new\nhappened") == "something new"
     assert condense("") == ""
-
-
-# ---- run folders
-
-
-def test_next_number_follows_the_largest(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("toy-sid-2", "toy-sid-10", "toy-sid-x", "other-99"):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-    monkeypatch.delenv(runs.OUT, raising=False)
-    assert [runs.claim(None, "toy-sid") for _ in range(2)] == [Path("runs/toy-sid-11"), Path("runs/toy-sid-12")]
-
-
-def test_children_take_the_parents_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(runs.OUT, "runs/toy-sid-1")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert runs.claim(None, "toy-sid") == Path("runs/toy-sid-1")
-    assert not any(tmp_path.iterdir())
-
-
-def test_stale_environment_is_not_obeyed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(runs.OUT, "runs/toy-sid-1")
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert runs.claim("mine", "toy-sid") == Path("mine")
-
-
-def test_processes_from_outside_need_a_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(runs.OUT, raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="name their run folder with --out"):
-        runs.claim(None, "toy-sid")
-
-
-def test_checkpoint_decides_the_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    last = tmp_path / "a" / "checkpoints" / "last.ckpt"
-    assert runs.resolve_checkpoint("last", "a") is None
-    last.parent.mkdir(parents=True)
-    last.touch()
-    assert runs.resolve_checkpoint("last", "a") == "a/checkpoints/last.ckpt"
-    assert runs.claim(None, "x", "a/checkpoints/last.ckpt") == Path("a")
-    assert runs.claim("a", "x", str(last)) == Path("a")
-    assert runs.claim("b", "x", str(last)) == Path("b")
-    with pytest.raises(UsageError, match="the run folder a is not empty"):
-        runs.claim("a", "x")
-    (tmp_path / "b" / "something").touch()
-    with pytest.raises(UsageError, match="the run folder b is not empty"):
-        runs.claim("b", "x", str(last))
 
 
 def test_a_place_that_cannot_be_written(tmp_path, capsys):

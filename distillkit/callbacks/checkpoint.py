@@ -2,46 +2,114 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 
-from distillkit.errors import Interrupted
+from distillkit import runs
+from distillkit.errors import Interrupted, UsageError
+from distillkit.files import write_atomic
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Checkpoints as files that are whole: written beside the old one, forced to the disk, then exchanged for it.
+
+    The old file stays as previous.ckpt. What is read must be whole (every record has a checksum) and is never unpickled.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            keep_previous(path)
+
+        write_atomic(path, write)
+        with suppress(OSError):  # the folder's own entry; not every file system has this
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        runs.check_checkpoint(path)
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch's errors are many; that each record is whole was checked before
+            raise UsageError(f"{path} is no checkpoint of a run ({type(error).__name__})") from error
+        if not isinstance(checkpoint, dict) or "distillkit" not in checkpoint:
+            raise UsageError(f"{path} was not written by distillkit: give one from a run's checkpoints folder")
+        return checkpoint
+
+
+def keep_previous(path: Path) -> None:
+    """Give the file at `path` a second name, previous.ckpt; where links are impossible it is moved there."""
+    if path.is_file():
+        previous, link = path.with_name(runs.PREVIOUS), path.with_name(f"{runs.PARTIAL}link")
+        link.unlink(missing_ok=True)
+        try:
+            os.link(path, link)
+        except OSError:
+            os.replace(path, previous)
+        else:
+            os.replace(link, previous)
 
 
 class Checkpoint(CheckpointBase):
-    """Keeps RUN/checkpoints/last.ckpt up to date, written atomically by Lightning.
+    """Keeps RUN/checkpoints/last.ckpt up to date, with the one before as previous.ckpt.
 
-    Ctrl-C and SIGTERM finish the current step, save, and say how to go on; a second signal stops at once.
+    Ctrl-C, SIGTERM and SIGHUP finish the current step, save, and say how to go on; a second signal stops at once. A signal
+    that is ignored when the run starts (nohup) stays ignored.
 
     Args:
         every: optimiser steps between saves.
+        minutes: between saves, if that is sooner.
     """
 
-    def __init__(self, every: int = 500):
+    def __init__(self, every: int = 500, minutes: float = 10.0):
         if every < 1:
             raise ValueError(f"every must be at least 1 step, got {every}")
-        self.every, self.saved = every, -1
+        if not minutes > 0:
+            raise ValueError(f"minutes must be positive, got {minutes}")
+        self.every, self.minutes = every, minutes
+        self.saved, self.saved_at = -1, time.monotonic()
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
 
     def path(self, trainer: Trainer) -> Path:
-        return Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        return Path(trainer.default_root_dir) / "checkpoints" / runs.LAST
 
     def save(self, trainer: Trainer) -> None:
+        """Save unless this step is saved already."""
         if self.saved != trainer.global_step:
-            self.saved = trainer.global_step
             trainer.save_checkpoint(self.path(trainer))
+            self._mark(trainer)
+
+    def _mark(self, trainer: Trainer) -> None:
+        self.saved, self.saved_at = trainer.global_step, time.monotonic()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user chose
+            trainer.strategy.checkpoint_io = CheckpointFiles()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.saved = trainer.global_step
+        self._mark(trainer)
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last is not everywhere
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
         self.signal = number
@@ -53,23 +121,32 @@ class Checkpoint(CheckpointBase):
         self._before = {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        stop = self.signal is not None
-        if trainer.world_size > 1 and trainer.global_step % trainer.log_every_n_steps == 0:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)  # one process's signal stops all
-        elif trainer.world_size > 1:
-            stop = False
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # gradients of a step that has not been made would be lost
+        stop, late = self.signal is not None, time.monotonic() - self.saved_at >= 60 * self.minutes
+        if trainer.world_size > 1:  # one process's signal or clock counts for all
+            agreed = trainer.global_step % trainer.log_every_n_steps == 0
+            stop, late = (agreed and trainer.strategy.reduce_boolean_decision(own, all=False) for own in (stop, late))
+        if late or trainer.global_step % self.every == 0:
+            self.save(trainer)
         if stop:
             self.save(trainer)
             raise Interrupted(
-                f"stopped at step {trainer.global_step}; go on with: python -m distillkit fit "
-                f"--config {Path(trainer.default_root_dir) / 'config.yaml'} --ckpt_path {self.path(trainer)}"
+                f"stopped at step {trainer.global_step}; go on with: {runs.continuation(trainer.default_root_dir)}"
             )
-        if trainer.global_step % self.every == 0:
-            self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore()
         self.save(trainer)
+        self._conclude(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._conclude(trainer, pl_module)  # of a run that goes on from its last step there was no training to end
+
+    def _conclude(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What is decided at the end is in the checkpoint before anything is exported."""
+        if not trainer.fast_dev_run and pl_module.conclude():
+            trainer.save_checkpoint(self.path(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore()

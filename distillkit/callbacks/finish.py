@@ -43,6 +43,7 @@ def finish(
     from distillkit.evaluation.protocol import evaluate
     from distillkit.report import write_card, write_report
 
+    model.conclude()
     pretraining = isinstance(model, Pretrain)
     kind = "teacher" if pretraining else "student"
     config = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}

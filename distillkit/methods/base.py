@@ -296,6 +296,13 @@ class Distiller(LightningModule):
 
     # What a run leaves
 
+    def conclude(self) -> bool:
+        """Decide what is decided once training is over, before anything is exported; true if something was.
+
+        What it leaves has to be in the checkpoint and to be a function of it: a run that died here decides again.
+        """
+        return False
+
     @abstractmethod
     def export(self, folder: Path, **facts: Any) -> None:
         """Write what was made (a student folder, a teacher folder) to `folder`, with further facts in its yaml."""

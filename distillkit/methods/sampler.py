@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ class SamplerDistiller(Distiller):
 
     Its one role, `student`, is an `nn.Module` that `Teacher.generate` takes for a solver and that starts as a plain sampler. At
     the end the learned and the plain sampler draw from the same noise, and the better one by the domain's headline metric is
-    kept, so a run never ends worse than it began.
+    exported, so a run never ends worse than it began.
 
     Args:
         teacher: the frozen teacher.
@@ -48,7 +49,13 @@ class SamplerDistiller(Distiller):
         return self.teacher.condition(batch)
 
     def as_student(self) -> SamplerStudent:
-        return SamplerStudent(self.teacher, self.best_student, self.kappa)
+        """What has been learned, or once there is a verdict what is kept of it."""
+        sampler = self.best_student
+        if reset := self.choices()[self.verdict.get("kept", "learned")]:
+            sampler = copy.deepcopy(sampler)
+            for name in reset:
+                sampler.get_parameter(name).data.zero_()
+        return SamplerStudent(self.teacher, sampler, self.kappa)
 
     def sample(self, cond: Cond, num: int, seed: int) -> Tensor:
         return self.as_student().sample(num, cond, seed)
@@ -90,36 +97,42 @@ class SamplerDistiller(Distiller):
 
         return min(filter(admitted, measured), key=handicapped, default=reference)
 
-    def simpler(self) -> dict[str, tuple[str, ...]]:
-        """What the learned sampler is compared with: a name, and the parameters that are put back to where they began."""
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """What is compared at the end: a name, and the parameters that are put back to where they began."""
         every = tuple(name for name, _ in self.best_student.named_parameters())
         coefficients = tuple(name for name in every if not name.startswith("times."))
-        choices = {"plain": every}
-        return {"times alone": coefficients, **choices} if coefficients != every else choices
+        between = {"times alone": coefficients} if coefficients != every else {}
+        return {"learned": (), **between, "plain": every}
 
     @torch.no_grad()
-    def on_train_end(self) -> None:
-        if not self.guard or self.trainer.fast_dev_run:
-            return
-        parameters = dict(self.best_student.named_parameters())
-        learned = {name: parameter.clone() for name, parameter in parameters.items()}
-
-        def put(reset: tuple[str, ...]) -> None:
-            for name, parameter in parameters.items():
-                parameter.copy_(torch.zeros_like(parameter) if name in reset else learned[name])
-
-        choices, measured = {"learned": (), **self.simpler()}, {}
-        for name, reset in choices.items():
-            put(reset)
+    def conclude(self) -> bool:
+        if not self.guard or "kept" in self.verdict:
+            return False
+        measured = {}
+        for name in self.choices():
+            self.verdict["kept"] = name
             measured[name] = self.measure(GUARD_SEED)
         kept = self.best_of(measured, "plain")
-        put(choices[kept])
         headline = self.trainer.datamodule.evaluator().headline
         scores = {name: metrics[headline] for name, metrics in measured.items()}
         self.verdict |= {"metric": headline, **scores, "kept": kept}
         if kept != "learned" and self.trainer.is_global_zero:
             figures = ", ".join(f"{name} {score:.4g}" for name, score in scores.items())
             print(f"guard ({headline}: {figures}): kept is {kept}", flush=True)
+        return True
+
+    # The verdict belongs to the step at which it was made, and is kept with it; what is trained stays as it was
+
+    def on_train_start(self) -> None:
+        self.verdict = {name: value for name, value in self.verdict.items() if name == "times"}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["distillkit"]["verdict"] = self.verdict
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.verdict = dict(checkpoint["distillkit"].get("verdict", {}))
 
 
 GUARD_SEED = 4321

@@ -79,6 +79,7 @@ def fitted(cls, teacher, steps, **settings):
     torch.manual_seed(0)
     model = cls(teacher, **settings)
     trainer(max_steps=steps).fit(model, World(teacher))
+    model.conclude()
     return model
 
 
@@ -210,7 +211,25 @@ def test_what_regression_makes_worse_the_guard_puts_back():
     teacher = world(mini_countdown(4, 4), Absorbing)
     model = fitted(LSD, teacher, 3, num_steps=4, objective="score_l2", couple=False, ratio=8)
     assert model.verdict["kept"] == "plain" and model.verdict["plain"] < model.verdict["learned"]
-    assert all((p == 0).all() for p in model.student.parameters())
+    assert all((p == 0).all() for p in model.as_student().sampler.parameters())
+    assert any((p != 0).any() for p in model.student.parameters())  # what is trained stays, for a run that goes on
+
+
+def test_the_verdict_is_in_the_checkpoint_and_falls_when_training_goes_on():
+    """A run that died before its verdict, in it or after it exports the same."""
+    teacher = world(mini_countdown(4, 4), Absorbing)
+    model = fitted(LSD, teacher, 3, num_steps=4, objective="score_l2", couple=False, ratio=8)
+    saved = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(saved)
+    again = LSD(teacher, num_steps=4, objective="score_l2", couple=False, ratio=8)
+    again.load_state_dict(saved["state_dict"])
+    again.on_load_checkpoint(saved)
+    assert again.verdict == model.verdict and not again.conclude()
+    assert all((p == 0).all() for p in again.as_student().sampler.parameters())
+    again.on_train_start()
+    assert again.as_student().sampler is again.best_student
+    again._trainer = model.trainer
+    assert again.conclude() and again.verdict == model.verdict
 
 
 # Tokens: pieces
@@ -334,7 +353,7 @@ def test_a_solver_reaches_its_teacher_s_samples(tmp_path):
     plain = teacher.generate(4096, {}, 5, "ddim", teacher.grid(4)[:-1])
     assert abs(plain.std() / 0.5 - 1) > 0.3
     assert abs(model.sample({}, 4096, 5).std() / 0.5 - 1) < 0.03
-    assert model.verdict["kept"] == "learned"
+    assert model.conclude() and model.verdict["kept"] == "learned"
     student, noise = model.as_student(), teacher.noise(10, {}, 5)
     assert torch.equal(student(noise), student.sample(10, seed=5))
 

@@ -1,0 +1,132 @@
+"""The run folder: which one, whose, and what it is continued from."""
+
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from distillkit import runs
+from distillkit.errors import UsageError
+
+
+def test_next_number_follows_the_largest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("toy-sid-2", "toy-sid-10", "toy-sid-x", "other-99"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    monkeypatch.delenv(runs.OUT, raising=False)
+    assert [runs.claim(None, "toy-sid") for _ in range(2)] == [Path("runs/toy-sid-11"), Path("runs/toy-sid-12")]
+
+
+def test_children_take_the_parents_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(runs.OUT, "runs/toy-sid-1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert runs.claim(None, "toy-sid") == Path("runs/toy-sid-1")
+    assert not any(tmp_path.iterdir())
+
+
+def test_stale_environment_is_not_obeyed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(runs.OUT, "runs/toy-sid-1")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert runs.claim("mine", "toy-sid") == Path("mine")
+
+
+def test_processes_from_outside_need_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(runs.OUT, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="name their run folder with --out"):
+        runs.claim(None, "toy-sid")
+
+
+def written(path, value=0):
+    """A file as torch writes checkpoints: a zip archive."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("last/data.pkl", bytes(1000))
+        archive.writestr("last/data/0", bytes([value]) * 5000)
+    return path
+
+
+def claimed(*args):
+    """The folder that a run would get, let go of again."""
+    folder = runs.claim(*args)
+    runs.release(folder)
+    return folder
+
+
+def test_checkpoint_decides_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    last = tmp_path / "a" / "checkpoints" / "last.ckpt"
+    assert runs.resolve_checkpoint("last", "a") is None
+    written(last)
+    assert runs.resolve_checkpoint("last", "a") == "a/checkpoints/last.ckpt"
+    assert claimed(None, "x", "a/checkpoints/last.ckpt") == Path("a")
+    assert claimed("a", "x", str(last)) == Path("a")
+    assert claimed("b", "x", str(last)) == Path("b") and not Path("b").exists()
+    with pytest.raises(UsageError, match="the run folder a is not empty; .* --ckpt_path a/checkpoints/last.ckpt$"):
+        runs.claim("a", "x")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "something").touch()
+    with pytest.raises(UsageError, match="the run folder b is not empty; give another one with --out$"):
+        runs.claim("b", "x", str(last))
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    """The lock is of the process: one that was killed holds nothing."""
+    hold = "import sys; from distillkit import runs; runs.claim(sys.argv[1], 'x'); print('held', flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / "a")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+    try:
+        with pytest.raises(UsageError, match="another run is writing to .*a now; give another folder with --out"):
+            runs.claim(str(tmp_path / "a"), "x")
+    finally:
+        other.kill()
+        other.wait()
+    assert (tmp_path / "a" / ".lock").exists()
+    partial = tmp_path / "a" / ".partial-1-last.ckpt"
+    partial.touch()
+    written(tmp_path / "a" / "checkpoints" / "last.ckpt")
+    assert claimed(str(tmp_path / "a"), "x", str(tmp_path / "a" / "checkpoints" / "last.ckpt")) == tmp_path / "a"
+    assert not partial.exists() and not (tmp_path / "a" / ".lock").exists()
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused_and_the_one_before_is_named(tmp_path):
+    last = written(tmp_path / "last.ckpt")
+    whole = last.read_bytes()
+    assert runs.resolve_checkpoint(str(last), None) == str(last)
+    overwritten = whole[:3000] + b"\xff" * 64 + whole[3064:]
+    for content in (whole[:4000], b"", overwritten, b"PK" + bytes(5000)):
+        last.write_bytes(content)
+        with pytest.raises(UsageError, match=r"last.ckpt is (empty|not whole|damaged)[^;]*$"):
+            runs.resolve_checkpoint(str(last), None)
+        previous = written(tmp_path / "previous.ckpt")
+        with pytest.raises(UsageError, match=f"; the one before it is whole: --ckpt_path {previous}$"):
+            runs.resolve_checkpoint(str(last), None)
+        previous.write_bytes(content)
+        with pytest.raises(UsageError, match=r"last.ckpt is [^;]*$"):
+            runs.resolve_checkpoint(str(last), None)
+    previous.unlink()
+    last.unlink()
+    with pytest.raises(UsageError, match=r"there is no file .*last.ckpt$"):
+        runs.resolve_checkpoint(str(last), None)
+    written(tmp_path / "a" / "checkpoints" / "previous.ckpt")  # killed between two renames, where links do not exist
+    with pytest.raises(UsageError, match=r"there is no file .*; the one before it is whole"):
+        runs.resolve_checkpoint("last", str(tmp_path / "a"))
+    with pytest.raises(UsageError, match="a file of this machine, not an address"):
+        runs.resolve_checkpoint("http://localhost/last.ckpt", None)
+
+
+def test_the_advice_names_only_what_exists_and_can_be_pasted(tmp_path):
+    folder = tmp_path / "my run (1)"
+    folder.mkdir()
+    assert runs.continuation(folder) == f"python -m distillkit fit --config '{folder}/config.yaml'"
+    written(folder / "checkpoints" / "last.ckpt")
+    words = shlex.split(runs.continuation(folder))
+    assert words[-4:] == ["--config", f"{folder}/config.yaml", "--ckpt_path", f"{folder}/checkpoints/last.ckpt"]
