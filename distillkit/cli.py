@@ -83,8 +83,11 @@ class Start(Callback):
                     print(f"note: without the callback {kind.__name__} this run leaves no {lost}", flush=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.done:  # the checkpoint was of the last step: there was no batch
+        if not self.done:  # the checkpoint was of the last step, so that training neither began nor ended
             self.on_train_start(trainer, pl_module)
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, Checkpoint):
+                    callback.on_train_end(trainer, pl_module)
 
 
 class CLI(LightningCLI):
@@ -149,13 +152,14 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.verb]
+        again = config.ckpt_path == "last"
         checkpoint = self.find_checkpoint(config)
         if config.trainer.default_root_dir is not None:
             raise UsageError("trainer.default_root_dir is the run folder: give it with --out")
         # what is saved knows neither where the run was kept nor what it continued: it can be run again elsewhere
         self._dump_config()
         record = yaml.safe_dump({**self.config_dump, "ckpt_path": None}, sort_keys=False)
-        self.folder = runs.claim(self.out, self.name, checkpoint, alone=self.verb == "fit")
+        self.folder = runs.claim(self.out, self.name, checkpoint, again, alone=self.verb == "fit")
         self.start = Start(self.folder, record)
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:

@@ -93,20 +93,25 @@ def continuation(folder: str | Path) -> str:
     return shlex.join([*words, "--ckpt_path", str(last)] if last.is_file() else words)
 
 
-def check(out: Path, checkpoint: str | None) -> None:
-    """Refuse a folder that holds something, unless the run continues in it."""
-    holds = any(path.name != LOCK for path in out.iterdir())
-    if holds and not (checkpoint and out.resolve() in Path(checkpoint).resolve().parents):
+def check(out: Path, checkpoint: str | None, again: bool = False) -> None:
+    """Refuse a folder that holds something, unless the run continues in it or, with `again`, died there early."""
+    holds = any(path.name != LOCK and not path.name.startswith(PARTIAL) for path in out.iterdir())
+    inside = checkpoint is not None and out.resolve() in Path(checkpoint).resolve().parents
+    if holds and not inside and not (again and (out / "config.yaml").is_file()):
         last = out / "checkpoints" / LAST
         mend = f", or continue that run with --ckpt_path {shlex.quote(str(last))}" if last.is_file() else ""
         raise UsageError(f"the run folder {out} is not empty; give another one with --out{mend}")
 
 
-def claim(out: str | None, name: str, checkpoint: str | None = None, alone: bool = True) -> Path:
+def claim(out: str | None, name: str, checkpoint: str | None = None, again: bool = False, alone: bool = True) -> Path:
     """Make the run folder and return it: `out`, else the checkpoint's own run, else the next runs/NAME-NUMBER.
 
-    Only the first process chooses and checks; the others are told by the environment. `alone` locks the folder until
-    `release`, against a second run that would write the same files; a process that died holds no lock.
+    Only the first process chooses and checks; the others are told by the environment.
+
+    Args:
+        again: `out` may hold a run that died before its first checkpoint.
+        alone: the folder is locked until `release`, against a second run that would write the same files; a process that
+            died holds no lock.
     """
     if rank() > 0 and OUT in os.environ:
         return Path(os.environ[OUT])
@@ -123,12 +128,12 @@ def claim(out: str | None, name: str, checkpoint: str | None = None, alone: bool
             if alone:
                 _lock(folder)
             try:
-                check(folder, checkpoint)
+                check(folder, checkpoint, again)
             except UsageError:
                 release(folder)
                 raise
-            (folder / ".writable").touch()
-            (folder / ".writable").unlink()
+            (folder / f"{PARTIAL}writable").touch()
+            (folder / f"{PARTIAL}writable").unlink()
             for left in folder.rglob(f"{PARTIAL}*") if alone else ():  # by a run that was killed
                 left.unlink(missing_ok=True)
     except OSError as error:

@@ -179,6 +179,30 @@ def test_validate_and_test_measure_a_checkpoint(copy):
         assert f"{stage}/frechet" in distil(verb, *flags)
 
 
+def test_validate_takes_the_run_s_own_checkpoint_or_refuses(copy, capsys):
+    """An untrained student is not worth a number."""
+    trained = ["--ckpt_path", copy / "checkpoints" / "last.ckpt"]
+    shown = []
+    for more in (trained, [], ["--out", copy]):
+        assert front.main([*map(str, ["validate", "--config", copy / "config.yaml", *more])]) == 0
+        shown.append(re.findall(r"frechet.*", capsys.readouterr().out))
+    assert shown[0] and shown[0] == shown[1] == shown[2]
+    for verb in ("validate", "test"):
+        said = complaint(verb, *TINY, "method=sid")
+        assert f"{verb} measures what a run has trained: name its checkpoint with --ckpt_path" in said
+
+
+def test_a_run_that_goes_on_from_its_last_step_leaves_everything_again(copy, tmp_path):
+    """As after a kill in the evaluation, or on another machine, where there is no config.yaml yet."""
+    last = ["--ckpt_path", copy / "checkpoints" / "last.ckpt"]
+    distil("fit", "--config", copy / "config.yaml", *last, "--out", tmp_path / "new")
+    names = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
+    again = {str(path.relative_to(tmp_path / "new")) for path in (tmp_path / "new").rglob("*") if path.is_file()}
+    assert names - again == {"metrics.csv"}, again ^ names
+    weights = [(place / "student" / "model.safetensors").read_bytes() for place in (copy, tmp_path / "new")]
+    assert weights[0] == weights[1]
+
+
 # Stop and go on
 
 
@@ -256,18 +280,41 @@ def test_a_checkpoint_that_is_missing_truncated_or_foreign(copy, tmp_path):
     assert "there is no file" in complaint(*flags, tmp_path / "none.ckpt")
     whole = (copy / "checkpoints" / "last.ckpt").read_bytes()
     (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
-    complaint(*flags, tmp_path / "half.ckpt", code=1)
+    assert "half.ckpt is not whole, or no checkpoint" in complaint(*flags, tmp_path / "half.ckpt")
+    (tmp_path / "empty.ckpt").touch()
+    assert "empty.ckpt is empty" in complaint(*flags, tmp_path / "empty.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
-    assert "error" in complaint(*flags, tmp_path / "foreign.ckpt", code=1)
+    assert "foreign.ckpt was not written by distillkit" in complaint(*flags, tmp_path / "foreign.ckpt")
+    assert not (tmp_path / "new").exists()
+
+
+def test_no_way_of_naming_a_checkpoint_unpickles_it(copy, tmp_path):
+    """Flag, config.yaml, switch, environment: what could run code is refused before it is opened."""
 
     class Evil:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "opened"),))
 
-    (tmp_path / "evil.ckpt").write_bytes(pickle.dumps(Evil()))
-    complaint(*flags, tmp_path / "evil.ckpt", code=1)
-    torch.save({"state_dict": Evil()}, tmp_path / "evil2.ckpt")
-    complaint(*flags, tmp_path / "evil2.ckpt", code=1)
+    evil, new = tmp_path / "evil.ckpt", ["--out", tmp_path / "new"]
+    for write in (lambda: evil.write_bytes(pickle.dumps(Evil())), lambda: torch.save({"distillkit": Evil()}, evil)):
+        write()
+        config = yaml.safe_load((copy / "config.yaml").read_text()) | {"ckpt_path": str(evil), "weights_only": None}
+        (tmp_path / "evil.yaml").write_text(yaml.safe_dump(config))
+        complaint("fit", "--config", copy / "config.yaml", "--ckpt_path", evil, *new)
+        complaint("fit", "--config", tmp_path / "evil.yaml", *new)
+        complaint("validate", "--config", tmp_path / "evil.yaml", *new)
+        for word in ("--weights_only=false", "--weights_only=False"):
+            assert "weights_only is no choice" in complaint("fit", "--config", tmp_path / "evil.yaml", word, *new)
+        (tmp_path / "evil.yaml").write_text(yaml.safe_dump(config | {"weights_only": False}))
+        assert "weights_only is no choice" in complaint("fit", "--config", tmp_path / "evil.yaml", *new)
+    for place in ("http://localhost:9/last.ckpt", "https://localhost/x", "s3://bucket/x", "file:///x", "hf://a/b"):
+        assert "not an address" in complaint("fit", "--config", copy / "config.yaml", "--ckpt_path", place, *new)
+        (tmp_path / "far.yaml").write_text(yaml.safe_dump(config | {"ckpt_path": place}))
+        assert "not an address" in complaint("fit", "--config", tmp_path / "far.yaml", *new)
+    for word in ("best", "hpc", "registry", "registry:name:x"):
+        assert f"there is no file {word}" in complaint(
+            "fit", "--config", copy / "config.yaml", "--ckpt_path", word, *new
+        )
     assert not (tmp_path / "opened").exists()
 
 

@@ -76,6 +76,19 @@ def test_checkpoint_decides_the_folder(tmp_path, monkeypatch):
         runs.claim("b", "x", str(last))
 
 
+def test_last_starts_again_what_died_before_its_first_checkpoint(tmp_path):
+    (tmp_path / ".partial-1-config.yaml").touch()
+    assert claimed(str(tmp_path), "x") == tmp_path
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UsageError, match="is not empty"):
+        runs.claim(str(tmp_path), "x")
+    assert runs.resolve_checkpoint("last", str(tmp_path)) is None
+    assert claimed(str(tmp_path), "x", None, True) == tmp_path
+    (tmp_path / "config.yaml").rename(tmp_path / "precious")
+    with pytest.raises(UsageError, match="is not empty"):
+        runs.claim(str(tmp_path), "x", None, True)
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path):
     """The lock is of the process: one that was killed holds nothing."""
     hold = "import sys; from distillkit import runs; runs.claim(sys.argv[1], 'x'); print('held', flush=True); input()"

@@ -138,15 +138,8 @@ class Checkpoint(CheckpointBase):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore()
         self.save(trainer)
-        self._conclude(trainer, pl_module)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._conclude(trainer, pl_module)  # of a run that goes on from its last step there was no training to end
-
-    def _conclude(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is decided at the end is in the checkpoint before anything is exported."""
         if not trainer.fast_dev_run and pl_module.conclude():
-            trainer.save_checkpoint(self.path(trainer))
+            trainer.save_checkpoint(self.path(trainer))  # what is decided is kept before anything is exported
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore()

@@ -1,0 +1,177 @@
+"""Checkpoints that survive: what is written, what is refused, when it is saved."""
+
+import errno
+import os
+import signal
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import Pairs, neural, same, trainer
+
+from distillkit import runs
+from distillkit.callbacks.checkpoint import Checkpoint, CheckpointFiles
+from distillkit.errors import Interrupted, UsageError
+from distillkit.methods.sid import SiD
+
+STATE = {"distillkit": {"method": "SiD"}, "state_dict": {"a": torch.arange(3000.0), "b": torch.ones(7)}, "step": 3}
+
+
+@pytest.fixture
+def last(tmp_path):
+    return tmp_path / "checkpoints" / "last.ckpt"
+
+
+def write(path, state=STATE):
+    CheckpointFiles().save_checkpoint(state, path)
+    return path
+
+
+def run(folder, max_steps, callback, ckpt_path=None, **settings):
+    torch.manual_seed(0)
+    settings |= {"enable_checkpointing": True, "default_root_dir": folder}
+    made = trainer(max_steps, callbacks=[callback], **settings)
+    made.fit(SiD(neural()), Pairs(batch_size=8), ckpt_path=ckpt_path, weights_only=True)
+    return made
+
+
+def test_what_is_written_is_read_again(last):
+    assert same(CheckpointFiles().load_checkpoint(write(last)), STATE)
+
+
+def test_the_one_before_is_kept(last):
+    for step in range(3):
+        write(last, {**STATE, "step": step})
+    assert [CheckpointFiles().load_checkpoint(p)["step"] for p in (last, last.with_name("previous.ckpt"))] == [2, 1]
+    assert sorted(p.name for p in last.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_the_one_before_is_kept_without_hard_links(last, monkeypatch):
+    def no_links(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    for step in range(3):
+        write(last, {**STATE, "step": step})
+    assert [CheckpointFiles().load_checkpoint(p)["step"] for p in (last, last.with_name("previous.ckpt"))] == [2, 1]
+
+
+def test_nothing_is_written_elsewhere_first(last, monkeypatch):
+    """The temporary folder may be on another file system, from which nothing can be moved at once."""
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    assert same(CheckpointFiles().load_checkpoint(write(last)), STATE)
+
+
+@pytest.mark.parametrize("part", [0, 1000, 10**9])
+def test_a_full_disk_leaves_the_old_one(last, monkeypatch, part):
+    write(last)
+    before = last.read_bytes()
+
+    def full(state, file):
+        file.write(before[:part])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        write(last)
+    assert last.read_bytes() == before and [p.name for p in last.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_damage_anywhere_is_refused_or_harmless(last):
+    """64 bytes overwritten at forty places of a file, its directory and headers among them."""
+    whole = write(last).read_bytes()
+    refused = 0
+    for k in range(40):
+        at = (len(whole) - 64) * k // 39
+        last.write_bytes(whole[:at] + bytes(b ^ 0xA5 for b in whole[at : at + 64]) + whole[at + 64 :])
+        try:
+            assert same(CheckpointFiles().load_checkpoint(last), STATE), f"damage at byte {at} was read"
+        except UsageError:
+            refused += 1
+    assert refused > 35  # the rest was padding
+
+
+def test_what_is_no_checkpoint_is_refused(last):
+    last.parent.mkdir()
+    for content in ({"state_dict": {}}, [1, 2]):
+        torch.save(content, last)
+        with pytest.raises(UsageError, match="was not written by distillkit"):
+            CheckpointFiles().load_checkpoint(last)
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(last.parent / "opened"),)
+
+    torch.save({**STATE, "more": Evil()}, last)
+    with pytest.raises(UsageError, match="is no checkpoint of a run"):
+        CheckpointFiles().load_checkpoint(last, weights_only=False)
+    torch.save(Evil(), last, _use_new_zipfile_serialization=False)
+    with pytest.raises(UsageError, match="is not whole, or no checkpoint"):
+        CheckpointFiles().load_checkpoint(last)
+    assert not (last.parent / "opened").exists()
+
+
+# When
+
+
+def test_steps_and_minutes_whichever_comes_first(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(
+        CheckpointFiles, "save_checkpoint", lambda self, state, *_, **__: saved.append(state["global_step"])
+    )
+    run(tmp_path, 7, Checkpoint(every=3))
+    assert saved == [3, 6, 7]
+    saved.clear()
+    minutes = iter(range(0, 10**6, 60))  # one passes at every look
+    clock = SimpleNamespace(monotonic=lambda: next(minutes))
+    monkeypatch.setattr("distillkit.callbacks.checkpoint.time", clock)
+    run(tmp_path, 7, Checkpoint(every=1000, minutes=3))
+    assert saved[-1] == 7 and 2 <= len(saved) <= 5 and saved[0] < 5
+    for wrong in ({"every": 0}, {"minutes": 0}, {"minutes": float("nan")}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Checkpoint(**wrong)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_after_a_whole_step_and_the_run_goes_on_bit_for_bit(tmp_path, number):
+    """The signal comes in the first of two micro-batches, whose gradients a checkpoint does not hold."""
+
+    class Signalled(Checkpoint):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 3 and args[-1] % 2 == 0:
+                os.kill(os.getpid(), number)
+            super().on_train_batch_end(trainer, *args)
+
+    with pytest.raises(Interrupted, match=r"stopped at step 4; go on with: python -m distillkit fit .*last\.ckpt$"):
+        run(tmp_path / "cut", 8, Signalled(), accumulate_grad_batches=2)
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    resumed = run(tmp_path / "cut", 8, Checkpoint(), last, accumulate_grad_batches=2)
+    straight = run(tmp_path / "straight", 8, Checkpoint(), accumulate_grad_batches=2)
+    assert same(*(dict(made.lightning_module.state_dict()) for made in (resumed, straight)))
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path):
+    """nohup leaves SIGHUP ignored, and a shell SIGINT of what it starts in the background."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+
+        class Signalled(Checkpoint):
+            def on_train_batch_end(self, trainer, *args):
+                os.kill(os.getpid(), signal.SIGHUP)
+                super().on_train_batch_end(trainer, *args)
+
+        assert run(tmp_path, 3, Signalled()).global_step == 3
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_checkpoint_io_of_one_s_own_is_left_alone(tmp_path):
+    class Own(CheckpointFiles):
+        pass
+
+    own = Own()
+    made = run(tmp_path, 1, Checkpoint(), plugins=[own])
+    assert made.strategy.checkpoint_io is own and Path(tmp_path, "checkpoints", runs.LAST).is_file()
