@@ -184,7 +184,9 @@ def _next(name: str) -> Path:
 
 def cannot_write(error: OSError, where: Path) -> Failure:
     hint = "free some space or give" if error.errno in FULL[:2] else "give"
-    return Failure(f"cannot write to {where}: {error.strerror or error}; {hint} another folder with --out")
+    begun = (where / "checkpoints" / LAST).is_file()
+    then = f"; then go on with: {continuation(where)}" if begun else ""
+    return Failure(f"cannot write to {where}: {error.strerror or error}; {hint} another folder with --out{then}")
 
 
 def name_of(config: str) -> str:
