@@ -390,9 +390,9 @@ def gradients(loss, module):
 
 
 def test_sida_adds_the_published_share_of_its_adversarial_part():
-    """The released loss, term by term in sums over pixels: `L_GAN / L_SiD` of the student, `L_D / L_fake` of the fake score."""
+    """The released loss in its sums over pixels, its `lsg_gan` doubled and its `lsd` tripled, as are our weights."""
     batch = {"data": torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(5))}
-    plain, sida = pair(lambda **k: SiD(picture_teacher(), alpha=1.0, **k), gan=1e-4)
+    plain, sida = pair(lambda **k: SiD(picture_teacher(), alpha=1.0, **k), gan=2e-4, gan_discriminator=3.0)
     num = batch["data"][0].numel()
     bce = nn.BCEWithLogitsLoss()
 
@@ -402,7 +402,7 @@ def test_sida_adds_the_published_share_of_its_adversarial_part():
     n = (x_g - real).abs().mean((1, 2, 3), keepdim=True).detach().clip(1e-5)
     sid = ((real - fake) * ((real - x_g) - (real - fake)) / n).sum() * 100 / 6
     logits = sida.fake_score.features(x_t, t).mean(1, keepdim=True).clamp(-10, 10)
-    gan = ((bce(logits, torch.ones_like(logits)) / n).mean((1, 2, 3)) * num).sum() * 0.01 / 6
+    gan = ((bce(logits, torch.ones_like(logits)) / n).mean((1, 2, 3)) * num).sum() * 2 * 0.01 / 6
     torch.testing.assert_close(
         (sida.student_loss(batch) - plain.student_loss(batch)) * 50 * num, 0.5 * gan, rtol=1e-3, atol=0
     )
@@ -416,7 +416,7 @@ def test_sida_adds_the_published_share_of_its_adversarial_part():
     w = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
     error = (w * (sida.fake_score(x_g + sigma * eps, t) - x_g) ** 2).sum() / 6
     seen = [sida.fake_score.features(x + sigma * eps, t).mean(1) for x in (x_g, batch["data"])]
-    against = (w * (bce(seen[1], torch.ones_like(seen[1])) + bce(seen[0], torch.zeros_like(seen[0]))) / 2).sum() / 6
+    against = (w * (bce(seen[1], torch.ones_like(seen[1])) + bce(seen[0], torch.zeros_like(seen[0]))) / 2).sum() * 3 / 6
     torch.testing.assert_close(num * plain.fake_score_loss(batch), error)
     torch.testing.assert_close(num * sida.fake_score_loss(batch), error + against)
     both = gradients(error + against, sida.fake_score) / num
