@@ -10,6 +10,7 @@ from torch import nn
 
 import distillkit.methods.dmd as dmd_module
 import distillkit.methods.sid as sid_module
+from distillkit import front
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving
 from distillkit.diffusion.times import Times
@@ -671,3 +672,10 @@ def test_real_clips_are_judged_by_their_own_first_frames(method, module, monkeyp
     model.fake_score_loss(batch)
     fake, real = judged
     assert torch.equal(real, batch["first"]) and not torch.allclose(fake, batch["first"])
+
+
+def test_sidas_former_share_is_refused_in_the_words_that_replace_it(capsys):
+    assert front.main(["fit", "domain=toy", "method=sid", "model.adversarial=0.5"]) == 2
+    error = capsys.readouterr().err
+    assert "no key model.adversarial any more" in error and "model.gan=1e-4" in error
+    assert "model.gan_discriminator" in error and len(error.splitlines()) == 1
