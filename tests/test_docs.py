@@ -6,11 +6,14 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
 from distillkit import config
+from distillkit.methods.base import Adam
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -46,6 +49,30 @@ def test_commands_compose(page):
         if "data=image_folder" in words and not any(word.startswith("vars.event_shape") for word in words):
             words.append("vars.event_shape=[3,32,32]")
         assert config.hand_over(config.compose(words)[0])["model"], command
+
+
+def arguments(cls: type) -> set[str]:
+    """What a class takes, its bases' arguments included."""
+    return {name for base in cls.__mro__ if "__init__" in vars(base) for name in signature(base.__init__).parameters}
+
+
+def test_every_switch_that_fidelity_names_is_there():
+    """`model.X` is an argument of the classes of its section; `model.student.X` one of Adam's."""
+    _, everybody, *sections = re.split(r"^## ", (ROOT / "docs" / "fidelity.md").read_text(), flags=re.M)
+    methods = {name: [name] for name in config.groups()["method"]}
+    named = {name: text for text in sections for name in re.findall(r"`(\w+)`", text.splitlines()[0])}
+    assert named.keys() == methods.keys(), "a section for each method, and for no other"
+    for method, text in named.items():
+        module, _, cls = config.hand_over(config.compose([f"method={method}"])[0])["model"]["class_path"].rpartition(
+            "."
+        )
+        taken = arguments(getattr(import_module(module), cls))
+        switches = set(re.findall(r"model\.(\w+(?:\.\w+)?)", everybody + text))
+        assert len(switches) > 5
+        for switch in switches:
+            name, _, of = switch.partition(".")
+            assert name in taken, f"{method} has no model.{name}"
+            assert not of or of in arguments(Adam), f"a role has no {of}"
 
 
 def test_the_method_of_the_docs_runs(tmp_path):
