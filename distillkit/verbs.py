@@ -78,7 +78,8 @@ def list(args: Sequence[str]) -> None:
 def compatibility(domain: str, method: str, words: tuple[str, ...] = ()) -> str | None:
     """Why a method cannot be used in a domain with its default teacher and data; None if it can.
 
-    `words` are further ones, such as a `hydra.searchpath` on which the method is found. A method class says what it `requires`, classes of teachers and data say what they `provide` (sets of names).
+    A method class says what it `requires`, classes of teachers and data say what they `provide` (sets of names). `words` are
+    further ones, such as the `hydra.searchpath` of one's own method.
     """
     try:
         cfg, _ = config.compose([*words, f"domain={domain}", f"method={method}"])

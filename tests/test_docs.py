@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from distillkit import config
+from distillkit import config, front
 from distillkit.methods.base import Adam
 
 ROOT = Path(__file__).parents[1]
@@ -75,21 +75,51 @@ def test_every_switch_that_fidelity_names_is_there():
             assert not of or of in arguments(Adam), f"a role has no {of}"
 
 
-def test_the_method_of_the_docs_runs(tmp_path):
-    page = ROOT / "docs" / "add_a_method.md"
-    (tmp_path / "conf" / "method").mkdir(parents=True)
-    (tmp_path / "diff_instruct.py").write_text(blocks(page, "python")[0])
-    (tmp_path / "conf" / "method" / "diff_instruct.yaml").write_text(blocks(page, "yaml")[0])
-    (command,) = blocks(page, "bash")
-    words = [
-        *shlex.split(command.strip())[1:],
-        "trainer.max_steps=12",
-        "vars.callbacks.finish.num_samples=64",
-        "--out",
-        "run",
-    ]
-    subprocess.run([sys.executable, *words], check=True, cwd=tmp_path, timeout=120)
+def unpack(page: str, folder: Path) -> list[list[str]]:
+    """Write the files that a page shows, each below its name in backticks; gives the words of its commands."""
+    text = (ROOT / "docs" / page).read_text()
+    for name, content in re.findall(
+        r"^`([\w/]+\.(?:py|yaml))`[^\n]*(?:\n[^`\n]+)*:\n\n```\w+\n(.*?)```", text, re.S | re.M
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    lines = "".join(blocks(ROOT / "docs" / page, "bash")).splitlines()
+    return [shlex.split(line) for line in lines]
+
+
+SHORT = ["trainer.max_steps=6", "vars.callbacks.finish.num_samples=64"]
+
+
+def run_from(folder: Path, monkeypatch, *commands: list[str]) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    for words in commands:
+        assert words[:3] == ["python", "-m", "distillkit"] and front.main([*words[3:], *SHORT]) == 0, words
+
+
+def test_the_method_of_the_docs_runs(tmp_path, monkeypatch):
+    run, _ = unpack("add_a_method.md", tmp_path)
+    run_from(tmp_path, monkeypatch, [*run, "--out", "run"])
     assert (tmp_path / "run" / "student" / "student.yaml").is_file()
+    recipe = (tmp_path / "run" / "config.yaml").read_text()
+    assert "ema_rampup: 0.2" in recipe and "t_init: 4" in recipe  # of the recipe, which nobody named
+
+
+@pytest.mark.slow
+def test_the_method_of_the_docs_passes_the_battery(tmp_path):
+    """From its own folder, as the page says it."""
+    _, (_, *words) = unpack("add_a_method.md", tmp_path)
+    words = [word.replace("PATH/TO/distillkit", str(ROOT)) for word in words]
+    done = subprocess.run([sys.executable, *words, "-q"], cwd=tmp_path, timeout=1800, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert re.search(r"^20 passed, 2 deselected", done.stdout, re.M)
+
+
+def test_the_domain_of_the_docs_trains_a_teacher_and_a_student(tmp_path, monkeypatch):
+    pretrain, distil = unpack("add_a_domain.md", tmp_path)
+    run_from(tmp_path, monkeypatch, pretrain, [*distil, "--out", "run"])
+    assert (tmp_path / "run" / "student" / "student.yaml").is_file()
+    assert (tmp_path / "run" / "samples").is_dir()
 
 
 def test_the_teacher_of_the_docs_samples():
