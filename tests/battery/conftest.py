@@ -33,14 +33,14 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    folders = [f"file://{Path(folder).absolute()}" for folder in config.getoption("--conf")]
+    folders = [f"file://{Path(folder).absolute()}" for folder in config.getoption("--conf", [])]
     FOREIGN[:] = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
 
 
 def pytest_generate_tests(metafunc):
     """`method` is each method there is, or each that was asked for."""
     if "method" in metafunc.fixturenames:
-        there, asked = config.groups(FOREIGN)["method"], metafunc.config.getoption("--method")
+        there, asked = config.groups(FOREIGN)["method"], metafunc.config.getoption("--method", [])
         if strange := sorted(set(asked) - set(there)):
             raise pytest.UsageError(f"no method {strange[0]!r}: --conf FOLDER says where it is; there are: {there}")
         metafunc.parametrize("method", asked or there)
