@@ -123,8 +123,11 @@ def _nearest(wrong: str, owner: str | None, keys: Iterable[str]) -> str:
 
     try:
         module, _, name = owner.rpartition(".")
+        named = getattr(import_module(module), name)
+        if mend := getattr(named, "renamed", {}).get(wrong):
+            return f" any more: {mend}"
         parser = ArgumentParser()
-        parser.add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
+        parser.add_class_arguments(named, fail_untyped=False)
         leaves = list(parser.get_defaults().keys())
     except Exception:
         return ""

@@ -1,9 +1,24 @@
-"""Non-saturating adversarial losses on logits whose positive sign means real (arXiv 1406.2661)."""
+"""Non-saturating adversarial losses on logits whose positive sign means real (arXiv 1406.2661), and SiDA's weights of them.
+
+SiDA (arXiv 2410.14919) is weighed as its released code weighs it, whose options are `lsg = 100`, `lsg_gan = 0.01`, `ls = 1` and
+`lsd = 1`. With N elements in a sample, n the scale of SiD's loss and w the weight of the fake score's error,
+
+    student     0.5 lsg / B sum_b sum_elements L_SiD + 0.5 lsg_gan / B sum_b N / n_b BCE
+                  = 50 N (mean L_SiD + 1e-4 mean_b(1 / n_b) BCE)
+    fake score  ls / B sum_b w_b sum_elements error^2 + lsd / B sum_b w_b (BCE_real + BCE_fake) / 2
+                  = N (mean w error^2 + mean_b(w_b / N) (BCE_real + BCE_fake) / 2),
+
+each BCE the mean over the batch and all positions together. Beside losses that are means over the elements, as all of ours are,
+the weights are therefore 1e-4 and 1; the common factors 50 N and N are lost in Adam.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from distillkit.diffusion.process import expand_mask
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
@@ -14,3 +29,30 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
 def discriminator_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
     """`mean softplus(l(sg x_g)) + mean softplus(-l(x_real))`."""
     return softplus(fake_logits).mean() + softplus(-real_logits).mean()
+
+
+def sida_generator_loss(fake_logits: Tensor, scale: Tensor, clamp: float | None = 10.0) -> Tensor:
+    """`mean(1 / n) mean softplus(-clip(l(x_t), -c, c))`; its weight beside `sid_loss` is 1e-4.
+
+    Args:
+        fake_logits: at the noised student samples, of any shape; no gradient where they are clipped.
+        scale: n of `sid_loss`, a constant.
+        clamp: c; None clips nothing.
+    """
+    logits = fake_logits if clamp is None else fake_logits.clamp(-clamp, clamp)
+    return (1 / scale).mean() * generator_loss(logits)
+
+
+def sida_discriminator_loss(
+    fake_logits: Tensor, real_logits: Tensor, weight: Tensor, x_0: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """`mean(w / N) (mean softplus(l(sg x_g)) + mean softplus(-l(x_real))) / 2`; its weight beside `denoising_loss` is 1.
+
+    Args:
+        fake_logits, real_logits: of any shape.
+        weight: w, of the squared error in `denoising_loss`, [B].
+        x_0: samples, [B, ...], whose elements are counted.
+        mask: of sets, bool [B, *positions], true where they count.
+    """
+    counted = torch.ones_like(x_0[:1]) if mask is None else expand_mask(mask, x_0).expand_as(x_0)
+    return (weight / counted.flatten(1).sum(1).clamp_min(1)).mean() * discriminator_loss(fake_logits, real_logits) / 2

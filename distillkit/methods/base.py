@@ -60,6 +60,7 @@ class Distiller(LightningModule):
     Attributes:
         requires: what the method needs from teacher and data, checked against their `provides`.
         proof: what its default run on the exact teachers of the toy domain must reach, by metric; tested for every method.
+        renamed: arguments of earlier versions, to what is said to whoever still gives one.
         roles: role name to the names of the attributes (modules) it trains, in order of their turns.
     """
 
@@ -68,6 +69,7 @@ class Distiller(LightningModule):
         "gaussian": {"std_error": 0.05, "correlation_error": 0.05},
         "mixture": {"std_error": 0.05, "correlation_error": 0.05, "weight_error": 0.2},
     }
+    renamed: dict[str, str] = {}
     roles: dict[str, tuple[str, ...]]
 
     def __init__(

@@ -14,7 +14,8 @@ from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.guidance import drop_condition, guided
 from distillkit.diffusion.times import KarrasUniform, LogNormal, Times
 from distillkit.losses.denoising import denoising_loss
-from distillkit.losses.gan import discriminator_loss, generator_loss
+from distillkit.losses.gan import sida_discriminator_loss, sida_generator_loss
+from distillkit.losses.reduce import distance_scale
 from distillkit.losses.sid import sid_loss
 from distillkit.methods.base import Adam
 from distillkit.methods.score import ScoreDistiller
@@ -37,10 +38,20 @@ class SiD(ScoreDistiller):
         kappa: guidance scale, 1 = none.
         guidance: `lsg` guides teacher and fake score alike (long and short guidance); `zero` leaves the fake score
             unconditional (Zero-CFG); `anti` guides it with -1 (Anti-CFG).
-        adversarial: weight in [0, 1] of SiDA's loss against real data; the fake score's own features are the discriminator.
+        gan: weight of SiDA's loss against real data, the fake score's own features being the discriminator (SiDA has 1e-4, see
+            `losses/gan.py`); 0 needs no data.
+        gan_discriminator: weight of the discriminator's loss beside the fake score's (SiDA has 1, of EDM2's networks 100).
+        gan_start: how many steps the student makes before `gan` counts, while the discriminator learns already (SiDA begins
+            after 200,000 samples).
+        gan_clamp: logits beyond it do not move the student (SiDA has 10); None: all do.
         student_times: None means uniform in EDM's warped level up to sigma 24.
         fake_times: None means EDM's lognormal.
     """
+
+    renamed = {
+        "adversarial": "it weighed both parts of SiDA far too much; say model.gan=1e-4 for the student's, as published, and "
+        "model.gan_discriminator for the discriminator's, or model.gan=0 for SiD without real data"
+    }
 
     def __init__(
         self,
@@ -48,7 +59,10 @@ class SiD(ScoreDistiller):
         alpha: float = 1.2,
         kappa: float = 1.0,
         guidance: Literal["lsg", "zero", "anti"] = "lsg",
-        adversarial: float = 0.0,
+        gan: float = 0.0,
+        gan_discriminator: float = 1.0,
+        gan_start: int = 0,
+        gan_clamp: float | None = 10.0,
         student_times: Times | None = None,
         fake_times: Times | None = None,
         student: Adam = Adam(lr=1e-5, betas=(0.0, 0.999)),
@@ -59,8 +73,11 @@ class SiD(ScoreDistiller):
             raise ValueError(
                 f"guidance={guidance} needs an unconditional branch, which {teacher.id} lacks: leave it at lsg"
             )
-        if not 0 <= adversarial <= 1:
-            raise ValueError(f"adversarial is a share and must lie in [0, 1], got {adversarial}")
+        for name, value in {"gan": gan, "gan_discriminator": gan_discriminator, "gan_start": gan_start}.items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        if gan_clamp is not None and not gan_clamp > 0:
+            raise ValueError(f"gan_clamp must be positive, got {gan_clamp} (null leaves the logits as they are)")
         super().__init__(
             teacher,
             student_times or KarrasUniform(0.0, 0.8),
@@ -70,9 +87,10 @@ class SiD(ScoreDistiller):
             kappa=kappa,
             **kwargs,
         )
-        self.alpha, self.adversarial = alpha, adversarial
+        self.alpha, self.gan, self.gan_discriminator = alpha, gan, gan_discriminator
+        self.gan_start, self.gan_clamp = gan_start, gan_clamp
         self.teacher_kappa, self.judge_kappa, self.fit_kappa = GUIDANCE[guidance](kappa)
-        if adversarial:
+        if gan:
             self.requires = self.requires | {"data", "features"}
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
@@ -82,8 +100,9 @@ class SiD(ScoreDistiller):
         real = guided(self.teacher.denoiser, x_t, t, cond, null, self.teacher_kappa)
         fake = guided(self.fake_score, x_t, t, cond, null, self.judge_kappa)
         loss = sid_loss(x_g, real, fake, self.alpha, self.normalise, cond.get("mask"))
-        if self.adversarial:
-            loss = (1 - self.adversarial) * loss + self.adversarial * generator_loss(self.logits(x_t, t, cond))
+        if self.gan and self.updates_before("student", self.global_step) >= self.gan_start:
+            scale = distance_scale(x_g, real, self.normalise, cond.get("mask"))
+            loss = loss + self.gan * sida_generator_loss(self.logits(x_t, t, cond), scale, self.gan_clamp)
         return loss
 
     def fake_score_loss(self, batch: dict[str, Tensor]) -> Tensor:
@@ -100,10 +119,12 @@ class SiD(ScoreDistiller):
             return guided(self.fake_score, x_t, t, cond, null, self.fit_kappa)
 
         loss = denoising_loss(self.fake_score, x_g, t, eps, cond, denoise)
-        if self.adversarial:  # fake and real share level and noise
+        if self.gan:  # fake and real share level and noise
             fake = self.logits(process.add_noise(x_g, eps, t), t, cond)
             real = self.logits(process.add_noise(batch["data"], eps, t), t, self.real_condition(batch, cond))
-            loss = loss + self.adversarial * discriminator_loss(fake, real)
+            weight = self.fake_score.loss_weight(t)
+            against = sida_discriminator_loss(fake, real, weight, x_g, cond.get("mask"))
+            loss = loss + self.gan_discriminator * against
         return loss
 
     def logits(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:

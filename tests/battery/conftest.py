@@ -1,9 +1,15 @@
-"""The battery finds every method by itself: whatever lies in conf/method is put through all proofs."""
+"""The battery finds every method by itself: whatever lies in conf/method is put through all proofs.
+
+So are the methods of an installed package that announces its configuration folder. Of any other folder:
+
+    python -m pytest PATH/tests/battery --conf conf --method my_method
+"""
 
 from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,14 +21,34 @@ from distillkit import config
 from distillkit.data import DistillData
 from distillkit.methods.base import Distiller
 
+FOREIGN: list[str] = []  # what --conf adds to every command line
 METHODS = config.groups()["method"]
 DOMAINS = config.groups()["domain"]
 TINY = ["network.width=16", "network.depth=2", "data.batch_size=32", "data.num_samples=256"]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--conf", action="append", default=[], help="configuration folder of methods outside the project")
+    parser.addoption("--method", action="append", default=[], help="put this method alone through the battery")
+
+
+def pytest_configure(config):
+    folders = [f"file://{Path(folder).absolute()}" for folder in config.getoption("--conf", [])]
+    FOREIGN[:] = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+
+
+def pytest_generate_tests(metafunc):
+    """`method` is each method there is, or each that was asked for."""
+    if "method" in metafunc.fixturenames:
+        there, asked = config.groups(FOREIGN)["method"], metafunc.config.getoption("--method", [])
+        if strange := sorted(set(asked) - set(there)):
+            raise pytest.UsageError(f"no method {strange[0]!r}: --conf FOLDER says where it is; there are: {there}")
+        metafunc.parametrize("method", asked or there)
+
+
 def compose(*words: str) -> dict:
     """The configuration LightningCLI would get for these words."""
-    return config.hand_over(config.compose(list(words))[0])
+    return config.hand_over(config.compose([*FOREIGN, *words])[0])
 
 
 def build(*words: str, seed: int = 0) -> SimpleNamespace:
@@ -46,11 +72,6 @@ def tiny(method: str, *words: str, seed: int = 0) -> SimpleNamespace:
 def weights(model: Distiller) -> dict[str, torch.Tensor]:
     """A copy of everything a checkpoint would hold."""
     return {name: value.clone() for name, value in copy.copy(model.state_dict()).items()}
-
-
-@pytest.fixture(params=METHODS)
-def method(request) -> str:
-    return request.param
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from torch import nn
 
 from distillkit.methods.base import Distiller
 from distillkit.methods.score import ScoreDistiller
-from tests.battery.conftest import tiny
+from tests.battery.conftest import FOREIGN, tiny
 
 
 class ExactStudent(nn.Module):
@@ -79,6 +79,7 @@ def default_run(method: str, teacher: str, folder, *words: str) -> dict[str, flo
         "-m",
         "distillkit",
         "fit",
+        *FOREIGN,
         "domain=toy",
         f"method={method}",
         f"teacher={teacher}",

@@ -5,8 +5,19 @@ import math
 import pytest
 import torch
 from helpers import Line, f64
+from torch import nn
 
-from distillkit.losses.gan import discriminator_loss, generator_loss
+from distillkit.diffusion.denoiser import Denoiser
+from distillkit.diffusion.process import VarianceExploding
+from distillkit.losses.denoising import denoising_loss
+from distillkit.losses.gan import (
+    discriminator_loss,
+    generator_loss,
+    sida_discriminator_loss,
+    sida_generator_loss,
+)
+from distillkit.losses.reduce import distance_scale
+from distillkit.losses.sid import sid_loss
 
 M, S, MU, SIGMA = 0.4, 0.8, 1.1, 0.9
 V = S**2 + SIGMA**2
@@ -64,3 +75,84 @@ def test_huge_logits_stay_finite():
         generator_loss(torch.tensor([-1e4])).item() == 1e4
         and discriminator_loss(torch.tensor([1e4]), torch.tensor([0.0])).isfinite()
     )
+
+
+# SiDA: the published losses once more, as sums over pixels that are divided by the batch, in loops
+
+
+def published_student(x_g, real, fake, logits, lsg=100.0, lsg_gan=0.01):
+    """`0.5 lsg / B sum_b sum_pixels L_SiD / n_b + 0.5 lsg_gan / B sum_b C H W / n_b BCE(clip(logits), 1)`, alpha = 1."""
+    bce = -torch.log(torch.sigmoid(logits.clip(-10, 10))).mean()  # a scalar of the batch
+    total = 0.0
+    for x, r, f in zip(x_g, real, fake, strict=True):
+        n = (x - r).detach().abs().mean().clip(1e-5)
+        total += 0.5 * lsg * ((r - f) * ((r - x) - (r - f)) / n).sum()
+        total += 0.5 * lsg_gan * x.numel() * bce / n
+    return total / len(x_g)
+
+
+def published_fake_score(denoised, x_g, sigma, fake_logits, real_logits, ls=1.0, lsd=1.0, sigma_data=0.5):
+    """`ls / B sum_b w_b |D - x|^2 + lsd / B sum_b w_b (BCE(real, 1) + BCE(fake, 0)) / 2`."""
+    bce_real = -torch.log(torch.sigmoid(real_logits)).mean()
+    bce_fake = -torch.log(1 - torch.sigmoid(fake_logits)).mean()
+    total = 0.0
+    for d, x, s in zip(denoised, x_g, sigma, strict=True):
+        w = (s**2 + sigma_data**2) / (s * sigma_data) ** 2
+        total += ls * w * (d - x).square().sum() + lsd * w * (bce_real + bce_fake) / 2
+    return total / len(x_g)
+
+
+def images(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_students_loss_is_the_published_one_times_a_constant():
+    """Value and gradient, with 1e-4 whatever the size of an image: the constant is 50 C H W."""
+    for shape in ((5, 3, 4, 4), (5, 1, 8, 8)):
+        # some logits are clipped: 30 times a unit Gaussian
+        x_g, maps = images(0, *shape).requires_grad_(), 30 * images(1, 5, 1, 2, 2)
+        real, fake = 0.7 * x_g + 0.1, 0.6 * x_g.sin()
+        logits = maps + x_g.mean()
+        ours = sid_loss(x_g, real, fake, 1.0) + 1e-4 * sida_generator_loss(logits, distance_scale(x_g, real, "sample"))
+        theirs = published_student(x_g, real, fake, logits)
+        (own,), (published,) = (torch.autograd.grad(loss, x_g, retain_graph=True) for loss in (ours, theirs))
+        constant = 50 * x_g[0].numel()
+        torch.testing.assert_close(constant * ours, theirs)
+        torch.testing.assert_close(constant * own, published)
+
+
+def test_the_discriminators_loss_is_the_published_one_times_a_constant():
+    """Value and gradient, with 1: the constant is C H W. Levels of four orders, so that each sample's weight counts."""
+    for shape in ((5, 3, 4, 4), (5, 1, 8, 8)):
+        x_g, eps, sigma = images(0, *shape), images(1, *shape), f64(0.01, 0.1, 1.0, 10.0, 100.0)
+        denoiser = Denoiser(nn.Identity(), VarianceExploding(), "edm", 0.5)
+        share = f64(0.3).requires_grad_()
+        denoised, fake_logits, real_logits = share * x_g, share * images(2, 5, 2, 2), share**2 * images(3, 5, 2, 2)
+        ours = denoising_loss(denoiser, x_g, sigma, eps, {}, lambda x_t, t, cond, answer=denoised: answer)
+        ours = ours + sida_discriminator_loss(fake_logits, real_logits, denoiser.loss_weight(sigma), x_g)
+        theirs = published_fake_score(denoised, x_g, sigma, fake_logits, real_logits)
+        (own,), (published,) = (torch.autograd.grad(loss, share, retain_graph=True) for loss in (ours, theirs))
+        torch.testing.assert_close(x_g[0].numel() * ours, theirs)
+        torch.testing.assert_close(x_g[0].numel() * own, published)
+
+
+def test_a_clipped_logit_moves_nobody_and_none_is_clipped_without_a_limit():
+    logits = f64(-30.0, -5.0, 30.0).requires_grad_()
+    (clipped,) = torch.autograd.grad(sida_generator_loss(logits, f64(1.0)), logits)
+    (all_of_them,) = torch.autograd.grad(sida_generator_loss(logits, f64(1.0), clamp=None), logits)
+    assert clipped.ne(0).tolist() == [False, True, False] and clipped[1] == all_of_them[1]
+    assert all_of_them[0] == pytest.approx(-1 / 3)
+
+
+def test_the_scale_is_not_differentiated():
+    """`mean(1 / n)` falls when samples leave the teacher's: nobody may gain by that."""
+    x_g = images(0, 5, 3).requires_grad_()
+    loss = sida_generator_loss(torch.zeros(5), distance_scale(x_g, 0.7 * x_g, "sample"))
+    assert not loss.requires_grad
+
+
+def test_of_sets_the_discriminator_counts_what_the_mask_shows():
+    """Padding doubles the tensor, not N."""
+    logits, weight, mask = f64(0.5, -1.0), f64(1.0, 3.0), torch.tensor([[True, True, False, False]] * 2)
+    padded = sida_discriminator_loss(logits, -logits, weight, images(0, 2, 4, 3), mask)
+    torch.testing.assert_close(padded, sida_discriminator_loss(logits, -logits, weight, images(0, 2, 2, 3)))

@@ -10,12 +10,14 @@ from torch import nn
 
 import distillkit.methods.dmd as dmd_module
 import distillkit.methods.sid as sid_module
+from distillkit import front
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving
 from distillkit.diffusion.times import Times
 from distillkit.methods.dmd import DMD
 from distillkit.methods.sid import SiD
 from distillkit.networks.mlp import MLP
+from distillkit.networks.unet import UNet
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
@@ -25,7 +27,7 @@ METHODS = {
     "dmd gan": lambda **k: DMD(neural(), gan=0.1, **k),
     "sid": lambda **k: SiD(neural(), **k),
     "sid guided": lambda **k: SiD(neural(), kappa=2.0, **k),
-    "sida": lambda **k: SiD(neural(), adversarial=0.5, **k),
+    "sida": lambda **k: SiD(neural(), gan=0.5, **k),
 }
 
 
@@ -367,22 +369,89 @@ def test_zero_guidance_trains_an_unconditional_fake_score():
 # SiDA and DMD2: the adversarial parts
 
 
-def test_sida_mixes_and_without_weight_is_sid():
-    torch.manual_seed(0)
-    plain, none, mixed = (SiD(neural(), adversarial=a) if a is not None else SiD(neural()) for a in (None, 0.0, 0.3))
-    for model in (plain, none, mixed):
+def picture_teacher() -> Teacher:
+    """A small U-Net of 8 by 8 pictures in three channels; its middle is a map of 4 by 4."""
+    network = wake(UNet([3, 8, 8], channels=8, multipliers=[1, 1], blocks=1, attention=False))
+    return Teacher(Denoiser(network, VarianceExploding(), "edm", 0.5), (3, 8, 8))
+
+
+def pair(make, **settings):
+    """The method without and with `settings`, of the same weights and noise."""
+    made = make(), make(**settings)
+    for model in made:
         wake(model.student, 1), wake(model.fake_score, 2)
         model.seed = 7
-    alone, zero, both = (m.student_loss(BATCH) for m in (plain, none, mixed))
-    assert torch.equal(alone, zero) and torch.equal(plain.fake_score_loss(BATCH), none.fake_score_loss(BATCH))
-    x_g, cond = mixed.rollout(BATCH, "student")
-    x_t, t = mixed.diffuse(x_g, mixed.student_times, "student")
-    adversarial = nn.functional.softplus(-mixed.fake_score.features(x_t, t, cond).mean(1)).mean()
-    torch.testing.assert_close(both, 0.7 * alone + 0.3 * adversarial)
+    return made
+
+
+def gradients(loss, module):
+    return torch.cat(
+        [g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()), allow_unused=True) if g is not None]
+    )
+
+
+def test_sida_adds_the_published_share_of_its_adversarial_part():
+    """The released loss in its sums over pixels, its `lsg_gan` doubled and its `lsd` tripled, as are our weights."""
+    batch = {"data": torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(5))}
+    plain, sida = pair(lambda **k: SiD(picture_teacher(), alpha=1.0, **k), gan=2e-4, gan_discriminator=3.0)
+    num = batch["data"][0].numel()
+    bce = nn.BCEWithLogitsLoss()
+
+    x_g, cond = sida.rollout(batch, "student")
+    x_t, t = sida.diffuse(x_g, sida.student_times, "student")
+    real, fake = sida.teacher.denoiser(x_t, t), sida.fake_score(x_t, t)
+    n = (x_g - real).abs().mean((1, 2, 3), keepdim=True).detach().clip(1e-5)
+    sid = ((real - fake) * ((real - x_g) - (real - fake)) / n).sum() * 100 / 6
+    logits = sida.fake_score.features(x_t, t).mean(1, keepdim=True).clamp(-10, 10)
+    gan = ((bce(logits, torch.ones_like(logits)) / n).mean((1, 2, 3)) * num).sum() * 2 * 0.01 / 6
+    torch.testing.assert_close(
+        (sida.student_loss(batch) - plain.student_loss(batch)) * 50 * num, 0.5 * gan, rtol=1e-3, atol=0
+    )
+    torch.testing.assert_close(50 * num * plain.student_loss(batch), 0.5 * sid)
+    both = gradients(0.5 * sid + 0.5 * gan, sida.student) / (50 * num)
+    torch.testing.assert_close(gradients(sida.student_loss(batch), sida.student), both, rtol=1e-3, atol=1e-6)
+
+    x_g = sida.rollout(batch, "fake")[0].detach()
+    t, eps = sida.fake_times(sida.rand(6, "fake t"), sida.teacher.process), sida.randn(x_g.shape, "fake eps")
+    sigma = t.reshape(6, 1, 1, 1)
+    w = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
+    error = (w * (sida.fake_score(x_g + sigma * eps, t) - x_g) ** 2).sum() / 6
+    seen = [sida.fake_score.features(x + sigma * eps, t).mean(1) for x in (x_g, batch["data"])]
+    against = (w * (bce(seen[1], torch.ones_like(seen[1])) + bce(seen[0], torch.zeros_like(seen[0]))) / 2).sum() * 3 / 6
+    torch.testing.assert_close(num * plain.fake_score_loss(batch), error)
+    torch.testing.assert_close(num * sida.fake_score_loss(batch), error + against)
+    both = gradients(error + against, sida.fake_score) / num
+    torch.testing.assert_close(gradients(sida.fake_score_loss(batch), sida.fake_score), both, rtol=1e-3, atol=1e-6)
+
+
+def test_sida_without_weight_is_sid():
+    plain, none = pair(lambda **k: SiD(neural(), **k), gan=0.0, gan_discriminator=5.0)
+    assert torch.equal(plain.student_loss(BATCH), none.student_loss(BATCH))
+    assert torch.equal(plain.fake_score_loss(BATCH), none.fake_score_loss(BATCH))
+
+
+def test_sidas_student_waits_while_its_discriminator_learns():
+    """`gan_start` counts steps of the student, every second one here; a run that goes on from a checkpoint counts on."""
+    plain, sida = pair(lambda **k: SiD(neural(), **k), gan=1.0, gan_start=3)
+
+    def joined(step):
+        return not torch.equal(at(sida, step).student_loss(BATCH), at(plain, step).student_loss(BATCH))
+
+    assert [joined(step) for step in (1, 3, 5, 7, 9)] == [False, False, False, True, True]
+    assert not torch.equal(at(sida, 0).fake_score_loss(BATCH), at(plain, 0).fake_score_loss(BATCH))
+
+
+@pytest.mark.parametrize("limit, moves", [(1e-6, False), (10.0, True), (None, True)])
+def test_sidas_student_is_not_moved_by_clipped_logits(limit, moves):
+    plain, sida = pair(lambda **k: SiD(neural(), **k), gan=1.0, gan_clamp=limit)
+    for role in (plain, sida):
+        role.focus("student")
+    with_it, without = (gradients(model.student_loss(BATCH), model.student) for model in (sida, plain))
+    assert torch.equal(with_it, without) != moves
 
 
 def test_sidas_discriminator_sees_fake_and_real_at_the_same_level_and_noise():
-    model, seen = SiD(neural(), adversarial=0.5), []
+    model, seen = SiD(neural(), gan=0.5), []
     logits = model.logits
     model.logits = lambda x_t, t, cond: seen.append((x_t, t, cond)) or logits(x_t, t, cond)
     model.fake_score_loss(BATCH)
@@ -421,18 +490,19 @@ def test_dmd2s_losses_add_up():
 
 def test_real_data_and_features_are_required_only_by_adversarial_forms():
     assert DMD(neural()).requires == SiD(neural()).requires == {"denoiser"}
-    assert (
-        DMD(neural(), gan=0.1).requires == SiD(neural(), adversarial=0.5).requires == {"denoiser", "data", "features"}
-    )
+    assert DMD(neural(), gan=0.1).requires == SiD(neural(), gan=0.5).requires == {"denoiser", "data", "features"}
     with pytest.raises(ValueError, match="DMD needs data.*provide only"):
         DMD(neural(), gan=0.1).require(SimpleNamespace(provides=frozenset()))
     DMD(neural()).require(SimpleNamespace(provides=frozenset()))
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.1])
-def test_sidas_weight_is_a_share(value):
-    with pytest.raises(ValueError, match=f"adversarial is a share and must lie in .0, 1., got {value}"):
-        SiD(neural(), adversarial=value)
+@pytest.mark.parametrize(
+    "name, value",
+    [("gan", -0.1), ("gan", math.nan), ("gan_discriminator", -1.0), ("gan_start", -1), ("gan_clamp", 0.0)],
+)
+def test_sidas_numbers_are_refused_below_zero(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be .*, got {value}"):
+        SiD(neural(), **{name: value})
 
 
 # DMD: schedule and regression
@@ -541,6 +611,8 @@ class Going(Next):
 class Gone(Next):
     """The denoiser of such clips."""
 
+    loss_weight = staticmethod(torch.ones_like)
+
     def forward(self, x, t, cond):
         first = cond["first"]
         seen = self.w**2 / (self.w**2 + self.process.sigma(t)[:, None, None, None] ** 2)
@@ -593,10 +665,17 @@ def test_real_clips_are_judged_by_their_own_first_frames(method, module, monkeyp
     model, batch = going_on(1, method=method)
     batch["first"] = batch["first"] + 0.3
     generator, judged = torch.Generator().manual_seed(0), []
-    model.gan = model.adversarial = 0.5
+    model.gan = 0.5
     model.randn = lambda shape, purpose: torch.randn(shape, generator=generator).double()
     model.logits = lambda *args: judged.append(next(a["first"] for a in args if isinstance(a, dict))) or args[0].mean()
     monkeypatch.setattr(module, "denoising_loss", lambda *args: torch.zeros(()))
     model.fake_score_loss(batch)
     fake, real = judged
     assert torch.equal(real, batch["first"]) and not torch.allclose(fake, batch["first"])
+
+
+def test_sidas_former_share_is_refused_in_the_words_that_replace_it(capsys):
+    assert front.main(["fit", "domain=toy", "method=sid", "model.adversarial=0.5"]) == 2
+    error = capsys.readouterr().err
+    assert "no key model.adversarial any more" in error and "model.gan=1e-4" in error
+    assert "model.gan_discriminator" in error and len(error.splitlines()) == 1

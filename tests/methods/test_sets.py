@@ -28,11 +28,17 @@ class DeepSet(Recorded, nn.Module):
         super().__init__()
         self.own, self.all, self.out = nn.Linear(3, width), nn.Linear(2, width), nn.Linear(width, 2)
 
-    def forward(self, x, time, cond):
+    def hidden(self, x, time, cond):
         mask = cond["mask"][..., None]
         pooled = (x * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
         own = self.own(torch.cat([x, cond["place"][..., None]], dim=-1))
-        return self.out(torch.tanh(own + self.all(pooled) + time[:, None, None]))
+        return torch.tanh(own + self.all(pooled) + time[:, None, None])
+
+    def forward(self, x, time, cond):
+        return self.out(self.hidden(x, time, cond))
+
+    def features(self, x, time, cond):
+        return (self.hidden(x, time, cond) * cond["mask"][..., None]).mT
 
 
 def denoiser(prediction: str = "edm") -> Denoiser:
@@ -104,6 +110,19 @@ def test_gradients_do_not_depend_on_what_lies_in_the_padding(method, role):
         gradients.append([p.grad for p in model.role_parameters(role)])
     assert any(g.abs().sum() > 0 for g in gradients[0])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_sidas_discriminator_weighs_a_set_by_its_own_number_of_elements():
+    model = SiD(teacher(), gan=1.0)
+    with_it, model.gan = model.fake_score_loss(batch()), 0.0
+    without = model.fake_score_loss(batch())
+    x_g, cond = model.rollout(batch(), "fake")
+    t, eps = model.fake_times(model.rand(3, "fake t"), model.teacher.process), model.randn(x_g.shape, "fake eps")
+    fake, real = (model.logits(x + t[:, None, None] * eps, t, cond) for x in (x_g, batch()["data"]))
+    weight = (t**-2 + 0.5**-2) / (2 * SIZES)  # two numbers in a point
+    softplus = nn.functional.softplus
+    expected = weight.mean() * (softplus(fake).mean() + softplus(-real).mean()) / 2
+    torch.testing.assert_close(with_it - without, expected, rtol=1e-3, atol=0)
 
 
 def test_a_smaller_batch_takes_its_shape_from_the_mask():
