@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from distillkit.data import DistillData, TensorData, split
+from distillkit.files import read_npz
 from distillkit.sources import Source, drawn, first_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -98,11 +99,7 @@ class NpzImages(ImageData):
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
         path = _existing(self.path, "an .npz file")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in ("images", "arr_0", "labels", "arr_1") if key in file.files}
-        except Exception as error:
-            raise ValueError(f"{path} cannot be read as an .npz file of plain arrays ({error})") from None
+        arrays = read_npz(path, ("images", "arr_0", "labels", "arr_1"))
         images = arrays.get("images", arrays.get("arr_0"))
         if images is None:
             raise ValueError(f"{path} has neither `images` nor `arr_0`; np.savez writes it with images=...")
@@ -155,12 +152,16 @@ class TorchvisionData(ImageData):
             ) from None
         try:
             both = [getattr(datasets, self.name)(root, train=train, download=False) for train in (True, False)]
-        except RuntimeError:
+        except Exception as error:  # of files that lack, or are cut off
             raise ValueError(
-                f"{self.name} is not under {root}; get it once by torchvision.datasets.{self.name}(root, download=True)"
+                f"{self.name} is not, or not whole, under {root} ({_why(error)}); get it once by "
+                f"torchvision.datasets.{self.name}(root, download=True)"
             ) from None
         (data, label), (test_data, test_label) = [
-            (from_uint8(np.asarray(part.data), self.name), torch.as_tensor(part.targets, dtype=torch.long))
+            (
+                from_uint8(np.asarray(part.data), self.name),
+                _labels(np.asarray(part.targets), len(part.data), None, self.name),
+            )
             for part in both
         ]
         self.event_shape, self.classes = tuple(data.shape[1:]), {"label": int(label.max()) + 1}
@@ -374,6 +375,11 @@ def _labels(labels: np.ndarray | None, total: int, num_classes: int | None, sour
     if lowest < 0 or (num_classes is not None and highest >= num_classes):
         bound = "..." if num_classes is None else num_classes - 1
         raise ValueError(f"{source} has labels from {lowest} to {highest}, but they must lie in 0..{bound}")
+    if num_classes is None and highest >= total:
+        raise ValueError(
+            f"{source} has labels up to {highest} for {total} images: number its classes 0, 1, 2 and so on, or give "
+            f"data.num_classes={highest + 1}"
+        )
     return torch.from_numpy(labels.astype(np.int64))
 
 

@@ -2,8 +2,10 @@
 
 import io
 import os
+import pickle
 import sys
 import warnings
+import zipfile
 import zlib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -339,13 +341,48 @@ IMAGES = np.zeros((20, 4, 4), dtype=np.uint8)
         ({"images": IMAGES, "labels": np.zeros(19, int)}, "one integer label per image"),
         ({"images": IMAGES, "labels": np.zeros(20)}, "one integer label per image, got float64"),
         ({"images": IMAGES, "labels": np.arange(20) - 1}, "labels from -1 to 18"),
+        (
+            {"images": IMAGES, "labels": np.arange(20) * 10},
+            "labels up to 190 for 20 images: .* or give data.num_classes=191",
+        ),
+        ({"images": IMAGES, "labels": np.full(20, np.nan)}, "one integer label per image, got float64"),
+        ({"images": IMAGES, "labels": np.eye(20, dtype=int)}, r"one integer label per image, got int64 \[20, 20\]"),
+        ({"images": IMAGES[:0]}, r"got \[0, 4, 4, 1\]"),
+        ({"images": np.uint8(0)}, "must hold images"),
+        ({"images": np.array(["a"] * 20)}, "pixels of type <U1"),
         ({"images": np.array([{}])}, "cannot be read as an .npz file of plain arrays"),
+        ({"images": IMAGES, "labels": np.array([{}] * 20)}, "cannot be read as an .npz file of plain arrays"),
     ],
 )
 def test_npz_refusals(tmp_path, arrays, message):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         NpzImages(str(tmp_path / "x.npz")).setup()
+
+
+class Trap:
+    def __reduce__(self):
+        return pytest.fail, ("the pickle was opened",)
+
+
+def test_broken_npz_files_are_named_and_no_pickle_is_opened(tmp_path):
+    np.savez(tmp_path / "whole.npz", images=IMAGES)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    np.save(tmp_path / "array.npy", IMAGES)
+    np.savez(tmp_path / "objects.npz", images=np.array([Trap()], dtype=object))
+    with zipfile.ZipFile(tmp_path / "words.npz", "w") as file:
+        file.writestr("images.npy", "no array")
+    for name, content in {
+        "half.npz": whole[: len(whole) // 2],
+        "hole.npz": whole[:200] + bytes([255] * 40) + whole[240:],
+        "empty.npz": b"",
+        "array.npz": (tmp_path / "array.npy").read_bytes(),
+        "pickle.npz": pickle.dumps(Trap()),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    for name in ("half", "hole", "empty", "array", "pickle", "objects", "words"):
+        with pytest.raises(ValueError, match=f"{name}.npz cannot be read as an .npz file of plain arrays"):
+            NpzImages(str(tmp_path / f"{name}.npz")).setup()
 
 
 def test_npz_labels_beyond_the_classes_and_classes_without_labels(tmp_path):
@@ -404,7 +441,14 @@ def test_torchvision_refusals(monkeypatch, tmp_path):
         raise RuntimeError("Dataset not found.")
 
     fake_torchvision(monkeypatch, missing)
-    with pytest.raises(ValueError, match="MNIST is not under .*; get it once"):
+    with pytest.raises(ValueError, match=r"MNIST is not, or not whole, under .* \(Dataset not found.\); get it once"):
+        TorchvisionData("MNIST", str(tmp_path)).setup()
+
+    def cut(root, train, download):
+        return SimpleNamespace(data=np.zeros((50, 28, 28), np.uint8), targets=[0] * 49)
+
+    fake_torchvision(monkeypatch, cut)
+    with pytest.raises(ValueError, match=r"MNIST must hold one integer label per image, got int64 \[49\]"):
         TorchvisionData("MNIST", str(tmp_path)).setup()
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ValueError, match=r"pip install distillkit\[vision\]"):
