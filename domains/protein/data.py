@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from distillkit.data import DistillData, TensorData, split
-from distillkit.files import read_npz
 from domains.protein.designability import Designability
 from domains.protein.geometry import CLASSES, centred, fold_class
 
@@ -189,25 +188,19 @@ class ChainFile(Chains):
         path = Path(self.path).expanduser()
         if not path.is_file():
             raise ValueError(f"{self.path} is not a file of chains; give the path of one that exists")
-        arrays = read_npz(path, ("coords", "offsets", "split", "globular"))
-        if not {"coords", "offsets"} <= set(arrays):
-            raise ValueError(f"{path} must hold coords and offsets, got {', '.join(arrays) or 'neither'}")
-        coords, offsets, named = arrays["coords"], arrays["offsets"], arrays.get("split")
-        if coords.ndim == 3 and coords.shape[1]:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                coords, offsets = np.asarray(file["coords"], np.float32), file["offsets"]
+                named = file.get("split")
+                keep = file["globular"] if "globular" in file else np.ones(len(offsets) - 1, bool)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{path} is no .npz file with coords and offsets ({error})") from None
+        if coords.ndim == 3:
             coords = coords[:, 1] if coords.shape[1] >= 3 else coords[:, 0]
-        coords = coords.astype(np.float32) if coords.dtype.kind in "fiu" else np.full(1, np.nan)
         if coords.ndim != 2 or coords.shape[-1] != 3 or not np.isfinite(coords).all():
             raise ValueError(f"{path} must hold finite coords [residues, 3] or [residues, atoms, 3]")
-        whole = offsets.ndim == 1 and len(offsets) > 1 and offsets.dtype.kind in "iu"
-        if not whole or offsets[0] != 0 or offsets[-1] != len(coords) or (offsets[1:] < offsets[:-1]).any():
-            raise ValueError(
-                f"{path} must hold integer offsets that rise from 0 to the {len(coords)} residues of coords"
-            )
-        keep = arrays.get("globular", np.ones(len(offsets) - 1, bool))
-        if keep.shape != (len(offsets) - 1,) or keep.dtype != bool:
-            raise ValueError(f"{path} must hold one bool in globular for each of its {len(offsets) - 1} chains")
-        if named is not None and (named.shape != keep.shape or set(named.tolist()) - {"train", "val", "test"}):
-            raise ValueError(f"{path} must hold train, val or test in split for each of its {len(keep)} chains")
+        if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(coords) or (np.diff(offsets) < 0).any():
+            raise ValueError(f"{path} must hold offsets that rise from 0 to the {len(coords)} residues of coords")
         chains = [coords[a:b] / 10 for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
         kept = [chain for chain, wanted in zip(chains, keep, strict=True) if wanted]
         return kept, None if named is None else named[keep], {}
