@@ -115,7 +115,7 @@ class Source:
                         said = time.monotonic()
                         print(f"looking at {self.root}, once: {number:,} of {len(new):,} files", flush=True)
                         self._keep(index, known)
-        if new or len(kept) > len(known):
+        if new:
             self._keep(index, known)
         return known
 
