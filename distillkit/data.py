@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from distillkit import checks
+
 Batch = dict[str, Tensor]
 
 
@@ -142,8 +144,7 @@ class DistillData(LightningDataModule):
 
     def __init__(self, batch_size: int = 64):
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        checks.whole(1, batch_size=batch_size)
         self.batch_size = batch_size
         self._evaluator = None
 

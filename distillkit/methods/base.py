@@ -21,6 +21,10 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from distillkit import checks
+
+WEIGHTS = "[0, 1000]"  # of the terms of a loss
+
 
 @dataclass(frozen=True)
 class Adam:
@@ -41,10 +45,18 @@ class Adam:
     updates: int = 1
 
     def __post_init__(self):
-        if self.lr <= 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if self.updates < 1:
-            raise ValueError(f"updates must be at least 1, got {self.updates} (0 would never train the role)")
+        checks.positive(lr=self.lr)
+        if len(self.betas) != 2:
+            raise ValueError(f"betas must be two decays, got {list(self.betas)}")
+        checks.within("[0, 1)", betas=self.betas)
+        checks.within(
+            f"[0, {1 / self.lr:g})",
+            "in every step a weight loses lr x weight_decay of itself",
+            weight_decay=self.weight_decay,
+        )
+        if self.clip is not None:
+            checks.positive("null leaves gradients as they are", clip=self.clip)
+        checks.whole(1, 1000, "in every cycle; 0 would never train the role", updates=self.updates)
 
 
 class Distiller(LightningModule):
@@ -53,7 +65,7 @@ class Distiller(LightningModule):
     Args:
         ema_halflife: half-life of the student's average, in training samples; 0 switches the average off.
         ema_rampup: the half-life never exceeds this share of the samples seen so far (EDM's rule).
-        schedule: of all learning rates over `max_steps`: `constant`, `linear` or `cosine` to zero.
+        schedule: of all learning rates over the run: `constant`, `linear` or `cosine` to zero.
         warmup: steps over which the learning rates rise from zero.
         max_bad_steps: stop after so many consecutive steps with NaN or infinite gradients (each is skipped).
 
@@ -79,6 +91,12 @@ class Distiller(LightningModule):
         max_bad_steps: int = 20,
     ):
         super().__init__()
+        checks.not_negative(ema_halflife=ema_halflife)
+        checks.positive(ema_rampup=ema_rampup)
+        checks.whole(0, warmup=warmup)
+        checks.whole(1, max_bad_steps=max_bad_steps)
+        if schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(f"schedule must be constant, linear or cosine, got {schedule!r}")
         self.ema_halflife, self.ema_rampup = ema_halflife, ema_rampup
         self.schedule, self.warmup, self.max_bad_steps = schedule, warmup, max_bad_steps
         self.seed = torch.initial_seed() % 2**31
@@ -178,6 +196,8 @@ class Distiller(LightningModule):
             {"params": list(self.role_parameters(role)), "lr": s.lr, "betas": s.betas, "weight_decay": s.weight_decay}
             for role, s in self.settings.items()
         ]
+        if self.schedule != "constant" and self.trainer.estimated_stepping_batches == math.inf:
+            raise ValueError(f"schedule={self.schedule} needs to know the end of the run: give trainer.max_steps")
         optimizer = torch.optim.AdamW(groups, fused=True)  # fused: skips a bad step on the device, see below
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -185,10 +205,9 @@ class Distiller(LightningModule):
     def _lr_factor(self, step: int) -> float:
         """What the learning rates are multiplied by at `step`."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        total = self.trainer.max_steps
-        if self.schedule == "constant" or total < 1:
+        if self.schedule == "constant":
             return rise
-        done = min(step / total, 1.0)
+        done = min(step / self.trainer.estimated_stepping_batches, 1.0)
         return rise * (1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
@@ -305,10 +324,7 @@ class Distiller(LightningModule):
         """Samples of what is being trained, [num, ...]; used by validation and pictures."""
 
     def setup(self, stage: str) -> None:
-        if self.trainer.precision == "16-mixed":
-            raise ValueError(
-                "16-mixed scales gradients, which clipping and the guard against NaN do not undo: use bf16-mixed"
-            )
+        checks.trainer(self.trainer)
         self.require(self.trainer.datamodule)
         self.check(self.trainer.datamodule)
 

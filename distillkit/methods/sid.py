@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.guidance import drop_condition, guided
 from distillkit.diffusion.times import KarrasUniform, LogNormal, Times
@@ -59,6 +60,7 @@ class SiD(ScoreDistiller):
             raise ValueError(
                 f"guidance={guidance} needs an unconditional branch, which {teacher.id} lacks: leave it at lsg"
             )
+        checks.within("[-1, 2]", "the paper tries -0.25 to 1.2", alpha=alpha)
         if not 0 <= adversarial <= 1:
             raise ValueError(f"adversarial is a share and must lie in [0, 1], got {adversarial}")
         super().__init__(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.data import DistillData, TensorData
 from domains.discrete.teacher import World
 
@@ -46,6 +47,8 @@ class WorldData(DiscreteData):
 
     def __init__(self, teacher: World, num_samples: int = 16_384, batch_size: int = 256, seed: int = 0):
         super().__init__(batch_size)
+        checks.whole(1, num_samples=num_samples)
+        checks.seed(seed=seed)
         self.teacher, self.num_samples, self.seed = teacher, num_samples, seed
         self.event_shape, self.classes, self.num_tokens = teacher.event_shape, {}, teacher.process.num_tokens
 
@@ -84,8 +87,7 @@ class Prose(DiscreteData):
 
     def __init__(self, path: str | None, length: int, num_tokens: int, batch_size: int):
         super().__init__(batch_size)
-        if length < 2:
-            raise ValueError(f"length must be at least 2, got {length}")
+        checks.whole(2, length=length, num_tokens=num_tokens)
         self.path, self.length, self.num_tokens = path, length, num_tokens
         self.event_shape, self.classes = (length,), {}
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distillkit import checks
 from distillkit.data import DistillData, TensorData
 
 CORNERS = tuple(itertools.product((0, 1), repeat=3))  # of a voxel, in the order of the features
@@ -130,6 +131,7 @@ class FeaturesData(ShapeData):
 
     def __init__(self, shapes: Shapes, side: int = 16, voxels: int = 640, batch_size: int = 32):
         super().__init__(shapes, side, batch_size)
+        checks.whole(1, voxels=voxels)
         self.voxels = voxels
         self.event_shape = (voxels, CHANNELS)
 

@@ -163,7 +163,7 @@ def test_the_average_is_float32_and_never_trained():
 )
 def test_learning_rate_schedules(schedule, warmup, expected):
     model = Plain(schedule=schedule, warmup=warmup)
-    model._trainer = SimpleNamespace(max_steps=100)
+    model._trainer = SimpleNamespace(estimated_stepping_batches=100)
     assert [model._lr_factor(step) for step in (0, 50, 100)] == pytest.approx(expected, abs=1e-12)
 
 
