@@ -261,6 +261,7 @@ class RectifiedFlow(Process):
     """
 
     def __init__(self, t_min: float = 1e-3, t_max: float = 1.0, shift: float = 1.0):
+        checks.finite(t_min=t_min, t_max=t_max)
         if not 0 < t_min < t_max <= 1:
             raise ValueError(f"times must satisfy 0 < t_min < t_max <= 1, got {t_min} and {t_max}")
         checks.positive(shift=shift)
@@ -288,6 +289,7 @@ class TrigFlow(Process):
     """`alpha = cos t`, `sigma = sigma_data sin t`, t in [0, pi/2] (sCM, arXiv 2410.11081); noise has the data's scale."""
 
     def __init__(self, sigma_data: float = 0.5, t_min: float = 1e-3, t_max: float = math.pi / 2):
+        checks.finite(t_min=t_min, t_max=t_max)
         if not 0 < t_min < t_max <= math.pi / 2 + 1e-9:
             raise ValueError(f"times must satisfy 0 < t_min < t_max <= pi/2, got {t_min} and {t_max}")
         checks.positive(sigma_data=sigma_data)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import chain
@@ -326,6 +327,7 @@ class Distiller(LightningModule):
     def setup(self, stage: str) -> None:
         checks.trainer(self.trainer)
         self.require(self.trainer.datamodule)
+        self.check_classes(self.trainer.datamodule)
         self.check(self.trainer.datamodule)
 
     def require(self, data) -> None:
@@ -336,6 +338,29 @@ class Distiller(LightningModule):
                 f"{type(self).__name__} needs {' and '.join(lacking)}, but this teacher and these data provide only "
                 f"{' and '.join(sorted(provided)) or 'nothing'}; `python -m distillkit list` shows what goes together"
             )
+
+    def check_classes(self, data) -> None:
+        """Refuse data with another number of classes than what is trained knows; say which of them it does not use."""
+        teacher = getattr(self, "teacher", None)
+        for name, num in getattr(self if teacher is None else teacher, "classes", {}).items():
+            if (there := data.classes.get(name, 0)) != num:
+                who, mend = (
+                    "the teacher knows",
+                    "choose a teacher trained on these data (fit method=pretrain makes one)",
+                )
+                if teacher is None:
+                    who, mend = (
+                        "this run counts on",
+                        f"say vars.classes.{name}={there}" if there else f"say ~vars.classes.{name}",
+                    )
+                raise ValueError(f"{who} {num} classes of {name!r}, the data have {there or 'none'}: {mend}")
+        for name, there in data.classes.items() if teacher is None else ():
+            if name not in getattr(self, "classes", {name}):
+                warnings.warn(
+                    f"the data have {there} classes of {name!r}, which this run does not use: say vars.classes.{name}={there} to "
+                    f"train with them",
+                    stacklevel=2,
+                )
 
     def check(self, data) -> None:
         """Refuse, in one sentence, data that do not fit; called with the data set up."""
@@ -349,10 +374,10 @@ class Distiller(LightningModule):
         num = len(next(iter(batch.values())))
         self._seen.append((self.sample(cond, num, seed=batch_idx).cpu(), {k: v.cpu() for k, v in cond.items()}))
 
-    def _report(self, stage: str) -> None:
+    def _report(self, stage: Literal["val", "test"]) -> None:
         samples = torch.cat([x for x, _ in self._seen])
         cond = {key: torch.cat([c[key] for _, c in self._seen]) for key in self._seen[0][1]}
-        metrics = self.trainer.datamodule.evaluator()(samples, cond)
+        metrics = self.trainer.datamodule.evaluator(stage)(samples, cond)
         self.log_dict({f"{stage}/{k}": float(v) for k, v in metrics.items()}, rank_zero_only=True)
 
     def validation_step(self, batch, batch_idx: int) -> None:

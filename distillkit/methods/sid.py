@@ -61,8 +61,7 @@ class SiD(ScoreDistiller):
                 f"guidance={guidance} needs an unconditional branch, which {teacher.id} lacks: leave it at lsg"
             )
         checks.within("[-1, 2]", "the paper tries -0.25 to 1.2", alpha=alpha)
-        if not 0 <= adversarial <= 1:
-            raise ValueError(f"adversarial is a share and must lie in [0, 1], got {adversarial}")
+        checks.within("[0, 1]", adversarial=adversarial)
         super().__init__(
             teacher,
             student_times or KarrasUniform(0.0, 0.8),

@@ -85,7 +85,7 @@ class VideoUNet(UShape):
         given: int = 0,
     ):
         super().__init__()
-        checks.network(event_shape=event_shape, patch=patch, tube=tube)
+        checks.network(event_shape=event_shape, channels=channels, multipliers=multipliers, patch=patch, tube=tube)
         checks.whole(0, heads=heads, given=given)
         factor = 2 ** (len(multipliers) - 1)
         units = factor * torch.tensor([tube, patch, patch])

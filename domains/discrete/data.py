@@ -9,6 +9,7 @@ import hashlib
 import re
 import unicodedata
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class WorldData(DiscreteData):
         law = self.teacher.law
         return tuple(TensorData({"data": law.draw(num, generator)}) for num in (self.num_samples, 1000, 1000))
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.discrete.evaluation import WorldEvaluator
 
         return WorldEvaluator(self.teacher)
@@ -118,10 +119,10 @@ class Prose(DiscreteData):
     def spell(self, tokens: Tensor) -> list[str]:
         """Tokens [N, d] as strings."""
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.discrete.evaluation import TextEvaluator
 
-        return TextEvaluator(self.train, [self.val, self.test], self.num_tokens)
+        return TextEvaluator(self.train, held_out, self.num_tokens)
 
     @property
     def media(self) -> Any:
@@ -225,10 +226,10 @@ class DigitData(DiscreteData):
             for part in Digits().load()
         )
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.discrete.evaluation import DigitEvaluator
 
-        return DigitEvaluator(self.train, [self.val, self.test], self.classes)
+        return DigitEvaluator(self.train, held_out, self.classes)
 
     @property
     def media(self) -> Any:

@@ -38,10 +38,10 @@ class ImageData(DistillData):
         super().__init__(batch_size=batch_size)
         self.features = features
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.image.evaluation import ImageEvaluator
 
-        return ImageEvaluator(self.train, [self.val, self.test], self.classes, features=self.features)
+        return ImageEvaluator(self.train, held_out, self.classes, features=self.features)
 
     @property
     def media(self) -> ModuleType:

@@ -92,10 +92,10 @@ class ProteinData(DistillData):
         train, *held_out = (batch(part, self.longest) for part in self.chains.load(self.shortest, self.longest))
         return Trimmed(train), *(TensorData(part) for part in held_out)
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.protein.evaluation import ProteinEvaluator
 
-        return ProteinEvaluator(self.train, [self.val, self.test], self.tm, self.designability)
+        return ProteinEvaluator(self.train, held_out, self.tm, self.designability)
 
     @property
     def media(self) -> ModuleType:

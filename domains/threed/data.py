@@ -107,10 +107,10 @@ class StructureData(ShapeData):
     def batch(self, volumes: Volumes) -> dict[str, Tensor]:
         return {"data": depth(volumes.distance)[:, None]} | _labels(volumes)
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.threed.evaluation import Structure
 
-        return Structure(self.train, [self.val, self.test], self.classes, self.side)
+        return Structure(self.train, held_out, self.classes, self.side)
 
 
 class FeaturesData(ShapeData):
@@ -139,10 +139,10 @@ class FeaturesData(ShapeData):
         coords, mask = voxel_sets(shell(occupied(volumes.distance)), self.voxels)
         return {"data": voxel_features(volumes, coords, mask), "coords": coords, "mask": mask} | _labels(volumes)
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.threed.evaluation import Features
 
-        return Features(self.train, [self.val, self.test], self.classes, self.side)
+        return Features(self.train, held_out, self.classes, self.side)
 
 
 def depth(distance: Tensor) -> Tensor:

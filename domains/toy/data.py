@@ -33,7 +33,7 @@ class ToyData(DistillData):
         generator = torch.Generator().manual_seed(self.seed)
         return tuple(TensorData(self.teacher.exact_samples(num, generator)) for num in (self.num_samples, 5000, 5000))
 
-    def build_evaluator(self):
+    def build_evaluator(self, held_out):
         from domains.toy.evaluation import ToyEvaluator
 
         return ToyEvaluator(self.teacher)

@@ -6,6 +6,7 @@ N: clips; B: batch; C: channels; T: frames; H, W: height, width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -44,10 +45,10 @@ class VideoData(DistillData):
         """The batch and the first frames that are asked for, if any."""
         return batch | ({"first": batch["data"][:, :, : self.given]} if self.given else {})
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.video.evaluation import VideoEvaluator
 
-        return VideoEvaluator(self.train, self.val, self.test, self.classes, self.i3d)
+        return VideoEvaluator(self.train, held_out, self.classes, self.i3d)
 
     @property
     def media(self) -> ModuleType:

@@ -5,7 +5,7 @@ N: clips; C, F', H', W': of latents; F, H, W: frames, height and width of decode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,14 @@ class Prompts(DistillData):
         parts = (drawn, self.asked[:VALIDATED], self.asked)
         return tuple(TensorData({"prompt": part}) for part in parts)
 
-    def conditions(self, num: int) -> dict[str, Tensor]:
+    def conditions(self, num: int, part: str = "test") -> dict[str, Tensor]:
         return {"prompt": self.asked[torch.arange(num) % len(self.asked)]}
 
     @cached_property
     def decode(self) -> Decoder:
         return Decoder(str(self.root))
 
-    def build_evaluator(self) -> PromptEvaluator:
+    def build_evaluator(self, held_out: Sequence[Any]) -> PromptEvaluator:
         return PromptEvaluator(self.decode, self.event_shape)
 
     @property
