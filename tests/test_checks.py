@@ -101,6 +101,7 @@ def test_every_number_is_looked_at(cls, name, kind):
     "cls, settings, sentence",
     [
         (Adam, {"clip": -1.0}, "clip must be positive, got -1.0 (null leaves gradients as they are)"),
+        (Adam, {"lr": 1e9}, "lr must lie in (0, 10], got 1000000000.0"),
         (Adam, {"clip": 0.0}, "clip must be positive, got 0.0 (null leaves gradients as they are)"),
         (Adam, {"betas": (0.9, 1.0)}, "betas must lie in [0, 1), got (0.9, 1.0)"),
         (Adam, {"betas": (-0.1, 0.9)}, "betas must lie in [0, 1), got (-0.1, 0.9)"),

@@ -47,6 +47,7 @@ class Adam:
 
     def __post_init__(self):
         checks.positive(lr=self.lr)
+        checks.within("(0, 10]", lr=self.lr)
         if len(self.betas) != 2:
             raise ValueError(f"betas must be two decays, got {list(self.betas)}")
         checks.within("[0, 1)", betas=self.betas)

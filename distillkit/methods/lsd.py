@@ -154,7 +154,7 @@ class LSDPlus(LSD):
 
     def __init__(self, teacher: Teacher, fine: int = 64, **kwargs):
         super().__init__(teacher, **kwargs)
-        checks.whole(2, fine=fine)
+        checks.whole(2, 10_000, fine=fine)
         self.fine = fine
 
     def distance_from_solution(self, x_0: Tensor, cond: Cond) -> Tensor:

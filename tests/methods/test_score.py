@@ -431,7 +431,7 @@ def test_real_data_and_features_are_required_only_by_adversarial_forms():
 
 @pytest.mark.parametrize("value", [-0.1, 1.1])
 def test_sidas_weight_is_a_share(value):
-    with pytest.raises(ValueError, match=f"adversarial is a share and must lie in .0, 1., got {value}"):
+    with pytest.raises(ValueError, match=f"adversarial must lie in .0, 1., got {value}"):
         SiD(neural(), adversarial=value)
 
 
