@@ -9,8 +9,10 @@ from domains.discrete.data import DigitData, TextData
 from domains.image.data import Digits
 from domains.protein.data import ProteinData
 from domains.protein.folds import IdealFolds
+from domains.threed import features as threed_features
 from domains.threed.data import FeaturesData, StructureData
 from domains.threed.solids import Solids
+from domains.video import features as video_features
 from domains.video.data import MovingDigits
 
 FEW = {"train": 24, "val": 12, "test": 12}
@@ -24,6 +26,13 @@ SOURCES = {
     "features": lambda: FeaturesData(Solids(**FEW)),
     "protein": lambda: ProteinData(IdealFolds(**FEW)),
 }
+
+
+@pytest.fixture(autouse=True)
+def _quickly_fitted(monkeypatch):
+    """A classifier that has to be fitted to so few data is no good, and need not be."""
+    for features in (video_features, threed_features):
+        monkeypatch.setattr(features, "STEPS", 1)
 
 
 class Untouchable:
