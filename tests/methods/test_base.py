@@ -337,4 +337,4 @@ def test_data_of_another_shape_or_with_other_classes_are_refused():
         model.check(SimpleNamespace(event_shape=(3,), classes={"label": 2}))
     for classes in ({}, {"label": 3}):
         with pytest.raises(ValueError, match="the teacher knows 2 classes of 'label'"):
-            model.check(SimpleNamespace(event_shape=(2,), classes=classes))
+            model.check_classes(SimpleNamespace(event_shape=(2,), classes=classes))
