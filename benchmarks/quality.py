@@ -42,7 +42,13 @@ def main(argv: list[str] | None = None) -> int:
     for num_steps in args.num_steps:
         for method in args.methods:
             folder = args.out / f"{args.domain}-{method}-{num_steps}"
-            words = [f"domain={args.domain}", f"method={method}", f"model.num_steps={num_steps}", *args.words]
+            words = [
+                f"domain={args.domain}",
+                f"method={method}",
+                f"model.num_steps={num_steps}",
+                "model.times=null",
+                *args.words,
+            ]
             words += [f"trainer.max_steps={args.steps}"] if args.steps else []
             command = ["python", "-m", "distillkit", "fit", *words, "--out", str(folder)]
             print(f"$ {shlex.join(command)}", flush=True)

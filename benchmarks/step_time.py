@@ -103,7 +103,7 @@ class RandomImages(DistillData):
         data = TensorData({"data": torch.randn(num, *self.event_shape), "label": torch.arange(num) % 10})
         return data, data, data
 
-    def build_evaluator(self):
+    def build_evaluator(self, held_out):
         return None
 
     @property

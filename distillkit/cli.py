@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from distillkit import runs
+from distillkit import checks, runs
 from distillkit.callbacks.checkpoint import Checkpoint
 from distillkit.callbacks.finish import Finish
 from distillkit.data import DistillData
@@ -118,6 +118,8 @@ class CLI(LightningCLI):
             )
         except (ValueError, MisconfigurationException) as error:
             cause = original(error)
+            if isinstance(cause, checks.Unfit) and hasattr(self, "config_dump"):
+                cause = cause.within(self.config_dump)
             if isinstance(cause, ValueError | MisconfigurationException) and not (self.start and self.start.done):
                 raise UsageError(one_line(cause)) from error
             raise cause from error
@@ -156,9 +158,12 @@ class CLI(LightningCLI):
         checkpoint = self.find_checkpoint(config)
         if config.trainer.default_root_dir is not None:
             raise UsageError("trainer.default_root_dir is the run folder: give it with --out")
+        checks.trainer(config.trainer)
+        if self.verb == "fit":
+            checks.ends(config.trainer)
         # what is saved knows neither where the run was kept nor what it continued: it can be run again elsewhere
         self._dump_config()
-        record = yaml.safe_dump({**self.config_dump, "ckpt_path": None}, sort_keys=False)
+        record = yaml.safe_dump({**self.config_dump, "ckpt_path": None, "weights_only": None}, sort_keys=False)
         self.folder = runs.claim(self.out, self.name, checkpoint, again, alone=self.verb == "fit")
         self.start = Start(self.folder, record)
         loggers = config.trainer.logger

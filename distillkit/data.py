@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+
+from distillkit import checks
 
 Batch = dict[str, Tensor]
 
@@ -142,18 +144,17 @@ class DistillData(LightningDataModule):
 
     def __init__(self, batch_size: int = 64):
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        checks.whole(1, batch_size=batch_size)
         self.batch_size = batch_size
-        self._evaluator = None
+        self._evaluators: dict[str | None, Any] = {}
 
     @abstractmethod
     def load(self) -> tuple[Any, Any, Any]:
         """Training, validation and test data: `TensorData` or anything with `len` and `[LongTensor] -> batch`."""
 
     @abstractmethod
-    def build_evaluator(self) -> Any:
-        """The domain's evaluator, see `distillkit.evaluation.protocol.Evaluator`."""
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
+        """The domain's evaluator against data sets in `held_out`, see `distillkit.evaluation.protocol.Evaluator`."""
 
     @property
     @abstractmethod
@@ -166,20 +167,30 @@ class DistillData(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if not hasattr(self, "train"):
             self.train, self.val, self.test = self.load()
+            for part in (self.train, self.val, self.test):
+                for name, count in self.classes.items():
+                    label = getattr(part, "tensors", {}).get(name)
+                    if label is not None and not ((label >= 0) & (label < count)).all():
+                        raise ValueError(
+                            f"the data say they have {count} classes of {name!r}, but hold class "
+                            f"{int(label.max() if label.max() >= count else label.min())}"
+                        )
 
-    def evaluator(self) -> Any:
-        """The domain's evaluator, built once."""
-        if self._evaluator is None:
+    def evaluator(self, part: Literal["val", "test"] | None = None) -> Any:
+        """The domain's evaluator against validation data, test data, or all that is held out (a finished run); built once."""
+        if part not in self._evaluators:
             self.setup()
-            self._evaluator = self.build_evaluator()
-        return self._evaluator
+            parts = {"val": [self.val], "test": [self.test], None: [self.val, self.test]}
+            self._evaluators[part] = self.build_evaluator(parts[part])
+        return self._evaluators[part]
 
-    def conditions(self, num: int) -> Batch:
+    def conditions(self, num: int, part: Literal["val", "test"] = "test") -> Batch:
         """What samples are asked for in evaluation and pictures: classes in turn, or with a context held-out samples'."""
         if not self.context:
             return {name: torch.arange(num) % count for name, count in self.classes.items()}
         self.setup()
-        batch = self.test[torch.arange(num) % len(self.test)]
+        held_out = getattr(self, part)
+        batch = held_out[torch.arange(num) % len(held_out)]
         return {name: batch[name] for name in (*self.classes, *self.context)}
 
     def train_dataloader(self) -> StepLoader:

@@ -109,7 +109,7 @@ class Numbers(DistillData):
         self.loads += 1
         return numbers(20), numbers(6), numbers(7)
 
-    def build_evaluator(self):
+    def build_evaluator(self, held_out):
         return object()
 
     media = None

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.files import read_yaml, write_atomic, write_text
 from distillkit.logger import MetricsLogger
@@ -25,6 +26,9 @@ class Finish(Callback):
     """
 
     def __init__(self, num_samples: int = 1000, seed: int = 1234, pictures: bool = True):
+        if num_samples != 0:
+            checks.whole(2, why="0 leaves the evaluation out", num_samples=num_samples)
+        checks.seed(seed=seed)
         self.num_samples, self.seed, self.pictures = num_samples, seed, pictures
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

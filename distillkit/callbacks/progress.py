@@ -44,7 +44,7 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.enabled:
             return
-        total = trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches
+        total = trainer.estimated_stepping_batches
         self.total = int(total) if 0 < total < math.inf else None
         self.line_step = trainer.global_step
         self.first_time = self.look_time = time.monotonic()

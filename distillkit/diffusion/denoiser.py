@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from distillkit import checks
 from distillkit.diffusion.process import Process, expand, expand_mask
 from distillkit.spec import Recorded
 
@@ -84,8 +85,7 @@ class Denoiser(Recorded, nn.Module):
         super().__init__()
         if prediction not in ("x0", "eps", "v", "flow", "edm"):
             raise ValueError(f"prediction must be x0, eps, v, flow or edm, got {prediction!r}")
-        if sigma_data <= 0:
-            raise ValueError(f"sigma_data is a standard deviation and must be positive, got {sigma_data}")
+        checks.positive("it is the standard deviation of the data", sigma_data=sigma_data)
         if prediction == "v":
             t = torch.tensor([process.t_min, process.t_max], dtype=torch.float64).mean()
             if abs(float(process.alpha(t) ** 2 + process.sigma(t) ** 2) - 1) > 1e-6:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.spec import Recorded
 
 
@@ -94,7 +95,8 @@ class VarianceExploding(Process):
     """
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0):
-        if not 0 < sigma_min < sigma_max:
+        checks.positive(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+        if sigma_min >= sigma_max:
             raise ValueError(f"sigma_min must lie between 0 and sigma_max, got {sigma_min} and {sigma_max}")
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
 
@@ -134,7 +136,10 @@ class VariancePreserving(Process):
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3, t_max: float = 1.0):
-        if not 0 < t_min < t_max:
+        checks.positive(beta_min=beta_min, beta_max=beta_max, t_min=t_min, t_max=t_max)
+        if beta_min >= beta_max:
+            raise ValueError(f"beta_min must lie between 0 and beta_max, got {beta_min} and {beta_max}")
+        if t_min >= t_max:
             raise ValueError(f"t_min must lie between 0 and t_max, got {t_min} and {t_max}")
         self.beta_min, self.beta_max, self.t_min, self.t_max = beta_min, beta_max, t_min, t_max
 
@@ -181,8 +186,10 @@ class DiscreteVariancePreserving(Process):
     ):
         if schedule not in ("linear", "scaled_linear", "cosine"):
             raise ValueError(f"schedule must be linear, scaled_linear or cosine, got {schedule!r}")
-        if not snr_shift > 0:
-            raise ValueError(f"snr_shift divides a ratio and must be positive, got {snr_shift}")
+        checks.whole(2, 1_000_000, num_steps=num_steps)
+        checks.positive(beta_start=beta_start, beta_end=beta_end, snr_shift=snr_shift)
+        if not beta_start <= beta_end < 1:
+            raise ValueError(f"betas must rise from beta_start and stay below 1, got {beta_start} and {beta_end}")
         self.num_steps, self.beta_start, self.beta_end, self.schedule = num_steps, beta_start, beta_end, schedule
         self.snr_shift, self.zero_snr = snr_shift, zero_snr
         self._table = self._log_ratios()
@@ -254,10 +261,10 @@ class RectifiedFlow(Process):
     """
 
     def __init__(self, t_min: float = 1e-3, t_max: float = 1.0, shift: float = 1.0):
+        checks.finite(t_min=t_min, t_max=t_max)
         if not 0 < t_min < t_max <= 1:
             raise ValueError(f"times must satisfy 0 < t_min < t_max <= 1, got {t_min} and {t_max}")
-        if not shift > 0:
-            raise ValueError(f"shift must be positive, got {shift}")
+        checks.positive(shift=shift)
         self.t_min, self.t_max, self.shift = t_min, t_max, shift
 
     def alpha(self, t):
@@ -282,8 +289,10 @@ class TrigFlow(Process):
     """`alpha = cos t`, `sigma = sigma_data sin t`, t in [0, pi/2] (sCM, arXiv 2410.11081); noise has the data's scale."""
 
     def __init__(self, sigma_data: float = 0.5, t_min: float = 1e-3, t_max: float = math.pi / 2):
+        checks.finite(t_min=t_min, t_max=t_max)
         if not 0 < t_min < t_max <= math.pi / 2 + 1e-9:
             raise ValueError(f"times must satisfy 0 < t_min < t_max <= pi/2, got {t_min} and {t_max}")
+        checks.positive(sigma_data=sigma_data)
         self.sigma_data, self.t_min, self.t_max = sigma_data, t_min, t_max
 
     def alpha(self, t):

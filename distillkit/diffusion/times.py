@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.diffusion.process import Process
 from distillkit.spec import Recorded
 
@@ -30,6 +31,19 @@ class Times(Recorded, ABC):
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items() if k[0] != '_')})"
 
 
+def _spread(mean: float, std: float) -> None:
+    """Refuse a normal law of logarithms that no process has levels for."""
+    checks.within("[-30, 30]", mean=mean)
+    checks.within("(0, 30]", std=std)
+
+
+def _part(low: float, high: float) -> None:
+    """Refuse what is no part of the unit interval."""
+    checks.within("[0, 1]", low=low, high=high)
+    if low >= high:
+        raise ValueError(f"low must lie below high, got {low} and {high}")
+
+
 class LogNormal(Times):
     """`log(sigma / alpha) ~ N(mean, std^2)`: EDM's training levels (-1.2, 1.2), EDM2's (-0.4, 1.0).
 
@@ -38,6 +52,7 @@ class LogNormal(Times):
     """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2):
+        _spread(mean, std)
         self.mean, self.std = mean, std
 
     def times(self, u, process):
@@ -54,8 +69,10 @@ class KarrasUniform(Times):
     def __init__(
         self, low: float = 0.0, high: float = 0.8, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
     ):
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"KarrasUniform needs 0 <= low < high <= 1, got {low} and {high}")
+        _part(low, high)
+        checks.positive(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
+        if sigma_min >= sigma_max:
+            raise ValueError(f"sigma_min must lie below sigma_max, got {sigma_min} and {sigma_max}")
         self.low, self.high, self.sigma_min, self.sigma_max, self.rho = low, high, sigma_min, sigma_max, rho
 
     def times(self, u, process):
@@ -71,8 +88,7 @@ class Uniform(Times):
     """Uniform in t over the part [low, high] of the process's own time range (VP: SiD-LSG and DMD2 use (0.02, 0.98))."""
 
     def __init__(self, low: float = 0.02, high: float = 0.98):
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"Uniform needs 0 <= low < high <= 1, got {low} and {high}")
+        _part(low, high)
         self.low, self.high = low, high
 
     def times(self, u, process):
@@ -83,6 +99,7 @@ class LogitNormal(Times):
     """`t = sigmoid(mean + std n)` on flows (SD3, arXiv 2403.03206); SiD-DiT uses (ln 2, 1.6). Scaled to [0, t_max]."""
 
     def __init__(self, mean: float = 0.0, std: float = 1.0):
+        _spread(mean, std)
         self.mean, self.std = mean, std
 
     def times(self, u, process):
@@ -94,6 +111,8 @@ class ShiftedUniform(Times):
     """`t = k u / (1 + (k - 1) u)`, clamped to [low, high]: uniform time with the resolution shift of large flows (k = 5 Wan)."""
 
     def __init__(self, shift: float = 5.0, low: float = 0.02, high: float = 0.98):
+        checks.positive(shift=shift)
+        _part(low, high)
         self.shift, self.low, self.high = shift, low, high
 
     def times(self, u, process):
@@ -109,8 +128,8 @@ class LogUniform(Times):
     """
 
     def __init__(self, low: float = 0.02, high: float = 0.98):
-        if not 0 < low < high <= 1:
-            raise ValueError(f"LogUniform needs 0 < low < high <= 1, got {low} and {high}")
+        checks.positive(low=low)
+        _part(low, high)
         self.low, self.high = low, high
 
     def times(self, u, process):

@@ -11,6 +11,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.diffusion.process import expand
 from distillkit.discrete.denoiser import DiscreteDenoiser
 from distillkit.discrete.laws import entropy
@@ -137,6 +138,8 @@ class MarkovChain(Exact):
                 f"a chain of {size} tokens needs initial [{size}] and transitions [{size}, {size}], "
                 f"got {tuple(initial.shape)} and {tuple(transitions.shape)}"
             )
+        checks.whole(1, length=length)
+        checks.within("[0, 1)", smoothing=smoothing)
         self.length, self.smoothing = length, smoothing
         self.register_buffer("initial", initial / initial.sum())
         self.register_buffer("transitions", transitions / transitions.sum(-1, keepdim=True))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.diffusion.process import expand
 from distillkit.discrete.noise import Noise, draw
 from distillkit.discrete.schedule import LogLinear, Schedule
@@ -34,8 +35,7 @@ class DiscreteProcess(Recorded, ABC):
     num_states: int
 
     def __init__(self, num_tokens: int, schedule: Schedule | None = None):
-        if num_tokens < 2:
-            raise ValueError(f"num_tokens counts the real tokens and must be at least 2, got {num_tokens}")
+        checks.whole(2, why="it counts the real tokens", num_tokens=num_tokens)
         self.num_tokens, self.schedule = num_tokens, schedule or LogLinear()
 
     def alpha(self, t: Tensor) -> Tensor:

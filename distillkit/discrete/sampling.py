@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.process import expand
 from distillkit.discrete.denoiser import DiscreteDenoiser
@@ -122,6 +123,7 @@ class TwoStage(Step):
     calls = 2
 
     def __init__(self, theta: float = 0.5):
+        checks.within("(0, 1]", theta=theta)
         self.theta = theta
 
     @abstractmethod
@@ -157,8 +159,7 @@ class ThetaTrapezoidal(TwoStage):
     """
 
     def __init__(self, theta: float = 0.5):
-        if not 0 < theta < 1:
-            raise ValueError(f"theta is the place of the middle point and must lie between 0 and 1, got {theta}")
+        checks.within("(0, 1)", theta=theta)
         super().__init__(theta)
 
     def second(self, x, rates, middle, rates_middle, dt):
@@ -172,11 +173,6 @@ class ThetaRK2(TwoStage):
 
     With leaps up to the first jump it is first order and, on exact models, behind Euler with as many steps.
     """
-
-    def __init__(self, theta: float = 0.5):
-        if not 0 < theta <= 1:
-            raise ValueError(f"theta is the place of the middle point and must lie in (0, 1], got {theta}")
-        super().__init__(theta)
 
     def second(self, x, rates, middle, rates_middle, dt):
         weight = 1 / (2 * self.theta)

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.spec import Recorded
 
 
@@ -38,17 +39,16 @@ class Schedule(Recorded, ABC):
     __hash__ = None
 
 
-def _check(eps: float) -> float:
-    if not 0 < eps < 1:
-        raise ValueError(f"eps is the probability left untouched at t = 1 and must lie between 0 and 1, got {eps}")
-    return eps
+def _untouched(eps: float) -> None:
+    checks.within("(0, 1)", "the probability of being untouched at t = 1", eps=eps)
 
 
 class LogLinear(Schedule):
     """`alpha = 1 - (1 - eps) t` (SEDD, RADD, MDLM and Duo's default)."""
 
     def __init__(self, eps: float = 1e-3):
-        self.eps = _check(eps)
+        _untouched(eps)
+        self.eps = eps
 
     def alpha(self, t):
         return 1 - (1 - self.eps) * t
@@ -64,7 +64,8 @@ class Geometric(Schedule):
     """`sigma = sigma_min^(1-t) sigma_max^t` (SEDD with uniform noise)."""
 
     def __init__(self, sigma_min: float = 1e-4, sigma_max: float = 20.0):
-        if not 0 < sigma_min < sigma_max:
+        checks.positive(sigma_min=sigma_min, sigma_max=sigma_max)
+        if sigma_min >= sigma_max:
             raise ValueError(f"sigma_min must lie between 0 and sigma_max, got {sigma_min} and {sigma_max}")
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
@@ -89,7 +90,8 @@ class MDLMCosine(Schedule):
     """`alpha = eps + (1 - eps) cos(pi t / 2)` (the cosine of MDLM)."""
 
     def __init__(self, eps: float = 1e-3):
-        self.eps = _check(eps)
+        _untouched(eps)
+        self.eps = eps
 
     def alpha(self, t):
         return self.eps + (1 - self.eps) * (math.pi / 2 * t).cos()
@@ -108,7 +110,8 @@ class DuoCosine(Schedule):
     """
 
     def __init__(self, eps: float = 1e-3):
-        self.eps = _check(eps)
+        _untouched(eps)
+        self.eps = eps
 
     def _angle(self, t: Tensor) -> Tensor:
         return math.pi / 2 * (1 - (1 - self.eps) * t)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import chain
@@ -20,6 +21,10 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+
+from distillkit import checks
+
+WEIGHTS = "[0, 1000]"  # of the terms of a loss
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,19 @@ class Adam:
     updates: int = 1
 
     def __post_init__(self):
-        if self.lr <= 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if self.updates < 1:
-            raise ValueError(f"updates must be at least 1, got {self.updates} (0 would never train the role)")
+        checks.positive(lr=self.lr)
+        checks.within("(0, 10]", lr=self.lr)
+        if len(self.betas) != 2:
+            raise ValueError(f"betas must be two decays, got {list(self.betas)}")
+        checks.within("[0, 1)", betas=self.betas)
+        checks.within(
+            f"[0, {1 / self.lr:g})",
+            "in every step a weight loses lr x weight_decay of itself",
+            weight_decay=self.weight_decay,
+        )
+        if self.clip is not None:
+            checks.positive("null leaves gradients as they are", clip=self.clip)
+        checks.whole(1, 1000, "in every cycle; 0 would never train the role", updates=self.updates)
 
 
 class Distiller(LightningModule):
@@ -53,7 +67,7 @@ class Distiller(LightningModule):
     Args:
         ema_halflife: half-life of the student's average, in training samples; 0 switches the average off.
         ema_rampup: the half-life never exceeds this share of the samples seen so far (EDM's rule).
-        schedule: of all learning rates over `max_steps`: `constant`, `linear` or `cosine` to zero.
+        schedule: of all learning rates over the run: `constant`, `linear` or `cosine` to zero.
         warmup: steps over which the learning rates rise from zero.
         max_bad_steps: stop after so many consecutive steps with NaN or infinite gradients (each is skipped).
 
@@ -81,6 +95,12 @@ class Distiller(LightningModule):
         max_bad_steps: int = 20,
     ):
         super().__init__()
+        checks.not_negative(ema_halflife=ema_halflife)
+        checks.positive(ema_rampup=ema_rampup)
+        checks.whole(0, warmup=warmup)
+        checks.whole(1, max_bad_steps=max_bad_steps)
+        if schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(f"schedule must be constant, linear or cosine, got {schedule!r}")
         self.ema_halflife, self.ema_rampup = ema_halflife, ema_rampup
         self.schedule, self.warmup, self.max_bad_steps = schedule, warmup, max_bad_steps
         self.seed = torch.initial_seed() % 2**31
@@ -180,6 +200,8 @@ class Distiller(LightningModule):
             {"params": list(self.role_parameters(role)), "lr": s.lr, "betas": s.betas, "weight_decay": s.weight_decay}
             for role, s in self.settings.items()
         ]
+        if self.schedule != "constant" and self.trainer.estimated_stepping_batches == math.inf:
+            raise ValueError(f"schedule={self.schedule} needs to know the end of the run: give trainer.max_steps")
         optimizer = torch.optim.AdamW(groups, fused=True)  # fused: skips a bad step on the device, see below
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -187,10 +209,9 @@ class Distiller(LightningModule):
     def _lr_factor(self, step: int) -> float:
         """What the learning rates are multiplied by at `step`."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        total = self.trainer.max_steps
-        if self.schedule == "constant" or total < 1:
+        if self.schedule == "constant":
             return rise
-        done = min(step / total, 1.0)
+        done = min(step / self.trainer.estimated_stepping_batches, 1.0)
         return rise * (1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
@@ -314,11 +335,9 @@ class Distiller(LightningModule):
         """Samples of what is being trained, [num, ...]; used by validation and pictures."""
 
     def setup(self, stage: str) -> None:
-        if self.trainer.precision == "16-mixed":
-            raise ValueError(
-                "16-mixed scales gradients, which clipping and the guard against NaN do not undo: use bf16-mixed"
-            )
+        checks.trainer(self.trainer)
         self.require(self.trainer.datamodule)
+        self.check_classes(self.trainer.datamodule)
         self.check(self.trainer.datamodule)
 
     def require(self, data) -> None:
@@ -329,6 +348,29 @@ class Distiller(LightningModule):
                 f"{type(self).__name__} needs {' and '.join(lacking)}, but this teacher and these data provide only "
                 f"{' and '.join(sorted(provided)) or 'nothing'}; `python -m distillkit list` shows what goes together"
             )
+
+    def check_classes(self, data) -> None:
+        """Refuse data with another number of classes than what is trained knows; say which of them it does not use."""
+        teacher = getattr(self, "teacher", None)
+        for name, num in getattr(self if teacher is None else teacher, "classes", {}).items():
+            if (there := data.classes.get(name, 0)) != num:
+                who, mend = (
+                    "the teacher knows",
+                    "choose a teacher trained on these data (fit method=pretrain makes one)",
+                )
+                if teacher is None:
+                    who, mend = (
+                        "this run counts on",
+                        f"say vars.classes.{name}={there}" if there else f"say ~vars.classes.{name}",
+                    )
+                raise ValueError(f"{who} {num} classes of {name!r}, the data have {there or 'none'}: {mend}")
+        for name, there in data.classes.items() if teacher is None else ():
+            if name not in getattr(self, "classes", {name}):
+                warnings.warn(
+                    f"the data have {there} classes of {name!r}, which this run does not use: say vars.classes.{name}={there} to "
+                    f"train with them",
+                    stacklevel=2,
+                )
 
     def check(self, data) -> None:
         """Refuse, in one sentence, data that do not fit; called with the data set up."""
@@ -342,10 +384,10 @@ class Distiller(LightningModule):
         num = len(next(iter(batch.values())))
         self._seen.append((self.sample(cond, num, seed=batch_idx).cpu(), {k: v.cpu() for k, v in cond.items()}))
 
-    def _report(self, stage: str) -> None:
+    def _report(self, stage: Literal["val", "test"]) -> None:
         samples = torch.cat([x for x, _ in self._seen])
         cond = {key: torch.cat([c[key] for _, c in self._seen]) for key in self._seen[0][1]}
-        metrics = self.trainer.datamodule.evaluator()(samples, cond)
+        metrics = self.trainer.datamodule.evaluator(stage)(samples, cond)
         self.log_dict({f"{stage}/{k}": float(v) for k, v in metrics.items()}, rank_zero_only=True)
 
     def validation_step(self, batch, batch_idx: int) -> None:

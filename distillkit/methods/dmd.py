@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.guidance import guided
 from distillkit.diffusion.times import KarrasUniform, Times
 from distillkit.losses.denoising import denoising_loss
 from distillkit.losses.dmd import dmd_loss, regression_loss
 from distillkit.losses.gan import discriminator_loss, generator_loss
-from distillkit.methods.base import Adam
+from distillkit.methods.base import WEIGHTS, Adam
 from distillkit.methods.score import ScoreDistiller
 from distillkit.networks.heads import Head
 from distillkit.teachers.base import Teacher
@@ -47,6 +48,10 @@ class DMD(ScoreDistiller):
         fake_score: Adam = Adam(lr=1e-5, weight_decay=0.01, clip=10.0, updates=5),
         **kwargs,
     ):
+        checks.within(WEIGHTS, gan=gan, gan_discriminator=gan_discriminator, regression=regression)
+        if gan and not gan_discriminator:
+            raise ValueError(f"gan={gan} needs a discriminator that learns: give gan_discriminator a weight")
+        checks.whole(1, num_pairs=num_pairs)
         self.gan, self.gan_discriminator = gan, gan_discriminator
         student_times, fake_times = student_times or KarrasUniform(0.02, 0.98), fake_times or KarrasUniform(0.0, 1.0)
         super().__init__(teacher, student_times, fake_times, student, fake_score, kappa=kappa, **kwargs)

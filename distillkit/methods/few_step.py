@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.methods.base import Distiller
 from distillkit.student import Student
 from distillkit.teachers.base import Teacher
+
+KAPPAS = "[0, 1000]"  # guidance scales: 0 is no condition at all
 
 
 class FewStepDistiller(Distiller):
@@ -21,10 +25,10 @@ class FewStepDistiller(Distiller):
 
     Args:
         teacher: the frozen teacher.
-        num_steps: network calls of the student.
+        num_steps: network calls of the student; None means one, or as many as there are times.
         times: the student's times, largest first, in the process's units; None spreads `num_steps` of them over the
             process's own grid, from `t_init` down.
-        t_init: the largest time; None means the process's `t_max`.
+        t_init: the largest time; None means the process's `t_max`, or the first of the times.
         renoise: between steps, re-noise with fresh noise (true) or keep the noise the student implies (false).
         kappa: guidance scale of the teacher, 1 = none.
         noise_scale: by what the finished student multiplies the noise that it draws, see `few_step`; training has 1. The
@@ -36,7 +40,7 @@ class FewStepDistiller(Distiller):
     def __init__(
         self,
         teacher: Teacher,
-        num_steps: int = 1,
+        num_steps: int | None = None,
         times: list[float] | None = None,
         t_init: float | None = None,
         renoise: bool = True,
@@ -45,26 +49,26 @@ class FewStepDistiller(Distiller):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if not 0 <= noise_scale < float("inf"):
-            raise ValueError(f"noise_scale multiplies a standard deviation and must not be negative, got {noise_scale}")
+        checks.within("[0, 10]", noise_scale=noise_scale)
+        checks.within(KAPPAS, kappa=kappa)
         if kappa != 1 and not teacher.guidable:
             raise ValueError(
                 f"kappa={kappa} has nothing to guide: {teacher.id} has no unconditional branch; leave it at 1"
             )
         self.teacher, self.kappa = teacher, kappa
-        process = teacher.process
+        process, num_steps = teacher.process, steps_of(num_steps, times, 1)
+        if t_init is not None:
+            checks.within(f"({process.t_min}, {process.t_max}]", t_init=t_init)
         if times is None:
-            if num_steps < 1:
-                raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-            if t_init is not None and not process.t_min < t_init <= process.t_max:
-                raise ValueError(f"t_init must lie in ({process.t_min}, {process.t_max}], got {t_init}")
             times = process.grid(num_steps + 1, t_init)[:-1].tolist()
         elif (
             not times or not times[-1] > 0 or not times[0] <= process.t_max or sorted(set(times), reverse=True) != times
         ):
             raise ValueError(f"times must fall and lie in (0, {process.t_max}], got {times}")
+        elif t_init not in (None, times[0]):
+            raise ValueError(f"t_init={t_init} and times={times} contradict: leave one of them out (null)")
         self.step_times = torch.tensor(times, dtype=torch.float64)  # no buffer, which half precision would round
-        self.num_steps, self.renoise, self.noise_scale = len(times), renoise, noise_scale
+        self.num_steps, self.renoise, self.noise_scale = num_steps, renoise, noise_scale
 
     # Conditions
 
@@ -99,6 +103,25 @@ class FewStepDistiller(Distiller):
         check_belongs(self.teacher, data)
 
 
+def steps_of(num_steps: int | None, times: Sequence[float] | None, default: int) -> int:
+    """How many steps a student takes that was given their number, or their times, or neither.
+
+    Raises:
+        ValueError: both were given and contradict.
+    """
+    if num_steps is not None:
+        checks.whole(1, 10_000, num_steps=num_steps)
+    if times is None:
+        return default if num_steps is None else num_steps
+    checks.finite(times=times)
+    if num_steps not in (None, len(times)):
+        raise ValueError(
+            f"num_steps={num_steps} and the {len(times)} times {list(times)} contradict: give as many times, or leave one of "
+            f"them out (model.num_steps=null or model.times=null)"
+        )
+    return len(times)
+
+
 def check_belongs(teacher: Teacher, data) -> None:
     """Refuse data that are not what the teacher makes."""
     if tuple(data.event_shape) != teacher.event_shape:
@@ -107,12 +130,6 @@ def check_belongs(teacher: Teacher, data) -> None:
             f"choose a teacher trained on these data (fit method=pretrain makes one)"
         )
     check_tokens(teacher.process, data)
-    for name, num in teacher.classes.items():
-        if data.classes.get(name) != num:
-            raise ValueError(
-                f"the teacher knows {num} classes of {name!r}, the data {data.classes.get(name, 'none')}: "
-                f"they do not belong together"
-            )
     if lacking := sorted(set(teacher.context) - set(data.context)):
         raise ValueError(f"the teacher needs {' and '.join(lacking)} in a batch, which these data do not have")
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.learned import LearnedSolver
 from distillkit.discrete.denoiser import DiscreteDenoiser, Guided
@@ -17,6 +18,7 @@ from distillkit.discrete.matching import match_powers, regress_scales
 from distillkit.discrete.noise import Draws, fresh
 from distillkit.losses.reduce import mean
 from distillkit.methods.base import Adam
+from distillkit.methods.few_step import steps_of
 from distillkit.methods.sampler import SamplerDistiller
 from distillkit.teachers.base import Teacher
 
@@ -35,7 +37,7 @@ class LSD(SamplerDistiller):
 
     Args:
         teacher: the frozen teacher.
-        num_steps: network calls of the student.
+        num_steps: network calls of the student; None means six, or as many as there are times.
         times: where they start, largest first; None means the teacher's own grid.
         num_pairs: samples of the teacher made at the start: what the student's are compared with.
         objective: of tokens, see above.
@@ -50,7 +52,7 @@ class LSD(SamplerDistiller):
     def __init__(
         self,
         teacher: Teacher,
-        num_steps: int = 6,
+        num_steps: int | None = None,
         times: list[float] | None = None,
         num_pairs: int = 4096,
         objective: Objective = "mean_match",
@@ -61,6 +63,8 @@ class LSD(SamplerDistiller):
         **kwargs,
     ):
         self.tokens = "log_probs" in teacher.provides
+        num_steps = steps_of(num_steps, times, 6)
+        checks.whole(1, num_pairs=num_pairs, ratio=ratio)
         grid = teacher.grid(num_steps) if self.tokens else teacher.grid(num_steps + 1)[:-1]
         times = grid.tolist() if times is None else list(times)
         if len(times) < 2:
@@ -150,6 +154,7 @@ class LSDPlus(LSD):
 
     def __init__(self, teacher: Teacher, fine: int = 64, **kwargs):
         super().__init__(teacher, **kwargs)
+        checks.whole(2, 10_000, fine=fine)
         self.fine = fine
 
     def distance_from_solution(self, x_0: Tensor, cond: Cond) -> Tensor:

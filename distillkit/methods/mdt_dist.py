@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.guidance import guided
 from distillkit.diffusion.process import expand
@@ -23,8 +24,8 @@ from distillkit.losses.mdt import (
     unit_tangent,
 )
 from distillkit.losses.reduce import mean
-from distillkit.methods.base import Adam
-from distillkit.methods.few_step import FewStepDistiller
+from distillkit.methods.base import WEIGHTS, Adam
+from distillkit.methods.few_step import KAPPAS, FewStepDistiller
 from distillkit.teachers.base import Teacher
 
 
@@ -80,6 +81,12 @@ class MDTDist(FewStepDistiller):
         **kwargs,
     ):
         super().__init__(teacher, kappa=kappa, **kwargs)
+        checks.finite(delta=delta)
+        checks.within(WEIGHTS, lambda_vm=lambda_vm, lambda_vd=lambda_vd)
+        if not lambda_vm + lambda_vd:
+            raise ValueError("lambda_vm and lambda_vd are both 0, so nothing would train: give one of them a weight")
+        if vd_kappa is not None:
+            checks.within(KAPPAS, vd_kappa=vd_kappa)
         self.student_times, self.tangent, self.delta = student_times, tangent, delta
         self.vd_kappa = kappa if vd_kappa is None else vd_kappa
         self.lambda_vm, self.lambda_vd = lambda_vm, lambda_vd

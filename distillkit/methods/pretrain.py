@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from distillkit import checks
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.guidance import drop_condition, null_condition
 from distillkit.diffusion.process import Process
@@ -64,6 +65,9 @@ class Pretrain(Distiller):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        checks.whole(1, event_shape=event_shape, classes=classes or {})
+        checks.whole(1, 10_000, steps=steps)
+        checks.within("[0, 1)", "a share of 1 would never see its condition", drop=drop)
         self.event_shape, self.classes, self.context = tuple(event_shape), dict(classes or {}), tuple(context or ())
         self.drop, self.times = drop, times or LogNormal()
         self.tokens = isinstance(process, DiscreteProcess)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.methods.base import Adam, Distiller
-from distillkit.methods.few_step import check_belongs
+from distillkit.methods.few_step import KAPPAS, check_belongs
 from distillkit.sampler_student import SamplerStudent
 from distillkit.teachers.base import Teacher
 
@@ -36,6 +37,9 @@ class SamplerDistiller(Distiller):
         self, teacher: Teacher, sampler: nn.Module, student: Adam, kappa: float = 1.0, guard: int = 2000, **kwargs
     ):
         super().__init__(**kwargs)
+        checks.within(KAPPAS, kappa=kappa)
+        if guard != 0:
+            checks.whole(2, why="0 compares nothing", guard=guard)
         self.teacher, self.kappa, self.guard = teacher, kappa, guard
         self.add_role("student", student, student=sampler)
         self.keep_ema()

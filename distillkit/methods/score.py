@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from distillkit import checks
 from distillkit.continuation import following
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.sampling import few_step
@@ -50,8 +51,7 @@ class ScoreDistiller(FewStepDistiller):
         **kwargs,
     ):
         super().__init__(teacher, **kwargs)
-        if clips < 1:
-            raise ValueError(f"clips must be at least 1, got {clips}")
+        checks.whole(1, clips=clips)
         if clips > 1 and "first" not in teacher.context:
             raise ValueError(
                 f"clips={clips} need a teacher that is given first frames, {teacher.id} is not: leave it at 1"

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.guidance import drop_condition, guided
 from distillkit.diffusion.times import KarrasUniform, LogNormal, Times
@@ -17,7 +18,7 @@ from distillkit.losses.denoising import denoising_loss
 from distillkit.losses.gan import sida_discriminator_loss, sida_generator_loss
 from distillkit.losses.reduce import distance_scale
 from distillkit.losses.sid import sid_loss
-from distillkit.methods.base import Adam
+from distillkit.methods.base import WEIGHTS, Adam
 from distillkit.methods.score import ScoreDistiller
 from distillkit.teachers.base import Teacher
 
@@ -73,11 +74,11 @@ class SiD(ScoreDistiller):
             raise ValueError(
                 f"guidance={guidance} needs an unconditional branch, which {teacher.id} lacks: leave it at lsg"
             )
-        for name, value in {"gan": gan, "gan_discriminator": gan_discriminator, "gan_start": gan_start}.items():
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be at least 0, got {value}")
-        if gan_clamp is not None and not gan_clamp > 0:
-            raise ValueError(f"gan_clamp must be positive, got {gan_clamp} (null leaves the logits as they are)")
+        checks.within("[-1, 2]", "the paper tries -0.25 to 1.2", alpha=alpha)
+        checks.within(WEIGHTS, gan=gan, gan_discriminator=gan_discriminator)
+        checks.whole(0, gan_start=gan_start)
+        if gan_clamp is not None:
+            checks.positive("null leaves the logits as they are", gan_clamp=gan_clamp)
         super().__init__(
             teacher,
             student_times or KarrasUniform(0.0, 0.8),

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distillkit import checks
 from distillkit.discrete.schedule import Schedule
 from distillkit.networks.blocks import zero
 from distillkit.spec import Recorded
@@ -46,6 +47,9 @@ class DDiT(Recorded, nn.Module):
         classes: dict[str, int] | None = None,
     ):
         super().__init__()
+        checks.network(
+            num_tokens=num_tokens, width=width, depth=depth, heads=heads, cond_dim=cond_dim, classes=classes or {}
+        )
         if width % (2 * heads):
             raise ValueError(f"rotary positions need a width divisible by 2 x heads, got width {width}, heads {heads}")
         told = schedule is not None or bool(classes)

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distillkit import checks
 from distillkit.networks.blocks import Embedding, zero
 from distillkit.spec import Recorded
 
@@ -58,6 +59,11 @@ class DiT(Recorded, nn.Module):
         classes: dict[str, int] | None = None,
     ):
         super().__init__()
+        checks.network(
+            event_shape=event_shape, width=width, depth=depth, heads=heads, patch=patch, classes=classes or {}
+        )
+        if width % heads or width % 2:
+            raise ValueError(f"width must be even and divisible by heads, got {width} and {heads}")
         channels, *size = event_shape
         if not size or any(s % patch for s in size):
             raise ValueError(f"a DiT with patch {patch} needs sides divisible by {patch}, got {tuple(event_shape)}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from distillkit import checks
 from distillkit.networks.blocks import Embedding, zero
 from distillkit.spec import Recorded
 
@@ -25,6 +26,9 @@ class MLP(Recorded, nn.Module):
         self, event_shape: Sequence[int], width: int = 128, depth: int = 3, classes: dict[str, int] | None = None
     ):
         super().__init__()
+        checks.network(event_shape=event_shape, width=width, depth=depth, classes=classes or {})
+        if width % 2:
+            raise ValueError(f"width must be even, got {width}")
         size = math.prod(event_shape)
         self.embed = Embedding(width, classes or {})
         self.inp = nn.Linear(size, width)

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distillkit import checks
 from distillkit.networks.blocks import Embedding, sinusoids, zero
 from distillkit.spec import Recorded
 
@@ -83,8 +84,9 @@ class PairTransformer(Recorded, nn.Module):
         super().__init__()
         if len(event_shape) != 2 or event_shape[1] != 3:
             raise ValueError(f"a PairTransformer needs samples (points, 3), got {tuple(event_shape)}")
-        if width % heads:
-            raise ValueError(f"width must be divisible by heads, got {width} and {heads}")
+        checks.network(event_shape=event_shape, width=width, depth=depth, heads=heads, pair=pair, classes=classes or {})
+        if width % heads or width % 2:
+            raise ValueError(f"width must be even and divisible by heads, got {width} and {heads}")
         self.width, self.feature_channels = width, width
         self.register_buffer("centres", torch.tensor(CENTRES), persistent=False)
         self.register_buffer("widths", torch.tensor(WIDTHS), persistent=False)

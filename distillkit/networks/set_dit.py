@@ -8,6 +8,7 @@ import torch
 from einops import reduce
 from torch import Tensor, nn
 
+from distillkit import checks
 from distillkit.networks.dit import DiT
 from distillkit.spec import Recorded
 
@@ -39,6 +40,7 @@ class SetDiT(Recorded, nn.Module):
         super().__init__()
         if len(event_shape) != 2:
             raise ValueError(f"a SetDiT needs samples (voxels, channels), got {tuple(event_shape)}")
+        checks.network(event_shape=event_shape, side=side)
         self.side, self.patch = side, patch
         self.dit = DiT((event_shape[1] + 1, side, side, side), width, depth, heads, patch, classes)
         self.feature_channels = width

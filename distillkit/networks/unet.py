@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distillkit import checks
 from distillkit.networks.blocks import Embedding, zero
 from distillkit.spec import Recorded
 
@@ -69,6 +70,7 @@ class UShape(Recorded, nn.Module):
         classes: dict[str, int] | None,
     ) -> None:
         """Make the layers, for `inp` channels of the data as they come in and `out` as they leave."""
+        checks.network(channels=channels, multipliers=multipliers, blocks=blocks, classes=classes or {})
         emb, widths = 4 * channels, [channels * m for m in multipliers]
         self.embed = Embedding(emb, classes or {})
         self.inp = self.convolution(inp, channels)
@@ -148,6 +150,7 @@ class UNet(UShape):
         classes: dict[str, int] | None = None,
     ):
         super().__init__()
+        checks.network(event_shape=event_shape)
         image_channels, *size = event_shape
         factor = 2 ** (len(multipliers) - 1)
         if len(size) != 2 or any(s % factor for s in size):

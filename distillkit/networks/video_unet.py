@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distillkit import checks
 from distillkit.networks.blocks import zero
 from distillkit.networks.unet import UShape, norm
 
@@ -84,6 +85,8 @@ class VideoUNet(UShape):
         given: int = 0,
     ):
         super().__init__()
+        checks.network(event_shape=event_shape, channels=channels, multipliers=multipliers, patch=patch, tube=tube)
+        checks.whole(0, heads=heads, given=given)
         factor = 2 ** (len(multipliers) - 1)
         units = factor * torch.tensor([tube, patch, patch])
         if len(event_shape) != 4 or bool((torch.tensor(event_shape[1:]) % units).any()):
@@ -92,6 +95,10 @@ class VideoUNet(UShape):
                 f"by {factor * tube} and sides by {factor * patch}, got {tuple(event_shape)}"
             )
         image_channels, frames, rows, columns = event_shape
+        if heads and channels * multipliers[-1] % heads:
+            raise ValueError(
+                f"the width of the last level must be divisible by heads, got {channels * multipliers[-1]} and {heads}"
+            )
         self.given, self.patch, self.sides = given, patch, {"r": tube, "p": patch, "q": patch}
         pixels = image_channels * patch**2
         self.build(pixels * (tube + given), pixels * tube, channels, multipliers, blocks, heads, classes)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from distillkit import checks
 from distillkit.diffusion.denoiser import Cond, Denoiser, precise
 from distillkit.diffusion.process import Process, expand
 from distillkit.networks.mlp import MLP
@@ -34,6 +35,8 @@ class Mixture(Recorded, nn.Module):
         super().__init__()
         means = torch.as_tensor(means, dtype=torch.float64)
         covariances = torch.as_tensor(covariances, dtype=torch.float64)
+        if not (means.isfinite().all() and covariances.isfinite().all()):
+            raise ValueError("means and covariances of a mixture must be finite numbers")
         num, size = means.shape
         if covariances.shape != (num, size, size):
             raise ValueError(
@@ -43,6 +46,7 @@ class Mixture(Recorded, nn.Module):
         weights = weights.to(torch.float64)
         if (weights <= 0).any() or weights.shape != (num,):
             raise ValueError(f"a mixture of {num} components needs {num} positive weights, got {weights.tolist()}")
+        checks.positive(weights=weights.tolist())
         values, vectors = torch.linalg.eigh(covariances)
         if (values <= 0).any():
             raise ValueError("every covariance must be positive definite")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.discrete.denoiser import DiscreteDenoiser, Mean, Ratio
 from distillkit.discrete.process import Absorbing
 from distillkit.discrete.schedule import LogLinear
@@ -36,6 +37,8 @@ class DDiTCheckpoint(DiscreteTeacher):
 
     def __init__(self, path: str, length: int | None = None):
         folder = Path(path).expanduser()
+        if length is not None:
+            checks.whole(1, length=length)
         config, state = read_config(folder), read_state(folder)
         state = {
             name.removeprefix("backbone."): value for name, value in state.items() if not name.endswith("inv_freq")

@@ -9,12 +9,14 @@ import hashlib
 import re
 import unicodedata
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.data import DistillData, TensorData
 from domains.discrete.teacher import World
 
@@ -46,6 +48,8 @@ class WorldData(DiscreteData):
 
     def __init__(self, teacher: World, num_samples: int = 16_384, batch_size: int = 256, seed: int = 0):
         super().__init__(batch_size)
+        checks.whole(1, num_samples=num_samples)
+        checks.seed(seed=seed)
         self.teacher, self.num_samples, self.seed = teacher, num_samples, seed
         self.event_shape, self.classes, self.num_tokens = teacher.event_shape, {}, teacher.process.num_tokens
 
@@ -54,7 +58,7 @@ class WorldData(DiscreteData):
         law = self.teacher.law
         return tuple(TensorData({"data": law.draw(num, generator)}) for num in (self.num_samples, 1000, 1000))
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.discrete.evaluation import WorldEvaluator
 
         return WorldEvaluator(self.teacher)
@@ -84,8 +88,7 @@ class Prose(DiscreteData):
 
     def __init__(self, path: str | None, length: int, num_tokens: int, batch_size: int):
         super().__init__(batch_size)
-        if length < 2:
-            raise ValueError(f"length must be at least 2, got {length}")
+        checks.whole(2, length=length, num_tokens=num_tokens)
         self.path, self.length, self.num_tokens = path, length, num_tokens
         self.event_shape, self.classes = (length,), {}
 
@@ -116,10 +119,10 @@ class Prose(DiscreteData):
     def spell(self, tokens: Tensor) -> list[str]:
         """Tokens [N, d] as strings."""
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.discrete.evaluation import TextEvaluator
 
-        return TextEvaluator(self.train, [self.val, self.test], self.num_tokens)
+        return TextEvaluator(self.train, held_out, self.num_tokens)
 
     @property
     def media(self) -> Any:
@@ -223,10 +226,10 @@ class DigitData(DiscreteData):
             for part in Digits().load()
         )
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.discrete.evaluation import DigitEvaluator
 
-        return DigitEvaluator(self.train, [self.val, self.test], self.classes)
+        return DigitEvaluator(self.train, held_out, self.classes)
 
     @property
     def media(self) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distillkit import checks
 from distillkit.discrete.denoiser import Mean
 from distillkit.discrete.process import Absorbing
 from distillkit.discrete.teacher import DiscreteTeacher
@@ -176,6 +177,7 @@ class TransformersTeacher(DiscreteTeacher):
     def __init__(self, path: str, length: int = 64, mask: int | None = None, shift: bool | None = None):
         folder = Path(path).expanduser()
         config = read_config(folder)
+        checks.whole(1, length=length)
         mask = config.get("mask_token_id") if mask is None else mask
         if mask is None:
             raise ValueError(f"{folder / 'config.json'} does not say mask_token_id: give teacher.mask=NUMBER")
@@ -187,6 +189,7 @@ class TransformersTeacher(DiscreteTeacher):
             )
         model = Pretrained(str(folder))
         size = model.model.config.vocab_size
+        checks.whole(0, size - 1, mask=mask)
         shift = kind == "Dream" if shift is None else shift
         super().__init__(Mean(MaskedLM(model, mask, size, shift), Absorbing(size - 1)), (length,))
         self._id = folder.name

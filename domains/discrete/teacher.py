@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.discrete.exact import MarkovChain, chain_table, countdown_chain, potts_chain
 from distillkit.discrete.process import Absorbing, DiscreteProcess, Uniform
 from distillkit.discrete.schedule import Schedule
@@ -39,8 +40,7 @@ class World(DiscreteTeacher):
     countdown = False
 
     def __init__(self, chain: tuple[Tensor, Tensor], length: int, noise: Noise, schedule: Schedule | None):
-        if length < 2:
-            raise ValueError(f"length must be at least 2, got {length}")
+        checks.whole(2, length=length)
         super().__init__(MarkovChain(*chain, length, process_of(noise, len(chain[0]), schedule)), (length,))
 
     @property
@@ -76,6 +76,8 @@ class Potts(World):
         noise: Noise = "absorbing",
         schedule: Schedule | None = None,
     ):
+        checks.whole(2, num_tokens=num_tokens)
+        checks.finite(beta=beta)
         super().__init__(potts_chain(num_tokens, beta), length, noise, schedule)
 
 
@@ -94,6 +96,7 @@ class Countdown(World):
     def __init__(
         self, num_tokens: int = 32, length: int = 256, noise: Noise = "absorbing", schedule: Schedule | None = None
     ):
+        checks.whole(2, num_tokens=num_tokens)
         super().__init__(countdown_chain(num_tokens), length, noise, schedule)
 
 

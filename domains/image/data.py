@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.data import DistillData, TensorData, split
 from distillkit.files import read_npz
 from distillkit.sources import Source, drawn, first_whole
@@ -39,10 +40,10 @@ class ImageData(DistillData):
         super().__init__(batch_size=batch_size)
         self.features = features
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.image.evaluation import ImageEvaluator
 
-        return ImageEvaluator(self.train, [self.val, self.test], self.classes, features=self.features)
+        return ImageEvaluator(self.train, held_out, self.classes, features=self.features)
 
     @property
     def media(self) -> ModuleType:
@@ -95,6 +96,10 @@ class NpzImages(ImageData):
         features: str = "auto",
     ):
         super().__init__(batch_size, features)
+        if num_classes is not None:
+            checks.whole(1, num_classes=num_classes)
+        checks.shares(val=val, test=test)
+        checks.seed(seed=seed)
         self.path, self.num_classes, self.val_share, self.test_share, self.seed = path, num_classes, val, test, seed
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
@@ -139,6 +144,8 @@ class TorchvisionData(ImageData):
         super().__init__(batch_size, features)
         if name not in self.names:
             raise ValueError(f"name must be one of {', '.join(self.names)}, got {name!r}")
+        checks.shares(val=val)
+        checks.seed(seed=seed)
         self.name, self.root, self.val_share, self.seed = name, root, val, seed
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
@@ -208,8 +215,9 @@ class ImageFolder(ImageData):
         super().__init__(batch_size, features)
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
-        if resolution < 1 or workers < 1:
-            raise ValueError(f"resolution and workers must be at least 1, got {resolution} and {workers}")
+        checks.whole(1, 10_000, resolution=resolution, workers=workers)
+        checks.shares(val=val, test=test)
+        checks.seed(seed=seed)
         self.path, self.resolution, self.channels, self.flip = path, resolution, channels, flip
         self.val_share, self.test_share, self.seed, self.workers = val, test, seed, workers
 
@@ -346,9 +354,6 @@ def cropped(image: Image.Image, side: int) -> Image.Image:
 
 def _counts(total: int, val: float, test: float | None) -> tuple[int, int]:
     """Shares as numbers of images; at least one in each part, and two to train on."""
-    for name, share in (("val", val), ("test", test)):
-        if share is not None and not 0 < share < 1:
-            raise ValueError(f"{name} is a share of the images and must lie in (0, 1), got {share}")
     counts = max(1, round(val * total)), 0 if test is None else max(1, round(test * total))
     if total - sum(counts) < 2:
         raise ValueError(f"{total} images are too few for a split into train, val and test with val={val}, test={test}")

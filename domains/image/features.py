@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distillkit.evaluation.extractor import packed
+from distillkit.evaluation.extractor import once, packed
 from distillkit.files import write_atomic, write_text
 
 SHIPPED = Path(__file__).parent / "weights" / "features" / "model.safetensors"
@@ -62,6 +62,7 @@ class Classifier(nn.Module):
         return self.head(self.features(x_NCHW))
 
 
+@once
 def train_classifier(data: Any, classes: int, steps: int = STEPS, seed: int = 0, device: str = "cpu") -> Classifier:
     """A classifier fitted to `data` (len() and data[indices] -> {"data", "label"}); the global generator is untouched.
 

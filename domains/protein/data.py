@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.data import DistillData, TensorData, split
 from domains.protein.designability import Designability
 from domains.protein.geometry import CLASSES, centred, fold_class
@@ -79,7 +80,8 @@ class ProteinData(DistillData):
         tm: Literal["gapless", "align"] = "gapless",
     ):
         super().__init__(batch_size)
-        if not 8 <= shortest <= longest:
+        checks.whole(8, shortest=shortest, longest=longest)
+        if shortest > longest:
             raise ValueError(f"chains have 8 residues or more: 8 <= shortest <= longest, got {shortest} and {longest}")
         self.chains, self.longest, self.shortest, self.tm = chains, longest, shortest, tm
         self.designability = Designability.from_environment()
@@ -90,10 +92,10 @@ class ProteinData(DistillData):
         train, *held_out = (batch(part, self.longest) for part in self.chains.load(self.shortest, self.longest))
         return Trimmed(train), *(TensorData(part) for part in held_out)
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.protein.evaluation import ProteinEvaluator
 
-        return ProteinEvaluator(self.train, [self.val, self.test], self.tm, self.designability)
+        return ProteinEvaluator(self.train, held_out, self.tm, self.designability)
 
     @property
     def media(self) -> ModuleType:
@@ -150,9 +152,8 @@ class ChainFile(Chains):
     """
 
     def __init__(self, path: str, val: float = 0.1, test: float = 0.1, seed: int = 0):
-        for name, share in (("val", val), ("test", test)):
-            if not 0 < share < 1:
-                raise ValueError(f"{name} is a share of the chains and must lie in (0, 1), got {share}")
+        checks.shares(val=val, test=test)
+        checks.seed(seed=seed)
         self.path, self.shares, self.seed = path, (val, test), seed
 
     def load(self, shortest: int, longest: int) -> tuple[Traces, Traces, Traces]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from distillkit import checks
 from domains.protein.data import Chains, Traces
 from domains.protein.geometry import (
     BOND,
@@ -69,8 +70,8 @@ class IdealFolds(Chains):
     classes = 3
 
     def __init__(self, train: int = 2000, val: int = 200, test: int = 200, seed: int = 0):
-        if min(train, val, test) < 1:
-            raise ValueError(f"train, val and test must be at least 1, got {train}, {val} and {test}")
+        checks.whole(1, train=train, val=val, test=test)
+        checks.seed(seed=seed)
         self.sizes, self.seed = (train, val, test), seed
 
     def load(self, shortest: int, longest: int) -> tuple[Traces, Traces, Traces]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distillkit import checks
 from distillkit.data import DistillData, TensorData
 
 CORNERS = tuple(itertools.product((0, 1), repeat=3))  # of a voxel, in the order of the features
@@ -106,10 +107,10 @@ class StructureData(ShapeData):
     def batch(self, volumes: Volumes) -> dict[str, Tensor]:
         return {"data": depth(volumes.distance)[:, None]} | _labels(volumes)
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.threed.evaluation import Structure
 
-        return Structure(self.train, [self.val, self.test], self.classes, self.side)
+        return Structure(self.train, held_out, self.classes, self.side)
 
 
 class FeaturesData(ShapeData):
@@ -130,6 +131,7 @@ class FeaturesData(ShapeData):
 
     def __init__(self, shapes: Shapes, side: int = 16, voxels: int = 640, batch_size: int = 32):
         super().__init__(shapes, side, batch_size)
+        checks.whole(1, voxels=voxels)
         self.voxels = voxels
         self.event_shape = (voxels, CHANNELS)
 
@@ -137,10 +139,10 @@ class FeaturesData(ShapeData):
         coords, mask = voxel_sets(shell(occupied(volumes.distance)), self.voxels)
         return {"data": voxel_features(volumes, coords, mask), "coords": coords, "mask": mask} | _labels(volumes)
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.threed.evaluation import Features
 
-        return Features(self.train, [self.val, self.test], self.classes, self.side)
+        return Features(self.train, held_out, self.classes, self.side)
 
 
 def depth(distance: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class ShapeEvaluator(ABC):
 
     Args:
         train: the training data, len() and train[indices] -> batch.
-        held_out: validation and test data.
+        held_out: validation data, test data, or both.
         classes: {"label": number of classes}, or empty: then the features are averages over parts of the grid.
         side: voxels along each side.
     """
@@ -268,7 +268,7 @@ class Features(ShapeEvaluator):
         return _whole(self.held_out[0])
 
     def real(self, num: int) -> Batch:
-        test = self.held_out[1]
+        test = self.held_out[-1]
         return test[torch.arange(num) % len(test)]
 
     def __call__(self, samples: Tensor, cond: Batch) -> dict[str, float]:

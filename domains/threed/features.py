@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distillkit.evaluation.extractor import packed
+from distillkit.evaluation.extractor import once, packed
 from distillkit.files import write_atomic, write_text
 from domains.threed.data import CHANNELS
 from domains.threed.meshes import on_grid
@@ -80,6 +80,7 @@ def as_grid(data: Tensor, cond: dict[str, Tensor], side: int) -> Tensor:
     return on_grid(filled, cond["coords"], cond["mask"], side)
 
 
+@once
 def train_classifier(data: Any, classes: int, side: int, steps: int = STEPS, seed: int = 0) -> Classifier:
     """A classifier fitted to `data` (len() and data[indices] -> a batch of either stage); the global generator is untouched.
 

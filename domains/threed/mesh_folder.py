@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
+from distillkit import checks
 from distillkit.data import split
 from domains.threed.data import Shapes, Volumes, lattice_points
 from domains.threed.meshes import Mesh
@@ -41,9 +42,8 @@ class MeshFolder(Shapes):
     """
 
     def __init__(self, path: str, up: Literal["y", "z"] = "z", val: float = 0.1, test: float = 0.1, seed: int = 0):
-        for name, share in (("val", val), ("test", test)):
-            if not 0 < share < 1:
-                raise ValueError(f"{name} is a share of the meshes and must lie in (0, 1), got {share}")
+        checks.shares(val=val, test=test)
+        checks.seed(seed=seed)
         self.path, self.up, self.shares, self.seed = path, up, (val, test), seed
 
     names: list[str] = []

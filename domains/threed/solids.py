@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from domains.threed.data import Shapes, Volumes, lattice_points, merged
 
 CATEGORIES = ("box", "torus", "cone", "union", "difference")
@@ -36,8 +37,8 @@ class Solids(Shapes):
     names = list(CATEGORIES)
 
     def __init__(self, train: int = 2000, val: int = 250, test: int = 250, seed: int = 0):
-        if min(train, val, test) < 1:
-            raise ValueError(f"train, val and test must be at least 1, got {train}, {val} and {test}")
+        checks.whole(1, train=train, val=val, test=test)
+        checks.seed(seed=seed)
         self.sizes, self.seed = (train, val, test), seed
 
     def load(self, side: int) -> tuple[Volumes, Volumes, Volumes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from distillkit import checks
 from distillkit.data import DistillData, TensorData
 from distillkit.teachers.exact import ExactTeacher
 
@@ -23,6 +24,8 @@ class ToyData(DistillData):
 
     def __init__(self, teacher: ExactTeacher, num_samples: int = 20_000, batch_size: int = 1024, seed: int = 0):
         super().__init__(batch_size)
+        checks.whole(1, num_samples=num_samples)
+        checks.seed(seed=seed)
         self.teacher, self.num_samples, self.seed = teacher, num_samples, seed
         self.event_shape, self.classes = teacher.event_shape, teacher.classes
 
@@ -30,7 +33,7 @@ class ToyData(DistillData):
         generator = torch.Generator().manual_seed(self.seed)
         return tuple(TensorData(self.teacher.exact_samples(num, generator)) for num in (self.num_samples, 5000, 5000))
 
-    def build_evaluator(self):
+    def build_evaluator(self, held_out):
         from domains.toy.evaluation import ToyEvaluator
 
         return ToyEvaluator(self.teacher)

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from distillkit import checks
 from distillkit.diffusion.process import Process, VarianceExploding
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
@@ -51,6 +52,8 @@ class Circle(ExactTeacher):
         weights: list[float] | None = None,
         process: Process | None = None,
     ):
+        checks.whole(1, 1000, modes=modes)
+        checks.positive(radius=radius, std=std)
         angles = [2 * math.pi * k / modes for k in range(modes)]
         means = [[radius * math.cos(a), radius * math.sin(a)] for a in angles]
         covariances = (std**2 * torch.eye(2)).expand(modes, 2, 2)

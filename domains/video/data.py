@@ -6,12 +6,14 @@ N: clips; B: batch; C: channels; T: frames; H, W: height, width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.data import Batch, DistillData, TensorData
 
 MOTIONS = ("bounce", "crossing", "drift")
@@ -36,18 +38,17 @@ class VideoData(DistillData):
 
     def __init__(self, given: int = 0, batch_size: int = 32, i3d: str | None = None):
         super().__init__(batch_size)
-        if given < 0:
-            raise ValueError(f"given counts first frames and must not be negative, got {given}")
+        checks.whole(0, given=given)
         self.given, self.context, self.i3d = given, ("first",) if given else (), i3d
 
     def with_first(self, batch: Batch) -> Batch:
         """The batch and the first frames that are asked for, if any."""
         return batch | ({"first": batch["data"][:, :, : self.given]} if self.given else {})
 
-    def build_evaluator(self) -> Any:
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.video.evaluation import VideoEvaluator
 
-        return VideoEvaluator(self.train, self.val, self.test, self.classes, self.i3d)
+        return VideoEvaluator(self.train, held_out, self.classes, self.i3d)
 
     @property
     def media(self) -> ModuleType:
@@ -88,8 +89,10 @@ class MovingDigits(VideoData):
         i3d: str | None = None,
     ):
         super().__init__(given, batch_size, i3d)
-        if min(train, val, test) < 1:
-            raise ValueError(f"train, val and test must be at least 1, got {train}, {val} and {test}")
+        checks.whole(1, train=train, val=val, test=test)
+        checks.seed(seed=seed)
+        if given >= FRAMES:
+            raise ValueError(f"given must leave something of the {FRAMES} frames to make, got {given}")
         self.sizes, self.seed = (train, val, test), seed
         self.event_shape, self.classes = (1, FRAMES, SIDE, SIDE), {"label": 10, "motion": len(MOTIONS)}
 

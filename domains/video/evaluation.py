@@ -6,6 +6,7 @@ N: clips; C: channels; T: frames; H, W: height, width; D: features.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ class Look(NamedTuple):
 
 
 class VideoEvaluator:
-    """Compares clips with validation data.
+    """Compares clips with held-out ones.
 
     `frechet` (the headline): Frechet video distance, between Gaussians fitted to the classifier's features of clips, each
     in units of its standard deviation over the reference; its floor is well above 0, for the features are many and the
@@ -59,19 +60,19 @@ class VideoEvaluator:
 
     Args:
         train: the training data, len() and train[indices] -> batch.
-        reference: validation data, which samples are compared with.
-        real: test data, which stand in for samples where real data are measured. Samples made from a test clip's first
-            frame have no twin in the reference.
+        held_out: one or two data sets: the first (validation data) is what samples are compared with, the last (test data)
+            stands in for samples where real data are measured. Samples made from a test clip's first frame have no twin in
+            the reference.
         classes: `{name: number of classes}`; if empty the features are averages over parts of the clip.
         i3d: path of I3D's weights: its logits are then the features of clips.
     """
 
     headline = "frechet"
 
-    def __init__(self, train: Any, reference: Any, real: Any, classes: dict[str, int], i3d: str | None = None):
-        self.train, self.reference, self.real, self.classes = train, reference, real, dict(classes)
+    def __init__(self, train: Any, held_out: Sequence[Any], classes: dict[str, int], i3d: str | None = None):
+        self.train, self.reference, self.real, self.classes = train, held_out[0], held_out[-1], dict(classes)
         self.i3d = i3d and load_i3d(i3d)
-        self.event_shape = tuple(reference[torch.zeros(1, dtype=torch.long)]["data"].shape[1:])
+        self.event_shape = tuple(self.reference[torch.zeros(1, dtype=torch.long)]["data"].shape[1:])
 
     @property
     def better(self) -> dict[str, str]:

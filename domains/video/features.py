@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distillkit.evaluation.extractor import packed
+from distillkit.evaluation.extractor import once, packed
 from distillkit.files import write_atomic, write_text
 from domains.image.features import LARGEST, shrunk
 from domains.image.features import Classifier as Frames
@@ -76,6 +76,7 @@ class Classifier(nn.Module):
         return {name: head(clip_ND[:, : self.num_features]) for name, head in self.heads.items()}
 
 
+@once
 def train_classifier(data: Any, classes: dict[str, int], steps: int = STEPS, seed: int = 0) -> Classifier:
     """A classifier fitted to `data` (len() and data[indices] -> {"data", *classes}); the global generator is untouched."""
     rng = torch.Generator().manual_seed(seed)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.data import Batch, split
 from distillkit.sources import Source, drawn, first_whole, listed
 from domains.image.data import MOST_PIXELS, cropped, flat, from_uint8
@@ -74,17 +75,17 @@ class VideoFolder(VideoData):
         super().__init__(given, batch_size, i3d)
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
-        if frames < 2 or resolution < 1 or workers < 1:
-            raise ValueError(
-                f"a clip has at least 2 frames of 1 pixel and 1 worker, got {frames}, {resolution}, {workers}"
-            )
-        if not fps > 0 or not (stride is None or stride > 0):
-            raise ValueError(f"fps and stride must be positive, got {fps} and {stride}")
-        for name, share in (("val", val), ("test", test)):
-            if not 0 < share < 1:
-                raise ValueError(f"{name} is a share of the videos and must lie in (0, 1), got {share}")
+        checks.whole(2, 10_000, frames=frames)
+        checks.whole(1, 10_000, resolution=resolution, workers=workers)
+        checks.positive(fps=fps)
+        stride = frames / fps if stride is None else stride
+        checks.positive(stride=stride)
+        if given >= frames:
+            raise ValueError(f"given must leave something of the {frames} frames to make, got {given}")
+        checks.shares(val=val, test=test)
+        checks.seed(seed=seed)
         self.path, self.frames, self.fps, self.resolution, self.channels = path, frames, fps, resolution, channels
-        self.stride, self.shares, self.seed, self.workers = stride or frames / fps, (val, test), seed, workers
+        self.stride, self.shares, self.seed, self.workers = stride, (val, test), seed, workers
         self.event_shape = (channels, frames, resolution, resolution)
 
     names: list[str] = []

@@ -5,7 +5,7 @@ N: clips; C, F', H', W': of latents; F, H, W: frames, height and width of decode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from PIL import Image
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.data import DistillData, TensorData
 from distillkit.evaluation import metrics
 from domains.image.evaluation import eight_bits
@@ -58,11 +59,13 @@ class Prompts(DistillData):
         batch_size: int = 1,
     ):
         super().__init__(batch_size)
+        checks.positive(fps=fps)
         if pipeline is None:
             raise ValueError("prompts need a teacher that reads them: say teacher=wan or teacher=cogvideox")
         self.prompts, self.fps = read_prompts(path), fps
         num = len(self.prompts)
-        if not 0 <= held_out < num:
+        checks.whole(0, held_out=held_out)
+        if held_out >= num:
             raise ValueError(f"held_out must leave some of the {num} prompts to train on, got {held_out}")
         self.asked = torch.arange(num - held_out if held_out else 0, num)
         self.trained = torch.arange(num - held_out)
@@ -74,14 +77,14 @@ class Prompts(DistillData):
         parts = (drawn, self.asked[:VALIDATED], self.asked)
         return tuple(TensorData({"prompt": part}) for part in parts)
 
-    def conditions(self, num: int) -> dict[str, Tensor]:
+    def conditions(self, num: int, part: str = "test") -> dict[str, Tensor]:
         return {"prompt": self.asked[torch.arange(num) % len(self.asked)]}
 
     @cached_property
     def decode(self) -> Decoder:
         return Decoder(str(self.root))
 
-    def build_evaluator(self) -> PromptEvaluator:
+    def build_evaluator(self, held_out: Sequence[Any]) -> PromptEvaluator:
         return PromptEvaluator(self.decode, self.event_shape)
 
     @property

@@ -227,7 +227,7 @@ def test_features_see_the_scaled_input():
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="prediction must be x0, eps, v, flow or edm, got 'score'"):
         Denoiser(nn.Identity(), VarianceExploding(), "score")
-    with pytest.raises(ValueError, match="sigma_data is a standard deviation and must be positive, got 0"):
+    with pytest.raises(ValueError, match="sigma_data must be positive, got 0"):
         Denoiser(nn.Identity(), VarianceExploding(), sigma_data=0)
 
 

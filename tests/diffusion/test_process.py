@@ -190,7 +190,7 @@ def test_equality_is_that_of_the_settings():
     "make, message",
     [
         (lambda: VarianceExploding(1.0, 0.5), "sigma_min must lie between 0 and sigma_max, got 1.0 and 0.5"),
-        (lambda: VariancePreserving(t_min=0.0), "t_min must lie between"),
+        (lambda: VariancePreserving(t_min=0.0), "t_min must be positive, got 0.0"),
         (lambda: RectifiedFlow(t_max=1.5), "0 < t_min < t_max <= 1"),
         (lambda: TrigFlow(t_max=2.0), "pi/2"),
         (lambda: DiscreteVariancePreserving(schedule="sigmoid"), "linear, scaled_linear or cosine, got 'sigmoid'"),

@@ -119,7 +119,7 @@ def test_levels_do_not_pile_up_at_the_ends(process, part):
 @pytest.mark.parametrize("kind", [KarrasUniform, Uniform])
 @pytest.mark.parametrize("low, high", [(0.5, 0.5), (0.8, 0.2), (-0.1, 0.5), (0.2, 1.1)])
 def test_an_empty_part_is_refused(kind, low, high):
-    with pytest.raises(ValueError, match=f"0 <= low < high <= 1, got {low} and {high}"):
+    with pytest.raises(ValueError, match=r"must lie (below high|in \[0, 1\]), got"):
         kind(low, high)
 
 
@@ -130,5 +130,5 @@ def test_even_in_log_t():
     u = f64(0.1, 0.4, 0.7)
     steps = LogUniform()(u, FLOW).log().diff()
     assert steps[0].item() == pytest.approx(steps[1].item())
-    with pytest.raises(ValueError, match="0 < low < high"):
+    with pytest.raises(ValueError, match="low must be positive, got 0.0"):
         LogUniform(0.0)

@@ -46,7 +46,7 @@ def test_a_folder_brings_it_back(schedule):
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(ValueError, match="must lie between 0 and 1, got 0"):
+    with pytest.raises(ValueError, match=r"eps must lie in \(0, 1\), got 0"):
         LogLinear(0)
     with pytest.raises(ValueError, match="between 0 and sigma_max, got 2.0 and 1.0"):
         Geometric(2.0, 1.0)

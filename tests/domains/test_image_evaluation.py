@@ -119,10 +119,10 @@ def test_the_card_tells_the_accuracy(digits):
 
 def test_training_is_reproducible_and_leaves_the_global_generator_alone(digits):
     before = torch.get_rng_state()
-    first, second = (extractors.train_classifier(digits.train, 10, steps=3) for _ in range(2))
+    first, second = (extractors.train_classifier.__wrapped__(digits.train, 10, steps=3) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
     assert packed(first) == packed(second)
-    other = extractors.train_classifier(digits.train, 10, steps=3, seed=1)
+    other = extractors.train_classifier.__wrapped__(digits.train, 10, steps=3, seed=1)
     assert packed(first) != packed(other)
 
 

@@ -197,7 +197,7 @@ def test_lengths_and_classes_are_asked_for():
     assert (
         cond["mask"].sum(1).tolist() == [40, 64] and cond["label"].tolist() == [0, 2] and cond["mask"].shape == (2, 64)
     )
-    with pytest.raises(ValueError, match="8 <= shortest <= longest"):
+    with pytest.raises(ValueError, match="longest must be at least 8, got 5"):
         ProteinData(IdealFolds(3, 3, 3), longest=5)
 
 

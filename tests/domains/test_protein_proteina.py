@@ -593,6 +593,7 @@ def test_it_is_distilled_by_its_words_and_the_student_comes_back(folders, tmp_pa
         "data.chains.test=3",
         "data.batch_size=2",
         "model.num_steps=2",
+        "model.times=null",
     )
     own = build("domain=protein", "method=sid", "teacher=proteina", f"teacher.path={folders.tri}", *words)
     own.data.setup()
@@ -612,4 +613,4 @@ def test_data_of_other_folds_are_refused(folders):
     data = ProteinData(IdealFolds(6, 3, 3))
     model = SiD(Proteina(str(folders.plain), event_shape=(64, 3), folds=True), num_steps=1)
     with pytest.raises(ValueError, match="the teacher knows 3 classes of 'cath_c', the data none"):
-        model.check(data)
+        model.check_classes(data)

@@ -115,7 +115,7 @@ def test_the_first_frames_are_a_context():
     asked = data.conditions(12)
     assert set(asked) == {"label", "motion", "first"} and torch.equal(asked["first"][10], asked["first"][0])
     assert torch.equal(asked["first"][:10], data.test.tensors["data"][:, :, :3])
-    with pytest.raises(ValueError, match="given counts first frames"):
+    with pytest.raises(ValueError, match="given must be at least 0, got -1"):
         MovingDigits(given=-1)
     with pytest.raises(ValueError, match="at least 1"):
         MovingDigits(train=0)

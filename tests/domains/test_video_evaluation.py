@@ -130,7 +130,7 @@ def test_what_is_no_sample_is_refused(data, real):
 
 def test_without_classes_parts_of_the_clip_are_compared(real):
     train, val, test = MovingDigits(train=20, val=40, test=40).load()
-    evaluator = evaluation.VideoEvaluator(train, val, test, {})
+    evaluator = evaluation.VideoEvaluator(train, [val, test], {})
     floor = evaluator.floor(40)
     assert set(floor) < set(evaluator.better) and "class_agreement" not in floor
     still = evaluator(test.tensors["data"][:, :, :1].expand_as(test.tensors["data"]), {})
@@ -141,7 +141,7 @@ def test_without_classes_parts_of_the_clip_are_compared(real):
 def test_a_classifier_is_fitted_where_the_shipped_one_cannot_read(monkeypatch):
     monkeypatch.setattr(features, "STEPS", 2)
     train, val, test = MovingDigits(train=40, val=10, test=10).load()
-    evaluator = evaluation.VideoEvaluator(train, val, test, {"label": 10})
+    evaluator = evaluation.VideoEvaluator(train, [val, test], {"label": 10})
     before = torch.random.get_rng_state()
     with torch.inference_mode():
         facts = evaluator.describe()["features"]

@@ -287,7 +287,7 @@ def test_refusals(tmp_path, monkeypatch):
         small(tmp_path)
     for settings, message in (
         ({"channels": 2}, "channels must be 1"),
-        ({"frames": 1}, "at least 2 frames"),
+        ({"frames": 1}, "frames must be at least 2, got 1"),
         ({"fps": 0}, "must be positive"),
         ({"stride": -1.0}, "must be positive"),
         ({"val": 1.0}, r"lie in \(0, 1\)"),

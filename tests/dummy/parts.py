@@ -35,7 +35,7 @@ class Numbers(DistillData):
         data = TensorData({"data": torch.randn(self.size, 1, generator=torch.Generator().manual_seed(1))})
         return data, data, data
 
-    def build_evaluator(self):
+    def build_evaluator(self, held_out):
         return lambda samples, cond: {"mean": float(samples.mean())}
 
 
@@ -93,7 +93,7 @@ class Places(DistillData):
         parts = [torch.randn(num, 3, generator=generator) for num in (32, 8, 8)]
         return tuple(TensorData({"data": part[:, :2], "place": part[:, 2]}) for part in parts)
 
-    def build_evaluator(self):
+    def build_evaluator(self, held_out):
         return PlacesEvaluator(self.test.tensors["place"])
 
     @property

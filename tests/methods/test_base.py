@@ -163,7 +163,7 @@ def test_the_average_is_float32_and_never_trained():
 )
 def test_learning_rate_schedules(schedule, warmup, expected):
     model = Plain(schedule=schedule, warmup=warmup)
-    model._trainer = SimpleNamespace(max_steps=100)
+    model._trainer = SimpleNamespace(estimated_stepping_batches=100)
     assert [model._lr_factor(step) for step in (0, 50, 100)] == pytest.approx(expected, abs=1e-12)
 
 
@@ -337,4 +337,4 @@ def test_data_of_another_shape_or_with_other_classes_are_refused():
         model.check(SimpleNamespace(event_shape=(3,), classes={"label": 2}))
     for classes in ({}, {"label": 3}):
         with pytest.raises(ValueError, match="the teacher knows 2 classes of 'label'"):
-            model.check(SimpleNamespace(event_shape=(2,), classes=classes))
+            model.check_classes(SimpleNamespace(event_shape=(2,), classes=classes))

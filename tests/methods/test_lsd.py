@@ -42,7 +42,7 @@ class World(DistillData):
         draw = self.teacher.denoiser.draw
         return tuple(TensorData({"data": draw(n, torch.Generator().manual_seed(n))}) for n in (4096, 64, 64))
 
-    def build_evaluator(self):
+    def build_evaluator(self, held_out):
         return Histogram(self.teacher.denoiser.probabilities)
 
 

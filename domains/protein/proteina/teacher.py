@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.guidance import guided
 from distillkit.diffusion.process import Process
@@ -77,8 +78,7 @@ class Proteina(FolderTeacher):
         super().__init__(path)
         if not isinstance(self.denoiser.network, ProteinaTransformer):
             raise ValueError(f"{path} holds no Proteina: convert a checkpoint, or take teacher=folder")
-        if noise_scale < 0:
-            raise ValueError(f"noise_scale multiplies a variance and must not be negative, got {noise_scale}")
+        checks.not_negative(noise_scale=noise_scale)
         if folds and not self.classes:
             raise ValueError(f"the Proteina in {path} knows no fold classes: leave folds off")
         self.folder = Path(path)

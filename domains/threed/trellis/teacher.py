@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distillkit import checks
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import RectifiedFlow, expand_mask
 from distillkit.files import fill_weights, read_weights
@@ -192,6 +193,7 @@ class TrellisFeatures(Trellis):
 
     def __init__(self, path: str, max_voxels: int = 32768, empty_prompt: str | None = None):
         network, pipeline = load(path, "slat_flow_model", SLatFlowModel)
+        checks.whole(1, max_voxels=max_voxels)
         shape = (max_voxels, network.in_channels)
         super().__init__(network, pipeline, "slat_sampler", shape, ("coords", "mask"), empty_prompt)
         units = pipeline.get("args", {}).get("slat_normalization", {})

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from distillkit import checks
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import DiscreteVariancePreserving, Process, RectifiedFlow
 from distillkit.student import Student
@@ -59,10 +60,9 @@ class PipelineTeacher(Teacher):
     ):
         if prompts is None:
             raise ValueError("this teacher is asked for prompts: say data=prompts data.path=FILE")
-        if lora is not None and lora < 1:
-            raise ValueError(
-                f"lora is the rank of adapters and must be at least 1, or null for full copies, got {lora}"
-            )
+        checks.whole(1, frames=frames, height=height, width=width, steps=steps)
+        if lora is not None:
+            checks.whole(1, why="null trains full copies", lora=lora)
         wanted, root = read_prompts(prompts), local(path, download)
         read_index(root, self.network)
         scheduler = load(root, "scheduler", self.schedulers)

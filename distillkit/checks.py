@@ -1,0 +1,149 @@
+"""Numbers that train, each checked where it comes in: no run goes wrong in silence or breaks late because of one.
+
+Every function takes numbers by the names under which people give them, such as `positive(lr=lr)`; in place of a number there
+may be a list or a dict of them. None is no number: whoever means something by it asks first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+
+class Unfit(ValueError):
+    """A number that cannot be meant.
+
+    Args:
+        name: under which it was given.
+        value: what was given.
+        demand: what it must be.
+        why: what it would do, or what to do instead; in brackets after the sentence.
+    """
+
+    def __init__(self, name: str, value: Any, demand: str, why: str = ""):
+        super().__init__(name, value, demand, why)
+        self.name, self.value, self.demand, self.why = name, value, demand, why
+
+    def __str__(self) -> str:
+        value = "null" if self.value is None else self.value
+        return f"{self.name} must {self.demand}, got {value}" + f" ({self.why})" * bool(self.why)
+
+    def within(self, config: Mapping[str, Any]) -> Unfit:
+        """The same, with its full key if `config` (LightningCLI's, plain) holds the number under its name in one place."""
+        keys = list(_keys(config, self.name, self.value))
+        return Unfit(keys[0], self.value, self.demand, self.why) if len(keys) == 1 else self
+
+
+def finite(why: str = "", **values: Any) -> None:
+    within("(-inf, inf)", why, **values)
+
+
+def positive(why: str = "", **values: Any) -> None:
+    within("(0, inf)", why, **values)
+
+
+def not_negative(why: str = "", **values: Any) -> None:
+    within("[0, inf)", why, **values)
+
+
+def within(interval: str, why: str = "", **values: Any) -> None:
+    """Refuse what is not finite and not in the interval, written as in mathematics: `[0, 1)` has 0 and lacks 1."""
+    low, high = map(float, interval[1:-1].split(","))
+    known = {"(0, inf)": "be positive", "[0, inf)": "not be negative"}
+    for name, value in values.items():
+        for number in _numbers(value):
+            if not isinstance(number, Real) or isinstance(number, bool) or not math.isfinite(number):
+                raise Unfit(name, value, "be a finite number", why)
+            above = number > low or (number == low and interval[0] == "[")
+            below = number < high or (number == high and interval[-1] == "]")
+            if not (above and below):
+                raise Unfit(name, value, known.get(interval, f"lie in {interval}"), why)
+
+
+def whole(least: int, most: float = math.inf, why: str = "", **values: Any) -> None:
+    """Refuse what is not a whole number from `least` to `most`."""
+    for name, value in values.items():
+        for number in _numbers(value):
+            if not isinstance(number, Integral) or isinstance(number, bool):
+                raise Unfit(name, value, "be a whole number", why)
+            if number < least:
+                raise Unfit(name, value, f"be at least {least}", why)
+            if number > most:
+                raise Unfit(name, value, f"be at most {most}", why)
+
+
+def network(**sizes: Any) -> None:
+    """Refuse sizes of a network that make none, or one that fits no machine."""
+    whole(1, 1_000_000, **{name: value for name, value in sizes.items() if name not in ("depth", "blocks")})
+    whole(1, 1000, **{name: value for name, value in sizes.items() if name in ("depth", "blocks")})
+
+
+def seed(**values: Any) -> None:
+    """Refuse what NumPy does not take for a seed."""
+    whole(0, 2**32 - 1, **values)
+
+
+def shares(**values: Any) -> None:
+    """Refuse parts of a whole that are nothing or all of it, or together more than it."""
+    within("(0, 1)", **values)
+    if sum(values.values()) >= 1:
+        raise ValueError(
+            f"{' and '.join(values)} are shares and leave nothing, got {' and '.join(map(str, values.values()))}"
+        )
+
+
+HALF = "it scales gradients, which clipping and the guard against NaN do not undo: use trainer.precision=bf16-mixed"
+
+
+def trainer(flags: Any) -> None:
+    """Refuse what trains wrongly, breaks late or never ends.
+
+    Args:
+        flags: a Trainer, or what one is made of: its arguments as attributes. One that is not there is Lightning's default.
+    """
+
+    def given(*names: str) -> dict[str, Any]:
+        found = {f"trainer.{name}": getattr(flags, name, None) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
+
+    whole(1, **given("log_every_n_steps"))
+    whole(1, **{"trainer.accumulate_grad_batches": getattr(flags, "accumulate_grad_batches", 1)})
+    not_negative(**given("gradient_clip_val", "limit_val_batches", "limit_test_batches"))
+    positive(**given("limit_train_batches"))
+    for name, value in given("val_check_interval").items():
+        if isinstance(value, Real):
+            positive(**{name: value})
+    if str(getattr(flags, "precision", None)) in ("16", "16-mixed"):
+        raise ValueError(f"trainer.precision={flags.precision} does not train here: {HALF}")
+    if "value" in str(getattr(flags, "gradient_clip_algorithm", None)):
+        raise ValueError(
+            "trainer.gradient_clip_algorithm=value is not known here, where the norm of each role is clipped: leave it out"
+        )
+    for name, value in {"trainer.max_steps": getattr(flags, "max_steps", -1), **given("max_epochs")}.items():
+        if value != -1:
+            whole(1, why="-1 is no limit", **{name: value})
+
+
+def ends(flags: Any) -> None:
+    """Refuse a training that nothing ends; `flags` as for `trainer`."""
+    if flags.max_steps == -1 and flags.max_epochs == -1 and not flags.max_time and not flags.fast_dev_run:
+        raise ValueError("nothing ends this run: give trainer.max_steps, trainer.max_epochs or trainer.max_time")
+
+
+def _numbers(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _keys(config: Any, name: str, value: Any, path: tuple[str, ...] = ()) -> Iterable[str]:
+    """Where a configuration holds `value` under `name`, as people type it."""
+    if isinstance(config, Mapping):
+        for key, inner in config.items():
+            here = path if key == "init_args" else (*path, key)
+            if key == name and str(inner) == str(list(value) if isinstance(value, tuple) else value):
+                yield ".".join(here)
+            else:
+                yield from _keys(inner, name, value, here)
