@@ -125,13 +125,17 @@ class LSD(SamplerDistiller):
         """For tokens the n-th gradient step has size 1 / n: each number is the mean of its solutions."""
         if not self.tokens:
             return super().configure_optimizers()
-        optimizer = torch.optim.SGD(self.student.parameters(), lr=1.0)
+        optimizer = torch.optim.SGD(self.student.parameters(), lr=1.0, fused=True)  # fused: see the base's
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        if not self.tokens:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Of tokens nothing is clipped, and the mean is over the solutions that there were: a bad one was skipped."""
+        super().configure_gradient_clipping(optimizer, 0.0 if self.tokens else gradient_clip_val)
+        num = self.global_step + 1
+        for parameter in self.student.parameters() if self.tokens else ():
+            if parameter.grad is not None:
+                parameter.grad *= num / (num - self.bad_steps[0, 1]).clamp_min(1)
 
 
 class LSDPlus(LSD):
