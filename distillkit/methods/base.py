@@ -225,20 +225,21 @@ class Distiller(LightningModule):
         At the end the run may be shorter than `max_bad_steps`: a role that made no good step is refused, and one whose
         last steps, at least two and a tenth of all, were bad.
         """
-        for role, (skipped, steps) in self.skipped().items():
-            last = int(self.bad_steps[list(self.roles).index(role), 0])
+        for role, (last, total) in zip(self.roles, self.bad_steps.tolist(), strict=True):
+            steps = self.updates_before(role, self.global_step)
             limit = min(self.max_bad_steps, max(2, steps // 10), steps) if ended else self.max_bad_steps
             if last >= limit > 0:
                 raise Failure(
-                    f"the last {last} of {steps} steps of {role} had NaN or infinite gradients and were skipped ({skipped} "
+                    f"the last {last} of {steps} steps of {role} had NaN or infinite gradients and were skipped ({total} "
                     f"in all), so it learnt nothing in them: lower model.{role}.lr or look at the data"
                 )
 
-    def skipped(self) -> dict[str, tuple[int, int]]:
-        """Of each role the steps that were skipped and the steps that were made, both up to now."""
-        totals = self.bad_steps[:, 1].tolist()
-        step = self.global_step
-        return {role: (total, self.updates_before(role, step)) for role, total in zip(self.roles, totals, strict=True)}
+    def skipped(self) -> dict[str, dict[str, int]]:
+        """How many steps each role has skipped, and of how many; for the yaml of what a run leaves."""
+        return {
+            role: {"skipped": total, "steps": self.updates_before(role, self.global_step)}
+            for role, total in zip(self.roles, self.bad_steps[:, 1].tolist(), strict=True)
+        }
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)

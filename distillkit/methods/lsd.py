@@ -18,6 +18,7 @@ from distillkit.discrete.noise import Draws, fresh
 from distillkit.losses.reduce import mean
 from distillkit.methods.base import Adam
 from distillkit.methods.sampler import SamplerDistiller
+from distillkit.progress import progress
 from distillkit.teachers.base import Teacher
 
 Objective = Literal["mean_match", "score_l2"]
@@ -78,11 +79,12 @@ class LSD(SamplerDistiller):
     def on_fit_start(self) -> None:
         data, num = self.trainer.datamodule.train, self.num_pairs
         cond = self.condition(data[torch.arange(num) % len(data)])
-        if self.tokens:
-            self._pairs = None, self.teacher.clean_samples(num, cond, self.seed, self.kappa), cond
-        else:
-            noise = self.teacher.noise(num, cond, self.seed)
-            self._pairs = noise, self.teacher.generate(num, cond, self.seed, kappa=self.kappa), cond
+        with progress(f"making {num:,} pairs to learn from"):
+            if self.tokens:
+                self._pairs = None, self.teacher.clean_samples(num, cond, self.seed, self.kappa), cond
+            else:
+                noise = self.teacher.noise(num, cond, self.seed)
+                self._pairs = noise, self.teacher.generate(num, cond, self.seed, kappa=self.kappa), cond
 
     def draw_pairs(self, num: int) -> tuple[Tensor | None, Tensor, Cond]:
         """Random pairs `(noise, sample, condition)` of the teacher's; of tokens without noise."""
@@ -179,9 +181,11 @@ class LSDPlus(LSD):
             "jumps": jump_your_steps(self.denoiser(), x_0, num, noise, cond),
         }
         measured = {}
-        for name, times in candidates.items():
-            self.student.times.move_to(times)
-            measured[name] = self.measure(TIMES_SEED)
+        with progress("comparing times", len(candidates)) as comparing:
+            for name, times in candidates.items():
+                self.student.times.move_to(times)
+                measured[name] = self.measure(TIMES_SEED)
+                comparing.advance()
         self.verdict["times"] = self.best_of(measured, "even", margin=0.1)
         self.student.times.move_to(candidates[self.verdict["times"]])
 

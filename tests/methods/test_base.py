@@ -101,7 +101,7 @@ def test_a_bad_step_changes_nothing_and_is_counted_for_its_role():
     shadow, student = zip(*(state.bad for state in states[1:]), strict=True)  # consecutive and total of each
     assert list(shadow) == [[0, 0]] * 6 + [[1, 1]] * 2
     assert list(student) == [[0, 0]] * 3 + [[1, 1]] * 2 + [[2, 2]] * 2 + [[0, 2]]
-    assert run.model.skipped() == {"shadow": (1, 4), "student": (2, 4)}
+    assert run.model.skipped() == {"shadow": {"skipped": 1, "steps": 4}, "student": {"skipped": 2, "steps": 4}}
 
 
 def test_clipping_does_not_hide_a_bad_step():
@@ -133,7 +133,7 @@ def test_gradients_decide_and_not_the_number_that_is_shown(odd, skipped):
             return odd(loss) if self.global_step == 1 else loss
 
     states, run, _ = fit(Odd(), 4)
-    assert run.model.skipped()["student"] == (skipped, 2)
+    assert run.model.skipped()["student"] == {"skipped": skipped, "steps": 2}
     assert same(states[1].weights["student"], states[2].weights["student"]) == bool(skipped)
 
 
@@ -170,7 +170,7 @@ def test_a_bad_micro_batch_costs_its_step_once(accumulate):
             return loss * math.nan if self.global_step == 1 and self._micro == accumulate - 1 else loss
 
     _, run, _ = fit(Once(), 4, accumulate_grad_batches=accumulate)
-    assert run.model.skipped() == {"shadow": (0, 2), "student": (1, 2)}
+    assert run.model.skipped() == {"shadow": {"skipped": 0, "steps": 2}, "student": {"skipped": 1, "steps": 2}}
 
 
 def test_skipped_steps_are_a_metric_and_nobody_waits_for_the_device(monkeypatch):
@@ -185,6 +185,17 @@ def test_skipped_steps_are_a_metric_and_nobody_waits_for_the_device(monkeypatch)
     _, run, _ = fit(Plain(broken=(1, 3)), 10, log_every_n_steps=4)
     assert looks == [4, 8, 10]
     assert run.callback_metrics["student/skipped"] == 2 and run.callback_metrics["shadow/skipped"] == 0
+
+
+def test_a_step_that_overflows_float16_is_skipped_and_leaves_the_average_alone():
+    class Large(Plain):
+        def _loss(self, module, batch):
+            loss = super()._loss(module, batch)
+            return loss * 1e6 if self.global_step == 3 else loss
+
+    states, run, _ = fit(Large(), 6, precision="16-true")
+    assert run.model.skipped()["student"] == {"skipped": 1, "steps": 3} and run.model.skipped()["shadow"]["skipped"] == 0
+    assert same(states[3].ema, states[4].ema) and all(p.isfinite().all() for p in states[-1].ema)
 
 
 def test_a_float16_gradient_is_measured_beyond_float16():
