@@ -14,7 +14,10 @@ from rich.console import Console
 
 from distillkit.runs import rank
 
-FIRST, AGAIN = 3.0, 15.0  # seconds until an activity's first plain line, and between two: what is short is not spoken of
+FIRST, AGAIN = (
+    3.0,
+    15.0,
+)  # seconds until an activity's first plain line, and between two: what is short is not spoken of
 PAUSE = 0.25  # seconds between two changes of what a terminal shows
 
 plain = False  # lines in a terminal too
@@ -58,7 +61,7 @@ class Activity:
 
     def left(self, now: float) -> float:
         """Seconds, if it goes on as it did; infinite where nobody knows."""
-        if not self.total:
+        if not self.total or not self.done:
             return float("inf")
         return (now - self.begun) * max(0.0, self.total / self.done - 1)
 

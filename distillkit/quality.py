@@ -11,7 +11,7 @@ from rich.text import Text
 ARROWS = {"lower": "↓", "higher": "↑", "target": "→ real"}
 ACRONYMS = ("fad", "fid", "fvd", "kid", "mmd", "nll")
 BEST, REAL = "teacher at its best", "real data"  # names of rows
-FAR = 3.0  # times the floor of real data, from which a teacher is no measure of its student
+FAR = 3.0  # times the floor of real data: a teacher beyond it is far from them, if its many steps do not pay either
 CUT = 0.05  # share of a student's values outside the data's range, from which it is said
 
 
@@ -57,7 +57,8 @@ def verdict(evaluation: dict[str, Any], made: dict[str, Any] | None = None) -> s
         evaluation: evaluation.json.
         made: student.yaml or teacher.yaml, which says how many steps were skipped.
     """
-    return " ".join(filter(None, (_comparison(evaluation), *_failures(evaluation), _skips(made or {}))))
+    compared = _comparison(evaluation)
+    return " ".join(filter(None, (compared, *(_failures(evaluation) if compared else ()), _skips(made or {}))))
 
 
 def _comparison(evaluation: dict[str, Any]) -> str:
@@ -95,6 +96,9 @@ def _failures(evaluation: dict[str, Any]) -> list[str]:
     far = [f"{pretty(m)} {number(_metric(best, m))} against {number(_metric(real, m))}" for m in _far(best, evaluation)]
     if far:
         said.append(f"The teacher itself is far from real data: {', '.join(far)}.")
+    for name, classes in evaluation.get("protocol", {}).get("left_out", {}).items():
+        numbers = ", ".join(map(str, classes[:8])) + (" ..." if len(classes) > 8 else "")
+        said.append(f"Without held-out data, so not measured: {name} {numbers}.")
     cut = _metric(student or best, "outside")
     if cut is not None and cut >= CUT:
         of = "student's" if student else "teacher's"
@@ -103,15 +107,17 @@ def _failures(evaluation: dict[str, Any]) -> list[str]:
 
 
 def _far(row: dict[str, Any] | None, evaluation: dict[str, Any]) -> list[str]:
-    """The metrics by which a model is no good whatever its student does: the headline, and what real data have twice as much of."""
-    headline, real = evaluation.get("headline"), row_of(evaluation.get("rows", []), "real")
+    """The metrics by which a teacher is no measure of its student: the headline, if its many steps are not half way from its
+    few to real data; and those of which real data have twice as much."""
+    headline, better = evaluation.get("headline"), evaluation.get("better", {})
+    _, _, same, real = _four(evaluation)
     found = []
-    for name in dict.fromkeys((headline, *evaluation.get("better", {}))):
-        ours, floor = _metric(row, name), _metric(real, name)
+    for name in dict.fromkeys((headline, *better)):
+        ours, few, floor = (_metric(each, name) for each in (row, same, real))
         if ours is None or floor is None or floor <= 0:
             continue
-        higher = evaluation.get("better", {}).get(name) == "higher"
-        if (name == headline and ours > FAR * floor) or (higher and ours < floor / 2):
+        away = name == headline and ours > FAR * floor and (few is None or ours - floor > (few - floor) / 2)
+        if away or (better.get(name) == "higher" and ours < floor / 2):
             found.append(name)
     return found
 

@@ -239,8 +239,8 @@ def test_the_same_run_gives_the_same_report(run):
 
 def test_verdict_of_a_student():
     assert verdict(EVALUATION) == (
-        "1 network pass instead of 35: Frechet 0.410 against the teacher's 0.380 (1.08×) and 2.90 for the "
-        "teacher at 1 step; 31× faster per sample."
+        "1 network pass instead of 35: Frechet 0.410 against the teacher's 0.380 (1.08×), 2.90 for the "
+        "teacher at 1 step and 0.0200 for real data; 31× faster per sample."
     )
 
 
@@ -252,10 +252,49 @@ def test_verdict_of_a_teacher():
 
 @pytest.mark.parametrize("frechet", [2.9, 3.0])
 def test_verdict_admits_a_failure(frechet):
-    assert verdict(changed(0, frechet=frechet)).endswith(
-        "no better than its teacher at the same cost: nothing is distilled yet."
-    )
+    failed = verdict(changed(0, frechet=frechet))
+    assert failed.endswith("no better than its teacher at the same cost: nothing is distilled yet.")
+    assert "faster" not in failed and "×" not in failed  # what it costs is no merit then
     assert "nothing is distilled" not in verdict(changed(0, frechet=2.8))
+
+
+def test_verdict_of_a_student_that_training_ruined():
+    said = verdict(changed(0, frechet=29.0))
+    assert said.endswith("The student is 10× worse than its teacher at the same cost: the training has failed.")
+    assert "yet" not in said and "faster" not in said
+
+
+def test_verdict_beside_a_broken_teacher():
+    """As good as a teacher that is no good."""
+    broken = changed(1, frechet=2.8, recall=0.0)
+    broken["rows"][0]["metrics"] |= {"frechet": 2.85, "recall": 0.0}
+    said = verdict(broken)
+    assert "The teacher itself is far from real data: Frechet 2.80 against 0.0200, Recall 0.00 against 0.900." in said
+    assert "(1.0" not in said and "0.0200 for real data" in said
+    broken["rows"] = broken["rows"][1:]  # a teacher alone, as `pretrain` leaves it
+    assert verdict(broken).endswith("far from real data: Frechet 2.80 against 0.0200, Recall 0.00 against 0.900.")
+    for fine in (EVALUATION, without("student"), without("real data")):
+        assert "far from real data" not in verdict(fine)
+
+
+def test_verdict_says_what_was_cut_or_left_out_before_measuring():
+    assert "outside" not in verdict(changed(0, outside=0.01))
+    said = verdict(changed(0, outside=0.4))
+    assert said.endswith(
+        "40.0% of the student's values lie outside the range of the data; they were cut before measuring."
+    )
+    said = verdict(EVALUATION | {"protocol": {"left_out": {"label": [2, 7]}}})
+    assert said.endswith("Without held-out data, so not measured: label 2, 7.")
+
+
+def test_verdict_says_which_steps_taught_nothing():
+    counts = {"student": {"skipped": 3, "steps": 100}, "fake_score": {"skipped": 0, "steps": 100}}
+    said = "Skipped were 3 of 100 steps of the student, whose gradients were NaN or infinite."
+    assert verdict(EVALUATION, {"skipped": counts}) == f"{verdict(EVALUATION)} {said}"
+    assert verdict({}, {"skipped": counts}) == said  # also where nothing was evaluated
+    counts["fake_score"]["skipped"] = 1
+    assert "3 of 100 steps of the student and 1 of 100 steps of the fake score," in verdict({}, {"skipped": counts})
+    assert verdict(EVALUATION, {"skipped": {"student": {"skipped": 0, "steps": 9}}}) == verdict(EVALUATION)
 
 
 def test_verdict_of_half_an_evaluation():
@@ -275,7 +314,7 @@ def test_verdict_of_half_an_evaluation():
         ({"recall": 0.9, "frechet": 0.41}, []),
         ({"recall": 0.9, "frechet": 0.43}, ["Frechet 0.430 against 0.380"]),
         ({"recall": 0.9, "ink": 0.27}, []),  # the teacher is 0.04 from real data, 0.31
-        ({"recall": 0.9, "ink": 0.36}, ["Ink 0.360 against 0.350"]),
+        ({"recall": 0.9, "ink": 0.36}, ["Ink 0.360 against 0.350 (real data 0.310)"]),
     ],
 )
 def test_shortfalls_follow_the_direction_of_each_metric(metrics, found):

@@ -70,6 +70,7 @@ def evaluate(
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2, got {num_samples}")
     evaluator, cond = data.evaluator(), teacher.condition(data.conditions(num_samples))
+    left_out = data.left_out()
     best, best_times = teacher.best, teacher.grid(teacher.best["steps"])
     paired = getattr(evaluator, "paired", None)
     thorough = getattr(evaluator, "thorough", lambda samples, cond: {})
@@ -135,6 +136,7 @@ def evaluate(
             "kappa": kappa,
             "teacher": {"id": teacher.id, "hash": teacher.fingerprint(), **best},
             "few_step_solvers": sorted({row["solver"] for known in rows for row in known.get("tried", ())}),
+            **({"left_out": left_out} if left_out else {}),
             "evaluator": evaluator.describe(),
             "torch_threads": torch.get_num_threads(),
             "distillkit": distillkit.__version__,

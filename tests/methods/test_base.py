@@ -194,7 +194,9 @@ def test_a_step_that_overflows_float16_is_skipped_and_leaves_the_average_alone()
             return loss * 1e6 if self.global_step == 3 else loss
 
     states, run, _ = fit(Large(), 6, precision="16-true")
-    assert run.model.skipped()["student"] == {"skipped": 1, "steps": 3} and run.model.skipped()["shadow"]["skipped"] == 0
+    assert (
+        run.model.skipped()["student"] == {"skipped": 1, "steps": 3} and run.model.skipped()["shadow"]["skipped"] == 0
+    )
     assert same(states[3].ema, states[4].ema) and all(p.isfinite().all() for p in states[-1].ema)
 
 
