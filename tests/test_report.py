@@ -158,6 +158,55 @@ def test_a_page_among_the_samples_is_shown_in_a_box_of_its_own(run):
     assert page.all("script") == [] and page_of(run).all("iframe") == page.all("iframe")
 
 
+def test_the_table_has_a_column_for_each_model_and_a_row_for_each_number(run):
+    """Numbers are many and models few: no page is too narrow for it."""
+    page = page_of(run)
+    heads = ["student", "teacher at its best", "teacher at 1 step", "real data"]
+    at = page.words.index("Quality and cost of a sample")
+    table = page.words[page.words.index("student", page.words.index("steps") - 5) :]
+    assert at and table[: len(heads)] == heads
+    rows = {table[i]: table[i + 1 : i + 5] for i in range(len(heads), len(heads) + 5 * 7, 5)}
+    assert rows["Frechet ↓"] == ["0.410", "0.380", "2.90", "0.0200"]
+    assert rows["Ink → real"] == ["0.300", "0.350", "0.100", "0.310"]
+    assert [cell["class"] for cell in page.all("td")[:4]] == ["student", "teacher", "teacher", "real"]
+    assert [cell.get("class") for cell in page.all("td")].count("teacher best") == 2
+
+
+def test_real_data_are_shown_beside_the_samples(run):
+    Image.new("L", (16, 8)).save(run / "samples" / "real.png")
+    assert [image["alt"] for image in page_of(run).all("img")][3] == "Real data"
+
+
+@pytest.mark.parametrize("validation", [True, False])
+@pytest.mark.parametrize("method", ["sid.SiD", "mdt_dist.MDTDist", "pretrain.Pretrain"])
+def test_the_report_speaks_of_validation_only_where_there_was_some(tmp_path, method, validation):
+    column, cells = (",val/frechet", (",2", ",1")) if validation else ("", ("", ""))
+    losses = "step,seconds,student/loss" + (",fake_score/loss" if method == "sid.SiD" else "")
+    one, two = ((line + (",1" if method == "sid.SiD" else "")) for line in ("0,1,2.0", "9,2,1.0"))
+    (tmp_path / "metrics.csv").write_text(f"{losses}{column}\n{one}{cells[0]}\n{two}{cells[1]}\n")
+    (tmp_path / "config.yaml").write_text(f"{{model: {{class_path: distillkit.methods.{method}}}}}")
+    assert ("validation" in " ".join(page_of(tmp_path).words)) == validation
+
+
+def test_skipped_steps_stand_in_the_report_and_the_card(run):
+    made = {"domain": "image", "num_steps": 1, "skipped": {"student": {"skipped": 3, "steps": 100}}}
+    (run / "student" / "student.yaml").write_text(json.dumps(made))
+    said = "Skipped were 3 of 100 steps of the student"
+    assert said in " ".join(page_of(run).words)
+    write_card(run / "student", "student", made, EVALUATION, None)
+    assert said in (run / "student" / "README.md").read_text()
+    os.remove(run / "evaluation.json")
+    words = " ".join(page_of(run).words)
+    assert said in words and "No evaluation yet" in words
+
+
+def test_a_teachers_report_quotes_its_yaml(run):
+    (run / "teacher").mkdir()
+    (run / "teacher" / "teacher.yaml").write_text("{event_shape: [7, 7]}")
+    page = page_of(run)
+    assert "Teacher" in page.words and "{event_shape: [7, 7]}" in page.words and "Student" not in page.words
+
+
 def test_what_the_config_says_is_text(run):
     page = page_of(run)
     assert "</pre><script>alert(1)</script><img src='http://example.com/x.png'>" in " ".join(page.words)
@@ -190,6 +239,16 @@ def test_an_interrupted_run_is_said_to_be_one(tmp_path):
     (tmp_path / "config.yaml").write_text("{trainer: {max_steps: 400}, model: {_target_: distillkit.methods.sid.SiD}}")
     page = page_of(tmp_path)
     assert "100 of 400 planned" in page.words and "SiD" in page.words
+
+
+@pytest.mark.parametrize(
+    "seconds, said",
+    [(0.4, "0 s"), (59.7, "1 min 0 s"), (110, "1 min 50 s"), (119.7, "2 min 0 s"), (3599.6, "1 h 0 min 0 s")],
+)
+def test_wall_time_is_rounded_once(tmp_path, seconds, said):
+    (tmp_path / "metrics.csv").write_text(f"step,seconds,student/loss\n0,0.1,2.0\n99,{seconds},1.0\n")
+    words = page_of(tmp_path).words
+    assert words[words.index("Wall time") + 1] == said
 
 
 @pytest.mark.parametrize("planned, said", [(110, "110"), (120, "100 of 120 planned"), (-1, "100")])
@@ -434,6 +493,7 @@ def test_card_of_a_student(tmp_path):
     config = {"domain": "image", "num_steps": 1, "data_license": "CC BY 4.0", "teacher": {"id": "a|b"}}
     write_card(folder, "student", config, changed(0, ink=0.3), "python -m distillkit fit method=dmd")
     card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("# image: one-step student of digits-8\n")
     assert 'distillkit.load_student("quick")' in card and "python -m distillkit fit method=dmd" in card
     assert "![Samples](samples.png)" in card and f"**{verdict(EVALUATION)}**" in card
     assert "- The data: CC BY 4.0" in card and "Not stated" not in card

@@ -63,7 +63,8 @@ def finish(
         evaluation = evaluate(data, teacher, student, num_samples, seed, kappa)
         write_text(run / "evaluation.json", json.dumps(evaluation, indent=1))
     facts = read_yaml(run / kind / f"{kind}.yaml")
-    write_card(run / kind, kind, facts, evaluation, f"python -m distillkit fit --config {run / 'config.yaml'}")
+    command = f"python -m distillkit fit --config {run / 'config.yaml'}" if config else None
+    write_card(run / kind, kind, facts, evaluation, command)
     report = write_report(run)
     if evaluation:
         from rich.console import Console

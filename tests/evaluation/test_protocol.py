@@ -72,6 +72,7 @@ def test_what_a_run_leaves_for_a_student_with_a_context(tmp_path):
     finish(SiD(teacher()), Places(), run, num_samples=16)
     assert load_student(run).context == ("place",)
     assert sorted(path.name for path in (run / "samples").glob("*.txt")) == [f"place_{i}.txt" for i in range(4)]
+    assert (run / "samples" / "real.png").is_file()
 
     assert student_verbs.sample([str(run), "-n", "5", "--out", str(tmp_path / "samples")]) == 0
     held_out = Places()
