@@ -43,13 +43,14 @@ def write_report(run_dir: Path) -> Path:
     rows = read_metrics(run_dir / "metrics.csv")
     evaluation = json.loads(_text(run_dir / "evaluation.json") or "{}")
     config_text = _text(run_dir / "config.yaml")
-    if not rows and not evaluation and not config_text:
-        raise ValueError(
-            f"{run_dir} holds no metrics.csv, evaluation.json or config.yaml to report on; give the folder of a run."
-        )
     config = _yaml(run_dir / "config.yaml")
     kind = "teacher" if (run_dir / "teacher" / "teacher.yaml").is_file() else "student"
     made = _yaml(run_dir / kind / f"{kind}.yaml")
+    if not rows and not evaluation and not config_text and not made:
+        raise ValueError(
+            f"{run_dir} holds no metrics.csv, evaluation.json, config.yaml, student or teacher to report on; give the "
+            f"folder of a run."
+        )
     pictures = {path.stem: path for path in sorted((run_dir / "samples").glob("*.png"))}
     moving = {stem: path for stem in MODELS if (path := run_dir / "samples" / f"{stem}.gif").is_file()}
     along = [stem for stem in pictures if stem not in (*MODELS, "comparison")]

@@ -270,7 +270,7 @@ def test_what_moves_is_shown_moving(run):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no metrics.csv, evaluation.json or config.yaml"):
+    with pytest.raises(ValueError, match="holds no metrics.csv, evaluation.json, config.yaml, student or teacher"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

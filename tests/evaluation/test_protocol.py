@@ -101,6 +101,13 @@ def test_pictures_and_evaluation_can_be_left_out(tmp_path):
     )
 
 
+def test_what_was_never_trained_is_reported_on_all_the_same(tmp_path):
+    """As `max_steps=0` leaves it: neither a configuration nor metrics."""
+    finish(SiD(teacher()), Places(), tmp_path, num_samples=0, pictures=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"student", "report.html"}
+    assert "fit --config" not in (tmp_path / "student" / "README.md").read_text()
+
+
 def test_a_student_folder_without_its_data_says_so(tmp_path):
     SiD(teacher()).export(tmp_path / "student")
     with pytest.raises(UsageError, match="does not say which data"):
