@@ -51,7 +51,9 @@ def quality_table(evaluation: dict[str, Any]) -> dict[str, list]:
 
 
 def verdict(evaluation: dict[str, Any], made: dict[str, Any] | None = None) -> str:
-    """What the student costs and reaches, beside the teacher at its best and at the student's cost and real data; what is wrong.
+    """One sentence on what the student costs and reaches, beside its teacher at its best and at the student's cost and real data.
+
+    A sentence follows for whatever keeps it from being a success.
 
     Args:
         evaluation: evaluation.json.
@@ -107,8 +109,11 @@ def _failures(evaluation: dict[str, Any]) -> list[str]:
 
 
 def _far(row: dict[str, Any] | None, evaluation: dict[str, Any]) -> list[str]:
-    """The metrics by which a teacher is no measure of its student: the headline, if its many steps are not half way from its
-    few to real data; and those of which real data have twice as much."""
+    """The metrics by which a teacher is far from real data, and so no measure of its student.
+
+    The headline is one above `FAR` times the floor if the many steps are not half way there from the few; of what should be
+    high it is less than half of what real data have.
+    """
     headline, better = evaluation.get("headline"), evaluation.get("better", {})
     _, _, same, real = _four(evaluation)
     found = []
@@ -124,12 +129,11 @@ def _far(row: dict[str, Any] | None, evaluation: dict[str, Any]) -> list[str]:
 
 def _skips(made: dict[str, Any]) -> str:
     """Which steps taught nothing, from the yaml of a student or teacher."""
-    told = made.get("skipped") or {}
-    parts = [
-        f"{number(counts['skipped'])} of {number(counts['steps'])} steps of the {role.replace('_', ' ')}"
-        for role, counts in told.items()
-        if counts["skipped"]
-    ]
+    told, parts = made.get("skipped"), []
+    for role, counts in told.items() if isinstance(told, dict) else ():
+        skipped, steps = (counts.get(key) if isinstance(counts, dict) else None for key in ("skipped", "steps"))
+        if isinstance(skipped, int) and isinstance(steps, int) and skipped:
+            parts.append(f"{number(skipped)} of {number(steps)} steps of the {str(role).replace('_', ' ')}")
     return f"Skipped were {_listed(parts)}, whose gradients were NaN or infinite." if parts else ""
 
 

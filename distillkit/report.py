@@ -19,6 +19,7 @@ from distillkit.logger import read_metrics
 from distillkit.progress import duration
 from distillkit.quality import (
     ARROWS,
+    CUT,
     REAL,
     cost_of,
     evaluation_table,
@@ -199,7 +200,9 @@ def _caption(stem: str, evaluation: dict[str, Any]) -> str:
     row = row_of(evaluation.get("rows", []), {"teacher_best": "best", "teacher_same_steps": "same"}.get(stem, stem))
     if row is None:
         return {"real": REAL}.get(stem, stem.replace("_", " ")).capitalize()
-    return row["name"].capitalize() + (f", {passes(row)}" if cost_of(row) else "")
+    cut = row.get("metrics", {}).get("outside", 0.0)
+    costs = f", {passes(row)}" if cost_of(row) else ""
+    return row["name"].capitalize() + costs + (f", {cut:.1%} of its values cut to the range" if cut >= CUT else "")
 
 
 def _figure(path: Path, caption: str) -> dict[str, Any]:

@@ -172,6 +172,13 @@ def test_the_table_has_a_column_for_each_model_and_a_row_for_each_number(run):
     assert [cell.get("class") for cell in page.all("td")].count("teacher best") == 2
 
 
+def test_a_picture_says_what_it_hides(run):
+    (run / "evaluation.json").write_text(json.dumps(changed(0, outside=0.4)))
+    captions = [image["alt"] for image in page_of(run).all("img")]
+    assert captions[1] == "Student, 1 network pass, 40.0% of its values cut to the range"
+    assert sum("cut" in caption for caption in captions) == 1
+
+
 def test_real_data_are_shown_beside_the_samples(run):
     Image.new("L", (16, 8)).save(run / "samples" / "real.png")
     assert [image["alt"] for image in page_of(run).all("img")][3] == "Real data"
@@ -354,6 +361,8 @@ def test_verdict_says_which_steps_taught_nothing():
     counts["fake_score"]["skipped"] = 1
     assert "3 of 100 steps of the student and 1 of 100 steps of the fake score," in verdict({}, {"skipped": counts})
     assert verdict(EVALUATION, {"skipped": {"student": {"skipped": 0, "steps": 9}}}) == verdict(EVALUATION)
+    for damaged in ("x", [1], {"student": 3}, {"student": {"skipped": "x", "steps": 9}}, {"student": {"skipped": 3}}):
+        assert verdict({}, {"skipped": damaged}) == ""
 
 
 def test_verdict_of_half_an_evaluation():
