@@ -38,25 +38,38 @@ class Activity:
         self.what, self.total, self.done = what, total, 0
         self.begun = self.shown = time.monotonic()
         self.spoken = False
-        self.task = _screen.add_task(what, total=total, what="", speed="") if _screen else None
+        self.task: bars.TaskID | None = None
 
     def advance(self, units: int = 1) -> None:
         """So many units more are done; shows it if it is time to."""
-        global _next_line
         self.done += units
         now = time.monotonic()
-        if self.task is not None and now - self.shown >= PAUSE:
-            self.shown = now
-            _screen.update(self.task, completed=self.done, speed="  ".join(self.figures(now)), refresh=True)
-        elif self.task is None and now >= _next_line and self.left(now) > FIRST and rank() == 0:
-            _next_line, _doing[0].spoken = now + AGAIN, True
-            around = [f"{each.what} ({each.done + 1} of {each.total})" for each in _doing[: _doing.index(self)]]
-            print(": ".join([*around, "  ".join([self.what, *self.figures(now)])]), flush=True)
+        if rank() > 0 or now - self.shown < PAUSE:
+            return
+        self.shown = now
+        if open_screen(transient=True):
+            for each in _doing:
+                each.draw(now)
+        elif now >= _next_line and self.left(now) > FIRST:
+            self.speak(now)
+
+    def draw(self, now: float) -> None:
+        """Its bar, which comes to be when it is first drawn: what is over before costs nothing, and may be timed."""
+        if self.task is None:
+            self.task = _screen.add_task(self.what, total=self.total, what="", speed="")
+        _screen.update(self.task, completed=self.done, speed="  ".join(self.figures(now)), refresh=self is _doing[-1])
+
+    def speak(self, now: float) -> None:
+        """Its line."""
+        global _next_line
+        _next_line, _doing[0].spoken = now + AGAIN, True
+        around = [f"{each.what} ({each.done + 1} of {each.total})" for each in _doing[: _doing.index(self)]]
+        print(": ".join([*around, "  ".join([self.what, *self.figures(now)])]), flush=True)
 
     def figures(self, now: float) -> list[str]:
         """The share that is done, the time gone and the time left."""
         share = [f"{self.done / self.total:.0%}"] if self.total else []
-        left = [f"{clock(self.left(now))} left"] if self.total else []
+        left = [f"{clock(self.left(now))} left"] if self.total and self.done else []
         return [*share, clock(now - self.begun), *left]
 
     def left(self, now: float) -> float:
@@ -73,12 +86,18 @@ def progress(what: str, total: int | None = None) -> Iterator[Activity]:
     One inside another is shown with it. In a terminal they are bars that go away when all is done; elsewhere lines, the first
     after 3 seconds, the next every 15, and how long it took at the end.
     """
+    with _going(what, total) as activity:
+        if len(_doing) == 1 and open_screen(transient=True):
+            activity.draw(activity.begun)
+        yield activity
+
+
+@contextmanager
+def _going(what: str, total: int | None) -> Iterator[Activity]:
     global _next_line
-    outermost = not _doing
-    if outermost:
-        _next_line = time.monotonic() + FIRST
-    opened = _screen is None and open_screen(transient=True) is not None
     activity = Activity(what, total)
+    if not _doing:
+        _next_line = activity.begun + FIRST
     _doing.append(activity)
     try:
         yield activity
@@ -86,10 +105,10 @@ def progress(what: str, total: int | None = None) -> Iterator[Activity]:
             print(f"{what}: done in {clock(time.monotonic() - activity.begun)}", flush=True)
     finally:
         _doing.remove(activity)
-        if opened:
-            close_screen()
-        elif activity.task is not None and _screen:
+        if _screen is not None and activity.task is not None:
             _screen.remove_task(activity.task)
+        if not _doing and _screen is not None and _screen.live.transient:
+            close_screen()
 
 
 def counted(what: str, total: int) -> Iterator[int]:
@@ -103,7 +122,7 @@ def counted(what: str, total: int) -> Iterator[int]:
 @contextmanager
 def calls(what: str, network: Any, total: int) -> Iterator[Activity]:
     """`progress` that counts for itself the samples that go through a network (a module), `total` in all."""
-    with progress(what, total) as activity:
+    with _going(what, total) as activity:
         counter = network.register_forward_hook(lambda module, inputs, output: activity.advance(len(output)))
         try:
             yield activity

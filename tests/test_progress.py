@@ -199,12 +199,19 @@ def test_in_training_all_share_one_display(monkeypatch):
     terminal(monkeypatch)
     bar = activities.open_screen()
     try:
-        with activities.progress("sampling", 10) as activity:
+        with activities.progress("sampling", 10):
             assert activities._screen is bar and [task.description for task in bar.tasks] == ["sampling"]
-            activity.advance()
         assert activities._screen is bar and bar.tasks == []
     finally:
         activities.close_screen()
+
+
+def test_what_is_over_at_once_is_not_drawn_and_may_be_timed(monkeypatch):
+    screen = terminal(monkeypatch)
+    network = torch.nn.Linear(2, 2)
+    with calls("sampling", network, 7):
+        network(torch.zeros(7, 2))
+    assert screen.getvalue() == ""
 
 
 def test_only_the_first_process_speaks(monkeypatch, capsys):
