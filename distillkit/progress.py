@@ -63,7 +63,8 @@ class Activity:
         """Its line."""
         global _next_line
         _next_line, _doing[0].spoken = now + AGAIN, True
-        around = [f"{each.what} ({each.done + 1} of {each.total})" for each in _doing[: _doing.index(self)]]
+        outer = _doing[: _doing.index(self)]
+        around = [each.what + (f" ({each.done + 1} of {each.total})" if each.total else "") for each in outer]
         print(": ".join([*around, "  ".join([self.what, *self.figures(now)])]), flush=True)
 
     def figures(self, now: float) -> list[str]:

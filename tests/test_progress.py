@@ -181,6 +181,18 @@ def test_what_takes_long_says_what_it_is_and_how_long_it_takes(monkeypatch, caps
     ]
 
 
+def test_what_has_no_end_in_sight_is_named(monkeypatch, capsys):
+    now = [1000.0]
+    monkeypatch.setattr(activities.time, "monotonic", lambda: now[0])
+    with activities.progress("drawing pictures"):
+        for _ in counted("sampling", 4):
+            now[0] += 3.0
+    assert capsys.readouterr().out.splitlines() == [
+        "drawing pictures: sampling  25%  0:03  0:09 left",
+        "drawing pictures: done in 0:12",
+    ]
+
+
 def test_what_is_short_is_silent(monkeypatch, capsys):
     work(monkeypatch, models=4, seconds=0.05)
     assert capsys.readouterr().out == ""

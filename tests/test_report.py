@@ -212,6 +212,7 @@ def test_a_teachers_report_quotes_its_yaml(run):
     (run / "teacher" / "teacher.yaml").write_text("{event_shape: [7, 7]}")
     page = page_of(run)
     assert "Teacher" in page.words and "{event_shape: [7, 7]}" in page.words and "Student" not in page.words
+    assert "distilled from" not in " ".join(page.words)
 
 
 def test_what_the_config_says_is_text(run):
