@@ -185,13 +185,43 @@ class DistillData(LightningDataModule):
         return self._evaluators[part]
 
     def conditions(self, num: int, part: Literal["val", "test"] = "test") -> Batch:
-        """What samples are asked for in evaluation and pictures: classes in turn, or with a context held-out samples'."""
-        if not self.context:
-            return {name: torch.arange(num) % count for name, count in self.classes.items()}
+        """What samples are asked for in evaluation and pictures: classes in turn, or with a context held-out samples'.
+
+        Of the classes those that held-out data have, for there is nothing to measure the others by, see `left_out`.
+        """
         self.setup()
+        if not self.context:
+            missing = self.left_out()
+            there = {k: [i for i in range(n) if i not in missing.get(k, ())] for k, n in self.classes.items()}
+            return {name: torch.tensor(known)[torch.arange(num) % len(known)] for name, known in there.items()}
         held_out = getattr(self, part)
         batch = held_out[torch.arange(num) % len(held_out)]
         return {name: batch[name] for name in (*self.classes, *self.context)}
+
+    def left_out(self) -> dict[str, list[int]]:
+        """The classes of which there are no held-out data, by the name of the condition."""
+        found = {}
+        for name, count in self.classes.items():
+            columns = [column(part, name) for part in (self.val, self.test)]
+            if all(known is not None for known in columns):
+                found[name] = sorted(set(range(count)) - set(torch.cat(columns).tolist()))
+        return {name: missing for name, missing in found.items() if 0 < len(missing) < self.classes[name]}
+
+    def real(self, num: int) -> Batch | None:
+        """Held-out samples to show beside those made for `conditions(num)`: of the same classes or context; None without any."""
+        wanted, rows = self.conditions(num), []
+        columns = {} if self.context else {name: column(self.test, name) for name in self.classes}
+        everything, shown = torch.arange(len(self.test)), Counter()
+        for i in range(num):
+            asked = {name: int(wanted[name][i]) for name, known in columns.items() if known is not None}
+            alike = everything
+            for name, value in asked.items():
+                alike = alike[columns[name][alike] == value]
+            place = shown[tuple(asked.values())]
+            rows.append(alike[place % len(alike)] if len(alike) else everything[i % len(everything)])
+            shown[tuple(asked.values())] += 1
+        batch = self.test[torch.stack(rows)]
+        return batch if "data" in batch else None
 
     def train_dataloader(self) -> StepLoader:
         trainer = self.trainer
@@ -205,6 +235,11 @@ class DistillData(LightningDataModule):
 
     def test_dataloader(self) -> HeldOutLoader:
         return HeldOutLoader(self.test, self.batch_size)
+
+
+def column(dataset: Any, name: str) -> Tensor | None:
+    """One condition of all samples, where a data set knows it without making them: in its tensors, or under its name."""
+    return dataset.tensors.get(name) if isinstance(dataset, TensorData) else getattr(dataset, name, None)
 
 
 def split(

@@ -11,6 +11,8 @@ from rich.text import Text
 ARROWS = {"lower": "↓", "higher": "↑", "target": "→ real"}
 ACRONYMS = ("fad", "fid", "fvd", "kid", "mmd", "nll")
 BEST, REAL = "teacher at its best", "real data"  # names of rows
+FAR = 3.0  # times the floor of real data: a teacher beyond it is far from them, if its many steps do not pay either
+CUT = 0.05  # share of a student's values outside the data's range, from which it is said
 
 
 def quality_table(evaluation: dict[str, Any]) -> dict[str, list]:
@@ -48,40 +50,112 @@ def quality_table(evaluation: dict[str, Any]) -> dict[str, list]:
     return {"columns": columns, "rows": sorted(table, key=lambda row: row["kind"] == "real")}
 
 
-def verdict(evaluation: dict[str, Any]) -> str:
-    """One sentence: what the student costs and reaches, beside the teacher at its best and at the student's cost."""
-    rows, headline = evaluation.get("rows", []), evaluation.get("headline")
-    student, best, same, real = (row_of(rows, which) for which in ("student", "best", "same", "real"))
-    value = {id(row): _metric(row, headline) for row in (student, best, same, real)}
-    name = pretty(headline or "")
-    if not best or value[id(best)] is None or (student and value[id(student)] is None):
+def verdict(evaluation: dict[str, Any], made: dict[str, Any] | None = None) -> str:
+    """One sentence on what the student costs and reaches, beside its teacher at its best and at the student's cost and real data.
+
+    A sentence follows for whatever keeps it from being a success.
+
+    Args:
+        evaluation: evaluation.json.
+        made: student.yaml or teacher.yaml, which says how many steps were skipped.
+    """
+    compared = _comparison(evaluation)
+    return " ".join(filter(None, (compared, *(_failures(evaluation) if compared else ()), _skips(made or {}))))
+
+
+def _comparison(evaluation: dict[str, Any]) -> str:
+    name = pretty(evaluation.get("headline") or "")
+    student, best, same, real = _four(evaluation)
+    s, t, u, r = (_metric(row, evaluation.get("headline")) for row in (student, best, same, real))
+    if t is None or (student and s is None):
         return ""
     if not student:
-        floor = f"; real data scores {number(value[id(real)])}" if value[id(real)] is not None else ""
-        cheap = f" and {number(value[id(same)])} with {passes(same)}" if value[id(same)] is not None else ""
-        return f"{name} {number(value[id(best)])} with {passes(best)}{cheap}{floor}."
-    ratio = times(value[id(student)] / value[id(best)]) if value[id(best)] else ""
-    text = f"{passes(student)} instead of {passes(best).split()[0]}: {name} {number(value[id(student)])} against "
-    text += f"the teacher's {number(value[id(best)])}" + (f" ({ratio})" if ratio else "")
-    if value[id(same)] is not None:
-        text += f" and {number(value[id(same)])} for the {same['name']}"
-    speed = _speedup(student, best)
+        floor = f"; real data scores {number(r)}" if r is not None else ""
+        cheap = f" and {number(u)} with {passes(same)}" if u is not None else ""
+        return f"{name} {number(t)} with {passes(best)}{cheap}{floor}."
+    failed = u is not None and not s < u
+    praise = t and not failed and not _far(best, evaluation)
+    beside = [f"the teacher's {number(t)}" + (f" ({times(s / t)})" if praise else "")]
+    beside += [f"{number(u)} for the {same['name']}"] if u is not None else []
+    beside += [f"{number(r)} for real data"] if r is not None else []
+    text = f"{passes(student)} instead of {passes(best).split()[0]}: {name} {number(s)} against {_listed(beside)}"
+    speed = None if failed else _speedup(student, best)
     if speed:
         text += f"; {times(speed)} faster per sample" if speed >= 1 else f"; {times(1 / speed)} slower per sample"
-    if value[id(same)] is not None and not value[id(student)] < value[id(same)]:
-        return f"{text}. The student is no better than its teacher at the same cost: nothing is distilled yet."
     return f"{text}."
 
 
+def _failures(evaluation: dict[str, Any]) -> list[str]:
+    """Sentences that keep a comparison from being read as a success."""
+    student, best, same, real = _four(evaluation)
+    s, u = (_metric(row, evaluation.get("headline")) for row in (student, same))
+    said = []
+    if s is not None and u is not None and s > 1.1 * u:
+        by = f"{times(s / u)} worse" if u > 0 else "worse"
+        said.append(f"The student is {by} than its teacher at the same cost: the training has failed.")
+    elif s is not None and u is not None and s >= u:
+        said.append("The student is no better than its teacher at the same cost: nothing is distilled yet.")
+    far = [f"{pretty(m)} {number(_metric(best, m))} against {number(_metric(real, m))}" for m in _far(best, evaluation)]
+    if far:
+        said.append(f"The teacher itself is far from real data: {', '.join(far)}.")
+    for name, classes in evaluation.get("protocol", {}).get("left_out", {}).items():
+        numbers = ", ".join(map(str, classes[:8])) + (" ..." if len(classes) > 8 else "")
+        said.append(f"Without held-out data, so not measured: {name} {numbers}.")
+    cut = _metric(student or best, "outside")
+    if cut is not None and cut >= CUT:
+        of = "student's" if student else "teacher's"
+        said.append(f"{cut:.1%} of the {of} values lie outside the range of the data; they were cut before measuring.")
+    return said
+
+
+def _far(row: dict[str, Any] | None, evaluation: dict[str, Any]) -> list[str]:
+    """The metrics by which a teacher is far from real data, and so no measure of its student.
+
+    The headline is one above `FAR` times the floor if the many steps are not half way there from the few; of what should be
+    high it is less than half of what real data have.
+    """
+    headline, better = evaluation.get("headline"), evaluation.get("better", {})
+    _, _, same, real = _four(evaluation)
+    found = []
+    for name in dict.fromkeys((headline, *better)):
+        ours, few, floor = (_metric(each, name) for each in (row, same, real))
+        if ours is None or floor is None or floor <= 0:
+            continue
+        away = name == headline and ours > FAR * floor and (few is None or ours - floor > (few - floor) / 2)
+        if away or (better.get(name) == "higher" and ours < floor / 2):
+            found.append(name)
+    return found
+
+
+def _skips(made: dict[str, Any]) -> str:
+    """Which steps taught nothing, from the yaml of a student or teacher."""
+    told, parts = made.get("skipped"), []
+    for role, counts in told.items() if isinstance(told, dict) else ():
+        skipped, steps = (counts.get(key) if isinstance(counts, dict) else None for key in ("skipped", "steps"))
+        if isinstance(skipped, int) and isinstance(steps, int) and skipped:
+            parts.append(f"{number(skipped)} of {number(steps)} steps of the {str(role).replace('_', ' ')}")
+    return f"Skipped were {_listed(parts)}, whose gradients were NaN or infinite." if parts else ""
+
+
+def _listed(parts: list[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
+
+
+def _four(evaluation: dict[str, Any]) -> tuple[dict[str, Any] | None, ...]:
+    return tuple(row_of(evaluation.get("rows", []), which) for which in ("student", "best", "same", "real"))
+
+
 def shortfalls(evaluation: dict[str, Any]) -> list[str]:
-    """The metrics in which the student is more than a tenth worse than its teacher at its best."""
-    rows = evaluation.get("rows", [])
-    student, best, real = (row_of(rows, which) for which in ("student", "best", "real"))
+    """The metrics in which the student is more than a tenth worse than its teacher at its best; a target is named."""
+    student, best, _, real = _four(evaluation)
     found = []
     for name, better in evaluation.get("better", {}).items():
         ours, theirs = (_loss(row, name, better, real) for row in (student, best))
         if ours is not None and theirs is not None and ours - theirs > 0.1 * abs(theirs):
-            found.append(f"{pretty(name)} {number(_metric(student, name))} against {number(_metric(best, name))}")
+            target = f" (real data {number(_metric(real, name))})" if better == "target" else ""
+            text = f"{number(_metric(student, name))} against {number(_metric(best, name))}"
+            found.append(f"{pretty(name)} {text}{target}")
     return found
 
 
@@ -154,10 +228,11 @@ def strip(evaluation: dict[str, Any]) -> dict[str, Any] | None:
     return {"label": pretty(headline), "log": log, "dots": sorted(dots, key=lambda dot: dot["at"])}
 
 
-def evaluation_table(evaluation: dict[str, Any]) -> Table:
+def evaluation_table(evaluation: dict[str, Any], made: dict[str, Any] | None = None) -> Table:
     """The table for the terminal, the verdict above it: a column per model, a row per number, so that it fits 80 columns."""
     table = quality_table(evaluation)
-    shown = Table(box=box.SIMPLE_HEAD, title=Text(verdict(evaluation)) or None, title_justify="left", title_style="")
+    title = Text(verdict(evaluation, made)) or None
+    shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="")
     shown.add_column("")
     for row in table["rows"]:
         style = {"student": "bold", "real": "dim italic"}.get(row["kind"], "")

@@ -16,8 +16,11 @@ from PIL import Image
 from distillkit.curves import curve
 from distillkit.files import read_yaml, write_text
 from distillkit.logger import read_metrics
+from distillkit.progress import duration
 from distillkit.quality import (
     ARROWS,
+    CUT,
+    REAL,
     cost_of,
     evaluation_table,
     number,
@@ -32,6 +35,7 @@ from distillkit.quality import (
 __all__ = ["evaluation_table", "write_card", "write_report"]
 
 SAME_NOISE = ("teacher_best", "student", "teacher_same_steps")  # the student beside both of its comparisons
+MODELS = (*SAME_NOISE, "real")
 
 
 def write_report(run_dir: Path) -> Path:
@@ -40,38 +44,41 @@ def write_report(run_dir: Path) -> Path:
     rows = read_metrics(run_dir / "metrics.csv")
     evaluation = json.loads(_text(run_dir / "evaluation.json") or "{}")
     config_text = _text(run_dir / "config.yaml")
-    if not rows and not evaluation and not config_text:
-        raise ValueError(
-            f"{run_dir} holds no metrics.csv, evaluation.json or config.yaml to report on; give the folder of a run."
-        )
     config = _yaml(run_dir / "config.yaml")
-    student = _yaml(run_dir / "student" / "student.yaml")
+    kind = "teacher" if (run_dir / "teacher" / "teacher.yaml").is_file() else "student"
+    made = _yaml(run_dir / kind / f"{kind}.yaml")
+    if not rows and not evaluation and not config_text and not made:
+        raise ValueError(
+            f"{run_dir} holds no metrics.csv, evaluation.json, config.yaml, student or teacher to report on; give the "
+            f"folder of a run."
+        )
     pictures = {path.stem: path for path in sorted((run_dir / "samples").glob("*.png"))}
-    moving = {stem: path for stem in SAME_NOISE if (path := run_dir / "samples" / f"{stem}.gif").is_file()}
-    along = [stem for stem in pictures if stem not in (*SAME_NOISE, "comparison")]
-    facts = _facts(config, student, evaluation)
+    moving = {stem: path for stem in MODELS if (path := run_dir / "samples" / f"{stem}.gif").is_file()}
+    along = [stem for stem in pictures if stem not in (*MODELS, "comparison")]
+    facts = _facts(config, made, evaluation)
+    is_student = kind == "student" and (facts["method"] or "").lower() != "pretrain"
     page = _template("report.html.j2").render(
         facts=facts,
         evaluation=evaluation,
-        verdict=verdict(evaluation),
+        verdict=verdict(evaluation, made),
         shortfalls=shortfalls(evaluation),
-        table=quality_table(evaluation),
+        table=_turned(quality_table(evaluation)),
         strip=strip(evaluation),
-        same_noise=[
-            _figure(moving.get(stem, pictures[stem]), _caption(stem, evaluation))
-            for stem in SAME_NOISE
-            if stem in pictures
+        models=[
+            _figure(moving.get(stem, pictures[stem]), _caption(stem, evaluation)) for stem in MODELS if stem in pictures
         ],
+        same_noise=sum(stem in pictures for stem in SAME_NOISE) > 1,
         comparison=_figure(pictures["comparison"], "Side by side") if "comparison" in pictures else None,
         along=[_figure(pictures[stem], _plain(stem)) for stem in _spread(along, 8)],
         pages=[(_plain(path.stem).capitalize(), _text(path)) for path in sorted((run_dir / "samples").glob("*.html"))],
         losses=_panels(rows, lambda key: key.endswith("/loss") and not key.startswith("val/"), {}),
         validation=_panels(rows, lambda key: key.startswith("val/"), evaluation.get("better", {})),
         chased=any("fake_score/loss" in row for row in rows),
-        is_student=(facts["method"] or "").lower() != "pretrain",
+        is_student=is_student,
         cost=_cost(rows, config, evaluation),
         config=config_text,
-        student=_text(run_dir / "student" / "student.yaml"),
+        kind=kind,
+        made=_text(run_dir / kind / f"{kind}.yaml"),
         protocol=_dump(evaluation.get("protocol")),
     )
     write_text(run_dir / "report.html", page)
@@ -93,12 +100,14 @@ def write_card(
     if kind not in ("student", "teacher"):
         raise ValueError(f'kind must be "student" or "teacher", got {kind!r}.')
     folder, evaluation = Path(folder), evaluation or {}
+    facts = _facts({}, config, evaluation)
     card = _template("card.md.j2").render(
+        title=_title(kind, facts, config.get("num_steps")),
         name=folder.resolve().name,
         kind=kind,
-        facts=_facts({}, config, evaluation),
+        facts=facts,
         config=config,
-        verdict=verdict(evaluation),
+        verdict=verdict(evaluation, config),
         shortfalls=shortfalls(evaluation),
         table=quality_table(evaluation),
         protocol=evaluation.get("protocol", {}),
@@ -130,6 +139,25 @@ def _facts(config: dict[str, Any], student: dict[str, Any], evaluation: dict[str
     }
 
 
+def _title(kind: str, facts: dict[str, Any], steps: Any) -> str:
+    """image-sid: one-step student of digits."""
+    run = "-".join(filter(None, (facts["domain"], (facts["method"] or "").lower())))
+    calls = {1: "one-step ", None: ""}.get(steps, f"{steps}-step ") if kind == "student" else ""
+    of = f" of {facts['teacher']}" if kind == "student" and facts["teacher"] else ""
+    return f"{run}: {calls}{kind}{of}" if run else f"{calls}{kind}{of}".capitalize()
+
+
+def _turned(table: dict[str, list]) -> dict[str, list]:
+    """A quality table with a column per model and a row per number: models are few, numbers many."""
+    names, *numbers = table["columns"] or [None]
+    heads = [{"text": row["cells"][0]["text"], "kind": row["kind"]} for row in table["rows"]]
+    rows = [
+        {"label": column["label"], "cells": [{**row["cells"][i], "kind": row["kind"]} for row in table["rows"]]}
+        for i, column in enumerate(numbers, start=1)
+    ]
+    return {"heads": heads, "rows": rows}
+
+
 def _path(node: Any) -> str | None:
     """The class a config node builds."""
     return (
@@ -158,7 +186,7 @@ def _cost(rows: list[dict[str, float]], config: dict[str, Any], evaluation: dict
     if batch:
         cost.append(("Batch size", number(batch)))
     if seconds:
-        cost.append(("Wall time", _duration(seconds)))
+        cost.append(("Wall time", duration(seconds)))
         cost.append(("Steps per second", number(steps / seconds)))
     student, teacher = (row_of(evaluation.get("rows", []), which) for which in ("student", "best"))
     if teacher and cost_of(teacher):
@@ -171,8 +199,10 @@ def _caption(stem: str, evaluation: dict[str, Any]) -> str:
     """The row that a picture belongs to, and what one of its samples costs."""
     row = row_of(evaluation.get("rows", []), {"teacher_best": "best", "teacher_same_steps": "same"}.get(stem, stem))
     if row is None:
-        return stem.replace("_", " ").capitalize()
-    return row["name"].capitalize() + (f", {passes(row)}" if cost_of(row) else "")
+        return {"real": REAL}.get(stem, stem.replace("_", " ")).capitalize()
+    cut = row.get("metrics", {}).get("outside", 0.0)
+    costs = f", {passes(row)}" if cost_of(row) else ""
+    return row["name"].capitalize() + costs + (f", {cut:.1%} of its values cut to the range" if cut >= CUT else "")
 
 
 def _figure(path: Path, caption: str) -> dict[str, Any]:
@@ -214,13 +244,6 @@ def _panels(rows: list[dict[str, float]], wanted: Any, better: dict[str, str]) -
 
 
 # Words and files
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60:.0f} s"
 
 
 def _either(config: dict[str, Any], *keys: str) -> Any:

@@ -14,6 +14,7 @@ from distillkit.diffusion.denoiser import Cond, Denoiser, check_facts, numbers
 from distillkit.diffusion.process import set_shape
 from distillkit.diffusion.sampling import few_step
 from distillkit.files import load_weights, read_yaml, save_weights, write_yaml
+from distillkit.progress import calls
 from distillkit.spec import from_spec, to_spec
 
 WEIGHTS, CONFIG = "model.safetensors", "student.yaml"
@@ -93,9 +94,10 @@ class Student(nn.Module):
             for _ in range(self.num_steps if self.renoise else 1)
         ]
         out = []
-        for rows in torch.arange(n).split(batch_size):
-            part = {k: v[rows.to(v.device)].to(device) for k, v in cond.items()}
-            out.append(self(draws[0][rows].to(device), part, lambda i, rows=rows: draws[i][rows].to(device)))
+        with calls("sampling", self.denoiser, n * self.num_steps):
+            for rows in torch.arange(n).split(batch_size):
+                part = {k: v[rows.to(v.device)].to(device) for k, v in cond.items()}
+                out.append(self(draws[0][rows].to(device), part, lambda i, rows=rows: draws[i][rows].to(device)))
         return torch.cat(out) if out else torch.empty(0, *self.event_shape)
 
     def checked_condition(self, n: int, cond: Cond | None) -> Cond:

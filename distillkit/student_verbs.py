@@ -157,7 +157,7 @@ def evaluate(argv: Sequence[str]) -> int:
     result = protocol.evaluate(data, teacher, student, args.num_samples, args.seed, kappa)
     path = args.out or Path(args.student) / "evaluation.json"
     write_text(path, json.dumps(result, indent=1))
-    Console().print(evaluation_table(result))
+    Console().print(evaluation_table(result, student.config))
     print(f"evaluation: {path}")
     return 0
 

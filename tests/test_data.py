@@ -135,3 +135,31 @@ def test_an_epoch_holds_whole_accumulation_windows():
     assert len(StepLoader(data, 1, window=2)) == 6 and len(StepLoader(data, 1, world=2)) == 3
     with pytest.raises(ValueError, match="2 micro-batches exceeds the 7 training samples"):
         StepLoader(data, 4, window=2)
+
+
+class Labelled(DistillData):
+    """Ten points for each of three classes, of which held-out data lack the one in the middle."""
+
+    event_shape, classes = (1,), {"label": 3}
+    build_evaluator = media = None
+
+    def load(self):
+        label = torch.arange(30) % 3
+        every = {"data": label[:, None].float(), "label": label}
+        held_out = {name: value[label != 1] for name, value in every.items()}
+        return TensorData(every), TensorData(held_out), TensorData(held_out)
+
+
+def test_classes_without_held_out_data_are_not_asked_for():
+    data = Labelled()
+    assert data.conditions(5)["label"].tolist() == [0, 2, 0, 2, 0]
+    assert data.left_out() == {"label": [1]}
+
+
+def test_real_data_beside_samples_are_of_their_classes_and_all_different():
+    data = Labelled()
+    real = data.real(6)
+    assert real["label"].tolist() == data.conditions(6)["label"].tolist() == real["data"][:, 0].tolist()
+    data.setup()
+    data.test.tensors["data"] = torch.arange(20.0)[:, None]
+    assert len(set(data.real(20)["data"][:, 0].tolist())) == 20 and len(data.real(50)["data"]) == 50

@@ -77,6 +77,7 @@ def test_a_run_leaves_everything_that_was_promised(run):
         "evaluation.json",
         "report.html",
         "checkpoints/last.ckpt",
+        "samples/real.png",
         "samples/student.png",
         "samples/teacher_best.png",
         "samples/teacher_same_steps.png",

@@ -7,8 +7,10 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from distillkit import progress as activities
 from distillkit.callbacks import progress
 from distillkit.callbacks.progress import Progress, clock
+from distillkit.progress import calls, counted, duration
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -153,3 +155,126 @@ def test_disabled_is_silent(monkeypatch, capsys):
 
 def test_clock():
     assert [clock(s) for s in (0.4, 7, 59.6, 750, 3723)] == ["0:00", "0:07", "1:00", "12:30", "1:02:03"]
+
+
+# What is no training step
+
+
+def work(monkeypatch, models, seconds):
+    """Models that take ten calls each, on a clock that only they move."""
+    now = [1000.0]
+    monkeypatch.setattr(activities.time, "monotonic", lambda: now[0])
+    with activities.progress("evaluating", models) as evaluating:
+        for _ in range(models):
+            for _ in counted("sampling", 10):
+                now[0] += seconds
+            evaluating.advance()
+
+
+def test_what_takes_long_says_what_it_is_and_how_long_it_takes(monkeypatch, capsys):
+    work(monkeypatch, models=4, seconds=1.0)
+    assert capsys.readouterr().out.splitlines() == [
+        "evaluating (1 of 4): sampling  30%  0:03  0:07 left",
+        "evaluating  50%  0:20  0:20 left",  # after 18 seconds sampling had 2 left, of which nobody speaks
+        "evaluating (4 of 4): sampling  50%  0:05  0:05 left",
+        "evaluating: done in 0:40",
+    ]
+
+
+def test_what_has_no_end_in_sight_is_named(monkeypatch, capsys):
+    now = [1000.0]
+    monkeypatch.setattr(activities.time, "monotonic", lambda: now[0])
+    with activities.progress("drawing pictures"):
+        for _ in counted("sampling", 4):
+            now[0] += 3.0
+    assert capsys.readouterr().out.splitlines() == [
+        "drawing pictures: sampling  25%  0:03  0:09 left",
+        "drawing pictures: done in 0:12",
+    ]
+
+
+def test_what_is_short_is_silent(monkeypatch, capsys):
+    work(monkeypatch, models=4, seconds=0.05)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_shows_bars_that_go_away(monkeypatch):
+    screen = terminal(monkeypatch)
+    work(monkeypatch, models=2, seconds=1.0)
+    out = screen.getvalue()
+    assert "evaluating" in out and "sampling" in out and "left" in out and "━" in out
+    assert activities._screen is None and "\x1b[?25h" in out[-40:]  # the cursor is back
+
+
+def test_in_training_all_share_one_display(monkeypatch):
+    """A terminal shows one thing at a time: a second bar would be drawn over the first."""
+    terminal(monkeypatch)
+    bar = activities.open_screen()
+    try:
+        with activities.progress("sampling", 10):
+            assert activities._screen is bar and [task.description for task in bar.tasks] == ["sampling"]
+        assert activities._screen is bar and bar.tasks == []
+    finally:
+        activities.close_screen()
+
+
+def test_what_is_over_at_once_is_not_drawn_and_may_be_timed(monkeypatch):
+    screen = terminal(monkeypatch)
+    network = torch.nn.Linear(2, 2)
+    with calls("sampling", network, 7):
+        network(torch.zeros(7, 2))
+    assert screen.getvalue() == ""
+
+
+def test_only_the_first_process_speaks(monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    work(monkeypatch, models=4, seconds=1.0)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_error_leaves_nothing_behind(monkeypatch):
+    terminal(monkeypatch)
+    with pytest.raises(RuntimeError, match="broken"), activities.progress("sampling", 3):
+        raise RuntimeError("broken")
+    assert activities._screen is None and activities._doing == []
+
+
+def test_calls_of_a_network_count_themselves():
+    network = torch.nn.Linear(2, 2)
+    with calls("sampling", network, 20) as sampling:
+        network(torch.zeros(7, 2))
+        network(torch.zeros(6, 2))
+    network(torch.zeros(5, 2))
+    assert sampling.done == 13
+
+
+def test_samplers_count_what_they_call():
+    """Of students, of teachers with one and with two calls a step, guided, and of tokens: the end is 100 %."""
+    from helpers import neural
+
+    from distillkit.discrete.exact import Table, potts
+    from distillkit.discrete.process import Absorbing
+    from distillkit.discrete.teacher import DiscreteTeacher
+    from distillkit.methods.sid import SiD
+
+    seen = []
+    teacher, tokens = neural(), DiscreteTeacher(Table(potts(3, 5, 1.5), Absorbing(3)), (5,))
+    student = SiD(teacher, num_steps=3).as_student()
+    cond = {"label": torch.arange(7) % 2}
+    makers = [
+        lambda: student.sample(7, cond, 0, batch_size=4),
+        lambda: teacher.generate(7, cond, 0, "heun", teacher.grid(5)),
+        lambda: teacher.generate(7, cond, 0, "ddim", teacher.grid(5), kappa=2.0, chunk=4),
+        lambda: tokens.generate(7, {}, 0, "tweedie", tokens.grid(5)),
+    ]
+    close = activities.Activity.advance
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(activities.Activity, "advance", lambda self, *n: close(self, *n) or seen.append(self))
+        for make in makers:
+            make()
+            assert seen[-1].done == seen[-1].total > 0
+
+
+def test_durations_in_texts():
+    said = [duration(seconds) for seconds in (0.4, 7, 59.6, 110, 119.7, 3599.6, 3723)]
+    assert said == ["0 s", "7 s", "1 min 0 s", "1 min 50 s", "2 min 0 s", "1 h 0 min 0 s", "1 h 2 min 3 s"]

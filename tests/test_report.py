@@ -158,6 +158,63 @@ def test_a_page_among_the_samples_is_shown_in_a_box_of_its_own(run):
     assert page.all("script") == [] and page_of(run).all("iframe") == page.all("iframe")
 
 
+def test_the_table_has_a_column_for_each_model_and_a_row_for_each_number(run):
+    """Numbers are many and models few: no page is too narrow for it."""
+    page = page_of(run)
+    heads = ["student", "teacher at its best", "teacher at 1 step", "real data"]
+    at = page.words.index("Quality and cost of a sample")
+    table = page.words[page.words.index("student", page.words.index("steps") - 5) :]
+    assert at and table[: len(heads)] == heads
+    rows = {table[i]: table[i + 1 : i + 5] for i in range(len(heads), len(heads) + 5 * 7, 5)}
+    assert rows["Frechet ↓"] == ["0.410", "0.380", "2.90", "0.0200"]
+    assert rows["Ink → real"] == ["0.300", "0.350", "0.100", "0.310"]
+    assert [cell["class"] for cell in page.all("td")[:4]] == ["student", "teacher", "teacher", "real"]
+    assert [cell.get("class") for cell in page.all("td")].count("teacher best") == 2
+
+
+def test_a_picture_says_what_it_hides(run):
+    (run / "evaluation.json").write_text(json.dumps(changed(0, outside=0.4)))
+    captions = [image["alt"] for image in page_of(run).all("img")]
+    assert captions[1] == "Student, 1 network pass, 40.0% of its values cut to the range"
+    assert sum("cut" in caption for caption in captions) == 1
+
+
+def test_real_data_are_shown_beside_the_samples(run):
+    Image.new("L", (16, 8)).save(run / "samples" / "real.png")
+    assert [image["alt"] for image in page_of(run).all("img")][3] == "Real data"
+
+
+@pytest.mark.parametrize("validation", [True, False])
+@pytest.mark.parametrize("method", ["sid.SiD", "mdt_dist.MDTDist", "pretrain.Pretrain"])
+def test_the_report_speaks_of_validation_only_where_there_was_some(tmp_path, method, validation):
+    column, cells = (",val/frechet", (",2", ",1")) if validation else ("", ("", ""))
+    losses = "step,seconds,student/loss" + (",fake_score/loss" if method == "sid.SiD" else "")
+    one, two = ((line + (",1" if method == "sid.SiD" else "")) for line in ("0,1,2.0", "9,2,1.0"))
+    (tmp_path / "metrics.csv").write_text(f"{losses}{column}\n{one}{cells[0]}\n{two}{cells[1]}\n")
+    (tmp_path / "config.yaml").write_text(f"{{model: {{class_path: distillkit.methods.{method}}}}}")
+    assert ("validation" in " ".join(page_of(tmp_path).words)) == validation
+
+
+def test_skipped_steps_stand_in_the_report_and_the_card(run):
+    made = {"domain": "image", "num_steps": 1, "skipped": {"student": {"skipped": 3, "steps": 100}}}
+    (run / "student" / "student.yaml").write_text(json.dumps(made))
+    said = "Skipped were 3 of 100 steps of the student"
+    assert said in " ".join(page_of(run).words)
+    write_card(run / "student", "student", made, EVALUATION, None)
+    assert said in (run / "student" / "README.md").read_text()
+    os.remove(run / "evaluation.json")
+    words = " ".join(page_of(run).words)
+    assert said in words and "No evaluation yet" in words
+
+
+def test_a_teachers_report_quotes_its_yaml(run):
+    (run / "teacher").mkdir()
+    (run / "teacher" / "teacher.yaml").write_text("{event_shape: [7, 7]}")
+    page = page_of(run)
+    assert "Teacher" in page.words and "{event_shape: [7, 7]}" in page.words and "Student" not in page.words
+    assert "distilled from" not in " ".join(page.words)
+
+
 def test_what_the_config_says_is_text(run):
     page = page_of(run)
     assert "</pre><script>alert(1)</script><img src='http://example.com/x.png'>" in " ".join(page.words)
@@ -192,6 +249,16 @@ def test_an_interrupted_run_is_said_to_be_one(tmp_path):
     assert "100 of 400 planned" in page.words and "SiD" in page.words
 
 
+@pytest.mark.parametrize(
+    "seconds, said",
+    [(0.4, "0 s"), (59.7, "1 min 0 s"), (110, "1 min 50 s"), (119.7, "2 min 0 s"), (3599.6, "1 h 0 min 0 s")],
+)
+def test_wall_time_is_rounded_once(tmp_path, seconds, said):
+    (tmp_path / "metrics.csv").write_text(f"step,seconds,student/loss\n0,0.1,2.0\n99,{seconds},1.0\n")
+    words = page_of(tmp_path).words
+    assert words[words.index("Wall time") + 1] == said
+
+
 @pytest.mark.parametrize("planned, said", [(110, "110"), (120, "100 of 120 planned"), (-1, "100")])
 def test_a_last_step_between_two_logged_ones_is_no_interruption(tmp_path, planned, said):
     (tmp_path / "metrics.csv").write_text("step,seconds,student/loss\n0,1,2.0\n99,2,1.0\n")
@@ -211,7 +278,7 @@ def test_what_moves_is_shown_moving(run):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no metrics.csv, evaluation.json or config.yaml"):
+    with pytest.raises(ValueError, match="holds no metrics.csv, evaluation.json, config.yaml, student or teacher"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -239,8 +306,8 @@ def test_the_same_run_gives_the_same_report(run):
 
 def test_verdict_of_a_student():
     assert verdict(EVALUATION) == (
-        "1 network pass instead of 35: Frechet 0.410 against the teacher's 0.380 (1.08×) and 2.90 for the "
-        "teacher at 1 step; 31× faster per sample."
+        "1 network pass instead of 35: Frechet 0.410 against the teacher's 0.380 (1.08×), 2.90 for the "
+        "teacher at 1 step and 0.0200 for real data; 31× faster per sample."
     )
 
 
@@ -252,10 +319,51 @@ def test_verdict_of_a_teacher():
 
 @pytest.mark.parametrize("frechet", [2.9, 3.0])
 def test_verdict_admits_a_failure(frechet):
-    assert verdict(changed(0, frechet=frechet)).endswith(
-        "no better than its teacher at the same cost: nothing is distilled yet."
-    )
+    failed = verdict(changed(0, frechet=frechet))
+    assert failed.endswith("no better than its teacher at the same cost: nothing is distilled yet.")
+    assert "faster" not in failed and "×" not in failed  # what it costs is no merit then
     assert "nothing is distilled" not in verdict(changed(0, frechet=2.8))
+
+
+def test_verdict_of_a_student_that_training_ruined():
+    said = verdict(changed(0, frechet=29.0))
+    assert said.endswith("The student is 10× worse than its teacher at the same cost: the training has failed.")
+    assert "yet" not in said and "faster" not in said
+
+
+def test_verdict_beside_a_broken_teacher():
+    """As good as a teacher that is no good."""
+    broken = changed(1, frechet=2.8, recall=0.0)
+    broken["rows"][0]["metrics"] |= {"frechet": 2.85, "recall": 0.0}
+    said = verdict(broken)
+    assert "The teacher itself is far from real data: Frechet 2.80 against 0.0200, Recall 0.00 against 0.900." in said
+    assert "(1.0" not in said and "0.0200 for real data" in said
+    broken["rows"] = broken["rows"][1:]  # a teacher alone, as `pretrain` leaves it
+    assert verdict(broken).endswith("far from real data: Frechet 2.80 against 0.0200, Recall 0.00 against 0.900.")
+    for fine in (EVALUATION, without("student"), without("real data")):
+        assert "far from real data" not in verdict(fine)
+
+
+def test_verdict_says_what_was_cut_or_left_out_before_measuring():
+    assert "outside" not in verdict(changed(0, outside=0.01))
+    said = verdict(changed(0, outside=0.4))
+    assert said.endswith(
+        "40.0% of the student's values lie outside the range of the data; they were cut before measuring."
+    )
+    said = verdict(EVALUATION | {"protocol": {"left_out": {"label": [2, 7]}}})
+    assert said.endswith("Without held-out data, so not measured: label 2, 7.")
+
+
+def test_verdict_says_which_steps_taught_nothing():
+    counts = {"student": {"skipped": 3, "steps": 100}, "fake_score": {"skipped": 0, "steps": 100}}
+    said = "Skipped were 3 of 100 steps of the student, whose gradients were NaN or infinite."
+    assert verdict(EVALUATION, {"skipped": counts}) == f"{verdict(EVALUATION)} {said}"
+    assert verdict({}, {"skipped": counts}) == said  # also where nothing was evaluated
+    counts["fake_score"]["skipped"] = 1
+    assert "3 of 100 steps of the student and 1 of 100 steps of the fake score," in verdict({}, {"skipped": counts})
+    assert verdict(EVALUATION, {"skipped": {"student": {"skipped": 0, "steps": 9}}}) == verdict(EVALUATION)
+    for damaged in ("x", [1], {"student": 3}, {"student": {"skipped": "x", "steps": 9}}, {"student": {"skipped": 3}}):
+        assert verdict({}, {"skipped": damaged}) == ""
 
 
 def test_verdict_of_half_an_evaluation():
@@ -275,7 +383,7 @@ def test_verdict_of_half_an_evaluation():
         ({"recall": 0.9, "frechet": 0.41}, []),
         ({"recall": 0.9, "frechet": 0.43}, ["Frechet 0.430 against 0.380"]),
         ({"recall": 0.9, "ink": 0.27}, []),  # the teacher is 0.04 from real data, 0.31
-        ({"recall": 0.9, "ink": 0.36}, ["Ink 0.360 against 0.350"]),
+        ({"recall": 0.9, "ink": 0.36}, ["Ink 0.360 against 0.350 (real data 0.310)"]),
     ],
 )
 def test_shortfalls_follow_the_direction_of_each_metric(metrics, found):
@@ -395,6 +503,7 @@ def test_card_of_a_student(tmp_path):
     config = {"domain": "image", "num_steps": 1, "data_license": "CC BY 4.0", "teacher": {"id": "a|b"}}
     write_card(folder, "student", config, changed(0, ink=0.3), "python -m distillkit fit method=dmd")
     card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("# image: one-step student of digits-8\n")
     assert 'distillkit.load_student("quick")' in card and "python -m distillkit fit method=dmd" in card
     assert "![Samples](samples.png)" in card and f"**{verdict(EVALUATION)}**" in card
     assert "- The data: CC BY 4.0" in card and "Not stated" not in card

@@ -14,6 +14,7 @@ from distillkit.diffusion.denoiser import Cond
 from distillkit.files import read_yaml, write_atomic, write_text
 from distillkit.logger import MetricsLogger
 from distillkit.methods.pretrain import Pretrain
+from distillkit.progress import progress
 
 
 class Finish(Callback):
@@ -32,6 +33,7 @@ class Finish(Callback):
         self.num_samples, self.seed, self.pictures = num_samples, seed, pictures
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.check_steps(ended=True)  # also where a run went on from its last step, so that no training ended
         if trainer.is_global_zero and not trainer.fast_dev_run:
             run = Path(trainer.default_root_dir)
             for logger in trainer.loggers:
@@ -55,29 +57,31 @@ def finish(
     teacher = model.as_teacher() if pretraining else model.teacher
     student = None if pretraining else model.as_student().eval()
     kappa = getattr(model, "kappa", 1.0)
-    model.export(run / kind, domain=data.domain, run=provenance(config))
+    model.export(run / kind, domain=data.domain, run=provenance(config), skipped=model.skipped())
 
     if pictures:
-        _show(data, teacher, student, run, kind, seed, kappa)
+        with progress("drawing pictures"):
+            _show(data, teacher, student, run, kind, seed, kappa)
 
     evaluation = None
     if num_samples:
         evaluation = evaluate(data, teacher, student, num_samples, seed, kappa)
         write_text(run / "evaluation.json", json.dumps(evaluation, indent=1))
     facts = read_yaml(run / kind / f"{kind}.yaml")
-    write_card(run / kind, kind, facts, evaluation, f"python -m distillkit fit --config {run / 'config.yaml'}")
+    command = f"python -m distillkit fit --config {run / 'config.yaml'}" if config else None
+    write_card(run / kind, kind, facts, evaluation, command)
     report = write_report(run)
     if evaluation:
         from rich.console import Console
 
         from distillkit.quality import evaluation_table
 
-        Console().print(evaluation_table(evaluation))
+        Console().print(evaluation_table(evaluation, facts))
     print(f"{kind}: {run / kind}\nreport: {report}", flush=True)
 
 
 def _show(data: Any, teacher: Any, student: Any, run: Path, kind: str, seed: int, kappa: float) -> None:
-    """Samples of student and teacher from the same noise, as pictures and in the domain's own formats."""
+    """Samples of student and teacher from the same noise and held-out data, as pictures and in the domain's own formats."""
     num = data.pictured
     cond = teacher.condition(data.conditions(num))
     rows = {"teacher_best": teacher.generate(num, cond, seed, kappa=kappa)}
@@ -85,13 +89,15 @@ def _show(data: Any, teacher: Any, student: Any, run: Path, kind: str, seed: int
         rows = {"student": student.sample(num, cond, seed), **rows}
         solver, times = teacher.few_step_choices(student.num_steps)[-1 if student.num_steps == 1 else 1]
         rows["teacher_same_steps"] = teacher.generate(num, cond, seed, solver, times, kappa)
+    first = next(iter(rows.values()))
+    if (real := data.real(num)) is not None:
+        rows["real"] = real["data"]
     for name, samples in rows.items():
         save_picture(run / "samples" / f"{name}.png", data.media.picture(samples, cond))
         if hasattr(data.media, "film"):
             data.media.film(samples, cond, run / "samples" / f"{name}.gif")
     titled = {name.replace("_", " "): samples for name, samples in rows.items()}
     save_picture(run / "samples" / "comparison.png", data.media.compare(titled, cond))
-    first = next(iter(rows.values()))
     save_picture(run / kind / "samples.png", data.media.picture(first, cond))
     save_files(data.media, first, cond, run / "samples")
 

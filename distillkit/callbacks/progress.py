@@ -1,8 +1,6 @@
 """The one bar of a run: steps, not epochs."""
 
 import math
-import os
-import sys
 import time
 from collections import deque
 from typing import Any
@@ -10,12 +8,13 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from rich import progress
-from rich.console import Console
+from rich.progress import Progress as Bars
 from torch import Tensor
 
+from distillkit import progress
+from distillkit.progress import PAUSE, clock
+
 MEMORY = 5.0  # seconds after which a loss has lost 63 % of its weight in the smoothed value
-PAUSE = 0.25  # seconds between two looks at the metrics: each look waits for the device
 
 
 class Progress(ProgressBar):
@@ -33,13 +32,17 @@ class Progress(ProgressBar):
         super().__init__()
         self.plain = plain
         self.enabled = True
-        self.bar: progress.Progress | None = None
+        self.bar: Bars | None = None
 
     def enable(self) -> None:
         self.enabled = True
 
     def disable(self) -> None:
         self.enabled = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        progress.plain = self.plain
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.enabled:
@@ -51,19 +54,12 @@ class Progress(ProgressBar):
         self.line_time = self.first_time - 12  # the first line comes after 3 seconds: it runs, and this is how fast
         self.recent = deque([(self.first_time, self.line_step)], maxlen=240)  # a minute of looks, for the speed
         self.losses: dict[str, float] = {}
+        self.skipped: dict[str, int] = {}
         self.shown_validation = ""
-        if not self.plain and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-            self.bar = progress.Progress(
-                progress.TextColumn("step {task.completed:,.0f}" + (f" / {self.total:,}" if self.total else "")),
-                progress.BarColumn(bar_width=None),
-                progress.TextColumn("{task.fields[losses]}", markup=False, style="cyan"),
-                progress.TextColumn("{task.fields[speed]}", markup=False, style="dim"),
-                console=Console(),
-                auto_refresh=False,
-                expand=True,
-            )
-            self.task = self.bar.add_task("", total=self.total, completed=self.line_step, losses="", speed="")
-            self.bar.start()
+        self.bar = progress.open_screen()
+        if self.bar is not None:
+            self.task = self.bar.add_task("", total=self.total, completed=self.line_step, what="", speed="")
+            self._show(self.line_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -81,8 +77,15 @@ class Progress(ProgressBar):
 
     def _stop(self) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            progress.close_screen()
             self.bar = None
+
+    def _show(self, step: int, what: str = "", speed: str = "") -> None:
+        """The bar, as of this step."""
+        of = f" / {self.total:,}" if self.total else ""
+        self.bar.update(
+            self.task, description=f"step {step:,}{of}", completed=step, what=what, speed=speed, refresh=True
+        )
 
     def _look(self, trainer: Trainer, last: bool = False) -> None:
         """Read the metrics (the only place that does) and show them."""
@@ -93,6 +96,7 @@ class Progress(ProgressBar):
         for key, value in metrics.items():
             if key.endswith("/loss") and not key.startswith("val/"):
                 role = key.removesuffix("/loss")
+                self.skipped[role] = int(metrics.get(f"{role}/skipped", 0))
                 old = self.losses.get(role, value)
                 # a loss that was not finite for once must not stick
                 self.losses[role] = keep * old + (1 - keep) * value if math.isfinite(old) else value
@@ -108,9 +112,12 @@ class Progress(ProgressBar):
         speed = [f"{rate:.3g} steps/s", clock(gone)]
         if self.total and rate and step < self.total:
             speed.append(f"{clock((self.total - step) / rate)} left")
-        losses = "  ".join(f"{role} {value:.4g}" for role, value in self.losses.items())
+        losses = "  ".join(
+            f"{role} {value:.4g}" + (f" ({self.skipped[role]} skipped)" if self.skipped[role] else "")
+            for role, value in self.losses.items()
+        )
         if self.bar is not None:
-            self.bar.update(self.task, completed=step, losses=losses, speed="  ".join(speed), refresh=True)
+            self._show(step, losses, "  ".join(speed))
         elif self._is_time_for_a_line(step, now) or (last and step > self.line_step):
             self.line_step, self.line_time = step, now
             of = f"/{self.total:,} ({step / self.total:.0%})" if self.total else ""
@@ -129,10 +136,3 @@ def _floats(metrics: dict[str, Tensor]) -> dict[str, float]:
         values = torch.stack([value.detach().reshape(()).float() for value in here.values()]).tolist()
         floats.update(zip(here, values, strict=True))
     return {key: floats[key] for key in metrics}
-
-
-def clock(seconds: float) -> str:
-    """0:07, 12:30, 1:02:03."""
-    minutes, second = divmod(int(seconds + 0.5), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

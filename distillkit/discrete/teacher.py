@@ -15,6 +15,7 @@ from distillkit.discrete.learned import LearnedSampler
 from distillkit.discrete.noise import BLOCK, Draws, for_rows, fresh
 from distillkit.discrete.process import Absorbing
 from distillkit.discrete.sampling import SAMPLERS, network_passes, sample
+from distillkit.progress import calls
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.folder import Folder
 
@@ -64,13 +65,12 @@ class DiscreteTeacher(Teacher):
 
     def generate(self, num, cond, seed, solver=None, times=None, kappa=1.0, chunk=16 * BLOCK):
         most = CELLS // (self.event_shape[0] * self.process.num_states) // BLOCK * BLOCK
-        parts = []
-        for rows in torch.arange(num).split(max(BLOCK, min(chunk, most))):
-            noise = for_rows(
-                seed, int(rows[0]), int(rows[-1]) + 1, self.event_shape[0], self.process.num_states, self.device
-            )
-            own = {name: value[rows].to(self.device) for name, value in cond.items()}
-            parts.append(self.sample(noise, own, None, solver, kappa, times).cpu())
+        parts, size = [], (self.event_shape[0], self.process.num_states)
+        with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
+            for rows in torch.arange(num).split(max(BLOCK, min(chunk, most))):
+                noise = for_rows(seed, int(rows[0]), int(rows[-1]) + 1, *size, self.device)
+                own = {name: value[rows].to(self.device) for name, value in cond.items()}
+                parts.append(self.sample(noise, own, None, solver, kappa, times).cpu())
         return torch.cat(parts)
 
     def clean_samples(self, num: int, cond: Cond, seed: int, kappa: float = 1.0) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor
 import distillkit
 from distillkit.data import DistillData
 from distillkit.diffusion.denoiser import Cond
+from distillkit.progress import progress
+from distillkit.quality import BEST, REAL
 from distillkit.student import Student
 from distillkit.teachers.base import Teacher
 
@@ -34,6 +36,8 @@ class Evaluator(Protocol):
 
     # Optional: how far samples are from a reference made from the same noise under the same condition, one by one.
     # def paired(self, samples: Tensor, reference: Tensor, cond: Cond) -> dict[str, float]: ...
+    # Optional, among the metrics: `outside`, where values are cut to the range of the data before they are measured, as a file
+    # would keep them: the share that was cut.
     # Optional: metrics too dear for validation and for every candidate, asked once for each model in the table.
     # def thorough(self, samples: Tensor, cond: Cond) -> dict[str, float]: ...
 
@@ -66,6 +70,7 @@ def evaluate(
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2, got {num_samples}")
     evaluator, cond = data.evaluator(), teacher.condition(data.conditions(num_samples))
+    left_out = data.left_out()
     best, best_times = teacher.best, teacher.grid(teacher.best["steps"])
     paired = getattr(evaluator, "paired", None)
     thorough = getattr(evaluator, "thorough", lambda samples, cond: {})
@@ -89,34 +94,41 @@ def evaluate(
         facts = {"solver": solver, "last_time": float(times[-1]), "times": times.tolist()}
         return row(name, len(times), teacher.network_passes(solver, len(times)), made, reference, **facts)
 
-    # warm-up of both, so that what comes first is not the slowest by order alone
-    some = {name: value[:64] for name, value in cond.items()}
-    warm = min(num_samples, 64)
-    teacher.generate(warm, some, seed, best["solver"], teacher.grid(2), kappa)
-    reference, milliseconds = timed(lambda: by_teacher(seed, best["solver"], best_times))
-    rows = []
-    if student:
-        student.sample(warm, some, seed)
-        own = student.num_steps
-        made = timed(lambda: student.sample(num_samples, cond, seed))
-        rows.append(row("student", own, own, made, reference))
-        rows[-1]["metrics"] |= thorough(made[0], cond)
-    # the teacher itself is compared with its samples from another noise
-    another = by_teacher(seed + 1, best["solver"], best_times) if paired else reference
-    rows.append(teacher_row("teacher at its best", best["solver"], best_times, (reference, milliseconds), another))
-    rows[-1]["metrics"] |= thorough(reference, cond)
-    for steps in [student.num_steps] if student else [1, 2]:
-        name = f"teacher at {steps} step{'s' * (steps > 1)}"
-        candidates, kept = [], reference
-        for solver, times in teacher.few_step_choices(steps, student.times if student else ()):
-            made = timed(lambda solver=solver, times=times: by_teacher(seed, solver, times))
-            candidates.append(teacher_row(name, solver, times, made, reference))
-            chosen = min(candidates, key=lambda candidate: candidate["metrics"][evaluator.headline])
-            kept = made[0] if chosen is candidates[-1] else kept
-        tried = [{key: row[key] for key in ("solver", "times", "metrics")} for row in candidates]
-        rows.append({**chosen, "metrics": chosen["metrics"] | thorough(kept, cond), "tried": tried})
-    if floor := evaluator.floor(num_samples):
-        rows.append({"name": "real data", "metrics": {k: float(v) for k, v in floor.items()}})
+    fewer = [student.num_steps] if student else [1, 2]
+    choices = {k: teacher.few_step_choices(k, student.times if student else ()) for k in fewer}
+    rows, models = [], 2 + bool(student) + sum(map(len, choices.values()))
+    with progress(f"evaluating {num_samples:,} samples of each model", models) as evaluating:
+        # warm-up of both, so that what comes first is not the slowest by order alone
+        some = {name: value[:64] for name, value in cond.items()}
+        warm = min(num_samples, 64)
+        teacher.generate(warm, some, seed, best["solver"], teacher.grid(2), kappa)
+        reference, milliseconds = timed(lambda: by_teacher(seed, best["solver"], best_times))
+        if student:
+            student.sample(warm, some, seed)
+            own = student.num_steps
+            made = timed(lambda: student.sample(num_samples, cond, seed))
+            rows.append(row("student", own, own, made, reference))
+            rows[-1]["metrics"] |= thorough(made[0], cond)
+            evaluating.advance()
+        # the teacher itself is compared with its samples from another noise
+        another = by_teacher(seed + 1, best["solver"], best_times) if paired else reference
+        rows.append(teacher_row(BEST, best["solver"], best_times, (reference, milliseconds), another))
+        rows[-1]["metrics"] |= thorough(reference, cond)
+        evaluating.advance()
+        for steps in fewer:
+            name = f"teacher at {steps} step{'s' * (steps > 1)}"
+            candidates, kept = [], reference
+            for solver, times in choices[steps]:
+                made = timed(lambda solver=solver, times=times: by_teacher(seed, solver, times))
+                candidates.append(teacher_row(name, solver, times, made, reference))
+                chosen = min(candidates, key=lambda candidate: candidate["metrics"][evaluator.headline])
+                kept = made[0] if chosen is candidates[-1] else kept
+                evaluating.advance()
+            tried = [{key: row[key] for key in ("solver", "times", "metrics")} for row in candidates]
+            rows.append({**chosen, "metrics": chosen["metrics"] | thorough(kept, cond), "tried": tried})
+        if floor := evaluator.floor(num_samples):
+            rows.append({"name": REAL, "metrics": {k: float(v) for k, v in floor.items()}})
+        evaluating.advance()
     return {
         "protocol": {
             "num_samples": num_samples,
@@ -124,6 +136,7 @@ def evaluate(
             "kappa": kappa,
             "teacher": {"id": teacher.id, "hash": teacher.fingerprint(), **best},
             "few_step_solvers": sorted({row["solver"] for known in rows for row in known.get("tried", ())}),
+            **({"left_out": left_out} if left_out else {}),
             "evaluator": evaluator.describe(),
             "torch_threads": torch.get_num_threads(),
             "distillkit": distillkit.__version__,

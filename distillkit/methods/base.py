@@ -23,6 +23,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from distillkit import checks
+from distillkit.errors import Failure
 
 WEIGHTS = "[0, 1000]"  # of the terms of a loss
 
@@ -69,7 +70,7 @@ class Distiller(LightningModule):
         ema_rampup: the half-life never exceeds this share of the samples seen so far (EDM's rule).
         schedule: of all learning rates over the run: `constant`, `linear` or `cosine` to zero.
         warmup: steps over which the learning rates rise from zero.
-        max_bad_steps: stop after so many consecutive steps with NaN or infinite gradients (each is skipped).
+        max_bad_steps: stop after so many consecutive steps of one role with NaN or infinite gradients (each is skipped).
 
     Attributes:
         requires: what the method needs from teacher and data, checked against their `provides`.
@@ -105,7 +106,7 @@ class Distiller(LightningModule):
         self.schedule, self.warmup, self.max_bad_steps = schedule, warmup, max_bad_steps
         self.seed = torch.initial_seed() % 2**31
         self.roles, self.settings = {}, {}
-        self.register_buffer("bad_steps", torch.zeros(2, dtype=torch.int64))  # consecutive, total
+        self.register_buffer("bad_steps", torch.zeros(0, 2, dtype=torch.int64))  # of each role: consecutive, total
         self._micro, self._micro_step = 0, -1
         self._focused: str | None = None
 
@@ -116,6 +117,7 @@ class Distiller(LightningModule):
         for attribute, module in modules.items():
             setattr(self, attribute, module)
         self.roles[name], self.settings[name] = tuple(modules), settings
+        self.bad_steps = self.bad_steps.new_zeros(len(self.roles), 2)
 
     def role_parameters(self, role: str) -> list[nn.Parameter]:
         """All parameters a role trains."""
@@ -217,22 +219,49 @@ class Distiller(LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Clip the role's own norm, and let the optimiser skip the step if the norm is not finite, without a host sync."""
         role = self.turn(self.global_step)
-        group = getattr(optimizer, "optimizer", optimizer).param_groups[list(self.roles).index(role)]
-        parameters = [p for p in group["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
+        number = list(self.roles).index(role)
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        parameters = [p for p in optimizer.param_groups[number]["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad.float() for p in parameters], foreach=True)  # float16 ends at 65504
         clip = self.settings[role].clip if gradient_clip_val is None else gradient_clip_val
         if clip:
             nn.utils.clip_grads_with_norm_(parameters, clip, norm, foreach=True)
         bad = ~torch.isfinite(norm)
-        optimizer = getattr(optimizer, "optimizer", optimizer)
         optimizer.found_inf = bad.float()  # read by the fused kernel: parameters and moments stay as they are
-        self.bad_steps.copy_(torch.stack([(self.bad_steps[0] + bad) * bad, self.bad_steps[1] + bad]))
+        consecutive, total = self.bad_steps[number]
+        self.bad_steps[number] = torch.stack([(consecutive + bad) * bad, total + bad])
         self.log(f"{role}/grad_norm", norm)
-        if self.global_step % self.trainer.log_every_n_steps == 0 and self.bad_steps[0] >= self.max_bad_steps:
-            raise RuntimeError(
-                f"the last {int(self.bad_steps[0])} steps had NaN or infinite gradients, so nothing was learnt in them: "
-                f"lower the learning rates or look at the data"
-            )
+        self.log(f"{role}/skipped", self.bad_steps[number, 1].float())
+
+    def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+        every = self.trainer.log_every_n_steps
+        if every and self.global_step % every == 0:
+            self.check_steps()
+
+    def on_train_end(self) -> None:
+        self.check_steps(ended=True)
+
+    def check_steps(self, ended: bool = False) -> None:
+        """Stop where a role learns nothing; looks at the device, so it is asked at log steps and when training has `ended`.
+
+        At the end the run may be shorter than `max_bad_steps`: a role that made no good step is refused, and one whose
+        last steps, at least two and a tenth of all, were bad.
+        """
+        for role, (last, total) in zip(self.roles, self.bad_steps.tolist(), strict=True):
+            steps = self.updates_before(role, self.global_step)
+            limit = min(self.max_bad_steps, max(2, steps // 10), steps) if ended else self.max_bad_steps
+            if last >= limit > 0:
+                raise Failure(
+                    f"the last {last} of {steps} steps of {role} had NaN or infinite gradients and were skipped ({total} "
+                    f"in all), so it learnt nothing in them: lower model.{role}.lr or look at the data"
+                )
+
+    def skipped(self) -> dict[str, dict[str, int]]:
+        """How many steps each role has skipped, and of how many; for the yaml of what a run leaves."""
+        return {
+            role: {"skipped": total, "steps": self.updates_before(role, self.global_step)}
+            for role, total in zip(self.roles, self.bad_steps[:, 1].tolist(), strict=True)
+        }
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
@@ -257,14 +286,22 @@ class Distiller(LightningModule):
 
     @torch.no_grad()
     def update_ema(self) -> None:
-        """`ema <- beta ema + (1 - beta) student`, beta = 0.5^(B / min(halflife, rampup * samples seen))."""
+        """`ema <- beta ema + (1 - beta) student`, beta = 0.5^(B / min(halflife, rampup * samples seen)).
+
+        A skipped step is none here either: it moves nothing and its samples were not seen; said on the device, without a sync.
+        """
         if self.ema is None:
             return
         trainer = self.trainer
         batch = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        seen = batch * (self.updates_before("student", self.global_step) + 1)
-        beta = 0.5 ** (batch / max(min(self.ema_halflife, self.ema_rampup * seen), 1e-8))
-        torch._foreach_lerp_(list(self.ema.parameters()), [p.float() for p in self.student.parameters()], 1 - beta)
+        consecutive, total = self.bad_steps[list(self.roles).index("student")]
+        seen = batch * (self.updates_before("student", self.global_step) + 1 - total)
+        halflife = (self.ema_rampup * seen).clamp(1e-8, self.ema_halflife)
+        share = -torch.expm1(-math.log(2) * batch / halflife) * (consecutive == 0)  # 1 - beta
+        averages = list(self.ema.parameters())
+        gaps = torch._foreach_sub([p.float() for p in self.student.parameters()], averages)
+        torch._foreach_mul_(gaps, share)
+        torch._foreach_add_(averages, gaps)
         for average, own in zip(self.ema.buffers(), self.student.buffers(), strict=True):
             average.copy_(own)
 
@@ -281,6 +318,8 @@ class Distiller(LightningModule):
         return {key: value for key, value in state.items() if not key.startswith(prefix)}
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        if getattr(state_dict.get("bad_steps"), "ndim", 2) == 1:  # of all roles together, as older checkpoints have it
+            state_dict = {**state_dict, "bad_steps": torch.zeros_like(self.bad_steps)}
         try:
             result = super().load_state_dict(state_dict, strict=False, assign=assign)
         except RuntimeError as error:  # shapes

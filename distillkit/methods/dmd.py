@@ -15,6 +15,7 @@ from distillkit.losses.gan import discriminator_loss, generator_loss
 from distillkit.methods.base import WEIGHTS, Adam
 from distillkit.methods.score import ScoreDistiller
 from distillkit.networks.heads import Head
+from distillkit.progress import calls
 from distillkit.teachers.base import Teacher
 
 
@@ -120,7 +121,9 @@ class DMD(ScoreDistiller):
             name: torch.randint(num, (self.num_pairs,), generator=generator).to(self.device)
             for name, num in self.teacher.classes.items()
         }
-        self._pairs = noise, self.teacher.sample(noise, cond, kappa=self.kappa), cond
+        total = self.num_pairs * self.teacher.calls_per_sample(kappa=self.kappa)
+        with calls(f"making {self.num_pairs:,} pairs to learn from", self.teacher.denoiser, total):
+            self._pairs = noise, self.teacher.sample(noise, cond, kappa=self.kappa), cond
 
     def pairs(self, num: int) -> tuple[Tensor, Tensor, Cond]:
         """`num` random pairs: noise, the teacher's sample from it, their condition."""

@@ -20,6 +20,7 @@ from distillkit.losses.reduce import mean
 from distillkit.methods.base import Adam
 from distillkit.methods.few_step import steps_of
 from distillkit.methods.sampler import SamplerDistiller
+from distillkit.progress import progress
 from distillkit.teachers.base import Teacher
 
 Objective = Literal["mean_match", "score_l2"]
@@ -82,11 +83,12 @@ class LSD(SamplerDistiller):
     def on_fit_start(self) -> None:
         data, num = self.trainer.datamodule.train, self.num_pairs
         cond = self.condition(data[torch.arange(num) % len(data)])
-        if self.tokens:
-            self._pairs = None, self.teacher.clean_samples(num, cond, self.seed, self.kappa), cond
-        else:
-            noise = self.teacher.noise(num, cond, self.seed)
-            self._pairs = noise, self.teacher.generate(num, cond, self.seed, kappa=self.kappa), cond
+        with progress(f"making {num:,} pairs to learn from"):
+            if self.tokens:
+                self._pairs = None, self.teacher.clean_samples(num, cond, self.seed, self.kappa), cond
+            else:
+                noise = self.teacher.noise(num, cond, self.seed)
+                self._pairs = noise, self.teacher.generate(num, cond, self.seed, kappa=self.kappa), cond
 
     def draw_pairs(self, num: int) -> tuple[Tensor | None, Tensor, Cond]:
         """Random pairs `(noise, sample, condition)` of the teacher's; of tokens without noise."""
@@ -129,13 +131,17 @@ class LSD(SamplerDistiller):
         """For tokens the n-th gradient step has size 1 / n: each number is the mean of its solutions."""
         if not self.tokens:
             return super().configure_optimizers()
-        optimizer = torch.optim.SGD(self.student.parameters(), lr=1.0)
+        optimizer = torch.optim.SGD(self.student.parameters(), lr=1.0, fused=True)  # fused: see the base's
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        if not self.tokens:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Of tokens nothing is clipped, and the mean is over the solutions that there were: a bad one was skipped."""
+        super().configure_gradient_clipping(optimizer, 0.0 if self.tokens else gradient_clip_val)
+        num = self.global_step + 1
+        for parameter in self.student.parameters() if self.tokens else ():
+            if parameter.grad is not None:
+                parameter.grad *= num / (num - self.bad_steps[0, 1]).clamp_min(1)
 
 
 class LSDPlus(LSD):
@@ -180,9 +186,11 @@ class LSDPlus(LSD):
             "jumps": jump_your_steps(self.denoiser(), x_0, num, noise, cond),
         }
         measured = {}
-        for name, times in candidates.items():
-            self.student.times.move_to(times)
-            measured[name] = self.measure(TIMES_SEED)
+        with progress("comparing times", len(candidates)) as comparing:
+            for name, times in candidates.items():
+                self.student.times.move_to(times)
+                measured[name] = self.measure(TIMES_SEED)
+                comparing.advance()
         self.verdict["times"] = self.best_of(measured, "even", margin=0.1)
         self.student.times.move_to(candidates[self.verdict["times"]])
 

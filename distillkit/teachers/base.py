@@ -16,6 +16,7 @@ from distillkit.diffusion.guidance import guided, null_condition
 from distillkit.diffusion.process import Process, set_shape
 from distillkit.diffusion.sampling import FEW_STEP_SOLVERS, SOLVERS, network_passes, pure_noise
 from distillkit.files import hash_weights
+from distillkit.progress import calls
 from distillkit.spec import Recorded, to_spec
 
 
@@ -178,10 +179,19 @@ class Teacher(Recorded, nn.Module):
             chunk: samples of one network call.
         """
         noise, parts = self.noise(num, cond, seed), []
-        for rows in torch.arange(num).split(chunk):
-            own = {name: value[rows].to(self.device) for name, value in cond.items()}
-            parts.append(self.sample(noise[rows].to(self.device), own, None, solver, kappa, times=times).cpu())
+        with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
+            for rows in torch.arange(num).split(chunk):
+                own = {name: value[rows].to(self.device) for name, value in cond.items()}
+                parts.append(self.sample(noise[rows].to(self.device), own, None, solver, kappa, times=times).cpu())
         return torch.cat(parts)
+
+    def calls_per_sample(self, solver: Any = None, times: Tensor | None = None, kappa: float = 1.0) -> int:
+        """How often `generate` with these arguments sends each sample through the denoiser."""
+        learned = isinstance(solver, nn.Module)
+        if times is None:
+            times = solver.times() if learned else range(self.best["steps"])
+        passes = len(times) if learned else self.network_passes(solver or self.best["solver"], len(times))
+        return passes * (1 if kappa in (0, 1) or not self.guidable else 2)
 
     def noise(self, num: int, cond: Cond, seed: int) -> Tensor:
         """Unit Gaussian noise for `num` samples, on the CPU."""

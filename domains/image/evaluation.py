@@ -22,6 +22,7 @@ MOST_REFERENCES = 10_000  # larger held-out sets are thinned out evenly
 MOST_TRAINING = 50_000  # the same for the training data
 PIXEL_SIDE = 16
 CHUNK = 256  # images in one pass of the extractor
+BEYOND = 0.1  # how far outside of [-1, 1] a value must lie to count as `outside`: a twentieth of the range
 
 
 class ImageEvaluator:
@@ -31,7 +32,8 @@ class ImageEvaluator:
     `frechet` between Gaussians fitted to the features (the headline); `kernel` MMD^2; `precision` and `recall`
     (k = 3); `density` and `coverage` (k = 5); `class_agreement`, the share of samples in which the classifier sees the
     class that was asked for; `nearest_train`, the mean distance to the nearest training sample: compare it with that of
-    the real data, for a model that copies its training data comes out far below.
+    the real data, for a model that copies its training data comes out far below. Values are cut to [-1, 1] first, as a file
+    would keep them; `outside` is the share of those that lie clearly beyond.
 
     Args:
         train: the training data, len() and train[indices] -> {"data": [N, C, H, W], "label": [N]}.
@@ -59,7 +61,7 @@ class ImageEvaluator:
     def better(self) -> dict[str, str]:
         """Which way each metric is good; `target` means close to the value of real data."""
         better = {"frechet": "lower", "kernel": "lower", "precision": "higher", "recall": "higher"}
-        better |= {"density": "target", "coverage": "higher", "nearest_train": "target"}
+        better |= {"density": "target", "coverage": "higher", "nearest_train": "target", "outside": "lower"}
         return better | ({"class_agreement": "higher"} if self._sees_classes else {})
 
     def describe(self) -> dict[str, Any]:
@@ -75,6 +77,7 @@ class ImageEvaluator:
             "num_reference": len(self._reference_ND),
             "num_train": len(self._training_MD),
             "pixels": "rounded to 8 bits",
+            "outside": f"more than {BEYOND} beyond [-1, 1]",
             "neighbours": dict(self.neighbours),
             "kernel": dict(self.kernel),
         }
@@ -87,7 +90,7 @@ class ImageEvaluator:
         if not samples.isfinite().all():
             bad = int((~samples.isfinite().flatten(1).all(1)).sum())
             raise ValueError(f"{bad} of {len(samples)} samples hold NaN or infinity: their model has diverged")
-        found = self._compare(self._scaled(self._raw([samples])))
+        found = self._compare(self._scaled(self._raw([samples]))) | {"outside": outside(samples)}
         if self._sees_classes and "label" in cond:
             found["class_agreement"] = self._agreement(samples, cond["label"])
         return found
@@ -103,6 +106,7 @@ class ImageEvaluator:
         rows = np.random.RandomState(0).permutation(len(self._training_MD))[:size]
         found = self._compare(self._training_MD[torch.from_numpy(rows)])
         found["nearest_train"], _ = metrics.nearest_distance(self._reference_ND, self._training_MD)
+        found["outside"] = 0.0
         if self._sees_classes:
             hits = [self._agreement(batch["data"], batch["label"]) * len(batch["data"]) for batch in self._held_out()]
             found["class_agreement"] = sum(hits) / len(self._reference_ND)
@@ -247,6 +251,11 @@ def inception(path: Path) -> Extractor:
 def eight_bits(x: Tensor) -> Tensor:
     """Images as a file would keep them: clamped to [-1, 1] and rounded to 256 levels."""
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+def outside(x: Tensor) -> float:
+    """The share of values that lie clearly outside of [-1, 1]."""
+    return float((x.abs() > 1 + BEYOND).double().mean())
 
 
 def _batches(data: Any, most: int) -> Iterator[dict[str, Tensor]]:

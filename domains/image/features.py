@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from distillkit.evaluation.extractor import once, packed
 from distillkit.files import write_atomic, write_text
+from distillkit.progress import counted
 
 SHIPPED = Path(__file__).parent / "weights" / "features" / "model.safetensors"
 STEPS = 600  # of training, shipped or on the spot
@@ -78,7 +79,7 @@ def train_classifier(data: Any, classes: int, steps: int = STEPS, seed: int = 0,
         net = Classifier(image.shape[1], classes, image.shape[-1]).to(device).train()
         optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        for _ in range(steps):
+        for _ in counted("training the classifier that samples are measured with", steps):
             batch = data[torch.randint(len(data), (128,), generator=rng)]
             x_NCHW, label_N = batch["data"].to(device), batch["label"].to(device)
             loss = F.cross_entropy(net(_shifted(x_NCHW, shift, rng)), label_N, label_smoothing=0.05)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from distillkit.evaluation.extractor import once, packed
 from distillkit.files import write_atomic, write_text
+from distillkit.progress import counted
 from domains.threed.data import CHANNELS
 from domains.threed.meshes import on_grid
 
@@ -94,7 +95,7 @@ def train_classifier(data: Any, classes: int, side: int, steps: int = STEPS, see
         net = Classifier(channels, classes).train()
         optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        for _ in range(steps):
+        for _ in counted("training the classifier that samples are measured with", steps):
             batch = data[torch.randint(len(data), (64,), generator=rng)]
             shift = (torch.randint(3, (3,), generator=rng) - 1).tolist()
             grid = as_grid(batch["data"], batch, side).roll(shift, (2, 3, 4))

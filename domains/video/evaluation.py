@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor, packed
-from domains.image.evaluation import eight_bits
+from domains.image.evaluation import BEYOND, eight_bits, outside
 from domains.video import features as extractors
 from domains.video.data import FRAMES, MOTIONS, SIDE
 from domains.video.i3d import load as load_i3d
@@ -57,6 +57,7 @@ class VideoEvaluator:
 
     `class_agreement`, `motion_agreement`: share of clips in which the classifier sees the class that was asked for.
     `first_error`: root mean square difference between a clip's first frames and those that were given.
+    `outside`: share of values that lie clearly outside of [-1, 1], to which all are cut before they are measured.
 
     Args:
         train: the training data, len() and train[indices] -> batch.
@@ -79,7 +80,8 @@ class VideoEvaluator:
         """Which way each metric is good; `target` means close to the value of real data."""
         better = {"frechet": "lower", "frame_frechet": "lower", "coverage": "higher", "nearest_train": "target"}
         better |= {"motion": "target", "motion_gap": "lower", "spectrum": "lower", "flicker": "target"}
-        return better | {_agreement(name): "higher" for name in self.classes} | {"first_error": "lower"}
+        better |= {_agreement(name): "higher" for name in self.classes}
+        return better | {"first_error": "lower", "outside": "lower"}
 
     def describe(self) -> dict[str, Any]:
         """The protocol as plain data; numbers under different protocols are not comparable."""
@@ -92,12 +94,14 @@ class VideoEvaluator:
             "num_reference": len(self.reference),
             "num_train": min(len(self.train), MOST_TRAINING),
             "pixels": "rounded to 8 bits",
+            "outside": f"more than {BEYOND} beyond [-1, 1]",
             "neighbours": NEIGHBOURS,
         }
 
     def __call__(self, samples: Tensor, cond: Batch) -> dict[str, float]:
         """Metrics of samples [N, C, T, H, W] in [-1, 1], made for the conditions `cond`."""
         check_samples(samples, self.event_shape)
+        beyond = outside(samples)
         samples = eight_bits(samples.cpu())
         ours, theirs = self._look([samples]), self._reference
         clips, real = (metrics.standardise(look.clips, theirs.clips) for look in (ours, theirs))
@@ -113,6 +117,7 @@ class VideoEvaluator:
             "spectrum": float((ours.spectrum - theirs.spectrum).square().mean().sqrt()),
             "flicker": float(ours.flicker.mean()),
         }
+        found["outside"] = beyond
         for name, seen in ours.classes.items():
             if name in cond:
                 found[_agreement(name)] = float((seen == cond[name].cpu()).double().mean())

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from distillkit.evaluation.extractor import once, packed
 from distillkit.files import write_atomic, write_text
+from distillkit.progress import counted
 from domains.image.features import LARGEST, shrunk
 from domains.image.features import Classifier as Frames
 
@@ -87,7 +88,7 @@ def train_classifier(data: Any, classes: dict[str, int], steps: int = STEPS, see
         net = Classifier(shape[1], classes, shape[-1]).train()
         optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, steps)
-        for _ in range(steps):
+        for _ in counted("training the classifier that samples are measured with", steps):
             batch = data[torch.randint(len(data), (BATCH,), generator=rng)]
             frames = net.frames(batch["data"])
             loss = F.cross_entropy(net.frame.head(frames.mean(1)), batch[first], label_smoothing=0.05)

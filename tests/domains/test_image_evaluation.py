@@ -72,6 +72,14 @@ def test_copies_are_unmasked(digits, evaluator, floor):
     assert found["nearest_train"] < 1e-3 * floor["nearest_train"]
 
 
+def test_what_leaves_the_range_is_cut_as_in_a_file_and_said(digits, evaluator, floor):
+    x, cond = images(digits)
+    near, far = evaluator(1.05 * x, cond), evaluator(4 * x, cond)
+    assert near["outside"] == floor["outside"] == 0
+    assert far["outside"] == float((4 * x.abs() > 1.1).double().mean()) > 0.5
+    assert far["frechet"] == evaluator((4 * x).clamp(-1, 1), cond)["frechet"]
+
+
 def test_classes_are_those_asked_for(digits, evaluator):
     x, cond = images(digits)
     wrong = {"label": (cond["label"] + 1) % 10}
@@ -83,7 +91,8 @@ def test_it_is_deterministic_and_ignores_what_a_file_would_lose(digits, evaluato
     x, cond = images(digits)
     found = evaluator(x, cond)
     assert evaluator(x, cond) == found
-    assert evaluator(torch.where(x == 1, torch.tensor(7.0), eight_bits(x) + 1e-4), cond) == found
+    lost = evaluator(torch.where(x == 1, torch.tensor(7.0), eight_bits(x) + 1e-4), cond)
+    assert lost.pop("outside") > found.pop("outside") == 0 and lost == found
 
 
 def test_eight_bits():

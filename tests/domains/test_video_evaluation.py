@@ -221,9 +221,10 @@ def test_a_run_shows_its_clips_moving(tmp_path, real):
         condition=lambda batch: {}, generate=generate, few_step_choices=lambda num: [(None, None)] * 2
     )
     student = SimpleNamespace(num_steps=4, sample=generate)
-    data = SimpleNamespace(pictured=5, conditions=lambda num: {}, media=media)
+    held_out = {"data": real[0]["data"][5:10]}
+    data = SimpleNamespace(pictured=5, conditions=lambda num: {}, real=lambda num: held_out, media=media)
     _show(data, teacher, student, tmp_path, "student", 0, 1.0)
-    for name in ("student", "teacher_best", "teacher_same_steps"):
+    for name in ("student", "teacher_best", "teacher_same_steps", "real"):
         with Image.open(tmp_path / "samples" / f"{name}.gif") as moving:
             assert moving.n_frames == 16 and moving.size == (4 * (96 + media.GAP), 2 * (96 + media.GAP))
         assert (tmp_path / "samples" / f"{name}.png").is_file()

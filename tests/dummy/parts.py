@@ -67,7 +67,8 @@ class Chase(Distiller):
         if self.crash == "sleep" and self.global_step == 2:
             print("asleep", os.getpid(), flush=True)
             time.sleep(60)
-        return (self.student(batch["data"]) - self.teacher.place).square().mean()
+        loss = (self.student(batch["data"]) - self.teacher.place).square().mean()
+        return loss - float("inf") * self.student.weight.sum().abs() if self.crash == "infinity" else loss
 
     def shadow_loss(self, batch: dict[str, Tensor]) -> Tensor:
         return (self.shadow(batch["data"]) - self.student(batch["data"]).detach()).square().mean()

@@ -72,6 +72,7 @@ def test_what_a_run_leaves_for_a_student_with_a_context(tmp_path):
     finish(SiD(teacher()), Places(), run, num_samples=16)
     assert load_student(run).context == ("place",)
     assert sorted(path.name for path in (run / "samples").glob("*.txt")) == [f"place_{i}.txt" for i in range(4)]
+    assert (run / "samples" / "real.png").is_file()
 
     assert student_verbs.sample([str(run), "-n", "5", "--out", str(tmp_path / "samples")]) == 0
     held_out = Places()
@@ -98,6 +99,13 @@ def test_pictures_and_evaluation_can_be_left_out(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "student", "report.html"} and load_student(
         tmp_path
     )
+
+
+def test_what_was_never_trained_is_reported_on_all_the_same(tmp_path):
+    """As `max_steps=0` leaves it: neither a configuration nor metrics."""
+    finish(SiD(teacher()), Places(), tmp_path, num_samples=0, pictures=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"student", "report.html"}
+    assert "fit --config" not in (tmp_path / "student" / "README.md").read_text()
 
 
 def test_a_student_folder_without_its_data_says_so(tmp_path):

@@ -83,6 +83,19 @@ def fitted(cls, teacher, steps, **settings):
     return model
 
 
+def test_a_solution_that_is_no_number_is_skipped_and_counts_in_no_mean():
+    """Tokens have an optimiser of their own: it skips as every other, and the mean is over the solutions there were."""
+    solutions = [float("nan"), 1.0, float("nan"), 4.0]
+
+    class Told(LSD):
+        def distance_from_solution(self, x_0, cond):
+            return (self.student.log_power - solutions[self.global_step]).square().sum() / 2
+
+    model = fitted(Told, world(potts(3, 5, 1.5), Uniform), 4, num_steps=4, num_pairs=4096, guard=0)
+    assert model.skipped() == {"student": {"skipped": 2, "steps": 4}}
+    torch.testing.assert_close(model.student.log_power.data, torch.full_like(model.student.log_power, 2.5))
+
+
 # Tokens: matched powers
 
 
