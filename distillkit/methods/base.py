@@ -299,9 +299,8 @@ class Distiller(LightningModule):
         halflife = (self.ema_rampup * seen).clamp(1e-8, self.ema_halflife)
         share = -torch.expm1(-math.log(2) * batch / halflife) * (consecutive == 0)  # 1 - beta
         averages = list(self.ema.parameters())
-        gaps = torch._foreach_sub([p.float() for p in self.student.parameters()], averages)
-        torch._foreach_mul_(gaps, share)
-        torch._foreach_add_(averages, gaps)
+        own = [p.float() for p in self.student.parameters()]
+        torch._foreach_lerp_(averages, own, [share] * len(own))
         for average, own in zip(self.ema.buffers(), self.student.buffers(), strict=True):
             average.copy_(own)
 
