@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,10 +16,9 @@ from scipy.spatial import cKDTree
 
 from distillkit.data import split
 from domains.threed.data import Shapes, Volumes, lattice_points
+from domains.threed.mesh_files import SUFFIXES, import_trimesh, read_mesh
 from domains.threed.meshes import Mesh
 
-SUFFIXES = (".obj", ".ply", ".glb", ".stl")
-EXTENT = 0.84  # of the longest side of a shape's bounding box: a voxel of sixteen is left around it
 SAMPLES = 20_000  # points that stand for a surface until the nearest triangles are known
 NEAREST = 8  # of these points, whose triangles the exact distance is taken to
 CHUNK = 4096  # faces that all columns of the lattice are tested against at once
@@ -89,37 +88,6 @@ class MeshFolder(Shapes):
         return found, meshes
 
 
-def read_mesh(path: Path, up: str = "z") -> Mesh:
-    """A watertight mesh from a file, standing upright, centred, 0.84 long at its longest.
-
-    Raises:
-        ValueError: the file cannot be read, or what it holds has no inside.
-    """
-    trimesh = import_trimesh()
-    try:
-        loaded = trimesh.load_scene(path).to_mesh()
-        colours = _colours(loaded)
-        loaded.merge_vertices(merge_tex=True, merge_norm=True)  # a seam of the texture is none of the surface
-    except Exception as error:  # readers of many formats fail in many ways
-        raise ValueError(f"cannot be read: {type(error).__name__}") from None
-    if len(loaded.faces) == 0:
-        raise ValueError("has no faces")
-    mesh = Mesh(np.asarray(loaded.vertices, np.float32), np.asarray(loaded.faces, np.int64))
-    if not np.isfinite(mesh.vertices).all():
-        raise ValueError("has vertices that are no numbers")
-    if not mesh.watertight:
-        raise ValueError("is not watertight")
-    if mesh.volume < 0:
-        mesh.faces = mesh.faces[:, ::-1].copy()
-    if colours is not None:  # of the vertices as they were before some were merged
-        mesh.colours = colours[1][cKDTree(colours[0]).query(mesh.vertices)[1]]
-    if up == "y":
-        mesh.vertices = mesh.vertices[:, [0, 2, 1]] * np.array([1, -1, 1], np.float32)
-    low, high = mesh.vertices.min(0), mesh.vertices.max(0)
-    mesh.vertices = (mesh.vertices - (low + high) / 2) * (EXTENT / (high - low).max())
-    return mesh
-
-
 def on_lattice(mesh: Mesh, side: int) -> tuple[np.ndarray, np.ndarray]:
     """`Volumes.distance` and `Volumes.colour` of one closed mesh, [R+1, R+1, R+1] and [3, R, R, R].
 
@@ -173,23 +141,3 @@ def winding(mesh: Mesh, side: int) -> np.ndarray:
         )  # lattice points of the line under the face
         np.add.at(turns, (line, below), np.where(up[face, line], 1, -1))
     return turns[:, ::-1].cumsum(1)[:, ::-1][:, 1:].reshape([side + 1] * 3)
-
-
-def import_trimesh() -> Any:
-    """`trimesh`, or how to get it."""
-    try:
-        import trimesh
-    except ImportError as error:
-        raise ValueError(
-            f"meshes are read and written with trimesh ({error}); pip install 'distillkit[threed]'"
-        ) from None
-    return trimesh
-
-
-def _colours(loaded: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """Vertices and their colours in [-1, 1], or None where the file gives none."""
-    if loaded.visual.kind is None:
-        return None
-    visual = loaded.visual.to_color() if loaded.visual.kind == "texture" else loaded.visual
-    colours = np.asarray(visual.vertex_colors, np.float32)[:, :3] / 127.5 - 1
-    return np.asarray(loaded.vertices, np.float32), colours
