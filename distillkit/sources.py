@@ -1,0 +1,140 @@
+"""Folders as sources of data: which of their files are read, and how the others are told. One rule for all domains."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+HIDDEN = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # what systems leave behind under names without a dot
+NAMED = 10  # files in a sentence, at most
+
+
+class Source:
+    """The files of a folder and its sub-folders that are data, in the order of their names.
+
+    Hidden files and folders (whose names begin with a dot, and `HIDDEN`) are none. Links are followed, but every file
+    counts once, under its own name before that of a link to it.
+
+    Args:
+        path: the folder; `~` is understood.
+        suffixes: of the files that are read, in lower case; those of the files may have capitals.
+        noun: what a file holds: "image".
+        beside: names of files that are read in another way.
+
+    Attributes:
+        root: the folder.
+        files: paths of the files that are read.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+
+    def __init__(self, path: str | Path, suffixes: Sequence[str], noun: str, beside: Sequence[str] = ()):
+        self.root, self.suffixes, self.noun = Path(os.path.expanduser(str(path))), tuple(suffixes), noun
+        if not self.root.is_dir():
+            raise ValueError(f"{path} is not a folder; give the path of one with {', '.join(suffixes)} files")
+        self.files: list[Path] = []
+        self.faults: dict[Path, str] = {}  # of what cannot be looked at
+        self.unread: dict[str, list[str]] = {}  # names by type
+        self.folders: list[str] = []  # of the first level
+        for file in sorted(self._walk()):
+            if file.name.lower().endswith(self.suffixes):
+                self.files.append(file)
+            elif file.name not in beside:
+                self.unread.setdefault(file.suffix.lower(), []).append(self.name(file))
+
+    def _walk(self) -> Iterable[Path]:
+        """All files: first those that lie here, then what links lead to."""
+        here, links, seen = [(self.root, os.path.realpath(self.root))], [], set()
+        while here or links:
+            path, real = here.pop() if here else (link := links.pop(0), os.path.realpath(link))
+            if real in seen:
+                self.faults[path] = "is a link to what is there already"
+                continue
+            seen.add(real)
+            if os.path.isfile(real):
+                yield path
+            elif os.path.isdir(real):
+                if path.parent == self.root and path != self.root:
+                    self.folders.append(path.name)
+                try:
+                    names = sorted(os.listdir(path))
+                except OSError as error:
+                    self.faults[path] = f"cannot be opened: {error.strerror}"
+                    continue
+                for name in names:
+                    if name.startswith(".") or name in HIDDEN:
+                        continue
+                    if os.path.islink(path / name):
+                        links.append(path / name)
+                    else:
+                        here.append((path / name, os.path.join(real, name)))
+            else:
+                self.faults[path] = "is no file"
+
+    def name(self, path: Path) -> str:
+        """A file's path below the folder, with `/`."""
+        return path.relative_to(self.root).as_posix()
+
+    def without(self, faults: Mapping[Path, str]) -> list[Path]:
+        """The files that have no fault; one warning names the others and why, and what is not read at all.
+
+        Raises:
+            ValueError: none is left.
+        """
+        kept = [file for file in self.files if file not in faults]
+        named = [f"{self.name(path)} ({why})" for path, why in sorted({**self.faults, **faults}.items())]
+        said = [f"left out: {listed(named)}"] if named else []
+        if self.unread:
+            kinds = (
+                f"{len(names)} {kind or 'without a suffix'} ({listed(names)})" for kind, names in self.unread.items()
+            )
+            said.append(f"passed over, for {', '.join(self.suffixes)} are read: {', '.join(kinds)}")
+        if not kept:
+            facts = "".join(f"; {part}" for part in said)
+            raise ValueError(
+                f"{self.root} holds no {self.noun} that can be used: give a folder with {', '.join(self.suffixes)} "
+                f"files{facts}"
+            )
+        if said:
+            warnings.warn(f"{self.root}: {'; '.join(said)}", stacklevel=3)
+        return kept
+
+    def classes(self, files: Sequence[Path]) -> tuple[list[str], list[int] | None]:
+        """The names of the classes, which are the first-level folders that hold one of `files`, and each file's number.
+
+        Folders that hold none are named in a warning. Files lying flat have no classes: [] and None.
+
+        Raises:
+            ValueError: some lie flat and others do not.
+        """
+        homes = [parts[0] if len(parts := file.relative_to(self.root).parts) > 1 else None for file in files]
+        names = sorted(set(homes) - {None})
+        if not names:
+            return [], None
+        if flat := [file.name for file, home in zip(files, homes, strict=True) if home is None]:
+            raise ValueError(
+                f"{self.root} holds files both flat and in class folders; move the flat ones into a folder: {listed(flat)}"
+            )
+        if empty := sorted(set(self.folders) - set(names)):
+            warnings.warn(
+                f"{self.root}: no {self.noun} in {listed(empty)}, which are no classes therefore; the classes are, from 0 on, "
+                f"{listed(names)}",
+                stacklevel=3,
+            )
+        number = {name: i for i, name in enumerate(names)}
+        return names, [number[home] for home in homes]
+
+
+def listed(names: Sequence[str], most: int = NAMED) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def drawn(names: Sequence[str], seed: int) -> list[int]:
+    """The numbers of names in a random order that is each name's own: others may come and go."""
+    keys = [hashlib.blake2b(f"{seed}/{name}".encode(errors="surrogateescape")).hexdigest() for name in names]
+    return sorted(range(len(names)), key=keys.__getitem__)

@@ -1,0 +1,132 @@
+"""Folders as sources: the one rule by which files count, and what is said of the others."""
+
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+from distillkit.sources import NAMED, Source, drawn, listed
+
+
+def put(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x")
+    return root
+
+
+def source(root, *suffixes, **settings):
+    return Source(root, suffixes or (".png", ".jpg"), "image", **settings)
+
+
+def names(found, files=None):
+    return [found.name(file) for file in (found.files if files is None else files)]
+
+
+def test_hidden_files_and_folders_are_none(tmp_path):
+    debris = (".a.png", "._b.png", ".git/c.png", "cat/.ipynb_checkpoints/d.png", "__MACOSX/cat/._e.png", "@eaDir/f.png")
+    found = source(put(tmp_path / ".cache", "cat/1.png", "cat/Thumbs.db", ".DS_Store", *debris))
+    assert names(found) == ["cat/1.png"] and found.unread == {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert found.classes(found.without({})) == (["cat"], [0])
+
+
+def test_suffixes_count_in_either_case_and_may_have_two_parts(tmp_path):
+    put(tmp_path, "a.PNG", "b.Jpg", "c.pdb.gz", "D.PDB.GZ", "e.gz", "png", "f.png.bak")
+    assert names(source(tmp_path)) == ["a.PNG", "b.Jpg"]
+    assert names(source(tmp_path, ".pdb.gz")) == ["D.PDB.GZ", "c.pdb.gz"]
+
+
+def test_a_folder_named_like_a_file_is_a_folder(tmp_path):
+    found = source(put(tmp_path, "x.png/1.png", "x.png/y.jpg/2.png"))
+    assert names(found) == ["x.png/1.png", "x.png/y.jpg/2.png"] and found.classes(found.files) == (["x.png"], [0, 0])
+
+
+def test_links_are_followed_and_every_file_counts_once(tmp_path):
+    outside = put(tmp_path / "outside", "1.png", "2.png")
+    root = put(tmp_path / "data", "b/own.png")
+    links = {
+        "a/outer": outside,
+        "a/again.png": root / "b/own.png",
+        "b/loop": root,
+        "c": outside,
+        "d/1.png": outside / "1.png",
+    }
+    links |= {"e/nowhere.png": root / "nothing", "e/self.png": root / "e/self.png"}
+    for name, goal in links.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).symlink_to(goal)
+    found = source(root)
+    # links in the order of their names, those of the first level before: class c is the folder, and has it
+    assert names(found) == ["b/own.png", "c/1.png", "c/2.png"]
+    faults = {found.name(path): why for path, why in found.faults.items()}
+    twice = dict.fromkeys(("a/again.png", "a/outer", "b/loop", "d/1.png"), "is a link to what is there already")
+    assert faults == twice | dict.fromkeys(("e/nowhere.png", "e/self.png"), "is no file")
+    with pytest.warns(UserWarning, match=r"left out: a/again.png \(is a link to what is there already\), "):
+        found.without({})
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(put(tmp_path, "1.png") / "pipe.png")
+    found = source(tmp_path)
+    assert names(found) == ["1.png"] and found.faults == {tmp_path / "pipe.png": "is no file"}
+
+
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    put(tmp_path, "a/1.png", "b/2.png")
+    real = os.listdir
+
+    def listdir(path):
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.warns(UserWarning, match=r"left out: b \(cannot be opened: Permission denied\)"):
+        assert len(source(tmp_path).without({})) == 1
+
+
+def test_unread_types_faults_and_empty_classes_are_said_by_name(tmp_path):
+    put(tmp_path, "a/1.png", "a/2.png", "b/1.tif", "b/2.TIF", "c/README", "captions.csv")
+    (tmp_path / "d").mkdir()
+    found = source(tmp_path, beside=["captions.csv"])
+    with pytest.warns(UserWarning) as said:
+        kept = found.without({tmp_path / "a/2.png": "ends early"})
+        assert found.classes(kept) == (["a"], [0])
+    first, second = (str(warning.message) for warning in said)
+    assert first == (
+        f"{tmp_path}: left out: a/2.png (ends early); passed over, for .png, .jpg are read: 2 .tif (b/1.tif, b/2.TIF), 1 "
+        f"without a suffix (c/README)"
+    )
+    assert second == f"{tmp_path}: no image in b, c, d, which are no classes therefore; the classes are, from 0 on, a"
+
+
+def test_a_folder_without_anything_usable_is_refused_with_the_reasons(tmp_path):
+    with pytest.raises(ValueError, match=r"is not a folder; give the path of one with .png, .jpg files"):
+        source(tmp_path / "nowhere")
+    put(tmp_path, "1.png", "2.tif")
+    with pytest.raises(
+        ValueError, match=r"holds no image .* left out: 1.png \(is cut\); passed over, for .png, .jpg are read: 1 .tif"
+    ):
+        source(tmp_path).without({tmp_path / "1.png": "is cut"})
+
+
+def test_flat_files_beside_class_folders_are_refused_by_name(tmp_path):
+    found = source(put(tmp_path, "a/1.png", "2.png"))
+    with pytest.raises(ValueError, match="both flat and in class folders.*: 2.png"):
+        found.classes(found.files)
+    assert found.classes([tmp_path / "2.png"]) == ([], None)
+
+
+def test_long_lists_end_with_how_many_more():
+    assert listed(["a", "b"]) == "a, b"
+    assert listed([str(i) for i in range(NAMED + 3)]).endswith(f"{NAMED - 1} and 3 more")
+
+
+def test_the_draw_is_each_names_own():
+    few, many = ["a", "c"], ["a", "b", "c", "d", "\udcff"]  # the last as Linux gives names that are no UTF-8
+    order = [many[i] for i in drawn(many, 0)]
+    assert sorted(order) == sorted(many) and [name for name in order if name in few] == [few[i] for i in drawn(few, 0)]
+    assert any(drawn(many, 0) != drawn(many, seed) for seed in range(1, 5))
