@@ -6,23 +6,23 @@ V, F: vertices and faces of a mesh; n: corners of a polygon.
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy.spatial import cKDTree
 
 from distillkit.errors import one_line
 from domains.threed.meshes import Mesh
-from domains.threed.surfaces import closed, triangulated
+from domains.threed.polygons import cut_obj, cut_ply
+from domains.threed.surfaces import closed
 
 SUFFIXES = (".obj", ".ply", ".glb", ".stl")
+BESIDE = (".mtl", ".bin", ".png", ".jpg", ".jpeg", ".bmp", ".tga", ".webp")  # materials and pictures that they name
 EXTENT = 0.84  # of the longest side of a shape's bounding box: a voxel of sixteen is left around it
 MERGED = 6  # digits in which vertices that are the same may differ: seams of textures, triangles of an .stl
-POLYGON = re.compile(r"^f(?:[ \t]+\S+){4}", re.MULTILINE)
+CUT = {"obj": cut_obj, "ply": cut_ply}  # the kinds of files that may hold faces of more than three corners
 
 
 def read_mesh(path: Path, up: str = "z", root: Path | None = None, lost: list[str] | None = None) -> Mesh:
@@ -41,26 +41,23 @@ def read_mesh(path: Path, up: str = "z", root: Path | None = None, lost: list[st
     beside = Beside(path, path.parent if root is None else root)
     try:
         vertices, faces, colours = _surface(path, beside)
-    except Unfit:
-        raise
     except Exception as error:  # readers of many formats fail in many ways
         reason = one_line(str(error) or type(error).__name__, 100)
         raise ValueError(f"cannot be read: {reason}") from None
     if len(faces) == 0:
-        raise ValueError("has no faces")
+        raise ValueError("cannot be read: it holds no faces")
     if faces.min() < 0 or faces.max() >= len(vertices):
-        raise ValueError("has faces with vertices that are not there")
+        raise ValueError("cannot be read: a face has vertices that are not there")
     used, faces = np.unique(faces, return_inverse=True)
     vertices, faces = vertices[used], faces.reshape(-1, 3)
     if not np.isfinite(vertices).all():
-        raise ValueError("has vertices that are no numbers")
+        raise ValueError("cannot be read: a vertex is no number")
     low, high = vertices.min(0), vertices.max(0)
     extent = (high / 2 - low / 2).max() * 2
     if not 0 < extent < np.inf:
         raise ValueError(f"is {extent:g} long at its longest")
-    vertices = (vertices - (low / 2 + high / 2)) * (
-        EXTENT / extent
-    )  # float64: far from the origin float32 has no digits left
+    # in float64: far from the origin float32 has no digits left
+    vertices = (vertices - (low / 2 + high / 2)) * (EXTENT / extent)
     kept = np.arange(len(vertices))
     try:
         faces = closed(vertices, faces)
@@ -73,10 +70,6 @@ def read_mesh(path: Path, up: str = "z", root: Path | None = None, lost: list[st
         lost += beside.lost
     colours = None if colours is None else colours[used][kept]
     return Mesh(vertices.astype(np.float32), faces.astype(np.int64), colours)
-
-
-class Unfit(ValueError):
-    """What is wrong with a file that can be read."""
 
 
 class Beside:
@@ -127,19 +120,17 @@ def _surface(path: Path, beside: Beside) -> tuple[np.ndarray, np.ndarray, np.nda
     """Of all that a file holds: vertices float64 [V, 3], faces [F, 3] and the vertices' colours [V, 3], None without any."""
     kind, data = path.suffix.lower().removeprefix("."), path.read_bytes()
     if not data.strip():
-        raise Unfit("is empty")
-    if kind == "obj":
-        data = _without_polygons(data.decode("utf-8", errors="replace")).encode()
+        raise ValueError("it is empty")
+    data = CUT.get(kind, bytes)(data)
     trimesh = import_trimesh()
     scene = trimesh.load_scene(io.BytesIO(data), file_type=kind, resolver=beside, process=False)
     found = []
     for mesh in scene.dump():
         if not isinstance(mesh, trimesh.Trimesh):
             continue
-        mesh = _ply_mesh(mesh) if kind == "ply" else mesh
         found.append((np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces), _colours(mesh, beside.lost)))
     if not found:
-        raise Unfit("has no faces")
+        raise ValueError("it holds no faces")
     starts = np.cumsum([0, *(len(vertices) for vertices, _, _ in found)])
     coloured = any(colours is not None for _, _, colours in found)
     grey = [np.zeros((len(vertices), 3), np.float32) if colours is None else colours for vertices, _, colours in found]
@@ -148,70 +139,6 @@ def _surface(path: Path, beside: Beside) -> tuple[np.ndarray, np.ndarray, np.nda
         np.concatenate([faces + start for (_, faces, _), start in zip(found, starts[:-1], strict=True)]),
         np.concatenate(grey) if coloured else None,
     )
-
-
-def _without_polygons(text: str) -> str:
-    """An .obj file's text in which faces of more than three corners are cut into triangles inside their outlines."""
-    text = text.replace("\r\n", "\n").replace("\\\n", " ")
-    if not POLYGON.search(text):
-        return text
-    lines = text.split("\n")
-    places: list[list[float]] = []
-    rows, faces, outlines = [], [], []
-    for row, line in enumerate(lines):
-        words = line.split()
-        if words[:1] == ["v"]:
-            places.append([float(word) for word in words[1:4]])
-        elif words[:1] == ["f"] and len(words) > 4:
-            numbers = [int(word.partition("/")[0]) for word in words[1:]]
-            rows.append(row)
-            faces.append(words[1:])
-            outlines.append([number - 1 if number > 0 else number + len(places) for number in numbers])
-    vertices = np.array(places, np.float64).reshape(-1, 3)
-    if any(min(outline) < 0 or max(outline) >= len(vertices) for outline in outlines):
-        raise Unfit("has faces with vertices that are not there")
-    for row, face, triangles in zip(rows, faces, _triangulated(vertices, outlines), strict=True):
-        lines[row] = "\n".join("f " + " ".join(face[i] for i in triangle) for triangle in triangles.tolist())
-    return "\n".join(lines)
-
-
-def _ply_mesh(mesh: Any) -> Any:
-    """A .ply file's mesh, its faces of more than three corners cut into triangles inside their outlines."""
-    raw = mesh.metadata.get("_ply_raw", {})
-    data = raw.get("face", {}).get("data")
-    names = list(data if isinstance(data, dict) else getattr(getattr(data, "dtype", None), "names", None) or [])
-    name = next((name for name in ("vertex_index", "vertex_indices") if name in names), None)
-    if name is None:
-        return mesh
-    column = data[name]
-    if column.dtype.names:  # of equally long ones: the length and the corners
-        column = column[column.dtype.names[-1]]
-    outlines = [np.asarray(outline, np.int64).reshape(-1) for outline in column]
-    if all(len(outline) == 3 for outline in outlines):
-        return mesh
-    vertices = np.stack([np.asarray(raw["vertex"]["data"][axis], np.float64) for axis in "xyz"], -1)
-    rows = [row for row, outline in enumerate(outlines) if len(outline) > 2]
-    outlines = [outlines[row] for row in rows]
-    if any(outline.min() < 0 or outline.max() >= len(vertices) for outline in outlines):
-        raise Unfit("has faces with vertices that are not there")
-    cut = _triangulated(vertices, outlines)
-    faces = np.concatenate([outline[triangles] for outline, triangles in zip(outlines, cut, strict=True)])
-    colours = {}
-    if mesh.visual.kind == "face":
-        each = np.stack([data[name][rows] for name in ("red", "green", "blue")], -1)
-        colours["face_colors"] = np.repeat(each, [len(triangles) for triangles in cut], axis=0)
-    elif (found := _colours(mesh, [])) is not None:  # trimesh parts vertices along the seams of a texture
-        colours["vertex_colors"] = (found[cKDTree(mesh.vertices).query(vertices)[1]] + 1) / 2
-    return type(mesh)(vertices, faces, process=False, **colours)
-
-
-def _triangulated(vertices: np.ndarray, outlines: list[Any]) -> list[np.ndarray]:
-    if not np.isfinite(vertices).all():
-        raise Unfit("has vertices that are no numbers")
-    try:
-        return triangulated([vertices[outline] for outline in outlines])
-    except ValueError as error:
-        raise Unfit(str(error)) from None
 
 
 def _colours(mesh: Any, lost: list[str]) -> np.ndarray | None:

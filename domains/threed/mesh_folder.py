@@ -5,9 +5,7 @@ V, F: vertices and faces of a mesh; R: voxels along a side; P: points.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,8 +13,9 @@ import torch
 from scipy.spatial import cKDTree
 
 from distillkit.data import split
+from distillkit.sources import Source, drawn, listed
 from domains.threed.data import Shapes, Volumes, lattice_points
-from domains.threed.mesh_files import SUFFIXES, import_trimesh, read_mesh
+from domains.threed.mesh_files import BESIDE, SUFFIXES, import_trimesh, read_mesh
 from domains.threed.meshes import Mesh
 
 SAMPLES = 20_000  # points that stand for a surface until the nearest triangles are known
@@ -28,9 +27,11 @@ class MeshFolder(Shapes):
     """Watertight meshes in a folder: .obj, .ply, .glb, .stl.
 
     Sub-folders of the first level are the categories, in alphabetical order; meshes lying flat have none. Each mesh is
-    moved and scaled so that its bounding box is centred and 0.84 long at its longest. Colours are those of vertices,
-    faces or a texture (grey where there are none). What cannot be read or is not watertight is named in a warning
-    and left out: it has no inside. Which part a file belongs to follows from a hash of its name.
+    moved and scaled so that its bounding box is centred and 0.84 long at its longest; each closed part of it has its inside
+    where it is meant to be (see `surfaces.closed`). Colours are those of vertices, faces, a texture or the material (grey
+    where there are none); textures lie in the folder, and those that are missing are named. What cannot be read or is not
+    watertight is named in a warning and left out: it has no inside. Which part of the data a file belongs to follows from a
+    hash of its name.
 
     Args:
         path: the folder.
@@ -48,44 +49,36 @@ class MeshFolder(Shapes):
     names: list[str] = []
 
     def load(self, side: int) -> tuple[Volumes, Volumes, Volumes]:
-        root = Path(self.path).expanduser()
-        if not root.is_dir():
-            raise ValueError(f"{self.path} is not a folder of meshes; give the path of one that exists")
+        source = Source(self.path, SUFFIXES, "watertight mesh", beside=BESIDE)
         import_trimesh()
-        paths, meshes = self._read(root)
+        shapes, faults, colourless = {}, {}, []
+        for path in source.files:
+            lost: list[str] = []
+            try:
+                shapes[path] = on_lattice(read_mesh(path, self.up, source.root, lost), side)
+            except ValueError as error:
+                faults[path] = str(error)
+            else:
+                colourless += [f"{source.name(path)} ({', '.join(dict.fromkeys(lost))})"] if lost else []
+        paths = source.without(faults)
+        if colourless:
+            warnings.warn(
+                f"{source.root}: what these files name is not there or cannot be used, and they have their materials' own "
+                f"colour or are grey: {listed(colourless)}",
+                stacklevel=2,
+            )
         val, test = (max(1, round(share * len(paths))) for share in self.shares)
         if len(paths) - val - test < 1:
             raise ValueError(
-                f"{root} holds {len(paths)} watertight meshes, too few to train, validate and test on; "
+                f"{source.root} holds {len(paths)} watertight meshes, too few to train, validate and test on; "
                 f"give a folder with at least 3 {', '.join(SUFFIXES)} files"
             )
-        homes = [path.relative_to(root).parts[0] if path.parent != root else None for path in paths]
-        if None in homes and any(homes):
-            raise ValueError(f"{root} holds meshes both flat and in class folders; move the flat ones into a folder")
-        self.names = sorted(set(homes) - {None})
-        label = torch.tensor([self.names.index(home) for home in homes]) if self.names else None
-        shapes = [on_lattice(mesh, side) for mesh in meshes]
-        distance, colour = (torch.from_numpy(np.stack(values)) for values in zip(*shapes, strict=True))
-        keys = [hashlib.blake2b(f"{self.seed}/{p.relative_to(root).as_posix()}".encode()).hexdigest() for p in paths]
-        order = sorted(range(len(paths)), key=keys.__getitem__)
-        parts = split(label.tolist() if self.names else [0] * len(paths), val, test, order=order)
-        return tuple(Volumes(distance[i], colour[i], label[i] if self.names else None) for i in parts)
-
-    def _read(self, root: Path) -> tuple[list[Path], list[Mesh]]:
-        """What can be used, in the order of its names."""
-        found, meshes, left_out = [], [], []
-        for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
-            try:
-                meshes.append(read_mesh(path, self.up))
-                found.append(path)
-            except ValueError as error:
-                left_out.append(f"{path.relative_to(root).as_posix()} ({error})")
-        if left_out:
-            names = ", ".join(left_out[:10]) + (f" and {len(left_out) - 10} more" if len(left_out) > 10 else "")
-            warnings.warn(f"{len(left_out)} files are left out: {names}", stacklevel=3)
-        if not found:
-            raise ValueError(f"{root} holds no watertight mesh; give a folder with {', '.join(SUFFIXES)} files")
-        return found, meshes
+        self.names, homes = source.classes(paths)
+        label = None if homes is None else torch.tensor(homes)
+        distance, colour = (torch.from_numpy(np.stack(each)) for each in zip(*map(shapes.get, paths), strict=True))
+        order = drawn([source.name(path) for path in paths], self.seed)
+        parts = split([0] * len(paths) if homes is None else homes, val, test, order=order)
+        return tuple(Volumes(distance[i], colour[i], None if label is None else label[i]) for i in parts)
 
 
 def on_lattice(mesh: Mesh, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,8 +88,9 @@ def on_lattice(mesh: Mesh, side: int) -> tuple[np.ndarray, np.ndarray]:
     the nearest point farther away; the sign is that of the winding number.
     """
     faces, weights = mesh.places(SAMPLES)
-    faces = np.concatenate([faces, np.arange(len(mesh.faces))])  # and the middle of every face
-    weights = np.concatenate([weights, np.full((len(mesh.faces), 3), 1 / 3, np.float32)])
+    wide = np.flatnonzero(mesh.areas > 0)  # a triangle without area has no nearest point, and its neighbours cover it
+    faces = np.concatenate([faces, wide])  # and the middle of every face
+    weights = np.concatenate([weights, np.full((len(wide), 3), 1 / 3, np.float32)])
     tree = cKDTree((weights[..., None] * mesh.vertices[mesh.faces[faces]]).sum(1))
     points = lattice_points(side).numpy().reshape(-1, 3)
     away, nearest = tree.query(points, NEAREST)
@@ -104,7 +98,10 @@ def on_lattice(mesh: Mesh, side: int) -> tuple[np.ndarray, np.ndarray]:
     triangles = mesh.corners[faces[nearest[close]]].reshape(-1, 3, 3)
     repeated = points[close].repeat(NEAREST, axis=0)
     on_them = import_trimesh().triangles.closest_point(triangles, repeated)
-    distance[close] = np.linalg.norm(on_them - repeated, axis=-1).reshape(-1, NEAREST).min(1)
+    exact = np.linalg.norm(on_them - repeated, axis=-1).reshape(-1, NEAREST)
+    distance[close] = np.fmin(exact, away[close]).min(
+        1
+    )  # of a triangle that is next to a line the nearest point may be NaN
     distance = distance.reshape([side + 1] * 3) * np.where(winding(mesh, side) > 0, -1, 1)
 
     centres = lattice_points(side, centres=True).numpy().reshape(-1, 3)

@@ -63,9 +63,11 @@ def clip_ears(points: np.ndarray) -> np.ndarray:
     while len(left) > 3:
         place = next((place for place in range(len(left)) if is_ear(place)), None)
         if place is None:
-            raise ValueError("has a face whose outline crosses itself")
+            break
         found.append([left[place - 1], left[place], left[(place + 1) % len(left)]])
         del left[place]
+    if len(left) > 3 or turn(*points[left]) < -tiny:
+        raise ValueError("the outline of a face crosses itself")
     return np.array([*found, left], np.int64)
 
 
