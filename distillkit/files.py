@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -114,6 +116,26 @@ def read_yaml(path: str | Path) -> dict:
     if not isinstance(data, dict):
         raise ValueError(f"{path} is damaged: it should hold a mapping")
     return data
+
+
+def read_npz(path: str | Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those of the arrays `keys` that an .npz file holds.
+
+    Raises:
+        ValueError: the file is not a whole .npz file, or these are no plain arrays (pickled objects are never opened).
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is none or is cut off")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in keys if key in file.files}
+        if other := [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]:
+            raise ValueError(f"{', '.join(other)} is no array")
+    except Exception as error:  # a damaged file fails in many ways
+        raise ValueError(
+            f"{path} cannot be read as an .npz file of plain arrays ({error}); write it with np.savez"
+        ) from None
+    return arrays
 
 
 def write_yaml(path: str | Path, data: dict) -> Path:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
+from distillkit.files import write_text
+
+T = TypeVar("T")
+FORMAT = 1  # of an index, and of what is looked at
+PAUSE = 15.0  # seconds of looking at files after which it is said how far that is, and the index is written
 HIDDEN = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # what systems leave behind under names without a dot
 NAMED = 10  # files in a sentence, at most
 
@@ -79,6 +88,43 @@ class Source:
         """A file's path below the folder, with `/`."""
         return path.relative_to(self.root).as_posix()
 
+    def facts(self, look: Callable[[Path], dict[str, Any]], workers: int) -> dict[Path, dict[str, Any]]:
+        """What `look` says of every file, a mapping of plain values.
+
+        The folder keeps it (`.distillkit-images.json`, where the noun is image), if it may be written to; only files that are
+        new or have changed are looked at again.
+
+        Args:
+            look: does not raise.
+            workers: threads that look.
+        """
+        index, known = self.root / f".distillkit-{self.noun}s.json", {}
+        kept = _kept(index)
+        for file in self.files:
+            stamp, facts = _stamp(file), kept.get(self.name(file))
+            known[file] = facts if isinstance(facts, dict) and facts.get("stamp") == stamp else {"stamp": stamp}
+        new = [file for file, facts in known.items() if len(facts) == 1]
+        portion, said = 16 * workers, time.monotonic()
+        with ThreadPoolExecutor(workers) as pool:
+            for start in range(0, len(new), portion):  # Ctrl-C waits for one portion only
+                files = new[start : start + portion]
+                for file, facts in zip(files, pool.map(look, files), strict=True):
+                    known[file] |= facts
+                if time.monotonic() - said > PAUSE:
+                    said = time.monotonic()
+                    print(f"looking at {self.root}, once: {start + len(files):,} of {len(new):,} files", flush=True)
+                    self._keep(index, known)
+        if new or len(kept) > len(known):
+            self._keep(index, known)
+        return known
+
+    def _keep(self, index: Path, known: Mapping[Path, Mapping[str, Any]]) -> None:
+        files = {self.name(file): facts for file, facts in known.items() if len(facts) > 1}
+        try:
+            write_text(index, json.dumps({"format": FORMAT, "files": files}, indent=0))
+        except OSError as error:
+            warnings.warn(f"{index} cannot be written ({error}), so every run has to look at all files", stacklevel=4)
+
     def without(self, faults: Mapping[Path, str]) -> list[Path]:
         """The files that have no fault; one warning names the others and why, and what is not read at all.
 
@@ -129,6 +175,33 @@ class Source:
         return names, [number[home] for home in homes]
 
 
+def first_whole(row: int, total: int, read: Callable[[int], T]) -> tuple[int, T]:
+    """The first of `row`, `row + 1` and so on (after the last comes 0) that can be read, and what was read.
+
+    So a file that breaks while a run goes on costs no more than itself, and which one stands in for it does not depend on
+    when that is. Why those before it cannot be read is said in a warning.
+
+    Args:
+        row: in 0 .. total - 1.
+        total: how many there are.
+        read: raises a `ValueError` that names the file.
+
+    Raises:
+        ValueError: none can be read.
+    """
+    faults = []
+    for number in range(row, row + total):
+        try:
+            found = read(number % total)
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        if faults:
+            warnings.warn(f"{listed(faults)}: the next one that can be read stands in", stacklevel=2)
+        return number % total, found
+    raise ValueError(f"none of {total} can be read: {listed(faults, 1)}")
+
+
 def listed(names: Sequence[str], most: int = NAMED) -> str:
     """The first few names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
@@ -138,3 +211,21 @@ def drawn(names: Sequence[str], seed: int) -> list[int]:
     """The numbers of names in a random order that is each name's own: others may come and go."""
     keys = [hashlib.blake2b(f"{seed}/{name}".encode(errors="surrogateescape")).hexdigest() for name in names]
     return sorted(range(len(names)), key=keys.__getitem__)
+
+
+def _stamp(file: Path) -> list[int]:
+    """Size and time of the last change: other ones mean another file."""
+    try:
+        facts = file.stat()
+    except OSError:  # gone since
+        return []
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def _kept(index: Path) -> dict[str, Any]:
+    """The files of an index; none if it is missing, damaged or of another format."""
+    try:
+        kept = json.loads(index.read_text(encoding="utf-8"))
+        return dict(kept["files"]) if kept["format"] == FORMAT else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}

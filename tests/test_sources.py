@@ -1,12 +1,14 @@
 """Folders as sources: the one rule by which files count, and what is said of the others."""
 
+import json
 import os
 import warnings
 from pathlib import Path
 
 import pytest
 
-from distillkit.sources import NAMED, Source, drawn, listed
+from distillkit import sources
+from distillkit.sources import NAMED, Source, drawn, first_whole, listed
 
 
 def put(root, *names):
@@ -118,6 +120,85 @@ def test_flat_files_beside_class_folders_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="both flat and in class folders.*: 2.png"):
         found.classes(found.files)
     assert found.classes([tmp_path / "2.png"]) == ([], None)
+
+
+def sizes(found):
+    """Every file's facts, and the names of those that were looked at for them."""
+    looked = []
+
+    def look(path):
+        looked.append(path.name)
+        return {"size": len(path.read_text())}
+
+    return {found.name(path): facts["size"] for path, facts in found.facts(look, workers=2).items()}, sorted(looked)
+
+
+def test_a_folder_keeps_what_was_found_until_a_file_changes(tmp_path):
+    put(tmp_path, "a/1.png", "a/2.png", "b/3.png")
+    assert sizes(source(tmp_path)) == ({"a/1.png": 1, "a/2.png": 1, "b/3.png": 1}, ["1.png", "2.png", "3.png"])
+    assert sizes(source(tmp_path)) == ({"a/1.png": 1, "a/2.png": 1, "b/3.png": 1}, [])
+    (tmp_path / "a/1.png").write_text("longer")
+    (tmp_path / "b/3.png").rename(tmp_path / "b/4.png")
+    assert sizes(source(tmp_path)) == ({"a/1.png": 6, "a/2.png": 1, "b/4.png": 1}, ["1.png", "4.png"])
+    index = tmp_path / ".distillkit-images.json"
+    assert sorted(json.loads(index.read_text())["files"]) == ["a/1.png", "a/2.png", "b/4.png"]
+    for damage in ("", "{", "[]", "null", '{"format": 1}', '{"format": 1, "files": [1]}', '{"format": 0, "files": {}}'):
+        index.write_text(damage)
+        assert sizes(source(tmp_path))[1] == ["1.png", "2.png", "4.png"]
+    index.write_text(json.dumps({"format": sources.FORMAT, "files": {"a/1.png": 3, "a/2.png": {"stamp": None}}}))
+    assert sizes(source(tmp_path))[1] == ["1.png", "2.png", "4.png"]
+    assert sizes(source(tmp_path))[1] == []
+
+
+def test_a_folder_that_may_not_be_written_to_is_looked_at_anew(tmp_path, monkeypatch):
+    put(tmp_path, "1.png")
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(sources, "write_text", refused)
+    for _ in range(2):
+        with pytest.warns(
+            UserWarning, match="cannot be written .*Permission denied.*, so every run has to look at all"
+        ):
+            assert sizes(source(tmp_path)) == ({"1.png": 1}, ["1.png"])
+
+
+def test_a_long_look_says_how_far_it_is_and_keeps_what_it_has(tmp_path, monkeypatch, capsys):
+    put(tmp_path, *(f"{i:02}.png" for i in range(40)))
+    monkeypatch.setattr(sources, "PAUSE", 0.0)
+    found = source(tmp_path)
+
+    def look(path):
+        if path.name == "39.png":
+            raise KeyboardInterrupt
+        return {"size": 1}
+
+    with pytest.raises(KeyboardInterrupt):
+        found.facts(look, workers=2)
+    assert capsys.readouterr().out == f"looking at {tmp_path}, once: 32 of 40 files\n"
+    assert sizes(found)[1] == [f"{i}.png" for i in range(32, 40)]
+
+
+def test_a_file_that_vanishes_is_left_to_the_look(tmp_path):
+    found = source(put(tmp_path, "1.png", "2.png"))
+    (tmp_path / "1.png").unlink()
+    assert [facts["there"] for facts in found.facts(lambda path: {"there": path.exists()}, 1).values()] == [False, True]
+
+
+def test_the_next_that_can_be_read_stands_in_and_the_others_are_named():
+    def read(row):
+        if row in (2, 3):
+            raise ValueError(f"{row}.png is cut")
+        return row * 10
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert first_whole(1, 4, read) == (1, 10)
+    with pytest.warns(UserWarning, match="2.png is cut, 3.png is cut: the next one that can be read stands in"):
+        assert first_whole(2, 4, read) == (0, 0)
+    with pytest.raises(ValueError, match="none of 2 can be read: 3.png is cut and 1 more"):
+        first_whole(1, 2, lambda row: read(row + 2))
 
 
 def test_long_lists_end_with_how_many_more():

@@ -3,8 +3,6 @@
 N: images; B: batch; C, H, W: channels, height, width.
 """
 
-import hashlib
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from distillkit.data import DistillData, TensorData, split
+from distillkit.files import read_npz
+from distillkit.sources import Source, drawn, first_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # that files hold, whatever their suffix says
+MOST_PIXELS = 2**26  # of a file: so large an image takes 256 MB
 WHITE = (255, 255, 255, 255)
 
 
@@ -97,11 +99,7 @@ class NpzImages(ImageData):
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
         path = _existing(self.path, "an .npz file")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in ("images", "arr_0", "labels", "arr_1") if key in file.files}
-        except Exception as error:
-            raise ValueError(f"{path} cannot be read as an .npz file of plain arrays ({error})") from None
+        arrays = read_npz(path, ("images", "arr_0", "labels", "arr_1"))
         images = arrays.get("images", arrays.get("arr_0"))
         if images is None:
             raise ValueError(f"{path} has neither `images` nor `arr_0`; np.savez writes it with images=...")
@@ -154,12 +152,16 @@ class TorchvisionData(ImageData):
             ) from None
         try:
             both = [getattr(datasets, self.name)(root, train=train, download=False) for train in (True, False)]
-        except RuntimeError:
+        except Exception as error:  # of files that lack, or are cut off
             raise ValueError(
-                f"{self.name} is not under {root}; get it once by torchvision.datasets.{self.name}(root, download=True)"
+                f"{self.name} is not, or not whole, under {root} ({_why(error)}); get it once by "
+                f"torchvision.datasets.{self.name}(root, download=True)"
             ) from None
         (data, label), (test_data, test_label) = [
-            (from_uint8(np.asarray(part.data), self.name), torch.as_tensor(part.targets, dtype=torch.long))
+            (
+                from_uint8(np.asarray(part.data), self.name),
+                _labels(np.asarray(part.targets), len(part.data), None, self.name),
+            )
             for part in both
         ]
         self.event_shape, self.classes = tuple(data.shape[1:]), {"label": int(label.max()) + 1}
@@ -172,9 +174,11 @@ class TorchvisionData(ImageData):
 class ImageFolder(ImageData):
     """Images in a folder, decoded batch by batch: png, jpg, jpeg, webp, bmp.
 
-    Sub-folders of the first level are the classes, in alphabetical order; images lying flat have none. The shorter side
-    is resized to `resolution` (antialiased bicubic), then the centre is cropped. Files that Pillow cannot open are
-    named in a warning and left out. Which part a file belongs to follows from a hash of its name.
+    Sub-folders of the first level are the classes, in alphabetical order; images lying flat have none. The centred square
+    of the shorter side is resized to `resolution` (antialiased bicubic). Files that are damaged or of more than 67 million
+    pixels are found before training, named in a warning and left out, see `fault`; what was found is kept in
+    `.distillkit-images.json` in the folder, where it may be written. For a file that breaks later the next one stands in.
+    Which part a file belongs to follows from a hash of its name.
 
     Args:
         path: the folder.
@@ -210,20 +214,13 @@ class ImageFolder(ImageData):
         self.val_share, self.test_share, self.seed, self.workers = val, test, seed, workers
 
     def load(self) -> tuple["Files", "Files", "Files"]:
-        root = _existing(self.path, "a folder of images", folder=True)
-        found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        paths = _readable(found, root, self.workers)
-        if not paths:
-            raise ValueError(f"{root} holds no image that opens; give a folder with {', '.join(SUFFIXES)} files")
-        homes = [path.relative_to(root).parts[0] if path.parent != root else None for path in paths]
-        if None in homes and any(homes):
-            raise ValueError(f"{root} holds images both flat and in class folders; move the flat ones into a folder")
-        names = sorted(set(homes) - {None})
-        label = [names.index(home) for home in homes] if names else None
+        source = Source(self.path, SUFFIXES, "image")
+        facts = source.facts(lambda path: {"fault": fault(path)}, self.workers)
+        paths = source.without({path: facts[path]["fault"] for path in facts if facts[path]["fault"]})
+        names, label = source.classes(paths)
         self.event_shape = (self.channels, self.resolution, self.resolution)
         self.classes = {"label": len(names)} if names else {}
-        keys = [hashlib.blake2b(f"{self.seed}/{p.relative_to(root).as_posix()}".encode()).hexdigest() for p in paths]
-        order = sorted(range(len(paths)), key=keys.__getitem__)
+        order = drawn([source.name(path) for path in paths], self.seed)
         parts = split(label or [0] * len(paths), *_counts(len(paths), self.val_share, self.test_share), order=order)
         train, val, test = (
             Files([paths[i] for i in rows], [label[i] for i in rows] if label else None, self.decode, self.workers)
@@ -235,10 +232,10 @@ class ImageFolder(ImageData):
     def decode(self, path: Path) -> Tensor:
         """One file as [C, resolution, resolution] in [-1, 1]."""
         try:
-            with Image.open(path) as image:
+            with opened(path) as image:
                 image = flat(ImageOps.exif_transpose(image), self.channels)
-        except Exception as error:
-            raise ValueError(f"{path} cannot be decoded ({error}); delete it or save it anew") from None
+        except Exception as error:  # decoders fail in many ways
+            raise ValueError(f"{path} cannot be decoded ({_why(error)})") from None
         image = cropped(image, self.resolution)
         return from_uint8(np.asarray(image)[None], str(path))[0]
 
@@ -257,12 +254,16 @@ class Files:
         return len(self.paths) * (2 if self.mirrored else 1)
 
     def __getitem__(self, indices: Tensor) -> dict[str, Tensor]:
-        rows = [int(i) % len(self.paths) for i in indices]
+        num = len(self.paths)
+
+        def read(i: int) -> tuple[int, Tensor]:
+            row, image = first_whole(i % num, num, lambda row: self.decode(self.paths[row]))
+            return row, image.flip(-1) if i >= num else image
+
         with ThreadPoolExecutor(self.workers) as pool:
-            images = list(pool.map(self.decode, [self.paths[row] for row in rows]))
-        images = [x.flip(-1) if i >= len(self.paths) else x for x, i in zip(images, indices.tolist(), strict=True)]
+            rows, images = zip(*pool.map(read, indices.tolist()), strict=True)
         batch = {"data": torch.stack(images)}
-        return batch if self.label is None else batch | {"label": self.label[rows]}
+        return batch if self.label is None else batch | {"label": self.label[list(rows)]}
 
 
 def from_uint8(images: np.ndarray, source: str) -> Tensor:
@@ -284,10 +285,49 @@ def from_uint8(images: np.ndarray, source: str) -> Tensor:
     return (x_NCHW / 127.5 - 1).contiguous()
 
 
+def opened(path: Path) -> Image.Image:
+    """An image file, not yet decoded.
+
+    Raises:
+        ValueError: it has too many pixels.
+        Exception: Pillow's many.
+    """
+    image = Image.open(path, formats=FORMATS)
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise ValueError(f"has {image.width} x {image.height} pixels, more than {MOST_PIXELS}: shrink it")
+    return image
+
+
+def fault(path: Path) -> str | None:
+    """Why an image file cannot be used, or None.
+
+    The whole file is looked at: a PNG's check sums, at a hundredth of the cost of decoding it; others are decoded, JPEGs at
+    an eighth of their size.
+    """
+    try:
+        with opened(path) as image:
+            if image.format == "PNG":
+                image.verify()
+            else:
+                image.draft(None, (1, 1))
+                image.load()
+    except Exception as error:  # decoders fail in many ways
+        return _why(error)
+    return None
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return f"holds none of {', '.join(FORMATS)}"
+    return str(error) or type(error).__name__
+
+
 def flat(image: Image.Image, channels: int) -> Image.Image:
     """Any picture as 8-bit grey or RGB: 16 bits are scaled down, transparency goes over white."""
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+        levels = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     if "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
@@ -295,12 +335,17 @@ def flat(image: Image.Image, channels: int) -> Image.Image:
 
 
 def cropped(image: Image.Image, side: int) -> Image.Image:
-    """The shorter side resized to `side` pixels (antialiased bicubic), then the centre cropped."""
-    scale = side / min(image.size)
-    if scale != 1:
-        image = image.resize([max(side, round(length * scale)) for length in image.size], Image.Resampling.BICUBIC)
-    left, top = ((length - side) // 2 for length in image.size)
-    return image.crop((left, top, left + side, top + side))
+    """The centred square of the shorter side, resized to `side` pixels (antialiased bicubic).
+
+    It is cut out while it is resized, so that a long thin image is never enlarged as a whole.
+    """
+    whole = [max(side, round(length * side / min(image.size))) for length in image.size]  # all of it, to scale
+    box = [
+        place * length / full
+        for shift in (0, side)
+        for place, length, full in zip([(full - side) // 2 + shift for full in whole], image.size, whole, strict=True)
+    ]
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=tuple(box))
 
 
 def _counts(total: int, val: float, test: float | None) -> tuple[int, int]:
@@ -330,6 +375,11 @@ def _labels(labels: np.ndarray | None, total: int, num_classes: int | None, sour
     if lowest < 0 or (num_classes is not None and highest >= num_classes):
         bound = "..." if num_classes is None else num_classes - 1
         raise ValueError(f"{source} has labels from {lowest} to {highest}, but they must lie in 0..{bound}")
+    if num_classes is None and highest >= total:
+        raise ValueError(
+            f"{source} has labels up to {highest} for {total} images: number its classes 0, 1, 2 and so on, or give "
+            f"data.num_classes={highest + 1}"
+        )
     return torch.from_numpy(labels.astype(np.int64))
 
 
@@ -338,23 +388,3 @@ def _existing(path: str, kind: str, folder: bool = False) -> Path:
     if not (found.is_dir() if folder else found.is_file()):
         raise ValueError(f"{path} is not {kind}; give the path of one that exists")
     return found
-
-
-def _readable(paths: list[Path], root: Path, workers: int) -> list[Path]:
-    """The files that Pillow recognises; the others are named in one warning."""
-
-    def opens(path: Path) -> bool:
-        try:
-            with Image.open(path) as image:
-                image.verify()
-        except Exception:
-            return False
-        return True
-
-    with ThreadPoolExecutor(workers) as pool:
-        good = list(pool.map(opens, paths))
-    broken = [path.relative_to(root).as_posix() for path, fine in zip(paths, good, strict=True) if not fine]
-    if broken:
-        names = ", ".join(broken[:10]) + (f" and {len(broken) - 10} more" if len(broken) > 10 else "")
-        warnings.warn(f"{len(broken)} files are not readable as images and are left out: {names}", stacklevel=3)
-    return [path for path, fine in zip(paths, good, strict=True) if fine]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from distillkit.data import Batch, split
-from distillkit.files import write_text
-from domains.image.data import cropped, flat, from_uint8
+from distillkit.sources import Source, drawn, first_whole, listed
+from domains.image.data import MOST_PIXELS, cropped, flat, from_uint8
 from domains.video.data import VideoData
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
-INDEX = ".distillkit_index.json"
+CAPTIONS = "captions.csv"
 SLACK = 1e-3  # seconds by which times in files are rounded
+WIDEST = 8  # pixels are at most so many times wider than high, or the other way round
+LONGEST = 10**6  # seconds (12 days): a file that says it lasts longer is damaged
 
 
 class VideoFolder(VideoData):
@@ -36,8 +36,11 @@ class VideoFolder(VideoData):
     alphabetical order. A file `captions.csv` in the folder, with the columns `file` and `caption`, takes their place: then
     every different caption is a class, in alphabetical order (`names` has them).
 
-    What cannot be read or is shorter than a clip is named in a warning and left out. How long files are is kept in
-    `.distillkit_index.json` in the folder, where it may be written.
+    Frames stand as a player shows them: turned and mirrored by the file's display matrix, their pixels made square.
+
+    What is damaged, without pictures or shorter than a clip is found before training, named in a warning and left out. For
+    that all files are decoded once; how long they are is kept in `.distillkit-videos.json` in the folder, where it may be
+    written. For a clip of a file that breaks later the next clip stands in.
 
     Args:
         path: the folder.
@@ -87,55 +90,49 @@ class VideoFolder(VideoData):
     names: list[str] = []
 
     def load(self) -> tuple[Clips, Clips, Clips]:
-        root = Path(self.path).expanduser()
-        if not root.is_dir():
-            raise ValueError(f"{self.path} is not a folder of videos; give the path of one that exists")
-        known = index(root, self.workers)
-        starts, left_out = {}, []
-        for name, facts in known.items():
-            if facts["reason"]:
-                left_out.append(f"{name} ({facts['reason']})")
+        import_av()
+        source, faults, starts = Source(self.path, SUFFIXES, "video", beside=(CAPTIONS,)), {}, {}
+        for path, facts in source.facts(probe, self.workers).items():
+            if facts["fault"]:
+                faults[path] = facts["fault"]
                 continue
             spare = facts["end"] - facts["start"] - (self.frames - 1) / self.fps + SLACK
             if spare < 0:
-                left_out.append(f"{name} (is shorter than a clip of {self.frames / self.fps:.3g} s)")
+                faults[path] = f"is shorter than a clip of {self.frames / self.fps:.3g} s"
             else:
-                starts[name] = [facts["start"] + k * self.stride for k in range(int(spare / self.stride) + 1)]
-        if left_out:
-            listed = ", ".join(left_out[:10]) + (f" and {len(left_out) - 10} more" if len(left_out) > 10 else "")
-            warnings.warn(f"{len(left_out)} files are left out: {listed}", stacklevel=2)
-        val, test = (max(1, round(share * len(starts))) for share in self.shares)
-        if len(starts) - val - test < 1:
+                starts[path] = [facts["start"] + k * self.stride for k in range(int(spare / self.stride) + 1)]
+        videos = source.without(faults)
+        val, test = (max(1, round(share * len(videos))) for share in self.shares)
+        if len(videos) - val - test < 1:
             raise ValueError(
-                f"{root} holds {len(starts)} videos that can be used, too few to train, validate and test on; "
+                f"{source.root} holds {len(videos)} videos that can be used, too few to train, validate and test on; "
                 f"give a folder with at least 3 {', '.join(SUFFIXES)} files"
             )
-        videos = list(starts)
-        homes = captions(root, videos) or classes(root, videos)
-        self.names = sorted(set(homes))
-        self.classes = {"label": len(self.names)} if homes else {}
-        keys = [hashlib.blake2b(f"{self.seed}/{name}".encode()).hexdigest() for name in videos]
-        order = sorted(range(len(videos)), key=keys.__getitem__)
-        groups = [self.names.index(home) for home in homes] if homes else [0] * len(videos)
+        names = [source.name(video) for video in videos]
+        self.names, label = captions(source.root, names) or source.classes(videos)
+        self.classes = {"label": len(self.names)} if label else {}
         return tuple(
             Clips(
-                [(root / videos[i], start) for i in part for start in starts[videos[i]]],
-                [groups[i] for i in part for _ in starts[videos[i]]] if homes else None,
+                [(videos[i], start) for i in part for start in starts[videos[i]]],
+                [label[i] for i in part for _ in starts[videos[i]]] if label else None,
                 self.decode,
                 self.with_first,
                 self.workers,
             )
-            for part in split(groups, val, test, order=order)
+            for part in split(label or [0] * len(videos), val, test, order=drawn(names, self.seed))
         )
 
     def decode(self, path: Path, start: float) -> Tensor:
         """One clip as [C, T, resolution, resolution] in [-1, 1]."""
         try:
-            frames = read(path, [start + k / self.fps for k in range(self.frames)])
+            frames = read(path, [start + k / self.fps for k in range(self.frames)], self.small)
         except Exception as error:  # readers of many formats fail in many ways
-            raise ValueError(f"{path} cannot be decoded ({error}); delete it or save it anew") from None
-        pictures = [cropped(flat(Image.fromarray(frame), self.channels), self.resolution) for frame in frames]
-        return from_uint8(np.stack([np.asarray(picture) for picture in pictures]), str(path)).movedim(1, 0)
+            raise ValueError(f"{path} cannot be decoded at {start:.2f} s ({_why(error)})") from None
+        return from_uint8(np.stack(frames), str(path)).movedim(1, 0)
+
+    def small(self, frame: np.ndarray) -> np.ndarray:
+        """A frame [H, W, 3] as [resolution, resolution] or [resolution, resolution, 3], uint8."""
+        return np.asarray(cropped(flat(Image.fromarray(frame), self.channels), self.resolution))
 
 
 class Clips:
@@ -156,74 +153,73 @@ class Clips:
         return len(self.places)
 
     def __getitem__(self, indices: Tensor) -> Batch:
+        def read(i: int) -> tuple[int, Tensor]:
+            return first_whole(i, len(self), lambda row: self.decode(*self.places[row]))
+
         with ThreadPoolExecutor(self.workers) as pool:
-            clips = list(pool.map(lambda i: self.decode(*self.places[i]), indices.tolist()))
-        batch = {"data": torch.stack(clips)} | ({} if self.label is None else {"label": self.label[indices]})
+            rows, clips = zip(*pool.map(read, indices.tolist()), strict=True)
+        batch = {"data": torch.stack(clips)} | ({} if self.label is None else {"label": self.label[list(rows)]})
         return self.with_first(batch)
 
 
-def index(root: Path, workers: int = 4) -> dict[str, dict[str, Any]]:
-    """Of every video under `root`, by name, what `probe` says; from the folder's index where a file is as it was."""
-    file = root / INDEX
-    try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        kept = {}
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-
-    def look(path: Path) -> dict[str, Any]:
-        stamp = [path.stat().st_size, path.stat().st_mtime_ns]
-        known = kept.get(path.relative_to(root).as_posix())
-        return known if isinstance(known, dict) and known.get("stamp") == stamp else {"stamp": stamp, **probe(path)}
-
-    with ThreadPoolExecutor(workers) as pool:
-        found = dict(zip((p.relative_to(root).as_posix() for p in paths), pool.map(look, paths), strict=True))
-    if found != kept:
-        try:
-            write_text(file, json.dumps(found, indent=0))
-        except OSError as error:
-            warnings.warn(f"{file} cannot be written ({error}), so every run has to look at all files", stacklevel=3)
-    return found
-
-
 def probe(path: Path) -> dict[str, Any]:
-    """`start` and `end`, the times in seconds of the first and the last frame, and `reason`: why it cannot be used, or None.
+    """`start` and `end`, the times in seconds of the first and the last frame, and `fault`: why it cannot be used, or None.
 
-    Reads all packets but decodes the first frame only.
+    Decodes the whole file.
     """
-    av = import_av()
+    av, times, fault = import_av(), [], None
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video:
-                return {"start": 0.0, "end": 0.0, "reason": "has no pictures"}
-            next(container.decode(video=0))
-        with av.open(str(path)) as container:
-            times = [float(p.pts * p.time_base) for p in container.demux(video=0) if p.pts is not None]
-    except (av.error.FFmpegError, StopIteration, OSError) as error:
-        return {"start": 0.0, "end": 0.0, "reason": f"cannot be read: {type(error).__name__}"}
-    if len(times) < 2:
-        return {"start": 0.0, "end": 0.0, "reason": "has no two frames with a time"}
-    return {"start": min(times), "end": max(times), "reason": None}
+            for frame in container.decode(stream_of(container)):
+                if frame.time is not None:
+                    times.append(frame.time)
+    except Exception as error:  # readers of many formats fail in many ways
+        fault = (f"fails after {times[-1]:.2f} s: " if times else "") + _why(error)
+    start, end = min(times, default=0.0), max(times, default=0.0)
+    if fault is None and len(times) < 2:
+        fault = "has no two frames with a time"
+    if end - start > LONGEST:
+        fault = f"says that it lasts {end - start:.3g} s"
+    return {"start": start, "end": end, "fault": fault}
 
 
-def read(path: Path, times: Sequence[float]) -> list[np.ndarray]:
-    """The frames on show at rising `times` (seconds), each uint8 [H, W, 3].
+def stream_of(container: Any) -> Any:
+    """The pictures in an open file.
+
+    Raises:
+        ValueError: there are none, or they are too large.
+    """
+    stream = container.streams.best("video")
+    if stream is None:
+        raise ValueError("has no pictures")
+    if stream.width * stream.height > MOST_PIXELS:
+        raise ValueError(
+            f"has pictures of {stream.width} x {stream.height} pixels, more than {MOST_PIXELS}: shrink them"
+        )
+    return stream
+
+
+def read(path: Path, times: Sequence[float], keep: Callable[[np.ndarray], Any] = np.asarray) -> list[Any]:
+    """What is kept of the frames on show at rising `times` (seconds).
+
+    Args:
+        keep: is given a frame, uint8 [H, W, 3], as players show it.
 
     Raises:
         ValueError: the file ends before.
     """
     for seek in (True, False):  # from the nearest key frame before; from the beginning where a format cannot seek
-        taken = _read(path, times, seek)
+        taken = _read(path, times, keep, seek)
         if taken:
             return taken
     raise ValueError(f"it has no frame at {times[0]:.2f} s")
 
 
-def _read(path: Path, times: Sequence[float], seek: bool) -> list[np.ndarray]:
+def _read(path: Path, times: Sequence[float], keep: Callable[[np.ndarray], Any], seek: bool) -> list[Any]:
     av = import_av()
     taken, shown = [], None
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
+        stream = stream_of(container)
         if seek:
             try:
                 container.seek(int((times[0] + SLACK) / stream.time_base), stream=stream)
@@ -232,43 +228,58 @@ def _read(path: Path, times: Sequence[float], seek: bool) -> list[np.ndarray]:
         for frame in container.decode(stream):
             if frame.time is None:
                 continue
-            while len(taken) < len(times) and frame.time > times[len(taken)] + SLACK:
-                if shown is None:  # the seek went too far
-                    return []
-                taken.append(shown)
+            due = sum(time < frame.time - SLACK for time in times[len(taken) :])
+            if due and shown is None:  # the seek went too far
+                return []
+            if due:
+                taken += [keep(upright(shown, stream.sample_aspect_ratio))] * due
             if len(taken) == len(times):
-                break
+                return taken
             shown = frame
     if shown is None:
         return []
-    if len(times) - len(taken) > 1:  # a whole file ends with the last of them, or later
+    left = len(times) - len(taken)
+    if left > 1:  # a whole file ends with the last of them, or later
         raise ValueError(f"it ends at {shown.time:.2f} s, before {times[-1]:.2f} s")
-    taken += [shown] * (len(times) - len(taken))
-    arrays = {id(frame): frame.to_ndarray(format="rgb24") for frame in taken}
-    return [arrays[id(frame)] for frame in taken]
+    return taken + [keep(upright(shown, stream.sample_aspect_ratio))] * left
 
 
-def classes(root: Path, videos: Sequence[str]) -> list[str]:
-    """The first-level folder of each video; empty if all lie flat."""
-    homes = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in videos]
-    if any(homes) and not all(homes):
-        raise ValueError(f"{root} holds videos both flat and in class folders; move the flat ones into a folder")
-    return homes if any(homes) else []
+def upright(frame: Any, aspect: Fraction | None) -> np.ndarray:
+    """A frame as players show it, uint8 [H, W, 3]: its pixels square, turned and mirrored as its display matrix says.
+
+    Args:
+        frame: of PyAV.
+        aspect: width of a pixel over its height, as the file says it; None, and what can only be damage, is 1.
+    """
+    wide = aspect if aspect and 1 / WIDEST <= aspect <= WIDEST else 1
+    shown = frame.to_ndarray(format="rgb24", width=max(1, round(frame.width * wide)), height=frame.height)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return shown
+    right_x, right_y, _, down_x, down_y = np.frombuffer(bytes(matrix), "<i4")[:5]  # where these ways of the file point
+    if abs(right_y) > abs(right_x):
+        shown, right_x, down_y = shown.swapaxes(0, 1), down_x, right_y
+    return shown[:: -1 if down_y < 0 else 1, :: -1 if right_x < 0 else 1]
 
 
-def captions(root: Path, videos: Sequence[str]) -> list[str]:
-    """The caption of each video from `captions.csv`; empty if there is no such file."""
-    file = root / "captions.csv"
+def captions(root: Path, videos: Sequence[str]) -> tuple[list[str], list[int]] | None:
+    """The different captions in `captions.csv`, in alphabetical order, and each video's number among them; None without one."""
+    file = root / CAPTIONS
     if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
+        return None
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            rows = list(csv.DictReader(lines))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} is not readable as csv in UTF-8 ({error}); save it anew") from None
     if not rows or not {"file", "caption"} <= set(rows[0]):
         raise ValueError(f"{file} must have a first line `file,caption` and a line for every video")
     said = {row["file"]: row["caption"] for row in rows}
     if lacking := [name for name in videos if not said.get(name)]:
-        raise ValueError(f"{file} has no caption for {', '.join(lacking[:5])}; add a line for it, or remove the file")
-    return [said[name] for name in videos]
+        raise ValueError(f"{file} has no caption for {listed(lacking)}; add a line for each, or remove the file")
+    names = sorted({said[name] for name in videos})
+    number = {name: i for i, name in enumerate(names)}
+    return names, [number[said[name]] for name in videos]
 
 
 def import_av() -> Any:
@@ -278,3 +289,8 @@ def import_av() -> Any:
     except ImportError as error:
         raise ValueError(f"videos are read and written with PyAV ({error}); pip install 'distillkit[video]'") from None
     return av
+
+
+def _why(error: Exception) -> str:
+    """An error's own words, without the file's path and the numbers of FFmpeg."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

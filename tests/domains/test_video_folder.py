@@ -1,7 +1,9 @@
 """Folders of videos: which frame is taken, which file goes where, what is left out."""
 
-import json
 import os
+import struct
+import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 
 from distillkit.evaluation.strips import save_gif
 from domains.video import folder as module
-from domains.video.folder import INDEX, VideoFolder, probe, read
+from domains.video.folder import VideoFolder, probe, read
 from domains.video.media import save_mp4
 
 av = pytest.importorskip("av")
@@ -47,7 +49,7 @@ def levels(clip):
 def test_the_frame_on_show_is_taken(tmp_path, suffix):
     video(tmp_path / f"v{suffix}")
     facts = probe(tmp_path / f"v{suffix}")
-    assert facts["reason"] is None and facts["end"] - facts["start"] == pytest.approx(3.9, abs=0.02)
+    assert facts["fault"] is None and facts["end"] - facts["start"] == pytest.approx(3.9, abs=0.02)
     times = [1.0, 1.05, 1.35, 3.88, 3.9]
     found = [frame.mean() for frame in read(tmp_path / f"v{suffix}", [facts["start"] + t for t in times])]
     assert found == pytest.approx([40, 40, 52, 152, 156], abs=3)
@@ -121,26 +123,142 @@ def test_the_longer_side_is_cropped_evenly(tmp_path):
     assert (clip[0, :, :, :7] > 0.9).all() and (clip[1:, :, :, :7] < -0.9).all() and (clip[:, :, :, 9:] < -0.9).all()
 
 
-def test_what_is_broken_or_short_is_named_and_left_out(tmp_path):
+def encoded(path, frames, fps=10, codec="libx264", size=(16, 24), **settings):
+    """A video file of grey ramps with settings of the stream or of the container."""
+    options = {"movflags": "faststart"} if settings.pop("index_first", False) else {}
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=fps, width=size[1], height=size[0], pix_fmt="yuv420p")
+        for name, value in settings.items():
+            setattr(stream.codec_context, name, value)
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def sound(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        samples.sample_rate = 8000
+        container.mux(stream.encode(samples))
+        container.mux(stream.encode())
+
+
+def canvas(path, width, height, frames=3):
+    """A GIF of single white pixels on a canvas of any size."""
+    dot = b"\x21\xf9\x04\x00\x0a\x00\x00\x00\x2c" + struct.pack("<4H", 0, 0, 1, 1) + b"\x00\x02\x02\x44\x01\x00"
+    path.write_bytes(
+        b"GIF89a" + struct.pack("<HH", width, height) + b"\x80\0\0\0\0\0\xff\xff\xff" + dot * frames + b";"
+    )
+
+
+def test_what_is_damaged_or_no_video_is_named_and_left_out(tmp_path):
     for i in range(3):
         video(tmp_path / f"{i}.mp4")
+    noise = np.random.RandomState(0).randint(0, 256, (40, 48, 64, 3)).astype(np.uint8)
+    whole = encoded(tmp_path / "cut.mp4", noise, size=(48, 64), index_first=True).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "cut_in_the_index.mp4").write_bytes((tmp_path / "0.mp4").read_bytes()[:600])
+    (tmp_path / "hole.mp4").write_bytes(whole[: len(whole) // 2] + bytes(3000) + whole[len(whole) // 2 + 3000 :])
+    (tmp_path / "empty.webm").write_bytes(b"")
     (tmp_path / "junk.mp4").write_bytes(b"no video" * 100)
-    (tmp_path / "cut.mp4").write_bytes((tmp_path / "0.mp4").read_bytes()[:600])
+    (tmp_path / "page.MOV").write_bytes(b"<!doctype html><title>404</title>" * 50)
     video(tmp_path / "short.gif", frames=3)
-    message = r"3 files are left out: cut.mp4 \(cannot be read.*junk.mp4 \(cannot be read.*short.gif \(is shorter"
-    with pytest.warns(UserWarning, match=message):
-        data = small(tmp_path)
-    assert len(data.train) + len(data.val) + len(data.test) == 15
-    with pytest.warns(UserWarning, match=message):  # the index tells it again
+    video(tmp_path / "still.gif", frames=1)
+    canvas(tmp_path / "vast.gif", 16_000, 16_000)
+    sound(tmp_path / "sound.mp4")
+    (tmp_path / "notes.wmv").write_bytes(b"x")
+    said = (
+        r"left out: cut.mp4 \(fails after .* s: Invalid data.*\), cut_in_the_index.mp4 \(Invalid data.*\), empty.webm \(.*\), "
+        r"hole.mp4 \(fails after .* s: Invalid data.*\), junk.mp4 \(Invalid data.*\), page.MOV \(Invalid data.*\), short.gif "
+        r"\(is shorter than a clip of 0.8 s\), sound.mp4 \(has no pictures\), still.gif \(has no two frames with a time\), "
+        r"vast.gif \(has pictures of 16000 x 16000 pixels.*\); passed over, for .mp4, .* are read: 1 .wmv \(notes.wmv\)"
+    )
+    for _ in range(2):  # the second time the folder's index tells it
+        with pytest.warns(UserWarning, match=said):
+            data = small(tmp_path)
+        assert len(data.train) + len(data.val) + len(data.test) == 15
+
+
+def test_a_file_that_breaks_later_is_named_and_the_next_clip_stands_in(tmp_path):
+    for i in range(4):
+        video(tmp_path / "ab"[i % 2] / f"{i}.mp4", frames=8 + 8 * i)
+    data = small(tmp_path)
+    paths, labels = [path for path, _ in data.train.places], data.train.label.tolist()
+    assert len(set(paths)) == 2
+    paths[0].write_bytes(b"no video")
+    next_one = next(i for i, path in enumerate(paths) if path != paths[0])
+    with pytest.warns(UserWarning, match=rf"{paths[0].name} cannot be decoded at 0.00 s \(Invalid data.*stands in"):
+        batch = data.train[torch.tensor([0, next_one])]
+    assert torch.equal(batch["data"][0], batch["data"][1]) and batch["label"].tolist() == [labels[next_one]] * 2
+    data.train.places[next_one][0].unlink()
+    with pytest.raises(ValueError, match=f"none of {len(data.train)} can be read: .*cannot be decoded .* more"):
+        data.train[torch.tensor([0])]
+
+
+def turned(path, matrix):
+    """A file of one red corner whose display matrix is replaced: right, down in 16.16 fixed point."""
+    picture = np.zeros((16, 32, 3), np.uint8)
+    picture[:8, :16, 0] = 255
+    encoded(path, [picture, picture // 2] * 5, size=(16, 32), fps=10, codec="mpeg4", bit_rate=2_000_000)
+    one = [b"".join(v.to_bytes(4, "big", signed=True) for v in row) for row in ((65536, 0, 0), (0, 65536, 0))]
+    content, (a, b, c, d) = path.read_bytes(), matrix
+    track = content.index(b"tkhd")  # the movie's own matrix comes before it
+    place = content.index(one[0] + one[1], track)
+    rows = b"".join((v * 65536).to_bytes(4, "big", signed=True) for v in (a, b, 0, c, d, 0))
+    path.write_bytes(content[:place] + rows + content[place + len(rows) :])
+
+
+@pytest.mark.parametrize(
+    "matrix, place",  # where right and down of the file point to, and the corner in which a player shows the red
+    [
+        ((1, 0, 0, 1), (0, 0)),
+        ((0, 1, -1, 0), (0, 1)),  # a quarter clockwise
+        ((-1, 0, 0, -1), (1, 1)),
+        ((0, -1, 1, 0), (1, 0)),  # a quarter the other way
+        ((-1, 0, 0, 1), (0, 1)),  # mirrored
+        ((0, 1, 1, 0), (0, 0)),  # mirrored and turned
+    ],
+)
+def test_a_turned_video_stands_as_a_player_shows_it(tmp_path, matrix, place):
+    turned(tmp_path / "0.mp4", matrix)
+    [frame] = read(tmp_path / "0.mp4", [0.0])
+    assert frame.shape == ((16, 32, 3) if matrix[0] else (32, 16, 3))
+    red = [
+        [frame[i * frame.shape[0] // 2 :, j * frame.shape[1] // 2 :][2:6, 2:6, 0].mean() for j in (0, 1)]
+        for i in (0, 1)
+    ]
+    assert np.argwhere(np.array(red) > 128).tolist() == [list(place)]
+
+
+def test_pixels_that_are_not_square_are_made_so(tmp_path):
+    encoded(tmp_path / "wide.mp4", ramp(8), sample_aspect_ratio=Fraction(2, 1))
+    assert read(tmp_path / "wide.mp4", [0.0])[0].shape == (16, 48, 3)
+    encoded(tmp_path / "absurd.mp4", ramp(8), sample_aspect_ratio=Fraction(1, 200))
+    assert read(tmp_path / "absurd.mp4", [0.0])[0].shape == (16, 24, 3)
+
+
+def test_a_long_thin_video_is_not_enlarged_as_a_whole(tmp_path):
+    for i in range(3):
+        canvas(tmp_path / f"{i}.gif", 60_000, 2, frames=12)
+    assert small(tmp_path, resolution=64).train[torch.tensor([0])]["data"].shape == (1, 3, 4, 64, 64)
+
+
+def test_hidden_files_and_the_index_are_not_spoken_of(tmp_path):
+    for i in range(3):
+        video(tmp_path / f"{i}.mp4")
+        (tmp_path / f"._{i}.mp4").write_bytes(b"debris")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         small(tmp_path)
+        assert len(small(tmp_path).train.places) == 5
 
 
-def test_the_index_saves_looking_again_and_follows_changes(tmp_path, monkeypatch):
+def test_all_is_decoded_once_and_again_when_it_changes(tmp_path, monkeypatch):
     for i in range(3):
         video(tmp_path / f"{i}.mp4")
     small(tmp_path)
-    kept = json.loads((tmp_path / INDEX).read_text())
-    assert sorted(kept) == ["0.mp4", "1.mp4", "2.mp4"] and kept["0.mp4"]["end"] == pytest.approx(3.9, abs=0.1)
     looked = []
     monkeypatch.setattr(module, "probe", lambda path: looked.append(path.name) or probe(path))
     small(tmp_path)
@@ -149,34 +267,10 @@ def test_the_index_saves_looking_again_and_follows_changes(tmp_path, monkeypatch
     (tmp_path / "2.mp4").rename(tmp_path / "3.mp4")
     small(tmp_path)
     assert sorted(looked) == ["1.mp4", "3.mp4"]
-    (tmp_path / INDEX).write_text("{no json")
-    small(tmp_path)
-    assert sorted(looked[2:]) == ["0.mp4", "1.mp4", "3.mp4"]
-    assert [path.name for path in tmp_path.iterdir() if path.suffix not in (".mp4", ".json")] == []
-
-    def refused(*_):
-        raise PermissionError("read-only")
-
-    monkeypatch.setattr(module, "write_text", refused)
-    (tmp_path / INDEX).unlink()
-    with pytest.warns(UserWarning, match="cannot be written"):
-        small(tmp_path)
-
-
-def test_a_file_that_breaks_later_is_named(tmp_path):
-    for i in range(3):
-        video(tmp_path / f"{i}.mp4")
-    data = small(tmp_path)
-    data.train.places[0][0].write_bytes(b"no video")
-    with pytest.raises(ValueError, match=f"{data.train.places[0][0].name} cannot be decoded"):
-        data.train[torch.tensor([0])]
-    video(data.train.places[1][0], frames=10)
-    with pytest.raises(ValueError, match="cannot be decoded"):
-        data.train[torch.tensor([len(data.train) - 1])]
 
 
 def test_refusals(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="not a folder of videos"):
+    with pytest.raises(ValueError, match="none is not a folder"):
         small(tmp_path / "none")
     video(tmp_path / "a" / "0.gif")
     with pytest.raises(ValueError, match="holds 1 videos that can be used, too few"):
@@ -195,7 +289,6 @@ def test_refusals(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=message):
             small(tmp_path, **settings)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    (tmp_path / INDEX).unlink(missing_ok=True)
     with pytest.raises(ValueError, match=r"pip install 'distillkit\[video\]'"):
         small(tmp_path)
 
