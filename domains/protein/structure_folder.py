@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from distillkit.files import write_atomic
-from distillkit.sources import Source, drawn
+from distillkit.sources import Source, drawn, listed
 from domains.protein.data import ChainFile, Said
 from domains.protein.structures import SUFFIXES, import_gemmi, read_structure
 
@@ -84,7 +84,9 @@ class StructureFolder(ChainFile):
         order = [homes[i] for i in drawn(homes, self.seed)]
         val, test = (max(1, round(share * len(homes))) for share in self.shares)
         if len(homes) - val - test < 1:
-            raise ValueError(f"{self.path} has chains in {len(homes)} files, too few to train, validate and test on")
+            raise ValueError(
+                f"{self.path} has chains in {len(homes)} files, too few to train, validate and test on: {listed(homes)}"
+            )
         return {home: "test" if i < test else "val" if i < test + val else "train" for i, home in enumerate(order)}
 
 

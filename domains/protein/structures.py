@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def one_conformer(options: list[list[tuple[str, float, np.ndarray]]]) -> np.ndar
     return np.array(found, np.float64).reshape(-1, 3)
 
 
+@cache
 def is_residue(name: str) -> bool:
     """Whether a name is that of one of the 20 kinds of residues, modified or not."""
     kind = import_gemmi().find_tabulated_residue(name)
@@ -143,8 +145,9 @@ def _places(chain: Any, said: set[str]) -> Iterator[Place]:
     for residue in chain:
         if residue.entity_type in others:
             continue
-        atoms = [atom for atom in residue if atom.name == "CA" and atom.element.name == "C"]
-        if not is_residue(residue.name) or not atoms:
+        ours = is_residue(residue.name)  # whose atoms cannot be calcium, however its name is aligned
+        atoms = [atom for atom in residue if atom.name == "CA" and (ours or atom.element.name == "C")]
+        if not ours or not atoms:
             if atoms or gemmi.find_tabulated_residue(residue.name).is_amino_acid():
                 said.add("residues of other kinds or without C-alpha, left out")
             continue

@@ -120,6 +120,11 @@ def test_other_kinds_are_missing(tmp_path, name):
     assert lengths(found) == [39] and "residues of other kinds or without C-alpha, left out" in said
 
 
+def test_names_of_atoms_may_stand_to_the_left(tmp_path):
+    """Where elements are not said, ` CA ` is a carbon atom and `CA  ` calcium; residues hold none."""
+    assert lengths(read(tmp_path, [line.replace("  CA ", " CA  ")[:66] for line in helix()])[0]) == [40]
+
+
 # ---- where they are
 
 
