@@ -6,6 +6,7 @@ V, F: vertices and faces of a mesh; n: corners of a polygon.
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ BESIDE = (".mtl", ".bin", ".png", ".jpg", ".jpeg", ".bmp", ".tga", ".webp")  # m
 EXTENT = 0.84  # of the longest side of a shape's bounding box: a voxel of sixteen is left around it
 MERGED = 6  # digits in which vertices that are the same may differ: seams of textures, triangles of an .stl
 CUT = {"obj": cut_obj, "ply": cut_ply}  # the kinds of files that may hold faces of more than three corners
+logging.getLogger("trimesh").addHandler(logging.NullHandler())  # else it prints tracebacks of what it goes on without
 
 
 def read_mesh(path: Path, up: str = "z", root: Path | None = None, lost: list[str] | None = None) -> Mesh:
@@ -86,6 +88,9 @@ class Beside:
     def get(self, name: str) -> bytes:
         """The bytes of a file: where the name says, or beside the mesh; pictures are decoded to see whether they are whole."""
         plain = str(name).strip().replace("\\", "/")
+        plain = (
+            plain.split()[-1] if plain.startswith("-") else plain
+        )  # behind options, as in `map_Kd -s 1 1 1 wood.png`
         for place in (self.folder / plain, self.folder / plain.rpartition("/")[2]):
             try:
                 place = place.resolve()

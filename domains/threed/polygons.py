@@ -11,7 +11,7 @@ import numpy as np
 
 from domains.threed.surfaces import triangulated
 
-OBJ_POLYGON = re.compile(r"^f(?:[ \t]+\S+){4}", re.MULTILINE)
+OBJ_POLYGON = re.compile(r"^f(?:(?:[ \t]+\S+){4}|[ \t]+-)", re.MULTILINE)  # or corners that are counted from the end
 PLY_TYPES = {  # struct's letters
     **dict.fromkeys(("char", "int8"), "b"),
     **dict.fromkeys(("uchar", "uint8"), "B"),
@@ -32,20 +32,20 @@ def cut_obj(data: bytes) -> bytes:
     if not OBJ_POLYGON.search(text):
         return text.encode()
     lines = text.split("\n")
-    seen: dict[str, list[list[float]]] = {"v": [], "vt": [], "vn": []}
+    counts, places = {"v": 0, "vt": 0, "vn": 0}, []
     rows, faces = [], []
     for row, line in enumerate(lines):
         words = line.split()
         if not words:
             continue
-        if words[0] in seen:
-            seen[words[0]].append([float(word) for word in words[1:4]] if words[0] == "v" else [])
-        elif words[0] == "f":
-            counts = [len(found) for found in seen.values()]
+        if words[0] in counts:
+            counts[words[0]] += 1
+            places += [[float(word) for word in words[1:4]]] if words[0] == "v" else []
+        elif words[0] == "f" and (len(words) > 4 or "-" in line):
             rows.append(row)
-            faces.append([_from_start(word, counts) for word in words[1:]])
+            faces.append([_from_start(word, list(counts.values())) for word in words[1:]] if "-" in line else words[1:])
     outlines = [[int(word.partition("/")[0]) - 1 for word in face] for face in faces]
-    cut = _cut(np.array(seen["v"], np.float64).reshape(-1, 3), outlines)
+    cut = _cut(np.array(places, np.float64).reshape(-1, 3), outlines)
     for row, face, triangles in zip(rows, faces, cut, strict=True):
         lines[row] = "\n".join("f " + " ".join(face[i] for i in triangle) for triangle in triangles.tolist())
     return "\n".join(lines).encode()
@@ -106,8 +106,6 @@ def _only_triangles(data: bytes, start: int, order: str, elements: Elements) -> 
 
 def _from_start(word: str, counts: Sequence[int]) -> str:
     """A corner `v/vt/vn` of an .obj file whose negative numbers count back from what came so far."""
-    if "-" not in word:
-        return word
     return "/".join(
         str(count + 1 + int(number)) if number.startswith("-") else number
         for number, count in zip(word.split("/"), counts, strict=False)
