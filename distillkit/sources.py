@@ -121,7 +121,7 @@ class Source:
     def _keep(self, index: Path, known: Mapping[Path, Mapping[str, Any]]) -> None:
         files = {self.name(file): facts for file, facts in known.items() if len(facts) > 1}
         try:
-            write_text(index, json.dumps({"format": FORMAT, "files": files}, indent=0))
+            write_text(index, json.dumps({"format": FORMAT, "files": files}))
         except OSError as error:
             warnings.warn(f"{index} cannot be written ({error}), so every run has to look at all files", stacklevel=4)
 

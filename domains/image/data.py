@@ -292,7 +292,10 @@ def opened(path: Path) -> Image.Image:
         ValueError: it has too many pixels.
         Exception: Pillow's many.
     """
-    image = Image.open(path, formats=FORMATS)
+    try:
+        image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ValueError(f"has more than {MOST_PIXELS} pixels: shrink it") from None
     if image.width * image.height > MOST_PIXELS:
         image.close()
         raise ValueError(f"has {image.width} x {image.height} pixels, more than {MOST_PIXELS}: shrink it")

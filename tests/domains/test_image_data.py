@@ -15,7 +15,9 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from distillkit import runs
 from distillkit.data import split
+from distillkit.front import main
 from domains.image.data import Digits, ImageFolder, NpzImages, TorchvisionData, cropped, fault, from_uint8
 
 FASHION = Path(os.environ.get("DISTILLKIT_TEST_DATA", "")) / "image" / "fashion_mnist_900.npz"
@@ -156,7 +158,7 @@ DAMAGED = {
     "empty.png": (b"", "holds none of PNG, JPEG, WEBP, BMP, GIF"),
     "page.jpeg": (b"<!doctype html><title>404</title>" * 50, "holds none of"),
     "drawing.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "holds none of"),  # no Ghostscript
-    "bomb.png": (png_of(30_000, 30_000), "900000000 pixels"),
+    "bomb.png": (png_of(30_000, 30_000), "has more than 67108864 pixels: shrink it"),
     "large.png": (png_of(2**13, 2**13 + 1), "has 8192 x 8193 pixels, more than 67108864: shrink it"),
 }
 
@@ -203,6 +205,30 @@ def test_damaged_files_are_named_once_and_left_out(folder):
         assert "no image in green, which are no classes therefore; the classes are, from 0 on, blue, red" in classes
         assert data.classes == {"label": 2} and len(data.train) + len(data.val) + len(data.test) == 40
         assert whole(data.train)["data"].isfinite().all()
+
+
+def test_a_run_goes_on_without_damaged_images(folder, tmp_path_factory, capsys, monkeypatch):
+    monkeypatch.setenv(runs.OUT, "")  # which is then put back
+    for name, (content, _) in DAMAGED.items():
+        (folder / "red" / name).write_bytes(content)
+    out = tmp_path_factory.mktemp("runs") / "run"
+    words = ["domain=image", "method=pretrain", "data=image_folder", f"data.path={folder}", "data.resolution=8"]
+    words += ["data.batch_size=4", "vars.classes.label=2", "network=mlp", "~vars.callbacks.finish"]
+    with pytest.warns(UserWarning, match="left out: red/bomb.png"):
+        code = main(["fit", *words, "--trainer.max_steps=3", "--out", str(out)])
+    assert code == 0, capsys.readouterr().err
+
+
+def test_the_data_are_the_same_whether_damage_was_known_before_or_not(folder):
+    (folder / "red" / "cut.jpg").write_bytes(DAMAGED["cut.jpg"][0])
+    with pytest.warns(UserWarning, match="left out: red/cut.jpg"):
+        first = ready(ImageFolder(str(folder), resolution=8))
+        again = ready(ImageFolder(str(folder), resolution=8))
+        (folder / ".distillkit-images.json").unlink()
+        anew = ready(ImageFolder(str(folder), resolution=8))
+    for part in ("train", "val", "test"):
+        one, two, three = (getattr(data, part) for data in (first, again, anew))
+        assert one.paths == two.paths == three.paths and torch.equal(one.label, two.label)
 
 
 def test_hidden_folders_are_no_classes_and_unread_types_are_said(folder):
