@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from distillkit.data import DistillData, TensorData, split
-from distillkit.errors import one_line
+from distillkit.files import read_npz
 from distillkit.sources import listed
 from domains.protein.designability import Designability
 from domains.protein.geometry import CLASSES, centred, fold_class
@@ -196,23 +196,23 @@ class ChainFile(Chains):
         path = Path(self.path).expanduser()
         if not path.is_file():
             raise ValueError(f"{self.path} is not a file of chains; give the path of one that exists")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                coords, offsets = np.asarray(file["coords"], np.float64), np.asarray(file["offsets"])
-                named = file.get("split")
-                keep = file["globular"] if "globular" in file else np.ones(len(offsets) - 1, bool)
-        except Exception as error:  # archives can be damaged in many ways
-            raise ValueError(f"{path} is no .npz file with coords and offsets ({one_line(error, 100)})") from None
+        arrays = read_npz(path, ("coords", "offsets", "split", "globular"))
+        if lacking := {"coords", "offsets"} - arrays.keys():
+            raise ValueError(f"{path} must hold coords and offsets; it has no {' and no '.join(sorted(lacking))}")
+        coords, offsets, named = arrays["coords"], arrays["offsets"], arrays.get("split")
         if coords.ndim == 3 and coords.shape[1]:
             coords = coords[:, 1] if coords.shape[1] >= 3 else coords[:, 0]
-        if coords.ndim != 2 or coords.shape[-1] != 3:
-            raise ValueError(f"{path} must hold coords [residues, 3] or [residues, atoms, 3], got {list(coords.shape)}")
-        rising = (
-            offsets.ndim == 1 and offsets.dtype.kind in "iu" and len(offsets) > 1 and not (np.diff(offsets) < 0).any()
-        )
-        if not rising or offsets[0] != 0 or offsets[-1] != len(coords):
-            raise ValueError(f"{path} must hold offsets that rise from 0 to the {len(coords)} residues of coords")
+        if coords.ndim != 2 or coords.shape[-1] != 3 or coords.dtype.kind not in "fiu":
+            raise ValueError(
+                f"{path} must hold numbers in coords [residues, 3] or [residues, atoms, 3], got {coords.dtype} "
+                f"{list(coords.shape)}"
+            )
+        coords = coords.astype(np.float64)
+        whole = offsets.ndim == 1 and len(offsets) > 1 and offsets.dtype.kind in "iu"
+        if not whole or offsets[0] != 0 or offsets[-1] != len(coords) or (offsets[1:] < offsets[:-1]).any():
+            raise ValueError(f"{path} must hold whole offsets that rise from 0 to the {len(coords)} residues of coords")
         count = len(offsets) - 1
+        keep = arrays.get("globular", np.ones(count, bool))
         if keep.shape != (count,) or keep.dtype != bool:
             raise ValueError(f"{path} must hold globular as {count} booleans, one for each chain")
         if named is not None and (named.shape != (count,) or not set(named.tolist()) <= {"train", "val", "test"}):

@@ -247,13 +247,13 @@ def test_a_file_of_chains(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"coords": np.zeros((4, 2)), "offsets": [0, 4]}, r"must hold coords \[residues, 3\]"),
+        ({"coords": np.zeros((4, 2)), "offsets": [0, 4]}, r"numbers in coords \[residues, 3\]"),
         ({"coords": np.zeros((4, 3)), "offsets": [0, 4], "split": ["train", "val"]}, "split as 1 times"),
         ({"coords": np.zeros((4, 3)), "offsets": [0, 4], "split": ["training"]}, "split as 1 times"),
         ({"coords": np.zeros((4, 3)), "offsets": [0, 4], "globular": [True, True]}, "globular as 1 booleans"),
         ({"coords": np.zeros((4, 3)), "offsets": [0.0, 4.0]}, "offsets that rise"),
         ({"coords": np.zeros((4, 3)), "offsets": [0, 3]}, "offsets that rise"),
-        ({"coords": np.zeros((4, 3))}, "no .npz file with coords and offsets"),
+        ({"coords": np.zeros((4, 3))}, "it has no offsets"),
     ],
 )
 def test_files_that_are_none_are_refused(arrays, message, tmp_path):
