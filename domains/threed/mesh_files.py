@@ -23,19 +23,20 @@ SUFFIXES = (".obj", ".ply", ".glb", ".stl")
 BESIDE = (".mtl", ".bin", ".png", ".jpg", ".jpeg", ".bmp", ".tga", ".webp")  # materials and pictures that they name
 EXTENT = 0.84  # of the longest side of a shape's bounding box: a voxel of sixteen is left around it
 MERGED = 6  # digits in which vertices that are the same may differ: seams of textures, triangles of an .stl
+GRAINS = 256  # steps along a shape, at least, for it not to be bent
 CUT = {"obj": cut_obj, "ply": cut_ply}  # the kinds of files that may hold faces of more than three corners
 logging.getLogger("trimesh").addHandler(logging.NullHandler())  # else it prints tracebacks of what it goes on without
 
 
-def read_mesh(path: Path, up: str = "z", root: Path | None = None, lost: list[str] | None = None) -> Mesh:
+def read_mesh(path: Path, up: str = "z", root: Path | None = None, said: list[str] | None = None) -> Mesh:
     """A watertight mesh from a file, standing upright, centred, 0.84 long at its longest.
 
     Args:
         path: the file.
         up: its axis that points up, y or z.
         root: the folder that materials and pictures may come from; that of the file where it is None.
-        lost: names of materials and pictures that cannot be used, which are added to; the shape has the material's own colour
-            there, or none.
+        said: what the mesh lacks although it can be used, which is added to: materials and pictures (it has the material's own
+            colour then, or none), and digits.
 
     Raises:
         ValueError: the file cannot be read, or what it holds has no inside.
@@ -58,6 +59,7 @@ def read_mesh(path: Path, up: str = "z", root: Path | None = None, lost: list[st
     extent = (high / 2 - low / 2).max() * 2
     if not 0 < extent < np.inf:
         raise ValueError(f"is {extent:g} long at its longest")
+    grain = 0 if path.suffix.lower() == ".obj" else _grain(vertices)
     # in float64: far from the origin float32 has no digits left
     vertices = (vertices - (low / 2 + high / 2)) * (EXTENT / extent)
     kept = np.arange(len(vertices))
@@ -68,10 +70,18 @@ def read_mesh(path: Path, up: str = "z", root: Path | None = None, lost: list[st
         vertices, faces = vertices[kept], closed(vertices[kept], merged.reshape(-1)[faces])
     if up == "y":
         vertices = vertices[:, [0, 2, 1]] * [1, -1, 1]
-    if lost is not None:
-        lost += beside.lost
+    if said is not None:
+        said += [f"{name} is not there or cannot be used" for name in dict.fromkeys(beside.lost)]
+        said += [f"where it lies its 32-bit numbers are {grain:g} apart"] if grain > extent / GRAINS else []
     colours = None if colours is None else colours[used][kept]
     return Mesh(vertices.astype(np.float32), faces.astype(np.int64), colours)
+
+
+def _grain(vertices: np.ndarray) -> float:
+    """How far apart the 32-bit numbers are that a file has for its vertices; 0 where these have more digits."""
+    with np.errstate(over="ignore"):
+        short = vertices.astype(np.float32)
+    return float(np.spacing(np.abs(short).max())) if np.array_equal(short, vertices) else 0
 
 
 class Beside:

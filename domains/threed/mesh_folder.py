@@ -51,20 +51,20 @@ class MeshFolder(Shapes):
     def load(self, side: int) -> tuple[Volumes, Volumes, Volumes]:
         source = Source(self.path, SUFFIXES, "watertight mesh", beside=BESIDE)
         import_trimesh()
-        shapes, faults, colourless = {}, {}, []
+        shapes, faults, facts = {}, {}, []
         for path in source.files:
-            lost: list[str] = []
+            said: list[str] = []
             try:
-                shapes[path] = on_lattice(read_mesh(path, self.up, source.root, lost), side)
+                shapes[path] = on_lattice(read_mesh(path, self.up, source.root, said), side)
             except ValueError as error:
                 faults[path] = str(error)
             else:
-                colourless += [f"{source.name(path)} ({', '.join(dict.fromkeys(lost))})"] if lost else []
+                facts += [f"{source.name(path)} ({', '.join(said)})"] if said else []
         paths = source.without(faults)
-        if colourless:
+        if facts:
             warnings.warn(
-                f"{source.root}: what these files name is not there or cannot be used, and they have their materials' own "
-                f"colour or are grey: {listed(colourless)}",
+                f"{source.root}: used without what they lack, in their materials' own colour or grey if it is a picture: "
+                f"{listed(facts)}",
                 stacklevel=2,
             )
         val, test = (max(1, round(share * len(paths))) for share in self.shares)

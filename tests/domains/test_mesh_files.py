@@ -165,6 +165,13 @@ def test_far_away_and_tiny_meshes_are_the_same_shape(tmp_path, place, size):
     assert np.array_equal(mesh.faces, expected.faces)
 
 
+def test_a_file_whose_numbers_are_too_short_for_its_place_is_used_and_said(tmp_path):
+    for place, fact in ((0, []), (4.6e6, ["where it lies its 32-bit numbers are 0.5 apart"])):
+        trimesh.creation.box((4, 4, 4)).apply_translation([place] * 3).export(tmp_path / "box.stl")
+        said = []
+        assert read_mesh(tmp_path / "box.stl", said=said).volume == pytest.approx(0.84**3) and said == fact
+
+
 # ---- parts
 
 
@@ -272,9 +279,9 @@ def test_without_its_picture_a_shape_has_its_own_colour(tmp_path, picture, own):
     (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:4000])
     (folder / "paint.mtl").write_text(f"newmtl paint\n{'Kd 1 0 0' if own else ''}\nmap_Kd {picture}\n")
     (folder / "cube.obj").write_text(cube())
-    lost = []
-    mesh = read_mesh(folder / "cube.obj", lost=lost)
-    assert mesh.watertight and lost == [picture.split()[-1]]
+    said = []
+    mesh = read_mesh(folder / "cube.obj", said=said)
+    assert mesh.watertight and said == [f"{picture.split()[-1]} is not there or cannot be used"]
     assert (mesh.colours == [1, -1, -1]).all() if own else mesh.colours is None
 
 
@@ -293,8 +300,10 @@ def test_pictures_may_lie_elsewhere_in_the_folder(tmp_path):
 
 def test_materials_that_are_not_there(tmp_path):
     (tmp_path / "cube.obj").write_text(cube("none.mtl"))
-    lost = []
-    assert read_mesh(tmp_path / "cube.obj", lost=lost).colours is None and lost == ["none.mtl"]
+    said = []
+    assert read_mesh(tmp_path / "cube.obj", said=said).colours is None and said == [
+        "none.mtl is not there or cannot be used"
+    ]
 
 
 # ---- folders
@@ -344,9 +353,9 @@ def test_files_that_cannot_be_used_are_left_out_by_name(tmp_path):
     (tmp_path / "ok9.obj").write_text(cube("red.mtl"))
     with pytest.warns(UserWarning) as said:
         parts = MeshFolder(str(tmp_path)).load(16)
-    left_out, colourless = (str(warning.message) for warning in said)
+    left_out, lacking = (str(warning.message) for warning in said)
     assert all(f"{name} (" in left_out for name in ("cut.stl", "nan.obj", "bow.obj"))
-    assert colourless.endswith("own colour or are grey: ok9.obj (gone.png)")
+    assert lacking.endswith(": ok9.obj (gone.png is not there or cannot be used)")
     assert sum(len(part.distance) for part in parts) == 4
 
 
