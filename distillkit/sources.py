@@ -7,6 +7,7 @@ import json
 import os
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,9 +58,9 @@ class Source:
 
     def _walk(self) -> Iterable[Path]:
         """All files: first those that lie here, then what links lead to."""
-        here, links, seen = [(self.root, os.path.realpath(self.root))], [], set()
+        here, links, seen = [(self.root, os.path.realpath(self.root))], deque(), set()
         while here or links:
-            path, real = here.pop() if here else (link := links.pop(0), os.path.realpath(link))
+            path, real = here.pop() if here else (link := links.popleft(), os.path.realpath(link))
             if real in seen:
                 self.faults[path] = "is a link to what is there already"
                 continue
@@ -108,13 +109,13 @@ class Source:
         with ThreadPoolExecutor(workers) as pool:
             for start in range(0, len(new), portion):  # Ctrl-C waits for one portion only
                 files = new[start : start + portion]
-                for file, facts in zip(files, pool.map(look, files), strict=True):
+                for number, (file, facts) in enumerate(zip(files, pool.map(look, files), strict=True), start + 1):
                     known[file] |= facts
-                if time.monotonic() - said > PAUSE:
-                    said = time.monotonic()
-                    print(f"looking at {self.root}, once: {start + len(files):,} of {len(new):,} files", flush=True)
-                    self._keep(index, known)
-        if new or len(kept) > len(known):
+                    if time.monotonic() - said > PAUSE:
+                        said = time.monotonic()
+                        print(f"looking at {self.root}, once: {number:,} of {len(new):,} files", flush=True)
+                        self._keep(index, known)
+        if new:
             self._keep(index, known)
         return known
 

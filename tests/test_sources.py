@@ -176,8 +176,8 @@ def test_a_long_look_says_how_far_it_is_and_keeps_what_it_has(tmp_path, monkeypa
 
     with pytest.raises(KeyboardInterrupt):
         found.facts(look, workers=2)
-    assert capsys.readouterr().out == f"looking at {tmp_path}, once: 32 of 40 files\n"
-    assert sizes(found)[1] == [f"{i}.png" for i in range(32, 40)]
+    assert capsys.readouterr().out.splitlines()[-1] == f"looking at {tmp_path}, once: 39 of 40 files"
+    assert sizes(found)[1] == ["39.png"]
 
 
 def test_a_file_that_vanishes_is_left_to_the_look(tmp_path):
