@@ -151,20 +151,31 @@ def _places(chain: Any, said: set[str]) -> Iterator[Place]:
             if atoms or gemmi.find_tabulated_residue(residue.name).is_amino_acid():
                 said.add("residues of other kinds or without C-alpha, left out")
             continue
-        options = [
-            (atom.altloc.strip("\0 ") or f"#{i}", atom.occ, np.array(atom.pos.tolist())) for i, atom in enumerate(atoms)
-        ]
-        key = (residue.segment, residue.subchain, residue.label_seq or str(residue.seqid))
-        if key in found and _same_place(found[key].options, options):
-            found[key].options += options
-        else:
-            if key in found:
-                key = (*key, len(found))
-            part = (residue.segment, residue.subchain)
-            found[key] = Place(residue.seqid.num, part, options, residue.het_flag == "H")
+        part = (residue.segment, residue.subchain)
+        for copy, options in _copies(atoms).items():
+            key = (copy, *part, residue.label_seq or str(residue.seqid))
+            if key in found and _same_place(found[key].options, options):
+                found[key].options += options
+            else:
+                key = (*key, len(found)) if key in found else key
+                found[key] = Place(residue.seqid.num, part, options, residue.het_flag == "H")
     if any(len(place.options) > 1 for place in found.values()):
         said.add("residues at several places, the conformer taken that is more occupied along them")
-    yield from found.values()
+    yield from (found[key] for key in sorted(found, key=lambda key: key[0]))
+
+
+def _copies(atoms: list[Any]) -> dict[int, list[tuple[str, float, np.ndarray]]]:
+    """The options that C-alpha atoms of one residue are, by the copy of the chain: gemmi puts copies of one numbering together.
+
+    Without conformers' letters, atoms that are farther apart than bonded ones are of different copies.
+    """
+    found: dict[int, list[tuple[str, float, np.ndarray]]] = {}
+    for i, atom in enumerate(atoms):
+        place = np.array(atom.pos.tolist())
+        letter = atom.altloc.strip("\0 ")
+        far = not letter and i and np.linalg.norm(place - found[0][0][2]) >= 10 * LOW
+        found.setdefault(i if far else 0, []).append((letter or f"#{i}", atom.occ, place))
+    return found
 
 
 def _same_place(one: list[tuple[str, float, np.ndarray]], other: list[tuple[str, float, np.ndarray]]) -> bool:

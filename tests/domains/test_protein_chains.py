@@ -51,8 +51,9 @@ def test_ter_parts_chains(tmp_path, chain, first):
 
 
 def test_chains_without_ter_are_parted_where_numbers_or_segments_begin_anew(tmp_path):
-    far = [atom(x + [30, 0, 0], 1 + i, residue="GLY") for i, x in enumerate(BASE[:35])]
-    assert lengths(read(tmp_path, [*helix(40), *far])[0]) == [40, 35]
+    for residue in ("ALA", "GLY"):
+        far = [atom(x + [30, 0, 0], 1 + i, residue=residue) for i, x in enumerate(BASE[:35])]
+        assert lengths(read(tmp_path, [*helix(40), *far])[0]) == [40, 35]
     far = [atom(x + [30, 0, 0], 41 + i, segment="PROB") for i, x in enumerate(BASE[:35])]
     assert lengths(read(tmp_path, [*helix(40, segment="PROA"), *far])[0]) == [40, 35]
 
