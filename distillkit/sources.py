@@ -32,7 +32,7 @@ class Source:
         path: the folder; `~` is understood.
         suffixes: of the files that are read, in lower case; those of the files may have capitals.
         noun: what a file holds: "image".
-        beside: names of files that are read in another way.
+        beside: names, or suffixes, of files that are read in another way.
 
     Attributes:
         root: the folder.
@@ -53,7 +53,7 @@ class Source:
         for file in sorted(self._walk()):
             if file.name.lower().endswith(self.suffixes):
                 self.files.append(file)
-            elif file.name not in beside:
+            elif file.name not in beside and file.suffix.lower() not in beside:
                 self.unread.setdefault(file.suffix.lower(), []).append(self.name(file))
 
     def _walk(self) -> Iterable[Path]:

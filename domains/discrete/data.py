@@ -5,11 +5,12 @@ N: sequences; B: batch; d: length of a sequence; S: number of real tokens (a mas
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import re
 import unicodedata
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,17 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.data import DistillData, TensorData
+from distillkit.sources import Source
 from domains.discrete.teacher import World
 
 ALPHABET = " abcdefghijklmnopqrstuvwxyz"  # of text8: whatever is not a letter is a space
 PARAGRAPH = 40  # characters of the shortest paragraph that counts as prose
+LONGEST = (8192, 4096, 2048, 1024, 512, 256, 128)  # characters of a paragraph: shorter ones where a text has but few
+PIECES = 100  # that there must be at least where paragraphs are cut, for each part to have its share
+MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be"} | {
+    codecs.BOM_UTF16_LE: "utf-16-le",  # a mark of UTF-32 begins with it
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
 
 
 class DiscreteData(DistillData):
@@ -73,18 +81,26 @@ class WorldData(DiscreteData):
 class Prose(DiscreteData):
     """Paragraphs as tokens, in blocks.
 
-    Paragraphs that are too short to be prose, and repeated ones, are left out. A hash of a paragraph decides which part it
-    belongs to (8 : 1 : 1), so no paragraph is in two parts, and none changes its part when others come or go.
+    Paragraphs end at empty lines, and in a file without any at the ends of lines. Those that are too short to be prose, and
+    repeated ones, are left out; very long ones are cut, if need be shorter until there are enough for each part. A hash of a
+    paragraph decides which part it belongs to (8 : 1 : 1), so no paragraph is in two parts, and none changes its part when
+    others come or go.
 
     A kind says what its `paragraphs` are, how they become `blocks`, and how to `spell` tokens.
 
+    Attributes:
+        space: the character that long paragraphs are cut at.
+
     Args:
-        path: a text file, or a folder whose .txt files are read in alphabetical order; None is the prose inside CPython's
-            own documentation module (`pydoc_data.topics`, which differs a little between versions of Python).
+        path: a text file, or a folder whose .txt files are read in alphabetical order, in UTF-8, or in UTF-16 or UTF-32 with
+            a mark; None is the prose inside CPython's own documentation module (`pydoc_data.topics`, which differs a little
+            between versions of Python).
         length: d, tokens of a block.
         num_tokens: S.
         batch_size: blocks of one micro-batch.
     """
+
+    space = " "
 
     def __init__(self, path: str | None, length: int, num_tokens: int, batch_size: int):
         super().__init__(batch_size)
@@ -93,23 +109,29 @@ class Prose(DiscreteData):
         self.event_shape, self.classes = (length,), {}
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
-        parts: list[list[str]] = [[] for _ in range(10)]
-        for paragraph in self.paragraphs(source_text(self.path)):
-            digest = hashlib.blake2b(paragraph.encode(), digest_size=8).digest()
-            parts[int.from_bytes(digest, "little") % 10].append(paragraph)
-        *train, val, test = parts
-        found = [self.blocks(part) for part in (sum(train, []), val, test)]
-        if min(map(len, found)) < 2:
-            sizes = " / ".join(str(len(part)) for part in found)
-            raise ValueError(
-                f"{self.path or 'the embedded prose'} gives {sizes} blocks of {self.length} tokens for training, validation "
-                f"and test, but each needs two: give more text or a smaller data.length"
-            )
-        return tuple(TensorData({"data": part}) for part in found)
+        paragraphs = self.paragraphs(source_text(self.path))
+        for longest in LONGEST:
+            pieces = dict.fromkeys(piece for text in paragraphs for piece in cut_text(text, longest, self.space))
+            parts: list[list[str]] = [[] for _ in range(10)]
+            for piece in pieces:
+                digest = hashlib.blake2b(piece.encode(), digest_size=8).digest()
+                parts[int.from_bytes(digest, "little") % 10].append(piece)
+            *train, val, test = parts
+            found = [self.blocks(part) for part in (sum(train, []), val, test)]
+            few = len(paragraphs) < len(pieces) < PIECES
+            if min(map(len, found)) >= 2 and not few:
+                break
+        if min(map(len, found)) >= 2:
+            return tuple(TensorData({"data": part}) for part in found)
+        sizes = " / ".join(str(len(part)) for part in found)
+        raise ValueError(
+            f"{self.path or 'the embedded prose'} gives {sizes} blocks of {self.length} tokens for training, validation "
+            f"and test, but each needs two: give more text or a smaller data.length"
+        )
 
     @abstractmethod
     def paragraphs(self, text: str) -> list[str]:
-        """The different paragraphs of a text, in order."""
+        """The different paragraphs of a text whose paragraphs end at empty lines, in order."""
 
     @abstractmethod
     def blocks(self, parts: list[str]) -> Tensor:
@@ -134,21 +156,21 @@ class Prose(DiscreteData):
 class TextData(Prose):
     """Characters of English prose, in blocks.
 
-    Letters are lowered and lose their accents; every run of other characters becomes one space.
+    Letters that the alphabet lacks are lowered and lose their accents, as far as it takes; every run of other characters
+    becomes one space.
 
     Args:
-        path: a text file, or a folder whose .txt files are read in alphabetical order; None is the prose inside CPython's
-            own documentation module (`pydoc_data.topics`, which differs a little between versions of Python).
+        path, batch_size: as in `Prose`.
         length: d, characters of a block.
         alphabet: the symbols; the first stands for everything that is not among them.
-        batch_size: blocks of one micro-batch.
     """
 
     def __init__(self, path: str | None = None, length: int = 64, alphabet: str = ALPHABET, batch_size: int = 64):
+        alphabet = unicodedata.normalize("NFC", alphabet)
         if len(set(alphabet)) != len(alphabet) or len(alphabet) < 2:
-            raise ValueError(f"an alphabet needs at least two symbols, none twice, got {alphabet!r}")
+            raise ValueError(f"data.alphabet needs at least two symbols, none twice, got {alphabet!r}")
         super().__init__(path, length, len(alphabet), batch_size)
-        self.alphabet = alphabet
+        self.alphabet, self.space = alphabet, alphabet[0]
 
     def paragraphs(self, text: str) -> list[str]:
         return paragraphs(text, self.alphabet)
@@ -239,19 +261,85 @@ class DigitData(DiscreteData):
 
 
 def source_text(path: str | None) -> str:
-    """The text at a path, or CPython's own documentation."""
+    """The text at a path, or CPython's own documentation; paragraphs end at empty lines.
+
+    Files of a folder that are no text are named in a warning and left out.
+
+    Raises:
+        ValueError: there is none, or the only file is no text.
+    """
     if path is None:
         from pydoc_data.topics import topics
 
         return "\n\n".join(topics[name] for name in sorted(topics))
-    root = Path(path).expanduser()
-    files = sorted(root.rglob("*.txt")) if root.is_dir() else [root]
-    if not files or not files[0].is_file():
+    file = Path(path).expanduser()
+    if file.is_file():
+        try:
+            return with_paragraphs(read_text(file))
+        except ValueError as error:
+            raise ValueError(f"{path} {error}") from None
+    if not file.is_dir():
         raise ValueError(f"{path} is no text file and no folder with .txt files; give data.path=/path/to/text")
+    source = Source(path, (".txt",), "text")
+    texts, faults = {}, {}
+    for file in source.files:
+        try:
+            texts[file] = with_paragraphs(read_text(file))
+        except ValueError as error:
+            faults[file] = str(error)
+    return "\n\n".join(texts[file] for file in source.without(faults))
+
+
+def read_text(file: Path) -> str:
+    """The text in a file; lines end with a line feed.
+
+    Raises:
+        ValueError: it is no text in UTF-8, or in UTF-16 or UTF-32 with a mark. Says what is wrong, not of which file.
+    """
     try:
-        return "\n\n".join(file.read_text(encoding="utf-8") for file in files)
+        data = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    mark = next((mark for mark in MARKS if data.startswith(mark)), b"")
+    encoding = MARKS.get(mark, "utf-8")
+    try:
+        text = data.removeprefix(mark).decode(encoding)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason}): convert it first") from None
+        what = f"{error.reason} at byte {error.start + len(mark)}{f' of {encoding}' if mark else ''}"
+        raise ValueError(f"is not UTF-8 text ({what}): convert it first") from None
+    if "\0" in text:
+        raise ValueError("is not UTF-8 text (it holds zeros, as UTF-16 without a mark does): convert it first")
+    if not text.strip():
+        raise ValueError("is empty")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def with_paragraphs(text: str) -> str:
+    """A text in which paragraphs end at empty lines: where it has none, each line long enough to be prose is one."""
+    if re.search(r"\n\s*\n", text.strip()):
+        return text
+    return "\n\n".join(gathered(text.strip().split("\n"), PARAGRAPH))
+
+
+def gathered(lines: Iterable[str], shortest: int) -> list[str]:
+    """Lines, of which short ones are put together with those that follow."""
+    found, short = [], ""
+    for line in lines:
+        short = f"{short}\n{line}" if short else line
+        if len(short) >= shortest:
+            found.append(short)
+            short = ""
+    return [*found, short] if short else found
+
+
+def cut_text(text: str, longest: int, space: str) -> list[str]:
+    """A text in pieces of `longest` characters at most, cut at spaces where there are any."""
+    found, start = [], 0
+    while len(text) - start > longest:
+        end = text.rfind(space, start + longest // 2, start + longest + 1)
+        found.append(text[start : end if end > 0 else start + longest])
+        start = end + 1 if end > 0 else start + longest
+    return [*found, text[start:]]
 
 
 def paragraphs(text: str, alphabet: str = ALPHABET) -> list[str]:
@@ -261,12 +349,18 @@ def paragraphs(text: str, alphabet: str = ALPHABET) -> list[str]:
 
 
 def normalise(text: str, alphabet: str = ALPHABET) -> str:
-    """Text without accents, lowered if the alphabet has no capitals, each run of foreign characters one filler."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    if alphabet == alphabet.lower():
-        plain = plain.lower()
+    """Text spelt with an alphabet, each run of foreign characters one filler."""
+    text = unicodedata.normalize("NFC", text)
+    plain = text.translate({ord(c): spelt(c, alphabet) for c in set(text)})
     filler, *symbols = alphabet
     return re.sub(f"[^{re.escape(''.join(symbols))}]+", filler, plain).strip(filler)
+
+
+def spelt(character: str, alphabet: str) -> str:
+    """A character as it is if the alphabet has it, else in lower case if it has that, else without accents and so on."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
+    ways = (character, character.lower(), plain, plain.lower())
+    return next((way for way in ways if all(c in alphabet for c in way)), plain.lower())
 
 
 def blocks(parts: list[str], length: int, alphabet: str = ALPHABET) -> Tensor:

@@ -23,8 +23,14 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.data import DistillData, TensorData, split
+from distillkit.files import read_npz
+from distillkit.sources import listed
 from domains.protein.designability import Designability
 from domains.protein.geometry import CLASSES, centred, fold_class
+
+LOW, HIGH = 0.27, 0.42  # nm from one C-alpha to the next, at least and at most, where they are bonded
+UNKNOWN = 9999.0  # angstrom, from which on coordinates stand for none
+Said = dict[str, list[str]]  # what was left out or chosen, and of which files or chains
 
 
 @dataclass
@@ -143,7 +149,7 @@ class ChainFile(Chains):
     [chains], train, val or test; `globular` [chains], bool, false for those to be left out.
 
     A chain that is too long is cut into windows, all in the same part of the data; of one with a gap (neighbours that are
-    not 0.27 to 0.42 nm apart) the longest piece is taken.
+    not 0.27 to 0.42 nm apart) the longest piece is taken. Residues without known coordinates (see `known`) are missing.
 
     Args:
         path: the file.
@@ -157,13 +163,14 @@ class ChainFile(Chains):
         self.path, self.shares, self.seed = path, (val, test), seed
 
     def load(self, shortest: int, longest: int) -> tuple[Traces, Traces, Traces]:
-        chains, named, said = self.read()
+        chains, names, named, said = self.read()
         pieces = [windows(longest_piece(chain), shortest, longest) for chain in chains]
         kept = [i for i, found in enumerate(pieces) if found]
-        if len(kept) < len(chains):
-            said = {**said, f"chains shorter than {shortest} residues, left out": len(chains) - len(kept)}
+        if short := list(dict.fromkeys(name for name, found in zip(names, pieces, strict=True) if not found)):
+            said = {**said, f"chains shorter than {shortest} residues, left out": short}
         if said:
-            warnings.warn(f"{self.path}: {'; '.join(f'{count} {what}' for what, count in said.items())}", stacklevel=2)
+            facts = "; ".join(f"{what}: {listed(names)}" for what, names in said.items())
+            warnings.warn(f"{self.path}: {facts}", stacklevel=2)
         if named is None:
             parts = self._parts([pieces[i] for i in kept], kept)
         else:
@@ -184,30 +191,56 @@ class ChainFile(Chains):
         parts = split([0] * len(pieces), min(val, len(pieces)), min(test, len(pieces)), order=order)
         return [[window for i in part.tolist() for window in pieces[i]] for part in parts]
 
-    def read(self) -> tuple[list[np.ndarray], np.ndarray | None, dict[str, int]]:
-        """All chains in nanometres, [n, 3] float32 each; to which part each belongs, if that is known; what was left out."""
+    def read(self) -> tuple[list[np.ndarray], list[str], np.ndarray | None, Said]:
+        """All chains in nanometres, [n, 3] float32 each, and their names; to which part each belongs, if that is known; what
+        was left out."""
         path = Path(self.path).expanduser()
         if not path.is_file():
             raise ValueError(f"{self.path} is not a file of chains; give the path of one that exists")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                coords, offsets = np.asarray(file["coords"], np.float32), file["offsets"]
-                named = file.get("split")
-                keep = file["globular"] if "globular" in file else np.ones(len(offsets) - 1, bool)
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{path} is no .npz file with coords and offsets ({error})") from None
-        if coords.ndim == 3:
+        arrays = read_npz(path, ("coords", "offsets", "split", "globular"))
+        if lacking := {"coords", "offsets"} - arrays.keys():
+            raise ValueError(f"{path} must hold coords and offsets; it has no {' and no '.join(sorted(lacking))}")
+        coords, offsets, named = arrays["coords"], arrays["offsets"], arrays.get("split")
+        if coords.ndim == 3 and coords.shape[1]:
             coords = coords[:, 1] if coords.shape[1] >= 3 else coords[:, 0]
-        if coords.ndim != 2 or coords.shape[-1] != 3 or not np.isfinite(coords).all():
-            raise ValueError(f"{path} must hold finite coords [residues, 3] or [residues, atoms, 3]")
-        if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(coords) or (np.diff(offsets) < 0).any():
-            raise ValueError(f"{path} must hold offsets that rise from 0 to the {len(coords)} residues of coords")
-        chains = [coords[a:b] / 10 for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
-        kept = [chain for chain, wanted in zip(chains, keep, strict=True) if wanted]
-        return kept, None if named is None else named[keep], {}
+        if coords.ndim != 2 or coords.shape[-1] != 3 or coords.dtype.kind not in "fiu":
+            raise ValueError(
+                f"{path} must hold numbers in coords [residues, 3] or [residues, atoms, 3], got {coords.dtype} "
+                f"{list(coords.shape)}"
+            )
+        coords = coords.astype(np.float64)
+        whole = offsets.ndim == 1 and len(offsets) > 1 and offsets.dtype.kind in "iu"
+        if not whole or offsets[0] != 0 or offsets[-1] != len(coords) or (offsets[1:] < offsets[:-1]).any():
+            raise ValueError(f"{path} must hold whole offsets that rise from 0 to the {len(coords)} residues of coords")
+        count = len(offsets) - 1
+        keep = arrays.get("globular", np.ones(count, bool))
+        if keep.shape != (count,) or keep.dtype != bool:
+            raise ValueError(f"{path} must hold globular as {count} booleans, one for each chain")
+        if named is not None and (named.shape != (count,) or not set(named.tolist()) <= {"train", "val", "test"}):
+            raise ValueError(f"{path} must hold split as {count} times train, val or test, one for each chain")
+        numbers = np.flatnonzero(keep).tolist()
+        chains = [coords[offsets[i] : offsets[i + 1]] for i in numbers]
+        there = [known(chain) for chain in chains]
+        gaps = [f"chain {i}" for i, fine in zip(numbers, there, strict=True) if not fine.all()]
+        said = {"residues without known coordinates, taken as missing": gaps} if gaps else {}
+        chains = [(chain[fine] / 10).astype(np.float32) for chain, fine in zip(chains, there, strict=True)]
+        return chains, [f"chain {i}" for i in numbers], None if named is None else named[keep], said
 
 
-def longest_piece(chain: np.ndarray, low: float = 0.27, high: float = 0.42) -> np.ndarray:
+def known(chain: np.ndarray) -> np.ndarray:
+    """Which C-alpha positions [n, 3] of a chain, in angstrom, are places, bool [n].
+
+    Not a number, 9999 and beyond, and (0, 0, 0) without a bonded neighbour are what programs write for unknown ones.
+    """
+    there = np.isfinite(chain).all(1)
+    there[there] = (np.abs(chain[there]) < UNKNOWN).all(1)
+    step = np.linalg.norm(np.diff(np.where(there[:, None], chain, 0), axis=0), axis=-1) / 10
+    bonded = (step >= LOW) & (step <= HIGH) & there[1:] & there[:-1]
+    near = np.append(bonded, False) | np.append(False, bonded)
+    return there & (chain.any(1) | near[: len(chain)])
+
+
+def longest_piece(chain: np.ndarray, low: float = LOW, high: float = HIGH) -> np.ndarray:
     """The longest stretch of a chain [n, 3] without a gap: neighbours `low` to `high` nm apart."""
     step = np.linalg.norm(np.diff(chain, axis=0), axis=-1)
     ends = [0, *(np.flatnonzero((step < low) | (step > high)) + 1).tolist(), len(chain)]

@@ -141,14 +141,14 @@ def _bytes(colours: np.ndarray | None, num: int) -> np.ndarray:
 
 
 def _trimesh(mesh: Mesh):
-    from domains.threed.mesh_folder import import_trimesh
+    from domains.threed.mesh_files import import_trimesh
 
     colours = _bytes(mesh.colours, len(mesh.vertices))
     return import_trimesh().Trimesh(mesh.vertices, mesh.faces, vertex_colors=colours, process=False)
 
 
 def _points(mesh: Mesh):
-    from domains.threed.mesh_folder import import_trimesh
+    from domains.threed.mesh_files import import_trimesh
 
     points, colours = mesh.sample(4096)
     return import_trimesh().PointCloud(points, _bytes(None if mesh.colours is None else colours, len(points)))

@@ -5,10 +5,8 @@ V, F: vertices and faces of a mesh; R: voxels along a side; P: points.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,11 +14,11 @@ from scipy.spatial import cKDTree
 
 from distillkit import checks
 from distillkit.data import split
+from distillkit.sources import Source, drawn, listed
 from domains.threed.data import Shapes, Volumes, lattice_points
+from domains.threed.mesh_files import BESIDE, SUFFIXES, import_trimesh, read_mesh
 from domains.threed.meshes import Mesh
 
-SUFFIXES = (".obj", ".ply", ".glb", ".stl")
-EXTENT = 0.84  # of the longest side of a shape's bounding box: a voxel of sixteen is left around it
 SAMPLES = 20_000  # points that stand for a surface until the nearest triangles are known
 NEAREST = 8  # of these points, whose triangles the exact distance is taken to
 CHUNK = 4096  # faces that all columns of the lattice are tested against at once
@@ -30,9 +28,11 @@ class MeshFolder(Shapes):
     """Watertight meshes in a folder: .obj, .ply, .glb, .stl.
 
     Sub-folders of the first level are the categories, in alphabetical order; meshes lying flat have none. Each mesh is
-    moved and scaled so that its bounding box is centred and 0.84 long at its longest. Colours are those of vertices,
-    faces or a texture (grey where there are none). What cannot be read or is not watertight is named in a warning
-    and left out: it has no inside. Which part a file belongs to follows from a hash of its name.
+    moved and scaled so that its bounding box is centred and 0.84 long at its longest; each closed part of it has its inside
+    where it is meant to be (see `surfaces.closed`). Colours are those of vertices, faces, a texture or the material (grey
+    where there are none); textures lie in the folder, and those that are missing are named. What cannot be read or is not
+    watertight is named in a warning and left out: it has no inside. Which part of the data a file belongs to follows from a
+    hash of its name.
 
     Args:
         path: the folder.
@@ -49,75 +49,36 @@ class MeshFolder(Shapes):
     names: list[str] = []
 
     def load(self, side: int) -> tuple[Volumes, Volumes, Volumes]:
-        root = Path(self.path).expanduser()
-        if not root.is_dir():
-            raise ValueError(f"{self.path} is not a folder of meshes; give the path of one that exists")
+        source = Source(self.path, SUFFIXES, "watertight mesh", beside=BESIDE)
         import_trimesh()
-        paths, meshes = self._read(root)
+        shapes, faults, facts = {}, {}, []
+        for path in source.files:
+            said: list[str] = []
+            try:
+                shapes[path] = on_lattice(read_mesh(path, self.up, source.root, said), side)
+            except ValueError as error:
+                faults[path] = str(error)
+            else:
+                facts += [f"{source.name(path)} ({', '.join(said)})"] if said else []
+        paths = source.without(faults)
+        if facts:
+            warnings.warn(
+                f"{source.root}: used without what they lack, in their materials' own colour or grey if it is a picture: "
+                f"{listed(facts)}",
+                stacklevel=2,
+            )
         val, test = (max(1, round(share * len(paths))) for share in self.shares)
         if len(paths) - val - test < 1:
             raise ValueError(
-                f"{root} holds {len(paths)} watertight meshes, too few to train, validate and test on; "
+                f"{source.root} holds {len(paths)} watertight meshes, too few to train, validate and test on; "
                 f"give a folder with at least 3 {', '.join(SUFFIXES)} files"
             )
-        homes = [path.relative_to(root).parts[0] if path.parent != root else None for path in paths]
-        if None in homes and any(homes):
-            raise ValueError(f"{root} holds meshes both flat and in class folders; move the flat ones into a folder")
-        self.names = sorted(set(homes) - {None})
-        label = torch.tensor([self.names.index(home) for home in homes]) if self.names else None
-        shapes = [on_lattice(mesh, side) for mesh in meshes]
-        distance, colour = (torch.from_numpy(np.stack(values)) for values in zip(*shapes, strict=True))
-        keys = [hashlib.blake2b(f"{self.seed}/{p.relative_to(root).as_posix()}".encode()).hexdigest() for p in paths]
-        order = sorted(range(len(paths)), key=keys.__getitem__)
-        parts = split(label.tolist() if self.names else [0] * len(paths), val, test, order=order)
-        return tuple(Volumes(distance[i], colour[i], label[i] if self.names else None) for i in parts)
-
-    def _read(self, root: Path) -> tuple[list[Path], list[Mesh]]:
-        """What can be used, in the order of its names."""
-        found, meshes, left_out = [], [], []
-        for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
-            try:
-                meshes.append(read_mesh(path, self.up))
-                found.append(path)
-            except ValueError as error:
-                left_out.append(f"{path.relative_to(root).as_posix()} ({error})")
-        if left_out:
-            names = ", ".join(left_out[:10]) + (f" and {len(left_out) - 10} more" if len(left_out) > 10 else "")
-            warnings.warn(f"{len(left_out)} files are left out: {names}", stacklevel=3)
-        if not found:
-            raise ValueError(f"{root} holds no watertight mesh; give a folder with {', '.join(SUFFIXES)} files")
-        return found, meshes
-
-
-def read_mesh(path: Path, up: str = "z") -> Mesh:
-    """A watertight mesh from a file, standing upright, centred, 0.84 long at its longest.
-
-    Raises:
-        ValueError: the file cannot be read, or what it holds has no inside.
-    """
-    trimesh = import_trimesh()
-    try:
-        loaded = trimesh.load_scene(path).to_mesh()
-        colours = _colours(loaded)
-        loaded.merge_vertices(merge_tex=True, merge_norm=True)  # a seam of the texture is none of the surface
-    except Exception as error:  # readers of many formats fail in many ways
-        raise ValueError(f"cannot be read: {type(error).__name__}") from None
-    if len(loaded.faces) == 0:
-        raise ValueError("has no faces")
-    mesh = Mesh(np.asarray(loaded.vertices, np.float32), np.asarray(loaded.faces, np.int64))
-    if not np.isfinite(mesh.vertices).all():
-        raise ValueError("has vertices that are no numbers")
-    if not mesh.watertight:
-        raise ValueError("is not watertight")
-    if mesh.volume < 0:
-        mesh.faces = mesh.faces[:, ::-1].copy()
-    if colours is not None:  # of the vertices as they were before some were merged
-        mesh.colours = colours[1][cKDTree(colours[0]).query(mesh.vertices)[1]]
-    if up == "y":
-        mesh.vertices = mesh.vertices[:, [0, 2, 1]] * np.array([1, -1, 1], np.float32)
-    low, high = mesh.vertices.min(0), mesh.vertices.max(0)
-    mesh.vertices = (mesh.vertices - (low + high) / 2) * (EXTENT / (high - low).max())
-    return mesh
+        self.names, homes = source.classes(paths)
+        label = None if homes is None else torch.tensor(homes)
+        distance, colour = (torch.from_numpy(np.stack(each)) for each in zip(*map(shapes.get, paths), strict=True))
+        order = drawn([source.name(path) for path in paths], self.seed)
+        parts = split([0] * len(paths) if homes is None else homes, val, test, order=order)
+        return tuple(Volumes(distance[i], colour[i], None if label is None else label[i]) for i in parts)
 
 
 def on_lattice(mesh: Mesh, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,8 +88,9 @@ def on_lattice(mesh: Mesh, side: int) -> tuple[np.ndarray, np.ndarray]:
     the nearest point farther away; the sign is that of the winding number.
     """
     faces, weights = mesh.places(SAMPLES)
-    faces = np.concatenate([faces, np.arange(len(mesh.faces))])  # and the middle of every face
-    weights = np.concatenate([weights, np.full((len(mesh.faces), 3), 1 / 3, np.float32)])
+    wide = np.flatnonzero(mesh.areas > 0)  # a triangle without area has no nearest point, and its neighbours cover it
+    faces = np.concatenate([faces, wide])  # and the middle of every face
+    weights = np.concatenate([weights, np.full((len(wide), 3), 1 / 3, np.float32)])
     tree = cKDTree((weights[..., None] * mesh.vertices[mesh.faces[faces]]).sum(1))
     points = lattice_points(side).numpy().reshape(-1, 3)
     away, nearest = tree.query(points, NEAREST)
@@ -136,7 +98,10 @@ def on_lattice(mesh: Mesh, side: int) -> tuple[np.ndarray, np.ndarray]:
     triangles = mesh.corners[faces[nearest[close]]].reshape(-1, 3, 3)
     repeated = points[close].repeat(NEAREST, axis=0)
     on_them = import_trimesh().triangles.closest_point(triangles, repeated)
-    distance[close] = np.linalg.norm(on_them - repeated, axis=-1).reshape(-1, NEAREST).min(1)
+    exact = np.linalg.norm(on_them - repeated, axis=-1).reshape(-1, NEAREST)
+    distance[close] = np.fmin(exact, away[close]).min(
+        1
+    )  # of a triangle that is next to a line the nearest point may be NaN
     distance = distance.reshape([side + 1] * 3) * np.where(winding(mesh, side) > 0, -1, 1)
 
     centres = lattice_points(side, centres=True).numpy().reshape(-1, 3)
@@ -173,23 +138,3 @@ def winding(mesh: Mesh, side: int) -> np.ndarray:
         )  # lattice points of the line under the face
         np.add.at(turns, (line, below), np.where(up[face, line], 1, -1))
     return turns[:, ::-1].cumsum(1)[:, ::-1][:, 1:].reshape([side + 1] * 3)
-
-
-def import_trimesh() -> Any:
-    """`trimesh`, or how to get it."""
-    try:
-        import trimesh
-    except ImportError as error:
-        raise ValueError(
-            f"meshes are read and written with trimesh ({error}); pip install 'distillkit[threed]'"
-        ) from None
-    return trimesh
-
-
-def _colours(loaded: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """Vertices and their colours in [-1, 1], or None where the file gives none."""
-    if loaded.visual.kind is None:
-        return None
-    visual = loaded.visual.to_color() if loaded.visual.kind == "texture" else loaded.visual
-    colours = np.asarray(visual.vertex_colors, np.float32)[:, :3] / 127.5 - 1
-    return np.asarray(loaded.vertices, np.float32), colours

@@ -3,7 +3,6 @@
 import math
 import os
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,8 @@ from distillkit.data import StepLoader, alike
 from domains.protein import geometry
 from domains.protein.data import ChainFile, ProteinData, Traces, asked, batch, longest_piece, windows
 from domains.protein.folds import IdealFolds, folds
-from domains.protein.structure_folder import INDEX, StructureFolder, format_of, read_structure
+from domains.protein.structure_folder import INDEX, StructureFolder
+from domains.protein.structures import format_of, read_structure
 
 STORE = Path(os.environ.get("DISTILLKIT_DATA", "none")) / "protein"  # a folder of real data sets, if there is one
 real = pytest.mark.skipif(not STORE.is_dir(), reason="the real chains are not here")
@@ -247,10 +247,13 @@ def test_a_file_of_chains(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"coords": np.zeros((4, 2)), "offsets": [0, 4]}, "must hold finite coords"),
-        ({"coords": np.full((4, 3), np.nan), "offsets": [0, 4]}, "must hold finite coords"),
+        ({"coords": np.zeros((4, 2)), "offsets": [0, 4]}, r"numbers in coords \[residues, 3\]"),
+        ({"coords": np.zeros((4, 3)), "offsets": [0, 4], "split": ["train", "val"]}, "split as 1 times"),
+        ({"coords": np.zeros((4, 3)), "offsets": [0, 4], "split": ["training"]}, "split as 1 times"),
+        ({"coords": np.zeros((4, 3)), "offsets": [0, 4], "globular": [True, True]}, "globular as 1 booleans"),
+        ({"coords": np.zeros((4, 3)), "offsets": [0.0, 4.0]}, "offsets that rise"),
         ({"coords": np.zeros((4, 3)), "offsets": [0, 3]}, "offsets that rise"),
-        ({"coords": np.zeros((4, 3))}, "no .npz file with coords and offsets"),
+        ({"coords": np.zeros((4, 3))}, "it has no offsets"),
     ],
 )
 def test_files_that_are_none_are_refused(arrays, message, tmp_path):
@@ -294,15 +297,16 @@ def structure(path: Path, num: int = 40, models: int = 1, gap: int = 0) -> np.nd
 def test_structures_are_read_with_what_they_leave_open(tmp_path):
     pytest.importorskip("gemmi")
     chain = structure(tmp_path / "a.pdb", models=2)
-    said: Counter[str] = Counter()
+    said = set()
     (found,) = read_structure(tmp_path / "a.pdb", said)
     assert np.abs(found * 10 - chain).max() < 1e-3 and found.dtype == np.float32
     assert said == {
-        "files of several models, the first taken": 1,
-        "residues at several places, the most occupied taken": 1,
+        "several models, the first taken",
+        "residues at several places, the conformer taken that is more occupied along them",
     }
     (tmp_path / "b.pdb").write_text("nothing")
-    assert read_structure(tmp_path / "b.pdb") == []
+    with pytest.raises(ValueError, match="it holds no atoms"):
+        read_structure(tmp_path / "b.pdb")
 
 
 def test_a_folder_of_structures_is_read_once(tmp_path, monkeypatch):
@@ -312,12 +316,15 @@ def test_a_folder_of_structures_is_read_once(tmp_path, monkeypatch):
         structure(tmp_path / "more" / f"{i}.pdb", gap=3 * (i == 0))
     structure(tmp_path / "short.ent", num=12)
     source = StructureFolder(str(tmp_path))
-    with pytest.warns(UserWarning, match="1 chains with missing residues.*1 chains shorter than 20"):
+    with pytest.warns(
+        UserWarning,
+        match="missing residues, the longest piece taken: more/0.pdb; .*shorter than 20 residues, left out: short.ent",
+    ):
         first = source.load(20, 64)
     assert [len(part.positions) for part in first] in ([3, 1, 1], [4, 1, 1])
     assert sorted(len(chain) for part in first for chain in part.positions) == [27, 40, 40, 40, 40]
     monkeypatch.setattr("domains.protein.structure_folder.read_structure", lambda *_: pytest.fail("read again"))
-    with pytest.warns(UserWarning, match="1 chains with missing residues"):
+    with pytest.warns(UserWarning, match="chains with missing residues"):
         again = StructureFolder(str(tmp_path)).load(20, 64)
     assert all(torch.equal(a, b) for a, b in zip(first[0].positions, again[0].positions, strict=True))
     monkeypatch.undo()
@@ -328,9 +335,9 @@ def test_a_folder_of_structures_is_read_once(tmp_path, monkeypatch):
 
 
 def test_folders_that_hold_nothing_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="is not a folder of structures"):
+    with pytest.raises(ValueError, match="is not a folder"):
         StructureFolder(str(tmp_path / "none")).load(32, 64)
-    with pytest.raises(ValueError, match="holds no structures"):
+    with pytest.raises(ValueError, match="holds no protein chain"):
         StructureFolder(str(tmp_path)).load(32, 64)
 
 
