@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from distillkit.spec import Recorded
+
 Batch = dict[str, Tensor]
 
 
@@ -118,7 +120,7 @@ class HeldOutLoader:
             yield self.dataset[indices]
 
 
-class DistillData(LightningDataModule):
+class DistillData(Recorded, LightningDataModule):
     """Base of all data modules: `load` gives three data sets, the base turns them into loaders.
 
     Args:

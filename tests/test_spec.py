@@ -148,7 +148,7 @@ def test_a_folder_cannot_extend_whom_its_reader_trusts(tmp_path):
     (tmp_path / "teacher.yaml").write_text("{denoiser: {class_path: evil.Denoiser}, event_shape: [2]}")
     teacher = "distillkit.teachers.folder.FolderTeacher"
     with pytest.raises(ValueError, match="names class evil.Denoiser, which is outside"):
-        from_spec({"class_path": teacher, "init_args": {"path": str(tmp_path), "trust": ["evil"]}})
+        from_spec({"class_path": teacher, "init_args": {"path": str(tmp_path), "trust": ["evil"]}}, home=tmp_path)
 
 
 def test_trusted_packages_may_be_named():

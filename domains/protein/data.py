@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from distillkit.data import DistillData, TensorData, split
+from distillkit.spec import Recorded
 from domains.protein.designability import Designability
 from domains.protein.geometry import CLASSES, centred, fold_class
 
@@ -39,7 +40,7 @@ class Traces:
     label: Tensor | None = None
 
 
-class Chains(ABC):
+class Chains(Recorded, ABC):
     """A source of chains.
 
     Attributes:

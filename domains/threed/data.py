@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distillkit.data import DistillData, TensorData
+from distillkit.spec import Recorded
 
 CORNERS = tuple(itertools.product((0, 1), repeat=3))  # of a voxel, in the order of the features
 CHANNELS = len(CORNERS) + 3  # distances at the corners, then red, green, blue
@@ -43,7 +44,7 @@ class Volumes:
     label: Tensor | None = None
 
 
-class Shapes(ABC):
+class Shapes(Recorded, ABC):
     """A source of shapes."""
 
     @abstractmethod
