@@ -93,11 +93,8 @@ def from_spec(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None, 
     read = check(spec, trust, home)
     if weights is None:
         return _made(spec, trust)
-    from distillkit.files import sizes
-
-    own = sizes(weights)
     there = sum(file.stat().st_size for path in read for file in _files(path) if file.suffix == ".safetensors")
-    with Bounded(16 * (sum(own) + there) + 2048 * len(own) + 2**22):
+    with bounded(weights, there):
         return _made(spec, trust)
 
 
@@ -343,6 +340,14 @@ class Bounded(TorchDispatchMode):
         self.left -= max(tensor.numel(), 256)
         if self.left < 0:
             raise ValueError("the folder describes something far larger than the weights it brings")
+
+
+def bounded(weights: Path, more: int = 0) -> Bounded:
+    """Room for a network whose tensors stand in a safetensors file, and for `more` numbers that it reads elsewhere."""
+    from distillkit.files import sizes
+
+    own = sizes(weights)
+    return Bounded(16 * (sum(own) + more) + 2048 * len(own) + 2**22)
 
 
 def _short(value: Any) -> str:
