@@ -15,7 +15,7 @@ import shlex
 import types
 import typing
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,8 @@ from typing import Any, Literal, Union
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from distillkit.files import sizes
 
 TRUSTED = ("distillkit", "domains")
 PATHS = (
@@ -94,7 +96,7 @@ def from_spec(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None, 
     if weights is None:
         return _made(spec, trust)
     there = sum(file.stat().st_size for path in read for file in _files(path) if file.suffix == ".safetensors")
-    with bounded(weights, there):
+    with bounded(sizes(weights), there):
         return _made(spec, trust)
 
 
@@ -160,7 +162,7 @@ def _check_class(spec: dict, allowed: list[str]) -> None:
             f"the folder names class {_short(path)[1:-1]}, which is outside {', '.join(allowed)}: pass trust=({package!r},) if "
             f"you trust that package with running its code (--trust {shlex.quote(package)} on the command line)"
         )
-    if any(not part.isidentifier() or part.startswith("_") for part in path.split(".")):
+    if "." not in path or any(not part.isidentifier() or part.startswith("_") for part in path.split(".")):
         raise ValueError(f"the folder names {_short(path)[1:-1]}, which is no class that distillkit writes to folders")
 
 
@@ -342,14 +344,11 @@ class Bounded(TorchDispatchMode):
             raise ValueError("the folder describes something far larger than the weights it brings")
 
 
-def bounded(weights: Path, more: int = 0) -> Bounded:
-    """Room for a network whose tensors stand in a safetensors file, and for `more` numbers that it reads elsewhere."""
-    from distillkit.files import sizes
-
-    own = sizes(weights)
-    return Bounded(16 * (sum(own) + more) + 2048 * len(own) + 2**22)
+def bounded(sizes: Collection[int], more: int = 0) -> Bounded:
+    """Room for a network whose tensors have these sizes, and for `more` numbers that it reads elsewhere."""
+    return Bounded(16 * (sum(sizes) + more) + 2048 * len(sizes) + 2**20)
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:76]} ..."

@@ -78,8 +78,9 @@ def set_up(data: Any) -> None:
     try:
         with Bounded(MOST_DATA):
             data.setup()
-    except ValueError as error:
-        raise UsageError(f"the student's data cannot be read: {error}") from error
+    except Exception as error:  # what a folder asks for can be wrong in every way
+        said = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UsageError(f"the student's data cannot be read: {said}{error}") from error
 
 
 def _new(path: Path) -> Path:

@@ -199,14 +199,19 @@ def check_facts(config: dict[str, Any], file: Path, denoiser: Any, kind: type = 
     """Refuse a folder whose yaml holds values of the wrong kind, before one of them fails somewhere inside."""
     shape, classes, context = (config.get(key) or {} for key in ("event_shape", "classes", "context"))
     counts = [*classes.values(), 1] if isinstance(classes, dict) else []
-    known = getattr(getattr(denoiser, "network", None), "_arguments", {}).get("classes")
-    tables = known if isinstance(known, dict) else {}
+    known = getattr(getattr(denoiser, "network", None), "_arguments", {})
+    tables = known["classes"] if isinstance(known.get("classes"), dict) else {}
+    own = known.get("event_shape") or shape
+    first = 1 if isinstance(context, list) and "mask" in context else 0  # sets come in all sizes
     sound = {
         "denoiser": isinstance(denoiser, kind),
-        "event_shape": numbers(shape) and _whole(shape) and math.prod(shape) <= LARGEST_SAMPLE,
+        "event_shape": numbers(shape)
+        and _whole(shape)
+        and math.prod(shape) <= LARGEST_SAMPLE
+        and shape[first:] == list(own)[first:],
         "classes": numbers(counts)
         and _whole(counts)
-        and all(isinstance(name, str) and tables.get(name, count) >= count for name, count in classes.items()),
+        and all(isinstance(name, str) and count <= tables.get(name, LARGEST_SAMPLE) for name, count in classes.items()),
         "context": not context or isinstance(context, list) and all(isinstance(name, str) for name in context),
     }
     for key, fine in sound.items():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import RectifiedFlow, expand_mask
-from distillkit.files import fill_weights, read_weights
+from distillkit.files import fill_weights, read_weights, sizes
 from distillkit.spec import bounded
 from distillkit.teachers.base import Teacher
 from domains.threed.trellis.networks import SLatFlowModel, SparseStructureDecoder, SparseStructureFlowModel
@@ -86,7 +86,7 @@ def load(path: str, role: str, kind: type[nn.Module]) -> tuple[nn.Module, dict[s
         why = f"; {weights.with_suffix(pickles[0]).name} is a pickle, which is never opened" if pickles else ""
         raise ValueError(f"{weights} does not exist{why}: copy it there from the TRELLIS release")
     try:
-        with bounded(weights), torch.device("meta"):  # the weights come from the file
+        with bounded(sizes(weights)), torch.device("meta"):  # the weights come from the file
             network = kind(**arguments)
     except TypeError as error:
         raise ValueError(f"{config} does not fit a {kind.__name__}: {error}") from None
