@@ -171,9 +171,8 @@ def _bounded(events: Iterable[Any]) -> bool:
                 return False
             continue
         if isinstance(event, yaml.AliasEvent):
-            size, depth = known.get(
-                event.anchor, (MOST_NODES + 1, 0)
-            )  # one that stands inside of its own anchor never ends
+            endless = any(event.anchor == anchor for anchor, *_ in parts)  # it stands inside of its own anchor
+            size, depth = (MOST_NODES + 1, 0) if endless else known.get(event.anchor, (0, 0))
         elif isinstance(event, yaml.ScalarEvent):
             size, depth = 1 + len(event.value) // 64, 0
             known[event.anchor] = size, depth

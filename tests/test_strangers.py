@@ -149,9 +149,7 @@ def test_text_in_the_place_of_an_object_is_no_class(at, value, folder, trap, tmp
     assert TRAP not in sys.modules and not trap.exists()
 
 
-@pytest.mark.parametrize(
-    "path", ["distillkit.__main__.MLP", "distillkit.spec.importlib", "domains..MLP", "distillkit"]
-)
+@pytest.mark.parametrize("path", ["distillkit.__main__.MLP", "distillkit.spec.importlib", "domains..MLP", "distillkit"])
 def test_modules_that_run_when_they_are_imported_are_refused(path, folder, tmp_path, capsys):
     put(folder, "denoiser/init_args/network/class_path", path)
     assert "which is no class that distillkit writes" in refused(capsys, *words("sample", folder, tmp_path))

@@ -188,7 +188,9 @@ MOST_TOKENS = 4096  # of a chain: its transitions are listed
 
 def _checked(num_tokens: int) -> None:
     if not 1 <= num_tokens <= MOST_TOKENS:
-        raise ValueError(f"num_tokens must lie between 1 and {MOST_TOKENS}, for all transitions are listed, got {num_tokens}")
+        raise ValueError(
+            f"num_tokens must lie between 1 and {MOST_TOKENS}, for all transitions are listed, got {num_tokens}"
+        )
 
 
 def countdown_chain(num_tokens: int = 32) -> tuple[Tensor, Tensor]:
