@@ -151,6 +151,32 @@ def test_a_folder_cannot_extend_whom_its_reader_trusts(tmp_path):
         from_spec({"class_path": teacher, "init_args": {"path": str(tmp_path), "trust": ["evil"]}}, home=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "path, key, value",
+    [
+        ("distillkit.networks.mlp.MLP", "width", "8"),
+        ("distillkit.networks.mlp.MLP", "width", 8.0),
+        ("distillkit.networks.mlp.MLP", "depth", True),
+        ("distillkit.networks.mlp.MLP", "event_shape", 2),
+        ("distillkit.networks.mlp.MLP", "event_shape", ["2"]),
+        ("distillkit.networks.mlp.MLP", "classes", [3]),
+        ("distillkit.networks.mlp.MLP", "classes", {"label": None}),
+        ("domains.discrete.teacher.Potts", "noise", "gaussian"),
+        ("domains.discrete.teacher.Potts", "schedule", to_spec(TrigFlow())),
+        ("domains.image.data.NpzImages", "path", None),
+        ("domains.image.data.NpzImages", "val", "0.1"),
+        ("domains.toy.data.ToyData", "seed", [0]),
+    ],
+)
+def test_arguments_are_of_the_kind_that_the_class_says(path, key, value):
+    """Before the class is called: many take what they are given and fail when they use it."""
+    needed = {"MLP": {"event_shape": [2]}, "NpzImages": {"path": "nowhere"}}.get(path.rpartition(".")[2], {})
+    if "Toy" in path:
+        needed = {"teacher": {"class_path": "domains.toy.teacher.Gaussian"}}
+    with pytest.raises(ValueError, match=f"{path} cannot be built: {key} cannot be"):
+        from_spec({"class_path": path, "init_args": {**needed, key: value}})
+
+
 def test_trusted_packages_may_be_named():
     """`torch` is trusted here, and still only classes that record themselves are built."""
     with pytest.raises(ValueError, match="no class that distillkit writes"):
