@@ -16,7 +16,7 @@ import types
 import typing
 import zipfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -106,7 +106,12 @@ def named(file: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise type(error)(f"{file}: {error}") from error
+        raise retold(error, f"{file}: {error}") from error
+
+
+def retold(error: ValueError, text: str) -> ValueError:
+    """The error in other words, still one of what lies outside if it was."""
+    return Outside(text) if isinstance(error, Outside) else ValueError(text)
 
 
 # ---- before anything is imported
@@ -124,7 +129,7 @@ def check(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None) -> l
                 _check_class(value, allowed)
             if any(not isinstance(key, str) for key in value):
                 raise ValueError(f"the folder is damaged: the names in {_short(value)} must be text")
-            if value.get("download") is True:  # the names of repositories look like paths
+            if value.get("download"):  # the names of repositories look like paths
                 asked = (value.get(key) for key in ("path", "pipeline"))
                 outside |= {key: None for key in asked if isinstance(key, str) and not _there(key) and key not in yes}
             left += reversed(value.items())
@@ -152,7 +157,11 @@ def check(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None) -> l
 
 def _check_class(spec: dict, allowed: list[str]) -> None:
     path, arguments = spec["class_path"], spec.get("init_args") or {}
-    if not isinstance(path, str) or not isinstance(arguments, dict):
+    if (
+        not isinstance(path, str)
+        or not isinstance(arguments, dict)
+        or not isinstance(spec.get("dict_kwargs", {}), dict)
+    ):
         raise ValueError(
             f"the folder is damaged: class_path {_short(path)} with init_args {_short(arguments)} names no object"
         )
@@ -275,11 +284,17 @@ def _made(spec: Any, trust: tuple[str, ...]) -> Any:
 
 
 def _hints(cls: type) -> dict[str, Any]:
-    """The types of a constructor's arguments, as far as they can be resolved."""
-    try:
-        return typing.get_type_hints(cls.__init__)
-    except (NameError, TypeError):
-        return {}
+    """The types of a constructor's arguments, those handed on to its parents included, as far as they can be resolved."""
+    found: dict[str, Any] = {}
+    for parent in cls.__mro__:
+        made = vars(parent).get("__init__")
+        if made is None:
+            continue
+        with suppress(NameError, TypeError):
+            found = typing.get_type_hints(made) | found
+        if not any(each.kind is each.VAR_KEYWORD for each in inspect.signature(made).parameters.values()):
+            break
+    return found
 
 
 def fits(value: Any, hint: Any) -> bool:

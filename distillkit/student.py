@@ -164,7 +164,7 @@ def load_student(path: str | Path, trust: tuple[str, ...] = (), teacher: Any = N
         ValueError: the folder is missing, damaged, or names a class from an untrusted package or a path outside; a sampler's
             teacher is missing or another one than it was made for.
     """
-    folder = Path(path)
+    folder = home = Path(path)
     if (folder / "student" / CONFIG).is_file():
         folder = folder / "student"
     if not folder.is_dir():
@@ -174,12 +174,12 @@ def load_student(path: str | Path, trust: tuple[str, ...] = (), teacher: Any = N
     if "sampler" in config:
         from distillkit.sampler_student import load_sampler
 
-        return load_sampler(folder, config, trust, teacher)
+        return load_sampler(folder, home, config, trust, teacher)
     missing = [key for key in ("denoiser", "times", "event_shape", "renoise") if key not in config]
     if missing:
         raise ValueError(f"{file} is damaged: it lacks {', '.join(missing)}")
     with named(file):
-        denoiser = from_spec(config["denoiser"], trust, folder, folder / WEIGHTS)
+        denoiser = from_spec(config["denoiser"], trust, home, folder / WEIGHTS)
     check_facts(config, file, denoiser)
     times, classes, scale = config["times"], config.get("classes") or {}, config.get("noise_scale", 1.0)
     falling = numbers(times) and all(a > b for a, b in zip(times, times[1:], strict=False))

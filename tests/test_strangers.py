@@ -124,6 +124,7 @@ def test_the_folder_itself_is_fine(folder, built, tmp_path):
         ("evaluate", "run/teacher/init_args/process", "Net"),
         ("evaluate", "run/teacher/init_args/mean/0", "Net"),
         ("evaluate", "run/data/dict_kwargs/more", "Net"),
+        ("evaluate", "run/data/dict_kwargs", "Net"),
     ],
 )
 def test_a_class_of_another_package_is_never_imported(verb, at, value, folder, trap, tmp_path, capsys):
@@ -305,11 +306,12 @@ def test_a_pickle_that_is_brought_along_is_not_read(name, legacy, folder, tmp_pa
     assert "which is a pickle" in refused(capsys, *words("evaluate", folder, tmp_path))
 
 
-def test_nothing_is_fetched_for_a_folder(folder, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("yes", [True, 1, "yes"])
+def test_nothing_is_fetched_for_a_folder(yes, folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: pytest.fail("it was fetched"))
     (folder / "prompts.txt").write_text("a cat")
-    size = {"frames": 5, "height": 16, "width": 16, "download": True}
+    size = {"frames": 5, "height": 16, "width": 16, "download": yes}
     wan = {"path": "evil/model", "prompts": str(folder / "prompts.txt"), **size}
     put(folder, "run/teacher", {"class_path": "domains.video.pipelines.teacher.Wan", "init_args": wan})
     assert "--trust evil/model" in refused(capsys, *words("evaluate", folder, tmp_path))
