@@ -1,8 +1,14 @@
 """`python -m distillkit`."""
 
+import os
 import sys
 
-from distillkit.front import main
+# `python -m` looks for modules in the current folder first; one that holds a student or a teacher may be a stranger's
+HELD = ("student.yaml", "teacher.yaml", "student/student.yaml", "teacher/teacher.yaml")
+if not sys.flags.safe_path and sys.path[0] in ("", os.getcwd()) and any(map(os.path.exists, HELD)):
+    del sys.path[0]
+
+from distillkit.front import main  # noqa: E402 (after the folder is out of the way)
 
 if __name__ == "__main__":
     sys.exit(main())

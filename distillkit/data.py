@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from distillkit import checks
+from distillkit.spec import Recorded
 
 Batch = dict[str, Tensor]
 
@@ -120,7 +121,7 @@ class HeldOutLoader:
             yield self.dataset[indices]
 
 
-class DistillData(LightningDataModule):
+class DistillData(Recorded, LightningDataModule):
     """Base of all data modules: `load` gives three data sets, the base turns them into loaders.
 
     Args:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,16 +52,40 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
-        ValueError: the file is missing, truncated or not safetensors (a pickle, for example, is never opened).
+        ValueError: the file is missing, truncated or not safetensors (a pickle, for example, is never opened), or holds NaN
+            or infinity.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    state = _safely(path, load_file)
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value.float() if value.itemsize == 1 else value).all():
+            raise ValueError(
+                f"{path} holds NaN or infinity in {name}: its network was lost in training, so it is not used"
+            )
+    return state
+
+
+def sizes(path: str | Path) -> list[int]:
+    """How many numbers each tensor of a safetensors file has; reads its header alone. Raises as `read_weights`."""
+    from safetensors import safe_open
+
+    def header(file: Path) -> list[int]:
+        with safe_open(file, "pt") as opened:
+            return [math.prod(opened.get_slice(name).get_shape()) for name in opened.keys()]  # noqa: SIM118 (no mapping)
+
+    return _safely(path, header)
+
+
+def _safely(path: str | Path, read: Callable[[Path], Any]) -> Any:
+    """What `read` makes of a safetensors file, or one sentence that says what is wrong with the file."""
+    from safetensors import SafetensorError
 
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give a folder written by distillkit")
     try:
-        return load_file(path)
+        return read(path)
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}): copy it again; pickles are not read"
@@ -104,20 +130,67 @@ def hash_weights(digest: hashlib._Hash, module: nn.Module) -> None:
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
+MOST_TEXT, MOST_NODES, DEEPEST = 2**22, 10**6, 64  # of a yaml file: bytes, values with all aliases written out, levels
+
+
 def read_yaml(path: str | Path) -> dict:
-    """A yaml file with a mapping at its top (safe loader)."""
+    """A yaml file with a mapping at its top (safe loader).
+
+    Raises:
+        ValueError: the file is missing, no yaml, no mapping, or larger or deeper than any that distillkit writes.
+    """
     import yaml
 
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give a folder written by distillkit")
+    if path.stat().st_size > MOST_TEXT:
+        raise ValueError(
+            f"{path} is damaged: it has {path.stat().st_size:,} bytes, more than the {MOST_TEXT:,} that are read"
+        )
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        fits = _bounded(yaml.parse(text, loader))
+        data = yaml.load(text, loader) if fits else None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} is not readable as yaml: {str(error).splitlines()[0]}") from None
+    if not fits:
+        raise ValueError(f"{path} is damaged: it holds more than {MOST_NODES:,} values or more than {DEEPEST} levels")
     if not isinstance(data, dict):
         raise ValueError(f"{path} is damaged: it should hold a mapping")
     return data
+
+
+def _bounded(events: Iterable[Any]) -> bool:
+    """Whether a yaml document stays within its bounds when every alias is written out; reads no further than it must."""
+    import yaml
+
+    known: dict[str, tuple[int, int]] = {}  # of an anchor: values and levels
+    parts: list[list[Any]] = [[None, 0, 0]]  # the collections that are open: anchor, values, levels
+    for event in events:
+        if isinstance(event, yaml.CollectionStartEvent):
+            parts.append([event.anchor, 1, 0])
+            if len(parts) > DEEPEST:
+                return False
+            continue
+        if isinstance(event, yaml.AliasEvent):
+            endless = any(event.anchor == anchor for anchor, *_ in parts)  # it stands inside of its own anchor
+            size, depth = (MOST_NODES + 1, 0) if endless else known.get(event.anchor, (0, 0))
+        elif isinstance(event, yaml.ScalarEvent):
+            size, depth = 1 + len(event.value) // 64, 0
+            known[event.anchor] = size, depth
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size, depth = parts.pop()
+            depth += 1
+            known[anchor] = size, depth
+        else:
+            continue
+        parts[-1][1] += size
+        parts[-1][2] = max(parts[-1][2], depth)
+        if parts[-1][1] > MOST_NODES or len(parts) + depth > DEEPEST:
+            return False
+    return True
 
 
 def read_npz(path: str | Path, keys: Sequence[str]) -> dict[str, np.ndarray]:

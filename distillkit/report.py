@@ -262,6 +262,12 @@ def _dump(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True) if value else ""
 
 
+def markdown(text: Any) -> str:
+    """Text in one line that Markdown shows as it stands: no HTML, link, picture, emphasis or end of a table's cell in it."""
+    line = re.sub(r"([\\`*_{}\[\]<>#!|~&@])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r":(?=\S)|(?<=\bwww)\.", r"\\\g<0>", line)  # addresses become links by themselves
+
+
 def _template(name: str) -> Any:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -271,5 +277,5 @@ def _template(name: str) -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    environment.filters |= {"words": markdown, "code": lambda text: " ".join(str(text).replace("`", "'").split())}
     return environment.get_template(name)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillkit.diffusion.denoiser import Cond
+from distillkit.diffusion.denoiser import Cond, numbers
 from distillkit.files import load_weights
-from distillkit.spec import from_spec, to_spec
-from distillkit.student import CONFIG, WEIGHTS, Student
+from distillkit.spec import from_spec, named, retold, to_spec
+from distillkit.student import CONFIG, MOST_STEPS, WEIGHTS, Student, check_origin
 from distillkit.teachers.base import Teacher
 
 
@@ -60,27 +60,34 @@ class SamplerStudent(Student):
         }
 
 
-def load_sampler(folder: Path, config: dict[str, Any], trust: tuple[str, ...], teacher: Teacher | None) -> Student:
-    """A sampler from its folder and the teacher it names, see `load_student`."""
-    named, file = config.get("teacher"), folder / CONFIG
-    if not isinstance(named, dict) or "hash" not in named:
+def load_sampler(
+    folder: Path, home: Path, config: dict[str, Any], trust: tuple[str, ...], teacher: Teacher | None
+) -> Student:
+    """A sampler from its folder and the teacher it names, which may lie in `home`; see `load_student`."""
+    origin, file = config.get("teacher"), folder / CONFIG
+    if not isinstance(origin, dict) or "hash" not in origin:
         raise ValueError(f"{file} is damaged: a sampler needs its teacher's name and hash")
+    for key, fine in check_origin(config).items():
+        if not fine:
+            raise ValueError(f"{file} is damaged: {key} cannot be {repr(config.get(key))[:80]}")
     if teacher is None:
         try:
-            teacher = from_spec({key: named.get(key) for key in ("class_path", "init_args")}, trust)
+            teacher = from_spec({key: origin.get(key) for key in ("class_path", "init_args")}, trust, home)
         except ValueError as error:
-            raise ValueError(
-                f"the teacher {named.get('id')} that this sampler calls cannot be loaded ({error}): "
-                f"pass it as load_student(path, teacher=...)"
-            ) from error
-    if not isinstance(teacher, Teacher) or teacher.fingerprint() != named["hash"]:
+            said = f"the teacher {origin.get('id')} that this sampler calls cannot be loaded ({error})"
+            raise retold(error, f"{said}: pass it as load_student(path, teacher=...)") from error
+    if not isinstance(teacher, Teacher) or teacher.fingerprint() != origin["hash"]:
         raise ValueError(
-            f"this sampler was made for the teacher {named.get('id')} with another hash than the one found: "
+            f"this sampler was made for the teacher {origin.get('id')} with another hash than the one found: "
             f"its numbers mean nothing elsewhere, so restore that teacher"
         )
-    sampler = from_spec(config["sampler"], trust)
-    if not isinstance(sampler, nn.Module):
-        raise ValueError(f"{file} is damaged: sampler cannot be {config['sampler']!r}")
+    with named(file):
+        sampler = from_spec(config["sampler"], trust, home, folder / WEIGHTS)
+    if not isinstance(sampler, nn.Module) or not hasattr(sampler, "facts"):
+        raise ValueError(f"{file} is damaged: sampler cannot be {repr(config['sampler'])[:80]}")
     load_weights(sampler, folder / WEIGHTS)
+    times = sampler.times().tolist()
+    if not numbers(times) or len(times) > MOST_STEPS:
+        raise ValueError(f"{file} is damaged: times cannot be {repr(times)[:80]}")
     student = SamplerStudent(teacher, sampler, float(config.get("kappa", 1.0)), config)
     return student.requires_grad_(False).eval()

@@ -1,15 +1,47 @@
-"""Objects that remember how they were made, so that a folder on disk can say it and a later process can repeat it."""
+"""Objects that remember how they were made, so that a folder on disk can say it and a later process can repeat it.
+
+A folder may come from a stranger. What it describes is checked as a whole before anything of it is imported, read or made.
+"""
 
 from __future__ import annotations
 
+import collections.abc
 import importlib
+import importlib.util
 import inspect
+import math
+import os
+import shlex
+import types
+import typing
+import zipfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from distillkit.files import sizes
 
 TRUSTED = ("distillkit", "domains")
+PATHS = (
+    "path",
+    "root",
+    "tokenizer",
+    "pipeline",
+    "prompts",
+    "empty_prompt",
+    "i3d",
+    "features",
+)  # arguments that name files
+LARGEST = 2**22  # number in a description, seeds left out
+
+
+class Outside(ValueError):
+    """A folder wants to read what lies outside of it, which only the caller may allow."""
 
 
 class Recorded:
@@ -46,39 +78,292 @@ def to_spec(value: Any) -> Any:
     raise ValueError(f"{type(value).__name__} cannot be written to a folder: derive it from distillkit.spec.Recorded")
 
 
-def from_spec(spec: Any, trust: tuple[str, ...] = ()) -> Any:
-    """The object that `to_spec` described. Only classes of the packages in `TRUSTED` and `trust` are imported.
+def from_spec(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None, weights: Path | None = None) -> Any:
+    """The object that `to_spec` described.
+
+    Args:
+        spec: the description, plain data.
+        trust: what the caller allows it: packages, besides `TRUSTED`, whose classes it may name; and paths outside of its
+            folder, or repositories of a hub, that it may read. What has a `/`, or begins with `.` or `~`, is a path.
+        home: the folder it stands in.
+        weights: the safetensors file of the object: what is made must be about as large as what this holds.
 
     Raises:
-        ValueError: for a class from elsewhere; a folder from a stranger must not choose what gets imported.
+        ValueError: for a class from elsewhere, a value of the wrong kind or without bounds, an object that cannot be made.
+        Outside: for a path outside of `home` that is not in `trust`.
     """
-    if isinstance(spec, dict) and "class_path" in spec:
-        path, arguments = spec["class_path"], spec.get("init_args") or {}
-        if not isinstance(path, str) or not isinstance(arguments, dict):
-            raise ValueError(f"the folder is damaged: class_path {path!r} with init_args {arguments!r} names no object")
-        module, _, name = path.rpartition(".")
-        allowed = (*TRUSTED, *trust)
-        if module.partition(".")[0] not in allowed:
+    read = check(spec, trust, home)
+    if weights is None:
+        return _made(spec, trust)
+    there = sum(file.stat().st_size for path in read for file in _files(path) if file.suffix == ".safetensors")
+    with bounded(sizes(weights), there):
+        return _made(spec, trust)
+
+
+@contextmanager
+def named(file: Path) -> Iterator[None]:
+    """What is wrong with a description is said with the file it stands in."""
+    try:
+        yield
+    except ValueError as error:
+        raise retold(error, f"{file}: {error}") from error
+
+
+def retold(error: ValueError, text: str) -> ValueError:
+    """The error in other words, still one of what lies outside if it was."""
+    return Outside(text) if isinstance(error, Outside) else ValueError(text)
+
+
+# ---- before anything is imported
+
+
+def check(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None) -> list[Path]:
+    """Refuse a description as `from_spec` says, without importing or opening anything; returns the paths that it reads."""
+    allowed = [*TRUSTED, *(name for name in trust if not _is_path(name))]
+    yes = {name: Path(name).expanduser().resolve() for name in trust if _is_path(name)}
+    read, outside, left = [], {}, [("", spec)]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, dict):
+            if "class_path" in value:
+                _check_class(value, allowed)
+            if any(not isinstance(key, str) for key in value):
+                raise ValueError(f"the folder is damaged: the names in {_short(value)} must be text")
+            if value.get("download"):  # the names of repositories look like paths
+                asked = (value.get(key) for key in ("path", "pipeline"))
+                outside |= {key: None for key in asked if isinstance(key, str) and not _there(key) and key not in yes}
+            left += reversed(value.items())
+        elif isinstance(value, list):
+            left += [(name, inner) for inner in reversed(value)]
+        elif isinstance(value, str):
+            for path in _there(value) if name in PATHS or "/" in value or os.sep in value else ():
+                read.append(path)
+                if not any(path.is_relative_to(root) for root in yes.values()):
+                    outside |= _leaves(path, home)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"the folder says {name} = {value}: it must be a finite number")
+        elif isinstance(value, int) and abs(value) > (2**63 - 1 if name == "seed" else LARGEST):
+            raise ValueError(f"the folder says {name} = {_short(value)}, which is absurd (more than {LARGEST:,})")
+        elif value is not None and not isinstance(value, (bool, int, float)):
+            raise ValueError(f"the folder is damaged: {name} cannot be a {type(value).__name__}")
+    if outside:
+        flags = " ".join(f"--trust {shlex.quote(path)}" for path in outside)
+        raise Outside(
+            f"the folder wants to read {' and '.join(outside)}, which it does not hold itself: pass trust={tuple(outside)!r} if "
+            f"that is right ({flags} on the command line)"
+        )
+    return read
+
+
+def _check_class(spec: dict, allowed: list[str]) -> None:
+    path, arguments = spec["class_path"], spec.get("init_args") or {}
+    if (
+        not isinstance(path, str)
+        or not isinstance(arguments, dict)
+        or not isinstance(spec.get("dict_kwargs", {}), dict)
+    ):
+        raise ValueError(
+            f"the folder is damaged: class_path {_short(path)} with init_args {_short(arguments)} names no object"
+        )
+    package = path.partition(".")[0]
+    if package not in allowed:
+        raise ValueError(
+            f"the folder names class {_short(path)[1:-1]}, which is outside {', '.join(allowed)}: pass trust=({package!r},) if "
+            f"you trust that package with running its code (--trust {shlex.quote(package)} on the command line)"
+        )
+    if "." not in path or any(not part.isidentifier() or part.startswith("_") for part in path.split(".")):
+        raise ValueError(f"the folder names {_short(path)[1:-1]}, which is no class that distillkit writes to folders")
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or os.sep in name or name.startswith((".", "~"))
+
+
+def _there(text: str) -> list[Path]:
+    """What a text names on this machine, links followed: as it stands, after `~`, or behind a colon (`inception:FILE`)."""
+    found = []
+    for part in filter(None, dict.fromkeys((text, text.partition(":")[2]))):
+        try:
+            found += [path.resolve() for path in {Path(part), Path(part).expanduser()} if path.exists()]
+        except (OSError, ValueError, RuntimeError):  # too long, a null in it, nobody's home
+            continue
+    return found
+
+
+def _leaves(path: Path, home: Path | None) -> dict[str, None]:
+    """What of a path would be read outside of `home` and of what this package ships.
+
+    Raises:
+        ValueError: it lies in `home` and has a pickle in it.
+    """
+    if any(path.is_relative_to(root) for root in _shipped()):
+        return {}
+    if home is None or not path.is_relative_to(home.resolve()):
+        return {str(path): None}
+    for file in _files(path):
+        if not file.resolve().is_relative_to(home.resolve()):
+            return {str(file.resolve()): None}
+        if _pickled(file):
             raise ValueError(
-                f"the folder names class {path}, which is outside {', '.join(allowed)}: pass trust=(package,) if you trust it"
+                f"the folder wants {file} read, which is a pickle: these are not read from a student's folder"
             )
-        try:
-            cls = getattr(importlib.import_module(module), name, None)
-        except ImportError as error:
-            raise ValueError(f"the folder names {path}, which cannot be imported here ({error})") from error
-        if not (isinstance(cls, type) and issubclass(cls, Recorded)):
-            raise ValueError(f"the folder names {path}, which is no class that distillkit writes to folders")
-        arguments = {k: from_spec(v, trust) for k, v in arguments.items()}
-        if "trust" in arguments:
-            arguments["trust"] = list(trust)  # a folder does not choose whom to trust
-        try:
-            return cls(**arguments)
-        except TypeError as error:
-            raise ValueError(
-                f"the folder's {path} cannot be built ({error}); was it written by another version?"
-            ) from error
-    if isinstance(spec, dict):
-        return {k: from_spec(v, trust) for k, v in spec.items()}
+    return {}
+
+
+@cache
+def _shipped() -> tuple[Path, ...]:
+    """The folders of `TRUSTED`."""
+    specs = [importlib.util.find_spec(name) for name in TRUSTED]
+    return tuple(Path(place).resolve() for spec in specs if spec for place in spec.submodule_search_locations or ())
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The file itself, or all files and links below a folder."""
+    if not path.is_dir():
+        yield path
+    for folder, folders, names in os.walk(path):
+        yield from (
+            Path(folder, name) for name in (*names, *folders) if name in names or Path(folder, name).is_symlink()
+        )
+
+
+def _pickled(file: Path) -> bool:
+    """Whether unpickling would begin with this file, whatever it is called: a bare pickle or an archive of `torch.save`."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        head = opened.read(2)
+    if head != b"PK":
+        return head[:1] == b"\x80"
+    try:
+        return any(name.endswith(".pkl") for name in zipfile.ZipFile(file).namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return True
+
+
+# ---- making it
+
+
+def _made(spec: Any, trust: tuple[str, ...]) -> Any:
+    """The object of a description that has been checked."""
     if isinstance(spec, list):
-        return [from_spec(v, trust) for v in spec]
-    return spec
+        return [_made(inner, trust) for inner in spec]
+    if not isinstance(spec, dict):
+        return spec
+    if "class_path" not in spec:
+        return {name: _made(inner, trust) for name, inner in spec.items()}
+    path = spec["class_path"]
+    module, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ValueError(f"the folder names {path}, which cannot be imported here ({error})") from error
+    if not (isinstance(cls, type) and issubclass(cls, Recorded)):
+        raise ValueError(f"the folder names {path}, which is no class that distillkit writes to folders")
+    arguments = {
+        k: _made(v, trust) for k, v in ((spec.get("init_args") or {}) | (spec.get("dict_kwargs") or {})).items()
+    }
+    signature = inspect.signature(cls.__init__).parameters
+    if "trust" in signature:
+        arguments["trust"] = list(trust)  # a folder does not choose whom to trust
+    hints = _hints(cls)
+    for key, value in arguments.items():
+        default = key in signature and signature[key].default is value
+        if key in hints and not default and not fits(value, hints[key]):
+            raise ValueError(f"the folder's {path} cannot be built: {key} cannot be {_short(value)}")
+    try:
+        return cls(**arguments)
+    except ValueError:
+        raise
+    except TypeError as error:
+        raise ValueError(
+            f"the folder's {path} cannot be built ({error}); was it written by another version?"
+        ) from error
+    except Exception as error:  # what a value that nobody expected leads to
+        raise ValueError(f"the folder's {path} cannot be built ({type(error).__name__}: {error})") from error
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a constructor's arguments, those handed on to its parents included, as far as they can be resolved."""
+    found: dict[str, Any] = {}
+    for parent in cls.__mro__:
+        made = vars(parent).get("__init__")
+        if made is None:
+            continue
+        with suppress(NameError, TypeError):
+            found = typing.get_type_hints(made) | found
+        if not any(each.kind is each.VAR_KEYWORD for each in inspect.signature(made).parameters.values()):
+            break
+    return found
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a folder is what an annotation asks for; lists stand for tensors and all sequences."""
+    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind is Any:
+        return True
+    if kind in (Union, types.UnionType):
+        return any(fits(value, choice) for choice in inner)
+    if kind is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in inner)
+    if kind in (int, float):
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if kind is collections.abc.Callable:
+        return callable(value)
+    if not isinstance(kind, type):
+        return True  # a type variable and other things that are no type
+    if issubclass(kind, torch.Tensor):
+        return isinstance(value, list)
+    if issubclass(kind, Path):
+        return isinstance(value, str)
+    if kind is str or not issubclass(kind, collections.abc.Iterable) or issubclass(kind, torch.nn.Module):
+        return isinstance(value, kind)
+    if issubclass(kind, collections.abc.Mapping):
+        return isinstance(value, dict) and all(fits(v, inner[1]) for v in value.values() if len(inner) == 2)
+    if not isinstance(value, list):
+        return False
+    if kind is tuple and inner and inner[-1] is not ...:
+        return len(value) == len(inner) and all(map(fits, value, inner))
+    return all(fits(item, inner[0]) for item in value if inner)
+
+
+class Bounded(TorchDispatchMode):
+    """While it lasts, only so many numbers are made: enough for what a folder brings, none for what it merely claims.
+
+    Every tensor counts for 256 numbers or more, so that a claimed million of small layers ends early too. What is made from
+    nothing is counted before there is memory for it.
+
+    Args:
+        room: how many numbers.
+    """
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.left = room
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        new = "device" in kwargs and not any(isinstance(value, torch.Tensor) for value in args)
+        if new:
+            planned = {name: value for name, value in kwargs.items() if name != "pin_memory"}
+            self._spend(func(*args, **{**planned, "device": "meta"}))
+        out = func(*args, **kwargs)
+        for value in () if new else out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(value, torch.Tensor) and not any(value is other for other in args):
+                self._spend(value)
+        return out
+
+    def _spend(self, tensor: torch.Tensor) -> None:
+        self.left -= max(tensor.numel(), 256)
+        if self.left < 0:
+            raise ValueError("the folder describes something far larger than the weights it brings")
+
+
+def bounded(sizes: Collection[int], more: int = 0) -> Bounded:
+    """Room for a network whose tensors have these sizes, and for `more` numbers that it reads elsewhere."""
+    return Bounded(16 * (sum(sizes) + more) + 2048 * len(sizes) + 2**20)
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:76]} ..."

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import distillkit
-from distillkit.diffusion.denoiser import Cond, Denoiser, check_facts, numbers
+from distillkit.diffusion.denoiser import Cond, Denoiser, check_facts, number, numbers
 from distillkit.diffusion.process import set_shape
 from distillkit.diffusion.sampling import few_step
 from distillkit.files import load_weights, read_yaml, save_weights, write_yaml
 from distillkit.progress import calls
-from distillkit.spec import from_spec, to_spec
+from distillkit.spec import from_spec, named, to_spec
 
 WEIGHTS, CONFIG = "model.safetensors", "student.yaml"
 
@@ -148,40 +148,60 @@ class Student(nn.Module):
         return folder
 
 
+MOST_STEPS = 1000  # network calls of a student
+
+
 def load_student(path: str | Path, trust: tuple[str, ...] = (), teacher: Any = None) -> Student:
     """A student from its folder, in eval mode. Reads no pickle, and builds no teacher unless the student is a sampler of it.
 
+    The folder may come from a stranger: it chooses neither what code runs nor what is read outside of it.
+
     Args:
         path: a student folder, or the run folder around it.
-        trust: packages besides distillkit's own whose network classes the folder may name.
+        trust: what the folder may do besides: packages whose network classes it may name, and paths (with a `/`) that it may
+            read outside of itself, where a sampler's teacher or the pipeline of adapters lies.
         teacher: of a sampler, if it is no longer where the folder says.
 
     Raises:
-        ValueError: the folder is missing, damaged, or names a class from an untrusted package; a sampler's teacher is
-            missing or another one than it was made for.
+        ValueError: the folder is missing, damaged, or names a class from an untrusted package or a path outside; a sampler's
+            teacher is missing or another one than it was made for.
     """
-    folder = Path(path)
+    folder = home = Path(path)
     if (folder / "student" / CONFIG).is_file():
         folder = folder / "student"
     if not folder.is_dir():
         raise ValueError(f"there is no student folder {path}: give the folder that `fit` wrote")
-    config = read_yaml(folder / CONFIG)
+    file = folder / CONFIG
+    config = read_yaml(file)
     if "sampler" in config:
         from distillkit.sampler_student import load_sampler
 
-        return load_sampler(folder, config, trust, teacher)
+        return load_sampler(folder, home, config, trust, teacher)
     missing = [key for key in ("denoiser", "times", "event_shape", "renoise") if key not in config]
     if missing:
-        raise ValueError(f"{folder / CONFIG} is damaged: it lacks {', '.join(missing)}")
-    denoiser, times, classes = from_spec(config["denoiser"], trust), config["times"], config.get("classes") or {}
-    check_facts(config, folder / CONFIG, denoiser)
-    if not numbers(times) or any(a <= b for a, b in zip(times, times[1:], strict=False)):
-        raise ValueError(f"{folder / CONFIG} is damaged: times cannot be {times!r}")
-    scale = config.get("noise_scale", 1.0)
-    if not isinstance(scale, (int, float)) or not 0 <= scale < float("inf"):
-        raise ValueError(f"{folder / CONFIG} is damaged: noise_scale cannot be {scale!r}")
+        raise ValueError(f"{file} is damaged: it lacks {', '.join(missing)}")
+    with named(file):
+        denoiser = from_spec(config["denoiser"], trust, home, folder / WEIGHTS)
+    check_facts(config, file, denoiser)
+    times, classes, scale = config["times"], config.get("classes") or {}, config.get("noise_scale", 1.0)
+    falling = numbers(times) and all(a > b for a, b in zip(times, times[1:], strict=False))
+    sound = {
+        "times": falling and len(times) <= MOST_STEPS,
+        "renoise": isinstance(config["renoise"], bool),
+        "noise_scale": number(scale),
+        **check_origin(config),
+    }
+    for key, fine in sound.items():
+        if not fine:
+            raise ValueError(f"{file} is damaged: {key} cannot be {repr(config.get(key))[:80]}")
     load_weights(denoiser, folder / WEIGHTS)
     student = Student(
         denoiser, times, config["event_shape"], classes, config["renoise"], config, config.get("context") or (), scale
     )
     return student.requires_grad_(False).eval()
+
+
+def check_origin(config: dict[str, Any]) -> dict[str, bool]:
+    """Whether what a student.yaml says about how it was made is of the right kind, by key."""
+    mappings = {key: isinstance(config.get(key) or {}, dict) for key in ("teacher", "run")}
+    return {"kappa": number(config.get("kappa", 1.0)), **mappings}

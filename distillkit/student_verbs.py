@@ -14,20 +14,43 @@ from distillkit.callbacks.finish import save_files, save_picture
 from distillkit.continuation import continued
 from distillkit.errors import Arguments, Failure, UsageError
 from distillkit.files import write_atomic, write_text
+from distillkit.spec import Bounded, Outside, from_spec
 from distillkit.student import Student, load_student
 
 
-def _load(path: str) -> Student:
+def allow(parser: Arguments) -> None:
+    """The flag by which whoever types a command allows a folder more than it may do by itself."""
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a package whose classes the folder may name, which then runs its code; or a path (with a /) outside of the "
+        "folder that it may read, such as its teacher or data (repeatable)",
+    )
+
+
+def load(path: str, trust: Sequence[str]) -> Student:
+    """`load_student`, for a command."""
     try:
-        return load_student(path)
+        return load_student(path, tuple(trust))
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def made_with(student: Student, *wanted: str) -> dict[str, Any]:
-    """The teacher and the data that a student folder says it was made with."""
-    from jsonargparse import ArgumentError, ArgumentParser
+def made_with(student: Student, path: str | Path, trust: Sequence[str], *wanted: str) -> dict[str, Any]:
+    """The teacher and the data that a student folder says it was made with.
 
+    Args:
+        student: the student.
+        path: what was typed for it, a folder in which it may read.
+        trust: what it may do besides, see `distillkit.spec.from_spec`.
+        wanted: `teacher`, `data` or both.
+
+    Raises:
+        UsageError: it does not say so, they cannot be built, or they are others than it may name; its cause is `Outside`
+            where the folder may not read them.
+    """
     from distillkit.data import DistillData
     from distillkit.teachers.base import Teacher
 
@@ -37,16 +60,27 @@ def made_with(student: Student, *wanted: str) -> dict[str, Any]:
         raise UsageError(
             f"this student folder does not say which {' and '.join(lacking)} it was made with, as one made by `fit` does"
         )
-    parser = ArgumentParser(exit_on_error=False)
-    kinds: dict[str, type] = {"teacher": Teacher, "data": DistillData}
-    for name in wanted:
-        parser.add_subclass_arguments(kinds[name], name)
     try:
-        return vars(parser.instantiate(parser.parse_object({name: recorded[name] for name in wanted})))
-    except (ArgumentError, ValueError) as error:
-        raise UsageError(
-            f"the student's {' and '.join(wanted)} cannot be built: {str(error).splitlines()[-1].strip()}"
-        ) from error
+        found = from_spec({name: recorded[name] for name in wanted}, tuple(trust), Path(path))
+    except ValueError as error:
+        raise UsageError(f"the student's {' and '.join(wanted)} cannot be built: {error}") from error
+    for name, kind in {"teacher": Teacher, "data": DistillData}.items():
+        if name in found and not isinstance(found[name], kind):
+            raise UsageError(f"the student's {name} cannot be {repr(recorded[name])[:80]}")
+    return found
+
+
+MOST_DATA = 2**35  # numbers that may be made to make the data that a folder asks for
+
+
+def set_up(data: Any) -> None:
+    """Read or make the data of a student folder."""
+    try:
+        with Bounded(MOST_DATA):
+            data.setup()
+    except Exception as error:  # what a folder asks for can be wrong in every way
+        said = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UsageError(f"the student's data cannot be read: {said}{error}") from error
 
 
 def _new(path: Path) -> Path:
@@ -80,16 +114,25 @@ def sample(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--clips", type=int, default=1, help="of a student that is given first frames: clips in a row (default 1)"
     )
+    allow(parser)
     args = parser.parse_args(argv)
     if min(args.n, args.clips) < 1:
         raise UsageError(f"-n and --clips must be at least 1, got {args.n} and {args.clips}")
-    student = _load(args.student)
+    student = load(args.student, args.trust)
     if args.clips > 1 and "first" not in student.context:
         raise UsageError(
             f"--clips {args.clips}: this student is not given first frames, so it cannot go on from its last"
         )
-    known = student.context or "data" in (student.config.get("run") or {})
-    data = made_with(student, "data")["data"] if known else None
+    data, no_picture = None, ""
+    if student.context or "data" in (student.config.get("run") or {}):
+        try:
+            data = made_with(student, args.student, args.trust, "data")["data"]
+        except UsageError as error:
+            if student.context or not isinstance(error.__cause__, Outside):
+                raise
+            no_picture = f"no picture: {error.__cause__}"  # its media belong to the data
+        if student.context:
+            set_up(data)
     cond = data.conditions(args.n) if student.context else student.default_condition(args.n)
     for item in args.cond:
         name, _, value = item.partition("=")
@@ -117,6 +160,8 @@ def sample(argv: Sequence[str]) -> int:
             np.savez_compressed(file, **arrays)
 
     write_atomic(out / "samples.npz", write)
+    if no_picture:
+        print(no_picture)
     print(f"{args.n} samples in {out / 'samples.npz'}: array `samples`, shape {tuple(samples.shape)}")
     if data is not None:
         save_picture(out / "samples.png", data.media.picture(samples, cond))
@@ -143,16 +188,18 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--num-samples", type=int, default=1000, help="samples of every model (default 1000)")
     parser.add_argument("--seed", type=int, default=1234, help="of the noise (default 1234)")
     parser.add_argument("--out", type=Path, help="the file (default: evaluation.json in the folder)")
+    allow(parser)
     args = parser.parse_args(argv)
     if args.num_samples < 2:
         raise UsageError(f"--num-samples must be at least 2, got {args.num_samples}")
-    student = _load(args.student)
-    own = made_with(student, "teacher", "data")
+    student = load(args.student, args.trust)
+    own = made_with(student, args.student, args.trust, "teacher", "data")
     teacher, data = own["teacher"], own["data"]
-    if teacher.fingerprint() != student.config.get("teacher", {}).get("hash"):
+    if teacher.fingerprint() != (student.config.get("teacher") or {}).get("hash"):
         raise Failure(
             "the teacher has changed since this student was made, so it is not the one to compare with: restore it"
         )
+    set_up(data)
     kappa = student.config.get("kappa", 1.0)
     result = protocol.evaluate(data, teacher, student, args.num_samples, args.seed, kappa)
     path = args.out or Path(args.student) / "evaluation.json"
@@ -171,8 +218,9 @@ def export(argv: Sequence[str]) -> int:
     parser.add_argument("student", help="a student folder, or the run folder around it")
     parser.add_argument("--format", choices=("safetensors", "onnx"), default="safetensors", help="default safetensors")
     parser.add_argument("--out", type=Path, help="the file (default: student.FORMAT in the folder)")
+    allow(parser)
     args = parser.parse_args(argv)
-    student = _load(args.student)
+    student = load(args.student, args.trust)
     if "sampler" in student.config:
         raise UsageError("a sampler of few numbers calls its teacher's network and cannot be exported: use its folder")
     if student.context:
@@ -181,23 +229,21 @@ def export(argv: Sequence[str]) -> int:
             f"safetensors already"
         )
     out = _new(args.out or Path(args.student) / f"student.{args.format}")
-    error = {"safetensors": to_safetensors, "onnx": to_onnx}[args.format](student, out)
+    error = to_onnx(student, out) if args.format == "onnx" else to_safetensors(student, out, args.trust)
     print(f"{out}: reloaded, largest difference from the student {error:.1e}")
     return 0
 
 
-def to_safetensors(student: Student, path: Path) -> float:
+def to_safetensors(student: Student, path: Path, trust: Sequence[str] = ()) -> float:
     """Weights and student.yaml in one safetensors file (the yaml as json under the metadata key `student`); must be exact."""
     from safetensors import safe_open
     from safetensors.torch import save_file
-
-    from distillkit.spec import from_spec
 
     state = {name: value.contiguous() for name, value in student.denoiser.state_dict().items()}
     write_atomic(path, lambda temporary: save_file(state, temporary, {"student": json.dumps(student.config)}))
     with safe_open(path, "pt") as file:
         config = json.loads(file.metadata()["student"])
-        denoiser = from_spec(config["denoiser"])
+        denoiser = from_spec(config["denoiser"], tuple(trust))
         denoiser.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
     plain = {key: config[key] for key in ("times", "event_shape", "classes", "renoise", "noise_scale") if key in config}
     again = Student(denoiser, **plain).eval()

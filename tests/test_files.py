@@ -178,3 +178,62 @@ def test_damaged_yaml_is_refused(content, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         read_yaml(path)
     assert one_sentence(error)
+
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (LAUGHS, "more than 1,000,000 values or more than 64 levels"),
+        ("a: &a [1, *a]", "more than 1,000,000 values or more than 64 levels"),
+        ("a: " + "[" * 1_000_000, "more than 64 levels|is not readable as yaml"),  # the parser has a limit of its own
+        ("a: " + "{b: " * 200, "more than 1,000,000 values or more than 64 levels"),
+        ("a: [" + "1," * 1_100_000 + "1]", "more than 1,000,000 values or more than 64 levels"),
+        ("a: " + "x" * 5_000_000, "has 5,000,003 bytes, more than the 4,194,304 that are read"),
+        ("? [1, 2]\n: 3", "is not readable as yaml"),
+        ("? {a: b}\n: 3", "is not readable as yaml"),
+        ("a: " + "9" * 5000, "is not readable as yaml"),
+        ("a: 2001-13-45", "is not readable as yaml"),
+        ("a: *nowhere", "is not readable as yaml"),
+    ],
+    ids=[
+        "laughs",
+        "itself",
+        "lists",
+        "mappings",
+        "long",
+        "large",
+        "list key",
+        "mapping key",
+        "digits",
+        "date",
+        "alias",
+    ],
+)
+def test_yaml_that_would_fill_memory_or_fail_inside_is_refused(content, message, tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"a.yaml.*({message})") as error:
+        read_yaml(path)
+    assert one_sentence(error)
+
+
+def test_plain_aliases_are_read(tmp_path):
+    """What people write to say something once."""
+    (tmp_path / "a.yaml").write_text("a: &a [1, 2]\nb: *a\nc: {d: *a}")
+    assert read_yaml(tmp_path / "a.yaml") == {"a": [1, 2], "b": [1, 2], "c": {"d": [1, 2]}}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_weights_must_be_finite(dtype, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"n": torch.tensor([1, 2]), "w": torch.tensor([1.0, 2.0]).to(dtype)}, tmp_path / "w.safetensors")
+    assert read_weights(tmp_path / "w.safetensors").keys() == {"n", "w"}
+    save_file({"w": torch.tensor([1.0, float("nan")]).to(dtype)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="holds NaN or infinity in w"):
+        read_weights(tmp_path / "w.safetensors")

@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import yaml
+from markdown_it import MarkdownIt
 from PIL import Image
 from rich.console import Console
 
@@ -526,3 +528,64 @@ def test_card_of_a_teacher_without_evaluation(tmp_path):
 def test_card_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match='"student" or "teacher", got \'pupil\''):
         write_card(tmp_path, "pupil", {}, None, None)
+
+
+NASTY = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "[click](https://evil.example)",
+    "![pixel](https://evil.example/p.png)",
+    "https://evil.example www.evil.example mailto:a@evil.example",
+    "a | b | c",
+    "``` \n\n# Heading\n\n<b>bold</b>\n```",
+    "*stars* _lines_ ~~gone~~ `code` &lt;b&gt; \\",
+    '") or __import__("os").system("true") or ("',
+]
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_nothing_of_a_folder_becomes_markup_in_its_card(text, tmp_path):
+    """Shown as it stands, by a renderer that allows HTML, tables, strikes and bare addresses."""
+    folder = tmp_path / text.replace("/", "-").replace("\n", " ")
+    folder.mkdir()
+    config = {
+        "domain": text,
+        "method": text,
+        "num_steps": text,
+        "license": text,
+        "teacher": {"id": text},
+        "distillkit": text,
+    }
+    write_card(folder, "student", config, changed(0, ink=0.3), f"python {text}")
+    plain = {"domain": "x", "method": "x", "num_steps": 1, "license": "x", "teacher": {"id": "x"}, "distillkit": "x"}
+    (tmp_path / "plain").mkdir()
+    write_card(tmp_path / "plain", "student", plain, changed(0, ink=0.3), "python x")
+
+    def tokens(place):
+        kinds = []
+        for token in MarkdownIt("gfm-like", {"linkify": False}).parse((place / "README.md").read_text()):
+            kinds += [token.type, *(inner.type for inner in token.children or () if inner.type != "text")]
+        return [kind for kind in kinds if kind != "text_special"]
+
+    assert tokens(folder) == tokens(tmp_path / "plain")
+    card = (folder / "README.md").read_text()
+    code = card[card.index("```python") : card.index("```\n\nNothing here")]
+    compile(code.removeprefix("```python"), "card", "exec")
+    assert not re.search(
+        r"(?<!\\)<(script|img|b)\b|https://|www\.evil", card.replace(code, "").replace(made_by(card), "")
+    )
+
+
+def made_by(card):
+    """The command, and the teacher's name: both are shown as code."""
+    return card[card.index("## Made by") : card.index("## Limits")]
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_nothing_of_a_folder_becomes_markup_in_the_report(text, tmp_path):
+    (tmp_path / "student").mkdir()
+    yaml_text = yaml.safe_dump({"domain": text, "method": text, "teacher": {"id": text}, "distillkit": text})
+    (tmp_path / "student" / "student.yaml").write_text(yaml_text)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": {"class_path": f"a.{text}"}, "data": text}))
+    page = write_report(tmp_path).read_text()
+    assert "<script>alert" not in page and "<img src=x" not in page and "<b>bold" not in page

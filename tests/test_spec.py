@@ -15,7 +15,7 @@ from distillkit.diffusion.times import KarrasUniform
 from distillkit.networks.dit import DiT
 from distillkit.networks.mlp import MLP
 from distillkit.networks.unet import UNet
-from distillkit.spec import Recorded, from_spec, to_spec
+from distillkit.spec import Outside, Recorded, from_spec, named, to_spec
 from distillkit.teachers.exact import CorrectedDenoiser, ExactDenoiser, Mixture
 
 MIXTURE = Mixture([[0.1, 0.2], [1.0, -1.0]], [torch.eye(2).tolist()] * 2, [0.3, 0.7], [0, 1])
@@ -148,7 +148,49 @@ def test_a_folder_cannot_extend_whom_its_reader_trusts(tmp_path):
     (tmp_path / "teacher.yaml").write_text("{denoiser: {class_path: evil.Denoiser}, event_shape: [2]}")
     teacher = "distillkit.teachers.folder.FolderTeacher"
     with pytest.raises(ValueError, match="names class evil.Denoiser, which is outside"):
-        from_spec({"class_path": teacher, "init_args": {"path": str(tmp_path), "trust": ["evil"]}})
+        from_spec({"class_path": teacher, "init_args": {"path": str(tmp_path), "trust": ["evil"]}}, home=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path, key, value",
+    [
+        ("distillkit.networks.mlp.MLP", "width", "8"),
+        ("distillkit.networks.mlp.MLP", "width", 8.0),
+        ("distillkit.networks.mlp.MLP", "depth", True),
+        ("distillkit.networks.mlp.MLP", "event_shape", 2),
+        ("distillkit.networks.mlp.MLP", "event_shape", ["2"]),
+        ("distillkit.networks.mlp.MLP", "classes", [3]),
+        ("distillkit.networks.mlp.MLP", "classes", {"label": None}),
+        ("domains.discrete.teacher.Potts", "noise", "gaussian"),
+        ("domains.discrete.teacher.Potts", "schedule", to_spec(TrigFlow())),
+        ("domains.image.data.NpzImages", "path", None),
+        ("domains.image.data.NpzImages", "val", "0.1"),
+        ("domains.toy.data.ToyData", "seed", [0]),
+        ("domains.video.pipelines.teacher.Wan", "frames", "5"),  # an argument that it hands on to its parent
+    ],
+)
+def test_arguments_are_of_the_kind_that_the_class_says(path, key, value):
+    """Before the class is called: many take what they are given and fail when they use it."""
+    needed = {"MLP": {"event_shape": [2]}, "NpzImages": {"path": "nowhere"}, "Wan": {"path": "nowhere"}}.get(
+        path.rpartition(".")[2], {}
+    )
+    if "Toy" in path:
+        needed = {"teacher": {"class_path": "domains.toy.teacher.Gaussian"}}
+    with pytest.raises(ValueError, match=f"{path} cannot be built: {key} cannot be"):
+        from_spec({"class_path": path, "init_args": {**needed, key: value}})
+
+
+def test_what_is_wrong_is_said_with_the_file(tmp_path):
+    """Whatever kind of ValueError a constructor raises."""
+    for error in (
+        ValueError("x"),
+        Outside("x"),
+        UnicodeDecodeError("utf-8", b"", 0, 1, "x"),
+        json.JSONDecodeError("x", "", 0),
+    ):
+        with pytest.raises(ValueError, match=r"a\.yaml: .*x") as raised, named(tmp_path / "a.yaml"):
+            raise error
+        assert isinstance(raised.value, Outside) == isinstance(error, Outside)
 
 
 def test_trusted_packages_may_be_named():

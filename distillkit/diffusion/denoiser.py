@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -181,19 +182,42 @@ class Denoiser(Recorded, nn.Module):
         return x_t * ((alpha * self.sigma_data) ** 2 + sigma**2).rsqrt()
 
 
+LARGEST_SAMPLE = 2**26  # numbers in one sample that a folder may ask for
+
+
+def number(value: Any) -> bool:
+    """Whether it is a finite number that is not negative."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
 def numbers(value: Any) -> bool:
     """Whether it is a list of at least one number."""
-    return isinstance(value, list) and bool(value) and all(isinstance(number, (int, float)) for number in value)
+    return isinstance(value, list) and bool(value) and all(map(number, value))
 
 
 def check_facts(config: dict[str, Any], file: Path, denoiser: Any, kind: type = Denoiser) -> None:
     """Refuse a folder whose yaml holds values of the wrong kind, before one of them fails somewhere inside."""
-    classes = config.get("classes") or {}
+    shape, classes, context = (config.get(key) or {} for key in ("event_shape", "classes", "context"))
+    counts = [*classes.values(), 1] if isinstance(classes, dict) else []
+    known = getattr(getattr(denoiser, "network", None), "_arguments", {})
+    tables = known["classes"] if isinstance(known.get("classes"), dict) else {}
+    own = known.get("event_shape") or shape
+    first = 1 if isinstance(context, list) and "mask" in context else 0  # sets come in all sizes
     sound = {
         "denoiser": isinstance(denoiser, kind),
-        "event_shape": numbers(config["event_shape"]),
-        "classes": isinstance(classes, dict) and numbers([*classes.values(), 1]),
+        "event_shape": numbers(shape)
+        and _whole(shape)
+        and math.prod(shape) <= LARGEST_SAMPLE
+        and shape[first:] == list(own)[first:],
+        "classes": numbers(counts)
+        and _whole(counts)
+        and all(isinstance(name, str) and count <= tables.get(name, LARGEST_SAMPLE) for name, count in classes.items()),
+        "context": not context or isinstance(context, list) and all(isinstance(name, str) for name in context),
     }
     for key, fine in sound.items():
         if not fine:
-            raise ValueError(f"{file} is damaged: {key} cannot be {config.get(key)!r}")
+            raise ValueError(f"{file} is damaged: {key} cannot be {repr(config.get(key))[:80]}")
+
+
+def _whole(values: list[float]) -> bool:
+    return all(isinstance(value, int) and value > 0 for value in values)

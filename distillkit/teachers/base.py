@@ -24,7 +24,7 @@ class Teacher(Recorded, nn.Module):
     """A frozen denoiser and what surrounds it. Always in eval mode, never trained, never stored in a checkpoint.
 
     Args:
-        denoiser: `(x_t, t, cond) -> x_0`.
+        denoiser: a `denoiser_kind`, `(x_t, t, cond) -> x_0`.
         event_shape: shape of one sample; of a padded set, with its largest size.
         classes: categorical conditions, `{batch key: number of classes}`; index `number of classes` is the null condition.
         context: batch keys of what else a sample is made for (positions, a first frame, a `mask`): tensors that guidance
@@ -45,7 +45,7 @@ class Teacher(Recorded, nn.Module):
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        denoiser: nn.Module,
         event_shape: tuple[int, ...],
         classes: dict[str, int] | None = None,
         context: Sequence[str] = (),

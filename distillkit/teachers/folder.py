@@ -7,10 +7,11 @@ from typing import Any
 
 from distillkit.diffusion.denoiser import check_facts
 from distillkit.files import load_weights, read_yaml, save_weights, write_yaml
-from distillkit.spec import from_spec, to_spec
+from distillkit.spec import from_spec, named, to_spec
 from distillkit.teachers.base import Teacher
 
 WEIGHTS, CONFIG = "model.safetensors", "teacher.yaml"
+MOST_STEPS = 10_000  # at which a teacher may be at its best
 
 
 class Folder:
@@ -18,7 +19,8 @@ class Folder:
 
     Args:
         path: the folder.
-        trust: further packages whose network classes the folder may name.
+        trust: what the folder may do besides, see `distillkit.spec.from_spec`: packages whose network classes it may name,
+            and paths outside of it that it may read.
     """
 
     def __init__(self, path: str, trust: list[str] | None = None):
@@ -31,15 +33,12 @@ class Folder:
         missing = [key for key in ("denoiser", "event_shape") if key not in config]
         if missing:
             raise ValueError(f"{folder / CONFIG} is damaged: it lacks {', '.join(missing)}")
-        denoiser = from_spec(config["denoiser"], tuple(trust or ()))
+        with named(folder / CONFIG):
+            denoiser = from_spec(config["denoiser"], tuple(trust or ()), folder, folder / WEIGHTS)
         check_facts(config, folder / CONFIG, denoiser, self.denoiser_kind)
         best = config.get("best", self.best)
-        if (
-            not isinstance(best, dict)
-            or best.get("solver") not in self.solvers
-            or not isinstance(best.get("steps"), int)
-        ):
-            raise ValueError(f"{folder / CONFIG} is damaged: best cannot be {best!r}")
+        if not (isinstance(best, dict) and best.get("solver") in [*self.solvers] and _steps(best.get("steps"))):
+            raise ValueError(f"{folder / CONFIG} is damaged: best cannot be {repr(best)[:80]}")
         load_weights(denoiser, folder / WEIGHTS)
         super().__init__(denoiser, tuple(config["event_shape"]), config.get("classes"), config.get("context") or ())
         self.best = best
@@ -48,6 +47,10 @@ class Folder:
     @property
     def id(self) -> str:
         return self._id
+
+
+def _steps(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_STEPS
 
 
 class FolderTeacher(Folder, Teacher):

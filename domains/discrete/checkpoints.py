@@ -20,6 +20,7 @@ from distillkit.discrete.schedule import LogLinear
 from distillkit.discrete.teacher import DiscreteTeacher
 from distillkit.files import read_weights
 from distillkit.networks.ddit import DDiT
+from distillkit.spec import bounded
 
 
 class DDiTCheckpoint(DiscreteTeacher):
@@ -44,7 +45,8 @@ class DDiTCheckpoint(DiscreteTeacher):
             name.removeprefix("backbone."): value for name, value in state.items() if not name.endswith("inv_freq")
         }
         try:
-            denoiser, trained = _nested(config, state) if "model" in config else _flat(config)
+            with bounded([value.numel() for value in state.values()]):
+                denoiser, trained = _nested(config, state) if "model" in config else _flat(config)
         except KeyError as error:
             raise ValueError(
                 f"{folder / 'config.json'} has no {error}: SEDD and RADD have nested keys (tokens, graph, noise, model), MDLM "

@@ -18,6 +18,7 @@ from distillkit.discrete.denoiser import Mean
 from distillkit.discrete.process import Absorbing
 from distillkit.discrete.teacher import DiscreteTeacher
 from distillkit.spec import Recorded
+from distillkit.teachers.foreign import check_foreign
 from domains.discrete.checkpoints import read_config
 
 
@@ -68,6 +69,7 @@ class Pretrained(Recorded, nn.Module):
             raise ValueError(
                 "masked language models need the package transformers: pip install 'distillkit[hf]'"
             ) from None
+        check_foreign(Path(path), own_code=True)
         config = read_config(Path(path))
         kind = config.get("model_type")
         self.both_ways = kind in ARCHITECTURES  # networks that look only back unless told otherwise

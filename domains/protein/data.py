@@ -25,6 +25,7 @@ from distillkit import checks
 from distillkit.data import DistillData, TensorData, split
 from distillkit.files import read_npz
 from distillkit.sources import listed
+from distillkit.spec import Recorded
 from domains.protein.designability import Designability
 from domains.protein.geometry import CLASSES, centred, fold_class
 
@@ -46,7 +47,7 @@ class Traces:
     label: Tensor | None = None
 
 
-class Chains(ABC):
+class Chains(Recorded, ABC):
     """A source of chains.
 
     Attributes:

@@ -19,7 +19,8 @@ from torch import Tensor
 from distillkit.callbacks.finish import save_picture
 from distillkit.diffusion.denoiser import Cond
 from distillkit.errors import Arguments, Failure, UsageError, exit_code
-from distillkit.student import Student, load_student
+from distillkit.student import Student
+from distillkit.student_verbs import allow, load
 from domains.threed import media
 from domains.threed.data import CHANNELS, shell, voxel_sets
 
@@ -75,13 +76,14 @@ def sample(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     parser.add_argument("--label", type=int, help="one class for all (default: classes in turn)")
     parser.add_argument("--out", type=Path, default=Path("shapes"), help="a new folder for the files (default shapes)")
+    allow(parser)
     args = parser.parse_args(argv)
     if args.n < 1:
         raise UsageError(f"-n must be at least 1, got {args.n}")
     if args.out.exists():
         raise UsageError(f"{args.out} exists already; give another place with --out")
+    students = [load(folder, args.trust) for folder in (args.structure, args.features)]
     try:
-        students = [load_student(folder) for folder in (args.structure, args.features)]
         cond = None if args.label is None else {"label": torch.full((args.n,), args.label)}
         samples, cond = sample_chain(*students, args.n, cond, args.seed)
     except ValueError as error:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from distillkit import checks
 from distillkit.data import DistillData, TensorData
+from distillkit.spec import Recorded
 
 CORNERS = tuple(itertools.product((0, 1), repeat=3))  # of a voxel, in the order of the features
 CHANNELS = len(CORNERS) + 3  # distances at the corners, then red, green, blue
@@ -44,7 +45,7 @@ class Volumes:
     label: Tensor | None = None
 
 
-class Shapes(ABC):
+class Shapes(Recorded, ABC):
     """A source of shapes."""
 
     @abstractmethod

@@ -24,8 +24,7 @@ from distillkit.continuation import continued
 from distillkit.diffusion.denoiser import Cond
 from distillkit.errors import Arguments, UsageError, exit_code
 from distillkit.files import write_atomic, write_text
-from distillkit.student import load_student
-from distillkit.student_verbs import made_with
+from distillkit.student_verbs import allow, load, made_with
 from domains.video import media
 
 SHOWN = ("frechet", "frame_frechet", "class_agreement", "motion_agreement", "motion")
@@ -73,19 +72,17 @@ def measure(argv: Sequence[str]) -> None:
         "--teacher", action=argparse.BooleanOptionalAction, default=True, help="measure the teacher too"
     )
     parser.add_argument("--out", type=Path, default=Path("drift"), help="a new folder (default drift)")
+    allow(parser)
     args = parser.parse_args(argv)
     if args.n < 2 or args.clips < 1:
         raise UsageError(f"-n must be at least 2 and --clips at least 1, got {args.n} and {args.clips}")
     if args.out.exists():
         raise UsageError(f"{args.out} exists already; give another place with --out")
-    try:
-        students = {path: load_student(path) for path in args.students}
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    students = {path: load(path, args.trust) for path in args.students}
     for path, student in students.items():
         if tuple(student.context) != ("first",):
             raise UsageError(f"{path} is not given first frames, so it cannot go on: train one with stage=continuation")
-    own = made_with(students[args.students[0]], "teacher", "data")
+    own = made_with(students[args.students[0]], args.students[0], args.trust, "teacher", "data")
     data, evaluator = own["data"], own["data"].evaluator()
     cond = data.conditions(args.n)
     models = {path: student.sample for path, student in students.items()}

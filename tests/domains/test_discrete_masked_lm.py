@@ -267,6 +267,8 @@ def test_llada_and_dream_look_both_ways(tmp_path, kind):
         ({"n_layers": 3}, "not those its config.json describes: model.layers.2"),
         ({"n_layers": 1}, "not those its config.json describes: model.layers.1"),
         ({"mlp_hidden_size": 20}, "does not load"),
+        ({"attn_implementation": "evil/kernel"}, "attn_implementation = 'evil/kernel', code from a hub"),
+        ({"inner": [{"_attn_implementation": {"text": "evil/kernel"}}]}, "code from a hub, which is not run"),
     ],
 )
 def test_other_kinds_of_llada_are_refused(tmp_path, change, said):
@@ -274,6 +276,14 @@ def test_other_kinds_of_llada_are_refused(tmp_path, change, said):
     config = {key: value for key, value in (LLADA | change).items() if value is not None}
     with pytest.raises(ValueError, match=said):
         TransformersTeacher(written(tmp_path / "odd", config, weights(LLADA_NAMES, ())))
+
+
+def test_an_adapter_that_leads_to_another_model_is_refused(tmp_path):
+    pytest.importorskip("transformers")
+    folder = written(tmp_path / "odd", LLADA, weights(LLADA_NAMES, ()))
+    (tmp_path / "odd" / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}')
+    with pytest.raises(ValueError, match="would load another model in the place of this one"):
+        TransformersTeacher(folder)
 
 
 def test_a_student_of_llada_finds_its_teacher(tmp_path):
@@ -286,4 +296,5 @@ def test_a_student_of_llada_finds_its_teacher(tmp_path):
     teacher = TransformersTeacher(written(tmp_path / "llada", LLADA, weights(LLADA_NAMES, ())), length=LENGTH)
     student = SamplerStudent(teacher, LearnedSampler(teacher.process, teacher.grid(3).tolist()))
     student.save(tmp_path / "student", method="LSD", domain="discrete")
-    assert torch.equal(distillkit.load_student(tmp_path / "student").sample(2, seed=0), student.sample(2, seed=0))
+    again = distillkit.load_student(tmp_path / "student", trust=(str(tmp_path / "llada"),))
+    assert torch.equal(again.sample(2, seed=0), student.sample(2, seed=0))

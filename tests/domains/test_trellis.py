@@ -460,6 +460,13 @@ REFUSALS = {
         lambda f: edit(f / "pipeline.json", lambda d: d["args"]["models"].pop("sparse_structure_flow_model")),
         "names no sparse_structure_flow_model; it names slat_flow_model, sparse_structure_decoder",
     ),
+    "a model lies outside": (
+        lambda f: edit(
+            f / "pipeline.json", lambda d: d["args"]["models"].update(sparse_structure_flow_model="../flow")
+        ),
+        r"looks for its sparse_structure_flow_model outside of itself \(../flow\)",
+    ),
+    "it is absurdly deep": (config(num_blocks=10**9), "far larger than the weights it brings"),
     "the model was not copied": (lambda f: (f / "ckpts/ss_flow.json").unlink(), "lacks ckpts/ss_flow.json"),
     "it is another model": (
         lambda f: edit(f / "ckpts/ss_flow.json", lambda d: d.update(name="SLatMeshDecoder")),

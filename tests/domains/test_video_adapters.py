@@ -1,5 +1,6 @@
 """Adapters on one frozen pipeline: what is in memory, what is trained, what is kept, and what a student needs again."""
 
+import re
 import shutil
 
 import pytest
@@ -105,18 +106,19 @@ def test_a_student_begins_as_its_teacher_and_the_teacher_stays_as_it_is(folder, 
 
     # and what it takes to have the student again
     expected = model.as_student().eval().sample(3, seed=5)
-    student = load_student(tmp_path / "student")
-    assert torch.equal(student.sample(3, seed=5), expected)
-    assert torch.equal(load_student(tmp_path / "student").sample(3, seed=5), expected)
+    trust = (str(folder),)
+    assert torch.equal(load_student(tmp_path / "student", trust).sample(3, seed=5), expected)
+    with pytest.raises(ValueError, match=re.escape(f"pass trust=({str(folder)!r},) if that is right")):
+        load_student(tmp_path / "student")
     away = folder.with_name("away")
     shutil.move(folder, away)
     try:
         with pytest.raises(ValueError, match=f"adapters on the pipeline in {folder}, which is not there"):
-            load_student(tmp_path / "student")
+            load_student(tmp_path / "student", trust)
         shutil.copytree(away, folder)
         KINDS[folder.name][0](folder, seed=1)
         with pytest.raises(ValueError, match="on other weights"):
-            load_student(tmp_path / "student")
+            load_student(tmp_path / "student", trust)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.move(away, folder)

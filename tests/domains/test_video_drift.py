@@ -44,6 +44,8 @@ def test_a_student_goes_on_from_the_command_line(folder, tmp_path, capsys):
     assert np.load(tmp_path / "long" / "samples.npz")["samples"].shape == (3, 1, 40, 16, 16)
     assert (tmp_path / "long" / "clips.gif").is_file()
     words = [str(folder), "-n", "40", "--clips", "2", "--out", str(tmp_path / "drift")]
+    assert drift.main(words) == 2 and f"--trust {folder.parent}/teacher" in capsys.readouterr().err
+    words += ["--trust", f"{folder.parent}/teacher"]
     assert drift.main(words) == 0
     said = capsys.readouterr().out
     assert "frechet" in said and "motion" in said

@@ -265,6 +265,12 @@ def test_what_is_refused(wan, folder, prompts, tmp_path, monkeypatch):
     refused("does not load as a WanTransformer3DModel|only text-to-video", path=image)
     other = changed(folder, tmp_path / "other", "scheduler/scheduler_config.json", _class_name="DDIMScheduler")
     refused("DDIMScheduler, but what is needed here is a FlowMatch", path=other)
+    foreign = changed(folder, tmp_path / "foreign", "model_index.json", tokenizer=["os", "system"])
+    refused("takes its tokenizer from .*only parts of diffusers and transformers", path=foreign)
+    code = {"auto_map": {"AutoModel": "evil.Model"}}
+    refused("names code of its own", path=changed(folder, tmp_path / "code", "text_encoder/config.json", **code))
+    kernel = {"attn_implementation": "evil/kernel"}
+    refused("code from a hub", path=changed(folder, tmp_path / "kernel", "text_encoder/config.json", **kernel))
     two = changed(folder, tmp_path / "two", "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"])
     refused("no boundary_ratio", path=two)
     shutil.rmtree(tmp_path / "two" / "text_encoder")

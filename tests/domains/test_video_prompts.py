@@ -139,13 +139,15 @@ def test_a_run_from_the_command_line(kind, students, pipelines, here, tmp_path, 
     for name in ("comparison.png", "student.png", "student.gif", "clips.gif"):
         assert (run / "samples" / name).is_file()
     assert (run / "report.html").is_file() and (run / "student" / "README.md").is_file()
-    assert load_student("run").sample(2).shape == (2, *load_student("run").event_shape)
-    assert front.main(["sample", "run", "-n", "2", "--cond", "prompt=1", "--out", "drawn"]) == 0
+    trust = ["--trust", str(pipelines)]
+    student = load_student("run", tuple(trust[1:]))
+    assert student.sample(2).shape == (2, *student.event_shape)
+    assert front.main(["sample", "run", "-n", "2", "--cond", "prompt=1", "--out", "drawn", *trust]) == 0
     assert (tmp_path / "drawn" / "clips.gif").is_file()
     if students == "adapters":
         assert read_yaml(run / "student" / "student.yaml")["denoiser"]["init_args"]["network"]["init_args"]["rank"] == 2
     else:
-        assert front.main(["evaluate", "run", "--num-samples", "2"]) == 0
+        assert front.main(["evaluate", "run", "--num-samples", "2", *trust]) == 0
 
 
 @pytest.mark.parametrize("method, more", [("sid", ["teacher.lora=2"]), ("lsd", ["model.num_pairs=4", "model.guard=0"])])

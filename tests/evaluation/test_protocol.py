@@ -74,7 +74,7 @@ def test_what_a_run_leaves_for_a_student_with_a_context(tmp_path):
     assert sorted(path.name for path in (run / "samples").glob("*.txt")) == [f"place_{i}.txt" for i in range(4)]
     assert (run / "samples" / "real.png").is_file()
 
-    assert student_verbs.sample([str(run), "-n", "5", "--out", str(tmp_path / "samples")]) == 0
+    assert student_verbs.sample([str(run), "-n", "5", "--trust", "dummy", "--out", str(tmp_path / "samples")]) == 0
     held_out = Places()
     held_out.setup()
     with np.load(tmp_path / "samples" / "samples.npz") as file:
@@ -88,7 +88,7 @@ def test_what_a_run_leaves_for_a_student_with_a_context(tmp_path):
         (student_verbs.export, ["--format", "safetensors"], "asked about place cannot be exported"),
     ):
         with pytest.raises(UsageError, match=message):
-            verb([str(run), *words])
+            verb([str(run), "--trust", "dummy", *words])
 
 
 def test_pictures_and_evaluation_can_be_left_out(tmp_path):

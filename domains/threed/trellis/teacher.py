@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from distillkit import checks
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import RectifiedFlow, expand_mask
-from distillkit.files import fill_weights, read_weights
+from distillkit.files import fill_weights, read_weights, sizes
+from distillkit.spec import bounded
 from distillkit.teachers.base import Teacher
 from domains.threed.trellis.networks import SLatFlowModel, SparseStructureDecoder, SparseStructureFlowModel
 
@@ -62,11 +63,14 @@ def load(path: str, role: str, kind: type[nn.Module]) -> tuple[nn.Module, dict[s
     if model.is_dir():
         pipeline = read_json(model / "pipeline.json")
         models = pipeline["args"].get("models", {})
+        models = models if isinstance(models, dict) else {}
         if role not in models:
             raise ValueError(
                 f"{model / 'pipeline.json'} names no {role}; it names {', '.join(sorted(models)) or 'none'}"
             )
-        model = model / models[role]
+        model = model / str(models[role])
+        if not model.resolve().is_relative_to(Path(path).resolve()):
+            raise ValueError(f"{path} looks for its {role} outside of itself ({models[role]}): copy it into the folder")
         if not model.with_name(f"{model.name}.json").is_file():
             raise ValueError(
                 f"{path} lacks {models[role]}.json, its {role}: copy it there, or give the .json of that model as the path"
@@ -78,22 +82,17 @@ def load(path: str, role: str, kind: type[nn.Module]) -> tuple[nn.Module, dict[s
     if NAMES.get(described["name"], described["name"]) != kind.__name__:
         raise ValueError(f"{config} describes a {described['name']}, but what is needed here is a {kind.__name__}")
     arguments = {k: v for k, v in described["args"].items() if k not in ("use_fp16", "use_checkpoint")}
-    try:
-        with torch.device("meta"):  # the weights come from the file
-            network = kind(**arguments)
-    except TypeError as error:
-        raise ValueError(f"{config} does not fit a {kind.__name__}: {error}") from None
-    fill(network, weights)
-    return network, pipeline
-
-
-def fill(network: nn.Module, weights: Path) -> None:
-    """Put the tensors of a file in place, strictly, in float32."""
     if not weights.is_file():
         pickles = [end for end in PICKLES if weights.with_suffix(end).is_file()]
         why = f"; {weights.with_suffix(pickles[0]).name} is a pickle, which is never opened" if pickles else ""
         raise ValueError(f"{weights} does not exist{why}: copy it there from the TRELLIS release")
+    try:
+        with bounded(sizes(weights)), torch.device("meta"):  # the weights come from the file
+            network = kind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{config} does not fit a {kind.__name__}: {error}") from None
     fill_weights(network, read_weights(weights), weights)
+    return network, pipeline
 
 
 def load_decoder(path: str) -> SparseStructureDecoder:

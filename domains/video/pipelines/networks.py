@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from distillkit.files import hash_weights
 from distillkit.networks.blocks import zero
 from distillkit.spec import Recorded
+from distillkit.teachers.foreign import check_foreign
 from domains.video.pipelines.files import DTYPES, import_diffusers, load, read_json
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # of an attention, to which adapters are added
@@ -180,7 +181,8 @@ def released(cls: type[Network], root: Path, texts: Sequence[int], dtype: torch.
 
 
 def read_index(root: Path, cls: type[Network]) -> dict[str, Any]:
-    """model_index.json, of the right class."""
+    """model_index.json, of the right class, of a pipeline that brings no code."""
+    check_foreign(root)
     index = read_json(root / "model_index.json")
     if index.get("_class_name") != cls.pipeline:
         raise ValueError(f"{root} holds a {index.get('_class_name')}, but what is needed here is a {cls.pipeline}")

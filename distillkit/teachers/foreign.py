@@ -1,0 +1,57 @@
+"""Folders that the packages transformers and diffusers read: what in them would choose code or lead elsewhere is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("diffusers", "transformers", None)  # whose classes a pipeline may be made of; None: a part that it lacks
+
+
+def check_foreign(root: Path, own_code: bool = False) -> None:
+    """Refuse a folder of a model or a pipeline that chooses code.
+
+    Args:
+        root: the folder; its configurations, and those of its sub-folders, are looked at.
+        own_code: it may name code of its own (`auto_map`), for the caller builds its network without.
+
+    Raises:
+        ValueError: it names code of its own, kernels of a hub, parts from other packages, or another folder as its base.
+    """
+    for file in sorted({*root.glob("*.json"), *root.glob("*/*.json")}):
+        if file.name == "adapter_config.json":
+            raise ValueError(
+                f"{file} would load another model in the place of this one: merge the adapter and remove it"
+            )
+        if not file.name.endswith(("config.json", "model_index.json")):
+            continue
+        try:
+            left = [json.loads(file.read_text(encoding="utf-8"))]
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} is not readable as json: {error}") from None
+        if file.name == "model_index.json":
+            _check_parts(file, left[0])
+        while left:
+            value = left.pop()
+            if isinstance(value, list):
+                left += value
+            if not isinstance(value, dict):
+                continue
+            if "auto_map" in value and not own_code:
+                raise ValueError(
+                    f"{file} names code of its own (auto_map), which is not run: remove it, or take another copy"
+                )
+            for key, inner in value.items():
+                if key.endswith("implementation") and "/" in str(inner):
+                    raise ValueError(f"{file} says {key} = {inner!r:.80}, code from a hub, which is not run: remove it")
+                left.append(inner)
+
+
+def _check_parts(file: Path, index: Any) -> None:
+    """The parts of a diffusers pipeline are classes of known libraries."""
+    for part, value in index.items() if isinstance(index, dict) else ():
+        if isinstance(value, list) and (not value or value[0] not in LIBRARIES):
+            raise ValueError(
+                f"{file} takes its {part} from {value!r:.80}: only parts of diffusers and transformers are read"
+            )
