@@ -11,7 +11,7 @@ from helpers import PROCESSES
 from torch import nn
 
 import distillkit
-from distillkit.diffusion.denoiser import Denoiser
+from distillkit.diffusion.denoiser import Denoiser, check_facts
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
 from distillkit.files import save_weights
 from distillkit.methods.sid import SiD
@@ -229,6 +229,14 @@ def test_a_value_of_the_wrong_kind_is_refused(key, value, folder):
     edit(folder, lambda config: config.update({key: value}))
     with pytest.raises(ValueError, match="student.yaml"):
         load_student(folder)
+
+
+@pytest.mark.parametrize("shape", [[10**9], [10**5, 10**5], [0], [-2], [2.0], [True]])
+def test_a_sample_has_bounds_where_the_network_sets_none(shape, tmp_path):
+    law = ExactTeacher(Mixture([[0.0, 0.0]], [[[1.0, 0.0], [0.0, 1.0]]]), VarianceExploding())
+    check_facts({"event_shape": [2]}, tmp_path / CONFIG, law.denoiser)
+    with pytest.raises(ValueError, match="student.yaml is damaged: event_shape cannot be"):
+        check_facts({"event_shape": shape}, tmp_path / CONFIG, law.denoiser)
 
 
 def test_a_pickle_in_place_of_the_weights_is_refused(folder):
