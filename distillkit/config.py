@@ -3,7 +3,9 @@
 Listing the groups needs the standard library only, composing needs Hydra: nothing is imported before that.
 """
 
+import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
@@ -74,31 +76,92 @@ def to_override(word: str, known: dict[str, list[str]]) -> str:
     if word.startswith(("+", "~")):
         return word
     key, equals, value = word.partition("=")
-    if not equals:
-        homes = [f"{group}={word}" for group, names in known.items() if word in names]
-        raise UsageError(f"cannot read {word!r}: write key=value, such as {' or '.join(homes) or 'domain=toy'}")
+    if not equals or not key:
+        raise UsageError(f"cannot read {word!r}: write key=value, such as {_instead(word, known)}")
     if key.startswith(("hydra.", "hydra/")) or "/" in key or "@" in key:
         return word
     if key not in known:
         return f"++{word}"
+    there = ", ".join(known[key]) or "none yet"
+    if not value:
+        raise UsageError(f"{key}= chooses nothing; there are: {there}")
     for choice in value.split(","):
-        if re.fullmatch(r"[\w-]+", choice) and choice != "null" and choice not in known[key]:
-            there = ", ".join(known[key]) or "none yet"
-            raise UsageError(f"no {key} {choice!r}{did_you_mean(choice, known[key])}; there are: {there}")
+        if choice not in known[key] and re.fullmatch(r"[^\[({$'\"]+", choice) and choice != "null":
+            wanted = f"; a folder is {key}=folder {key}.path={choice}" if "folder" in known[key] and "/" in choice else ""
+            raise UsageError(f"no {key} {choice!r}{did_you_mean(choice, known[key])}; there are: {there}{wanted}")
     return word
 
 
-def overrides(words: Sequence[str]) -> list[str]:
-    """All words as Hydra's overrides, and one search path for the configuration folders of others."""
+def _instead(word: str, known: dict[str, list[str]]) -> str:
+    """What somebody may have meant by a word without a key or a value."""
+    if word in known:
+        return f"{word}={(known[word] or ['CHOICE'])[0]}"
+    homes = [f"{group}={word}" for group, names in known.items() if word in names]
+    return " or ".join(homes) or "domain=toy"
+
+
+def quoted(text: str) -> str:
+    """The text in quotes, so that neither Hydra's grammar nor OmegaConf's interpolation reads anything into it."""
+    text = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
+    return '"' + re.sub(r'(\\*)("|\Z)', lambda match: 2 * match[1] + (r"\"" if match[2] else ""), text) + '"'
+
+
+def on_disk(value: str) -> str | None:
+    """The path that a value is: of something that exists, or one that begins with `~`, which is followed."""
+    return value if os.path.exists(value) else home if (home := os.path.expanduser(value)) != value else None
+
+
+def as_it_stands(word: str, known: dict[str, list[str]]) -> str:
+    """`a.b=PATH` with the path quoted, whatever is in it; `a.b=PATH,PATH` with each of them, for a sweep."""
+    key, equals, value = word.partition("=")
+    if not equals or key.lstrip("+") in known or word.startswith("~") or re.search("[/@]|^hydra[.]", key):
+        return word
+    paths = [on_disk(value)]
+    if paths == [None] and "," in value:
+        paths = [on_disk(part) for part in value.split(",")]
+    return word if None in paths else f"{key}={','.join(map(quoted, paths))}"
+
+
+def overrides(words: Sequence[str], sweep: bool = False) -> list[str]:
+    """All words as Hydra's overrides, and one search path for the configuration folders of others.
+
+    Args:
+        sweep: whether a word may list several values.
+    """
     known, others = groups(words), conf_dirs(words)[1:]
-    changes = [to_override(word, known) for word in words if not word.lstrip("+").startswith(SEARCH_PATH)]
-    return changes + ([f"{SEARCH_PATH}[{','.join(f'file://{folder}' for folder in others)}]"] if others else [])
+    words = [word for word in words if not word.lstrip("+").startswith(SEARCH_PATH)]
+    changes = [to_override(as_it_stands(word, known), known) for word in words]
+    for word, change in zip(words, changes, strict=True):
+        check(word, change, known, sweep)
+    return changes + ([f"{SEARCH_PATH}[{','.join(quoted(f'file://{folder}') for folder in others)}]"] if others else [])
+
+
+def check(word: str, change: str, known: dict[str, list[str]], sweep: bool) -> None:
+    """Refuse a word that Hydra's grammar does not take, with the one to type instead."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parse = OverridesParser.create().parse_override
+    key, _, value = word.partition("=")
+    try:
+        several = parse(change).is_sweep_override()
+    except HydraException as error:
+        try:
+            parse(f"{key}=x")
+        except HydraException:
+            raise UsageError(f"cannot read {word!r}: write key=value, such as model.num_steps=4") from error
+        typed = shlex.quote(f"{key}={quoted(value)}")
+        raise UsageError(f"cannot read {word!r}: to have the value as it stands, type {typed}") from error
+    if several and not sweep:
+        listed = f", or write {shlex.quote(f'{key}=[{value}]')} for a list"
+        plain = key.lstrip("+") not in known and "(" not in value
+        raise UsageError(f"{word} lists several values: add -m to run them all{listed if plain else ''}")
 
 
 @contextmanager
 def hydra_errors() -> Iterator[None]:
     """Hydra's and OmegaConf's errors as one sentence."""
-    from hydra.errors import HydraException, OverrideParseException
+    from hydra.errors import HydraException
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
@@ -106,19 +169,8 @@ def hydra_errors() -> Iterator[None]:
     except MissingMandatoryValue as error:
         raise UsageError(f"{error.full_key} has no default: say {error.full_key}=...") from error
     except (HydraException, OmegaConfBaseException) as error:
-        text = str(error)
-        if "--multirun" in text:
-            word = re.search(r"'([^']+)'", text)
-            what = word[1].lstrip("+") if word else "a value"
-            raise UsageError(
-                f"{what} lists several values: add -m to run them all, or write key=[a,b] for a list"
-            ) from error
-        if isinstance(error, OverrideParseException):
-            raise UsageError(
-                f"cannot read {error.override.lstrip('+')!r}: quote the value, such as 'key=\"a b\"'"
-            ) from error
-        kept = [line for line in text.splitlines() if not line.strip().startswith(("full_key", "object_type", "See "))]
-        raise UsageError(one_line(" ".join(kept))) from error
+        lines = [line for line in str(error).splitlines() if not line.strip().startswith(("full_key", "object_type", "See "))]
+        raise UsageError(one_line(" ".join(lines))) from error
 
 
 def compose(words: Sequence[str]) -> tuple[Any, dict[str, str]]:
