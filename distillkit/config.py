@@ -3,6 +3,7 @@
 Listing the groups needs the standard library only, composing needs Hydra: nothing is imported before that.
 """
 
+import json
 import os
 import re
 import shlex
@@ -87,7 +88,9 @@ def to_override(word: str, known: dict[str, list[str]]) -> str:
         raise UsageError(f"{key}= chooses nothing; there are: {there}")
     for choice in value.split(","):
         if choice not in known[key] and re.fullmatch(r"[^\[({$'\"]+", choice) and choice != "null":
-            wanted = f"; a folder is {key}=folder {key}.path={choice}" if "folder" in known[key] and "/" in choice else ""
+            wanted = (
+                f"; a folder is {key}=folder {key}.path={choice}" if "folder" in known[key] and "/" in choice else ""
+            )
             raise UsageError(f"no {key} {choice!r}{did_you_mean(choice, known[key])}; there are: {there}{wanted}")
     return word
 
@@ -169,7 +172,9 @@ def hydra_errors() -> Iterator[None]:
     except MissingMandatoryValue as error:
         raise UsageError(f"{error.full_key} has no default: say {error.full_key}=...") from error
     except (HydraException, OmegaConfBaseException) as error:
-        lines = [line for line in str(error).splitlines() if not line.strip().startswith(("full_key", "object_type", "See "))]
+        lines = [
+            line for line in str(error).splitlines() if not line.strip().startswith(("full_key", "object_type", "See "))
+        ]
         raise UsageError(one_line(" ".join(lines))) from error
 
 
@@ -226,3 +231,8 @@ def hand_over(cfg: Any) -> dict[str, Any]:
             if OmegaConf.is_config(cfg.get(key)):
                 plain[key] = OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=True)
     return to_class_path({key: value for key, value in plain.items() if key in HANDED_OVER})
+
+
+def text(handed: dict[str, Any]) -> str:
+    """JSON that LightningCLI's YAML reads back: YAML does not join two escaped surrogates to one sign."""
+    return re.sub(r"\\ud[89ab]..\\ud[c-f]..", lambda pair: json.loads(f'"{pair[0]}"'), json.dumps(handed))

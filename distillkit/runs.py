@@ -9,18 +9,42 @@ from pathlib import Path
 from distillkit.errors import Failure, UsageError
 
 OUT = "DISTILLKIT_OUT"  # tells the processes that Lightning starts for DDP which run folder their parent has chosen
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in Lightning's order
 ROOT = Path("runs")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # such an error may come without a file name
 
 
 def rank() -> int:
     """This process's place among those that train together, as Lightning sees it."""
-    return int(next((os.environ[k] for k in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if k in os.environ), 0))
+    return int(next((os.environ[k] for k in RANKS if k in os.environ), 0))
 
 
 def processes_from_outside() -> bool:
     """Whether torchrun or srun started several processes, which cannot agree on a new folder's number."""
-    return any(int(os.environ.get(k) or 1) > 1 for k in ("WORLD_SIZE", "SLURM_NTASKS"))
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1 or (by_srun() and int(os.environ.get("SLURM_NTASKS") or 1) > 1)
+
+
+def by_srun() -> bool:
+    """Whether srun started this process, which is not so in a shell or a script inside an allocation."""
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return not interactive and ("SLURM_STEP_NUM_TASKS" in os.environ or os.environ.get("SLURM_PROCID", "0") != "0")
+
+
+def surroundings() -> None:
+    """Make Lightning see one process where only one was started, whatever a queue or a parent shell left behind.
+
+    Raises:
+        UsageError: variables that Lightning reads are not numbers, or speak of other processes that are not there.
+    """
+    for name in (*RANKS, "WORLD_SIZE", "SLURM_NTASKS"):
+        if not os.environ.get(name, "0").strip().isdecimal():
+            raise UsageError(f"the environment says {name}={os.environ[name]}, which is no whole number: unset {name}")
+    left = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ]
+    if "MASTER_ADDR" not in os.environ and (int(os.environ.get("RANK", 0)) or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+        said = " ".join(f"{name}={os.environ[name]}" for name in left)
+        raise UsageError(f"the environment says {said}, but torchrun did not start this: unset {' '.join(left)}")
+    if "SLURM_NTASKS" in os.environ and not by_srun():
+        os.environ["SLURM_JOB_NAME"] = "bash"  # to Lightning: start no processes through SLURM, wait for none
 
 
 def home_of(checkpoint: str | None) -> Path | None:
