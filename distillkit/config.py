@@ -115,9 +115,14 @@ def on_disk(value: str) -> str | None:
 
 
 def as_it_stands(word: str, known: dict[str, list[str]]) -> str:
-    """`a.b=PATH` with the path quoted, whatever is in it; `a.b=PATH,PATH` with each of them, for a sweep."""
+    """`a.b=PATH` with the path quoted, whatever is in it; `a.b=PATH,PATH` with each of them, for a sweep.
+
+    A number is a path only under a key that asks for one: a folder called 4 does not change trainer.max_steps=4.
+    """
     key, equals, value = word.partition("=")
     if not equals or key.lstrip("+") in known or word.startswith("~") or re.search("[/@]|^hydra[.]", key):
+        return word
+    if re.fullmatch(r"[-+\d.,_e]+|null|true|false", value, re.IGNORECASE) and not re.search("(path|root)$", key):
         return word
     paths = [on_disk(value)]
     if paths == [None] and "," in value:
@@ -189,12 +194,83 @@ def compose(words: Sequence[str]) -> tuple[Any, dict[str, str]]:
     choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if not k.startswith("hydra/") and v}
     with open_dict(cfg):
         del cfg["hydra"]
-    scratch = {*SCRATCH, *groups(words)}
-    for key in map(str, cfg):
-        if key not in scratch and key not in HANDED_OVER:
-            names = sorted({*HANDED_OVER, *scratch})
-            raise UsageError(f"no key {key!r} at the top{did_you_mean(key, names)}; there are: {', '.join(names)}")
+    refuse_unknown(cfg, words)
     return cfg, choices
+
+
+def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
+    """Refuse keys at the top and under `vars` that nothing would read, and callbacks and loggers that are no class."""
+    from omegaconf import OmegaConf
+
+    names = sorted({*HANDED_OVER, *SCRATCH, *groups(words)})
+    for key in map(str, cfg):
+        if key not in names:
+            word = next((w for word in words if (w := word.lstrip("+").partition("=")[0]).split(".")[0] == key), key)
+            deeper = [name for name in typed_keys(cfg) if name.endswith(f".{word}")]
+            near = f" (did you mean {' or '.join(map(repr, deeper[:3]))}?)" if deeper else did_you_mean(key, names)
+            raise UsageError(f"no key {key!r} at the top{near}; there are: {', '.join(names)}")
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    if not isinstance(plain.get("vars"), dict):
+        raise UsageError(f"vars holds further keys, such as vars.callbacks, and cannot be {plain.get('vars')!r}")
+    read = {*re.findall(r"\bvars\.(\w+)", str(plain)), "callbacks", "logger"}
+    said = {match[1]: match[0] for word in words if (match := re.match(r"vars\.(\w+)[^=]*", word.lstrip("+")))}
+    for name, key in said.items():
+        if name not in read:
+            raise UsageError(f"nothing in this run reads {key}{did_you_mean(name, read, 'vars.')}")
+    for kind in ("callbacks", "logger"):
+        parts = plain["vars"].get(kind)
+        if not isinstance(parts, dict):
+            raise UsageError(
+                f"vars.{kind} holds one key for each part, such as vars.{kind}.NAME, and cannot be {parts!r}"
+            )
+        whole = [name for name, part in parts.items() if isinstance(part, dict) and "_target_" in part]
+        for name in parts.keys() - whole:
+            leave = f"; '~vars.{kind}.{name}' leaves it out" if parts[name] is None else ""
+            there = f"; there are: {', '.join(whole) or 'none'}{leave}"
+            raise UsageError(
+                f"vars.{kind}.{name} has no _target_, the class to build{did_you_mean(name, whole)}{there}"
+            )
+
+
+def typed_keys(cfg: Any) -> list[str]:
+    """Every key that words may set, those included that only the signature of a chosen class knows."""
+    from omegaconf import OmegaConf
+
+    from distillkit.errors import keys_of
+
+    found = [f"trainer.{key}" for key in keys_of("lightning.pytorch.Trainer")]
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    for part in ("model", "data", "teacher", "network"):
+        if isinstance(plain.get(part), dict):
+            found += [f"{part}.{key}" for key in dict.fromkeys((*plain[part], *keys_of(plain[part].get("_target_"))))]
+    return found
+
+
+def as_typed(message: str, cfg: Any) -> str:
+    """A message about what Lightning was handed, with the keys as words set them: `teacher.path` for `model.teacher.path`."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(cfg, resolve=False)
+
+    def source(node: Any) -> str | None:
+        """The key that an interpolation follows to the end."""
+        found = None
+        while isinstance(node, str) and (match := re.fullmatch(r"\$\{([\w.]+)\}", node)):
+            found, node = match[1], plain
+            for name in found.split("."):
+                node = node.get(name) if isinstance(node, dict) else None
+        return found
+
+    for part in ("model", "data"):
+        for key, node in (plain.get(part) or {}).items():
+            if there := source(node):
+                message = re.sub(rf"(?<![\w.]){part}\.{key}(?=\.\w)", there, message)
+    for kind in ("callbacks", "logger"):
+        if match := re.search(rf"(?<![\w.])trainer\.{kind}\.(\w+)", message):
+            homes = [name for name, node in plain["vars"][kind].items() if isinstance(node, dict) and match[1] in node]
+            if len(homes) == 1:
+                message = re.sub(rf"(?<![\w.])trainer\.{kind}(?=\.\w)", f"vars.{kind}.{homes[0]}", message)
+    return message
 
 
 def unused(cfg: Any, words: Sequence[str]) -> list[str]:

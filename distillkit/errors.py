@@ -28,10 +28,11 @@ class Arguments(argparse.ArgumentParser):
         raise UsageError(f"{self.prog.split()[-1]}: {message} (see --help)")
 
 
-def did_you_mean(name: str, names: Iterable[str], show: int = 3) -> str:
-    """` (did you mean 'a' or 'b'?)`, or nothing when no name is near."""
-    near = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=show, cutoff=0.6)
-    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+def did_you_mean(name: str, names: Iterable[str], prefix: str = "", show: int = 3) -> str:
+    """` (did you mean 'a' or 'b'?)`, or nothing when no name is near; `prefix` goes before each, as it is typed."""
+    known = {other.lower(): other for other in names}
+    near = difflib.get_close_matches(name.lower(), known, n=show, cutoff=0.6)
+    return f" (did you mean {' or '.join(repr(prefix + known[other]) for other in near)}?)" if near else ""
 
 
 def one_line(error: BaseException | str, limit: int = 500) -> str:
@@ -100,10 +101,10 @@ def _sentence(key: str, owner: str | None, bodies: list[str], value: str, keys: 
         r"(?:Option '(.+)' is not accepted|(Group|Subcommand) '(.+)' does not accept option '(.+)')", first
     ):
         wrong = match[1] or (f"{match[3]}.{match[4]}" if match[2] == "Group" else match[4])
-        return f"no key {dotted}{wrong}{_nearest(wrong, owner, keys)}"
+        return f"no key {dotted}{wrong}{_nearest(wrong, owner, keys, dotted)}"
     if match := re.match(r"unrecognized arguments: (.+)", first):
         wrong = match[1].split()[0].lstrip("-").partition("=")[0]
-        return f"no key {wrong}{_nearest(wrong, owner, keys)}"
+        return f"no key {wrong}{_nearest(wrong, owner, keys, '')}"
     expected = [match for body in bodies if (match := re.match(r"Expected an? (.+?)(?:\. Got value: (.*))?$", body))]
     if expected:
         types = " or ".join(dict.fromkeys(_readable(match[1]) for match in expected))
@@ -115,21 +116,27 @@ def _sentence(key: str, owner: str | None, bodies: list[str], value: str, keys: 
     return f"{key}: {first}" if key else first
 
 
-def _nearest(wrong: str, owner: str | None, keys: Iterable[str]) -> str:
+def _nearest(wrong: str, owner: str | None, keys: Iterable[str], prefix: str) -> str:
     """What the writer may have meant, among the keys of the class, else of the command line."""
     if owner is None:
         return did_you_mean(wrong, keys)
+    names = keys_of(owner)
+    tops = list(dict.fromkeys(name.partition(".")[0] for name in names))
+    takes = f"; {owner.rpartition('.')[2]} takes {', '.join(tops)}" if tops else ""
+    return did_you_mean(wrong, [*names, *tops], prefix) + takes
+
+
+def keys_of(path: str | None) -> list[str]:
+    """The keys that the class of this path takes, dotted where one is a group; none if there is no such class."""
     from jsonargparse import ArgumentParser
 
     try:
-        module, _, name = owner.rpartition(".")
+        module, _, name = path.rpartition(".")
         parser = ArgumentParser()
         parser.add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
-        leaves = list(parser.get_defaults().keys())
+        return list(parser.get_defaults().keys())
     except Exception:
-        return ""
-    tops = list(dict.fromkeys(leaf.partition(".")[0] for leaf in leaves))
-    return f"{did_you_mean(wrong, leaves + tops)}; {owner.rpartition('.')[2]} takes {', '.join(tops)}"
+        return []
 
 
 def _readable(kind: str) -> str:

@@ -190,11 +190,12 @@ def refuse_words_as_flags(call: Call) -> None:
         name, _, value = "=".join(flag).lstrip("-").partition("=")
         group = name in known and (name not in config.HANDED_OVER or value in known[name])
         if group or name.partition(".")[0] in config.SCRATCH:
-            raise UsageError(f"{flag[0]} is a word, not a flag: write {shlex.quote(f'{name}={value}')}")
+            raise UsageError(f"{' '.join(flag)} is a word, not a flag: write {shlex.quote(f'{name}={value}')}")
 
 
 def train(verb: str, call: Call) -> int:
     """One run of a training verb."""
+    cfg = None
     flags = [token for flag in call.flags for token in (["--help"] if flag == ["--help=all"] else flag)]
     rerun = call.value("--config", "-c")
     if rerun is not None:
@@ -228,7 +229,10 @@ def train(verb: str, call: Call) -> int:
         runs.check(Path(call.out), checkpoint)
     from distillkit.cli import run as run_lightning
 
-    return run_lightning(verb, flags, out=call.out, name=name, checkpoint=checkpoint)
+    try:
+        return run_lightning(verb, flags, out=call.out, name=name, checkpoint=checkpoint)
+    except UsageError as error:
+        raise UsageError(config.as_typed(str(error), cfg) if cfg else error) from error
 
 
 def note(text: str) -> None:
