@@ -49,7 +49,7 @@ class FewStepDistiller(Distiller):
             raise ValueError(f"noise_scale multiplies a standard deviation and must not be negative, got {noise_scale}")
         if kappa != 1 and not teacher.guidable:
             raise ValueError(
-                f"kappa={kappa} has nothing to guide: {teacher.id} has no unconditional branch; leave it at 1"
+                f"kappa={kappa} has nothing to guide: {teacher.id} has no unconditional branch; leave model.kappa at 1"
             )
         self.teacher, self.kappa = teacher, kappa
         process = teacher.process

@@ -57,7 +57,7 @@ class SiD(ScoreDistiller):
     ):
         if guidance != "lsg" and not teacher.guidable:
             raise ValueError(
-                f"guidance={guidance} needs an unconditional branch, which {teacher.id} lacks: leave it at lsg"
+                f"guidance={guidance} needs an unconditional branch, which {teacher.id} lacks: leave model.guidance at lsg"
             )
         if not 0 <= adversarial <= 1:
             raise ValueError(f"adversarial is a share and must lie in [0, 1], got {adversarial}")
