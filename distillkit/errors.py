@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UsageError(ValueError):
@@ -33,6 +33,30 @@ def did_you_mean(name: str, names: Iterable[str], prefix: str = "", show: int = 
     known = {other.lower(): other for other in names}
     near = difflib.get_close_matches(name.lower(), known, n=show, cutoff=0.6)
     return f" (did you mean {' or '.join(repr(prefix + known[other]) for other in near)}?)" if near else ""
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra, as typed in a shell."""
+    return f"pip install 'distillkit[{extra}]'"
+
+
+def optional(module: str, extra: str, purpose: str) -> Any:
+    """A module of an optional package.
+
+    Args:
+        module: its name.
+        extra: what installs it.
+        purpose: how the sentence begins that names the package, such as "videos are read with".
+
+    Raises:
+        UsageError: it does not import.
+    """
+    try:
+        return import_module(module)
+    except Exception as error:  # broken builds raise much else than ImportError
+        package = module.partition(".")[0]
+        reason = f"{type(error).__name__}: {one_line(error, 200)}"
+        raise UsageError(f"{purpose} {package}, which does not import here ({reason}): {install(extra)}") from None
 
 
 def one_line(error: BaseException | str, limit: int = 500) -> str:

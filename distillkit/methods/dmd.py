@@ -65,7 +65,9 @@ class DMD(ScoreDistiller):
         """The discriminator's head shares the fake score's turn, loss and clip."""
         fake = self.new_fake_score(network)
         if self.gan and not hasattr(fake.network, "feature_channels"):
-            raise ValueError(f"{type(fake.network).__name__} has no features for a discriminator to look at: set model.gan=0")
+            raise ValueError(
+                f"{type(fake.network).__name__} has no features for a discriminator to look at: set model.gan=0"
+            )
         head = {"head": Head(fake.network.feature_channels)} if self.gan else {}
         self.add_role("fake_score", fake_score, fake_score=fake, **head)
         self.add_role("student", student, student=self.teacher.new_denoiser(network))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from distillkit.data import DistillData, TensorData
+from distillkit.errors import optional
 from domains.discrete.teacher import World
 
 ALPHABET = " abcdefghijklmnopqrstuvwxyz"  # of text8: whatever is not a letter is a space
@@ -192,16 +193,13 @@ class TokenData(Prose):
 
 def read_tokenizer(path: str) -> Any:
     """The tokeniser of a tokenizer.json."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise ValueError("data=tokens needs the package tokenizers: pip install 'distillkit[hf]'") from None
+    tokenizers = optional("tokenizers", "hf", "data=tokens needs")
     file = Path(path).expanduser()
     file = file / "tokenizer.json" if file.is_dir() else file
     if not file.is_file():
         raise ValueError(f"{file} does not exist: give data.tokenizer=/path/to/tokenizer.json, or its folder")
     try:
-        return Tokenizer.from_file(str(file))
+        return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the package raises nothing more special
         raise ValueError(f"{file} is no tokeniser that the package tokenizers reads: {error}") from None
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distillkit.discrete.denoiser import Mean
 from distillkit.discrete.process import Absorbing
 from distillkit.discrete.teacher import DiscreteTeacher
+from distillkit.errors import optional
 from distillkit.spec import Recorded
 from domains.discrete.checkpoints import read_config
 
@@ -61,12 +62,7 @@ class Pretrained(Recorded, nn.Module):
 
     def __init__(self, path: str):
         super().__init__()
-        try:
-            import transformers
-        except ImportError:
-            raise ValueError(
-                "masked language models need the package transformers: pip install 'distillkit[hf]'"
-            ) from None
+        transformers = optional("transformers", "hf", "masked language models need")
         config = read_config(Path(path))
         kind = config.get("model_type")
         self.both_ways = kind in ARCHITECTURES  # networks that look only back unless told otherwise

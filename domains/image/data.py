@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from distillkit.data import DistillData, TensorData, split
+from distillkit.errors import optional
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 WHITE = (255, 255, 255, 255)
@@ -145,13 +146,7 @@ class TorchvisionData(ImageData):
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
         root = _existing(self.root, "a folder", folder=True)
-        try:
-            from torchvision import datasets
-        except Exception as error:  # a torchvision built for another torch fails with more than ImportError
-            raise ValueError(
-                f"{self.name} is read with torchvision, which does not import here ({error}); "
-                "pip install distillkit[vision]"
-            ) from None
+        datasets = optional("torchvision.datasets", "vision", f"{self.name} is read with")
         try:
             both = [getattr(datasets, self.name)(root, train=train, download=False) for train in (True, False)]
         except RuntimeError:

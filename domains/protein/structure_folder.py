@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from distillkit.errors import optional
 from distillkit.files import write_atomic
 from domains.protein.data import ChainFile, longest_piece
 
@@ -140,11 +141,7 @@ def format_of(path: Path) -> str | None:
 
 def import_gemmi() -> Any:
     """`gemmi`, or how to get it."""
-    try:
-        import gemmi
-    except ImportError as error:
-        raise ValueError(f"structures are read with gemmi ({error}); pip install 'distillkit[protein]'") from None
-    return gemmi
+    return optional("gemmi", "protein", "structures are read with")
 
 
 def _known(index: Path, key: str) -> tuple[list[np.ndarray], list[str], dict[str, int]] | None:

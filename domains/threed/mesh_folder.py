@@ -15,6 +15,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from distillkit.data import split
+from distillkit.errors import optional
 from domains.threed.data import Shapes, Volumes, lattice_points
 from domains.threed.meshes import Mesh
 
@@ -177,13 +178,7 @@ def winding(mesh: Mesh, side: int) -> np.ndarray:
 
 def import_trimesh() -> Any:
     """`trimesh`, or how to get it."""
-    try:
-        import trimesh
-    except ImportError as error:
-        raise ValueError(
-            f"meshes are read and written with trimesh ({error}); pip install 'distillkit[threed]'"
-        ) from None
-    return trimesh
+    return optional("trimesh", "threed", "meshes are read and written with")
 
 
 def _colours(loaded: Any) -> tuple[np.ndarray, np.ndarray] | None:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from distillkit.data import Batch, split
+from distillkit.errors import optional
 from distillkit.files import write_text
 from domains.image.data import cropped, flat, from_uint8
 from domains.video.data import VideoData
@@ -273,8 +274,4 @@ def captions(root: Path, videos: Sequence[str]) -> list[str]:
 
 def import_av() -> Any:
     """`av`, or how to get it."""
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError(f"videos are read and written with PyAV ({error}); pip install 'distillkit[video]'") from None
-    return av
+    return optional("av", "video", "videos are read and written with")

@@ -232,7 +232,7 @@ def test_torchvision_refusals(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="MNIST is not under .*; get it once"):
         TorchvisionData("MNIST", str(tmp_path)).setup()
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ValueError, match=r"pip install distillkit\[vision\]"):
+    with pytest.raises(ValueError, match=r"pip install 'distillkit\[vision\]'"):
         TorchvisionData("MNIST", str(tmp_path)).setup()
 
 
