@@ -59,9 +59,9 @@ def groups(words: Sequence[str] = ()) -> dict[str, list[str]]:
     return {group: sorted(names) for group, names in sorted(found.items())}
 
 
-def describe(group: str, choice: str) -> str:
+def describe(group: str, choice: str, words: Sequence[str] = ()) -> str:
     """The first comment of a configuration file (after its `@package` line): what the choice is, in a line."""
-    for top in conf_dirs():
+    for top in conf_dirs(words):
         file = top / group / f"{choice}.yaml"
         if file.is_file():
             for line in file.read_text(encoding="utf-8").splitlines():

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
@@ -35,6 +36,11 @@ def did_you_mean(name: str, names: Iterable[str], prefix: str = "", show: int = 
     return f" (did you mean {' or '.join(repr(prefix + known[other]) for other in near)}?)" if near else ""
 
 
+def pasted(*words: object) -> str:
+    """A command of ours as it can be pasted into a shell: `pasted("fit", "--config", path)`."""
+    return shlex.join(["python", "-m", "distillkit", *map(str, words)])
+
+
 def install(extra: str) -> str:
     """The command that installs an extra, as typed in a shell."""
     return f"pip install 'distillkit[{extra}]'"
@@ -61,7 +67,7 @@ def optional(module: str, extra: str, purpose: str) -> Any:
 
 def one_line(error: BaseException | str, limit: int = 500) -> str:
     """The message without line breaks, cut at `limit` characters."""
-    text = " ".join(str(error).split())
+    text = re.sub(r"\s*[\r\n]\s*", " ", str(error).strip())
     return text if len(text) <= limit else text[: limit - 4] + " ..."
 
 

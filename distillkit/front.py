@@ -48,6 +48,7 @@ flags:
   --debug        show tracebacks
   --help=all     every flag of LightningCLI (--trainer.X, --print_config ...); --model.help explains the chosen model"""
 
+LONGEST = 5000  # signs of a sentence that may hold commands and paths, which are of no use when cut
 ALWAYS_VALUED = ("--out", "--config", "-c", "--ckpt_path")  # the next token is theirs even if it has a `=`
 SWITCHES = {"--show": "show", "-m": "sweep", "--multirun": "sweep", "-h": "help", "--help": "help"}
 
@@ -135,13 +136,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (kept open until the interpreter ends)
         return 1
     except Interrupted as error:
-        print(one_line(error), file=sys.stderr)
+        print(one_line(error, LONGEST), file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
             traceback.print_exc()
         if isinstance(error, UsageError | Failure):
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            print(f"error: {one_line(error, LONGEST)}", file=sys.stderr)
         else:
             hint = "" if debug else " (--debug shows the traceback)"
             print(f"error: {type(error).__name__}: {one_line(error)}{hint}", file=sys.stderr)

@@ -39,13 +39,19 @@ def list(args: Sequence[str]) -> None:
     """Domains, methods, and which go together."""
     parser = Arguments("python -m distillkit list", description="Show domains, methods, and which go together.")
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("words", nargs="*", metavar="hydra.searchpath=[...]", help="configuration folders of your own")
     options = parser.parse_args(args)
-    known = config.groups()
-    domains = {name: config.describe("domain", name) for name in known.get("domain", ())}
-    methods = {name: config.describe("method", name) for name in known.get("method", ())}
+    places = tuple(options.words)
+    if other := [word for word in places if not word.lstrip("+").startswith(config.SEARCH_PATH)]:
+        raise UsageError(
+            f"list: {other[0]!r} changes nothing here; what list takes is {config.SEARCH_PATH}[file://FOLDER]"
+        )
+    known = config.groups(places)
+    domains = {name: config.describe("domain", name, places) for name in known.get("domain", ())}
+    methods = {name: config.describe("method", name, places) for name in known.get("method", ())}
     for method in methods:
-        methods[method] = methods[method] or about(method)
-    matrix = {domain: {method: compatibility(domain, method) for method in methods} for domain in domains}
+        methods[method] = methods[method] or about(method, places)
+    matrix = {domain: {method: compatibility(domain, method, places) for method in methods} for domain in domains}
     if options.json:
         print(json.dumps({"domains": domains, "methods": methods, "matrix": matrix}, indent=1))
         return
@@ -75,13 +81,13 @@ def list(args: Sequence[str]) -> None:
 
 
 @cache
-def compatibility(domain: str, method: str) -> str | None:
+def compatibility(domain: str, method: str, places: tuple[str, ...] = ()) -> str | None:
     """Why a method cannot be used in a domain with its default teacher and data; None if it can.
 
-    A method class says what it `requires`, classes of teachers and data say what they `provide` (sets of names).
+    `places` are words with further configuration folders. A method class says what it `requires`, classes of teachers and data say what they `provide` (sets of names).
     """
     try:
-        cfg, _ = config.compose([f"domain={domain}", f"method={method}"])
+        cfg, _ = config.compose([*places, f"domain={domain}", f"method={method}"])
         handed = config.hand_over(cfg)
     except UsageError as error:
         return f"{method} does not compose with {domain}: {one_line(error)}"
@@ -100,10 +106,10 @@ def compatibility(domain: str, method: str) -> str | None:
     )
 
 
-def about(method: str) -> str:
+def about(method: str, places: Sequence[str] = ()) -> str:
     """The first line of a method's class: what to say when its yaml says nothing."""
     try:
-        path = config.hand_over(config.compose([f"method={method}"])[0])["model"]["class_path"]
+        path = config.hand_over(config.compose([*places, f"method={method}"])[0])["model"]["class_path"]
         return inspect.getdoc(getattr(import_module(path.rpartition(".")[0]), path.rpartition(".")[2])).splitlines()[0]
     except Exception:
         return ""

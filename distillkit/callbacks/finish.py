@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from distillkit.diffusion.denoiser import Cond
+from distillkit.errors import pasted
 from distillkit.files import read_yaml, write_atomic, write_text
 from distillkit.logger import MetricsLogger
 from distillkit.methods.pretrain import Pretrain
@@ -60,7 +61,7 @@ def finish(
         evaluation = evaluate(data, teacher, student, num_samples, seed, kappa)
         write_text(run / "evaluation.json", json.dumps(evaluation, indent=1))
     facts = read_yaml(run / kind / f"{kind}.yaml")
-    write_card(run / kind, kind, facts, evaluation, f"python -m distillkit fit --config {run / 'config.yaml'}")
+    write_card(run / kind, kind, facts, evaluation, pasted("fit", "--config", run / "config.yaml"))
     report = write_report(run)
     if evaluation:
         from rich.console import Console
