@@ -181,6 +181,10 @@ def hydra_errors() -> Iterator[None]:
             line for line in str(error).splitlines() if not line.strip().startswith(("full_key", "object_type", "See "))
         ]
         raise UsageError(one_line(" ".join(lines))) from error
+    except ValueError as error:
+        if "Config group override" in str(error):
+            raise UsageError("null is no choice of a group: '~GROUP' leaves one out") from error
+        raise
 
 
 def compose(words: Sequence[str]) -> tuple[Any, dict[str, str]]:
@@ -228,7 +232,7 @@ def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
             leave = f"; '~vars.{kind}.{name}' leaves it out" if parts[name] is None else ""
             there = f"; there are: {', '.join(whole) or 'none'}{leave}"
             raise UsageError(
-                f"vars.{kind}.{name} has no _target_, the class to build{did_you_mean(name, whole)}{there}"
+                f"vars.{kind}.{name} has no _target_, the class to build{did_you_mean(name, whole, f'vars.{kind}.')}{there}"
             )
 
 

@@ -96,6 +96,8 @@ def condense(text: str, keys: Iterable[str] = ()) -> str:
     value = ""
     for line in text.splitlines():
         body = line.lstrip(" -")
+        if not body:
+            continue
         indent = len(line) - len(body)
         context = [entry for entry in context if entry[0] < indent]
         if match := re.match(r'Parser key "([^"]+)": ?(.*)', body):
@@ -106,10 +108,8 @@ def condense(text: str, keys: Iterable[str] = ()) -> str:
             continue
         if body.startswith("Given value: "):
             value = body.removeprefix("Given value: ")
-        elif (
-            body
-            and not body.endswith(":")
-            and not body.startswith(("Subtypes:", "Given value type", "Does not validate"))
+        elif not body.endswith(":") and not body.startswith(
+            ("Subtypes:", "Given value type", "Does not validate", "Expected a path but")
         ):
             complaints.append((list(context), body))
     if not complaints:
@@ -173,6 +173,10 @@ def _readable(kind: str) -> str:
     """`<class 'float'>` as `a float`, a Literal as its choices."""
     if match := re.fullmatch(r"typing\.Literal\[(.*)\]", kind):
         return match[1].replace(", ", " or ")
+    if kind.startswith("dot import path string"):
+        return "a class, such as package.module.Name"
+    if kind == "<class 'collections.abc.Iterable'>":
+        return "a list"
     if match := re.fullmatch(r"<class '(.*)'>", kind):
         name = match[1].rpartition(".")[2]
         return f"an {name}" if name[0] in "aeiou" else f"a {name}"

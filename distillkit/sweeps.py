@@ -119,7 +119,7 @@ class Sweep:
         for job, (_, student, teacher) in zip(self.jobs, measured, strict=True):
             ended = {0: "done", 130: "interrupted"}.get(job.code, f"failed ({job.code})")
             lines.append([str(job.number), ended, f"{job.seconds:.0f}", student, teacher, job.words])
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head) - 1)]
+        widths = [max(2, *(len(line[i]) for line in lines)) for i in range(len(head) - 1)]
         text = ""
         for line, job in zip(lines, [None, *self.jobs], strict=True):
             cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]

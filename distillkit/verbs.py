@@ -84,7 +84,9 @@ def list(args: Sequence[str]) -> None:
 def compatibility(domain: str, method: str, places: tuple[str, ...] = ()) -> str | None:
     """Why a method cannot be used in a domain with its default teacher and data; None if it can.
 
-    `places` are words with further configuration folders. A method class says what it `requires`, classes of teachers and data say what they `provide` (sets of names).
+    `places` are words with further configuration folders.
+
+    A method class says what it `requires`, classes of teachers and data say what they `provide` (sets of names).
     """
     try:
         cfg, _ = config.compose([*places, f"domain={domain}", f"method={method}"])
