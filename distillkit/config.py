@@ -214,6 +214,13 @@ def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
             near = f" (did you mean {' or '.join(map(repr, deeper[:3]))}?)" if deeper else did_you_mean(key, names)
             raise UsageError(f"no key {key!r} at the top{near}; there are: {', '.join(names)}")
     plain = OmegaConf.to_container(cfg, resolve=False)
+    for part in ("model", "data"):
+        node = plain.get(part)
+        if node is not None and "${" not in str(node) and not (isinstance(node, dict) and node.get("_target_")):
+            choices = {"model": "method", "data": "data"}[part]
+            raise UsageError(
+                f"{part} is no class: choose one with {choices}=..., or give {part}._target_=PACKAGE.CLASS"
+            )
     if not isinstance(plain.get("vars"), dict):
         raise UsageError(f"vars holds further keys, such as vars.callbacks, and cannot be {plain.get('vars')!r}")
     read = {*re.findall(r"\bvars\.(\w+)", str(plain)), "callbacks", "logger"}

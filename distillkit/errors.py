@@ -93,7 +93,7 @@ def condense(text: str, keys: Iterable[str] = ()) -> str:
     """
     context: list[tuple[int, str, str]] = []  # indentation, "key" or "class", name
     complaints: list[tuple[list[tuple[int, str, str]], str]] = []
-    value = ""
+    values: dict[int, str] = {}  # by how deep they stand
     for line in text.splitlines():
         body = line.lstrip(" -")
         if not body:
@@ -107,7 +107,7 @@ def condense(text: str, keys: Iterable[str] = ()) -> str:
             context.append((indent, "class", match[1]))
             continue
         if body.startswith("Given value: "):
-            value = body.removeprefix("Given value: ")
+            values[len(context)] = body.removeprefix("Given value: ")
         elif not body.endswith(":") and not body.startswith(
             ("Subtypes:", "Given value type", "Does not validate", "Expected a path but")
         ):
@@ -121,7 +121,8 @@ def condense(text: str, keys: Iterable[str] = ()) -> str:
     context = deepest[0][0]
     key = ".".join(name for _, kind, name in context if kind == "key")
     owner = next((name for _, kind, name in reversed(context) if kind == "class"), None)
-    return one_line(_sentence(key, owner, bodies, value, keys))
+    value = values.get(depth, "")
+    return one_line(_sentence(key, owner, bodies, "" if re.search("class_path|Namespace", value) else value, keys))
 
 
 def _sentence(key: str, owner: str | None, bodies: list[str], value: str, keys: Iterable[str]) -> str:
@@ -138,11 +139,13 @@ def _sentence(key: str, owner: str | None, bodies: list[str], value: str, keys: 
     expected = [match for body in bodies if (match := re.match(r"Expected an? (.+?)(?:\. Got value: (.*))?$", body))]
     if expected:
         types = " or ".join(dict.fromkeys(_readable(match[1]) for match in expected))
-        return f"{key} must be {types}, got {expected[0][2] or value}"
+        path = re.match("dot import path string: (.*)", expected[0][1])
+        got = (path[1] if path else expected[0][2] if expected[0][2] is not None else value) or "nothing"
+        return f"{key} must be {types}, got {got}"
     if match := re.match(r"the following arguments are required: (.+)", first):
         return f"{key or 'the command'} needs a value for {match[1]}"
-    if match := re.match(r"Not a valid subclass of (.+)", first):
-        return f"{key} must be a {match[1]} (a class path and its init_args), got {value}"
+    if match := re.match(r"Not a valid subclass of (.+?)(?:\. Got value: (.*))?$", first):
+        return f"{key} must be a {match[1]}, given as a class, got {match[2] or value or 'something else'}"
     return f"{key}: {first}" if key else first
 
 

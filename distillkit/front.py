@@ -196,7 +196,7 @@ def refuse_words_as_flags(call: Call) -> None:
 
 def train(verb: str, call: Call) -> int:
     """One run of a training verb."""
-    cfg = None
+    cfg = handed = None
     flags = [token for flag in call.flags for token in (["--help"] if flag == ["--help=all"] else flag)]
     rerun = call.value("--config", "-c")
     if rerun is not None:
@@ -230,6 +230,8 @@ def train(verb: str, call: Call) -> int:
         runs.check(Path(call.out), checkpoint)
     from distillkit.cli import run as run_lightning
 
+    if handed:
+        refuse_what_does_not_go_together(handed)
     try:
         return run_lightning(verb, flags, out=call.out, name=name, checkpoint=checkpoint)
     except UsageError as error:
@@ -238,6 +240,22 @@ def train(verb: str, call: Call) -> int:
 
 def note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
+
+
+def refuse_what_does_not_go_together(handed: dict[str, Any]) -> None:
+    """Say before anything is built that the method requires what no other part provides."""
+    from distillkit.verbs import lacking
+
+    try:
+        missing, givers = lacking(handed)
+    except Exception:  # LightningCLI says better what cannot be imported
+        return
+    if missing:
+        method = handed["model"]["class_path"].rpartition(".")[2]
+        raise UsageError(
+            f"{method} needs {' and '.join(missing)}, but {' and '.join(givers) or 'no part'} does not give it; "
+            f"`python -m distillkit list` shows what goes together"
+        )
 
 
 def explain(flag: str, handed: dict[str, Any]) -> str:

@@ -103,10 +103,12 @@ def claim(out: str | None, name: str, checkpoint: str | None = None) -> Path:
 
 
 def release(folder: Path) -> None:
-    """Remove a claimed folder in which nothing was written."""
+    """Remove a claimed folder in which nothing was written, and ROOT if there is no other run in it."""
     if rank() == 0:
         with suppress(OSError):
             folder.rmdir()
+            if folder.parent.resolve() == ROOT.resolve():
+                ROOT.rmdir()
 
 
 def _next(name: str) -> Path:

@@ -93,19 +93,22 @@ def compatibility(domain: str, method: str, places: tuple[str, ...] = ()) -> str
         handed = config.hand_over(cfg)
     except UsageError as error:
         return f"{method} does not compose with {domain}: {one_line(error)}"
-    paths = [*class_paths({"model": handed.get("model"), "data": handed.get("data")})]
     try:
-        classes = [getattr(import_module(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in paths]
+        missing, givers = lacking(handed)
     except Exception as error:
         return f"{method} in {domain} cannot be imported: {type(error).__name__}: {one_line(error)}"
-    needed = {name for cls in classes for name in getattr(cls, "requires", ())}
-    missing = needed - {name for cls in classes for name in getattr(cls, "provides", ())}
     if not missing:
         return None
-    givers = [cls.__name__ for cls in classes if hasattr(cls, "provides")]
-    return (
-        f"{method} needs {', '.join(sorted(missing))}, which {domain} ({', '.join(givers) or 'no part'}) does not give"
-    )
+    return f"{method} needs {', '.join(missing)}, which {domain} ({', '.join(givers) or 'no part'}) does not give"
+
+
+def lacking(handed: dict[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
+    """What a configuration's method requires and no other part provides, and the names of the classes that provide."""
+    paths = [*class_paths({"model": handed.get("model"), "data": handed.get("data")})]
+    classes = [getattr(import_module(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in paths]
+    needed = {name for cls in classes for name in getattr(cls, "requires", ())}
+    provided = {name for cls in classes for name in getattr(cls, "provides", ())}
+    return sorted(needed - provided), [cls.__name__ for cls in classes if hasattr(cls, "provides")]
 
 
 def about(method: str, places: Sequence[str] = ()) -> str:
