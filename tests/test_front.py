@@ -386,7 +386,7 @@ def test_the_table_of_a_sweep_shows_the_headline_metrics(tmp_path):
 def test_a_sweep_that_is_stopped_says_what_is_done(tmp_path):
     """The job that runs gets the signal once, so it saves its state; no other is started."""
     env = {k: v for k, v in os.environ.items() if k != runs.OUT} | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
-    words = [*DUMMY, "model.crash=null,sleep,null", "-m", "--out", "sweep"]
+    words = [*DUMMY, "~vars.callbacks.checkpoint", "model.crash=null,sleep,null", "-m", "--out", "sweep"]
     command = [sys.executable, "-m", "distillkit", "fit", *words]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
