@@ -216,7 +216,8 @@ def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
     plain = OmegaConf.to_container(cfg, resolve=False)
     for part in ("model", "data"):
         node = plain.get(part)
-        if node is not None and "${" not in str(node) and not (isinstance(node, dict) and node.get("_target_")):
+        followed = node is None or (isinstance(node, str) and "${" in node)
+        if not followed and not (isinstance(node, dict) and node.get("_target_")):
             choices = {"model": "method", "data": "data"}[part]
             raise UsageError(
                 f"{part} is no class: choose one with {choices}=..., or give {part}._target_=PACKAGE.CLASS"

@@ -359,7 +359,9 @@ def test_sweep_hands_on_words_flags_and_folders(tmp_path, capsys, monkeypatch):
     assert [command[1:4] for command in commands] == [["-m", "distillkit", "fit"]] * 2
     assert [command[-2:] for command in commands] == [["--out", f"{out}/{n}"] for n in range(2)]
     for command, rate in zip(commands, (1, 2), strict=True):
-        assert f"++model.rate={rate}" in command and "domain=dummy" in command and any("dummy/conf" in w for w in command)
+        assert (
+            f"++model.rate={rate}" in command and "domain=dummy" in command and any("dummy/conf" in w for w in command)
+        )
         assert command[-5:-2] == ["--trainer.max_steps", "3", "--debug"]
     shown = capsys.readouterr()
     assert "0   done" in shown.out and re.search(r"1   failed \(1\) .* model.rate=2\n +no luck\n", shown.out)
