@@ -108,8 +108,10 @@ def condense(text: str, keys: Iterable[str] = ()) -> str:
             continue
         if body.startswith("Given value: "):
             values[len(context)] = body.removeprefix("Given value: ")
-        elif not body.endswith(":") and not body.startswith(
-            ("Subtypes:", "Given value type", "Does not validate", "Expected a path but")
+        elif (
+            body
+            and not body.endswith(":")
+            and not body.startswith(("Subtypes:", "Given value type", "Does not validate", "Expected a path but"))
         ):
             complaints.append((list(context), body))
     if not complaints:

@@ -230,25 +230,27 @@ def train(verb: str, call: Call) -> int:
         runs.check(Path(call.out), checkpoint)
     from distillkit.cli import run as run_lightning
 
-    if handed:
-        refuse_what_does_not_go_together(handed)
     try:
         return run_lightning(verb, flags, out=call.out, name=name, checkpoint=checkpoint)
     except UsageError as error:
         raise UsageError(config.as_typed(str(error), cfg) if cfg else error) from error
+    except Exception:
+        if handed:
+            blame_what_does_not_go_together(handed)
+        raise
 
 
 def note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-def refuse_what_does_not_go_together(handed: dict[str, Any]) -> None:
-    """Say before anything is built that the method requires what no other part provides."""
+def blame_what_does_not_go_together(handed: dict[str, Any]) -> None:
+    """Say of a failure that the method requires what no other part provides, if that is so."""
     from distillkit.verbs import lacking
 
     try:
         missing, givers = lacking(handed)
-    except Exception:  # LightningCLI says better what cannot be imported
+    except Exception:
         return
     if missing:
         method = handed["model"]["class_path"].rpartition(".")[2]

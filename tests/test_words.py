@@ -349,3 +349,9 @@ def test_a_run_without_a_logger_says_what_will_be_missing(capsys):
 def test_a_logger_whose_package_is_missing(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert complaint(capsys, "fit", *DUMMY, "logger=wandb").endswith("pip install 'distillkit[log]'")
+
+
+def test_a_pair_that_list_says_no_to_is_refused_in_one_sentence(capsys):
+    said = complaint(capsys, "fit", "domain=discrete", "method=dmd", "--out", "run")
+    assert said.startswith("DMD needs denoiser, but ") and said.endswith("list` shows what goes together")
+    assert not Path("run").exists()
