@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from distillkit.callbacks.finish import Finish
 from distillkit.data import DistillData
 from distillkit.errors import Interrupted, UsageError, condense, one_line, original
 from distillkit.files import write_text
+from distillkit.logger import MetricsLogger, needs_package
 from distillkit.methods.base import Distiller
 
 FIND_UNUSED = "ddp{}_find_unused_parameters_true"
@@ -168,6 +170,7 @@ class CLI(LightningCLI):
         self.start = Start(self.folder, record)
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
+            needs_package(getattr(logger, "class_path", ""))
             arguments = getattr(logger, "init_args", None)
             if arguments is not None and "save_dir" in arguments and arguments.save_dir in (None, ""):
                 arguments.save_dir = str(self.folder)
@@ -200,12 +203,21 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         kwargs["default_root_dir"] = str(self.folder)
+        own, chosen = MetricsLogger(str(self.folder)), self.config[self.verb].trainer.logger
+        if chosen in (True, None):
+            kwargs["logger"] = own
+        elif not chosen and self.verb == "fit":
+            print(
+                "note: there is no logger, so metrics.csv is not written and the report has no curves", file=sys.stderr
+            )
         trainer = super().instantiate_trainer(**kwargs)
         strategy = self.config[self.verb].trainer.strategy
         if trainer.world_size > 1 and strategy in ("auto", "ddp", "ddp_spawn", "ddp_fork"):
             # roles take turns, so in every step most parameters have no gradient
             kwargs["strategy"] = FIND_UNUSED.format("" if strategy == "auto" else strategy[3:])
             trainer = super().instantiate_trainer(**kwargs)
+        if chosen and not any(isinstance(logger, MetricsLogger) for logger in trainer.loggers):
+            trainer.loggers = [*trainer.loggers, own]
         trainer.callbacks.insert(0, self.start)
         for callback in trainer.checkpoint_callbacks:
             if getattr(callback, "dirpath", "") is None:

@@ -3,7 +3,10 @@
 Listing the groups needs the standard library only, composing needs Hydra: nothing is imported before that.
 """
 
+import json
+import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
@@ -56,9 +59,9 @@ def groups(words: Sequence[str] = ()) -> dict[str, list[str]]:
     return {group: sorted(names) for group, names in sorted(found.items())}
 
 
-def describe(group: str, choice: str) -> str:
+def describe(group: str, choice: str, words: Sequence[str] = ()) -> str:
     """The first comment of a configuration file (after its `@package` line): what the choice is, in a line."""
-    for top in conf_dirs():
+    for top in conf_dirs(words):
         file = top / group / f"{choice}.yaml"
         if file.is_file():
             for line in file.read_text(encoding="utf-8").splitlines():
@@ -74,31 +77,99 @@ def to_override(word: str, known: dict[str, list[str]]) -> str:
     if word.startswith(("+", "~")):
         return word
     key, equals, value = word.partition("=")
-    if not equals:
-        homes = [f"{group}={word}" for group, names in known.items() if word in names]
-        raise UsageError(f"cannot read {word!r}: write key=value, such as {' or '.join(homes) or 'domain=toy'}")
+    if not equals or not key:
+        raise UsageError(f"cannot read {word!r}: write key=value, such as {_instead(word, known)}")
     if key.startswith(("hydra.", "hydra/")) or "/" in key or "@" in key:
         return word
     if key not in known:
         return f"++{word}"
+    there = ", ".join(known[key]) or "none yet"
+    if not value:
+        raise UsageError(f"{key}= chooses nothing; there are: {there}")
     for choice in value.split(","):
-        if re.fullmatch(r"[\w-]+", choice) and choice != "null" and choice not in known[key]:
-            there = ", ".join(known[key]) or "none yet"
-            raise UsageError(f"no {key} {choice!r}{did_you_mean(choice, known[key])}; there are: {there}")
+        if choice not in known[key] and re.fullmatch(r"[^\[({$'\"]+", choice) and choice != "null":
+            wanted = (
+                f"; a folder is {key}=folder {key}.path={choice}" if "folder" in known[key] and "/" in choice else ""
+            )
+            raise UsageError(f"no {key} {choice!r}{did_you_mean(choice, known[key])}; there are: {there}{wanted}")
     return word
 
 
-def overrides(words: Sequence[str]) -> list[str]:
-    """All words as Hydra's overrides, and one search path for the configuration folders of others."""
+def _instead(word: str, known: dict[str, list[str]]) -> str:
+    """What somebody may have meant by a word without a key or a value."""
+    if word in known:
+        return f"{word}={(known[word] or ['CHOICE'])[0]}"
+    homes = [f"{group}={word}" for group, names in known.items() if word in names]
+    return " or ".join(homes) or "domain=toy"
+
+
+def quoted(text: str) -> str:
+    """The text in quotes, so that neither Hydra's grammar nor OmegaConf's interpolation reads anything into it."""
+    text = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
+    return '"' + re.sub(r'(\\*)("|\Z)', lambda match: 2 * match[1] + (r"\"" if match[2] else ""), text) + '"'
+
+
+def on_disk(value: str) -> str | None:
+    """The path that a value is: of something that exists, or one that begins with `~`, which is followed."""
+    return value if os.path.exists(value) else home if (home := os.path.expanduser(value)) != value else None
+
+
+def as_it_stands(word: str, known: dict[str, list[str]]) -> str:
+    """`a.b=PATH` with the path quoted, whatever is in it; `a.b=PATH,PATH` with each of them, for a sweep.
+
+    A number is a path only under a key that asks for one: a folder called 4 does not change trainer.max_steps=4.
+    """
+    key, equals, value = word.partition("=")
+    if not equals or key.lstrip("+") in known or word.startswith("~") or re.search("[/@]|^hydra[.]", key):
+        return word
+    if re.fullmatch(r"[-+\d.,_e]+|null|true|false", value, re.IGNORECASE) and not re.search("(path|root)$", key):
+        return word
+    paths = [on_disk(value)]
+    if paths == [None] and "," in value:
+        paths = [on_disk(part) for part in value.split(",")]
+    return word if None in paths else f"{key}={','.join(map(quoted, paths))}"
+
+
+def overrides(words: Sequence[str], sweep: bool = False) -> list[str]:
+    """All words as Hydra's overrides, and one search path for the configuration folders of others.
+
+    Args:
+        sweep: whether a word may list several values.
+    """
     known, others = groups(words), conf_dirs(words)[1:]
-    changes = [to_override(word, known) for word in words if not word.lstrip("+").startswith(SEARCH_PATH)]
-    return changes + ([f"{SEARCH_PATH}[{','.join(f'file://{folder}' for folder in others)}]"] if others else [])
+    words = [word for word in words if not word.lstrip("+").startswith(SEARCH_PATH)]
+    changes = [to_override(as_it_stands(word, known), known) for word in words]
+    for word, change in zip(words, changes, strict=True):
+        check(word, change, known, sweep)
+    return changes + ([f"{SEARCH_PATH}[{','.join(quoted(f'file://{folder}') for folder in others)}]"] if others else [])
+
+
+def check(word: str, change: str, known: dict[str, list[str]], sweep: bool) -> None:
+    """Refuse a word that Hydra's grammar does not take, with the one to type instead."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parse = OverridesParser.create().parse_override
+    key, _, value = word.partition("=")
+    try:
+        several = parse(change).is_sweep_override()
+    except HydraException as error:
+        try:
+            parse(f"{key}=x")
+        except HydraException:
+            raise UsageError(f"cannot read {word!r}: write key=value, such as model.num_steps=4") from error
+        typed = shlex.quote(f"{key}={quoted(value)}")
+        raise UsageError(f"cannot read {word!r}: to have the value as it stands, type {typed}") from error
+    if several and not sweep:
+        listed = f", or write {shlex.quote(f'{key}=[{value}]')} for a list"
+        plain = key.lstrip("+") not in known and "(" not in value
+        raise UsageError(f"{word} lists several values: add -m to run them all{listed if plain else ''}")
 
 
 @contextmanager
 def hydra_errors() -> Iterator[None]:
     """Hydra's and OmegaConf's errors as one sentence."""
-    from hydra.errors import HydraException, OverrideParseException
+    from hydra.errors import HydraException
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
@@ -106,19 +177,14 @@ def hydra_errors() -> Iterator[None]:
     except MissingMandatoryValue as error:
         raise UsageError(f"{error.full_key} has no default: say {error.full_key}=...") from error
     except (HydraException, OmegaConfBaseException) as error:
-        text = str(error)
-        if "--multirun" in text:
-            word = re.search(r"'([^']+)'", text)
-            what = word[1].lstrip("+") if word else "a value"
-            raise UsageError(
-                f"{what} lists several values: add -m to run them all, or write key=[a,b] for a list"
-            ) from error
-        if isinstance(error, OverrideParseException):
-            raise UsageError(
-                f"cannot read {error.override.lstrip('+')!r}: quote the value, such as 'key=\"a b\"'"
-            ) from error
-        kept = [line for line in text.splitlines() if not line.strip().startswith(("full_key", "object_type", "See "))]
-        raise UsageError(one_line(" ".join(kept))) from error
+        lines = [
+            line for line in str(error).splitlines() if not line.strip().startswith(("full_key", "object_type", "See "))
+        ]
+        raise UsageError(one_line(" ".join(lines))) from error
+    except ValueError as error:
+        if "Config group override" in str(error):
+            raise UsageError("null is no choice of a group: '~GROUP' leaves one out") from error
+        raise
 
 
 def compose(words: Sequence[str]) -> tuple[Any, dict[str, str]]:
@@ -132,12 +198,91 @@ def compose(words: Sequence[str]) -> tuple[Any, dict[str, str]]:
     choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if not k.startswith("hydra/") and v}
     with open_dict(cfg):
         del cfg["hydra"]
-    scratch = {*SCRATCH, *groups(words)}
-    for key in map(str, cfg):
-        if key not in scratch and key not in HANDED_OVER:
-            names = sorted({*HANDED_OVER, *scratch})
-            raise UsageError(f"no key {key!r} at the top{did_you_mean(key, names)}; there are: {', '.join(names)}")
+    refuse_unknown(cfg, words)
     return cfg, choices
+
+
+def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
+    """Refuse keys at the top and under `vars` that nothing would read, and callbacks and loggers that are no class."""
+    from omegaconf import OmegaConf
+
+    names = sorted({*HANDED_OVER, *SCRATCH, *groups(words)})
+    for key in map(str, cfg):
+        if key not in names:
+            word = next((w for word in words if (w := word.lstrip("+").partition("=")[0]).split(".")[0] == key), key)
+            deeper = [name for name in typed_keys(cfg) if name.endswith(f".{word}")]
+            near = f" (did you mean {' or '.join(map(repr, deeper[:3]))}?)" if deeper else did_you_mean(key, names)
+            raise UsageError(f"no key {key!r} at the top{near}; there are: {', '.join(names)}")
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    for part in ("model", "data"):
+        node = plain.get(part)
+        followed = node is None or (isinstance(node, str) and "${" in node)
+        if not followed and not (isinstance(node, dict) and node.get("_target_")):
+            choices = {"model": "method", "data": "data"}[part]
+            raise UsageError(
+                f"{part} is no class: choose one with {choices}=..., or give {part}._target_=PACKAGE.CLASS"
+            )
+    if not isinstance(plain.get("vars"), dict):
+        raise UsageError(f"vars holds further keys, such as vars.callbacks, and cannot be {plain.get('vars')!r}")
+    read = {*re.findall(r"\bvars\.(\w+)", str(plain)), "callbacks", "logger"}
+    said = {match[1]: match[0] for word in words if (match := re.match(r"vars\.(\w+)[^=]*", word.lstrip("+")))}
+    for name, key in said.items():
+        if name not in read:
+            raise UsageError(f"nothing in this run reads {key}{did_you_mean(name, read, 'vars.')}")
+    for kind in ("callbacks", "logger"):
+        parts = plain["vars"].get(kind)
+        if not isinstance(parts, dict):
+            raise UsageError(
+                f"vars.{kind} holds one key for each part, such as vars.{kind}.NAME, and cannot be {parts!r}"
+            )
+        whole = [name for name, part in parts.items() if isinstance(part, dict) and "_target_" in part]
+        for name in parts.keys() - whole:
+            leave = f"; '~vars.{kind}.{name}' leaves it out" if parts[name] is None else ""
+            there = f"; there are: {', '.join(whole) or 'none'}{leave}"
+            raise UsageError(
+                f"vars.{kind}.{name} has no _target_, the class to build{did_you_mean(name, whole, f'vars.{kind}.')}{there}"
+            )
+
+
+def typed_keys(cfg: Any) -> list[str]:
+    """Every key that words may set, those included that only the signature of a chosen class knows."""
+    from omegaconf import OmegaConf
+
+    from distillkit.errors import keys_of
+
+    found = [f"trainer.{key}" for key in keys_of("lightning.pytorch.Trainer")]
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    for part in ("model", "data", "teacher", "network"):
+        if isinstance(plain.get(part), dict):
+            found += [f"{part}.{key}" for key in dict.fromkeys((*plain[part], *keys_of(plain[part].get("_target_"))))]
+    return found
+
+
+def as_typed(message: str, cfg: Any) -> str:
+    """A message about what Lightning was handed, with the keys as words set them: `teacher.path` for `model.teacher.path`."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(cfg, resolve=False)
+
+    def source(node: Any) -> str | None:
+        """The key that an interpolation follows to the end."""
+        found = None
+        while isinstance(node, str) and (match := re.fullmatch(r"\$\{([\w.]+)\}", node)):
+            found, node = match[1], plain
+            for name in found.split("."):
+                node = node.get(name) if isinstance(node, dict) else None
+        return found
+
+    for part in ("model", "data"):
+        for key, node in (plain.get(part) or {}).items():
+            if there := source(node):
+                message = re.sub(rf"(?<![\w.]){part}\.{key}(?=\.\w)", there, message)
+    for kind in ("callbacks", "logger"):
+        if match := re.search(rf"(?<![\w.])trainer\.{kind}\.(\w+)", message):
+            homes = [name for name, node in plain["vars"][kind].items() if isinstance(node, dict) and match[1] in node]
+            if len(homes) == 1:
+                message = re.sub(rf"(?<![\w.])trainer\.{kind}(?=\.\w)", f"vars.{kind}.{homes[0]}", message)
+    return message
 
 
 def unused(cfg: Any, words: Sequence[str]) -> list[str]:
@@ -174,3 +319,8 @@ def hand_over(cfg: Any) -> dict[str, Any]:
             if OmegaConf.is_config(cfg.get(key)):
                 plain[key] = OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=True)
     return to_class_path({key: value for key, value in plain.items() if key in HANDED_OVER})
+
+
+def text(handed: dict[str, Any]) -> str:
+    """JSON that LightningCLI's YAML reads back: YAML does not join two escaped surrogates to one sign."""
+    return re.sub(r"\\ud[89ab]..\\ud[c-f]..", lambda pair: json.loads(f'"{pair[0]}"'), json.dumps(handed))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from distillkit.errors import Arguments, Failure, one_line
+from distillkit.errors import Arguments, Failure, install, one_line
 
 CORE = (
     "torch",
@@ -35,6 +35,9 @@ OPTIONAL = {  # package: (module, the extra that installs it)
     "onnx": ("onnx", "onnx"),
     "onnxruntime": ("onnxruntime", "onnx"),
     "tensorboard": ("tensorboard", "log"),
+    "wandb": ("wandb", "log"),
+    "gemmi": ("gemmi", "protein"),
+    "tmtools": ("tmtools", "protein"),
     "torch-fidelity": ("torch_fidelity", "vision"),
 }
 
@@ -60,7 +63,7 @@ def doctor(args: Sequence[str]) -> int:
         _describe_torch()
     for package, (module, extra) in OPTIONAL.items():
         if _version(package) is None:
-            print(f"{package:<14} not installed (optional: pip install 'distillkit[{extra}]')")
+            print(f"{package:<14} not installed (optional: {install(extra)})")
             continue
         problem = import_problem(module, options.timeout)
         print(f"{package:<14} {_version(package)}{f'  INSTALLED BUT NOT IMPORTABLE: {problem}' if problem else ''}")

@@ -3,10 +3,11 @@
 import argparse
 import difflib
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UsageError(ValueError):
@@ -28,15 +29,45 @@ class Arguments(argparse.ArgumentParser):
         raise UsageError(f"{self.prog.split()[-1]}: {message} (see --help)")
 
 
-def did_you_mean(name: str, names: Iterable[str], show: int = 3) -> str:
-    """` (did you mean 'a' or 'b'?)`, or nothing when no name is near."""
-    near = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=show, cutoff=0.6)
-    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+def did_you_mean(name: str, names: Iterable[str], prefix: str = "", show: int = 3) -> str:
+    """` (did you mean 'a' or 'b'?)`, or nothing when no name is near; `prefix` goes before each, as it is typed."""
+    known = {other.lower(): other for other in names}
+    near = difflib.get_close_matches(name.lower(), known, n=show, cutoff=0.6)
+    return f" (did you mean {' or '.join(repr(prefix + known[other]) for other in near)}?)" if near else ""
+
+
+def pasted(*words: object) -> str:
+    """A command of ours as it can be pasted into a shell: `pasted("fit", "--config", path)`."""
+    return shlex.join(["python", "-m", "distillkit", *map(str, words)])
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra, as typed in a shell."""
+    return f"pip install 'distillkit[{extra}]'"
+
+
+def optional(module: str, extra: str, purpose: str) -> Any:
+    """A module of an optional package.
+
+    Args:
+        module: its name.
+        extra: what installs it.
+        purpose: how the sentence begins that names the package, such as "videos are read with".
+
+    Raises:
+        UsageError: it does not import.
+    """
+    try:
+        return import_module(module)
+    except Exception as error:  # broken builds raise much else than ImportError
+        package = module.partition(".")[0]
+        reason = f"{type(error).__name__}: {one_line(error, 200)}"
+        raise UsageError(f"{purpose} {package}, which does not import here ({reason}): {install(extra)}") from None
 
 
 def one_line(error: BaseException | str, limit: int = 500) -> str:
     """The message without line breaks, cut at `limit` characters."""
-    text = " ".join(str(error).split())
+    text = re.sub(r"\s*[\r\n]\s*", " ", str(error).strip())
     return text if len(text) <= limit else text[: limit - 4] + " ..."
 
 
@@ -62,9 +93,11 @@ def condense(text: str, keys: Iterable[str] = ()) -> str:
     """
     context: list[tuple[int, str, str]] = []  # indentation, "key" or "class", name
     complaints: list[tuple[list[tuple[int, str, str]], str]] = []
-    value = ""
+    values: dict[int, str] = {}  # by how deep they stand
     for line in text.splitlines():
         body = line.lstrip(" -")
+        if not body:
+            continue
         indent = len(line) - len(body)
         context = [entry for entry in context if entry[0] < indent]
         if match := re.match(r'Parser key "([^"]+)": ?(.*)', body):
@@ -74,11 +107,11 @@ def condense(text: str, keys: Iterable[str] = ()) -> str:
             context.append((indent, "class", match[1]))
             continue
         if body.startswith("Given value: "):
-            value = body.removeprefix("Given value: ")
+            values[len(context)] = body.removeprefix("Given value: ")
         elif (
             body
             and not body.endswith(":")
-            and not body.startswith(("Subtypes:", "Given value type", "Does not validate"))
+            and not body.startswith(("Subtypes:", "Given value type", "Does not validate", "Expected a path but"))
         ):
             complaints.append((list(context), body))
     if not complaints:
@@ -90,7 +123,8 @@ def condense(text: str, keys: Iterable[str] = ()) -> str:
     context = deepest[0][0]
     key = ".".join(name for _, kind, name in context if kind == "key")
     owner = next((name for _, kind, name in reversed(context) if kind == "class"), None)
-    return one_line(_sentence(key, owner, bodies, value, keys))
+    value = values.get(depth, "")
+    return one_line(_sentence(key, owner, bodies, "" if re.search("class_path|Namespace", value) else value, keys))
 
 
 def _sentence(key: str, owner: str | None, bodies: list[str], value: str, keys: Iterable[str]) -> str:
@@ -100,45 +134,64 @@ def _sentence(key: str, owner: str | None, bodies: list[str], value: str, keys: 
         r"(?:Option '(.+)' is not accepted|(Group|Subcommand) '(.+)' does not accept option '(.+)')", first
     ):
         wrong = match[1] or (f"{match[3]}.{match[4]}" if match[2] == "Group" else match[4])
-        return f"no key {dotted}{wrong}{_nearest(wrong, owner, keys)}"
+        return f"no key {dotted}{wrong}{_nearest(wrong, owner, keys, dotted)}"
     if match := re.match(r"unrecognized arguments: (.+)", first):
         wrong = match[1].split()[0].lstrip("-").partition("=")[0]
-        return f"no key {wrong}{_nearest(wrong, owner, keys)}"
+        return f"no key {wrong}{_nearest(wrong, owner, keys, '')}"
     expected = [match for body in bodies if (match := re.match(r"Expected an? (.+?)(?:\. Got value: (.*))?$", body))]
     if expected:
         types = " or ".join(dict.fromkeys(_readable(match[1]) for match in expected))
-        return f"{key} must be {types}, got {expected[0][2] or value}"
+        path = re.match("dot import path string: (.*)", expected[0][1])
+        got = (path[1] if path else expected[0][2] if expected[0][2] is not None else value) or "nothing"
+        return f"{key} must be {types}, got {got}"
     if match := re.match(r"the following arguments are required: (.+)", first):
         return f"{key or 'the command'} needs a value for {match[1]}"
-    if match := re.match(r"Not a valid subclass of (.+)", first):
-        return f"{key} must be a {match[1]} (a class path and its init_args), got {value}"
+    if match := re.match(r"Not a valid subclass of (.+?)(?:\. Got value: (.*))?$", first):
+        return f"{key} must be a {match[1]}, given as a class, got {match[2] or value or 'something else'}"
     return f"{key}: {first}" if key else first
 
 
-def _nearest(wrong: str, owner: str | None, keys: Iterable[str]) -> str:
+def _nearest(wrong: str, owner: str | None, keys: Iterable[str], prefix: str) -> str:
     """What the writer may have meant, among the keys of the class, else of the command line."""
     if owner is None:
         return did_you_mean(wrong, keys)
+    if mend := getattr(_class(owner), "renamed", {}).get(wrong):
+        return f" any more: {mend}"
+    names = keys_of(owner)
+    tops = list(dict.fromkeys(name.partition(".")[0] for name in names))
+    takes = f"; {owner.rpartition('.')[2]} takes {', '.join(tops)}" if tops else ""
+    return did_you_mean(wrong, [*names, *tops], prefix) + takes
+
+
+def keys_of(path: str | None) -> list[str]:
+    """The keys that the class of this path takes, dotted where one is a group; none if there is no such class."""
     from jsonargparse import ArgumentParser
 
     try:
-        module, _, name = owner.rpartition(".")
-        named = getattr(import_module(module), name)
-        if mend := getattr(named, "renamed", {}).get(wrong):
-            return f" any more: {mend}"
         parser = ArgumentParser()
-        parser.add_class_arguments(named, fail_untyped=False)
-        leaves = list(parser.get_defaults().keys())
+        parser.add_class_arguments(_class(path), fail_untyped=False)
+        return list(parser.get_defaults().keys())
     except Exception:
-        return ""
-    tops = list(dict.fromkeys(leaf.partition(".")[0] for leaf in leaves))
-    return f"{did_you_mean(wrong, leaves + tops)}; {owner.rpartition('.')[2]} takes {', '.join(tops)}"
+        return []
+
+
+def _class(path: str | None) -> Any:
+    """The class of this path, None if there is none."""
+    try:
+        module, _, name = (path or "").rpartition(".")
+        return getattr(import_module(module), name)
+    except Exception:
+        return None
 
 
 def _readable(kind: str) -> str:
     """`<class 'float'>` as `a float`, a Literal as its choices."""
     if match := re.fullmatch(r"typing\.Literal\[(.*)\]", kind):
         return match[1].replace(", ", " or ")
+    if kind.startswith("dot import path string"):
+        return "a class, such as package.module.Name"
+    if kind == "<class 'collections.abc.Iterable'>":
+        return "a list"
     if match := re.fullmatch(r"<class '(.*)'>", kind):
         name = match[1].rpartition(".")[2]
         return f"an {name}" if name[0] in "aeiou" else f"a {name}"

@@ -3,20 +3,19 @@
 Help needs the standard library, `--show` needs Hydra, a run needs the rest: nothing is imported before it is needed.
 """
 
-import json
 import os
 import re
-import subprocess
+import shlex
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from distillkit import config, runs
+from distillkit import config, console, runs
 from distillkit.errors import Failure, Interrupted, UsageError, did_you_mean, one_line
 
 TRAINING = {
@@ -49,6 +48,7 @@ flags:
   --debug        show tracebacks
   --help=all     every flag of LightningCLI (--trainer.X, --print_config ...); --model.help explains the chosen model"""
 
+LONGEST = 5000  # signs of a sentence that may hold commands and paths, which are of no use when cut
 ALWAYS_VALUED = ("--out", "--config", "-c", "--ckpt_path")  # the next token is theirs even if it has a `=`
 SWITCHES = {"--show": "show", "-m": "sweep", "--multirun": "sweep", "-h": "help", "--help": "help"}
 
@@ -91,6 +91,7 @@ def split(tokens: Sequence[str]) -> Call:
         else:
             call.words.append(token)
             waiting = False
+    call.flags = [at_home(flag) for flag in call.flags]
     call.out = call.value("--out")
     call.flags = [flag for flag in call.flags if flag[0].partition("=")[0] != "--out"]
     if call.out == "":
@@ -98,20 +99,30 @@ def split(tokens: Sequence[str]) -> Call:
     return call
 
 
-def help_text(verb: str | None = None) -> str:
+def at_home(flag: list[str]) -> list[str]:
+    """A flag whose value is a path, with its `~` followed."""
+    name, equals, value = flag[0].partition("=")
+    if name not in ALWAYS_VALUED:
+        return flag
+    return [f"{name}={os.path.expanduser(value)}"] if equals else [name, *map(os.path.expanduser, flag[1:])]
+
+
+def help_text(verb: str | None = None, words: Sequence[str] = ()) -> str:
+    """What `--help` shows; of `words` only a search path counts, whose groups and choices are shown too."""
     if verb:
         head = f"{USAGE.replace('VERB', verb)}\n\n{verb}: {VERBS[verb]}."
     else:
         head = USAGE + "\n\nverbs:\n" + "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
-    choices = "\n".join(f"  {group:<11} {' '.join(names)}" for group, names in config.groups().items() if names)
+    choices = "\n".join(f"  {group:<11} {' '.join(names)}" for group, names in config.groups(words).items() if names)
     return (
-        f"{head}\n\ngroups and their choices (then any key, such as model.lr=1e-4; --show prints them all):\n{choices}"
+        f"{head}\n\ngroups and their choices (then any key, such as model.student.lr=1e-4; --show prints them all):\n{choices}"
         f"\n\n{FLAGS}\n\n{EXAMPLES}"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    console.forgive()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     try:
@@ -125,13 +136,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (kept open until the interpreter ends)
         return 1
     except Interrupted as error:
-        print(one_line(error), file=sys.stderr)
+        print(one_line(error, LONGEST), file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
             traceback.print_exc()
         if isinstance(error, UsageError | Failure):
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            print(f"error: {one_line(error, LONGEST)}", file=sys.stderr)
         else:
             hint = "" if debug else " (--debug shows the traceback)"
             print(f"error: {type(error).__name__}: {one_line(error)}{hint}", file=sys.stderr)
@@ -140,27 +151,52 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(tokens: Sequence[str], debug: bool = False) -> int:
     if not tokens or tokens[0] in ("-h", "--help", "help"):
-        print(help_text())
+        print(help_text(words=tokens[1:]))
         return 0
+    for token in tokens:
+        if re.search("[\ud800-\udfff]", token):
+            raise UsageError(f"cannot read {token!r}: it is not UTF-8; give the file another name")
     verb, *rest = tokens
     if verb == "--version":
         from distillkit import __version__
 
         print(__version__)
         return 0
+    if "=" in verb:
+        raise UsageError(f"{verb!r} is no verb: say first what to do, such as fit {verb}")
     if verb not in VERBS:
         raise UsageError(f"no verb {verb!r}{did_you_mean(verb, VERBS)}; there are: {', '.join(VERBS)}")
+    runs.surroundings()
     if verb in OTHERS:
         return getattr(import_module("distillkit.verbs"), verb)(rest) or 0
     call = split(rest)
     if call.help:
-        print(help_text(verb))
+        print(help_text(verb, call.words))
         return 0
-    return sweep(verb, call, debug) if call.sweep else train(verb, call)
+    if call.value("--config", "-c") is None:
+        refuse_words_as_flags(call)
+    if not call.sweep:
+        return train(verb, call)
+    if call.value("--config", "-c") is not None:
+        raise UsageError("-m sweeps over words, which --config does not take: leave one of them out")
+    from distillkit.sweeps import sweep
+
+    return sweep(verb, call.words, [*sum(call.flags, []), *(["--debug"] if debug else [])], call.out)
+
+
+def refuse_words_as_flags(call: Call) -> None:
+    """`--domain=image` was meant as a word."""
+    known = config.groups(call.words)
+    for flag in call.flags:
+        name, _, value = "=".join(flag).lstrip("-").partition("=")
+        group = name in known and (name not in config.HANDED_OVER or value in known[name])
+        if group or name.partition(".")[0] in config.SCRATCH:
+            raise UsageError(f"{' '.join(flag)} is a word, not a flag: write {shlex.quote(f'{name}={value}')}")
 
 
 def train(verb: str, call: Call) -> int:
     """One run of a training verb."""
+    cfg = handed = None
     flags = [token for flag in call.flags for token in (["--help"] if flag == ["--help=all"] else flag)]
     rerun = call.value("--config", "-c")
     if rerun is not None:
@@ -178,17 +214,44 @@ def train(verb: str, call: Call) -> int:
             show(cfg, choices)
             return 0
         for key in config.unused(cfg, call.words):
-            print(
-                f"note: nothing in this run uses {key!r}, so what the command says about it changes nothing",
-                file=sys.stderr,
-            )
+            note(f"nothing in this run uses {key!r}, so what the command says about it changes nothing")
+        for key, times in Counter(word.lstrip("+").partition("=")[0] for word in call.words).items():
+            if times > 1:
+                note(f"{key} is given {times} times, and the last one counts")
         name = f"{choices.get('domain', 'run')}-{choices.get('method', verb)}"
         handed = config.hand_over(cfg)
-        flags = ["--config", json.dumps(handed), *(explain(flag, handed) for flag in flags)]
+        flags = ["--config", config.text(handed), *(explain(flag, handed) for flag in flags)]
 
     from distillkit.cli import run as run_lightning
 
-    return run_lightning(verb, flags, out=call.out, name=name)
+    try:
+        return run_lightning(verb, flags, out=call.out, name=name)
+    except UsageError as error:
+        raise UsageError(config.as_typed(str(error), cfg) if cfg else error) from error
+    except Exception:
+        if handed:
+            blame_what_does_not_go_together(handed)
+        raise
+
+
+def note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def blame_what_does_not_go_together(handed: dict[str, Any]) -> None:
+    """Say of a failure that the method requires what no other part provides, if that is so."""
+    from distillkit.verbs import lacking
+
+    try:
+        missing, givers = lacking(handed)
+    except Exception:
+        return
+    if missing:
+        method = handed["model"]["class_path"].rpartition(".")[2]
+        raise UsageError(
+            f"{method} needs {' and '.join(missing)}, but {' and '.join(givers) or 'no part'} does not give it; "
+            f"`python -m distillkit list` shows what goes together"
+        )
 
 
 def explain(flag: str, handed: dict[str, Any]) -> str:
@@ -205,46 +268,3 @@ def show(cfg: Any, choices: dict[str, str]) -> None:
     config.hand_over(cfg)  # so that a broken interpolation is told here too
     print("# " + " ".join(f"{group}={choice}" for group, choice in choices.items()))
     print(OmegaConf.to_yaml(cfg), end="")
-
-
-def sweep(verb: str, call: Call, debug: bool) -> int:
-    """Hydra's multirun; every job is an ordinary run in a fresh process."""
-    if call.value("--config", "-c") is not None:
-        raise UsageError("-m sweeps over words, which --config does not take: leave one of them out")
-    changes = config.overrides(call.words)
-    folder = runs.claim(call.out, "sweep").resolve()
-    os.environ.pop(runs.OUT, None)
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    quiet = [
-        f"hydra.sweep.dir='{folder}'",
-        "hydra.output_subdir=null",
-        "hydra/job_logging=none",
-        "hydra/hydra_logging=none",
-    ]
-    flags = [token for flag in call.flags for token in flag] + (["--debug"] if debug else [])
-    try:
-        with config.hydra_errors(), initialize_config_dir(str(config.conf_dirs()[0]), version_base="1.3"):
-            launch = partial(job, verb=verb, flags=flags, folder=str(folder))
-            results = GlobalHydra.instance().hydra.multirun("config", launch, [*changes, *quiet], False)
-    finally:
-        runs.release(folder)
-    jobs = [result.return_value for batch in results for result in batch]
-    print(f"\n{len(jobs)} runs in {folder}")
-    for number, words, code in jobs:
-        print(f"  {number:<3} {'done' if code == 0 else f'failed ({code})':<11} {' '.join(words)}")
-    return int(any(code for _, _, code in jobs))
-
-
-def job(_: Any, verb: str, flags: list[str], folder: str) -> tuple[int, list[str], int]:
-    """One job of a sweep: its number, its words, its exit code."""
-    from hydra.core.hydra_config import HydraConfig
-
-    hydra = HydraConfig.get()
-    words, number = list(hydra.overrides.task), hydra.job.num
-    words += [f"hydra.searchpath=[{','.join(hydra.searchpath)}]"] if hydra.searchpath else []
-    shown = [word.lstrip("+") for word in words if not word.startswith("hydra.")]
-    print(f"\n[{number}] {' '.join(shown)}", flush=True)
-    command = [sys.executable, "-m", "distillkit", verb, *words, *flags, "--out", f"{folder}/{number}"]
-    return number, shown, subprocess.run(command, check=False).returncode

@@ -5,6 +5,7 @@ import io
 import math
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from distillkit.errors import optional
 from distillkit.files import write_text
 
+PACKAGES = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
 NOT_TRAINING = ("step", "seconds", "val/", "test/")
 
 
@@ -103,6 +106,13 @@ class MetricsLogger(Logger):
         # The whole file is written anew, so a long history waits longer: never more than 2 % of the time goes here.
         now = time.monotonic()
         self._next_write = now + max(self.every, 50 * (now - begun))
+
+
+def needs_package(logger: str) -> None:
+    """Refuse a logger of Lightning, given by its class path, whose package is not installed."""
+    name = logger.rpartition(".")[2]
+    if name in PACKAGES and not (name == "TensorBoardLogger" and find_spec("tensorboardX")):
+        optional(PACKAGES[name], "log", f"{name} needs")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

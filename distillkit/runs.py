@@ -9,23 +9,47 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distillkit.errors import Failure, UsageError
+from distillkit.errors import Failure, UsageError, pasted
 
 LAST, PREVIOUS, LOCK = "last.ckpt", "previous.ckpt", ".lock"
 PARTIAL = ".partial-"  # how the names of unfinished files begin
 OUT = "DISTILLKIT_OUT"  # tells the processes that Lightning starts for DDP which run folder their parent has chosen
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in Lightning's order
 ROOT = Path("runs")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # such an error may come without a file name
 
 
 def rank() -> int:
     """This process's place among those that train together, as Lightning sees it."""
-    return int(next((os.environ[k] for k in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if k in os.environ), 0))
+    return int(next((os.environ[k] for k in RANKS if k in os.environ), 0))
 
 
 def processes_from_outside() -> bool:
     """Whether torchrun or srun started several processes, which cannot agree on a new folder's number."""
-    return any(int(os.environ.get(k) or 1) > 1 for k in ("WORLD_SIZE", "SLURM_NTASKS"))
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1 or (by_srun() and int(os.environ.get("SLURM_NTASKS") or 1) > 1)
+
+
+def by_srun() -> bool:
+    """Whether srun started this process, which is not so in a shell or a script inside an allocation."""
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return not interactive and ("SLURM_STEP_NUM_TASKS" in os.environ or os.environ.get("SLURM_PROCID", "0") != "0")
+
+
+def surroundings() -> None:
+    """Make Lightning see one process where only one was started, whatever a queue or a parent shell left behind.
+
+    Raises:
+        UsageError: variables that Lightning reads are not numbers, or speak of other processes that are not there.
+    """
+    for name in (*RANKS, "WORLD_SIZE", "SLURM_NTASKS"):
+        if not os.environ.get(name, "0").strip().isdecimal():
+            raise UsageError(f"the environment says {name}={os.environ[name]}, which is no whole number: unset {name}")
+    left = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ]
+    if "MASTER_ADDR" not in os.environ and (int(os.environ.get("RANK", 0)) or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+        said = " ".join(f"{name}={os.environ[name]}" for name in left)
+        raise UsageError(f"the environment says {said}, but torchrun did not start this: unset {' '.join(left)}")
+    if "SLURM_NTASKS" in os.environ and not by_srun():
+        os.environ["SLURM_JOB_NAME"] = "bash"  # to Lightning: start no processes through SLURM, wait for none
 
 
 def home_of(checkpoint: str | None) -> Path | None:
@@ -42,13 +66,15 @@ def resolve_checkpoint(given: object, out: str | None) -> str | None:
     """
     if given is None:
         return None
+    if str(given) == "":
+        raise UsageError("--ckpt_path needs a file, such as --ckpt_path RUN/checkpoints/last.ckpt")
     if "://" in str(given):
         raise UsageError(f"--ckpt_path takes a file of this machine, not an address ({given}): fetch it first")
     path = Path(str(given)).expanduser()
     if str(given) == "last":
         if out is None:
             raise UsageError("--ckpt_path=last needs --out with the run folder whose last checkpoint is meant")
-        path = Path(out, "checkpoints", LAST)
+        path = Path(out).expanduser() / "checkpoints" / LAST
         if not path.exists() and not path.with_name(PREVIOUS).exists():
             return None
     check_checkpoint(path)
@@ -58,9 +84,12 @@ def resolve_checkpoint(given: object, out: str | None) -> str | None:
 def check_checkpoint(path: str | Path) -> None:
     """Refuse a checkpoint that is missing or not whole, and name the one before it if that is whole."""
     path = Path(path)
-    wrong = f"{path} {damage(path)}" if path.is_file() and damage(path) else None
     if not path.is_file():
         wrong = f"there is no file {path}"
+    elif reason := damage(path):
+        wrong = f"{path} {reason}"
+    else:
+        wrong = ""
     if wrong:
         previous = path.with_name(PREVIOUS)
         whole = previous != path and previous.is_file() and not damage(previous)
@@ -89,8 +118,7 @@ def damage(path: Path) -> str | None:
 def continuation(folder: str | Path) -> str:
     """The command that goes on with a run, ready to paste; with its last checkpoint only if there is one."""
     config, last = Path(folder, "config.yaml"), Path(folder, "checkpoints", LAST)
-    words = ["python", "-m", "distillkit", "fit", "--config", str(config)]
-    return shlex.join([*words, "--ckpt_path", str(last)] if last.is_file() else words)
+    return pasted("fit", "--config", config, *(("--ckpt_path", last) if last.is_file() else ()))
 
 
 def check(out: Path, checkpoint: str | None, again: bool = False) -> None:
@@ -156,17 +184,19 @@ def _lock(folder: Path) -> None:
         raise UsageError(f"another run is writing to {folder} now; give another folder with --out") from None
     except NotImplementedError:  # a file system without locks
         return
-    _locks[folder] = lock
+    _locks[folder.resolve()] = lock
 
 
 def release(folder: Path) -> None:
-    """Let go of a claimed folder, and remove it if nothing was written there."""
-    if lock := _locks.pop(folder, None):
+    """Let go of a claimed folder, and remove it if nothing was written there, with ROOT if there is no other run in it."""
+    if lock := _locks.pop(folder.resolve(), None):
         (folder / LOCK).unlink(missing_ok=True)
         lock.release()
     if rank() == 0:
         with suppress(OSError):
             folder.rmdir()
+            if folder.parent.resolve() == ROOT.resolve():
+                ROOT.rmdir()
 
 
 def _next(name: str) -> Path:

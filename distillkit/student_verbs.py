@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distillkit.callbacks.finish import save_files, save_picture
 from distillkit.continuation import continued
-from distillkit.errors import Arguments, Failure, UsageError
+from distillkit.errors import Arguments, Failure, UsageError, optional
 from distillkit.files import write_atomic, write_text
 from distillkit.spec import Bounded, Outside, from_spec
 from distillkit.student import Student, load_student
@@ -264,14 +264,8 @@ class _Flat(nn.Module):
 
 def to_onnx(student: Student, path: Path) -> float:
     """An ONNX graph `(noise, *conditions) -> samples` with a free batch size, compared with ONNX Runtime."""
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 (torch's exporter needs it)
-    except ImportError as error:
-        raise Failure(
-            f"onnx needs packages that are not installed ({error.name}): pip install 'distillkit[onnx]'"
-        ) from error
-
+    optional("onnxscript", "onnx", "ONNX graphs are made with")  # torch's exporter needs it
+    onnxruntime = optional("onnxruntime", "onnx", "ONNX graphs are compared with")
     draws = student.num_steps if student.renoise else 1
     noise = torch.randn((3, draws, *student.event_shape), generator=torch.Generator().manual_seed(0))
     cond = tuple(student.default_condition(3).values())

@@ -39,13 +39,19 @@ def list(args: Sequence[str]) -> None:
     """Domains, methods, and which go together."""
     parser = Arguments("python -m distillkit list", description="Show domains, methods, and which go together.")
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("words", nargs="*", metavar="hydra.searchpath=[...]", help="configuration folders of your own")
     options = parser.parse_args(args)
-    known = config.groups()
-    domains = {name: config.describe("domain", name) for name in known.get("domain", ())}
-    methods = {name: config.describe("method", name) for name in known.get("method", ())}
+    places = tuple(options.words)
+    if other := [word for word in places if not word.lstrip("+").startswith(config.SEARCH_PATH)]:
+        raise UsageError(
+            f"list: {other[0]!r} changes nothing here; what list takes is {config.SEARCH_PATH}[file://FOLDER]"
+        )
+    known = config.groups(places)
+    domains = {name: config.describe("domain", name, places) for name in known.get("domain", ())}
+    methods = {name: config.describe("method", name, places) for name in known.get("method", ())}
     for method in methods:
-        methods[method] = methods[method] or about(method)
-    matrix = {domain: {method: compatibility(domain, method) for method in methods} for domain in domains}
+        methods[method] = methods[method] or about(method, places)
+    matrix = {domain: {method: compatibility(domain, method, places) for method in methods} for domain in domains}
     if options.json:
         print(json.dumps({"domains": domains, "methods": methods, "matrix": matrix}, indent=1))
         return
@@ -87,25 +93,28 @@ def compatibility(domain: str, method: str, places: tuple[str, ...] = ()) -> str
         handed = config.hand_over(cfg)
     except UsageError as error:
         return f"{method} does not compose with {domain}: {one_line(error)}"
-    paths = [*class_paths({"model": handed.get("model"), "data": handed.get("data")})]
     try:
-        classes = [getattr(import_module(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in paths]
+        missing, givers = lacking(handed)
     except Exception as error:
         return f"{method} in {domain} cannot be imported: {type(error).__name__}: {one_line(error)}"
-    needed = {name for cls in classes for name in getattr(cls, "requires", ())}
-    missing = needed - {name for cls in classes for name in getattr(cls, "provides", ())}
     if not missing:
         return None
-    givers = [cls.__name__ for cls in classes if hasattr(cls, "provides")]
-    return (
-        f"{method} needs {', '.join(sorted(missing))}, which {domain} ({', '.join(givers) or 'no part'}) does not give"
-    )
+    return f"{method} needs {', '.join(missing)}, which {domain} ({', '.join(givers) or 'no part'}) does not give"
 
 
-def about(method: str) -> str:
+def lacking(handed: dict[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
+    """What a configuration's method requires and no other part provides, and the names of the classes that provide."""
+    paths = [*class_paths({"model": handed.get("model"), "data": handed.get("data")})]
+    classes = [getattr(import_module(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in paths]
+    needed = {name for cls in classes for name in getattr(cls, "requires", ())}
+    provided = {name for cls in classes for name in getattr(cls, "provides", ())}
+    return sorted(needed - provided), [cls.__name__ for cls in classes if hasattr(cls, "provides")]
+
+
+def about(method: str, places: Sequence[str] = ()) -> str:
     """The first line of a method's class: what to say when its yaml says nothing."""
     try:
-        path = config.hand_over(config.compose([f"method={method}"])[0])["model"]["class_path"]
+        path = config.hand_over(config.compose([*places, f"method={method}"])[0])["model"]["class_path"]
         return inspect.getdoc(getattr(import_module(path.rpartition(".")[0]), path.rpartition(".")[2])).splitlines()[0]
     except Exception:
         return ""

@@ -46,9 +46,12 @@ def test_commands_compose(page):
             continue
         words = [token for token in tokens if not token.startswith("-") and "," not in token.partition("[")[0]]
         words = [word if not word.endswith("=...") else word.replace("...", "somewhere") for word in words]
-        if "data=image_folder" in words and not any(word.startswith("vars.event_shape") for word in words):
-            words.append("vars.event_shape=[3,32,32]")
-        assert config.hand_over(config.compose(words)[0])["model"], command
+        handed = config.hand_over(config.compose(words)[0])
+        assert handed["model"], command
+        if "data=image_folder" in words:  # what the network is made for is what the data become
+            folder, made_for = handed["data"]["init_args"], handed["model"]["init_args"].get("event_shape")
+            shape = [folder["channels"], folder["resolution"], folder["resolution"]]
+            assert made_for in (None, shape), command
 
 
 def arguments(cls: type) -> set[str]:

@@ -251,7 +251,9 @@ def test_wrong_types_and_values():
     assert "batch_size must be at least 1, got 0" in complaint("fit", "domain=toy", "method=sid", "data.batch_size=0")
     assert "updates must be at least 1" in complaint("fit", *TINY, "method=dmd", "model.fake_score.updates=0")
     assert "num_steps must be at least 1" in complaint("fit", *TINY, "method=dmd", "model.num_steps=0")
-    assert "needs num_steps=1" in complaint("fit", *TINY, "method=dmd", "model.regression=0.25", "model.num_steps=2")
+    assert "needs model.num_steps=1" in complaint(
+        "fit", *TINY, "method=dmd", "model.regression=0.25", "model.num_steps=2"
+    )
 
 
 def test_impossible_pairs(tmp_path):

@@ -1,8 +1,10 @@
 """The door: what is a word, what is a flag, what is said when something is wrong."""
 
+import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillkit import config, front
+from distillkit import config, front, runs, sweeps
 from distillkit.errors import UsageError, condense
+from distillkit.files import write_text
 
 TESTS = Path(__file__).resolve().parent
 DUMMY = [
@@ -289,20 +292,63 @@ def test_sweep_runs_each_job_in_a_fresh_process(tmp_path):
 def test_sweep_hands_on_words_flags_and_folders(tmp_path, capsys, monkeypatch):
     commands = []
 
-    def start(command, check):
-        commands.append(command)
-        return subprocess.CompletedProcess(command, len(commands) - 1)
+    class Process:
+        """A job that writes two lines to standard error and fails, but for the first."""
 
-    monkeypatch.setattr(front.subprocess, "run", start)
+        def __init__(self, command, stderr, start_new_session):
+            commands.append(command)
+            self.stderr, self.returncode = io.BytesIO(b"a warning\nerror: no luck\n"), len(commands) - 1
+
+        __enter__ = __exit__ = lambda self, *_: self
+
+    monkeypatch.setattr(sweeps.subprocess, "Popen", Process)
     out = tmp_path / "s w"
     args = [*DUMMY, "model.rate=1,2", "-m", "--debug", "--trainer.max_steps", "3", "--out", out]
     assert front.main(["fit", *map(str, args)]) == 1
     assert [command[1:4] for command in commands] == [["-m", "distillkit", "fit"]] * 2
     assert [command[-2:] for command in commands] == [["--out", f"{out}/{n}"] for n in range(2)]
     for command, rate in zip(commands, (1, 2), strict=True):
-        assert f"++model.rate={rate}" in command and "domain=dummy" in command and DUMMY[0] in command
+        assert (
+            f"++model.rate={rate}" in command and "domain=dummy" in command and any("dummy/conf" in w for w in command)
+        )
         assert command[-5:-2] == ["--trainer.max_steps", "3", "--debug"]
-    assert "0   done" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "0   done" in shown.out and re.search(r"1   failed \(1\) .* model.rate=2\n +no luck\n", shown.out)
+    assert shown.err.count("error: no luck") == 2
+
+
+def test_the_table_of_a_sweep_shows_the_headline_metrics(tmp_path):
+    rows = [
+        {"name": "student", "metrics": {"frechet": 2.5}},
+        {"name": "teacher at its best", "metrics": {"frechet": 1}},
+    ]
+    write_text(tmp_path / "0" / "evaluation.json", json.dumps({"headline": "frechet", "rows": rows}))
+    made = sweeps.Sweep("fit", [], tmp_path)
+    made.jobs = [sweeps.Job(0, "a.b=1", 0, 61.2, "a warning"), sweeps.Job(1, "'a.b=x y'", 2, 3.4, "a.b must be an int")]
+    assert made.table().splitlines() == [
+        "      ended       seconds  student frechet  teacher  words",
+        "  0   done        61       2.50             1        a.b=1",
+        "  1   failed (2)  3        -                -        'a.b=x y'",
+        "      a.b must be an int",
+    ]
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_says_what_is_done(tmp_path):
+    """The job that runs gets the signal once, so it saves its state; no other is started."""
+    env = {k: v for k, v in os.environ.items() if k != runs.OUT} | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    words = [*DUMMY, "~vars.callbacks.checkpoint", "model.crash=null,sleep,null", "-m", "--out", "sweep"]
+    command = [sys.executable, "-m", "distillkit", "fit", *words]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while "asleep" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert "stopped after 2 runs in" in out and re.search(r"0   done.*\n  1   interrupted ", out)
+    assert not (tmp_path / "sweep" / "2").exists()
 
 
 def test_sweep_over_an_unknown_choice_starts_nothing(tmp_path, capsys, monkeypatch):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
+from distillkit.errors import pasted
 from distillkit.files import read_yaml, write_atomic, write_text
 from distillkit.logger import MetricsLogger
 from distillkit.methods.pretrain import Pretrain
@@ -68,7 +69,7 @@ def finish(
         evaluation = evaluate(data, teacher, student, num_samples, seed, kappa)
         write_text(run / "evaluation.json", json.dumps(evaluation, indent=1))
     facts = read_yaml(run / kind / f"{kind}.yaml")
-    command = f"python -m distillkit fit --config {run / 'config.yaml'}" if config else None
+    command = pasted("fit", "--config", run / "config.yaml") if config else None
     write_card(run / kind, kind, facts, evaluation, command)
     report = write_report(run)
     if evaluation:

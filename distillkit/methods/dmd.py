@@ -58,11 +58,11 @@ class DMD(ScoreDistiller):
         super().__init__(teacher, student_times, fake_times, student, fake_score, kappa=kappa, **kwargs)
         self.regression, self.num_pairs = regression, num_pairs
         if regression and self.num_steps > 1:
-            raise ValueError(f"regression pairs noise with samples and needs num_steps=1, got {self.num_steps}")
+            raise ValueError(f"regression pairs noise with samples and needs model.num_steps=1, got {self.num_steps}")
         if regression and teacher.context:
             raise ValueError(
                 f"regression makes its pairs before there is a batch, so it cannot know {' and '.join(teacher.context)}: "
-                f"leave it at 0 for this teacher"
+                f"leave model.regression at 0 for this teacher"
             )
         if gan:
             self.requires = self.requires | {"data", "features"}
@@ -71,7 +71,9 @@ class DMD(ScoreDistiller):
         """The discriminator's head shares the fake score's turn, loss and clip."""
         fake = self.new_fake_score(network)
         if self.gan and not hasattr(fake.network, "feature_channels"):
-            raise ValueError(f"{type(fake.network).__name__} has no features for a discriminator to look at: set gan=0")
+            raise ValueError(
+                f"{type(fake.network).__name__} has no features for a discriminator to look at: set model.gan=0"
+            )
         head = {"head": Head(fake.network.feature_channels)} if self.gan else {}
         self.add_role("fake_score", fake_score, fake_score=fake, **head)
         self.add_role("student", student, student=self.teacher.new_denoiser(network))

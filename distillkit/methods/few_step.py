@@ -53,7 +53,7 @@ class FewStepDistiller(Distiller):
         checks.within(KAPPAS, kappa=kappa)
         if kappa != 1 and not teacher.guidable:
             raise ValueError(
-                f"kappa={kappa} has nothing to guide: {teacher.id} has no unconditional branch; leave it at 1"
+                f"kappa={kappa} has nothing to guide: {teacher.id} has no unconditional branch; leave model.kappa at 1"
             )
         self.teacher, self.kappa = teacher, kappa
         process, num_steps = teacher.process, steps_of(num_steps, times, 1)

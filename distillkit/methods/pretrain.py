@@ -120,7 +120,8 @@ class Pretrain(Distiller):
     def check(self, data) -> None:
         if tuple(data.event_shape) != self.event_shape:
             raise ValueError(
-                f"the data have shape {tuple(data.event_shape)}, the network expects {self.event_shape}: set network.event_shape"
+                f"the data have shape {tuple(data.event_shape)}, the network expects {self.event_shape}: set "
+                f"vars.event_shape=[{','.join(map(str, data.event_shape))}]"
             )
         check_tokens(self.student.process, data)
         if lacking := sorted(set(self.context) - set(data.context)):

@@ -54,7 +54,7 @@ class ScoreDistiller(FewStepDistiller):
         checks.whole(1, clips=clips)
         if clips > 1 and "first" not in teacher.context:
             raise ValueError(
-                f"clips={clips} need a teacher that is given first frames, {teacher.id} is not: leave it at 1"
+                f"clips={clips} need a teacher that is given first frames, {teacher.id} is not: leave model.clips at 1"
             )
         self.clips = clips
         self.student_times, self.fake_times = student_times, fake_times
@@ -74,7 +74,7 @@ class ScoreDistiller(FewStepDistiller):
             if not hasattr(getattr(fake.network, "embed", None), "add"):
                 raise ValueError(
                     f"{type(fake.network).__name__} cannot be told which of the {self.num_steps} steps it judges: "
-                    f"set matched=last or num_steps=1"
+                    f"set model.matched=last or model.num_steps=1"
                 )
             fake.network.embed.add("step", self.num_steps)
         return fake

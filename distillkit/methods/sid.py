@@ -72,7 +72,7 @@ class SiD(ScoreDistiller):
     ):
         if guidance != "lsg" and not teacher.guidable:
             raise ValueError(
-                f"guidance={guidance} needs an unconditional branch, which {teacher.id} lacks: leave it at lsg"
+                f"guidance={guidance} needs an unconditional branch, which {teacher.id} lacks: leave model.guidance at lsg"
             )
         checks.within("[-1, 2]", "the paper tries -0.25 to 1.2", alpha=alpha)
         checks.within(WEIGHTS, gan=gan, gan_discriminator=gan_discriminator)

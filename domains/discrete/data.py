@@ -19,6 +19,7 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.data import DistillData, TensorData
+from distillkit.errors import optional
 from distillkit.sources import Source
 from domains.discrete.teacher import World
 
@@ -217,16 +218,13 @@ class TokenData(Prose):
 
 def read_tokenizer(path: str) -> Any:
     """The tokeniser of a tokenizer.json."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise ValueError("data=tokens needs the package tokenizers: pip install 'distillkit[hf]'") from None
+    tokenizers = optional("tokenizers", "hf", "data=tokens needs")
     file = Path(path).expanduser()
     file = file / "tokenizer.json" if file.is_dir() else file
     if not file.is_file():
         raise ValueError(f"{file} does not exist: give data.tokenizer=/path/to/tokenizer.json, or its folder")
     try:
-        return Tokenizer.from_file(str(file))
+        return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the package raises nothing more special
         raise ValueError(f"{file} is no tokeniser that the package tokenizers reads: {error}") from None
 

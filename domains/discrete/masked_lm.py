@@ -17,6 +17,7 @@ from distillkit import checks
 from distillkit.discrete.denoiser import Mean
 from distillkit.discrete.process import Absorbing
 from distillkit.discrete.teacher import DiscreteTeacher
+from distillkit.errors import optional
 from distillkit.spec import Recorded
 from distillkit.teachers.foreign import check_foreign
 from domains.discrete.checkpoints import read_config
@@ -63,12 +64,7 @@ class Pretrained(Recorded, nn.Module):
 
     def __init__(self, path: str):
         super().__init__()
-        try:
-            import transformers
-        except ImportError:
-            raise ValueError(
-                "masked language models need the package transformers: pip install 'distillkit[hf]'"
-            ) from None
+        transformers = optional("transformers", "hf", "masked language models need")
         check_foreign(Path(path), own_code=True)
         config = read_config(Path(path))
         kind = config.get("model_type")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.data import DistillData, TensorData, split
+from distillkit.errors import optional
 from distillkit.files import read_npz
 from distillkit.sources import Source, drawn, first_whole
 
@@ -150,13 +151,7 @@ class TorchvisionData(ImageData):
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
         root = _existing(self.root, "a folder", folder=True)
-        try:
-            from torchvision import datasets
-        except Exception as error:  # a torchvision built for another torch fails with more than ImportError
-            raise ValueError(
-                f"{self.name} is read with torchvision, which does not import here ({error}); "
-                "pip install distillkit[vision]"
-            ) from None
+        datasets = optional("torchvision.datasets", "vision", f"{self.name} is read with")
         try:
             both = [getattr(datasets, self.name)(root, train=train, download=False) for train in (True, False)]
         except Exception as error:  # of files that lack, or are cut off

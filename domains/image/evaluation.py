@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distillkit.errors import install
 from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor, packed
 from domains.image import features as extractors
@@ -236,7 +237,7 @@ def inception(path: Path) -> Extractor:
 
         net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
     except ImportError as error:
-        raise ValueError(f"Inception features need torch-fidelity ({error}); pip install distillkit[vision]") from None
+        raise ValueError(f"Inception features need torch-fidelity ({error}): {install('vision')}") from None
     except Exception as error:
         raise ValueError(f"{path} does not load as Inception weights ({error}); use those of torch-fidelity") from None
     facts = {"name": "InceptionV3", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional as F
 
+from distillkit.errors import optional
 from distillkit.evaluation import metrics
 from domains.protein import geometry
 from domains.protein.designability import Designability
@@ -275,13 +276,7 @@ def _aligned(x: Tensor, mask_x: Tensor, y: Tensor, mask_y: Tensor, twice: bool) 
 
 def import_tmtools() -> Any:
     """`tmtools`, or how to get it."""
-    try:
-        import tmtools
-    except ImportError as error:
-        raise ValueError(
-            f"data.tm=align needs TM-align ({error}): pip install 'distillkit[protein]', or leave it at gapless"
-        ) from None
-    return tmtools
+    return optional("tmtools", "protein", "data.tm=align, unlike gapless, needs")
 
 
 def spread(total: int, size: int) -> Tensor:

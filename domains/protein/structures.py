@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from distillkit.errors import one_line
+from distillkit.errors import one_line, optional
 from domains.protein.data import HIGH, LOW, known, longest_piece
 
 SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")  # each also with .gz behind it
@@ -117,11 +117,7 @@ def format_of(path: Path) -> str | None:
 
 def import_gemmi() -> Any:
     """`gemmi`, or how to get it."""
-    try:
-        import gemmi
-    except ImportError as error:
-        raise ValueError(f"structures are read with gemmi ({error}); pip install 'distillkit[protein]'") from None
-    return gemmi
+    return optional("gemmi", "protein", "structures are read with")
 
 
 def _parsed(path: Path) -> Any:

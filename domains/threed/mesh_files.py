@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distillkit.errors import one_line
+from distillkit.errors import one_line, optional
 from domains.threed.meshes import Mesh
 from domains.threed.polygons import cut_obj, cut_ply
 from domains.threed.surfaces import closed
@@ -122,13 +122,7 @@ class Beside:
 
 def import_trimesh() -> Any:
     """`trimesh`, or how to get it."""
-    try:
-        import trimesh
-    except ImportError as error:
-        raise ValueError(
-            f"meshes are read and written with trimesh ({error}); pip install 'distillkit[threed]'"
-        ) from None
-    return trimesh
+    return optional("trimesh", "threed", "meshes are read and written with")
 
 
 def _surface(path: Path, beside: Beside) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

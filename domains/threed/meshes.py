@@ -13,6 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from distillkit.errors import optional
 from domains.threed.data import CORNERS
 
 POINTS = 1024  # of the cloud that stands for a surface
@@ -148,10 +149,7 @@ def on_grid(values: Tensor, coords: Tensor, mask: Tensor, side: int) -> Tensor:
 
 def marching_cubes(distance: np.ndarray) -> Mesh:
     """The zero level of signed distances at lattice points [R+1, R+1, R+1]; closed, for all around is outside."""
-    try:
-        from skimage import measure
-    except ImportError as error:
-        raise ValueError(f"meshes are made with scikit-image ({error}); pip install 'distillkit[threed]'") from None
+    measure = optional("skimage.measure", "threed", "meshes are made with")
     side = distance.shape[0] - 1
     padded = np.pad(distance, 1, constant_values=1 / side)
     if not (padded < 0).any():

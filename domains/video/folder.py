@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.data import Batch, split
+from distillkit.errors import optional
 from distillkit.sources import Source, drawn, first_whole, listed
 from domains.image.data import MOST_PIXELS, cropped, flat, from_uint8
 from domains.video.data import VideoData
@@ -285,11 +286,7 @@ def captions(root: Path, videos: Sequence[str]) -> tuple[list[str], list[int]] |
 
 def import_av() -> Any:
     """`av`, or how to get it."""
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError(f"videos are read and written with PyAV ({error}); pip install 'distillkit[video]'") from None
-    return av
+    return optional("av", "video", "videos are read and written with")
 
 
 def _why(error: Exception) -> str:

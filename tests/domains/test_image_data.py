@@ -471,7 +471,7 @@ def test_torchvision_refusals(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"MNIST must hold one integer label per image, got int64 \[49\]"):
         TorchvisionData("MNIST", str(tmp_path)).setup()
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ValueError, match=r"pip install distillkit\[vision\]"):
+    with pytest.raises(ValueError, match=r"pip install 'distillkit\[vision\]'"):
         TorchvisionData("MNIST", str(tmp_path)).setup()
 
 

@@ -209,7 +209,7 @@ def test_the_choice_of_features_is_checked(digits, tmp_path, monkeypatch):
         build(f"inception:{tmp_path}/some.pth").describe()
     torch.save({"a": torch.zeros(1)}, tmp_path / "some.pth")
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(ValueError, match=r"pip install distillkit\[vision\]"):
+    with pytest.raises(ValueError, match=r"pip install 'distillkit\[vision\]'"):
         build(f"inception:{tmp_path}/some.pth").describe()
 
 

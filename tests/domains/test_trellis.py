@@ -396,7 +396,7 @@ def test_text_models_are_guided_against_the_empty_prompt_and_image_models_agains
     cond = {"cond": rand(2, 3, 5)}
     assert (TrellisStructure(str(folder)).null_condition(cond)["cond"] == 0).all()
     edit(folder / "pipeline.json", lambda data: data.update(name="TrellisTextTo3DPipeline"))
-    with pytest.raises(ValueError, match="needs empty_prompt=FILE.safetensors"):
+    with pytest.raises(ValueError, match="needs teacher.empty_prompt=FILE.safetensors"):
         TrellisStructure(str(folder))
     file, empty = str(folder / "empty.safetensors"), rand(3, 5, seed=9)
     save_file({"cond": empty}, file)

@@ -251,7 +251,9 @@ def test_one_step_and_the_last_alone_need_no_telling():
 
 def test_a_fake_score_that_cannot_be_told_the_step_is_refused():
     plain = Teacher(Denoiser(nn.Linear(2, 2), VarianceExploding(), "edm", 1.0), (2,))
-    with pytest.raises(ValueError, match="Linear cannot be told which of the 2 steps it judges: set matched=last"):
+    with pytest.raises(
+        ValueError, match="Linear cannot be told which of the 2 steps it judges: set model.matched=last"
+    ):
         SiD(plain, num_steps=2)
 
 
@@ -522,7 +524,7 @@ def test_sid_alternates_and_the_fake_score_is_first():
 
 
 def test_regression_needs_one_step():
-    with pytest.raises(ValueError, match="needs num_steps=1, got 4"):
+    with pytest.raises(ValueError, match="needs model.num_steps=1, got 4"):
         DMD(neural(), regression=0.25, num_steps=4)
 
 

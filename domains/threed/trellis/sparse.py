@@ -126,7 +126,7 @@ def occupied(logits: Tensor, size: int | None = None) -> dict[str, Tensor]:
     padded, mask = Voxels(batch[:, 0], coords, len(logits), logits.shape[-1]).pad(coords)
     if size is not None:
         if mask.shape[1] > size:
-            raise ValueError(f"a structure has {mask.shape[1]} voxels, but sets hold {size}: raise max_voxels")
+            raise ValueError(f"a structure has {mask.shape[1]} voxels, but sets hold {size}: raise teacher.max_voxels")
         extra = size - mask.shape[1]
         padded, mask = F.pad(padded, (0, 0, 0, extra)), F.pad(mask, (0, extra))
     return {"coords": padded, "mask": mask}

@@ -127,7 +127,9 @@ class Trellis(Teacher):
         self.best = {"solver": "euler", "steps": int(released["steps"])}
         self.interval, self.kappa = tuple(released["cfg_interval"]), 1 + float(strength)
         if empty_prompt is None and pipeline.get("name") == "TrellisTextTo3DPipeline":
-            raise ValueError("a text model needs empty_prompt=FILE.safetensors, with the features of the empty prompt")
+            raise ValueError(
+                "a text model needs teacher.empty_prompt=FILE.safetensors, with the features of the empty prompt"
+            )
         self.register_buffer("empty", None if empty_prompt is None else self._read(empty_prompt, network.cond_channels))
 
     @staticmethod

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distillkit.errors import optional
+
 READ = ("*.json", "*.safetensors", "*.model", "*.txt")  # of a repository on the hub: no pickles, no code
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CHUNK = 8  # prompts that the text encoder sees at once
@@ -17,14 +19,8 @@ CHUNK = 8  # prompts that the text encoder sees at once
 
 def import_diffusers() -> Any:
     """`diffusers`, or how to get it."""
-    try:
-        import diffusers
-        import transformers  # noqa: F401
-    except Exception as error:  # broken builds raise much else than ImportError
-        raise ValueError(
-            f"pipelines are read with diffusers and transformers ({error}); pip install 'distillkit[hf]'"
-        ) from None
-    return diffusers
+    optional("transformers", "hf", "pipelines are read with")
+    return optional("diffusers", "hf", "pipelines are read with")
 
 
 def local(path: str, download: bool = False) -> Path:

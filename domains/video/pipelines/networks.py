@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distillkit.errors import optional
 from distillkit.files import hash_weights
 from distillkit.networks.blocks import zero
 from distillkit.spec import Recorded
@@ -274,11 +275,8 @@ class Adapters(Recorded, nn.Module):
 
 def _inject(model: nn.Module, rank: int) -> None:
     """Put adapters into the attentions of a transformer, in place."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except Exception as error:
-        raise ValueError(f"adapters need the package peft ({error}); pip install 'distillkit[hf]'") from None
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), model)
+    peft = optional("peft", "hf", "adapters need")
+    peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), model)
 
 
 def _nested(modules: dict[str, nn.Module]) -> nn.Module:

@@ -1,0 +1,182 @@
+"""`-m`: Hydra's multirun, each job an ordinary run in a fresh process, and one table of all in the end."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from codecs import getincrementaldecoder
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distillkit import config, runs
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@dataclass
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+        words: what is its own among the words, as typed in a shell.
+        code: its exit code.
+        seconds: how long it took.
+        reason: the last line that it wrote to standard error.
+    """
+
+    number: int
+    words: str
+    code: int
+    seconds: float
+    reason: str
+
+
+class Sweep:
+    """The jobs of one sweep, one after the other.
+
+    A signal is handed to the job that runs, once for each time it came: jobs are in a session of their own, out of reach
+    of the terminal's Ctrl-C. No further job is started after it.
+
+    Args:
+        verb: of every job.
+        flags: of every job.
+        folder: job N runs in FOLDER/N.
+    """
+
+    def __init__(self, verb: str, flags: Sequence[str], folder: Path):
+        self.verb, self.flags, self.folder = verb, list(flags), folder
+        self.jobs: list[Job] = []
+        self.stopped = False
+        self._process: subprocess.Popen | None = None
+
+    def job(self, _: Any) -> None:
+        """What Hydra calls for every combination, after it has composed it."""
+        from hydra.core.hydra_config import HydraConfig
+
+        if self.stopped:
+            raise KeyboardInterrupt
+        hydra = HydraConfig.get()
+        words, number = list(hydra.overrides.task), hydra.job.num
+        shown = shlex.join(word.lstrip("+") for word in words if not word.startswith("hydra."))
+        words += [f"{config.SEARCH_PATH}[{','.join(map(config.quoted, hydra.searchpath))}]"] if hydra.searchpath else []
+        print(f"\n[{number}] {shown}", flush=True)
+        command = [
+            sys.executable,
+            "-m",
+            "distillkit",
+            self.verb,
+            *words,
+            *self.flags,
+            "--out",
+            str(self.folder / str(number)),
+        ]
+        begun, last = time.monotonic(), ""
+        with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as self._process:
+            if self.stopped:
+                self._process.send_signal(signal.SIGINT)
+            decode = getincrementaldecoder("utf-8")("replace").decode
+            while part := self._process.stderr.read1():
+                text = decode(part)
+                print(text, end="", file=sys.stderr, flush=True)
+                last = (last + text)[-2000:]
+        reason = last.strip().rpartition("\n")[2].removeprefix("error: ")
+        self.jobs.append(Job(number, shown, self._process.returncode, time.monotonic() - begun, reason))
+        if self.stopped:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Hand signals to the job that runs."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {
+            number: signal.signal(number, self._stop)
+            for number in SIGNALS
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self.stopped = True
+        if self._process is not None:
+            with suppress(OSError):
+                self._process.send_signal(number)
+
+    def table(self) -> str:
+        """A line for each job: number, how it ended, seconds, headline metric of student and teacher, its words."""
+        measured = [headline(self.folder / str(job.number)) for job in self.jobs]
+        names = list(dict.fromkeys(name for name, _, _ in measured if name))
+        head = ["", "ended", "seconds", f"student {'/'.join(names)}".strip(), "teacher", "words"]
+        lines = [head]
+        for job, (_, student, teacher) in zip(self.jobs, measured, strict=True):
+            ended = {0: "done", 130: "interrupted"}.get(job.code, f"failed ({job.code})")
+            lines.append([str(job.number), ended, f"{job.seconds:.0f}", student, teacher, job.words])
+        widths = [max(2, *(len(line[i]) for line in lines)) for i in range(len(head) - 1)]
+        text = ""
+        for line, job in zip(lines, [None, *self.jobs], strict=True):
+            cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
+            text += f"  {'  '.join([*cells, line[-1]])}".rstrip() + "\n"
+            if job and job.code and job.reason:
+                text += f"  {' ' * widths[0]}  {job.reason}\n"
+        return text
+
+
+def headline(run: Path) -> tuple[str, str, str]:
+    """The metric that sums a run up, and what its student and its teacher reach; dashes where nothing was measured."""
+    from distillkit.quality import number, row_of
+
+    try:
+        evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "", "-", "-"
+    name = evaluation["headline"]
+    rows = (row_of(evaluation["rows"], which) for which in ("student", "best"))
+    student, teacher = (number(row["metrics"].get(name)) if row else "-" for row in rows)
+    return name, student, teacher
+
+
+def sweep(verb: str, words: Sequence[str], flags: Sequence[str], out: str | None) -> int:
+    """Run every combination of the words and return the exit code: 0 if all were done, 130 if it was stopped, else 1."""
+    changes = config.overrides(words, sweep=True)
+    folder = runs.claim(out, "sweep").resolve()
+    os.environ.pop(runs.OUT, None)
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    quiet = [
+        f"hydra.sweep.dir={config.quoted(str(folder))}",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=none",
+        "hydra/hydra_logging=none",
+    ]
+    made = Sweep(verb, flags, folder)
+    try:
+        with (
+            config.hydra_errors(),
+            made.signals(),
+            initialize_config_dir(str(config.conf_dirs()[0]), version_base="1.3"),
+        ):
+            jobs = GlobalHydra.instance().hydra.multirun("config", made.job, [*changes, *quiet], False)
+            for done in (job for batch in jobs for job in batch):
+                done.return_value  # noqa: B018 (raises what broke a job before it was started)
+    except KeyboardInterrupt:
+        made.stopped = True
+    finally:
+        runs.release(folder)
+    of = "stopped after " if made.stopped else ""
+    print(f"\n{of}{len(made.jobs)} run{'s' * (len(made.jobs) != 1)} in {folder}\n{made.table()}", end="", flush=True)
+    if made.stopped:
+        return 130
+    return int(any(job.code for job in made.jobs))

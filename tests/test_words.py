@@ -1,0 +1,357 @@
+"""Words of the command line: paths are data, mistakes get the word to type, consoles and queues are as they are."""
+
+import ast
+import io
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distillkit import config, console, errors, front, runs, verbs
+from distillkit.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+CONF = f"hydra.searchpath=[file://{ROOT / 'tests' / 'dummy' / 'conf'}]"
+DUMMY = [CONF, "domain=dummy", "method=chase", "~vars.callbacks.finish"]
+FOLDER = ["domain=image", "method=pretrain", "data=image_folder"]
+QUEUE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "JSM_NAMESPACE_RANK", runs.OUT)
+ODD = "epoch=3|photos (1)|fotos/ünï|bilder/é|照片|it's|a[1]|a,b|q#1|two words|{x}|$HOME|${x}|a\\${x}|-x|~x|x:y|%s|a;b&c|*|!|@|😀"
+ODD = [*ODD.split("|"), '"', 'say "so"', "\\", "a\\", "a|b", "new\nline", " lead", "2024", "null", "1e-3"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in [*QUEUE, *(name for name in os.environ if name.startswith("SLURM_"))]:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def complaint(capsys, *args):
+    """The one sentence that a wrong command gives."""
+    code = front.main([*map(str, args)])
+    err = capsys.readouterr().err
+    assert code == 2 and err.count("\n") == 1 and err.startswith("error: "), (code, err)
+    return err.removeprefix("error: ").strip()
+
+
+def path_of(*words):
+    return config.hand_over(config.compose([*FOLDER, *words])[0])["data"]["init_args"]["path"]
+
+
+# ---- paths
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_path_that_exists_is_taken_as_it_stands(name):
+    Path(name).mkdir(parents=True)
+    handed = config.hand_over(config.compose([*FOLDER, f"data.path={name}"])[0])
+    assert handed["data"]["init_args"]["path"] == name
+    assert yaml.safe_load(config.text(handed))["data"]["init_args"]["path"] == name  # as LightningCLI reads it
+
+
+def test_a_path_goes_through_interpolations():
+    Path("a ${b} (1)").mkdir()
+    words = ["domain=toy", "method=dmd", "teacher=folder", "data=digits", "teacher.path=a ${b} (1)"]
+    handed = config.hand_over(config.compose(words)[0])
+    assert handed["model"]["init_args"]["teacher"]["init_args"]["path"] == "a ${b} (1)"
+
+
+def test_home_is_followed():
+    home = os.environ["HOME"]
+    assert path_of("data.path=~/nothing here yet") == f"{home}/nothing here yet"
+    Path("~").mkdir()
+    Path("~/photos").mkdir()
+    assert path_of("data.path=~/photos") == "~/photos"  # a folder of that name is nearer
+    call = front.split(["--out=~/x y", "--ckpt_path", "~/a=b.ckpt", "--trainer.x", "~"])
+    assert call.out == f"{home}/x y" and call.value("--ckpt_path") == f"{home}/a=b.ckpt"
+    assert front.split(["--config", "~/c.yaml"]).value("--config") == f"{home}/c.yaml"
+
+
+def test_a_folder_named_like_a_number_changes_no_number():
+    for name in ("4", "1e-3", "null", "toy"):
+        Path(name).mkdir()
+    words = ["domain=toy", "method=dmd", "trainer.max_steps=4", "model.student.lr=1e-3", "model.network=null"]
+    handed = config.hand_over(config.compose(words)[0])
+    assert handed["trainer"]["max_steps"] == 4 and handed["model"]["init_args"]["student"]["lr"] == 1e-3
+    assert handed["model"]["init_args"]["network"] is None
+
+
+@pytest.mark.parametrize("value", ["it's", "a=b", 'say "so"', "{x", "a[1", "q#1", "照片", "(", "'", "\\'"])
+def test_the_error_shows_the_word_to_type(value):
+    with pytest.raises(UsageError, match="to have the value as it stands, type ") as error:
+        path_of(f"data.path={value}")
+    (typed,) = shlex.split(str(error.value).partition(", type ")[2])
+    assert path_of(typed) == value
+
+
+def test_a_comma_in_a_path_is_no_sweep_and_two_paths_are_one():
+    for name in ("x,y", "a b", "c(1)"):
+        Path(name).mkdir()
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parse = OverridesParser.create().parse_override
+    assert not parse(config.overrides(["data.path=x,y"])[0]).is_sweep_override()
+    both = parse(config.overrides(["data.path=a b,c(1)"], sweep=True)[0])
+    assert [*both.sweep_string_iterator()] == ['"a b"', '"c(1)"']
+    with pytest.raises(UsageError, match=r"^data.path=a b,c\(1\) lists several values: add -m to run them all"):
+        config.overrides(["data.path=a b,c(1)"])
+
+
+def test_a_search_path_may_have_an_odd_name(tmp_path):
+    (tmp_path / "mine (1)" / "method").mkdir(parents=True)
+    (tmp_path / "mine (1)" / "method" / "own.yaml").write_text("# @package _global_\nmodel: {_target_: a.B}\n")
+    cfg, choices = config.compose(["hydra.searchpath=[file://mine (1)]", "domain=toy", "method=own"])
+    assert choices["method"] == "own" and cfg.model._target_ == "a.B"
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--domain=image"], "--domain=image is a word, not a flag: write domain=image"),
+        (["--method", "sid"], "--method sid is a word, not a flag: write method=sid"),
+        (["--teacher.path=a b"], "--teacher.path=a b is a word, not a flag: write 'teacher.path=a b'"),
+        (["--logger=tensorboard"], "write logger=tensorboard"),
+        (["domain", "toy"], "cannot read 'domain': write key=value, such as domain="),
+        (["Domain=toy"], "no key 'Domain' at the top (did you mean 'domain'?)"),
+        (["DOMAIN=toy"], "no key 'DOMAIN' at the top (did you mean 'domain'?)"),
+        (["domain="], "domain= chooses nothing; there are: "),
+        (["=x"], "cannot read '=x': write key=value, such as domain=toy"),
+        (["model..x=1"], "cannot read 'model..x=1': write key=value, such as model.num_steps=4"),
+        (["teacher=runs/x/teacher"], "a folder is teacher=folder teacher.path=runs/x/teacher"),
+        (["experiment=null"], "null is no choice of a group: '~GROUP' leaves one out"),
+        (["\udcff"], "it is not UTF-8"),
+    ],
+)
+def test_one_sentence_says_how_to_mend_it(capsys, words, said):
+    assert said in complaint(capsys, "fit", *words, "--show")
+
+
+def test_a_word_before_any_verb(capsys):
+    assert complaint(capsys, "domain=toy") == "'domain=toy' is no verb: say first what to do, such as fit domain=toy"
+
+
+def test_a_key_given_twice_is_told(capsys):
+    assert front.main(["fit", *DUMMY, "trainer.max_steps=3", "trainer.max_steps=2", "--print_config"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "note: trainer.max_steps is given 2 times, and the last one counts\n"
+    assert yaml.safe_load(shown.out)["trainer"]["max_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("model.rrate=3", "model.rate=3"),
+        ("--model.rrate=3", "model.rate=3"),
+        ("model.student.lrr=1", "model.student.lr=1"),
+        ("teacher.plce=3", "teacher.place=3"),
+        ("vars.callbacks.checkpoint.evry=3", "vars.callbacks.checkpoint.every=3"),
+        ("vars.callbacks.chekpoint.every=3", "vars.callbacks.checkpoint.every=3"),
+        ("trainer.max_step=3", "trainer.max_steps=3"),
+        ("max_steps=3", "trainer.max_steps=3"),
+        ("lr=0.1", "model.student.lr=0.1"),
+        ("batch_size=2", "data.batch_size=2"),
+        ("var.callbacks.checkpoint.every=3", "vars.callbacks.checkpoint.every=3"),
+        ("vars.logger.csv.savedir=x", "vars.logger.csv.save_dir=x"),
+    ],
+)
+def test_what_is_suggested_is_accepted(capsys, wrong, right):
+    found = re.search(r"did you mean '([^']+)'", complaint(capsys, "fit", *DUMMY, wrong))
+    key = right.partition("=")[0]
+    assert found and (key == found[1] or key.startswith(f"{found[1]}.") or key.endswith(f".{found[1]}")), found
+    assert found[1] in key and (found[1] == key or wrong.startswith(("vars.callbacks.chek", "var.")))
+    assert front.main(["fit", *DUMMY, right, "--print_config"]) == 0
+
+
+def test_scratch_that_nothing_reads_is_refused(capsys):
+    said = complaint(capsys, "fit", "domain=image", "method=dmd", "vars.clases.label=3", "--show")
+    assert said == "nothing in this run reads vars.clases.label (did you mean 'vars.classes'?)"
+
+
+def test_wrong_values_are_told_with_the_key_as_words_set_it(capsys):
+    assert complaint(capsys, "fit", *DUMMY, "teacher.place=x") == "teacher.place must be a float, got x"
+    said = complaint(capsys, "fit", *DUMMY, "vars.callbacks.checkpoint.every=x")
+    assert said == "vars.callbacks.checkpoint.every must be an int, got x"
+    assert re.match(
+        "trainer.logger must be .* or a list or a bool, got nope",
+        complaint(capsys, "fit", *DUMMY, "--trainer.logger=nope"),
+    )
+
+
+ADVICE = re.compile(r"\b(?:set|lower|raise|say|give|or|needs|leave) ([A-Za-z_]\w*(?:\.\w+)*)=")
+
+
+def test_errors_advise_keys_as_words_set_them():
+    """`set gan=0` would be refused where `set model.gan=0` works."""
+    tops = {*config.HANDED_OVER, *config.SCRATCH}
+    for file in [*(ROOT / "distillkit").rglob("*.py"), *(ROOT / "domains").rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise):
+                parts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+                for key in ADVICE.findall(" ".join(part for part in parts if isinstance(part, str))):
+                    dotted = "." in key and key.partition(".")[0] in tops
+                    known = dotted or key in config.groups() or key == "key"
+                    assert known, f"{file}:{node.lineno} tells people to type {key}=..."
+
+
+def test_every_key_in_the_help_exists(capsys):
+    text = front.help_text() + front.help_text("fit")
+    words = [*dict.fromkeys(re.findall(r"(?<![-\w])[a-z_]+(?:\.[a-z_]+)+=[\w.-]+", text))]
+    assert "model.student.lr=1e-4" in words
+    assert front.main(["fit", "domain=image", "method=dmd", *words, "--print_config"]) == 0
+
+
+# ---- consoles, queues
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_finished_run_ends_well_on_a_console_without_utf_8(encoding, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    words = ["domain=toy", "method=dmd", "trainer.max_steps=2", "vars.callbacks.finish.num_samples=20", "--out", "run"]
+    assert front.main(["fit", *words]) == 0
+    out.flush()
+    shown = out.buffer.getvalue().decode(encoding)
+    assert "Sliced w2 v" in shown and "report: run/report.html" in shown
+
+
+def test_signs_that_a_console_lacks(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="surrogateescape")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", None)  # of a Windows program without a console
+    console.forgive()
+    print("↓ 2.1× – 照 \udcff", flush=True)
+    assert out.buffer.getvalue() == b"v 2.1x - ? ?\n"
+
+
+SHELLS = [  # what a shell or a script inside an allocation has, when srun started no tasks
+    {"SLURM_JOB_NAME": "bash", "SLURM_PROCID": "0"},
+    {"SLURM_JOB_NAME": "interactive"},
+    {"SLURM_JOB_NAME": "mine", "SLURM_PROCID": "0", "SLURM_NTASKS_PER_NODE": "4"},
+]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_inside_an_allocation_is_one_process(shell, monkeypatch):
+    for name, value in ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "17", "SLURM_LOCALID": "0"} | shell).items():
+        monkeypatch.setenv(name, value)
+    assert front.main(["fit", *DUMMY]) == 0
+    assert Path("runs/dummy-chase-1/checkpoints/last.ckpt").is_file()
+
+
+def test_tasks_of_srun_are_several_processes(monkeypatch):
+    tasks = {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "mine", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2"}
+    for name, value in tasks.items():
+        monkeypatch.setenv(name, value)
+    runs.surroundings()
+    assert os.environ["SLURM_JOB_NAME"] == "mine" and runs.rank() == 2 and runs.processes_from_outside()
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        ({"RANK": "one"}, "the environment says RANK=one, which is no whole number: unset RANK"),
+        ({"SLURM_PROCID": ""}, "the environment says SLURM_PROCID=, which is no whole number: unset SLURM_PROCID"),
+        ({"JSM_NAMESPACE_RANK": "-"}, "unset JSM_NAMESPACE_RANK"),
+        ({"RANK": "1"}, "the environment says RANK=1, but torchrun did not start this: unset RANK"),
+        ({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, "unset RANK WORLD_SIZE LOCAL_RANK"),
+    ],
+)
+def test_what_a_parent_shell_left_is_told(left, said, monkeypatch, capsys):
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    assert complaint(capsys, "fit", *DUMMY).endswith(said)
+
+
+# ---- own folders, extras, commands
+
+
+def test_list_and_help_show_own_domains_and_methods(capsys, monkeypatch):
+    groups = config.groups
+
+    def few(words=()):
+        """Our own folder, with three domains and methods of all, so that the test is quick."""
+        return {**groups(words), "domain": ["dummy", "toy"], "method": ["chase", "dmd", "picky"]}
+
+    assert front.main(["--help", CONF]) == front.main(["fit", "--help", CONF]) == 0
+    assert re.findall(r"^  domain .*\bdummy\b", capsys.readouterr().out, re.M) and "dummy" not in groups()["domain"]
+    monkeypatch.setattr(config, "groups", few)
+    assert front.main(["list", CONF, "--json"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["domains"]["dummy"] == "One number." and shown["methods"]["chase"] == "Follow the teacher."
+    assert shown["matrix"]["dummy"]["chase"] is None and shown["matrix"]["toy"]["dmd"] is None
+    assert shown["matrix"]["dummy"]["picky"].startswith("picky needs features, which dummy")
+    verbs.compatibility.cache_clear()
+
+
+def test_list_takes_folders_alone(capsys):
+    assert "list: 'domain=toy' changes nothing here" in complaint(capsys, "list", "domain=toy")
+    assert "there is no configuration folder pkg://no_such" in complaint(
+        capsys, "list", "hydra.searchpath=[pkg://no_such]"
+    )
+
+
+def test_a_missing_package_names_its_extra():
+    said = "^videos are read with no_such_av, which does not import here .*: pip install 'distillkit\\[video\\]'$"
+    with pytest.raises(UsageError, match=said):
+        errors.optional("no_such_av", "video", "videos are read with")
+    for file in [*(ROOT / "distillkit").rglob("*.py"), *(ROOT / "domains").rglob("*.py")]:
+        assert file.name == "errors.py" or "pip install 'distillkit[" not in file.read_text(encoding="utf-8"), file
+
+
+def extras():
+    text = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    return re.findall(r"^(\w+) = \[", text, re.M)
+
+
+def test_every_extra_exists_and_is_in_the_readme():
+    from distillkit.doctor import OPTIONAL
+
+    assert {extra for _, extra in OPTIONAL.values()} <= {*extras()}
+    for file in [*(ROOT / "distillkit").rglob("*.py"), *(ROOT / "domains").rglob("*.py")]:
+        for extra in re.findall(r'optional\("[\w.]+", "(\w+)"', file.read_text(encoding="utf-8")):
+            assert extra in extras(), f"{file} names the extra {extra}"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(errors.install(extra) in readme for extra in extras() if extra != "dev")
+
+
+def test_a_command_can_be_pasted():
+    words = ["fit", "--config", Path("it's (1)/config.yaml"), "a=b  c"]
+    assert shlex.split(errors.pasted(*words)) == ["python", "-m", "distillkit", *map(str, words)]
+    assert errors.one_line(f"go on with:\n  {errors.pasted(*words)} ") == f"go on with: {errors.pasted(*words)}"
+
+
+# ---- the run's own numbers
+
+
+@pytest.mark.parametrize(
+    "flags", [["--trainer.logger=true"], ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=other"]]
+)
+def test_every_logger_keeps_the_runs_own_metrics(flags):
+    assert front.main(["fit", *DUMMY, "trainer.log_every_n_steps=1", *flags, "--out", "run"]) == 0
+    assert Path("run/metrics.csv").read_text().startswith("step,seconds,")
+
+
+def test_a_run_without_a_logger_says_what_will_be_missing(capsys):
+    assert front.main(["fit", *DUMMY, "--trainer.logger=false", "--out", "run"]) == 0
+    assert "note: there is no logger, so metrics.csv is not written" in capsys.readouterr().err
+    assert not Path("run/metrics.csv").exists()
+
+
+def test_a_logger_whose_package_is_missing(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert complaint(capsys, "fit", *DUMMY, "logger=wandb").endswith("pip install 'distillkit[log]'")
+
+
+def test_a_pair_that_list_says_no_to_is_refused_in_one_sentence(capsys):
+    said = complaint(capsys, "fit", "domain=discrete", "method=dmd", "--out", "run")
+    assert said.startswith("DMD needs denoiser, but ") and said.endswith("list` shows what goes together")
+    assert not Path("run").exists()
