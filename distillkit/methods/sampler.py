@@ -14,6 +14,7 @@ from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.methods.base import Adam, Distiller
 from distillkit.methods.few_step import KAPPAS, check_belongs
+from distillkit.progress import progress
 from distillkit.sampler_student import SamplerStudent
 from distillkit.teachers.base import Teacher
 
@@ -113,9 +114,11 @@ class SamplerDistiller(Distiller):
         if not self.guard or "kept" in self.verdict:
             return False
         measured = {}
-        for name in self.choices():
-            self.verdict["kept"] = name
-            measured[name] = self.measure(GUARD_SEED)
+        with progress("comparing samplers", len(self.choices())) as comparing:
+            for name in self.choices():
+                self.verdict["kept"] = name
+                measured[name] = self.measure(GUARD_SEED)
+                comparing.advance()
         kept = self.best_of(measured, "plain")
         headline = self.trainer.datamodule.evaluator().headline
         scores = {name: metrics[headline] for name, metrics in measured.items()}
