@@ -77,16 +77,19 @@ def test_checkpoint_decides_the_folder(tmp_path, monkeypatch):
 
 
 def test_last_starts_again_what_died_before_its_first_checkpoint(tmp_path):
-    (tmp_path / ".partial-1-config.yaml").touch()
-    assert claimed(str(tmp_path), "x") == tmp_path
-    (tmp_path / "config.yaml").touch()
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".partial-1-config.yaml").touch()
+    assert claimed(str(run), "x") == run and not run.exists()
+    run.mkdir()
+    (run / "config.yaml").touch()
     with pytest.raises(UsageError, match="is not empty"):
-        runs.claim(str(tmp_path), "x")
-    assert runs.resolve_checkpoint("last", str(tmp_path)) is None
-    assert claimed(str(tmp_path), "x", None, True) == tmp_path
-    (tmp_path / "config.yaml").rename(tmp_path / "precious")
+        runs.claim(str(run), "x")
+    assert runs.resolve_checkpoint("last", str(run)) is None
+    assert claimed(str(run), "x", None, True) == run
+    (run / "config.yaml").rename(run / "precious")
     with pytest.raises(UsageError, match="is not empty"):
-        runs.claim(str(tmp_path), "x", None, True)
+        runs.claim(str(run), "x", None, True)
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):

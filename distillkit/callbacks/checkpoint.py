@@ -15,7 +15,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 
-from distillkit import runs
+from distillkit import checks, runs
 from distillkit.errors import Interrupted, UsageError
 from distillkit.files import write_atomic
 
@@ -78,10 +78,8 @@ class Checkpoint(CheckpointBase):
     """
 
     def __init__(self, every: int = 500, minutes: float = 10.0):
-        if every < 1:
-            raise ValueError(f"every must be at least 1 step, got {every}")
-        if not minutes > 0:
-            raise ValueError(f"minutes must be positive, got {minutes}")
+        checks.whole(1, every=every)
+        checks.positive(minutes=minutes)
         self.every, self.minutes = every, minutes
         self.saved, self.saved_at = -1, time.monotonic()
         self.signal: int | None = None
