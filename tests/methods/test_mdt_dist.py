@@ -283,7 +283,26 @@ def test_without_weight_a_loss_is_not_computed():
     assert one > vm
 
 
+@pytest.mark.parametrize("step", [0, 2, 3, 4])
+def test_distillation_counts_from_its_start_on(step):
+    """A function of the step alone, so a resumed run needs nothing else: before it VM to the bit, from then on the sum."""
+    start, losses = 3, []
+    for settings in ({"lambda_vd": 0.5, "vd_start": start}, {"lambda_vd": 0.0}, {"lambda_vd": 0.5}):
+        torch.manual_seed(0)
+        model = MDTDist(neural(), **settings)
+        model._trainer = SimpleNamespace(global_step=step, global_rank=0, world_size=1, accumulate_grad_batches=1)
+        model.log = lambda *args: None
+        losses.append(model.student_loss(BATCH))
+    late, alone, both = losses
+    assert alone != both and torch.equal(late, both if step >= start else alone)
+
+
 # Refusals
+
+
+def test_a_start_before_the_first_step_is_refused():
+    with pytest.raises(ValueError, match="vd_start is a step and must not be negative, got -1"):
+        MDTDist(neural(), vd_start=-1)
 
 
 @pytest.mark.parametrize("delta", [0.0, -0.1, 1.0])
