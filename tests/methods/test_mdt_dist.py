@@ -9,6 +9,7 @@ from helpers import PROCESSES, Line, f64, gaussian, sigma_points
 from torch import nn
 
 import distillkit.methods.mdt_dist as module
+from distillkit import config
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving, expand
 from distillkit.diffusion.times import LogNormal, Times
@@ -295,6 +296,17 @@ def test_distillation_counts_from_its_start_on(step):
         losses.append(model.student_loss(BATCH))
     late, alone, both = losses
     assert alone != both and torch.equal(late, both if step >= start else alone)
+
+
+@pytest.mark.parametrize("domain", ["toy", "image", "threed", "video", "protein"])
+def test_recipes_do_what_the_readme_says(domain):
+    """Velocity distillation was measured to help digits alone, in the second half; see docs/mdt_dist.md."""
+    composed = config.compose([f"domain={domain}", "method=mdt_dist"])[0]
+    model = composed["model"]
+    if domain == "image":
+        assert 0 < model["lambda_vd"] < 1 and 2 * model["vd_start"] == composed["trainer"]["max_steps"]
+    else:
+        assert model["lambda_vd"] == 0
 
 
 # Refusals
