@@ -54,6 +54,7 @@ class MDTDist(FewStepDistiller):
         kappa: guidance scale of VM's teacher, 1 = none (w of the paper is kappa - 1: 41 there).
         vd_kappa: guidance scale of VD's teacher (101 there); None means the same.
         lambda_vm, lambda_vd: weights of the losses; VD alone has nothing that holds it.
+        vd_start: the optimiser step from which VD counts; before it VM trains alone.
         normalise_tangent: as released: dphi/dtau by its norm. A biased fixed point; for comparison only.
         unweighted_vd: as released: without the factor 1 - tau.
         share_vd_noise: as released: x_1 is noised by the very noise of VM.
@@ -73,6 +74,7 @@ class MDTDist(FewStepDistiller):
         vd_kappa: float | None = None,
         lambda_vm: float = 1.0,
         lambda_vd: float = 1.0,
+        vd_start: int = 0,
         normalise_tangent: bool = False,
         unweighted_vd: bool = False,
         share_vd_noise: bool = False,
@@ -89,7 +91,9 @@ class MDTDist(FewStepDistiller):
             checks.within(KAPPAS, vd_kappa=vd_kappa)
         self.student_times, self.tangent, self.delta = student_times, tangent, delta
         self.vd_kappa = kappa if vd_kappa is None else vd_kappa
-        self.lambda_vm, self.lambda_vd = lambda_vm, lambda_vd
+        if vd_start < 0:
+            raise ValueError(f"vd_start is a step and must not be negative, got {vd_start}")
+        self.lambda_vm, self.lambda_vd, self.vd_start = lambda_vm, lambda_vd, vd_start
         self.normalise_tangent, self.unweighted_vd = normalise_tangent, unweighted_vd
         self.share_vd_noise = share_vd_noise
         process = teacher.process
@@ -108,7 +112,7 @@ class MDTDist(FewStepDistiller):
         cond, x_0 = self.condition(batch), batch["data"]
         tau, eps = self.levels(len(x_0)), self.randn(x_0.shape, "eps")
         loss = self.lambda_vm * self.velocity_matching(x_0, tau, eps, cond)
-        if self.lambda_vd:
+        if self.lambda_vd and self.global_step >= self.vd_start:
             again = eps if self.share_vd_noise else self.randn(x_0.shape, "vd eps")
             loss = loss + self.lambda_vd * self.velocity_distillation(tau, again, cond)
         return loss

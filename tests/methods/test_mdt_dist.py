@@ -9,6 +9,7 @@ from helpers import PROCESSES, Line, f64, gaussian, sigma_points
 from torch import nn
 
 import distillkit.methods.mdt_dist as module
+from distillkit import config
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving, expand
 from distillkit.diffusion.times import LogNormal, Times
@@ -283,7 +284,37 @@ def test_without_weight_a_loss_is_not_computed():
     assert one > vm
 
 
+@pytest.mark.parametrize("step", [0, 2, 3, 4])
+def test_distillation_counts_from_its_start_on(step):
+    """A function of the step alone, so a resumed run needs nothing else: before it VM to the bit, from then on the sum."""
+    start, losses = 3, []
+    for settings in ({"lambda_vd": 0.5, "vd_start": start}, {"lambda_vd": 0.0}, {"lambda_vd": 0.5}):
+        torch.manual_seed(0)
+        model = MDTDist(neural(), **settings)
+        model._trainer = SimpleNamespace(global_step=step, global_rank=0, world_size=1, accumulate_grad_batches=1)
+        model.log = lambda *args: None
+        losses.append(model.student_loss(BATCH))
+    late, alone, both = losses
+    assert alone != both and torch.equal(late, both if step >= start else alone)
+
+
+@pytest.mark.parametrize("domain", ["toy", "image", "threed", "video", "protein"])
+def test_recipes_do_what_the_readme_says(domain):
+    """Velocity distillation was measured to help digits alone, in the second half; see docs/mdt_dist.md."""
+    composed = config.compose([f"domain={domain}", "method=mdt_dist"])[0]
+    model = composed["model"]
+    if domain == "image":
+        assert 0 < model["lambda_vd"] < 1 and 2 * model["vd_start"] == composed["trainer"]["max_steps"]
+    else:
+        assert model["lambda_vd"] == 0
+
+
 # Refusals
+
+
+def test_a_start_before_the_first_step_is_refused():
+    with pytest.raises(ValueError, match="vd_start is a step and must not be negative, got -1"):
+        MDTDist(neural(), vd_start=-1)
 
 
 @pytest.mark.parametrize("delta", [0.0, -0.1, 1.0])
