@@ -91,8 +91,7 @@ class MDTDist(FewStepDistiller):
             checks.within(KAPPAS, vd_kappa=vd_kappa)
         self.student_times, self.tangent, self.delta = student_times, tangent, delta
         self.vd_kappa = kappa if vd_kappa is None else vd_kappa
-        if vd_start < 0:
-            raise ValueError(f"vd_start is a step and must not be negative, got {vd_start}")
+        checks.whole(0, vd_start=vd_start)
         self.lambda_vm, self.lambda_vd, self.vd_start = lambda_vm, lambda_vd, vd_start
         self.normalise_tangent, self.unweighted_vd = normalise_tangent, unweighted_vd
         self.share_vd_noise = share_vd_noise

@@ -313,7 +313,7 @@ def test_recipes_do_what_the_readme_says(domain):
 
 
 def test_a_start_before_the_first_step_is_refused():
-    with pytest.raises(ValueError, match="vd_start is a step and must not be negative, got -1"):
+    with pytest.raises(ValueError, match="vd_start must be at least 0, got -1"):
         MDTDist(neural(), vd_start=-1)
 
 
