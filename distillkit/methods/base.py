@@ -374,8 +374,8 @@ class Distiller(LightningModule):
     def setup(self, stage: str) -> None:
         checks.trainer(self.trainer)
         self.require(self.trainer.datamodule)
-        self.check_classes(self.trainer.datamodule)
         self.check(self.trainer.datamodule)
+        self.check_classes(self.trainer.datamodule)
 
     def require(self, data) -> None:
         """Refuse what `requires` and the others' `provides` say cannot work; needs nothing loaded."""
