@@ -30,7 +30,7 @@ class Unfit(ValueError):
         value = "null" if self.value is None else self.value
         return f"{self.name} must {self.demand}, got {value}" + f" ({self.why})" * bool(self.why)
 
-    def within(self, config: Mapping[str, Any]) -> Unfit:
+    def with_key(self, config: Mapping[str, Any]) -> Unfit:
         """The same, with its full key if `config` (LightningCLI's, plain) holds the number under its name in one place."""
         keys = list(_keys(config, self.name, self.value))
         return Unfit(keys[0], self.value, self.demand, self.why) if len(keys) == 1 else self

@@ -121,7 +121,7 @@ class CLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             cause = original(error)
             if isinstance(cause, checks.Unfit) and hasattr(self, "config_dump"):
-                cause = cause.within(self.config_dump)
+                cause = cause.with_key(self.config_dump)
             if isinstance(cause, ValueError | MisconfigurationException) and not (self.start and self.start.done):
                 raise UsageError(one_line(cause)) from error
             raise cause from error
@@ -188,7 +188,8 @@ class CLI(LightningCLI):
 
     def own_checkpoint(self, config: Any) -> Path:
         """The last checkpoint of the run whose folder or config.yaml the command names."""
-        homes = [Path(self.out)] if self.out else [Path(str(file)).parent for file in config.get("config") or ()]
+        files = [str(file) for file in config.get("config") or () if file is not None]  # None: words, which are no file
+        homes = [Path(self.out)] if self.out else [Path(file).parent for file in files]
         for last in (home / "checkpoints" / runs.LAST for home in homes):
             if last.is_file():
                 return last

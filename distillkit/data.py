@@ -185,7 +185,7 @@ class DistillData(Recorded, LightningDataModule):
             self._evaluators[part] = self.build_evaluator(parts[part])
         return self._evaluators[part]
 
-    def conditions(self, num: int, part: Literal["val", "test"] = "test") -> Batch:
+    def conditions(self, num: int) -> Batch:
         """What samples are asked for in evaluation and pictures: classes in turn, or with a context held-out samples'.
 
         Of the classes those that held-out data have, for there is nothing to measure the others by, see `left_out`.
@@ -195,8 +195,7 @@ class DistillData(Recorded, LightningDataModule):
             missing = self.left_out()
             there = {k: [i for i in range(n) if i not in missing.get(k, ())] for k, n in self.classes.items()}
             return {name: torch.tensor(known)[torch.arange(num) % len(known)] for name, known in there.items()}
-        held_out = getattr(self, part)
-        batch = held_out[torch.arange(num) % len(held_out)]
+        batch = self.test[torch.arange(num) % len(self.test)]
         return {name: batch[name] for name in (*self.classes, *self.context)}
 
     def left_out(self) -> dict[str, list[int]]:

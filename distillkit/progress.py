@@ -14,10 +14,8 @@ from rich.console import Console
 
 from distillkit.runs import rank
 
-FIRST, AGAIN = (
-    3.0,
-    15.0,
-)  # seconds until an activity's first plain line, and between two: what is short is not spoken of
+# seconds until an activity's first plain line, and between two: what is short is not spoken of
+FIRST, AGAIN = 3.0, 15.0
 PAUSE = 0.25  # seconds between two changes of what a terminal shows
 
 plain = False  # lines in a terminal too

@@ -70,11 +70,11 @@ def resolve_checkpoint(given: object, out: str | None) -> str | None:
         raise UsageError("--ckpt_path needs a file, such as --ckpt_path RUN/checkpoints/last.ckpt")
     if "://" in str(given):
         raise UsageError(f"--ckpt_path takes a file of this machine, not an address ({given}): fetch it first")
-    path = Path(str(given)).expanduser()
+    path = Path(os.path.expanduser(str(given)))
     if str(given) == "last":
         if out is None:
             raise UsageError("--ckpt_path=last needs --out with the run folder whose last checkpoint is meant")
-        path = Path(out).expanduser() / "checkpoints" / LAST
+        path = Path(out, "checkpoints", LAST)
         if not path.exists() and not path.with_name(PREVIOUS).exists():
             return None
     check_checkpoint(path)
@@ -145,7 +145,7 @@ def claim(out: str | None, name: str, checkpoint: str | None = None, again: bool
         return Path(os.environ[OUT])
     if out is None and home_of(checkpoint) is None and processes_from_outside():
         raise UsageError("several processes were started from outside: name their run folder with --out")
-    folder = Path(out).expanduser() if out else home_of(checkpoint)
+    folder = Path(out) if out else home_of(checkpoint)
     try:
         if folder is None:
             folder = _next(name)
@@ -157,11 +157,11 @@ def claim(out: str | None, name: str, checkpoint: str | None = None, again: bool
                 _lock(folder)
             try:
                 check(folder, checkpoint, again)
-            except UsageError:
+                (folder / f"{PARTIAL}writable").touch()
+                (folder / f"{PARTIAL}writable").unlink()
+            except (UsageError, OSError):
                 release(folder)
                 raise
-            (folder / f"{PARTIAL}writable").touch()
-            (folder / f"{PARTIAL}writable").unlink()
             for left in folder.rglob(f"{PARTIAL}*") if alone else ():  # by a run that was killed
                 left.unlink(missing_ok=True)
     except OSError as error:

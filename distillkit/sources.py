@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from distillkit.files import write_text
+from distillkit.progress import progress
 
 T = TypeVar("T")
 FORMAT = 1  # of an index, and of what is looked at
-PAUSE = 15.0  # seconds of looking at files after which it is said how far that is, and the index is written
+PAUSE = 15.0  # seconds of looking at files after which the index is written
 HIDDEN = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # what systems leave behind under names without a dot
 NAMED = 10  # files in a sentence, at most
 
@@ -105,18 +106,19 @@ class Source:
             stamp, facts = _stamp(file), kept.get(self.name(file))
             known[file] = facts if isinstance(facts, dict) and facts.get("stamp") == stamp else {"stamp": stamp}
         new = [file for file, facts in known.items() if len(facts) == 1]
-        portion, said = 16 * workers, time.monotonic()
-        with ThreadPoolExecutor(workers) as pool:
+        if not new:
+            return known
+        portion, written = 16 * workers, time.monotonic()
+        with progress(f"looking at {self.root}, once", len(new)) as looking, ThreadPoolExecutor(workers) as pool:
             for start in range(0, len(new), portion):  # Ctrl-C waits for one portion only
                 files = new[start : start + portion]
-                for number, (file, facts) in enumerate(zip(files, pool.map(look, files), strict=True), start + 1):
+                for file, facts in zip(files, pool.map(look, files), strict=True):
                     known[file] |= facts
-                    if time.monotonic() - said > PAUSE:
-                        said = time.monotonic()
-                        print(f"looking at {self.root}, once: {number:,} of {len(new):,} files", flush=True)
+                    looking.advance()
+                    if time.monotonic() - written > PAUSE:
+                        written = time.monotonic()
                         self._keep(index, known)
-        if new:
-            self._keep(index, known)
+        self._keep(index, known)
         return known
 
     def _keep(self, index: Path, known: Mapping[Path, Mapping[str, Any]]) -> None:

@@ -27,16 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from distillkit.files import sizes
 
 TRUSTED = ("distillkit", "domains")
-PATHS = (
-    "path",
-    "root",
-    "tokenizer",
-    "pipeline",
-    "prompts",
-    "empty_prompt",
-    "i3d",
-    "features",
-)  # arguments that name files
+# arguments that name files
+PATHS = ("path", "root", "tokenizer", "pipeline", "prompts", "empty_prompt", "i3d", "features")
 LARGEST = 2**22  # number in a description, seeds left out
 
 

@@ -48,6 +48,13 @@ def test_the_one_before_is_kept(last):
     assert sorted(p.name for p in last.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
 
 
+def test_only_of_the_last_the_one_before_is_kept(last):
+    """Another callback may keep the best of its own in the same folder."""
+    for step in range(2):
+        write(last.with_name("best.ckpt"), {**STATE, "step": step})
+    assert [p.name for p in last.parent.iterdir()] == ["best.ckpt"]
+
+
 def test_the_one_before_is_kept_without_hard_links(last, monkeypatch):
     def no_links(*_):
         raise OSError(errno.EPERM, "no links here")
@@ -151,6 +158,17 @@ def test_a_signal_saves_after_a_whole_step_and_the_run_goes_on_bit_for_bit(tmp_p
     resumed = run(tmp_path / "cut", 8, Checkpoint(), last, accumulate_grad_batches=2)
     straight = run(tmp_path / "straight", 8, Checkpoint(), accumulate_grad_batches=2)
     assert same(*(dict(made.lightning_module.state_dict()) for made in (resumed, straight)))
+
+
+def test_a_signal_is_heard_in_epochs_shorter_than_a_step_has_micro_batches(tmp_path):
+    class Signalled(Checkpoint):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 2:
+                self.signal = signal.SIGTERM
+            super().on_train_batch_end(trainer, *args)
+
+    with pytest.raises(Interrupted, match="stopped at step 2"):
+        run(tmp_path, 8, Signalled(), accumulate_grad_batches=4, limit_train_batches=3)
 
 
 def test_an_ignored_signal_stays_ignored(tmp_path):

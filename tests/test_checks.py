@@ -176,7 +176,8 @@ def refused(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv(runs.OUT)
 
     def run(*words, verb="fit"):
-        assert front.main([verb, "domain=toy", "method=dmd", "trainer.max_steps=2", *words]) == 2
+        short = [] if any(word.startswith("trainer.max_steps") for word in words) else ["trainer.max_steps=2"]
+        assert front.main([verb, "domain=toy", "method=dmd", *short, *words]) == 2
         assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing is left behind"
         error = capsys.readouterr().err
         assert error.count("\n") == 1
@@ -197,7 +198,7 @@ def refused(tmp_path, monkeypatch, capsys):
         (["--model.ema_rampup=.nan"], "model.ema_rampup must be a finite number, got nan"),
         (["model.student_times.std=-1"], "model.student_times.std must lie in (0, 30], got -1.0"),
         (["model.num_steps=4", "model.times=[4,1]"], "num_steps=4 and the 2 times [4.0, 1.0] contradict"),
-        (["network.width=null"], "model.network.width must be a whole number, got null"),
+        (["network.width=null"], "network.width must be a whole number, got null"),
         (["data.batch_size=null"], "data.batch_size must be a whole number, got null"),
         (
             ["vars.callbacks.finish.num_samples=1"],
@@ -229,9 +230,9 @@ def test_the_key_is_named_as_it_was_typed(refused, words, sentence):
 def test_a_number_that_stands_in_two_places_keeps_its_short_name():
     error = checks.Unfit("lr", -1.0, "be positive")
     roles = {"student": {"lr": -1.0}, "fake_score": {"lr": 1.0}}
-    assert str(error.within({"model": {"init_args": roles}})) == "model.student.lr must be positive, got -1.0"
+    assert str(error.with_key({"model": {"init_args": roles}})) == "model.student.lr must be positive, got -1.0"
     roles["fake_score"]["lr"] = -1.0
-    assert str(error.within({"model": {"init_args": roles}})) == "lr must be positive, got -1.0"
+    assert str(error.with_key({"model": {"init_args": roles}})) == "lr must be positive, got -1.0"
 
 
 def test_a_library_user_is_refused_too():

@@ -180,14 +180,15 @@ def test_validate_and_test_measure_a_checkpoint(copy):
         assert f"{stage}/frechet" in distil(verb, *flags)
 
 
-def test_validate_takes_the_run_s_own_checkpoint_or_refuses(copy, capsys):
-    """An untrained student is not worth a number."""
+def test_validate_takes_the_run_s_own_checkpoint_or_refuses(copy, capsys, monkeypatch):
+    """An untrained student is not worth a number, nor is that of a run one happens to stand in."""
     trained = ["--ckpt_path", copy / "checkpoints" / "last.ckpt"]
     shown = []
     for more in (trained, [], ["--out", copy]):
         assert front.main([*map(str, ["validate", "--config", copy / "config.yaml", *more])]) == 0
         shown.append(re.findall(r"frechet.*", capsys.readouterr().out))
     assert shown[0] and shown[0] == shown[1] == shown[2]
+    monkeypatch.chdir(copy)
     for verb in ("validate", "test"):
         said = complaint(verb, *TINY, "method=sid")
         assert f"{verb} measures what a run has trained: name its checkpoint with --ckpt_path" in said

@@ -1,5 +1,7 @@
 """The run folder: which one, whose, and what it is continued from."""
 
+import errno
+import os
 import shlex
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distillkit import runs
-from distillkit.errors import UsageError
+from distillkit.errors import Failure, UsageError
 
 
 def test_next_number_follows_the_largest(tmp_path, monkeypatch):
@@ -111,6 +113,23 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     written(tmp_path / "a" / "checkpoints" / "last.ckpt")
     assert claimed(str(tmp_path / "a"), "x", str(tmp_path / "a" / "checkpoints" / "last.ckpt")) == tmp_path / "a"
     assert not partial.exists() and not (tmp_path / "a" / ".lock").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_let_go_of(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched, pytest.raises(Failure, match="cannot write to .*No space left"):
+        patched.setattr(Path, "touch", full)
+        runs.claim(str(tmp_path / "a"), "x")
+    assert not (tmp_path / "a").exists() and claimed(str(tmp_path / "a"), "x") == tmp_path / "a"
+
+
+def test_nobody_s_home_is_a_name_like_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert claimed("~nobody-here/a", "x") == Path("~nobody-here/a")
+    with pytest.raises(UsageError, match="there is no file ~nobody-here/last.ckpt"):
+        runs.resolve_checkpoint("~nobody-here/last.ckpt", None)
 
 
 def test_a_checkpoint_that_is_not_whole_is_refused_and_the_one_before_is_named(tmp_path):

@@ -23,7 +23,8 @@ from distillkit.files import write_atomic
 class CheckpointFiles(TorchCheckpointIO):
     """Checkpoints as files that are whole: written beside the old one, forced to the disk, then exchanged for it.
 
-    The old file stays as previous.ckpt. What is read must be whole (every record has a checksum) and is never unpickled.
+    Of last.ckpt the old file stays, as previous.ckpt. What is read must be whole (every record has a checksum) and is never
+    unpickled.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -34,7 +35,8 @@ class CheckpointFiles(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            keep_previous(path)
+            if path.name == runs.LAST:
+                keep_previous(path)
 
         write_atomic(path, write)
         with suppress(OSError):  # the folder's own entry; not every file system has this
@@ -81,7 +83,7 @@ class Checkpoint(CheckpointBase):
         checks.whole(1, every=every)
         checks.positive(minutes=minutes)
         self.every, self.minutes = every, minutes
-        self.saved, self.saved_at = -1, time.monotonic()
+        self.step, self.saved, self.saved_at = -1, -1, time.monotonic()
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -103,6 +105,7 @@ class Checkpoint(CheckpointBase):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark(trainer)
+        self.step = trainer.global_step
         if threading.current_thread() is threading.main_thread():
             for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last is not everywhere
                 number = getattr(signal, name, None)
@@ -119,8 +122,9 @@ class Checkpoint(CheckpointBase):
         self._before = {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if trainer.global_step == self.step:
             return  # gradients of a step that has not been made would be lost
+        self.step = trainer.global_step
         stop, late = self.signal is not None, time.monotonic() - self.saved_at >= 60 * self.minutes
         if trainer.world_size > 1:  # one process's signal or clock counts for all
             agreed = trainer.global_step % trainer.log_every_n_steps == 0

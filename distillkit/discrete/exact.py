@@ -186,19 +186,12 @@ def _scaled(message: Tensor) -> Tensor:
 
 # The named distributions, as chains `(initial, transitions)` and as tables.
 
-MOST_TOKENS = 4096  # of a chain: its transitions are listed
-
-
-def _checked(num_tokens: int) -> None:
-    if not 1 <= num_tokens <= MOST_TOKENS:
-        raise ValueError(
-            f"num_tokens must lie between 1 and {MOST_TOKENS}, for all transitions are listed, got {num_tokens}"
-        )
+MOST_TOKENS = 4096  # of a chain
 
 
 def countdown_chain(num_tokens: int = 32) -> tuple[Tensor, Tensor]:
     """The first token uniform; y - 1 after y > 0; after 0 a uniform token."""
-    _checked(num_tokens)
+    checks.whole(2, MOST_TOKENS, "all transitions are listed", num_tokens=num_tokens)
     transitions = torch.diag(torch.ones(num_tokens - 1, dtype=torch.float64), -1)
     transitions[0] = 1 / num_tokens
     return torch.full((num_tokens,), 1 / num_tokens, dtype=torch.float64), transitions
@@ -206,7 +199,7 @@ def countdown_chain(num_tokens: int = 32) -> tuple[Tensor, Tensor]:
 
 def potts_chain(num_tokens: int, beta: float) -> tuple[Tensor, Tensor]:
     """`p ~ exp(beta * number of equal neighbours)` on a line."""
-    _checked(num_tokens)
+    checks.whole(2, MOST_TOKENS, "all transitions are listed", num_tokens=num_tokens)
     initial = torch.full((num_tokens,), 1 / num_tokens, dtype=torch.float64)
     return initial, (beta * torch.eye(num_tokens, dtype=torch.float64)).softmax(-1)
 

@@ -234,9 +234,8 @@ class Distiller(LightningModule):
         self.log(f"{role}/skipped", self.bad_steps[number, 1].float())
 
     def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
-        every = self.trainer.log_every_n_steps
-        if every and self.global_step % every == 0:
-            self.check_steps()
+        if self.global_step != self._micro_step and self.global_step % self.trainer.log_every_n_steps == 0:
+            self.check_steps()  # not once more after each micro-batch of the next step
 
     def on_train_end(self) -> None:
         self.check_steps(ended=True)
@@ -375,8 +374,8 @@ class Distiller(LightningModule):
     def setup(self, stage: str) -> None:
         checks.trainer(self.trainer)
         self.require(self.trainer.datamodule)
-        self.check_classes(self.trainer.datamodule)
         self.check(self.trainer.datamodule)
+        self.check_classes(self.trainer.datamodule)
 
     def require(self, data) -> None:
         """Refuse what `requires` and the others' `provides` say cannot work; needs nothing loaded."""

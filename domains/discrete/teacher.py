@@ -76,7 +76,6 @@ class Potts(World):
         noise: Noise = "absorbing",
         schedule: Schedule | None = None,
     ):
-        checks.whole(2, num_tokens=num_tokens)
         checks.finite(beta=beta)
         super().__init__(potts_chain(num_tokens, beta), length, noise, schedule)
 
@@ -96,7 +95,6 @@ class Countdown(World):
     def __init__(
         self, num_tokens: int = 32, length: int = 256, noise: Noise = "absorbing", schedule: Schedule | None = None
     ):
-        checks.whole(2, num_tokens=num_tokens)
         super().__init__(countdown_chain(num_tokens), length, noise, schedule)
 
 

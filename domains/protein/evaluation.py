@@ -38,7 +38,7 @@ Batch = dict[str, Tensor]
 
 
 class ProteinEvaluator:
-    """Compares C-alpha traces with held-out chains (validation and test data together).
+    """Compares C-alpha traces with held-out chains.
 
     `frechet` (the headline): between Gaussians fitted to the chains' descriptors, see `descriptors`; it sees all that follows
     but the comparisons of whole chains. `bond`, `bond_spread`: mean and standard deviation of the distance between neighbours;
@@ -57,7 +57,7 @@ class ProteinEvaluator:
 
     Args:
         train: the training data, len() and train[indices] -> batch.
-        held_out: validation and test data.
+        held_out: validation data, test data, or both.
         tm: `gapless`, or `align` by TM-align (needs tmtools).
         designability: samples and conditions to the share of designable ones.
     """

@@ -15,9 +15,7 @@ from domains.protein.structures import SUFFIXES, import_gemmi, read_structure
 
 INDEX = ".distillkit-chains.npz"
 FORMAT = 2  # of the index
-Contents = tuple[
-    list[np.ndarray], list[str], Said, dict[str, str]
-]  # chains, their files, what is said, faults of files
+Contents = tuple[list[np.ndarray], list[str], Said, dict[str, str]]  # chains, their files, what is said, files' faults
 
 
 class StructureFolder(ChainFile):

@@ -197,7 +197,7 @@ class ShapeEvaluator(ABC):
 
 
 class Structure(ShapeEvaluator):
-    """Of stage one, structures [n, 1, R, R, R]. Reference: validation and test data together.
+    """Of stage one, structures [n, 1, R, R, R]. Reference: held-out data.
 
     Beside those of `ShapeEvaluator`: `connected`, the share of solids in one piece (through faces); `nearest_train`, the
     mean of 1 - intersection / union with the most similar training solid, which for a model that copies its training

@@ -98,9 +98,8 @@ class Beside:
     def get(self, name: str) -> bytes:
         """The bytes of a file: where the name says, or beside the mesh; pictures are decoded to see whether they are whole."""
         plain = str(name).strip().replace("\\", "/")
-        plain = (
-            plain.split()[-1] if plain.startswith("-") else plain
-        )  # behind options, as in `map_Kd -s 1 1 1 wood.png`
+        if plain.startswith("-"):  # behind options, as in `map_Kd -s 1 1 1 wood.png`
+            plain = plain.split()[-1]
         for place in (self.folder / plain, self.folder / plain.rpartition("/")[2]):
             try:
                 place = place.resolve()

@@ -99,9 +99,8 @@ def on_lattice(mesh: Mesh, side: int) -> tuple[np.ndarray, np.ndarray]:
     repeated = points[close].repeat(NEAREST, axis=0)
     on_them = import_trimesh().triangles.closest_point(triangles, repeated)
     exact = np.linalg.norm(on_them - repeated, axis=-1).reshape(-1, NEAREST)
-    distance[close] = np.fmin(exact, away[close]).min(
-        1
-    )  # of a triangle that is next to a line the nearest point may be NaN
+    # of a triangle that is next to a line the nearest point may be NaN
+    distance[close] = np.fmin(exact, away[close]).min(1)
     distance = distance.reshape([side + 1] * 3) * np.where(winding(mesh, side) > 0, -1, 1)
 
     centres = lattice_points(side, centres=True).numpy().reshape(-1, 3)

@@ -24,7 +24,7 @@ from distillkit.continuation import continued
 from distillkit.diffusion.denoiser import Cond
 from distillkit.errors import Arguments, UsageError, exit_code
 from distillkit.files import write_atomic, write_text
-from distillkit.student_verbs import allow, load, made_with
+from distillkit.student_verbs import allow, load, made_with, set_up
 from domains.video import media
 
 SHOWN = ("frechet", "frame_frechet", "class_agreement", "motion_agreement", "motion")
@@ -83,7 +83,9 @@ def measure(argv: Sequence[str]) -> None:
         if tuple(student.context) != ("first",):
             raise UsageError(f"{path} is not given first frames, so it cannot go on: train one with stage=continuation")
     own = made_with(students[args.students[0]], args.students[0], args.trust, "teacher", "data")
-    data, evaluator = own["data"], own["data"].evaluator()
+    data = own["data"]
+    set_up(data)
+    evaluator = data.evaluator()
     cond = data.conditions(args.n)
     models = {path: student.sample for path, student in students.items()}
     if args.teacher:

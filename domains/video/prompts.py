@@ -77,7 +77,7 @@ class Prompts(DistillData):
         parts = (drawn, self.asked[:VALIDATED], self.asked)
         return tuple(TensorData({"prompt": part}) for part in parts)
 
-    def conditions(self, num: int, part: str = "test") -> dict[str, Tensor]:
+    def conditions(self, num: int) -> dict[str, Tensor]:
         return {"prompt": self.asked[torch.arange(num) % len(self.asked)]}
 
     @cached_property

@@ -61,14 +61,6 @@ def test_each_part_is_measured_by_itself(source):
     assert data.evaluator("val") is data.evaluator("val") is not data.evaluator("test")
 
 
-def test_samples_are_asked_for_what_the_part_holds():
-    data = MovingDigits(given=4, **FEW)
-    data.setup()
-    for part in ("val", "test"):
-        assert torch.equal(data.conditions(14, part)["first"][12:], getattr(data, part)[torch.arange(2)]["first"])
-    assert torch.equal(data.conditions(3)["first"], data.conditions(3, "test")["first"])
-
-
 class Told(Pairs):
     """Its evaluator says which data it was given."""
 

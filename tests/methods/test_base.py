@@ -173,8 +173,9 @@ def test_a_bad_micro_batch_costs_its_step_once(accumulate):
     assert run.model.skipped() == {"shadow": {"skipped": 0, "steps": 2}, "student": {"skipped": 1, "steps": 2}}
 
 
-def test_skipped_steps_are_a_metric_and_nobody_waits_for_the_device(monkeypatch):
-    """In between two log steps nothing reads a number back."""
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_skipped_steps_are_a_metric_and_nobody_waits_for_the_device(monkeypatch, accumulate):
+    """In between two log steps nothing reads a number back, whatever micro-batches there are."""
     from distillkit.methods import base
 
     looks = []
@@ -182,7 +183,7 @@ def test_skipped_steps_are_a_metric_and_nobody_waits_for_the_device(monkeypatch)
     monkeypatch.setattr(
         base.Distiller, "check_steps", lambda self, **how: looks.append(self.global_step) or check(self, **how)
     )
-    _, run, _ = fit(Plain(broken=(1, 3)), 10, log_every_n_steps=4)
+    _, run, _ = fit(Plain(broken=(1, 3)), 10, log_every_n_steps=4, accumulate_grad_batches=accumulate)
     assert looks == [4, 8, 10]
     assert run.callback_metrics["student/skipped"] == 2 and run.callback_metrics["shadow/skipped"] == 0
 
