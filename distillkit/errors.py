@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
+LONGEST = 5000  # signs of a sentence that may hold commands and paths, which are of no use when cut
+
 
 class UsageError(ValueError):
     """The command or a value in it is wrong. Shown as one sentence; exit code 2."""

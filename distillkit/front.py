@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distillkit import config, console, runs
-from distillkit.errors import Failure, Interrupted, UsageError, did_you_mean, one_line
+from distillkit.errors import LONGEST, Failure, Interrupted, UsageError, did_you_mean, one_line
 
 TRAINING = {
     "fit": "train a student (or a teacher, with method=pretrain)",
@@ -48,7 +48,6 @@ flags:
   --debug        show tracebacks
   --help=all     every flag of LightningCLI (--trainer.X, --print_config ...); --model.help explains the chosen model"""
 
-LONGEST = 5000  # signs of a sentence that may hold commands and paths, which are of no use when cut
 ALWAYS_VALUED = ("--out", "--config", "-c", "--ckpt_path")  # the next token is theirs even if it has a `=`
 SWITCHES = {"--show": "show", "-m": "sweep", "--multirun": "sweep", "-h": "help", "--help": "help"}
 
@@ -126,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     try:
-        return run([token for token in argv if token != "--debug"], debug)
+        with console.warnings_in_words():
+            return run([token for token in argv if token != "--debug"], debug)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
