@@ -68,8 +68,9 @@ def optional(module: str, extra: str, purpose: str) -> Any:
 
 
 def one_line(error: BaseException | str, limit: int = 500) -> str:
-    """The message without line breaks, cut at `limit` characters."""
+    """The message without line breaks, cut at `limit` characters; signs that a console would act on are spelt out."""
     text = re.sub(r"\s*[\r\n]\s*", " ", str(error).strip())
+    text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
     return text if len(text) <= limit else text[: limit - 4] + " ..."
 
 

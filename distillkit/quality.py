@@ -101,6 +101,8 @@ def _failures(evaluation: dict[str, Any]) -> list[str]:
     for name, classes in evaluation.get("protocol", {}).get("left_out", {}).items():
         numbers = ", ".join(map(str, classes[:8])) + (" ..." if len(classes) > 8 else "")
         said.append(f"Without held-out data, so not measured: {name} {numbers}.")
+    if few := evaluation.get("protocol", {}).get("too_few"):
+        said.append(f"Too few samples or held-out data for {_listed([pretty(name) for name in few])}: not measured.")
     cut = _metric(student or best, "outside")
     if cut is not None and cut >= CUT:
         of = "student's" if student else "teacher's"

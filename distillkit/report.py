@@ -107,6 +107,7 @@ def write_card(
         kind=kind,
         facts=facts,
         config=config,
+        evaluation=evaluation,
         verdict=verdict(evaluation, config),
         shortfalls=shortfalls(evaluation),
         table=quality_table(evaluation),

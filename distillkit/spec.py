@@ -30,6 +30,7 @@ TRUSTED = ("distillkit", "domains")
 # arguments that name files
 PATHS = ("path", "root", "tokenizer", "pipeline", "prompts", "empty_prompt", "i3d", "features")
 LARGEST = 2**22  # number in a description, seeds left out
+MOST_MADE = 2**24  # numbers of what has no weights of its own, such as an embedded teacher (sixteen times over)
 
 
 class Outside(ValueError):
@@ -78,17 +79,16 @@ def from_spec(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None, 
         trust: what the caller allows it: packages, besides `TRUSTED`, whose classes it may name; and paths outside of its
             folder, or repositories of a hub, that it may read. What has a `/`, or begins with `.` or `~`, is a path.
         home: the folder it stands in.
-        weights: the safetensors file of the object: what is made must be about as large as what this holds.
+        weights: the safetensors file of the object: what is made must be about as large as what this holds, and without it
+            about as large as what it reads.
 
     Raises:
         ValueError: for a class from elsewhere, a value of the wrong kind or without bounds, an object that cannot be made.
         Outside: for a path outside of `home` that is not in `trust`.
     """
     read = check(spec, trust, home)
-    if weights is None:
-        return _made(spec, trust)
     there = sum(file.stat().st_size for path in read for file in _files(path) if file.suffix == ".safetensors")
-    with bounded(sizes(weights), there):
+    with bounded(sizes(weights) if weights else [], there if weights else there + MOST_MADE):
         return _made(spec, trust)
 
 
@@ -128,7 +128,7 @@ def check(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None) -> l
         elif isinstance(value, list):
             left += [(name, inner) for inner in reversed(value)]
         elif isinstance(value, str):
-            for path in _there(value) if name in PATHS or "/" in value or os.sep in value else ():
+            for path in _there(value or ".") if name in PATHS or "/" in value or os.sep in value else ():
                 read.append(path)
                 if not any(path.is_relative_to(root) for root in yes.values()):
                     outside |= _leaves(path, home)
@@ -348,7 +348,7 @@ class Bounded(TorchDispatchMode):
     def _spend(self, tensor: torch.Tensor) -> None:
         self.left -= max(tensor.numel(), 256)
         if self.left < 0:
-            raise ValueError("the folder describes something far larger than the weights it brings")
+            raise ValueError("the folder describes something far larger than the weights it brings or reads")
 
 
 def bounded(sizes: Collection[int], more: int = 0) -> Bounded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,18 @@ def made_with(student: Student, path: str | Path, trust: Sequence[str], *wanted:
     return found
 
 
+def asked(student: Student, data: Any, num: int) -> dict[str, Tensor]:
+    """What `num` held-out samples of a student folder's data are made for.
+
+    Raises:
+        UsageError: the student is asked about other things.
+    """
+    try:
+        return student.checked_condition(num, data.conditions(num))
+    except ValueError as error:
+        raise UsageError(f"the student cannot be asked what its data say: {error}") from error
+
+
 MOST_DATA = 2**35  # numbers that may be made to make the data that a folder asks for
 
 
@@ -85,7 +98,7 @@ def set_up(data: Any) -> None:
 
 def _new(path: Path) -> Path:
     """A path that may be written to."""
-    if path.exists():
+    if os.path.lexists(path):  # a link that leads nowhere too
         raise UsageError(f"{path} exists already; give another place with --out")
     return path
 
@@ -133,7 +146,7 @@ def sample(argv: Sequence[str]) -> int:
             no_picture = f"no picture: {error.__cause__}"  # its media belong to the data
         if student.context:
             set_up(data)
-    cond = data.conditions(args.n) if student.context else student.default_condition(args.n)
+    cond = asked(student, data, args.n) if student.context else student.default_condition(args.n)
     for item in args.cond:
         name, _, value = item.partition("=")
         if student.context:
@@ -200,6 +213,10 @@ def evaluate(argv: Sequence[str]) -> int:
             "the teacher has changed since this student was made, so it is not the one to compare with: restore it"
         )
     set_up(data)
+    asked(student, data, 2)
+    if student.event_shape != teacher.event_shape:
+        shapes = f"{list(student.event_shape)} and {list(teacher.event_shape)}"
+        raise UsageError(f"the student cannot be compared with its teacher: their samples have the shapes {shapes}")
     kappa = student.config.get("kappa", 1.0)
     result = protocol.evaluate(data, teacher, student, args.num_samples, args.seed, kappa)
     path = args.out or Path(args.student) / "evaluation.json"

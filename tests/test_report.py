@@ -354,6 +354,8 @@ def test_verdict_says_what_was_cut_or_left_out_before_measuring():
     )
     said = verdict(EVALUATION | {"protocol": {"left_out": {"label": [2, 7]}}})
     assert said.endswith("Without held-out data, so not measured: label 2, 7.")
+    said = verdict(EVALUATION | {"protocol": {"too_few": ["recall", "coverage"]}})
+    assert said.endswith("Too few samples or held-out data for Recall and Coverage: not measured.")
 
 
 def test_verdict_says_which_steps_taught_nothing():

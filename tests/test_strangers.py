@@ -238,6 +238,14 @@ def npz(path, **more):
     return {"class_path": "domains.image.data.NpzImages", "init_args": {"path": str(path), **more}}
 
 
+@pytest.mark.parametrize("of", ["run/data", "run/teacher"])
+def test_no_path_is_the_folder_that_one_stands_in(of, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    kind = "domains.discrete.data.TextData" if of == "run/data" else "distillkit.teachers.folder.FolderTeacher"
+    put(folder, of, {"class_path": kind, "init_args": {"path": ""}})
+    assert f"--trust {tmp_path}" in refused(capsys, *words("evaluate", folder, tmp_path))
+
+
 @pytest.mark.parametrize("kind", ["absolute", "relative", "dots", "link", "folder link", "bare word"])
 def test_what_lies_outside_is_asked_for(kind, folder, secret, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(secret.parent if kind == "bare word" else tmp_path)
@@ -349,6 +357,25 @@ def test_absurd_sizes_are_refused_before_memory_or_time_is_spent(at, value, fold
     assert time.process_time() - before < 10
 
 
+@pytest.mark.parametrize("sampler", [True, False])
+def test_a_teacher_without_weights_is_no_larger_than_what_it_reads(sampler, folder, tmp_path, capsys):
+    """Of gigabytes that a few words ask for, as `sample` makes it for a sampler and `evaluate` for any student."""
+    from distillkit.diffusion.learned import LearnedSolver
+    from distillkit.sampler_student import SamplerStudent
+    from distillkit.spec import to_spec
+
+    large = to_spec(Teacher(network(), (2,)))
+    large["init_args"]["denoiser"]["init_args"]["network"]["init_args"]["width"] = 20_000
+    if sampler:
+        teacher = Gaussian()
+        folder = SamplerStudent(teacher, LearnedSolver(teacher.process, [4.0, 1.0])).save(tmp_path / "sampler")
+        for key, value in large.items():
+            put(folder, f"teacher/{key}", value)
+    else:
+        put(folder, "run/teacher", large)
+    assert "far larger than" in refused(capsys, *words("sample" if sampler else "evaluate", folder, tmp_path))
+
+
 def test_data_that_would_fill_the_memory_end_early(folder, monkeypatch):
     monkeypatch.setattr("distillkit.student_verbs.MOST_DATA", 10**7)
     put(folder, "run/data/init_args/num_samples", 4 * 10**6)
@@ -383,6 +410,43 @@ def test_weights_that_are_no_numbers_are_refused(file, value, folder, tmp_path, 
             FolderTeacher(str(tmp_path / "t"))
         said = str(error.value)
     assert "model.safetensors holds NaN or infinity in network.out.bias" in said
+
+
+@pytest.mark.parametrize(
+    "at, value",
+    [("classes", {name: 3}) for name in ("../../x", "file", "samples", "mask", "a b", "\x1b[2J")]
+    + [("context", ["../x"]), ("context", [3])],
+)
+def test_conditions_have_names_that_a_file_can_hold(at, value, folder, tmp_path, capsys):
+    put(folder, at, value)
+    assert f"{at} cannot be" in refused(capsys, *words("sample", folder, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "verb, at, value",
+    [("evaluate", "classes", {"label": 3}), ("evaluate", "context", ["first"]), ("sample", "context", ["first"])],
+)
+def test_a_student_that_its_own_data_do_not_fit_is_one_sentence(verb, at, value, folder, tmp_path, capsys):
+    put(folder, at, value)
+    assert "cannot be asked what its data say" in refused(capsys, *words(verb, folder, tmp_path))
+
+
+@pytest.mark.parametrize("value", ["2020-01-01", "!!binary aGk=", "!!set {a, b}", "{2020-01-01: 3}"])
+def test_values_that_distillkit_never_writes_are_refused(value, folder, tmp_path, capsys):
+    with (folder / "student.yaml").open("a") as file:
+        file.write(f"more: {value}\n")
+    assert "more than plain values" in refused(capsys, *words("export", folder, tmp_path))
+
+
+def test_what_a_folder_says_does_nothing_to_the_console(folder, tmp_path, capsys):
+    put(folder, "denoiser/class_path", "\x1b]0;owned\x07\x1b[2Jevil.Net")
+    assert "\x1b" not in refused(capsys, *words("sample", folder, tmp_path))
+
+
+def test_nothing_is_written_through_a_link_that_leads_nowhere(folder, tmp_path, capsys):
+    (folder / "samples-0").symlink_to(tmp_path / "elsewhere" / "new")
+    assert "exists already" in refused(capsys, "sample", folder, "-n", 2)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 VALUES = [None, -1, 0, 3, 10**9, 1.5, float("nan"), "x", True, [], [[1]], ["a"], {}, {"a": 1}, {1: 2},

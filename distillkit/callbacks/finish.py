@@ -47,6 +47,7 @@ def finish(
     model: LightningModule, data: Any, run: Path, num_samples: int = 1000, seed: int = 1234, pictures: bool = True
 ) -> None:
     """Leave in the run folder what `Finish` promises."""
+    from distillkit.evaluation.metrics import TooFew
     from distillkit.evaluation.protocol import evaluate
     from distillkit.report import write_card, write_report
 
@@ -66,13 +67,17 @@ def finish(
 
     evaluation = None
     if num_samples:
-        evaluation = evaluate(data, teacher, student, num_samples, seed, kappa)
+        try:
+            evaluation = evaluate(data, teacher, student, num_samples, seed, kappa)
+        except TooFew as error:  # the data are small, and what was trained on them is wanted all the same
+            evaluation = {"impossible": f"The evaluation was left out, for there are too few held-out data: {error}."}
+            print(evaluation["impossible"], flush=True)
         write_text(run / "evaluation.json", json.dumps(evaluation, indent=1))
     facts = read_yaml(run / kind / f"{kind}.yaml")
     command = pasted("fit", "--config", run / "config.yaml") if config else None
     write_card(run / kind, kind, facts, evaluation, command)
     report = write_report(run)
-    if evaluation:
+    if evaluation and "rows" in evaluation:
         from rich.console import Console
 
         from distillkit.quality import evaluation_table

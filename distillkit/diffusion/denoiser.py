@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -211,12 +212,22 @@ def check_facts(config: dict[str, Any], file: Path, denoiser: Any, kind: type = 
         and shape[first:] == list(own)[first:],
         "classes": numbers(counts)
         and _whole(counts)
-        and all(isinstance(name, str) and count <= tables.get(name, LARGEST_SAMPLE) for name, count in classes.items()),
-        "context": not context or isinstance(context, list) and all(isinstance(name, str) for name in context),
+        and all(_name(name) and count <= tables.get(name, LARGEST_SAMPLE) for name, count in classes.items())
+        and "mask" not in classes,
+        "context": not context or isinstance(context, list) and all(map(_name, context)),
     }
+    try:
+        json.dumps(config)  # as exports hold it
+    except TypeError as error:
+        raise ValueError(f"{file} is damaged: it holds more than plain values ({error})") from None
     for key, fine in sound.items():
         if not fine:
             raise ValueError(f"{file} is damaged: {key} cannot be {repr(config.get(key))[:80]}")
+
+
+def _name(value: Any) -> bool:
+    """Whether a condition can be called so: it becomes an array beside `samples` in a file of NumPy's."""
+    return isinstance(value, str) and value.isidentifier() and value not in ("samples", "file", "allow_pickle")
 
 
 def _whole(values: list[float]) -> bool:

@@ -16,6 +16,10 @@ from torch import Tensor
 CHUNK = 1024  # rows of a distance matrix held at once
 
 
+class TooFew(ValueError):
+    """A metric needs more points than one of the sets has."""
+
+
 def frechet_distance(a_ND: Tensor, b_MD: Tensor) -> float:
     """Squared Frechet (Wasserstein-2) distance between Gaussians fitted to both sets; 0 is best.
 
@@ -38,7 +42,9 @@ def standardise(features_ND: Tensor, reference_MD: Tensor) -> Tensor:
     Features that are constant over the reference say nothing and are dropped, so D' <= D.
     """
     features_ND, reference_MD = _points(features_ND, reference_MD)
-    std = reference_MD.std(0) if len(reference_MD) > 1 else torch.zeros_like(reference_MD[0])
+    if len(reference_MD) < 2:
+        raise TooFew("features are compared in units of their spread over at least 2 reference samples, got 1")
+    std = reference_MD.std(0)
     keep = std > 1e-6 * std.max()
     if not keep.any():
         raise ValueError("every feature is constant over the reference samples; give references that differ")
@@ -133,7 +139,7 @@ def _points(*sets: Tensor, at_least: int = 1) -> list[Tensor]:
             shapes = " and ".join(str(list(points.shape)) for points in sets)
             raise ValueError(f"features must be [N, D] with one D for both sets, got {shapes}")
         if len(points) < at_least:
-            raise ValueError(f"this metric needs at least {at_least} points in each set, got {len(points)}")
+            raise TooFew(f"this metric needs at least {at_least} points in each set, got {len(points)}")
         if not points.isfinite().all():
             raise ValueError("features hold NaN or infinity, so no distance is defined; look at the samples first")
     cpu = any(points.device.type == "mps" for points in sets)  # no float64 there
@@ -172,7 +178,7 @@ def _distances(rows_ND: Tensor, columns_MD: Tensor) -> Iterator[Tensor]:
 def _neighbour_radius(x_ND: Tensor, k: int) -> Tensor:
     """Distance to the k-th nearest other point of the same set, [N]."""
     if not 1 <= k < len(x_ND):
-        raise ValueError(f"k = {k} neighbours need 1 <= k < number of points, got {len(x_ND)} points")
+        raise TooFew(f"k = {k} neighbours need 1 <= k < number of points, got {len(x_ND)} points")
     return torch.cat([distance_BN.kthvalue(k + 1, dim=1).values for distance_BN in _distances(x_ND, x_ND)])
 
 

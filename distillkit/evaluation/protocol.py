@@ -16,6 +16,7 @@ from torch import Tensor
 import distillkit
 from distillkit.data import DistillData
 from distillkit.diffusion.denoiser import Cond
+from distillkit.evaluation.metrics import TooFew
 from distillkit.progress import progress
 from distillkit.quality import BEST, REAL
 from distillkit.student import Student
@@ -40,6 +41,8 @@ class Evaluator(Protocol):
     # would keep them: the share that was cut.
     # Optional: metrics too dear for validation and for every candidate, asked once for each model in the table.
     # def thorough(self, samples: Tensor, cond: Cond) -> dict[str, float]: ...
+    # Optional: the metrics that are left out, for so many samples, or what is held out, are too few.
+    # def too_few(self, num_samples: int) -> list[str]: ...
 
 
 def timed(make: Callable[[], Tensor]) -> tuple[Tensor, float]:
@@ -66,11 +69,16 @@ def evaluate(
         num_samples: of every model.
         seed: of the noise.
         kappa: guidance of the teacher.
+
+    Raises:
+        TooFew: samples or held-out data are too few for the headline.
     """
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2, got {num_samples}")
     evaluator, cond = data.evaluator(), teacher.condition(data.conditions(num_samples))
-    left_out = data.left_out()
+    left_out, too_few = data.left_out(), getattr(evaluator, "too_few", lambda num: [])(num_samples)
+    if evaluator.headline in too_few:
+        raise TooFew(f"{evaluator.headline} needs more samples, or held-out data, than there are")
     best, best_times = teacher.best, teacher.grid(teacher.best["steps"])
     paired = getattr(evaluator, "paired", None)
     thorough = getattr(evaluator, "thorough", lambda samples, cond: {})
@@ -137,6 +145,7 @@ def evaluate(
             "teacher": {"id": teacher.id, "hash": teacher.fingerprint(), **best},
             "few_step_solvers": sorted({row["solver"] for known in rows for row in known.get("tried", ())}),
             **({"left_out": left_out} if left_out else {}),
+            **({"too_few": too_few} if too_few else {}),
             "evaluator": evaluator.describe(),
             "torch_threads": torch.get_num_threads(),
             "distillkit": distillkit.__version__,

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from distillkit import checks
 from distillkit.errors import Failure
+from distillkit.evaluation.metrics import TooFew
 
 WEIGHTS = "[0, 1000]"  # of the terms of a loss
 
@@ -424,7 +425,10 @@ class Distiller(LightningModule):
     def _report(self, stage: Literal["val", "test"]) -> None:
         samples = torch.cat([x for x, _ in self._seen])
         cond = {key: torch.cat([c[key] for _, c in self._seen]) for key in self._seen[0][1]}
-        metrics = self.trainer.datamodule.evaluator(stage)(samples, cond)
+        try:
+            metrics = self.trainer.datamodule.evaluator(stage)(samples, cond)
+        except TooFew as error:
+            return warnings.warn(f"no metrics of {stage} data, for there are too few of them: {error}", stacklevel=2)
         self.log_dict({f"{stage}/{k}": float(v) for k, v in metrics.items()}, rank_zero_only=True)
 
     def validation_step(self, batch, batch_idx: int) -> None:

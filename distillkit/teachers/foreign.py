@@ -19,7 +19,7 @@ def check_foreign(root: Path, own_code: bool = False) -> None:
     Raises:
         ValueError: it names code of its own, kernels of a hub, parts from other packages, or another folder as its base.
     """
-    for file in sorted({*root.glob("*.json"), *root.glob("*/*.json")}):
+    for file in sorted({*root.glob("*/*.json"), *root.rglob("*.json")}):
         if file.name == "adapter_config.json":
             raise ValueError(
                 f"{file} would load another model in the place of this one: merge the adapter and remove it"

@@ -351,7 +351,10 @@ def _counts(total: int, val: float, test: float | None) -> tuple[int, int]:
     """Shares as numbers of images; at least one in each part, and two to train on."""
     counts = max(1, round(val * total)), 0 if test is None else max(1, round(test * total))
     if total - sum(counts) < 2:
-        raise ValueError(f"{total} images are too few for a split into train, val and test with val={val}, test={test}")
+        raise ValueError(
+            f"{total} images are too few for a split into train, val and test with val={val}, test={test}: give at least 4, "
+            f"or smaller shares"
+        )
     return counts
 
 

@@ -47,6 +47,7 @@ class ImageEvaluator:
     headline = "frechet"
     neighbours = {"precision_recall": 3, "density_coverage": 5}
     kernel = {"subsets": 50, "size": 1000, "seed": 0}
+    needs = {"frechet": 2, "kernel": 2, "precision": 4, "recall": 4, "density": 6, "coverage": 6}  # images of both sets
 
     def __init__(self, train: Any, held_out: Any, classes: dict[str, int], features: str = "auto"):
         kind, _, path = features.partition(":")
@@ -144,16 +145,22 @@ class ImageEvaluator:
         return self.extractor.predict is not None
 
     def _compare(self, features_ND: Tensor) -> dict[str, float]:
-        real, training = self._reference_ND, self._training_MD
-        found = {
-            "frechet": metrics.frechet_distance(features_ND, real),
-            "kernel": metrics.kernel_distance(features_ND, real, **self.kernel),
-        }
-        k = self.neighbours
-        found["precision"], found["recall"] = metrics.precision_recall(real, features_ND, k["precision_recall"])
-        found["density"], found["coverage"] = metrics.density_coverage(real, features_ND, k["density_coverage"])
+        real, training, k = self._reference_ND, self._training_MD, self.neighbours
+        left, found = self.too_few(len(features_ND)), {}
+        if "frechet" not in left:
+            found["frechet"] = metrics.frechet_distance(features_ND, real)
+            found["kernel"] = metrics.kernel_distance(features_ND, real, **self.kernel)
+        if "precision" not in left:
+            found["precision"], found["recall"] = metrics.precision_recall(real, features_ND, k["precision_recall"])
+        if "density" not in left:
+            found["density"], found["coverage"] = metrics.density_coverage(real, features_ND, k["density_coverage"])
         found["nearest_train"], _ = metrics.nearest_distance(features_ND, training)
         return found
+
+    def too_few(self, num_samples: int) -> list[str]:
+        """The metrics that are left out, for so many samples, or the images held out, are too few."""
+        least = min(num_samples, len(self._reference_ND))
+        return [name for name, needed in self.needs.items() if least < needed]
 
     def _scaled(self, raw_ND: Tensor) -> Tensor:
         return metrics.standardise(raw_ND, self._raw_reference_ND) if self.extractor.standardised else raw_ND

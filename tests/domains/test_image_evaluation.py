@@ -192,6 +192,20 @@ def test_without_labels_pixels_are_compared():
     assert "class_agreement" not in evaluator.better and "class_agreement" not in evaluator.floor()
 
 
+@pytest.mark.parametrize("held_out, left", [(1, 6), (2, 4), (3, 4), (5, 2), (6, 0)])
+def test_metrics_that_need_more_images_than_there_are_are_left_out(held_out, left):
+    """A folder of twelve images: what can be measured is measured."""
+    train, few = (TensorData({"data": torch.rand(num, 3, 8, 8)}) for num in (10, held_out))
+    evaluator = ImageEvaluator(train, few, {})
+    measured = evaluator(torch.rand(20, 3, 8, 8), {})
+    assert len(evaluator.too_few(20)) == left and not set(evaluator.too_few(20)) & measured.keys()
+    assert (
+        measured.keys() | set(evaluator.too_few(20))
+        == evaluator.better.keys()
+        == evaluator.floor(20).keys() | set(evaluator.too_few(20))
+    )
+
+
 def test_the_choice_of_features_is_checked(digits, tmp_path, monkeypatch):
     def build(features):
         return ImageEvaluator(digits.train, [digits.val], digits.classes, features)

@@ -14,6 +14,7 @@ from distillkit.callbacks.finish import finish
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import VarianceExploding
 from distillkit.errors import UsageError
+from distillkit.evaluation import metrics
 from distillkit.evaluation.protocol import evaluate
 from distillkit.methods.dmd import DMD
 from distillkit.methods.sid import SiD
@@ -99,6 +100,19 @@ def test_pictures_and_evaluation_can_be_left_out(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "student", "report.html"} and load_student(
         tmp_path
     )
+
+
+def test_a_run_whose_held_out_data_are_too_few_leaves_all_but_the_evaluation(tmp_path, monkeypatch, capsys):
+    def measure(self, samples, cond):
+        return {"spread": metrics.frechet_distance(samples, samples[:1])}
+
+    monkeypatch.setattr("dummy.parts.PlacesEvaluator.__call__", measure)
+    finish(SiD(teacher()), Places(), tmp_path, num_samples=16, pictures=False)
+    said = "left out, for there are too few held-out data: this metric needs at least 2 points in each set, got 1."
+    card, page = ((tmp_path / name).read_text() for name in ("student/README.md", "report.html"))
+    assert said in capsys.readouterr().out and said in page and "was interrupted" not in page
+    assert "too few held\\-out data" in card or "too few held-out data" in card
+    assert load_student(tmp_path)
 
 
 def test_what_was_never_trained_is_reported_on_all_the_same(tmp_path):
