@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from distillkit import config, console, runs
@@ -205,8 +204,8 @@ def train(verb: str, call: Call) -> int:
             raise UsageError(
                 f"--config brings a whole configuration, so change it with flags, not words:{change or ' --a.b=c'}"
             )
-        if not Path(rerun).is_file() and not rerun.lstrip().startswith("{"):
-            raise UsageError(f"--config: there is no file {rerun}")
+        if not os.path.isfile(rerun):
+            raise UsageError(f"--config: there is no file {rerun[:200]}")
         name = runs.name_of(rerun)
     else:
         cfg, choices = config.compose(call.words)
