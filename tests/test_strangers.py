@@ -98,7 +98,7 @@ def built(monkeypatch):
     """`evaluate` up to the measurement, which takes seconds."""
     made = []
     monkeypatch.setattr("distillkit.evaluation.protocol.evaluate", lambda *objects: made.append(objects) or {})
-    monkeypatch.setattr("distillkit.quality.evaluation_table", lambda result: "")
+    monkeypatch.setattr("distillkit.quality.evaluation_table", lambda result, made: "")
     return made
 
 

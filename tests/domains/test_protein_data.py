@@ -140,7 +140,7 @@ def test_ideal_folds_are_a_function_of_the_seed():
     assert torch.equal(IdealFolds(12, 3, 3).load(32, 64)[1].positions[0], first[1].positions[0])
     with pytest.raises(ValueError, match="32 to 64 are a good choice"):
         folds(3, 8, 9, torch.Generator())
-    with pytest.raises(ValueError, match="train, val and test"):
+    with pytest.raises(ValueError, match="train must be at least 1, got 0"):
         IdealFolds(0)
 
 

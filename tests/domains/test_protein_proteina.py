@@ -612,5 +612,5 @@ def test_it_is_distilled_by_its_words_and_the_student_comes_back(folders, tmp_pa
 def test_data_of_other_folds_are_refused(folders):
     data = ProteinData(IdealFolds(6, 3, 3))
     model = SiD(Proteina(str(folders.plain), event_shape=(64, 3), folds=True), num_steps=1)
-    with pytest.raises(ValueError, match="the teacher knows 3 classes of 'cath_c', the data none"):
+    with pytest.raises(ValueError, match="the teacher knows 3 classes of 'cath_c', the data have none"):
         model.check_classes(data)

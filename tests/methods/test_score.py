@@ -503,7 +503,7 @@ def test_real_data_and_features_are_required_only_by_adversarial_forms():
     [("gan", -0.1), ("gan", math.nan), ("gan_discriminator", -1.0), ("gan_start", -1), ("gan_clamp", 0.0)],
 )
 def test_sidas_numbers_are_refused_below_zero(name, value):
-    with pytest.raises(ValueError, match=f"^{name} must be .*, got {value}"):
+    with pytest.raises(ValueError, match=f"^{name} must .*, got {value}"):
         SiD(neural(), **{name: value})
 
 
