@@ -125,6 +125,18 @@ def trainer(flags: Any) -> None:
         raise ValueError(
             "trainer.gradient_clip_algorithm=value is not known here, where the norm of each role is clipped: leave it out"
         )
+    if getattr(flags, "barebones", False):
+        raise ValueError(
+            "trainer.barebones keeps neither metrics nor checkpoints, so nothing would be left: leave it out"
+        )
+    for name, number in given("num_sanity_val_steps").items():
+        if number < -1:
+            raise Unfit(name, number, "be at least -1", "-1 is all of them")
+    for least, most in (("min_steps", "max_steps"), ("min_epochs", "max_epochs")):
+        for name, number in given(least).items():
+            whole(0, **{name: number})
+            if -1 != getattr(flags, most, -1) < number:
+                raise ValueError(f"{name}={number} and trainer.{most}={getattr(flags, most)} contradict each other")
     for name, limit in given("max_time").items():
         wrong = not re.fullmatch(r"\d+(:\d\d){3}", limit) if isinstance(limit, str) else "-" in str(limit)
         if wrong or not re.search("[1-9]", str(limit)):

@@ -178,6 +178,8 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.verb]
+        if config.trainer is None:
+            raise UsageError("trainer holds further keys, such as trainer.max_steps, and cannot be null")
         again = config.ckpt_path == "last"
         checkpoint = self.find_checkpoint(config)
         if config.trainer.default_root_dir is not None:

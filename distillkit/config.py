@@ -237,7 +237,7 @@ def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
             raise UsageError(
                 f"vars.{kind} holds one key for each part, such as vars.{kind}.NAME, and cannot be {parts!r}"
             )
-        whole = [name for name, part in parts.items() if isinstance(part, dict) and "_target_" in part]
+        whole = [name for name, part in parts.items() if isinstance(part, dict) and part.get("_target_")]
         for name in parts.keys() - whole:
             leave = f"; '~vars.{kind}.{name}' leaves it out" if parts[name] is None else ""
             there = f"; there are: {', '.join(whole) or 'none'}{leave}"

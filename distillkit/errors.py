@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 import re
 import shlex
 import sys
@@ -27,6 +28,20 @@ class Arguments(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog.split()[-1]}: {message} (see --help)")
+
+
+def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], Any]:
+    """The type of an argument of argparse: an int or a float (`kind`) from `least` to `most`."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not least <= value <= most:
+            bounds = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"must be {bounds}, got {text}")
+        return value
+
+    read.__name__ = kind.__name__  # what argparse calls it
+    return read
 
 
 def did_you_mean(name: str, names: Iterable[str], prefix: str = "", show: int = 3) -> str:

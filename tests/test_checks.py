@@ -221,6 +221,9 @@ def refused(tmp_path, monkeypatch, capsys):
         (["trainer.max_time='00:00:00:00'"], "trainer.max_time must be a time such as 00:12:00:00, got 00:00:00:00"),
         (["--trainer.max_time={days: -1}"], "trainer.max_time must be a time such as 00:12:00:00, got"),
         (["trainer.accelerator=cpu", "trainer.devices=x"], "these trainer settings make no trainer: `devices`"),
+        (["trainer.barebones=true"], "trainer.barebones keeps neither metrics nor checkpoints"),
+        (["trainer.min_steps=5"], "trainer.min_steps=5 and trainer.max_steps=2 contradict each other"),
+        (["trainer.num_sanity_val_steps=-2"], "trainer.num_sanity_val_steps must be at least -1, got -2"),
         (["trainer.num_nodes=2"], "trainer.num_nodes=2 needs processes on every node, which srun or torchrun starts"),
         (["trainer.accelerator=cpu", "trainer.devices=99999"], "trainer.devices=99999 asks for so many processes"),
         (
@@ -246,6 +249,11 @@ def test_the_key_is_named_as_it_was_typed(refused, words, sentence):
 def test_a_value_for_a_key_that_holds_others_is_refused(refused, word, such_as, value):
     key = word.lstrip("-").partition("=")[0]
     assert refused(word) == f"{key} holds further keys{such_as} and cannot be {value}"
+
+
+def test_a_network_for_other_events_is_refused():
+    with pytest.raises(ValueError, match=r"made for event_shape \[3\], the run has \[2\]: say it once"):
+        Pretrain(MLP([3], width=4, depth=1), process.VarianceExploding(), [2])
 
 
 def test_settings_that_are_no_class_take_none(refused):
