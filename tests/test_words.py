@@ -397,9 +397,11 @@ def test_a_config_that_is_none_is_refused(capsys, text, said):
     assert said in complaint(capsys, "fit", "--config", "c.yaml")
 
 
-def test_no_trainer_is_refused(capsys):
+def test_a_config_without_trainer_is_refused(capsys):
+    handed = config.hand_over(config.compose(DUMMY)[0])
+    Path("c.yaml").write_text(config.text({**handed, "trainer": None}))
     said = "trainer holds further keys, such as trainer.max_steps, and cannot be null"
-    assert complaint(capsys, "fit", *DUMMY, "--trainer=null") == said
+    assert complaint(capsys, "fit", "--config", "c.yaml") == said
 
 
 def test_a_sweep_shows_nothing(capsys):
