@@ -7,6 +7,7 @@ may be a list or a dict of them. None is no number: whoever means something by i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -94,7 +95,8 @@ def shares(**values: Any) -> None:
         )
 
 
-HALF = "it scales gradients, which clipping and the guard against NaN do not undo: use trainer.precision=bf16-mixed"
+SCALED = "it scales gradients, which clipping and the guard against NaN do not undo"
+HALF = {"16": SCALED, "16-mixed": SCALED, "16-true": "losses weighted by the noise level exceed float16's 65504"}
 
 
 def trainer(flags: Any) -> None:
@@ -115,12 +117,30 @@ def trainer(flags: Any) -> None:
     for name, value in given("val_check_interval").items():
         if isinstance(value, Real):
             positive(**{name: value})
-    if str(getattr(flags, "precision", None)) in ("16", "16-mixed"):
-        raise ValueError(f"trainer.precision={flags.precision} does not train here: {HALF}")
+    if reason := HALF.get(str(getattr(flags, "precision", None))):
+        raise ValueError(
+            f"trainer.precision={flags.precision} does not train here: {reason}; use trainer.precision=bf16-mixed"
+        )
     if "value" in str(getattr(flags, "gradient_clip_algorithm", None)):
         raise ValueError(
             "trainer.gradient_clip_algorithm=value is not known here, where the norm of each role is clipped: leave it out"
         )
+    if getattr(flags, "barebones", False):
+        raise ValueError(
+            "trainer.barebones keeps neither metrics nor checkpoints, so nothing would be left: leave it out"
+        )
+    for name, number in given("num_sanity_val_steps").items():
+        if number < -1:
+            raise Unfit(name, number, "be at least -1", "-1 is all of them")
+    for least, most in (("min_steps", "max_steps"), ("min_epochs", "max_epochs")):
+        for name, number in given(least).items():
+            whole(0, **{name: number})
+            if -1 != getattr(flags, most, -1) < number:
+                raise ValueError(f"{name}={number} and trainer.{most}={getattr(flags, most)} contradict each other")
+    for name, limit in given("max_time").items():
+        wrong = not re.fullmatch(r"\d+(:\d\d){3}", limit) if isinstance(limit, str) else "-" in str(limit)
+        if wrong or not re.search("[1-9]", str(limit)):
+            raise Unfit(name, limit, "be a time such as 00:12:00:00", "days:hours:minutes:seconds")
     for name, value in {"trainer.max_steps": getattr(flags, "max_steps", -1), **given("max_epochs")}.items():
         if value != -1:
             whole(1, why="-1 is no limit", **{name: value})

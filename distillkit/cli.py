@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -19,7 +20,7 @@ from distillkit import checks, runs
 from distillkit.callbacks.checkpoint import Checkpoint
 from distillkit.callbacks.finish import Finish
 from distillkit.data import DistillData
-from distillkit.errors import Interrupted, UsageError, condense, one_line, original
+from distillkit.errors import Interrupted, UsageError, condense, keys_of, no_group, one_line, original
 from distillkit.files import write_text
 from distillkit.logger import MetricsLogger, needs_package
 from distillkit.methods.base import Distiller
@@ -92,6 +93,27 @@ class Start(Callback):
                     callback.on_train_end(trainer, pl_module)
 
 
+def refuse_values_of_groups(node: Any, path: str) -> None:
+    """Refuse `model.student=1`, which jsonargparse takes for settings such as `model.student.lr`.
+
+    Args:
+        node: of the parsed configuration.
+        path: its key.
+    """
+    if isinstance(node, list):
+        for inner in node:
+            refuse_values_of_groups(inner, path)
+    elif isinstance(node, Namespace):
+        arguments = node.get("init_args")
+        if isinstance(arguments, Namespace):
+            names = [f"{path}.{name}" for name in keys_of(node.class_path)]
+            for name, value in arguments.__dict__.items():
+                if not isinstance(value, Namespace) and any(key.startswith(f"{path}.{name}.") for key in names):
+                    raise UsageError(no_group(f"{path}.{name}", names, "null" if value is None else value))
+        for name, inner in node.__dict__.items():
+            refuse_values_of_groups(inner, path if name == "init_args" else f"{path}.{name}")
+
+
 class CLI(LightningCLI):
     """One verb, with its run folder.
 
@@ -156,11 +178,19 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.verb]
+        if config.trainer is None:
+            raise UsageError("trainer holds further keys, such as trainer.max_steps, and cannot be null")
         again = config.ckpt_path == "last"
         checkpoint = self.find_checkpoint(config)
         if config.trainer.default_root_dir is not None:
             raise UsageError("trainer.default_root_dir is the run folder: give it with --out")
+        for part in ("model", "data", "trainer"):
+            refuse_values_of_groups(config.get(part), part)
         checks.trainer(config.trainer)
+        if config.trainer.num_nodes > 1 and "MASTER_ADDR" not in os.environ and not runs.by_srun():
+            raise UsageError(
+                f"trainer.num_nodes={config.trainer.num_nodes} needs processes on every node, which srun or torchrun starts"
+            )
         if self.verb == "fit":
             checks.ends(config.trainer)
         # what is saved knows neither where the run was kept nor what it continued: it can be run again elsewhere
@@ -202,6 +232,12 @@ class CLI(LightningCLI):
         goes_on = self.verb == "fit" and (self.folder / "checkpoints" / runs.LAST).is_file()
         raise Interrupted(f"interrupted; go on with: {runs.continuation(self.folder)}" if goes_on else "interrupted")
 
+    def _instantiate_trainer(self, *args: Any) -> Trainer:
+        try:
+            return super()._instantiate_trainer(*args)
+        except (TypeError, ImportError, RuntimeError) as error:  # what Lightning raises of values it cannot follow
+            raise UsageError(f"these trainer settings make no trainer: {one_line(error)}") from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         kwargs["default_root_dir"] = str(self.folder)
         own, chosen = MetricsLogger(str(self.folder)), self.config[self.verb].trainer.logger
@@ -219,6 +255,10 @@ class CLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         if chosen and not any(isinstance(logger, MetricsLogger) for logger in trainer.loggers):
             trainer.loggers = [*trainer.loggers, own]
+        if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > (cores := os.cpu_count() or 1):
+            raise UsageError(
+                f"trainer.devices={trainer.num_devices} asks for so many processes on the CPU, which has {cores} cores"
+            )
         trainer.callbacks.insert(0, self.start)
         for callback in trainer.checkpoint_callbacks:
             if getattr(callback, "dirpath", "") is None:

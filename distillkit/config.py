@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from distillkit.errors import UsageError, did_you_mean, one_line
+from distillkit.errors import UsageError, did_you_mean, no_group, one_line
 
 HANDED_OVER = ("model", "data", "trainer", "seed_everything")
 SCRATCH = ("vars", "teacher", "network")
@@ -177,6 +177,8 @@ def hydra_errors() -> Iterator[None]:
     except MissingMandatoryValue as error:
         raise UsageError(f"{error.full_key} has no default: say {error.full_key}=...") from error
     except (HydraException, OmegaConfBaseException) as error:
+        if match := re.match(r"Error merging override \++([^=]+)=(.*)", str(error)):
+            raise UsageError(no_group(match[1], (), match[2])) from error
         lines = [
             line for line in str(error).splitlines() if not line.strip().startswith(("full_key", "object_type", "See "))
         ]
@@ -235,7 +237,7 @@ def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
             raise UsageError(
                 f"vars.{kind} holds one key for each part, such as vars.{kind}.NAME, and cannot be {parts!r}"
             )
-        whole = [name for name, part in parts.items() if isinstance(part, dict) and "_target_" in part]
+        whole = [name for name, part in parts.items() if isinstance(part, dict) and part.get("_target_")]
         for name in parts.keys() - whole:
             leave = f"; '~vars.{kind}.{name}' leaves it out" if parts[name] is None else ""
             there = f"; there are: {', '.join(whole) or 'none'}{leave}"

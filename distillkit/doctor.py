@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from distillkit.errors import Arguments, Failure, install, one_line
+from distillkit.errors import Arguments, Failure, install, number, one_line
 
 CORE = (
     "torch",
@@ -46,7 +46,10 @@ def doctor(args: Sequence[str]) -> int:
     """Whether this machine can run distillkit, and what to mend."""
     parser = Arguments("python -m distillkit doctor", description="Check this machine and its packages.")
     parser.add_argument(
-        "--timeout", type=float, default=60, help="seconds that one package may take to import (default: 60)"
+        "--timeout",
+        type=number(float, 1, 86_400),
+        default=60,
+        help="seconds that one package may take to import (default: 60)",
     )
     options = parser.parse_args(args)
     mends: dict[str, None] = {}  # in order, each once

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 import re
 import shlex
 import sys
@@ -29,6 +30,20 @@ class Arguments(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog.split()[-1]}: {message} (see --help)")
+
+
+def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], Any]:
+    """The type of an argument of argparse: an int or a float (`kind`) from `least` to `most`."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not least <= value <= most:
+            bounds = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"must be {bounds}, got {text}")
+        return value
+
+    read.__name__ = kind.__name__  # what argparse calls it
+    return read
 
 
 def did_you_mean(name: str, names: Iterable[str], prefix: str = "", show: int = 3) -> str:
@@ -147,6 +162,11 @@ def _sentence(key: str, owner: str | None, bodies: list[str], value: str, keys: 
         path = re.match("dot import path string: (.*)", expected[0][1])
         got = (path[1] if path else expected[0][2] if expected[0][2] is not None else value) or "nothing"
         return f"{key} must be {types}, got {got}"
+    if match := re.match("Subclasses are disabled for (.+?), thus '(.*)' is not accepted", first):
+        return f"{key}: {match[1]} cannot be another class, got {match[2]}; leave that out and give its keys"
+    if match := re.match('Unable to load config "(.*)"', first):
+        names = keys_of(owner) if owner else list(keys)
+        return no_group(key, names if not owner else [f"{key.rpartition('.')[0]}.{name}" for name in names], match[1])
     if match := re.match(r"the following arguments are required: (.+)", first):
         return f"{key or 'the command'} needs a value for {match[1]}"
     if match := re.match(r"Not a valid subclass of (.+?)(?:\. Got value: (.*))?$", first):
@@ -164,6 +184,12 @@ def _nearest(wrong: str, owner: str | None, keys: Iterable[str], prefix: str) ->
     tops = list(dict.fromkeys(name.partition(".")[0] for name in names))
     takes = f"; {owner.rpartition('.')[2]} takes {', '.join(tops)}" if tops else ""
     return did_you_mean(wrong, [*names, *tops], prefix) + takes
+
+
+def no_group(key: str, names: Iterable[str], value: object) -> str:
+    """That a value was given to a key that holds others (`names`: all keys, dotted)."""
+    inner = next((name for name in names if name.startswith(f"{key}.")), None)
+    return f"{key} holds further keys{f', such as {inner},' if inner else ''} and cannot be {value}"
 
 
 def keys_of(path: str | None) -> list[str]:

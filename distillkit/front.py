@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from distillkit import config, console, runs
@@ -143,6 +142,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         if isinstance(error, UsageError | Failure):
             print(f"error: {one_line(error, LONGEST)}", file=sys.stderr)
+        elif isinstance(error, MemoryError) or re.search("can't allocate memory|out of memory", str(error)):
+            mend = "ask for fewer samples, a smaller batch or a smaller model"
+            print(f"error: there is not enough memory: {mend} ({one_line(error, 200)})", file=sys.stderr)
+        elif isinstance(error, OSError) and error.filename and error.strerror:
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         else:
             hint = "" if debug else " (--debug shows the traceback)"
             print(f"error: {type(error).__name__}: {one_line(error)}{hint}", file=sys.stderr)
@@ -179,6 +183,8 @@ def run(tokens: Sequence[str], debug: bool = False) -> int:
         return train(verb, call)
     if call.value("--config", "-c") is not None:
         raise UsageError("-m sweeps over words, which --config does not take: leave one of them out")
+    if call.show:
+        raise UsageError("--show shows one run, not a sweep: leave -m out, and give each word one value")
     from distillkit.sweeps import sweep
 
     return sweep(verb, call.words, [*sum(call.flags, []), *(["--debug"] if debug else [])], call.out)
@@ -205,8 +211,14 @@ def train(verb: str, call: Call) -> int:
             raise UsageError(
                 f"--config brings a whole configuration, so change it with flags, not words:{change or ' --a.b=c'}"
             )
-        if not Path(rerun).is_file() and not rerun.lstrip().startswith("{"):
-            raise UsageError(f"--config: there is no file {rerun}")
+        if not os.path.isfile(rerun):
+            raise UsageError(f"--config: there is no file {rerun[:200]}")
+        from distillkit.files import read_yaml
+
+        try:
+            read_yaml(rerun)
+        except ValueError as error:
+            raise UsageError(f"--config: {error}") from error
         name = runs.name_of(rerun)
     else:
         cfg, choices = config.compose(call.words)

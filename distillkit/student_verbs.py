@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from distillkit.callbacks.finish import save_files, save_picture
 from distillkit.continuation import continued
-from distillkit.errors import Arguments, Failure, UsageError, optional
+from distillkit.errors import Arguments, Failure, UsageError, number, optional
 from distillkit.files import write_atomic, write_text
 from distillkit.spec import Bounded, Outside, from_spec
 from distillkit.student import Student, load_student
+
+MOST_SEED = 2**32 - 1  # as NumPy takes them
 
 
 def allow(parser: Arguments) -> None:
@@ -97,9 +99,19 @@ def set_up(data: Any) -> None:
 
 
 def _new(path: Path) -> Path:
-    """A path that may be written to."""
+    """A path that may be written to, where nothing is."""
     if os.path.lexists(path):  # a link that leads nowhere too
         raise UsageError(f"{path} exists already; give another place with --out")
+    return _writable(path)
+
+
+def _writable(path: Path) -> Path:
+    """A path whose file may be written."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give the name of a file with --out")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"cannot write to {path}: {there} is no folder that takes it; give another place with --out")
     return path
 
 
@@ -112,8 +124,8 @@ def sample(argv: Sequence[str]) -> int:
 
     parser = Arguments(prog="distillkit sample", description="Draw samples from a student folder.")
     parser.add_argument("student", help="a student folder, or the run folder around it")
-    parser.add_argument("-n", type=int, default=64, help="how many (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    parser.add_argument("-n", type=number(int, 1), default=64, help="how many (default 64)")
+    parser.add_argument("--seed", type=number(int, 0, MOST_SEED), default=0, help="of the noise (default 0)")
     parser.add_argument(
         "--out", type=Path, help="folder for samples.npz and samples.png (default: samples-SEED beside the student)"
     )
@@ -125,12 +137,13 @@ def sample(argv: Sequence[str]) -> int:
         help="one class for all samples, such as label=3 (default: classes in turn)",
     )
     parser.add_argument(
-        "--clips", type=int, default=1, help="of a student that is given first frames: clips in a row (default 1)"
+        "--clips",
+        type=number(int, 1),
+        default=1,
+        help="of a student that is given first frames: clips in a row (default 1)",
     )
     allow(parser)
     args = parser.parse_args(argv)
-    if min(args.n, args.clips) < 1:
-        raise UsageError(f"-n and --clips must be at least 1, got {args.n} and {args.clips}")
     student = load(args.student, args.trust)
     if args.clips > 1 and "first" not in student.context:
         raise UsageError(
@@ -198,13 +211,13 @@ def evaluate(argv: Sequence[str]) -> int:
         prog="distillkit evaluate", description="Measure a student folder against its teacher and real data."
     )
     parser.add_argument("student", help="a student folder, or the run folder around it")
-    parser.add_argument("--num-samples", type=int, default=1000, help="samples of every model (default 1000)")
-    parser.add_argument("--seed", type=int, default=1234, help="of the noise (default 1234)")
+    parser.add_argument(
+        "--num-samples", type=number(int, 2), default=1000, help="samples of every model (default 1000)"
+    )
+    parser.add_argument("--seed", type=number(int, 0, MOST_SEED), default=1234, help="of the noise (default 1234)")
     parser.add_argument("--out", type=Path, help="the file (default: evaluation.json in the folder)")
     allow(parser)
     args = parser.parse_args(argv)
-    if args.num_samples < 2:
-        raise UsageError(f"--num-samples must be at least 2, got {args.num_samples}")
     student = load(args.student, args.trust)
     own = made_with(student, args.student, args.trust, "teacher", "data")
     teacher, data = own["teacher"], own["data"]
@@ -218,8 +231,8 @@ def evaluate(argv: Sequence[str]) -> int:
         shapes = f"{list(student.event_shape)} and {list(teacher.event_shape)}"
         raise UsageError(f"the student cannot be compared with its teacher: their samples have the shapes {shapes}")
     kappa = student.config.get("kappa", 1.0)
+    path = _writable(args.out or Path(args.student) / "evaluation.json")
     result = protocol.evaluate(data, teacher, student, args.num_samples, args.seed, kappa)
-    path = args.out or Path(args.student) / "evaluation.json"
     write_text(path, json.dumps(result, indent=1))
     Console().print(evaluation_table(result, student.config))
     print(f"evaluation: {path}")

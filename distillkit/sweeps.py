@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distillkit import config, runs
+from distillkit.errors import UsageError
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -171,6 +172,9 @@ def sweep(verb: str, words: Sequence[str], flags: Sequence[str], out: str | None
             jobs = GlobalHydra.instance().hydra.multirun("config", made.job, [*changes, *quiet], False)
             for done in (job for batch in jobs for job in batch):
                 done.return_value  # noqa: B018 (raises what broke a job before it was started)
+        if not made.jobs:
+            (folder / "multirun.yaml").unlink(missing_ok=True)
+            raise UsageError("these words make no runs: one of them, such as a glob(...), stands for no value")
     except KeyboardInterrupt:
         made.stopped = True
     finally:

@@ -16,7 +16,9 @@ from distillkit.callbacks.checkpoint import Checkpoint, CheckpointFiles
 from distillkit.errors import Interrupted, UsageError
 from distillkit.methods.sid import SiD
 
-STATE = {"distillkit": {"method": "SiD"}, "state_dict": {"a": torch.arange(3000.0), "b": torch.ones(7)}, "step": 3}
+STATE = {"distillkit": {"method": "SiD", "teacher": None, "seed": 0}, "step": 3}
+STATE |= {"state_dict": {"a": torch.arange(3000.0), "b": torch.ones(7)}}
+STATE |= {"epoch": 0, "global_step": 3, "pytorch-lightning_version": "2"}
 
 
 @pytest.fixture
@@ -99,6 +101,15 @@ def test_damage_anywhere_is_refused_or_harmless(last):
         except UsageError:
             refused += 1
     assert refused > 35  # the rest was padding
+
+
+@pytest.mark.parametrize("part", ["state_dict", "global_step"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(last, part):
+    write(last, {name: value for name, value in STATE.items() if name != part})
+    with pytest.raises(UsageError, match=f"last.ckpt lacks {part}: give another checkpoint of the run"):
+        CheckpointFiles().load_checkpoint(last)
+    with pytest.raises(UsageError, match="last.ckpt lacks what it is of"):
+        CheckpointFiles().load_checkpoint(write(last, {**STATE, "distillkit": None}))
 
 
 def test_what_is_no_checkpoint_is_refused(last):

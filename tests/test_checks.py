@@ -179,9 +179,9 @@ def refused(tmp_path, monkeypatch, capsys):
         short = [] if any(word.startswith("trainer.max_steps") for word in words) else ["trainer.max_steps=2"]
         assert front.main([verb, "domain=toy", "method=dmd", *short, *words]) == 2
         assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing is left behind"
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        return error.removeprefix("error: ").strip()
+        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+        assert len(lines) == 1
+        return lines[0].removeprefix("error: ").strip()
 
     return run
 
@@ -217,6 +217,16 @@ def refused(tmp_path, monkeypatch, capsys):
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches must be positive, got 0"),
         (["trainer.val_check_interval=-3"], "trainer.val_check_interval must be positive, got -3"),
         (["trainer.precision=16-mixed"], "use trainer.precision=bf16-mixed"),
+        (["trainer.precision=16-true"], "use trainer.precision=bf16-mixed"),
+        (["model.student.betas=null"], "model.student.betas must be two decays, got null"),
+        (["trainer.max_time='00:00:00:00'"], "trainer.max_time must be a time such as 00:12:00:00, got 00:00:00:00"),
+        (["--trainer.max_time={days: -1}"], "trainer.max_time must be a time such as 00:12:00:00, got"),
+        (["trainer.accelerator=cpu", "trainer.devices=x"], "these trainer settings make no trainer: `devices`"),
+        (["trainer.barebones=true"], "trainer.barebones keeps neither metrics nor checkpoints"),
+        (["trainer.min_steps=5"], "trainer.min_steps=5 and trainer.max_steps=2 contradict each other"),
+        (["trainer.num_sanity_val_steps=-2"], "trainer.num_sanity_val_steps must be at least -1, got -2"),
+        (["trainer.num_nodes=2"], "trainer.num_nodes=2 needs processes on every node, which srun or torchrun starts"),
+        (["trainer.accelerator=cpu", "trainer.devices=99999"], "trainer.devices=99999 asks for so many processes"),
         (
             ["trainer.max_steps=-1", "trainer.max_time='00:00:00:09'"],
             "schedule=cosine needs to know the end of the run: give trainer.max_steps",
@@ -225,6 +235,30 @@ def refused(tmp_path, monkeypatch, capsys):
 )
 def test_the_key_is_named_as_it_was_typed(refused, words, sentence):
     assert sentence in refused(*words)
+
+
+@pytest.mark.parametrize(
+    "word, such_as, value",
+    [
+        ("model.student=1", ", such as model.student.lr,", "1"),
+        ("model.student=null", ", such as model.student.lr,", "null"),
+        ("--model.fake_score=null", ", such as model.fake_score.lr,", "null"),
+        ("model.student=x", ", such as model.student.lr,", "x"),
+        ("model.student=[1]", "", "[1]"),
+    ],
+)
+def test_a_value_for_a_key_that_holds_others_is_refused(refused, word, such_as, value):
+    key = word.lstrip("-").partition("=")[0]
+    assert refused(word) == f"{key} holds further keys{such_as} and cannot be {value}"
+
+
+def test_a_network_for_other_events_is_refused():
+    with pytest.raises(ValueError, match=r"made for event_shape \[3\], the run has \[2\]: say it once"):
+        Pretrain(MLP([3], width=4, depth=1), process.VarianceExploding(), [2])
+
+
+def test_settings_that_are_no_class_take_none(refused):
+    assert refused("model.student._target_=x.Y").startswith("model: Adam cannot be another class, got x.Y")
 
 
 def test_a_number_that_stands_in_two_places_keeps_its_short_name():

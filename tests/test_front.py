@@ -209,6 +209,7 @@ def test_show_needs_no_torch(tmp_path):
         (["fit", "hydra.searchpath=[file:///no/where]"], r"there is no configuration folder file:///no/where"),
         (["fit", *DUMMY, "--config", "x.yaml"], r"change it with flags, not words"),
         (["fit", "--config", "x.yaml"], r"--config: there is no file x.yaml"),
+        (["fit", "--config", '{"seed_everything": 0}'], r"--config: there is no file \{\"seed_everything\": 0\}"),
         (["fit", "--config", "x.yaml", "-m"], r"leave one of them out"),
         (["fit", *DUMMY, "--ckpt_path", "x=1.ckpt"], r"--ckpt_path: there is no file x=1.ckpt"),
         (["fit", *DUMMY, "--ckpt_path=last"], r"--ckpt_path=last needs --out"),

@@ -11,6 +11,7 @@ from helpers import PROCESSES
 from torch import nn
 
 import distillkit
+from distillkit import front
 from distillkit.diffusion.denoiser import Denoiser, check_facts
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
 from distillkit.files import save_weights
@@ -347,3 +348,10 @@ def test_training_has_the_full_noise_whatever_the_student_will_draw():
     assert quiet.as_student().noise_scale == 0.45 and plain.as_student().noise_scale == 1.0
     with pytest.raises(ValueError, match=r"noise_scale must lie in \[0, 10\], got -0.1"):
         made(-0.1)
+
+
+def test_a_place_that_takes_no_file_is_refused_before_work(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for verb in ("export", "sample"):
+        assert front.main([verb, str(folder), "--out", str(tmp_path / "file" / "x")]) == 2
+        assert "file is no folder that takes it; give another place with --out" in capsys.readouterr().err

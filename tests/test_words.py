@@ -180,6 +180,8 @@ def test_wrong_values_are_told_with_the_key_as_words_set_it(capsys):
     assert complaint(capsys, "fit", *DUMMY, "teacher.place=x") == "teacher.place must be a float, got x"
     said = complaint(capsys, "fit", *DUMMY, "vars.callbacks.checkpoint.every=x")
     assert said == "vars.callbacks.checkpoint.every must be an int, got x"
+    said = complaint(capsys, "fit", *DUMMY, "vars.callbacks.checkpoint._target_=null")
+    assert said.startswith("vars.callbacks.checkpoint has no _target_, the class to build")
     assert re.match(
         "trainer.logger must be .* or a list or a bool, got nope",
         complaint(capsys, "fit", *DUMMY, "--trainer.logger=nope"),
@@ -355,3 +357,77 @@ def test_a_pair_that_list_says_no_to_is_refused_in_one_sentence(capsys):
     said = complaint(capsys, "fit", "domain=discrete", "method=dmd", "--out", "run")
     assert said.startswith("DMD needs denoiser, but ") and said.endswith("list` shows what goes together")
     assert not Path("run").exists()
+
+
+# ---- numbers, files and sweeps that cannot be meant
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["sample", "x", "-n", "0"], "sample: argument -n: must be at least 1, got 0 (see --help)"),
+        (["sample", "x", "--clips", "0"], "sample: argument --clips: must be at least 1, got 0 (see --help)"),
+        (["sample", "x", "--seed", "-1"], "sample: argument --seed: must be from 0 to 4294967295, got -1 (see --help)"),
+        (
+            ["evaluate", "x", "--num-samples", "1"],
+            "evaluate: argument --num-samples: must be at least 2, got 1 (see --help)",
+        ),
+        (["doctor", "--timeout", "nan"], "doctor: argument --timeout: must be from 1 to 86400, got nan (see --help)"),
+    ],
+)
+def test_numbers_of_the_other_verbs_are_bounded(capsys, args, said):
+    assert complaint(capsys, *args) == said
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("- 1", "is damaged: it should hold a mapping"),
+        ("a: [1", "is not readable as yaml"),
+        (
+            "a: &a [1]\n"
+            + "".join(f"{n}: &{n} [{f'*{m},' * 9}]\n" for m, n in zip("abcdefgh", "bcdefghi", strict=True)),
+            "is damaged",
+        ),
+    ],
+    ids=["list", "no yaml", "a small file that unfolds"],
+)
+def test_a_config_that_is_none_is_refused(capsys, text, said):
+    Path("c.yaml").write_text(text)
+    assert said in complaint(capsys, "fit", "--config", "c.yaml")
+
+
+def test_a_config_without_trainer_is_refused(capsys):
+    handed = config.hand_over(config.compose(DUMMY)[0])
+    Path("c.yaml").write_text(config.text({**handed, "trainer": None}))
+    said = "trainer holds further keys, such as trainer.max_steps, and cannot be null"
+    assert complaint(capsys, "fit", "--config", "c.yaml") == said
+
+
+def test_a_sweep_shows_nothing(capsys):
+    assert complaint(capsys, "fit", *DUMMY, "-m", "--show").startswith("--show shows one run")
+
+
+def test_a_sweep_of_no_runs_is_refused_and_leaves_nothing(capsys):
+    assert complaint(capsys, "fit", *DUMMY, "model.rate=glob(*)", "-m").startswith("these words make no runs")
+    assert not os.listdir()
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: 9"),
+            "error: there is not enough memory: ask for fewer",
+        ),
+        (MemoryError(), "error: there is not enough memory: ask for fewer"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), "error: a/b: Not a directory\n"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_sentence(capsys, monkeypatch, error, said):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(front, "run", refuse)
+    assert front.main(["fit"]) == 1
+    assert capsys.readouterr().err.startswith(said)

@@ -19,6 +19,8 @@ from distillkit import checks, runs
 from distillkit.errors import Interrupted, UsageError
 from distillkit.files import write_atomic
 
+NEEDED = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")  # what no reader can do without
+
 
 class CheckpointFiles(TorchCheckpointIO):
     """Checkpoints as files that are whole: written beside the old one, forced to the disk, then exchanged for it.
@@ -52,6 +54,11 @@ class CheckpointFiles(TorchCheckpointIO):
             raise UsageError(f"{path} is no checkpoint of a run ({type(error).__name__})") from error
         if not isinstance(checkpoint, dict) or "distillkit" not in checkpoint:
             raise UsageError(f"{path} was not written by distillkit: give one from a run's checkpoints folder")
+        lacking = [name for name in NEEDED if name not in checkpoint]
+        if lacking or not {"method", "teacher", "seed"} <= set(checkpoint["distillkit"] or ()):
+            raise UsageError(
+                f"{path} lacks {' and '.join(lacking) or 'what it is of'}: give another checkpoint of the run"
+            )
         return checkpoint
 
 

@@ -50,8 +50,8 @@ class Adam:
     def __post_init__(self):
         checks.positive(lr=self.lr)
         checks.within("(0, 10]", lr=self.lr)
-        if len(self.betas) != 2:
-            raise ValueError(f"betas must be two decays, got {list(self.betas)}")
+        if not isinstance(self.betas, list | tuple) or len(self.betas) != 2:
+            raise checks.Unfit("betas", self.betas, "be two decays")
         checks.within("[0, 1)", betas=self.betas)
         checks.within(
             f"[0, {1 / self.lr:g})",

@@ -67,6 +67,12 @@ class Pretrain(Distiller):
         super().__init__(**kwargs)
         checks.whole(1, event_shape=event_shape, classes=classes or {})
         checks.whole(1, 10_000, steps=steps)
+        made_for = getattr(network, "_arguments", {}).get("event_shape", event_shape)  # see Recorded
+        if tuple(made_for) != tuple(event_shape):
+            raise ValueError(
+                f"the network is made for event_shape {list(made_for)}, the run has {list(event_shape)}: say it once, with "
+                f"vars.event_shape"
+            )
         checks.within("[0, 1)", "a share of 1 would never see its condition", drop=drop)
         self.event_shape, self.classes, self.context = tuple(event_shape), dict(classes or {}), tuple(context or ())
         self.drop, self.times = drop, times or LogNormal()
