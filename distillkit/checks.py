@@ -96,7 +96,7 @@ def shares(**values: Any) -> None:
 
 
 SCALED = "it scales gradients, which clipping and the guard against NaN do not undo"
-HALF = {"16": SCALED, "16-mixed": SCALED, "16-true": "losses weighted by the noise level exceed float16's 65504"}
+HALF = {"16": SCALED, "16-mixed": SCALED}
 
 
 def trainer(flags: Any) -> None:

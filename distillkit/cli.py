@@ -255,7 +255,7 @@ class CLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         if chosen and not any(isinstance(logger, MetricsLogger) for logger in trainer.loggers):
             trainer.loggers = [*trainer.loggers, own]
-        if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > (cores := os.cpu_count() or 1):
+        if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > 4 * (cores := os.cpu_count() or 1):
             raise UsageError(
                 f"trainer.devices={trainer.num_devices} asks for so many processes on the CPU, which has {cores} cores"
             )

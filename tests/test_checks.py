@@ -217,7 +217,6 @@ def refused(tmp_path, monkeypatch, capsys):
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches must be positive, got 0"),
         (["trainer.val_check_interval=-3"], "trainer.val_check_interval must be positive, got -3"),
         (["trainer.precision=16-mixed"], "use trainer.precision=bf16-mixed"),
-        (["trainer.precision=16-true"], "use trainer.precision=bf16-mixed"),
         (["model.student.betas=null"], "model.student.betas must be two decays, got null"),
         (["trainer.max_time='00:00:00:00'"], "trainer.max_time must be a time such as 00:12:00:00, got 00:00:00:00"),
         (["--trainer.max_time={days: -1}"], "trainer.max_time must be a time such as 00:12:00:00, got"),

@@ -169,10 +169,10 @@ class MDTDist(FewStepDistiller):
         return start + (self.last - start) * share
 
     def setup(self, stage: str) -> None:
-        if self.trainer.precision == "bf16-true":
+        if self.trainer.precision in ("bf16-true", "16-true"):
             raise ValueError(
-                "MDTDist differentiates the student in its input, for which bf16-true is too coarse: "
-                "use 32-true or bf16-mixed"
+                f"MDTDist differentiates the student in its input, for which {self.trainer.precision} is too coarse: "
+                f"use 32-true or bf16-mixed"
             )
         super().setup(stage)
 

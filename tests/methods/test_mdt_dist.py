@@ -328,8 +328,9 @@ def test_real_data_are_required():
         MDTDist(neural()).require(SimpleNamespace(provides=frozenset()))
 
 
-def test_half_precision_weights_are_refused():
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_half_precision_weights_are_refused(precision):
     model = MDTDist(neural())
-    model._trainer = SimpleNamespace(precision="bf16-true")
-    with pytest.raises(ValueError, match="for which bf16-true is too coarse: use 32-true or bf16-mixed"):
+    model._trainer = SimpleNamespace(precision=precision)
+    with pytest.raises(ValueError, match=f"for which {precision} is too coarse: use 32-true or bf16-mixed"):
         model.setup("fit")
