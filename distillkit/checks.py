@@ -95,8 +95,7 @@ def shares(**values: Any) -> None:
         )
 
 
-SCALED = "it scales gradients, which clipping and the guard against NaN do not undo"
-HALF = {"16": SCALED, "16-mixed": SCALED}
+HALF = "it scales gradients, which clipping and the guard against NaN do not undo: use trainer.precision=bf16-mixed"
 
 
 def trainer(flags: Any) -> None:
@@ -117,10 +116,8 @@ def trainer(flags: Any) -> None:
     for name, value in given("val_check_interval").items():
         if isinstance(value, Real):
             positive(**{name: value})
-    if reason := HALF.get(str(getattr(flags, "precision", None))):
-        raise ValueError(
-            f"trainer.precision={flags.precision} does not train here: {reason}; use trainer.precision=bf16-mixed"
-        )
+    if str(getattr(flags, "precision", None)) in ("16", "16-mixed"):
+        raise ValueError(f"trainer.precision={flags.precision} does not train here: {HALF}")
     if "value" in str(getattr(flags, "gradient_clip_algorithm", None)):
         raise ValueError(
             "trainer.gradient_clip_algorithm=value is not known here, where the norm of each role is clipped: leave it out"
