@@ -439,6 +439,7 @@ def fake_torchvision(monkeypatch, dataset):
     torchvision = ModuleType("torchvision")
     torchvision.datasets = SimpleNamespace(CIFAR10=dataset, MNIST=dataset)
     monkeypatch.setitem(sys.modules, "torchvision", torchvision)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", torchvision.datasets)
 
 
 def test_torchvision_uses_the_official_test_split(monkeypatch, tmp_path):
