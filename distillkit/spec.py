@@ -139,9 +139,10 @@ def check(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None) -> l
         elif value is not None and not isinstance(value, (bool, int, float)):
             raise ValueError(f"the folder is damaged: {name} cannot be a {type(value).__name__}")
     if outside:
-        flags = " ".join(f"--trust {shlex.quote(path)}" for path in outside)
+        wanted = (*trust, *outside)  # ready to paste, with what is allowed already
+        flags = " ".join(f"--trust {shlex.quote(name)}" for name in wanted)
         raise Outside(
-            f"the folder wants to read {' and '.join(outside)}, which it does not hold itself: pass trust={tuple(outside)!r} if "
+            f"the folder wants to read {' and '.join(outside)}, which it does not hold itself: pass trust={wanted!r} if "
             f"that is right ({flags} on the command line)"
         )
     return read

@@ -472,7 +472,7 @@ def test_torchvision_refusals(monkeypatch, tmp_path):
     fake_torchvision(monkeypatch, cut)
     with pytest.raises(ValueError, match=r"MNIST must hold one integer label per image, got int64 \[49\]"):
         TorchvisionData("MNIST", str(tmp_path)).setup()
-    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
     with pytest.raises(ValueError, match=r"pip install 'distillkit\[vision\]'"):
         TorchvisionData("MNIST", str(tmp_path)).setup()
 
