@@ -53,7 +53,7 @@ def set_threads() -> None:
     """One torch thread where there is no GPU: with small networks, more of them wait for each other."""
     if not torch.cuda.is_available():
         given = os.environ.get("DISTILLKIT_THREADS", "1")
-        if not given.isdigit() or int(given) < 1:
+        if not given.isdecimal() or int(given) < 1:
             raise UsageError(f"DISTILLKIT_THREADS must be a whole number of at least 1, got {given!r}")
         torch.set_num_threads(int(given))
 

@@ -189,8 +189,9 @@ def test_threads(capsys, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("threads are left alone where there is a GPU")
     before = torch.get_num_threads()
-    monkeypatch.setenv("DISTILLKIT_THREADS", "many")
-    assert "DISTILLKIT_THREADS must be a whole number" in complaint(capsys)
+    for wrong in ("many", "²", "0"):
+        monkeypatch.setenv("DISTILLKIT_THREADS", wrong)
+        assert "DISTILLKIT_THREADS must be a whole number" in complaint(capsys)
     monkeypatch.setenv("DISTILLKIT_THREADS", "2")
     fit("trainer.max_steps=1")
     assert torch.get_num_threads() == 2
