@@ -108,6 +108,14 @@ def test_the_checkpoint_does_not_override_the_command():
     assert yaml.safe_load(Path("b/config.yaml").read_text())["model"]["init_args"]["student"]["lr"] == 0.3
 
 
+def test_an_end_before_the_checkpoint_is_refused(capsys):
+    fit("--out", "a", "trainer.max_steps=3")
+    said = complaint(capsys, "--ckpt_path", "a/checkpoints/last.ckpt", "--out", "b", "trainer.max_steps=2")
+    assert said == "the checkpoint is of step 3, and trainer.max_steps=2 ends before it"
+    assert not Path("b").exists()
+    fit("--ckpt_path", "a/checkpoints/last.ckpt", "trainer.max_steps=2", verb="validate")
+
+
 def test_validate_leaves_no_config(capsys):
     fit("--out", "a")
     before = Path("a/config.yaml").read_bytes()
