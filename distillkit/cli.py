@@ -196,6 +196,8 @@ class CLI(LightningCLI):
             )
         if self.verb == "fit":
             checks.ends(config.trainer)
+        elif config.trainer[limit := f"limit_{'val' if self.verb == 'validate' else self.verb}_batches"] == 0:
+            raise UsageError(f"trainer.{limit}=0 leaves nothing to measure: give at least 1")
         # what is saved knows neither where the run was kept nor what it continued: it can be run again elsewhere
         self._dump_config()
         record = yaml.safe_dump({**self.config_dump, "ckpt_path": None, "weights_only": None}, sort_keys=False)

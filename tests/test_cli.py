@@ -116,6 +116,13 @@ def test_an_end_before_the_checkpoint_is_refused(capsys):
     fit("--ckpt_path", "a/checkpoints/last.ckpt", "trainer.max_steps=2", verb="validate")
 
 
+@pytest.mark.parametrize("verb, part", [("validate", "val"), ("test", "test")])
+def test_measuring_nothing_is_refused(capsys, verb, part):
+    fit("--out", "a", "trainer.max_steps=1")
+    fit("--ckpt_path", "a/checkpoints/last.ckpt", f"trainer.limit_{part}_batches=0", verb=verb, code=2)
+    assert f"trainer.limit_{part}_batches=0 leaves nothing to measure" in capsys.readouterr().err
+
+
 def test_validate_leaves_no_config(capsys):
     fit("--out", "a")
     before = Path("a/config.yaml").read_bytes()
