@@ -20,7 +20,7 @@ from distillkit import checks, runs
 from distillkit.callbacks.checkpoint import Checkpoint
 from distillkit.callbacks.finish import Finish
 from distillkit.data import DistillData
-from distillkit.errors import Interrupted, UsageError, condense, keys_of, no_group, one_line, original
+from distillkit.errors import Interrupted, UsageError, condense, keys_of, no_group, one_line, original, switches_of
 from distillkit.files import write_text
 from distillkit.logger import MetricsLogger, needs_package
 from distillkit.methods.base import Distiller
@@ -53,7 +53,7 @@ def set_threads() -> None:
     """One torch thread where there is no GPU: with small networks, more of them wait for each other."""
     if not torch.cuda.is_available():
         given = os.environ.get("DISTILLKIT_THREADS", "1")
-        if not given.isdigit() or int(given) < 1:
+        if not given.isdecimal() or int(given) < 1:
             raise UsageError(f"DISTILLKIT_THREADS must be a whole number of at least 1, got {given!r}")
         torch.set_num_threads(int(given))
 
@@ -93,8 +93,8 @@ class Start(Callback):
                     callback.on_train_end(trainer, pl_module)
 
 
-def refuse_values_of_groups(node: Any, path: str) -> None:
-    """Refuse `model.student=1`, which jsonargparse takes for settings such as `model.student.lr`.
+def refuse_values_let_through(node: Any, path: str) -> None:
+    """Refuse what jsonargparse lets through: `model.student=1` for settings such as `model.student.lr`, null for a switch.
 
     Args:
         node: of the parsed configuration.
@@ -102,16 +102,19 @@ def refuse_values_of_groups(node: Any, path: str) -> None:
     """
     if isinstance(node, list):
         for inner in node:
-            refuse_values_of_groups(inner, path)
+            refuse_values_let_through(inner, path)
     elif isinstance(node, Namespace):
         arguments = node.get("init_args")
         if isinstance(arguments, Namespace):
             names = [f"{path}.{name}" for name in keys_of(node.class_path)]
+            switches = switches_of(node.class_path)
             for name, value in arguments.__dict__.items():
+                if value is None and name in switches:
+                    raise UsageError(f"{path}.{name} must be true or false, got null")
                 if not isinstance(value, Namespace) and any(key.startswith(f"{path}.{name}.") for key in names):
                     raise UsageError(no_group(f"{path}.{name}", names, "null" if value is None else value))
         for name, inner in node.__dict__.items():
-            refuse_values_of_groups(inner, path if name == "init_args" else f"{path}.{name}")
+            refuse_values_let_through(inner, path if name == "init_args" else f"{path}.{name}")
 
 
 class CLI(LightningCLI):
@@ -185,7 +188,7 @@ class CLI(LightningCLI):
         if config.trainer.default_root_dir is not None:
             raise UsageError("trainer.default_root_dir is the run folder: give it with --out")
         for part in ("model", "data", "trainer"):
-            refuse_values_of_groups(config.get(part), part)
+            refuse_values_let_through(config.get(part), part)
         checks.trainer(config.trainer)
         if config.trainer.num_nodes > 1 and "MASTER_ADDR" not in os.environ and not runs.by_srun():
             raise UsageError(
@@ -193,6 +196,8 @@ class CLI(LightningCLI):
             )
         if self.verb == "fit":
             checks.ends(config.trainer)
+        elif config.trainer[limit := f"limit_{'val' if self.verb == 'validate' else self.verb}_batches"] == 0:
+            raise UsageError(f"trainer.{limit}=0 leaves nothing to measure: give at least 1")
         # what is saved knows neither where the run was kept nor what it continued: it can be run again elsewhere
         self._dump_config()
         record = yaml.safe_dump({**self.config_dump, "ckpt_path": None, "weights_only": None}, sort_keys=False)

@@ -8,7 +8,8 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from inspect import signature
+from typing import Any, NoReturn, get_type_hints
 
 LONGEST = 5000  # signs of a sentence that may hold commands and paths, which are of no use when cut
 
@@ -202,6 +203,18 @@ def keys_of(path: str | None) -> list[str]:
         return list(parser.get_defaults().keys())
     except Exception:
         return []
+
+
+def switches_of(path: str | None) -> set[str]:
+    """The arguments of the class of this path that are true or false and nothing else."""
+    found: set[str] = set()
+    for base in getattr(_class(path), "__mro__", ()):
+        try:
+            kinds, arguments = get_type_hints(base.__init__), signature(base.__init__).parameters
+        except Exception:  # annotations that name what is not there
+            continue
+        found |= {name for name in arguments if kinds.get(name) is bool and arguments[name].default is not None}
+    return found
 
 
 def _class(path: str | None) -> Any:

@@ -45,9 +45,16 @@ def surroundings() -> None:
         if not os.environ.get(name, "0").strip().isdecimal():
             raise UsageError(f"the environment says {name}={os.environ[name]}, which is no whole number: unset {name}")
     left = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ]
-    if "MASTER_ADDR" not in os.environ and (int(os.environ.get("RANK", 0)) or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+    others = any(
+        int(os.environ.get(name, alone)) > alone for name, alone in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+    )
+    if others and "MASTER_ADDR" not in os.environ:
         said = " ".join(f"{name}={os.environ[name]}" for name in left)
         raise UsageError(f"the environment says {said}, but torchrun did not start this: unset {' '.join(left)}")
+    if int(os.environ.get("SLURM_PROCID", 0)) and not {"SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"} & set(os.environ):
+        raise UsageError(
+            f"the environment says SLURM_PROCID={os.environ['SLURM_PROCID']}, but srun did not start this: unset SLURM_PROCID"
+        )
     if "SLURM_NTASKS" in os.environ and not by_srun():
         os.environ["SLURM_JOB_NAME"] = "bash"  # to Lightning: start no processes through SLURM, wait for none
 

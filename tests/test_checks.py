@@ -221,6 +221,8 @@ def refused(tmp_path, monkeypatch, capsys):
         (["trainer.max_time='00:00:00:00'"], "trainer.max_time must be a time such as 00:12:00:00, got 00:00:00:00"),
         (["--trainer.max_time={days: -1}"], "trainer.max_time must be a time such as 00:12:00:00, got"),
         (["trainer.accelerator=cpu", "trainer.devices=x"], "these trainer settings make no trainer: `devices`"),
+        (["model.renoise=null"], "model.renoise must be true or false, got null"),
+        (["vars.callbacks.finish.pictures=null"], "vars.callbacks.finish.pictures must be true or false, got null"),
         (["trainer.barebones=true"], "trainer.barebones keeps neither metrics nor checkpoints"),
         (["trainer.min_steps=5"], "trainer.min_steps=5 and trainer.max_steps=2 contradict each other"),
         (["trainer.num_sanity_val_steps=-2"], "trainer.num_sanity_val_steps must be at least -1, got -2"),

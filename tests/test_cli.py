@@ -108,6 +108,21 @@ def test_the_checkpoint_does_not_override_the_command():
     assert yaml.safe_load(Path("b/config.yaml").read_text())["model"]["init_args"]["student"]["lr"] == 0.3
 
 
+def test_an_end_before_the_checkpoint_is_refused(capsys):
+    fit("--out", "a", "trainer.max_steps=3")
+    said = complaint(capsys, "--ckpt_path", "a/checkpoints/last.ckpt", "--out", "b", "trainer.max_steps=2")
+    assert said == "the checkpoint is of step 3, and trainer.max_steps=2 ends before it"
+    assert not Path("b").exists()
+    fit("--ckpt_path", "a/checkpoints/last.ckpt", "trainer.max_steps=2", verb="validate")
+
+
+@pytest.mark.parametrize("verb, part", [("validate", "val"), ("test", "test")])
+def test_measuring_nothing_is_refused(capsys, verb, part):
+    fit("--out", "a", "trainer.max_steps=1")
+    fit("--ckpt_path", "a/checkpoints/last.ckpt", f"trainer.limit_{part}_batches=0", verb=verb, code=2)
+    assert f"trainer.limit_{part}_batches=0 leaves nothing to measure" in capsys.readouterr().err
+
+
 def test_validate_leaves_no_config(capsys):
     fit("--out", "a")
     before = Path("a/config.yaml").read_bytes()
@@ -189,8 +204,9 @@ def test_threads(capsys, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("threads are left alone where there is a GPU")
     before = torch.get_num_threads()
-    monkeypatch.setenv("DISTILLKIT_THREADS", "many")
-    assert "DISTILLKIT_THREADS must be a whole number" in complaint(capsys)
+    for wrong in ("many", "²", "0"):
+        monkeypatch.setenv("DISTILLKIT_THREADS", wrong)
+        assert "DISTILLKIT_THREADS must be a whole number" in complaint(capsys)
     monkeypatch.setenv("DISTILLKIT_THREADS", "2")
     fit("trainer.max_steps=1")
     assert torch.get_num_threads() == 2

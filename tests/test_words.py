@@ -264,6 +264,8 @@ def test_tasks_of_srun_are_several_processes(monkeypatch):
         ({"SLURM_PROCID": ""}, "the environment says SLURM_PROCID=, which is no whole number: unset SLURM_PROCID"),
         ({"JSM_NAMESPACE_RANK": "-"}, "unset JSM_NAMESPACE_RANK"),
         ({"RANK": "1"}, "the environment says RANK=1, but torchrun did not start this: unset RANK"),
+        ({"LOCAL_RANK": "2"}, "the environment says LOCAL_RANK=2, but torchrun did not start this: unset LOCAL_RANK"),
+        ({"SLURM_PROCID": "1"}, "but srun did not start this: unset SLURM_PROCID"),
         ({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, "unset RANK WORLD_SIZE LOCAL_RANK"),
     ],
 )

@@ -346,6 +346,11 @@ class Distiller(LightningModule):
             raise ValueError(
                 "the checkpoint was made with another teacher: resume with the configuration it was written with"
             )
+        trainer = self._trainer
+        if trainer and trainer.state.fn == "fit" and -1 < trainer.max_steps < checkpoint["global_step"]:
+            raise ValueError(
+                f"the checkpoint is of step {checkpoint['global_step']}, and trainer.max_steps={trainer.max_steps} ends before it"
+            )
         self.seed = facts["seed"]
 
     def _teacher_hash(self) -> str | None:
