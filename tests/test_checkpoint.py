@@ -18,7 +18,13 @@ from distillkit.methods.sid import SiD
 
 STATE = {"distillkit": {"method": "SiD", "teacher": None, "seed": 0}, "step": 3}
 STATE |= {"state_dict": {"a": torch.arange(3000.0), "b": torch.ones(7)}}
-STATE |= {"epoch": 0, "global_step": 3, "pytorch-lightning_version": "2"}
+STATE |= {
+    "optimizer_states": [{"state": {}}],
+    "loops": {"fit_loop": {}},
+    "epoch": 0,
+    "global_step": 3,
+    "pytorch-lightning_version": "2",
+}
 
 
 @pytest.fixture
@@ -108,6 +114,8 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(last, part):
     write(last, {name: value for name, value in STATE.items() if name != part})
     with pytest.raises(UsageError, match=f"last.ckpt lacks {part}: give another checkpoint of the run"):
         CheckpointFiles().load_checkpoint(last)
+    with pytest.raises(UsageError, match="last.ckpt lacks optimizer_states"):
+        CheckpointFiles().load_checkpoint(write(last, {**STATE, "optimizer_states": []}))
     with pytest.raises(UsageError, match="last.ckpt lacks what it is of"):
         CheckpointFiles().load_checkpoint(write(last, {**STATE, "distillkit": None}))
 

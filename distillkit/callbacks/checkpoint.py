@@ -19,7 +19,8 @@ from distillkit import checks, runs
 from distillkit.errors import Interrupted, UsageError
 from distillkit.files import write_atomic
 
-NEEDED = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")  # what no reader can do without
+# what no reader can do without
+NEEDED = ("state_dict", "optimizer_states", "loops", "epoch", "global_step", "pytorch-lightning_version")
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -54,7 +55,7 @@ class CheckpointFiles(TorchCheckpointIO):
             raise UsageError(f"{path} is no checkpoint of a run ({type(error).__name__})") from error
         if not isinstance(checkpoint, dict) or "distillkit" not in checkpoint:
             raise UsageError(f"{path} was not written by distillkit: give one from a run's checkpoints folder")
-        lacking = [name for name in NEEDED if name not in checkpoint]
+        lacking = [name for name in NEEDED if checkpoint.get(name) in (None, [], {})]
         if lacking or not {"method", "teacher", "seed"} <= set(checkpoint["distillkit"] or ()):
             raise UsageError(
                 f"{path} lacks {' and '.join(lacking) or 'what it is of'}: give another checkpoint of the run"
