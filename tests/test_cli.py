@@ -123,6 +123,14 @@ def test_measuring_nothing_is_refused(capsys, verb, part):
     assert f"trainer.limit_{part}_batches=0 leaves nothing to measure" in capsys.readouterr().err
 
 
+def test_another_seed_than_the_checkpoint_s_is_told(capsys):
+    fit("--out", "a", "trainer.max_steps=3")
+    fit("--ckpt_path", "a/checkpoints/last.ckpt", "trainer.max_steps=5")
+    assert "seed" not in capsys.readouterr().err
+    fit("--ckpt_path", "a/checkpoints/last.ckpt", "trainer.max_steps=7", "seed_everything=7")
+    assert "goes on with the checkpoint's seed 0: seed_everything=7 changes nothing" in capsys.readouterr().err
+
+
 def test_validate_leaves_no_config(capsys):
     fit("--out", "a")
     before = Path("a/config.yaml").read_bytes()

@@ -347,7 +347,13 @@ class Distiller(LightningModule):
                 "the checkpoint was made with another teacher: resume with the configuration it was written with"
             )
         trainer = self._trainer
-        if trainer and trainer.state.fn == "fit" and -1 < trainer.max_steps < checkpoint["global_step"]:
+        fits = trainer is not None and trainer.state.fn == "fit"
+        if fits and facts["seed"] != self.seed:
+            warnings.warn(
+                f"the run goes on with the checkpoint's seed {facts['seed']}: seed_everything={self.seed} changes nothing",
+                stacklevel=2,
+            )
+        if fits and -1 < trainer.max_steps < checkpoint["global_step"]:
             raise ValueError(
                 f"the checkpoint is of step {checkpoint['global_step']}, and trainer.max_steps={trainer.max_steps} ends before it"
             )

@@ -74,11 +74,14 @@ class SamplerDistiller(Distiller):
     # The guard
 
     def measure(self, seed: int) -> dict[str, float]:
-        """The domain's metrics of `guard` samples of the student."""
+        """The domain's metrics of `guard` samples of the student; where these are no numbers, an infinite headline alone."""
         data = self.trainer.datamodule
         num = self.guard or 256
         cond = self.teacher.condition(data.conditions(num))
-        return {name: float(v) for name, v in data.evaluator()(self.sample(cond, num, seed), cond).items()}
+        samples = self.sample(cond, num, seed)
+        if not samples.isfinite().all():
+            return {data.evaluator().headline: math.inf}
+        return {name: float(v) for name, v in data.evaluator()(samples, cond).items()}
 
     def best_of(self, measured: dict[str, dict[str, float]], reference: str, margin: float = 0.0) -> str:
         """The name with the best headline, among those that keep what real data have; others win by the share `margin`.

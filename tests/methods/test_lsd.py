@@ -371,6 +371,20 @@ def test_a_solver_reaches_its_teacher_s_samples(tmp_path):
     assert torch.equal(student(noise), student.sample(10, seed=5))
 
 
+def test_the_guard_puts_back_what_has_diverged(tmp_path):
+    from domains.toy.data import ToyData
+
+    teacher = gaussian(1.0, 0.5)
+    torch.manual_seed(0)
+    model = LSD(teacher, num_steps=3, num_pairs=64, guard=200, ema_halflife=0)
+    trainer(max_steps=1).fit(model, ToyData(teacher, 512, batch_size=64))
+    with torch.no_grad():
+        for parameter in model.student.parameters():
+            parameter.fill_(torch.nan)
+    assert model.conclude() and model.verdict["kept"] == "plain" and model.verdict["learned"] == float("inf")
+    assert model.as_student().sample(20).isfinite().all()
+
+
 def test_one_step_has_nothing_to_learn():
     with pytest.raises(ValueError, match="at least 2 steps"):
         LSD(gaussian(0.0, 1.0), num_steps=1)
