@@ -1,6 +1,7 @@
 """What several test files build on: one of each process, exact teachers, expectations without sampling error."""
 
 import copy
+import signal
 import warnings
 from types import SimpleNamespace
 
@@ -143,6 +144,12 @@ def fit(model, max_steps, **settings):
     run = trainer(max_steps, callbacks=[record], **settings)
     run.fit(model, Pairs(batch_size=8))
     return record.states, run, record
+
+
+def heed_signals():
+    """For `preexec_fn`: whoever started the tests may ignore signals, and what they start inherits that."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def same(one, two):

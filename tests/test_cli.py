@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import heed_signals
 
 from distillkit import front, runs
 
@@ -251,7 +252,8 @@ def test_several_devices_take_turns_under_plain_ddp():
 def spawn(*args):
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "distillkit", "fit", *DUMMY, *args]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=env, preexec_fn=heed_signals, **pipes)
 
 
 @pytest.mark.slow

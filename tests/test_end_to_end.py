@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import heed_signals
 from PIL import Image
 
 import distillkit
@@ -217,6 +218,7 @@ def test_a_stopped_run_says_how_to_go_on(number, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     )
     try:
         for line in process.stdout:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import heed_signals
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -340,9 +341,8 @@ def test_a_sweep_that_is_stopped_says_what_is_done(tmp_path):
     env = {k: v for k, v in os.environ.items() if k != runs.OUT} | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
     words = [*DUMMY, "~vars.callbacks.checkpoint", "model.crash=null,sleep,null", "-m", "--out", "sweep"]
     command = [sys.executable, "-m", "distillkit", "fit", *words]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, preexec_fn=heed_signals, **pipes)
     while "asleep" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)

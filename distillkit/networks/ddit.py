@@ -47,9 +47,8 @@ class DDiT(Recorded, nn.Module):
         classes: dict[str, int] | None = None,
     ):
         super().__init__()
-        checks.network(
-            num_tokens=num_tokens, width=width, depth=depth, heads=heads, cond_dim=cond_dim, classes=classes or {}
-        )
+        checks.network(num_tokens=num_tokens, width=width, depth=depth, heads=heads, classes=classes or {})
+        checks.whole(0, 1_000_000, cond_dim=cond_dim)  # of no meaning without adaln
         if width % (2 * heads):
             raise ValueError(f"rotary positions need a width divisible by 2 x heads, got width {width}, heads {heads}")
         told = schedule is not None or bool(classes)

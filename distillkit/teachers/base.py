@@ -187,6 +187,7 @@ class Teacher(Recorded, nn.Module):
 
     def calls_per_sample(self, solver: Any = None, times: Tensor | None = None, kappa: float = 1.0) -> int:
         """How often `generate` with these arguments sends each sample through the denoiser."""
+        self.solver(solver)  # refuses one that there is not
         learned = isinstance(solver, nn.Module)
         if times is None:
             times = solver.times() if learned else range(self.best["steps"])

@@ -110,7 +110,7 @@ def test_the_default_run_reaches_the_law(method, teacher, tmp_path):
 
 def test_a_wrong_start_is_a_wrong_start(method):
     """What the runs above have to overcome: before training the law is missed by far."""
-    made = tiny(method)
+    made = tiny(method, "model.student.lr=1e-9")
     trainer(max_steps=1).fit(made.model, made.data)
     metrics = made.data.evaluator()(made.model.sample({}, 5000, 0), {})
     assert metrics["std_error"] > 0.3
