@@ -9,10 +9,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "DistillData": "distillkit.data",
     "Distiller": "distillkit.methods.base",
-    "Student": "distillkit.student",
+    "Student": "distillkit.students.base",
     "Teacher": "distillkit.teachers.base",
     "UsageError": "distillkit.errors",
-    "load_student": "distillkit.student",
+    "load_student": "distillkit.students.base",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -17,7 +17,7 @@ from typing import Any
 from distillkit.errors import UsageError, did_you_mean, no_group, one_line
 
 HANDED_OVER = ("model", "data", "trainer", "seed_everything")
-SCRATCH = ("vars", "teacher", "network")
+SCRATCH = ("vars", "teacher", "network", "student", "fake_score")
 SEARCH_PATH = "hydra.searchpath="
 
 
@@ -227,6 +227,10 @@ def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
     if not isinstance(plain.get("vars"), dict):
         raise UsageError(f"vars holds further keys, such as vars.callbacks, and cannot be {plain.get('vars')!r}")
     read = {*re.findall(r"\bvars\.(\w+)", str(plain)), "callbacks", "logger"}
+    if any(word.lstrip("+").startswith("vars.student_network") for word in words):
+        raise UsageError(
+            "vars.student_network is now said with makers: student=fresh network=... (and fake_score=fresh)"
+        )
     said = {match[1]: match[0] for word in words if (match := re.match(r"vars\.(\w+)[^=]*", word.lstrip("+")))}
     for name, key in said.items():
         if name not in read:

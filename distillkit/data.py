@@ -132,7 +132,8 @@ class DistillData(Recorded, LightningDataModule):
         pictured: samples in a picture.
         event_shape: shape of one sample.
         classes: categorical conditions in a batch, `{key: number of classes}`.
-        context: batch keys of further conditions, see `Teacher`.
+        context: batch keys of further conditions, see `BaseTeacher`.
+        asks: what a context is, in the domain's words, by its key: said where a student needs it.
         provides: what methods may ask for; `data` means real samples under the batch key `data`.
     """
 
@@ -142,6 +143,7 @@ class DistillData(Recorded, LightningDataModule):
     event_shape: tuple[int, ...]
     classes: dict[str, int]
     context: tuple[str, ...] = ()
+    asks: dict[str, str] = {}
 
     def __init__(self, batch_size: int = 64):
         super().__init__()

@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,14 @@ def write_text(path: str | Path, text: str) -> Path:
 
 def save_weights(path: str | Path, module: nn.Module) -> Path:
     """A module's state as safetensors, atomically."""
+    return save_tensors(path, module.state_dict())
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> Path:
+    """Tensors by name as safetensors, atomically."""
     from safetensors.torch import save_file
 
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     return write_atomic(path, lambda temporary: save_file(state, temporary))
 
 

@@ -56,7 +56,7 @@ def write_report(run_dir: Path) -> Path:
     moving = {stem: path for stem in MODELS if (path := run_dir / "samples" / f"{stem}.gif").is_file()}
     along = [stem for stem in pictures if stem not in (*MODELS, "comparison")]
     facts = _facts(config, made, evaluation)
-    is_student = kind == "student" and (facts["method"] or "").lower() != "pretrain"
+    roles = made.get("roles") or sorted({key.partition("/")[0] for row in rows for key in row if key.endswith("/loss")})
     page = _template("report.html.j2").render(
         facts=facts,
         evaluation=evaluation,
@@ -73,8 +73,8 @@ def write_report(run_dir: Path) -> Path:
         pages=[(_plain(path.stem).capitalize(), _text(path)) for path in sorted((run_dir / "samples").glob("*.html"))],
         losses=_panels(rows, lambda key: key.endswith("/loss") and not key.startswith("val/"), {}),
         validation=_panels(rows, lambda key: key.startswith("val/"), evaluation.get("better", {})),
-        chased=any("fake_score/loss" in row for row in rows),
-        is_student=is_student,
+        chased=len(roles) > 1,
+        is_student=kind == "student",
         cost=_cost(rows, config, evaluation),
         config=config_text,
         kind=kind,

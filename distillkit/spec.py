@@ -92,6 +92,15 @@ def from_spec(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None, 
         return _made(spec, trust)
 
 
+def trusted_class(path: Any, trust: tuple[str, ...], kind: type) -> type:
+    """The class that a folder names, which must be a `kind`; raises as `from_spec`."""
+    check({"class_path": path}, trust)
+    cls = _imported(path)
+    if not (isinstance(cls, type) and issubclass(cls, kind)):
+        raise ValueError(f"the folder names {path}, which is no {kind.__name__}")
+    return cls
+
+
 @contextmanager
 def named(file: Path) -> Iterator[None]:
     """What is wrong with a description is said with the file it stands in."""
@@ -246,11 +255,7 @@ def _made(spec: Any, trust: tuple[str, ...]) -> Any:
     if "class_path" not in spec:
         return {name: _made(inner, trust) for name, inner in spec.items()}
     path = spec["class_path"]
-    module, _, name = path.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
-        raise ValueError(f"the folder names {path}, which cannot be imported here ({error})") from error
+    cls = _imported(path)
     if not (isinstance(cls, type) and issubclass(cls, Recorded)):
         raise ValueError(f"the folder names {path}, which is no class that distillkit writes to folders")
     arguments = {
@@ -274,6 +279,15 @@ def _made(spec: Any, trust: tuple[str, ...]) -> Any:
         ) from error
     except Exception as error:  # what a value that nobody expected leads to
         raise ValueError(f"the folder's {path} cannot be built ({type(error).__name__}: {error})") from error
+
+
+def _imported(path: str) -> Any:
+    """What a checked class path names."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ValueError(f"the folder names {path}, which cannot be imported here ({error})") from error
 
 
 def _hints(cls: type) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from distillkit.continuation import continued
 from distillkit.errors import Arguments, Failure, UsageError, number, optional
 from distillkit.files import write_atomic, write_text
 from distillkit.spec import Bounded, Outside, from_spec
-from distillkit.student import Student, load_student
+from distillkit.students.base import Student, load_student
+from distillkit.students.few_step import FewStepStudent
 
 MOST_SEED = 2**32 - 1  # as NumPy takes them
 
@@ -55,7 +56,7 @@ def made_with(student: Student, path: str | Path, trust: Sequence[str], *wanted:
             where the folder may not read them.
     """
     from distillkit.data import DistillData
-    from distillkit.teachers.base import Teacher
+    from distillkit.teachers.base import BaseTeacher
 
     recorded = student.config.get("run") or {}
     lacking = [name for name in wanted if name not in recorded]
@@ -67,7 +68,7 @@ def made_with(student: Student, path: str | Path, trust: Sequence[str], *wanted:
         found = from_spec({name: recorded[name] for name in wanted}, tuple(trust), Path(path))
     except ValueError as error:
         raise UsageError(f"the student's {' and '.join(wanted)} cannot be built: {error}") from error
-    for name, kind in {"teacher": Teacher, "data": DistillData}.items():
+    for name, kind in {"teacher": BaseTeacher, "data": DistillData}.items():
         if name in found and not isinstance(found[name], kind):
             raise UsageError(f"the student's {name} cannot be {repr(recorded[name])[:80]}")
     return found
@@ -137,6 +138,9 @@ def sample(argv: Sequence[str]) -> int:
         help="one class for all samples, such as label=3 (default: classes in turn)",
     )
     parser.add_argument(
+        "--kappa", type=number(float, 0), help="guidance scale, of a student that was told it (default: its middle)"
+    )
+    parser.add_argument(
         "--clips",
         type=number(int, 1),
         default=1,
@@ -149,23 +153,23 @@ def sample(argv: Sequence[str]) -> int:
         raise UsageError(
             f"--clips {args.clips}: this student is not given first frames, so it cannot go on from its last"
         )
-    data, no_picture = None, ""
-    if student.context or "data" in (student.config.get("run") or {}):
+    data, no_picture, from_data = None, "", bool(student.context) and not student.examples
+    if from_data or "data" in (student.config.get("run") or {}):
         try:
             data = made_with(student, args.student, args.trust, "data")["data"]
         except UsageError as error:
-            if student.context or not isinstance(error.__cause__, Outside):
+            if from_data or not isinstance(error.__cause__, Outside):
                 raise
             no_picture = f"no picture: {error.__cause__}"  # its media belong to the data
-        if student.context:
+        if from_data:
             set_up(data)
-    cond = asked(student, data, args.n) if student.context else student.default_condition(args.n)
+    cond = asked(student, data, args.n) if from_data else student.default_condition(args.n)
     for item in args.cond:
         name, _, value = item.partition("=")
         if student.context:
             raise UsageError(
                 f"--cond {item} is not possible: what this student is asked about ({', '.join(student.context)}) comes "
-                f"from held-out data, with its classes"
+                f"from {'held-out data' if from_data else 'the examples in its folder'}, with its classes"
             )
         if name not in student.classes or not value.isdigit() or int(value) >= student.classes[name]:
             possible = (
@@ -176,9 +180,14 @@ def sample(argv: Sequence[str]) -> int:
         cond[name] = torch.full((args.n,), int(value))
     out = _new(args.out or Path(args.student) / f"samples-{args.seed}")
     going_on = args.clips > 1
-    samples = (
-        continued(student.sample, cond, args.clips, args.seed) if going_on else student.sample(args.n, cond, args.seed)
-    )
+    try:
+        samples = (
+            continued(student.sample, cond, args.clips, args.seed)
+            if going_on
+            else student.sample(args.n, cond, args.seed, kappa=args.kappa)
+        )
+    except ValueError as error:  # a codec that may not be read, a guidance scale that it was not told
+        raise UsageError(str(error)) from error
     arrays = {"samples": samples.numpy(), **{name: value.numpy() for name, value in cond.items()}}
 
     def write(path: Path) -> None:
@@ -231,6 +240,9 @@ def evaluate(argv: Sequence[str]) -> int:
         shapes = f"{list(student.event_shape)} and {list(teacher.event_shape)}"
         raise UsageError(f"the student cannot be compared with its teacher: their samples have the shapes {shapes}")
     kappa = student.config.get("kappa", 1.0)
+    kappa = (
+        sum(kappa) / 2 if isinstance(kappa, list) else kappa
+    )  # what a student that was told it samples with by default
     path = _writable(args.out or Path(args.student) / "evaluation.json")
     result = protocol.evaluate(data, teacher, student, args.num_samples, args.seed, kappa)
     write_text(path, json.dumps(result, indent=1))
@@ -251,20 +263,15 @@ def export(argv: Sequence[str]) -> int:
     allow(parser)
     args = parser.parse_args(argv)
     student = load(args.student, args.trust)
-    if "sampler" in student.config:
-        raise UsageError("a sampler of few numbers calls its teacher's network and cannot be exported: use its folder")
-    if student.context:
-        raise UsageError(
-            f"a student that is asked about {' and '.join(student.context)} cannot be exported: use its folder, which is "
-            f"safetensors already"
-        )
+    if reason := student.not_exported:
+        raise UsageError(f"{reason}: use its folder")
     out = _new(args.out or Path(args.student) / f"student.{args.format}")
     error = to_onnx(student, out) if args.format == "onnx" else to_safetensors(student, out, args.trust)
     print(f"{out}: reloaded, largest difference from the student {error:.1e}")
     return 0
 
 
-def to_safetensors(student: Student, path: Path, trust: Sequence[str] = ()) -> float:
+def to_safetensors(student: FewStepStudent, path: Path, trust: Sequence[str] = ()) -> float:
     """Weights and student.yaml in one safetensors file (the yaml as json under the metadata key `student`); must be exact."""
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -276,14 +283,14 @@ def to_safetensors(student: Student, path: Path, trust: Sequence[str] = ()) -> f
         denoiser = from_spec(config["denoiser"], tuple(trust))
         denoiser.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
     plain = {key: config[key] for key in ("times", "event_shape", "classes", "renoise", "noise_scale") if key in config}
-    again = Student(denoiser, **plain).eval()
-    return _difference(path, student.sample(8), again.sample(8), tolerance=0.0)
+    again = FewStepStudent(denoiser, **plain).eval()
+    return _difference(path, *(one.sample(8, decode=False) for one in (student, again)), tolerance=0.0)
 
 
 class _Flat(nn.Module):
     """A student as a function of plain tensors: noise [B, K, *event_shape] (K = 1 unless it re-noises), then the conditions."""
 
-    def __init__(self, student: Student):
+    def __init__(self, student: FewStepStudent):
         super().__init__()
         self.student = student
 
@@ -292,7 +299,7 @@ class _Flat(nn.Module):
         return self.student(noise[:, 0], named, lambda i: noise[:, i])
 
 
-def to_onnx(student: Student, path: Path) -> float:
+def to_onnx(student: FewStepStudent, path: Path) -> float:
     """An ONNX graph `(noise, *conditions) -> samples` with a free batch size, compared with ONNX Runtime."""
     optional("onnxscript", "onnx", "ONNX graphs are made with")  # torch's exporter needs it
     onnxruntime = optional("onnxruntime", "onnx", "ONNX graphs are compared with")

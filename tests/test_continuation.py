@@ -6,7 +6,7 @@ from torch import nn
 
 from distillkit.continuation import continued, following
 from distillkit.diffusion.process import RectifiedFlow
-from distillkit.student import Student
+from distillkit.students.few_step import FewStepStudent
 
 
 class Count(nn.Module):
@@ -25,7 +25,7 @@ class Count(nn.Module):
 
 @pytest.fixture(scope="module")
 def student():
-    return Student(Count(), [1.0], (1, 5, 2, 2), {"label": 3}, context=("first",))
+    return FewStepStudent(Count(), [1.0], (1, 5, 2, 2), {"label": 3}, context=("first",))
 
 
 @pytest.fixture

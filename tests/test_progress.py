@@ -259,7 +259,7 @@ def test_samplers_count_what_they_call():
 
     seen = []
     teacher, tokens = neural(), DiscreteTeacher(Table(potts(3, 5, 1.5), Absorbing(3)), (5,))
-    student = SiD(teacher, num_steps=3).as_student()
+    student = SiD(teacher, num_steps=3).product()
     cond = {"label": torch.arange(7) % 2}
     makers = [
         lambda: student.sample(7, cond, 0, batch_size=4),

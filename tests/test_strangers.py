@@ -17,10 +17,10 @@ from distillkit.diffusion.process import VarianceExploding
 from distillkit.errors import UsageError
 from distillkit.files import save_weights
 from distillkit.networks.mlp import MLP
-from distillkit.student import Student
 from distillkit.student_verbs import made_with, set_up
+from distillkit.students.few_step import FewStepStudent
 from distillkit.teachers.base import Teacher
-from distillkit.teachers.folder import FolderTeacher, save_teacher
+from distillkit.teachers.folder import FolderTeacher
 from domains.toy.teacher import Gaussian
 
 CLASSES = {"label": 3}
@@ -53,7 +53,7 @@ def network():
 @pytest.fixture
 def folder(tmp_path):
     """A whole student folder, as `fit` leaves it."""
-    student = Student(network(), [2.0, 0.5], (2,))
+    student = FewStepStudent(network(), [2.0, 0.5], (2,))
     origin = {"id": "toy", "hash": Gaussian().fingerprint()}
     return student.save(
         tmp_path / "student", domain="toy", method="DMD", kappa=1.0, teacher=origin, run=copy.deepcopy(RUN)
@@ -187,7 +187,7 @@ def test_whoever_types_the_command_may_trust_a_package(folder, built, trap, tmp_
 def test_a_folder_does_not_choose_whom_to_trust(folder, built, trap, tmp_path, capsys):
     """Not for itself, not for the teacher's folder that it brings along; and what its caller trusts holds there too."""
     teacher = folder / "teacher"
-    save_teacher(teacher, Teacher(network(), (2,)))
+    Teacher(network(), (2,)).save(teacher)
     put(teacher, "denoiser/init_args/network/class_path", f"{TRAP}.Net", "teacher.yaml")
     put(folder, "trust", [TRAP])
     named = {"path": str(teacher), "trust": [TRAP]}
@@ -202,7 +202,7 @@ def test_a_folder_does_not_choose_whom_to_trust(folder, built, trap, tmp_path, c
 
 def test_the_teacher_of_a_sampler_passes_the_same_gate(tmp_path, trap, capsys):
     from distillkit.diffusion.learned import LearnedSolver
-    from distillkit.sampler_student import SamplerStudent
+    from distillkit.students.sampler import SamplerStudent
 
     teacher = Gaussian()
     folder = SamplerStudent(teacher, LearnedSolver(teacher.process, [4.0, 1.0])).save(tmp_path / "student")
@@ -272,7 +272,7 @@ def test_weights_of_features_are_asked_for_too(folder, secret, tmp_path, capsys)
 
 
 def test_a_link_inside_of_a_folder_that_is_brought_along_leads_nowhere(folder, secret, tmp_path, capsys):
-    teacher = save_teacher(folder / "teacher", Teacher(network(), (2,)))
+    teacher = Teacher(network(), (2,)).save(folder / "teacher")
     (teacher / "more").symlink_to(secret)
     named = {"class_path": "distillkit.teachers.folder.FolderTeacher", "init_args": {"path": str(teacher)}}
     put(folder, "run/teacher", named)
@@ -281,7 +281,7 @@ def test_a_link_inside_of_a_folder_that_is_brought_along_leads_nowhere(folder, s
 
 def test_the_command_says_yes_to_what_lies_outside(folder, built, tmp_path, capsys):
     """The common case: a teacher of one's own in another run, and the flag to paste."""
-    teacher = save_teacher(tmp_path / "runs" / "teacher", Teacher(network(), (2,)))
+    teacher = Teacher(network(), (2,)).save(tmp_path / "runs" / "teacher")
     named = {"class_path": "distillkit.teachers.folder.FolderTeacher", "init_args": {"path": str(teacher)}}
     put(folder, "run/teacher", named)
     put(folder, "teacher/hash", FolderTeacher(str(teacher)).fingerprint())
@@ -291,7 +291,7 @@ def test_the_command_says_yes_to_what_lies_outside(folder, built, tmp_path, caps
 
 
 def test_what_the_folder_brings_along_is_read(folder, built, tmp_path):
-    teacher = save_teacher(folder / "teacher", Teacher(network(), (2,)))
+    teacher = Teacher(network(), (2,)).save(folder / "teacher")
     named = {"class_path": "distillkit.teachers.folder.FolderTeacher", "init_args": {"path": str(teacher)}}
     put(folder, "run/teacher", named)
     put(folder, "teacher/hash", FolderTeacher(str(teacher)).fingerprint())
@@ -361,8 +361,8 @@ def test_absurd_sizes_are_refused_before_memory_or_time_is_spent(at, value, fold
 def test_a_teacher_without_weights_is_no_larger_than_what_it_reads(sampler, folder, tmp_path, capsys):
     """Of gigabytes that a few words ask for, as `sample` makes it for a sampler and `evaluate` for any student."""
     from distillkit.diffusion.learned import LearnedSolver
-    from distillkit.sampler_student import SamplerStudent
     from distillkit.spec import to_spec
+    from distillkit.students.sampler import SamplerStudent
 
     large = to_spec(Teacher(network(), (2,)))
     large["init_args"]["denoiser"]["init_args"]["network"]["init_args"]["width"] = 20_000
@@ -405,7 +405,7 @@ def test_weights_that_are_no_numbers_are_refused(file, value, folder, tmp_path, 
         save_weights(folder / "model.safetensors", lost)
         said = refused(capsys, *words("sample", folder, tmp_path))
     else:
-        save_teacher(tmp_path / "t", Teacher(lost, (2,)))
+        Teacher(lost, (2,)).save(tmp_path / "t")
         with pytest.raises(ValueError) as error:
             FolderTeacher(str(tmp_path / "t"))
         said = str(error.value)
@@ -462,7 +462,7 @@ def places(value, at=()):
 @pytest.mark.parametrize("file", ["student.yaml", "teacher.yaml"])
 def test_any_value_of_the_wrong_kind_anywhere_is_one_sentence(file, folder, tmp_path):
     """Whatever is put in whatever place: it loads, or it is refused for a reason; nothing fails inside."""
-    save_teacher(tmp_path / "t", Teacher(network(), (2,)))
+    Teacher(network(), (2,)).save(tmp_path / "t")
     at = folder if file == "student.yaml" else tmp_path / "t"
     config = yaml.safe_load((at / file).read_text())
     spots = [spot for spot in places(config) if spot]

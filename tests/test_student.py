@@ -17,10 +17,12 @@ from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
 from distillkit.files import save_weights
 from distillkit.methods.sid import SiD
 from distillkit.networks.mlp import MLP
-from distillkit.student import CONFIG, WEIGHTS, Student, load_student
+from distillkit.students.base import CONFIG, WEIGHTS, load_student
+from distillkit.students.few_step import FewStepStudent
+from distillkit.students.makers import Fresh
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactTeacher, Mixture
-from distillkit.teachers.folder import FolderTeacher, save_teacher
+from distillkit.teachers.folder import FolderTeacher
 
 CLASSES = {"label": 3}
 
@@ -31,7 +33,9 @@ def student(times=(1.0, 0.6, 0.2), renoise=True, classes=None, process=None):
     network, generator = MLP([2], width=8, depth=1, classes=classes), torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.5, generator=generator)
-    return Student(Denoiser(network, process or RectifiedFlow(), "edm", 0.8), list(times), (2,), classes, renoise)
+    return FewStepStudent(
+        Denoiser(network, process or RectifiedFlow(), "edm", 0.8), list(times), (2,), classes, renoise
+    )
 
 
 @pytest.fixture
@@ -70,8 +74,10 @@ def test_every_process_comes_back(name, tmp_path):
 def test_a_student_of_an_exact_teacher_comes_back_bit_for_bit(tmp_path):
     """Its law is kept in float64: reading it through float32 would move every sample a little."""
     law = Mixture([[0.1, 0.3], [-0.7, 0.9]], [[[0.2, 0.05], [0.05, 0.1]]] * 2, [0.3, 0.7])
-    method = SiD(ExactTeacher(law, VarianceExploding()), network=MLP([2], width=8, depth=1), num_steps=2, t_init=2.5)
-    made = method.as_student()
+    method = SiD(
+        ExactTeacher(law, VarianceExploding()), student_maker=Fresh(MLP([2], width=8, depth=1)), num_steps=2, t_init=2.5
+    )
+    made = method.product()
     again = load_student(made.save(tmp_path / "s"))
     for name, value in made.denoiser.state_dict().items():
         assert torch.equal(again.denoiser.state_dict()[name], value), name
@@ -281,7 +287,7 @@ def test_a_teacher_folder_comes_back(tmp_path):
     denoiser = student().denoiser
     teacher = Teacher(denoiser, (2,), CLASSES)
     teacher.best = {"solver": "ddim", "steps": 5}
-    save_teacher(tmp_path / "t", teacher, id="small")
+    teacher.save(tmp_path / "t", id="small")
     teacher = FolderTeacher(str(tmp_path / "t"))
     x, t, cond = torch.randn(4, 2), torch.rand(4), {"label": torch.tensor([0, 1, 2, 3])}
     assert torch.equal(teacher.denoiser(x, t, cond), denoiser(x, t, cond))
@@ -307,7 +313,7 @@ def test_a_missing_teacher_folder_says_how_to_make_one():
 @pytest.mark.parametrize("key, value", [("denoiser", "MLP"), ("event_shape", 2), ("classes", [3])])
 def test_a_damaged_teacher_folder_is_refused(key, value, tmp_path):
     """The same gate as for students."""
-    save_teacher(tmp_path, Teacher(student().denoiser, (2,), CLASSES))
+    Teacher(student().denoiser, (2,), CLASSES).save(tmp_path)
     path = tmp_path / "teacher.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {key: value}))
     with pytest.raises(ValueError, match=f"teacher.yaml is damaged: {key}"):
@@ -339,13 +345,16 @@ def test_training_has_the_full_noise_whatever_the_student_will_draw():
     def made(scale: float) -> SiD:
         torch.manual_seed(0)
         return SiD(
-            ExactTeacher(law, VarianceExploding()), network=MLP([2], width=8, depth=1), num_steps=2, noise_scale=scale
+            ExactTeacher(law, VarianceExploding()),
+            student_maker=Fresh(MLP([2], width=8, depth=1)),
+            num_steps=2,
+            noise_scale=scale,
         )
 
     plain, quiet = made(1.0), made(0.45)
     batch = {"data": torch.zeros(5, 2)}
     assert torch.equal(plain.rollout(batch, "student")[0], quiet.rollout(batch, "student")[0])
-    assert quiet.as_student().noise_scale == 0.45 and plain.as_student().noise_scale == 1.0
+    assert quiet.product().noise_scale == 0.45 and plain.product().noise_scale == 1.0
     with pytest.raises(ValueError, match=r"noise_scale must lie in \[0, 10\], got -0.1"):
         made(-0.1)
 

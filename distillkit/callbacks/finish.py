@@ -14,8 +14,8 @@ from distillkit.diffusion.denoiser import Cond
 from distillkit.errors import pasted
 from distillkit.files import read_yaml, write_atomic, write_text
 from distillkit.logger import MetricsLogger
-from distillkit.methods.pretrain import Pretrain
 from distillkit.progress import progress
+from distillkit.students.base import NUM_EXAMPLES
 
 
 class Finish(Callback):
@@ -52,14 +52,15 @@ def finish(
     from distillkit.report import write_card, write_report
 
     model.conclude()
-    pretraining = isinstance(model, Pretrain)
-    kind = "teacher" if pretraining else "student"
     config = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
     model = model.cpu().eval()
-    teacher = model.as_teacher() if pretraining else model.teacher
-    student = None if pretraining else model.as_student().eval()
-    kappa = getattr(model, "kappa", 1.0)
-    model.export(run / kind, domain=data.domain, run=provenance(config), skipped=model.skipped())
+    product = model.product().eval()
+    kind, facts = product.kind, {**model.facts(), "domain": data.domain, "run": provenance(config)}
+    teacher, student = (product, None) if kind == "teacher" else (model.teacher, product)
+    kappa = facts.get("kappa", 1.0)
+    if product.context:
+        facts |= {"asks": data.asks, "examples": teacher.condition(data.conditions(NUM_EXAMPLES))}
+    product.save(run / kind, **facts)
 
     if pictures:
         with progress("drawing pictures"):

@@ -144,7 +144,7 @@ def few_step(
     noise: Noise,
     renoise: bool = True,
     stop: int | None = None,
-    start: Tensor | None = None,
+    start: Callable[[Tensor, Tensor], Tensor] | None = None,
     noise_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The student's sampler: jump to x_0, go back to the next time, jump again.
@@ -157,7 +157,7 @@ def few_step(
             implies, `(x_t - alpha x_0) / sigma` (deterministic, DDIM-like).
         stop: run steps 0 .. stop only (default all K). Steps before `stop` carry no gradient: this is the
             backward simulation of DMD2 (arXiv 2405.14867 section 4.5) and of few-step SiD (arXiv 2505.12674).
-        start: x at times[0]; default pure noise `noise_scale sigma(times[0]) noise(0)`.
+        start: `(eps, t) -> x`, the input at the first time from unit noise; default pure noise, `noise_scale sigma(t) eps`.
         noise_scale: by what the standard deviation of every draw is multiplied, the first one's included, while the student
             is told the same times: noise modulation, below 1 for safer samples that are more alike (arXiv 2510.03095).
 
@@ -169,7 +169,7 @@ def few_step(
     for i in range(stop + 1):
         t = times[i]
         if i == 0:
-            x_t = start if start is not None else noise_scale * pure_noise(process, noise(0), t)
+            x_t = start(noise(0), t) if start else noise_scale * pure_noise(process, noise(0), t)
         else:
             alpha, sigma = _scales(process, t, x_0)
             if renoise:

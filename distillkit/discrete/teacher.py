@@ -1,4 +1,4 @@
-"""The teacher of tokens: a frozen `DiscreteDenoiser` and its slow samplers."""
+"""The teacher of discrete diffusion: a frozen `DiscreteDenoiser` and its slow samplers."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from distillkit.discrete.noise import BLOCK, Draws, for_rows, fresh
 from distillkit.discrete.process import Absorbing
 from distillkit.discrete.sampling import SAMPLERS, network_passes, sample
 from distillkit.progress import calls
-from distillkit.teachers.base import Teacher
+from distillkit.teachers.base import BaseTeacher
 from distillkit.teachers.folder import Folder
 
 CELLS = 2**27  # sequences x positions x states whose noise is held at a time, one GiB
 
 
-class DiscreteTeacher(Teacher):
-    """A frozen model of sequences of d tokens.
+class DiscreteTeacher(BaseTeacher):
+    """A frozen discrete diffusion model of sequences of d tokens.
 
     Args:
         denoiser: `(x_t, t, cond) -> log pi` [B, d, S].
         event_shape: (d,).
-        classes, context: as in `Teacher`.
+        classes, context, codec: as in `BaseTeacher`.
     """
 
     denoiser_kind = DiscreteDenoiser
     solvers = SAMPLERS
     provides = frozenset({"log_probs"})
     best = {"solver": "tweedie", "steps": 128}
+
+    def grid(self, steps: int) -> Tensor:
+        return self.process.grid(steps)
 
     @torch.no_grad()
     def sample(
@@ -50,9 +53,7 @@ class DiscreteTeacher(Teacher):
 
         Args:
             noise: `noise(0)` makes the start, `noise(1 + i)` is the noise of network call i.
-            cond: one condition per sample.
-            steps, solver: None means the teacher's best; `steps` counts times, the last is for the call that denoises.
-            kappa: guidance scale, 1 = none.
+            cond, steps, solver, kappa: as in `BaseTeacher`.
             times: the decreasing times to visit, instead of the teacher's grid of `steps`.
         """
         start = self.process.start(noise(0))
@@ -63,21 +64,22 @@ class DiscreteTeacher(Teacher):
         denoiser = self.denoiser if kappa == 1 else Guided(self.denoiser, self.null_condition, kappa)
         return sample(denoiser, start, times, lambda i: noise(1 + i), step, cond)
 
-    def generate(self, num, cond, seed, solver=None, times=None, kappa=1.0, chunk=16 * BLOCK):
+    def generate(self, num, cond, seed, solver=None, times=None, kappa=1.0, chunk=16 * BLOCK, decode=True):
         most = CELLS // (self.event_shape[0] * self.process.num_states) // BLOCK * BLOCK
         parts, size = [], (self.event_shape[0], self.process.num_states)
         with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
             for rows in torch.arange(num).split(max(BLOCK, min(chunk, most))):
                 noise = for_rows(seed, int(rows[0]), int(rows[-1]) + 1, *size, self.device)
                 own = {name: value[rows].to(self.device) for name, value in cond.items()}
-                parts.append(self.sample(noise, own, None, solver, kappa, times).cpu())
+                x = self.sample(noise, own, None, solver, kappa, times)
+                parts.append((self.codec.decode(x, own) if decode else x).cpu())
         return torch.cat(parts)
 
     def clean_samples(self, num: int, cond: Cond, seed: int, kappa: float = 1.0) -> Tensor:
         """`num` samples of the model itself, as good as they get: exact draws if there are any, else the slow reference's."""
         if isinstance(self.denoiser, Exact) and kappa == 1:
             return self.denoiser.draw(num, torch.Generator().manual_seed(seed))
-        return self.generate(num, cond, seed, kappa=kappa)
+        return self.generate(num, cond, seed, kappa=kappa, decode=False)
 
     def few_step_choices(self, passes, own=()):
         """Every sampler that aims at the model's law, on even times; Tweedie's also on squared ones, Jump-Your-Steps and `own`.

@@ -19,7 +19,7 @@ from distillkit.diffusion.denoiser import Cond
 from distillkit.evaluation.metrics import TooFew
 from distillkit.progress import progress
 from distillkit.quality import BEST, REAL
-from distillkit.student import Student
+from distillkit.students.base import Student
 from distillkit.teachers.base import Teacher
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from distillkit import checks
 from distillkit.errors import Failure
 from distillkit.evaluation.metrics import TooFew
+from distillkit.students.base import Product
 
 WEIGHTS = "[0, 1000]"  # of the terms of a loss
 
@@ -376,12 +377,20 @@ class Distiller(LightningModule):
         return False
 
     @abstractmethod
-    def export(self, folder: Path, **facts: Any) -> None:
-        """Write what was made (a student folder, a teacher folder) to `folder`, with further facts in its yaml."""
+    def product(self) -> Product:
+        """What has been made so far: a student, a teacher. It may share weights with what is trained."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the yaml of the product says about how it was made."""
+        return {"method": type(self).__name__, "roles": [*self.roles], "skipped": self.skipped()}
+
+    def export(self, folder: str | Path, **facts: Any) -> Path:
+        """Write the product's folder, with further facts in its yaml."""
+        return self.product().save(folder, **{**self.facts(), **facts})
 
     @abstractmethod
     def sample(self, cond: dict[str, Tensor], num: int, seed: int) -> Tensor:
-        """Samples of what is being trained, [num, ...]; used by validation and pictures."""
+        """Data that the product makes, [num, ...]; used by validation."""
 
     def setup(self, stage: str) -> None:
         checks.trainer(self.trainer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
@@ -67,16 +67,16 @@ class DMD(ScoreDistiller):
         if gan:
             self.requires = self.requires | {"data", "features"}
 
-    def make_roles(self, student: Adam, fake_score: Adam, network: nn.Module | None) -> None:
+    def make_roles(self, student: Adam, fake_score: Adam) -> None:
         """The discriminator's head shares the fake score's turn, loss and clip."""
-        fake = self.new_fake_score(network)
+        fake = self.new_fake_score()
         if self.gan and not hasattr(fake.network, "feature_channels"):
             raise ValueError(
                 f"{type(fake.network).__name__} has no features for a discriminator to look at: set model.gan=0"
             )
         head = {"head": Head(fake.network.feature_channels)} if self.gan else {}
         self.add_role("fake_score", fake_score, fake_score=fake, **head)
-        self.add_role("student", student, student=self.teacher.new_denoiser(network))
+        self.add_role("student", student, student=self.student_maker.make(self.teacher))
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
         x_g, cond = self.rollout(batch, "student")
@@ -91,7 +91,7 @@ class DMD(ScoreDistiller):
         if self.regression:
             noise, y, pair_cond = self.pairs(len(x_g))
             t = self.step_times[0]
-            x_y = self.student(self.teacher.process.sigma(t).to(noise.dtype) * noise, t, pair_cond)
+            x_y = self.student(self.teacher.start(self.teacher.process, noise, t, pair_cond), t, pair_cond)
             loss = loss + self.regression * regression_loss(x_y, y)
         return loss
 
@@ -102,7 +102,7 @@ class DMD(ScoreDistiller):
         loss = denoising_loss(self.fake_score, x_g, t, self.randn(x_g.shape, "fake eps"), cond)
         if self.gan:
             fake = self.logits(x_g, cond, "fake gan")
-            real = self.logits(batch["data"], self.real_condition(batch, cond), "real gan")
+            real = self.logits(self.teacher.codec.encode(batch), self.real_condition(batch, cond), "real gan")
             loss = loss + self.gan_discriminator * discriminator_loss(fake, real)
         return loss
 

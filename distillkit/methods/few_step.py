@@ -1,9 +1,8 @@
-"""What methods share whose student is a copy of the teacher's network, called once or a few times."""
+"""What methods share whose student has a network of its own, called once or a few times."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,38 +11,43 @@ from torch import Tensor
 from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.methods.base import Distiller
-from distillkit.student import Student
-from distillkit.teachers.base import Teacher
+from distillkit.students.few_step import FewStepStudent
+from distillkit.students.makers import Copy, Maker
+from distillkit.teachers.base import BaseTeacher, Teacher
 
 KAPPAS = "[0, 1000]"  # guidance scales: 0 is no condition at all
 
 
 class FewStepDistiller(Distiller):
-    """A student with the teacher's network and one call at each of its times.
+    """A student with one network call at each of its times.
 
     A subclass adds the role `student` (and its own), then calls `keep_ema`.
 
     Args:
         teacher: the frozen teacher.
+        student_maker: makes the student's denoiser; None copies the teacher's.
         num_steps: network calls of the student; None means one, or as many as there are times.
         times: the student's times, largest first, in the process's units; None spreads `num_steps` of them over the
-            process's own grid, from `t_init` down.
-        t_init: the largest time; None means the process's `t_max`, or the first of the times.
-        renoise: between steps, re-noise with fresh noise (true) or keep the noise the student implies (false).
+            process's own grid, from `t_init` down. With neither, a student that goes on from a folder keeps its own.
+        t_init: the largest time; None means where the teacher's sampling starts, or the first of the times.
+        renoise: between steps, re-noise with fresh noise (true) or keep the noise the student implies (false); None means
+            fresh, or as the folder that it goes on from.
         kappa: guidance scale of the teacher, 1 = none.
         noise_scale: by what the finished student multiplies the noise that it draws, see `few_step`; training has 1. The
             paper on protein backbones takes 0.45.
     """
 
     requires = frozenset({"denoiser"})
+    renamed = {"network": "another network is student=fresh network=..., of the fake score fake_score=fresh"}
 
     def __init__(
         self,
         teacher: Teacher,
+        student_maker: Maker | None = None,
         num_steps: int | None = None,
         times: list[float] | None = None,
         t_init: float | None = None,
-        renoise: bool = True,
+        renoise: bool | None = None,
         kappa: float = 1.0,
         noise_scale: float = 1.0,
         **kwargs,
@@ -55,12 +59,15 @@ class FewStepDistiller(Distiller):
             raise ValueError(
                 f"kappa={kappa} has nothing to guide: {teacher.id} has no unconditional branch; leave model.kappa at 1"
             )
-        self.teacher, self.kappa = teacher, kappa
+        self.teacher, self.kappa, self.student_maker = teacher, kappa, student_maker or Copy()
+        brought = self.student_maker.sampling
+        if num_steps is None and times is None and t_init is None:
+            times = brought.get("times")
         process, num_steps = teacher.process, steps_of(num_steps, times, 1)
         if t_init is not None:
             checks.within(f"({process.t_min}, {process.t_max}]", t_init=t_init)
         if times is None:
-            times = process.grid(num_steps + 1, t_init)[:-1].tolist()
+            times = process.grid(num_steps + 1, teacher.start.level if t_init is None else t_init)[:-1].tolist()
         elif (
             not times or not times[-1] > 0 or not times[0] <= process.t_max or sorted(set(times), reverse=True) != times
         ):
@@ -68,7 +75,8 @@ class FewStepDistiller(Distiller):
         elif t_init not in (None, times[0]):
             raise ValueError(f"t_init={t_init} and times={times} contradict: leave one of them out (null)")
         self.step_times = torch.tensor(times, dtype=torch.float64)  # no buffer, which half precision would round
-        self.num_steps, self.renoise, self.noise_scale = num_steps, renoise, noise_scale
+        self.num_steps, self.noise_scale = num_steps, noise_scale
+        self.renoise = brought.get("renoise", True) if renoise is None else renoise
 
     # Conditions
 
@@ -80,9 +88,9 @@ class FewStepDistiller(Distiller):
 
     # What a run leaves
 
-    def as_student(self) -> Student:
+    def product(self) -> FewStepStudent:
         teacher = self.teacher
-        return Student(
+        return FewStepStudent(
             self.best_student,
             self.step_times.tolist(),
             teacher.event_shape,
@@ -90,14 +98,15 @@ class FewStepDistiller(Distiller):
             self.renoise,
             context=teacher.context,
             noise_scale=self.noise_scale,
+            start=teacher.start,
+            codec=teacher.codec,
         )
 
-    def sample(self, cond: Cond, num: int, seed: int) -> Tensor:
-        return self.as_student().sample(num, cond, seed)
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "kappa": self.kappa, "teacher": described(self.teacher)}
 
-    def export(self, folder: Path, **facts: Any) -> None:
-        teacher = {"id": self.teacher.id, "hash": self.teacher.fingerprint()}
-        self.as_student().save(folder, method=type(self).__name__, kappa=self.kappa, teacher=teacher, **facts)
+    def sample(self, cond: Cond, num: int, seed: int) -> Tensor:
+        return self.product().sample(num, cond, seed)
 
     def check(self, data) -> None:
         check_belongs(self.teacher, data)
@@ -122,11 +131,17 @@ def steps_of(num_steps: int | None, times: Sequence[float] | None, default: int)
     return len(times)
 
 
-def check_belongs(teacher: Teacher, data) -> None:
+def described(teacher: BaseTeacher) -> dict[str, str]:
+    """The teacher in the yaml of what a run leaves."""
+    return {"id": teacher.id, "hash": teacher.fingerprint()}
+
+
+def check_belongs(teacher: BaseTeacher, data) -> None:
     """Refuse data that are not what the teacher makes."""
-    if tuple(data.event_shape) != teacher.event_shape:
+    made = teacher.codec.data_shape(teacher.event_shape)
+    if tuple(data.event_shape) != made:
         raise ValueError(
-            f"the data have shape {tuple(data.event_shape)}, the teacher makes {teacher.event_shape}: "
+            f"the data have shape {tuple(data.event_shape)}, the teacher makes {made}: "
             f"choose a teacher trained on these data (fit method=pretrain makes one)"
         )
     check_tokens(teacher.process, data)

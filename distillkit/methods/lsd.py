@@ -21,7 +21,7 @@ from distillkit.methods.base import Adam
 from distillkit.methods.few_step import steps_of
 from distillkit.methods.sampler import SamplerDistiller
 from distillkit.progress import progress
-from distillkit.teachers.base import Teacher
+from distillkit.teachers.base import BaseTeacher
 
 Objective = Literal["mean_match", "score_l2"]
 
@@ -52,7 +52,7 @@ class LSD(SamplerDistiller):
 
     def __init__(
         self,
-        teacher: Teacher,
+        teacher: BaseTeacher,
         num_steps: int | None = None,
         times: list[float] | None = None,
         num_pairs: int = 4096,
@@ -88,7 +88,7 @@ class LSD(SamplerDistiller):
                 self._pairs = None, self.teacher.clean_samples(num, cond, self.seed, self.kappa), cond
             else:
                 noise = self.teacher.noise(num, cond, self.seed)
-                self._pairs = noise, self.teacher.generate(num, cond, self.seed, kappa=self.kappa), cond
+                self._pairs = noise, self.teacher.generate(num, cond, self.seed, kappa=self.kappa, decode=False), cond
 
     def draw_pairs(self, num: int) -> tuple[Tensor | None, Tensor, Cond]:
         """Random pairs `(noise, sample, condition)` of the teacher's; of tokens without noise."""
@@ -158,7 +158,7 @@ class LSDPlus(LSD):
 
     learn_times = True
 
-    def __init__(self, teacher: Teacher, fine: int = 64, **kwargs):
+    def __init__(self, teacher: BaseTeacher, fine: int = 64, **kwargs):
         super().__init__(teacher, **kwargs)
         checks.whole(2, 10_000, fine=fine)
         self.fine = fine

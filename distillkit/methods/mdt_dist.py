@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.guidance import guided
 from distillkit.diffusion.process import expand
-from distillkit.diffusion.sampling import pure_noise
 from distillkit.diffusion.times import Times
 from distillkit.losses.mdt import (
     Velocity,
@@ -59,7 +58,6 @@ class MDTDist(FewStepDistiller):
         unweighted_vd: as released: without the factor 1 - tau.
         share_vd_noise: as released: x_1 is noised by the very noise of VM.
         student: its optimiser.
-        network: network of the student; None copies the teacher's, weights included.
     """
 
     requires = frozenset({"denoiser", "data"})
@@ -79,7 +77,6 @@ class MDTDist(FewStepDistiller):
         unweighted_vd: bool = False,
         share_vd_noise: bool = False,
         student: Adam = Adam(lr=1e-5, clip=1.0),
-        network: nn.Module | None = None,
         **kwargs,
     ):
         super().__init__(teacher, kappa=kappa, **kwargs)
@@ -104,11 +101,11 @@ class MDTDist(FewStepDistiller):
             raise ValueError(
                 f"delta must lie between 0 and the student's range {self.last - self.low:.3g}, got {delta}"
             )
-        self.add_role("student", student, student=teacher.new_denoiser(network))
+        self.add_role("student", student, student=self.student_maker.make(teacher))
         self.keep_ema()
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        cond, x_0 = self.condition(batch), batch["data"]
+        cond, x_0 = self.condition(batch), self.teacher.codec.encode(batch)
         tau, eps = self.levels(len(x_0)), self.randn(x_0.shape, "eps")
         loss = self.lambda_vm * self.velocity_matching(x_0, tau, eps, cond)
         if self.lambda_vd and self.global_step >= self.vd_start:
@@ -130,7 +127,7 @@ class MDTDist(FewStepDistiller):
         t, noise = self.step_times[0], self.randn(eps.shape, "vd start")
         student = self.average_velocity(cond)
         with torch.autocast(self.device.type, enabled=False):
-            x_1 = self.student(pure_noise(self.teacher.process, noise, t), t, cond)
+            x_1 = self.student(self.teacher.start(self.teacher.process, noise, t, cond), t, cond)
         with torch.no_grad():
             x = noised(x_1, tau, eps)
             R = self.residual(student, x, tau, student(x, tau), cond, self.vd_kappa)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +18,15 @@ from distillkit.discrete.process import Absorbing, DiscreteProcess
 from distillkit.discrete.teacher import DiscreteTeacher
 from distillkit.losses.denoising import denoising_loss
 from distillkit.losses.discrete import score_entropy
-from distillkit.methods.base import Adam, Distiller
+from distillkit.methods.base import Adam
 from distillkit.methods.few_step import check_tokens
+from distillkit.methods.leaves_teacher import TeacherDistiller
 from distillkit.teachers.base import Teacher
-from distillkit.teachers.folder import save_teacher
 
 T_MIN = 1e-3  # of tokens: below it the weight of a sample, 1 / t, has no bound
 
 
-class Pretrain(Distiller):
+class Pretrain(TeacherDistiller):
     """Fit a denoiser to data (EDM arXiv 2206.00364 for `edm`, DDPM for `eps`, flow matching arXiv 2210.02747 for `flow`).
 
     On tokens the prediction is `mean` (MDLM, UDLM) or `ratio` (SEDD), and the loss the evidence bound, nats a token.
@@ -84,10 +83,11 @@ class Pretrain(Distiller):
             denoiser = Ratio(network, process, scaled) if prediction == "ratio" else Mean(network, process)
         else:
             denoiser = Denoiser(network, process, prediction or "edm", sigma_data)
-        self.kind = DiscreteTeacher if self.tokens else Teacher
-        self.best = {"solver": solver or self.kind.best["solver"], "steps": steps}
-        if self.best["solver"] not in self.kind.solvers:
-            raise ValueError(f"there is no solver {solver!r}; there are {', '.join(self.kind.solvers)}")
+        self.teacher_class = kind = DiscreteTeacher if self.tokens else Teacher
+        self.surroundings = {"event_shape": self.event_shape, "classes": self.classes, "context": self.context}
+        self.best = {"solver": solver or kind.best["solver"], "steps": steps}
+        if self.best["solver"] not in kind.solvers:
+            raise ValueError(f"there is no solver {solver!r}; there are {', '.join(kind.solvers)}")
         self.add_role("student", student, student=denoiser)
         self.keep_ema()
 
@@ -111,18 +111,6 @@ class Pretrain(Distiller):
     def condition(self, batch: dict[str, Tensor]) -> Cond:
         return {name: batch[name] for name in (*self.classes, *self.context)}
 
-    def as_teacher(self) -> Teacher:
-        """The averaged network as a teacher."""
-        teacher = self.kind(self.best_student, self.event_shape, self.classes, self.context)
-        teacher.best = self.best
-        return teacher
-
-    def sample(self, cond: Cond, num: int, seed: int) -> Tensor:
-        teacher, training = self.as_teacher(), self.training
-        samples = teacher.generate(num, cond, seed)
-        self.thaw(training)
-        return samples
-
     def check(self, data) -> None:
         if tuple(data.event_shape) != self.event_shape:
             raise ValueError(
@@ -132,13 +120,3 @@ class Pretrain(Distiller):
         check_tokens(self.student.process, data)
         if lacking := sorted(set(self.context) - set(data.context)):
             raise ValueError(f"vars.context says {', '.join(lacking)}, which these data do not have")
-
-    def export(self, folder: Path, **facts: Any) -> None:
-        training = self.training
-        save_teacher(folder, self.as_teacher(), **facts)
-        self.thaw(training)
-
-    def thaw(self, training: bool) -> None:
-        """A teacher freezes what it is made of; training goes on with it."""
-        self.focus(None)
-        self.train(training)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ from distillkit.diffusion.denoiser import Cond
 from distillkit.methods.base import Adam, Distiller
 from distillkit.methods.few_step import KAPPAS, check_belongs
 from distillkit.progress import progress
-from distillkit.sampler_student import SamplerStudent
-from distillkit.teachers.base import Teacher
+from distillkit.students.sampler import SamplerStudent
+from distillkit.teachers.base import BaseTeacher
 
 
 class SamplerDistiller(Distiller):
@@ -35,7 +34,7 @@ class SamplerDistiller(Distiller):
     """
 
     def __init__(
-        self, teacher: Teacher, sampler: nn.Module, student: Adam, kappa: float = 1.0, guard: int = 2000, **kwargs
+        self, teacher: BaseTeacher, sampler: nn.Module, student: Adam, kappa: float = 1.0, guard: int = 2000, **kwargs
     ):
         super().__init__(**kwargs)
         checks.within(KAPPAS, kappa=kappa)
@@ -53,7 +52,7 @@ class SamplerDistiller(Distiller):
     def condition(self, batch: dict[str, Tensor]) -> Cond:
         return self.teacher.condition(batch)
 
-    def as_student(self) -> SamplerStudent:
+    def product(self) -> SamplerStudent:
         """What has been learned, or once there is a verdict what is kept of it."""
         sampler = self.best_student
         if reset := self.choices()[self.verdict.get("kept", "learned")]:
@@ -62,11 +61,11 @@ class SamplerDistiller(Distiller):
                 sampler.get_parameter(name).data.zero_()
         return SamplerStudent(self.teacher, sampler, self.kappa)
 
-    def sample(self, cond: Cond, num: int, seed: int) -> Tensor:
-        return self.as_student().sample(num, cond, seed)
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "guard": self.verdict}
 
-    def export(self, folder: Path, **facts: Any) -> None:
-        self.as_student().save(folder, method=type(self).__name__, **facts, guard=self.verdict)
+    def sample(self, cond: Cond, num: int, seed: int) -> Tensor:
+        return self.product().sample(num, cond, seed)
 
     def check(self, data) -> None:
         check_belongs(self.teacher, data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distillkit import checks
 from distillkit.continuation import following
@@ -15,6 +15,7 @@ from distillkit.diffusion.times import Times
 from distillkit.losses.reduce import Normalise
 from distillkit.methods.base import Adam
 from distillkit.methods.few_step import FewStepDistiller
+from distillkit.students.makers import Copy, Maker
 from distillkit.teachers.base import Teacher
 
 
@@ -34,7 +35,7 @@ class ScoreDistiller(FewStepDistiller):
             last frames of the one before; a random one of them is trained. So it learns from frames that it made itself, as it
             will see them when it goes on (Self-Forcing, arXiv 2506.08009): the divergence between long videos is the sum over
             their clips, each given what the student made before. No gradient flows from clip to clip.
-        network: network of the student and of the fake score; None copies the teacher's, weights included.
+        fake_score_maker: makes the fake score's denoiser; None copies the teacher's, whatever the student is.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class ScoreDistiller(FewStepDistiller):
         normalise: Normalise = "sample",
         matched: Literal["each", "last"] = "each",
         clips: int = 1,
-        network: nn.Module | None = None,
+        fake_score_maker: Maker | None = None,
         **kwargs,
     ):
         super().__init__(teacher, **kwargs)
@@ -59,17 +60,18 @@ class ScoreDistiller(FewStepDistiller):
         self.clips = clips
         self.student_times, self.fake_times = student_times, fake_times
         self.normalise, self.matched = normalise, matched
-        self.make_roles(student, fake_score, network)
+        self.fake_score_maker = fake_score_maker or Copy()
+        self.make_roles(student, fake_score)
         self.keep_ema()
 
-    def make_roles(self, student: Adam, fake_score: Adam, network: nn.Module | None) -> None:
+    def make_roles(self, student: Adam, fake_score: Adam) -> None:
         """The fake score's turn comes first, so that it has seen the student before it steers it."""
-        self.add_role("fake_score", fake_score, fake_score=self.new_fake_score(network))
-        self.add_role("student", student, student=self.teacher.new_denoiser(network))
+        self.add_role("fake_score", fake_score, fake_score=self.new_fake_score())
+        self.add_role("student", student, student=self.student_maker.make(self.teacher))
 
-    def new_fake_score(self, network: nn.Module | None) -> Denoiser:
-        """A copy of the teacher that knows the steps of the student apart, if each of them is matched."""
-        fake = self.teacher.new_denoiser(network)
+    def new_fake_score(self) -> Denoiser:
+        """The fake score, which knows the steps of the student apart if each of them is matched."""
+        fake = self.fake_score_maker.make(self.teacher)
         if self.tells_steps:
             if not hasattr(getattr(fake.network, "embed", None), "add"):
                 raise ValueError(
@@ -116,6 +118,7 @@ class ScoreDistiller(FewStepDistiller):
             lambda i: self.randn(shape, f"{purpose} noise {i}"),
             self.renoise,
             step,
+            lambda eps, t: self.teacher.start(self.teacher.process, eps, t, cond),
         )
         return x_g
 

@@ -49,7 +49,7 @@ class SiD(ScoreDistiller):
         fake_times: None means EDM's lognormal.
     """
 
-    renamed = {
+    renamed = ScoreDistiller.renamed | {
         "adversarial": "it weighed both parts of SiDA far too much; say model.gan=1e-4 for the student's, as published, and "
         "model.gan_discriminator for the discriminator's, or model.gan=0 for SiD without real data"
     }
@@ -122,7 +122,9 @@ class SiD(ScoreDistiller):
         loss = denoising_loss(self.fake_score, x_g, t, eps, cond, denoise)
         if self.gan:  # fake and real share level and noise
             fake = self.logits(process.add_noise(x_g, eps, t), t, cond)
-            real = self.logits(process.add_noise(batch["data"], eps, t), t, self.real_condition(batch, cond))
+            real = self.logits(
+                process.add_noise(self.teacher.codec.encode(batch), eps, t), t, self.real_condition(batch, cond)
+            )
             weight = self.fake_score.loss_weight(t)
             against = sida_discriminator_loss(fake, real, weight, x_g, cond.get("mask"))
             loss = loss + self.gan_discriminator * against

@@ -1,47 +1,56 @@
-"""The teacher contract."""
+"""The teacher contract: what all worlds share, and the teacher of a Gaussian process."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.guidance import guided, null_condition
 from distillkit.diffusion.process import Process, set_shape
-from distillkit.diffusion.sampling import FEW_STEP_SOLVERS, SOLVERS, network_passes, pure_noise
-from distillkit.files import hash_weights
+from distillkit.diffusion.sampling import FEW_STEP_SOLVERS, SOLVERS, network_passes
+from distillkit.diffusion.start import Start
+from distillkit.files import hash_weights, save_weights, write_yaml
 from distillkit.progress import calls
 from distillkit.spec import Recorded, to_spec
 
+WEIGHTS, CONFIG = "model.safetensors", "teacher.yaml"
 
-class Teacher(Recorded, nn.Module):
+
+class BaseTeacher(Recorded, nn.Module, ABC):
     """A frozen denoiser and what surrounds it. Always in eval mode, never trained, never stored in a checkpoint.
 
     Args:
-        denoiser: a `denoiser_kind`, `(x_t, t, cond) -> x_0`.
+        denoiser: a `denoiser_kind`.
         event_shape: shape of one sample; of a padded set, with its largest size.
         classes: categorical conditions, `{batch key: number of classes}`; index `number of classes` is the null condition.
         context: batch keys of what else a sample is made for (positions, a first frame, a `mask`): tensors that guidance
             keeps and that have no null.
+        codec: between data and samples; None means they are the same.
 
     Attributes:
         denoiser_kind: the class of its denoiser.
         solvers: its samplers by name.
         best: solver and steps at which the teacher is at its best (the quality a student is measured against).
         provides: what methods may ask for: `denoiser` (continuous diffusion), `features` (activations for GAN heads),
-            `log_probs` (a model of tokens).
+            `log_probs` (a discrete diffusion model).
+        kind: of what a run leaves: its folder is called so.
     """
 
-    denoiser_kind: type = Denoiser
-    solvers: dict = SOLVERS
-    provides: frozenset[str] = frozenset({"denoiser", "features"})
-    best: dict = {"solver": "heun", "steps": 18}
+    kind = "teacher"
+    denoiser_kind: type
+    solvers: dict
+    provides: frozenset[str]
+    best: dict
 
     def __init__(
         self,
@@ -49,14 +58,15 @@ class Teacher(Recorded, nn.Module):
         event_shape: tuple[int, ...],
         classes: dict[str, int] | None = None,
         context: Sequence[str] = (),
+        codec: Codec | None = None,
     ):
         super().__init__()
-        self.denoiser, self.event_shape = denoiser, tuple(event_shape)
+        self.denoiser, self.event_shape, self.codec = denoiser, tuple(event_shape), codec or Codec()
         self.classes, self.context = dict(classes or {}), tuple(context)
         self.requires_grad_(False).eval()
 
     @property
-    def process(self) -> Process:
+    def process(self) -> Any:
         return self.denoiser.process
 
     @property
@@ -67,6 +77,12 @@ class Teacher(Recorded, nn.Module):
     def train(self, mode: bool = True):
         """A teacher stays in eval mode."""
         return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.buffers(), next(self.parameters(), torch.empty(0))).device
+
+    # Conditions
 
     def condition(self, batch: dict[str, Tensor]) -> Cond:
         """What the denoiser is conditioned on, from a batch."""
@@ -87,17 +103,154 @@ class Teacher(Recorded, nn.Module):
         """Whether there is an unconditional counterpart to guide away from."""
         return bool(self.classes)
 
+    # Sampling
+
+    def solver(self, name: Any) -> Any:
+        """A sampler by name; None means the teacher's best; a sampler itself (a learned one) is returned as it is."""
+        name = name or self.best["solver"]
+        if not isinstance(name, str):
+            return name
+        if name not in self.solvers:
+            raise ValueError(f"there is no solver {name!r}; there are {', '.join(self.solvers)}")
+        return self.solvers[name]
+
+    @abstractmethod
+    def grid(self, steps: int) -> Tensor:
+        """The `steps` decreasing times that its sampler visits, float64."""
+
+    @abstractmethod
+    def sample(
+        self, noise: Any, cond: Cond, steps: int | None = None, solver: Any = None, kappa: float = 1.0
+    ) -> Tensor:
+        """The slow reference: one sample [*event_shape] for each condition.
+
+        Args:
+            noise: see the kind of teacher.
+            cond: one condition per sample.
+            steps, solver: None means the teacher's best; `steps` counts times, the last is for the call that denoises.
+            kappa: guidance scale, 1 = none.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        num: int,
+        cond: Cond,
+        seed: int,
+        solver: Any = None,
+        times: Tensor | None = None,
+        kappa: float = 1.0,
+        chunk: int = 500,
+        decode: bool = True,
+    ) -> Tensor:
+        """`num` samples of `sample` as data, on the CPU, from the noise that students start from with this seed.
+
+        Args:
+            num, cond, seed, decode: as in `Student.sample`.
+            solver, times, kappa: as in `sample`.
+            chunk: samples of one network call.
+        """
+
+    @abstractmethod
+    def network_passes(self, solver: str, num_times: int) -> int:
+        """Calls of the denoiser in a run of the solver over so many times."""
+
+    @abstractmethod
+    def few_step_choices(self, passes: int, own: Sequence[float] = ()) -> list[tuple[str, Tensor]]:
+        """Simple samplers with that many network passes, by name and times: what a student has to beat.
+
+        Args:
+            passes: network passes.
+            own: times of the student.
+        """
+
+    def calls_per_sample(self, solver: Any = None, times: Tensor | None = None, kappa: float = 1.0) -> int:
+        """How often `generate` with these arguments sends each sample through the denoiser."""
+        self.solver(solver)  # refuses one that there is not
+        learned = isinstance(solver, nn.Module)
+        if times is None:
+            times = solver.times() if learned else range(self.best["steps"])
+        passes = len(times) if learned else self.network_passes(solver or self.best["solver"], len(times))
+        once = isinstance(kappa, (int, float)) and kappa in (0, 1)
+        return passes * (1 if once or not self.guidable else 2)
+
+    # What a folder keeps
+
+    @abstractmethod
+    def new_denoiser(self, network: nn.Module | None = None) -> nn.Module:
+        """A trainable denoiser on the same process: a copy of the teacher's, or the given network in its place."""
+
+    def frozen_network(self) -> nn.Module:
+        """The network that adapters are put on, shared, never copied."""
+        return self.denoiser.network
+
+    def fingerprint(self) -> str:
+        """sha256 of the weights and of how they are read."""
+        digest = hashlib.sha256(json.dumps(to_spec(self.denoiser), sort_keys=True).encode())
+        hash_weights(digest, self)
+        return digest.hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """What teacher.yaml says about it besides the facts it is given."""
+        own = {"codec": to_spec(self.codec)} if type(self.codec) is not Codec else {}
+        return {
+            "best": self.best,
+            "event_shape": list(self.event_shape),
+            "classes": self.classes,
+            "context": list(self.context),
+            "denoiser": to_spec(self.denoiser),
+            **own,
+        }
+
+    def save(self, folder: str | Path, **facts: Any) -> Path:
+        """Write a teacher folder; `facts` (id, domain ...) join teacher.yaml."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(folder / WEIGHTS, self.denoiser)
+        write_yaml(folder / CONFIG, {**facts, **self.facts()})
+        return folder
+
+
+class Teacher(BaseTeacher):
+    """A teacher of a Gaussian process: `denoiser(x_t, t, cond) -> x_0`.
+
+    Args:
+        denoiser, event_shape, classes, context, codec: as in `BaseTeacher`.
+        start: where sampling begins; None means pure noise at the process's largest time.
+    """
+
+    denoiser_kind = Denoiser
+    solvers = SOLVERS
+    provides = frozenset({"denoiser", "features"})
+    best = {"solver": "heun", "steps": 18}
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        event_shape: tuple[int, ...],
+        classes: dict[str, int] | None = None,
+        context: Sequence[str] = (),
+        codec: Codec | None = None,
+        start: Start | None = None,
+    ):
+        super().__init__(denoiser, event_shape, classes, context, codec)
+        self.start = start or Start()
+        self.start.check(self.process, self.context)
+
+    @property
+    def process(self) -> Process:
+        return self.denoiser.process
+
     def shape(self, num: int, cond: Cond) -> tuple[int, ...]:
         """Of `num` samples: a set takes its size from its mask, everything else is `event_shape`."""
         return set_shape(num, self.event_shape, cond.get("mask"))
 
-    def start(self, noise: Tensor, cond: Cond, t: Tensor) -> Tensor:
-        """The sample at the first time, without signal, from unit Gaussian noise [B, *event_shape]."""
-        return pure_noise(self.process, noise, t)
+    def noise(self, num: int, cond: Cond, seed: int) -> Tensor:
+        """Unit Gaussian noise for `num` samples, on the CPU."""
+        return torch.randn(self.shape(num, cond), generator=torch.Generator().manual_seed(seed))
 
     def grid(self, steps: int) -> Tensor:
-        """The `steps` decreasing times that its sampler visits, float64."""
-        return self.process.grid(steps)
+        return self.process.grid(steps, self.start.level)
 
     def guidance(self, t: Tensor, kappa: float) -> float:
         """The guidance scale at time t (a scalar); a teacher that is guided on an interval only says so here."""
@@ -118,9 +271,7 @@ class Teacher(Recorded, nn.Module):
 
         Args:
             noise: unit Gaussian.
-            cond: one condition per sample.
-            steps, solver: None means the teacher's best.
-            kappa: guidance scale, 1 = none.
+            cond, steps, solver, kappa: as in `BaseTeacher`.
             draw: `draw(i)` feeds stochastic solvers; None draws from a generator with a fixed seed.
             times: the decreasing times to visit, instead of the teacher's grid of `steps`.
         """
@@ -144,65 +295,27 @@ class Teacher(Recorded, nn.Module):
         def fresh(i):
             return torch.randn(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
 
-        denoise = self.stepper(cond, kappa)
-        return solver(denoise, self.process, self.start(noise, cond, times[0]), times, draw or fresh)
+        x = self.start(self.process, noise, times[0], cond)
+        return solver(self.stepper(cond, kappa), self.process, x, times, draw or fresh)
 
     def stepper(self, cond: Cond, kappa: float) -> Callable[[Tensor, Tensor], Tensor]:
         """`denoise(x, t)` for one run of a solver, which calls it along its times; where steps see the one before, says how."""
         null = self.null_condition(cond)
         return lambda x, t: guided(self.denoiser, x, t, cond, null, self.guidance(t, kappa))
 
-    def solver(self, name: Any) -> Any:
-        """A sampler by name; None means the teacher's best; a sampler itself (a learned one) is returned as it is."""
-        name = name or self.best["solver"]
-        if not isinstance(name, str):
-            return name
-        if name not in self.solvers:
-            raise ValueError(f"there is no solver {name!r}; there are {', '.join(self.solvers)}")
-        return self.solvers[name]
-
-    def generate(
-        self,
-        num: int,
-        cond: Cond,
-        seed: int,
-        solver: Any = None,
-        times: Tensor | None = None,
-        kappa: float = 1.0,
-        chunk: int = 500,
-    ) -> Tensor:
-        """`num` samples of `sample`, on the CPU, from the noise that students start from with this seed.
-
-        Args:
-            num, cond, seed: as in `Student.sample`.
-            solver, times, kappa: as in `sample`.
-            chunk: samples of one network call.
-        """
+    def generate(self, num, cond, seed, solver=None, times=None, kappa=1.0, chunk=500, decode=True):
         noise, parts = self.noise(num, cond, seed), []
         with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
             for rows in torch.arange(num).split(chunk):
                 own = {name: value[rows].to(self.device) for name, value in cond.items()}
-                parts.append(self.sample(noise[rows].to(self.device), own, None, solver, kappa, times=times).cpu())
+                x = self.sample(noise[rows].to(self.device), own, None, solver, kappa, times=times)
+                parts.append((self.codec.decode(x, own) if decode else x).cpu())
         return torch.cat(parts)
 
-    def calls_per_sample(self, solver: Any = None, times: Tensor | None = None, kappa: float = 1.0) -> int:
-        """How often `generate` with these arguments sends each sample through the denoiser."""
-        self.solver(solver)  # refuses one that there is not
-        learned = isinstance(solver, nn.Module)
-        if times is None:
-            times = solver.times() if learned else range(self.best["steps"])
-        passes = len(times) if learned else self.network_passes(solver or self.best["solver"], len(times))
-        return passes * (1 if kappa in (0, 1) or not self.guidable else 2)
+    def few_step_choices(self, passes, own=()):
+        """One-pass solvers on the full grid, one that stops earlier, and `own` times.
 
-    def noise(self, num: int, cond: Cond, seed: int) -> Tensor:
-        """Unit Gaussian noise for `num` samples, on the CPU."""
-        return torch.randn(self.shape(num, cond), generator=torch.Generator().manual_seed(seed))
-
-    def few_step_choices(self, passes: int, own: Sequence[float] = ()) -> list[tuple[str, Tensor]]:
-        """Simple samplers with that many network passes, by name and times: what a student has to beat.
-
-        One-pass solvers on the full grid, one that stops earlier, and `own` times (a student's). With few steps the full
-        grid wastes its last one on a level without noise; with one step all choices are the same.
+        With few steps the full grid wastes its last one on a level without noise; with one step all choices are the same.
         """
         grids = [self.grid(passes), self.grid(passes + 1)[:-1]]
         if passes == 1:
@@ -212,16 +325,10 @@ class Teacher(Recorded, nn.Module):
             grids.append(own)
         return [(solver, times) for solver in FEW_STEP_SOLVERS for times in grids]
 
-    def network_passes(self, solver: str, num_times: int) -> int:
-        """Calls of the denoiser in a run of the solver over so many times."""
+    def network_passes(self, solver, num_times):
         return network_passes(solver, num_times)
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.buffers(), next(self.parameters(), torch.empty(0))).device
-
     def new_denoiser(self, network: nn.Module | None = None) -> Denoiser:
-        """A trainable denoiser on the same process: a copy of the teacher's, or the given network in its place."""
         if network is None:
             copied = copy.deepcopy(self.denoiser)
         else:
@@ -229,8 +336,6 @@ class Teacher(Recorded, nn.Module):
             copied = Denoiser(copy.deepcopy(network), own.process, own.prediction, own.sigma_data)
         return copied.requires_grad_(True).train()
 
-    def fingerprint(self) -> str:
-        """sha256 of the weights and of how they are read."""
-        digest = hashlib.sha256(json.dumps(to_spec(self.denoiser), sort_keys=True).encode())
-        hash_weights(digest, self)
-        return digest.hexdigest()
+    def facts(self):
+        own = {} if self.start.pure else {"start": to_spec(self.start)}
+        return {**super().facts(), **own}

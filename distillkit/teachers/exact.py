@@ -18,7 +18,7 @@ from distillkit.diffusion.denoiser import Cond, Denoiser, precise
 from distillkit.diffusion.process import Process, expand
 from distillkit.networks.mlp import MLP
 from distillkit.spec import Recorded
-from distillkit.teachers.base import Teacher
+from distillkit.teachers.base import BaseTeacher, Teacher
 
 
 class Mixture(Recorded, nn.Module):
@@ -179,8 +179,16 @@ class ExactTeacher(Teacher):
     def mixture(self) -> Mixture:
         return self.denoiser.mixture
 
+    def frozen_network(self) -> MLP:
+        """The network that corrects it: there are no weights to copy, so it is drawn, always the same."""
+        if not hasattr(self, "_network"):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                self.__dict__["_network"] = MLP(self.event_shape, 96, classes=self.classes).requires_grad_(False)
+        return self._network
+
     def new_denoiser(self, network: nn.Module | None = None) -> Denoiser:
-        network = MLP(self.event_shape, classes=self.classes) if network is None else copy.deepcopy(network)
+        network = copy.deepcopy(self.frozen_network() if network is None else network)
         return CorrectedDenoiser(self.denoiser, network).requires_grad_(True).train()
 
     def exact_samples(self, num: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -203,3 +211,20 @@ class ExactTeacher(Teacher):
         gain = ((alpha_s**2 * variance + sigma_s**2) / (alpha_t**2 * variance + sigma_t**2)).sqrt()
         local = (x.flatten(1).double() - alpha_t * mean) @ axes * gain
         return (alpha_s * mean + local @ axes.T).reshape(x.shape).to(x.dtype)
+
+
+def exact(teacher: BaseTeacher) -> ExactTeacher:
+    """The exact teacher behind one that corrects it; an exact teacher itself.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if isinstance(teacher, ExactTeacher):
+        return teacher
+    if not isinstance(teacher.denoiser, CorrectedDenoiser):
+        raise ValueError(
+            f"the law of {teacher.id} is not known: name an exact teacher for the data, such as "
+            f"data.teacher._target_=domains.toy.teacher.Gaussian"
+        )
+    own = teacher.denoiser.exact
+    return ExactTeacher(own.mixture, own.process, teacher.event_shape, teacher.classes)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import check_facts
-from distillkit.files import load_weights, read_yaml, save_weights, write_yaml
-from distillkit.spec import from_spec, named, to_spec
-from distillkit.teachers.base import Teacher
+from distillkit.diffusion.start import Start
+from distillkit.files import load_weights, read_yaml
+from distillkit.spec import from_spec, named
+from distillkit.teachers.base import CONFIG, WEIGHTS, Teacher
 
-WEIGHTS, CONFIG = "model.safetensors", "teacher.yaml"
 MOST_STEPS = 10_000  # at which a teacher may be at its best
 
 
@@ -22,6 +23,8 @@ class Folder:
         trust: what the folder may do besides, see `distillkit.spec.from_spec`: packages whose network classes it may name,
             and paths outside of it that it may read.
     """
+
+    parts: dict[str, type] = {"codec": Codec}  # recorded objects besides the denoiser
 
     def __init__(self, path: str, trust: list[str] | None = None):
         folder = Path(path)
@@ -35,12 +38,17 @@ class Folder:
             raise ValueError(f"{folder / CONFIG} is damaged: it lacks {', '.join(missing)}")
         with named(folder / CONFIG):
             denoiser = from_spec(config["denoiser"], tuple(trust or ()), folder, folder / WEIGHTS)
+            parts = {name: from_spec(config[name], tuple(trust or ()), folder) for name in self.parts if name in config}
         check_facts(config, folder / CONFIG, denoiser, self.denoiser_kind)
         best = config.get("best", self.best)
         if not (isinstance(best, dict) and best.get("solver") in [*self.solvers] and _steps(best.get("steps"))):
             raise ValueError(f"{folder / CONFIG} is damaged: best cannot be {repr(best)[:80]}")
+        for name, part in parts.items():
+            if not isinstance(part, self.parts[name]):
+                raise ValueError(f"{folder / CONFIG} is damaged: {name} cannot be {repr(config[name])[:80]}")
         load_weights(denoiser, folder / WEIGHTS)
-        super().__init__(denoiser, tuple(config["event_shape"]), config.get("classes"), config.get("context") or ())
+        context = config.get("context") or ()
+        super().__init__(denoiser, tuple(config["event_shape"]), config.get("classes"), context, **parts)
         self.best = best
         self._id = str(config.get("id") or folder.name)
 
@@ -56,19 +64,4 @@ def _steps(value: Any) -> bool:
 class FolderTeacher(Folder, Teacher):
     """A teacher of a Gaussian process from a folder."""
 
-
-def save_teacher(path: str | Path, teacher: Teacher, **facts: Any) -> Path:
-    """Write a teacher folder; `facts` (id, domain ...) join teacher.yaml."""
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_weights(folder / WEIGHTS, teacher.denoiser)
-    config = {
-        **facts,
-        "best": teacher.best,
-        "event_shape": list(teacher.event_shape),
-        "classes": teacher.classes,
-        "context": list(teacher.context),
-        "denoiser": to_spec(teacher.denoiser),
-    }
-    write_yaml(folder / CONFIG, config)
-    return folder
+    parts = {"codec": Codec, "start": Start}

@@ -24,7 +24,7 @@ from distillkit.diffusion.process import RectifiedFlow
 from distillkit.errors import Arguments, Failure, exit_code, one_line
 from distillkit.files import fill_weights, write_text
 from distillkit.teachers.base import Teacher
-from distillkit.teachers.folder import CONFIG, save_teacher
+from distillkit.teachers.folder import CONFIG
 from domains.protein.proteina import CATH, FOLDS, ProteinaTransformer
 
 # What the network here has no choice about.
@@ -89,7 +89,7 @@ def convert(checkpoint: str | Path, folder: str | Path, cath: str | Path | None 
     teacher = Teacher(denoiser, (longest, 3), folds, context=("mask",))
     teacher.best = {"solver": "sde", "steps": 400}
     facts = {"id": Path(checkpoint).stem, "domain": "protein", "license": "that of the released checkpoint"}
-    save_teacher(folder, teacher, **facts, self_conditioning=bool(training.get("self_cond")))
+    teacher.save(folder, **facts, self_conditioning=bool(training.get("self_cond")))
     if tables:
         write_text(folder / CATH, json.dumps(tables))
     return folder

@@ -6,14 +6,15 @@ import torch
 
 from distillkit import checks
 from distillkit.data import DistillData, TensorData
-from distillkit.teachers.exact import ExactTeacher
+from distillkit.teachers.base import BaseTeacher
+from distillkit.teachers.exact import exact
 
 
 class ToyData(DistillData):
     """Exact samples, in plain units. Batch: `data` [B, D] float32, and the teacher's classes if it has any.
 
     Args:
-        teacher: the exact teacher whose law the data follow.
+        teacher: an exact teacher, whose law the data follow, or one that was made from it.
         num_samples: of the training set; validation and test have 5000 each.
         batch_size: samples of one micro-batch.
         seed: of the samples.
@@ -22,12 +23,12 @@ class ToyData(DistillData):
     domain = "toy"
     pictured = 2000
 
-    def __init__(self, teacher: ExactTeacher, num_samples: int = 20_000, batch_size: int = 1024, seed: int = 0):
+    def __init__(self, teacher: BaseTeacher, num_samples: int = 20_000, batch_size: int = 1024, seed: int = 0):
         super().__init__(batch_size)
         checks.whole(1, num_samples=num_samples)
         checks.seed(seed=seed)
-        self.teacher, self.num_samples, self.seed = teacher, num_samples, seed
-        self.event_shape, self.classes = teacher.event_shape, teacher.classes
+        self.teacher, self.num_samples, self.seed = exact(teacher), num_samples, seed
+        self.event_shape, self.classes = self.teacher.event_shape, self.teacher.classes
 
     def load(self):
         generator = torch.Generator().manual_seed(self.seed)

@@ -226,9 +226,8 @@ def test_no_gradient_where_it_is_off():
 
 def test_a_given_start_replaces_pure_noise():
     draws, noise = noises(2)
-    start = torch.ones(6, 2).double()
-    _, x_t = few_step(lambda x, t: x, PROCESSES["ve"], f64(80), noise, start=start)
-    assert torch.equal(x_t, start)
+    _, x_t = few_step(lambda x, t: x, PROCESSES["ve"], f64(80), noise, start=lambda eps, t: 1 + t / 40 * eps)
+    assert torch.equal(x_t, 1 + 2 * draws[0])
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.45, 1.0])
@@ -267,5 +266,5 @@ def test_a_deterministic_student_draws_once_and_so_is_scaled_once():
     process, (_, noise) = PROCESSES["flow"], noises(1)
     denoise, times = law(process).denoiser, f64(0.9, 0.4, 0.1)
     found, _ = few_step(denoise, process, times, noise, renoise=False, noise_scale=0.5)
-    expected, _ = few_step(denoise, process, times, noise, renoise=False, start=0.5 * 0.9 * noise(0))
+    expected, _ = few_step(denoise, process, times, noise, renoise=False, start=lambda eps, t: 0.5 * t * eps)
     torch.testing.assert_close(found, expected)

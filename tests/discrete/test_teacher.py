@@ -19,7 +19,7 @@ from distillkit.losses.discrete import score_entropy
 from distillkit.methods.base import Adam
 from distillkit.methods.pretrain import Pretrain
 from distillkit.spec import Recorded, from_spec, to_spec
-from distillkit.teachers.folder import FolderTeacher, save_teacher
+from distillkit.teachers.folder import FolderTeacher
 
 
 class Lookup(Recorded, nn.Module):
@@ -106,7 +106,7 @@ def test_an_exact_teacher_is_rebuilt_from_its_spec():
 def test_a_folder_brings_the_same_teacher_back(kind, tmp_path):
     torch.manual_seed(0)
     teacher = DiscreteTeacher(kind(Lookup(4, 2), Absorbing(3)), (5,), {"label": 2})
-    save_teacher(tmp_path / "t", teacher, id="mine")
+    teacher.save(tmp_path / "t", id="mine")
     again = DiscreteFolderTeacher(str(tmp_path / "t"), trust=[Lookup.__module__.split(".")[0]])
     cond = {"label": torch.arange(20) % 2}
     assert again.id == "mine" and again.classes == {"label": 2} and again.fingerprint() == teacher.fingerprint()
@@ -146,7 +146,7 @@ def test_pretraining_on_tokens_lowers_the_bound_towards_the_entropy(process, pre
     bound = score_entropy(model.student, x_0, t, fresh(0, 256, 2, process(3).num_states)(0)).mean()
     assert bound < Table(potts(3, 2, 1.5), process(3)).entropy() + 0.4  # an untrained one: 3.8 against 1.9
     assert model.sample({}, 8, 0).shape == (8, 2)
-    assert isinstance(model.as_teacher(), DiscreteTeacher)
+    assert isinstance(model.product(), DiscreteTeacher)
 
 
 def test_a_prediction_of_the_other_world_is_refused():

@@ -291,7 +291,7 @@ def test_a_student_of_llada_finds_its_teacher(tmp_path):
     pytest.importorskip("transformers")
     import distillkit
     from distillkit.discrete.learned import LearnedSampler
-    from distillkit.sampler_student import SamplerStudent
+    from distillkit.students.sampler import SamplerStudent
 
     teacher = TransformersTeacher(written(tmp_path / "llada", LLADA, weights(LLADA_NAMES, ())), length=LENGTH)
     student = SamplerStudent(teacher, LearnedSampler(teacher.process, teacher.grid(3).tolist()))

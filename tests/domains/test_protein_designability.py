@@ -13,7 +13,7 @@ from distillkit.diffusion.process import RectifiedFlow
 from distillkit.errors import Failure
 from distillkit.evaluation.protocol import evaluate
 from distillkit.networks.pair_transformer import PairTransformer
-from distillkit.student import Student
+from distillkit.students.few_step import FewStepStudent
 from distillkit.teachers.base import Teacher
 from domains.protein.data import ProteinData, asked
 from domains.protein.designability import COMMAND, TIMEOUT, Designability
@@ -159,7 +159,7 @@ def test_an_evaluation_has_it_once_for_each_model(monkeypatch, tmp_path):
     denoiser = Denoiser(PairTransformer((64, 3), width=16, depth=1, heads=2, pair=4), RectifiedFlow(), "flow")
     teacher = Teacher(denoiser, (64, 3), context=("mask",))
     teacher.best = {"solver": "euler", "steps": 3}
-    student = Student(denoiser, [1.0, 0.5], (64, 3), context=("mask",))
+    student = FewStepStudent(denoiser, [1.0, 0.5], (64, 3), context=("mask",))
     found = evaluate(data, teacher, student, num_samples=4)
     expected = (data.conditions(4)["mask"].sum(1) / 20 < 2).double().mean().item()
     assert [row["metrics"]["designability"] for row in found["rows"][:3]] == [pytest.approx(expected)] * 3

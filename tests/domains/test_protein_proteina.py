@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from distillkit.diffusion.process import RectifiedFlow
 from distillkit.diffusion.sampling import pure_noise
 from distillkit.methods.sid import SiD
-from distillkit.student import load_student
+from distillkit.students.base import load_student
 from domains.protein.convert import convert, main, merge_lora
 from domains.protein.data import ProteinData
 from domains.protein.folds import IdealFolds

@@ -9,7 +9,8 @@ from distillkit.diffusion.process import RectifiedFlow
 from distillkit.networks.dit import DiT
 from distillkit.networks.set_dit import SetDiT
 from distillkit.spec import Recorded
-from distillkit.student import Student
+from distillkit.students.base import Student
+from distillkit.students.few_step import FewStepStudent
 from domains.threed import chain
 from domains.threed.data import shell, voxel_sets
 
@@ -33,7 +34,7 @@ def student(network: nn.Module, event_shape, context=(), prediction="x0", classe
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2, generator=generator)
     denoiser = Denoiser(network, RectifiedFlow(), prediction)
-    return Student(denoiser, [1.0, 0.5], event_shape, classes, context=context).eval()
+    return FewStepStudent(denoiser, [1.0, 0.5], event_shape, classes, context=context).eval()
 
 
 def structure() -> Student:

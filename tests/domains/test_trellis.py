@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from distillkit.data import DistillData, TensorData
 from distillkit.methods.dmd import DMD
 from distillkit.methods.sid import SiD
-from distillkit.student import load_student
-from distillkit.teachers.folder import FolderTeacher, save_teacher
+from distillkit.students.base import load_student
+from distillkit.teachers.folder import FolderTeacher
 from domains.threed.trellis import (
     SLatFlowModel,
     SparseStructureDecoder,
@@ -561,7 +561,7 @@ def test_both_stages_are_distilled_and_the_student_comes_back_from_its_folder(fo
 @pytest.mark.parametrize("name", ["structure", "features"])
 def test_a_teacher_comes_back_from_a_distillkit_folder(folder, name):
     teacher = stage(folder, name)
-    again = FolderTeacher(str(save_teacher(folder / "teacher", teacher, id="small")))
+    again = FolderTeacher(str(teacher.save(folder / "teacher", id="small")))
     assert (again.event_shape, again.context, again.best) == (teacher.event_shape, teacher.context, teacher.best)
     cond = teacher.condition(Assets(teacher).load()[0][torch.arange(2)])
     noise = rand(*teacher.shape(2, cond))

@@ -105,7 +105,7 @@ def test_a_student_begins_as_its_teacher_and_the_teacher_stays_as_it_is(folder, 
     assert all(2 in value.shape and value.dtype == torch.float32 for value in adapters.values())
 
     # and what it takes to have the student again
-    expected = model.as_student().eval().sample(3, seed=5)
+    expected = model.product().eval().sample(3, seed=5)
     trust = (str(folder),)
     assert torch.equal(load_student(tmp_path / "student", trust).sample(3, seed=5), expected)
     with pytest.raises(ValueError, match=re.escape(f"pass trust=({str(folder)!r},) if that is right")):

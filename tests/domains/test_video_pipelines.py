@@ -12,7 +12,8 @@ pytest.importorskip("transformers")
 import tiny_pipelines
 from helpers import f64
 
-from distillkit.student import Student, load_student
+from distillkit.students.base import load_student
+from distillkit.students.few_step import FewStepStudent
 from domains.video.pipelines import CogVideoX, Decoder, Wan, ask, read_prompts
 
 SIZE = {"frames": 9, "height": 16, "width": 32}
@@ -222,7 +223,7 @@ def test_a_student_needs_no_pipeline(teacher, folder, tmp_path):
     """Its folder holds the network and the embeddings of its prompts."""
     copied = teacher.new_denoiser()
     assert all(p.requires_grad and p.dtype == torch.float32 for p in copied.parameters())
-    student = Student(copied, [1.0, 0.5], teacher.event_shape, teacher.classes).eval()
+    student = FewStepStudent(copied, [1.0, 0.5], teacher.event_shape, teacher.classes).eval()
     student.save(tmp_path / "student")
     away = folder.with_name("away")
     shutil.move(folder, away)

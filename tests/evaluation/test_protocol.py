@@ -19,7 +19,7 @@ from distillkit.evaluation.protocol import evaluate
 from distillkit.methods.dmd import DMD
 from distillkit.methods.sid import SiD
 from distillkit.networks.mlp import MLP
-from distillkit.student import load_student
+from distillkit.students.base import load_student
 from distillkit.teachers.base import Teacher
 
 
@@ -38,7 +38,7 @@ def rows(evaluation: dict) -> dict[str, dict]:
 
 def test_student_and_teacher_are_compared_one_by_one_from_the_same_noise():
     own = teacher()
-    student = SiD(own).as_student().eval()  # a copy: what the teacher gives in one step
+    student = SiD(own).product().eval()  # a copy: what the teacher gives in one step
     found = rows(evaluate(Places(), own, student, num_samples=20))
     assert (
         found["student"]["gap"] == pytest.approx(found["teacher at 1 step"]["gap"], rel=1e-5)
@@ -51,7 +51,7 @@ def test_student_and_teacher_are_compared_one_by_one_from_the_same_noise():
 
 def test_the_teacher_also_tries_the_times_of_the_student():
     own = teacher()
-    plain, chosen = (SiD(own, **settings).as_student() for settings in ({"num_steps": 3}, {"times": [80.0, 3.0, 0.7]}))
+    plain, chosen = (SiD(own, **settings).product() for settings in ({"num_steps": 3}, {"times": [80.0, 3.0, 0.7]}))
     assert len(own.few_step_choices(3, plain.times)) == 6  # its times are one of the two grids already
     grids = [times.tolist() for _, times in own.few_step_choices(3, chosen.times)]
     assert len(grids) == 9 and grids.count([80.0, 3.0, 0.7]) == 3

@@ -16,6 +16,7 @@ from distillkit.methods.dmd import DMD
 from distillkit.methods.pretrain import Pretrain
 from distillkit.methods.sid import SiD
 from distillkit.networks.mlp import MLP
+from distillkit.students.makers import Fresh
 
 
 class Plain(Distiller):
@@ -249,7 +250,7 @@ def test_averages_and_times_keep_their_precision(precision):
     times = model.step_times.tolist()
     fit(model, 4, precision=precision)
     assert all(p.dtype == torch.float32 for p in model.ema.parameters())
-    assert model.as_student().times == times
+    assert model.product().times == times
 
 
 def test_ema_can_be_off():
@@ -371,8 +372,8 @@ def test_the_teacher_says_where_it_is_at_its_best():
     def made(**settings):
         return Pretrain(MLP([2], width=8, depth=1, classes=CLASSES), VarianceExploding(), [2], CLASSES, **settings)
 
-    assert made(steps=7).as_teacher().best == {"solver": "heun", "steps": 7}
-    assert made(solver="ancestral", steps=50).as_teacher().best == {"solver": "ancestral", "steps": 50}
+    assert made(steps=7).product().best == {"solver": "heun", "steps": 7}
+    assert made(solver="ancestral", steps=50).product().best == {"solver": "ancestral", "steps": 50}
     with pytest.raises(ValueError, match="there is no solver 'magic'"):
         made(solver="magic")
     model = made(context=["first"])
@@ -450,7 +451,9 @@ def test_checkpoints_that_do_not_fit_are_refused(checkpoint):
             {k: v for k, v in content["state_dict"].items() if not k.startswith("ema.")}
         )
     with pytest.raises(ValueError, match="does not fit"):
-        SiD(neural(), network=MLP([2], width=4, depth=1, classes=CLASSES)).load_state_dict(content["state_dict"])
+        SiD(neural(), student_maker=Fresh(MLP([2], width=4, depth=1, classes=CLASSES))).load_state_dict(
+            content["state_dict"]
+        )
 
 
 # Data that do not belong to the teacher

@@ -24,7 +24,7 @@ from distillkit.discrete.process import Absorbing, Uniform
 from distillkit.discrete.teacher import DiscreteTeacher
 from distillkit.discrete.worlds import outer, positions, push, sequences
 from distillkit.methods.lsd import LSD, LSDPlus
-from distillkit.student import load_student
+from distillkit.students.base import load_student
 
 torch.set_num_threads(1)
 
@@ -224,7 +224,7 @@ def test_what_regression_makes_worse_the_guard_puts_back():
     teacher = world(mini_countdown(4, 4), Absorbing)
     model = fitted(LSD, teacher, 3, num_steps=4, objective="score_l2", couple=False, ratio=8)
     assert model.verdict["kept"] == "plain" and model.verdict["plain"] < model.verdict["learned"]
-    assert all((p == 0).all() for p in model.as_student().sampler.parameters())
+    assert all((p == 0).all() for p in model.product().sampler.parameters())
     assert any((p != 0).any() for p in model.student.parameters())  # what is trained stays, for a run that goes on
 
 
@@ -238,9 +238,9 @@ def test_the_verdict_is_in_the_checkpoint_and_falls_when_training_goes_on():
     again.load_state_dict(saved["state_dict"])
     again.on_load_checkpoint(saved)
     assert again.verdict == model.verdict and not again.conclude()
-    assert all((p == 0).all() for p in again.as_student().sampler.parameters())
+    assert all((p == 0).all() for p in again.product().sampler.parameters())
     again.on_train_start()
-    assert again.as_student().sampler is again.best_student
+    assert again.product().sampler is again.best_student
     again._trainer = model.trainer
     assert again.conclude() and again.verdict == model.verdict
 
@@ -367,7 +367,7 @@ def test_a_solver_reaches_its_teacher_s_samples(tmp_path):
     assert abs(plain.std() / 0.5 - 1) > 0.3
     assert abs(model.sample({}, 4096, 5).std() / 0.5 - 1) < 0.03
     assert model.conclude() and model.verdict["kept"] == "learned"
-    student, noise = model.as_student(), teacher.noise(10, {}, 5)
+    student, noise = model.product(), teacher.noise(10, {}, 5)
     assert torch.equal(student(noise), student.sample(10, seed=5))
 
 
@@ -382,7 +382,7 @@ def test_the_guard_puts_back_what_has_diverged(tmp_path):
         for parameter in model.student.parameters():
             parameter.fill_(torch.nan)
     assert model.conclude() and model.verdict["kept"] == "plain" and model.verdict["learned"] == float("inf")
-    assert model.as_student().sample(20).isfinite().all()
+    assert model.product().sample(20).isfinite().all()
 
 
 def test_one_step_has_nothing_to_learn():

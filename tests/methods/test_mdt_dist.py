@@ -17,6 +17,7 @@ from distillkit.losses.mdt import flow_time, flow_velocity
 from distillkit.methods.mdt_dist import MDTDist
 from distillkit.networks.dit import DiT
 from distillkit.networks.mlp import MLP
+from distillkit.students.makers import Fresh
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
@@ -51,7 +52,7 @@ class Level(Times):
 def on_a_line(mu, s, process=None, teacher=None, **kwargs):
     """Teacher N(M, S^2), student exact for N(mu, s^2), two weights."""
     process = process or VarianceExploding()
-    model = MDTDist(teacher or gaussian(M, S, process), network=MLP([1], width=8, depth=1), **kwargs)
+    model = MDTDist(teacher or gaussian(M, S, process), student_maker=Fresh(MLP([1], width=8, depth=1)), **kwargs)
     line = Line(mu, s)
     model.student = Jump(line, process)
     randn, rand = model.randn, model.rand

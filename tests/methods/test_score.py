@@ -18,6 +18,7 @@ from distillkit.methods.dmd import DMD
 from distillkit.methods.sid import SiD
 from distillkit.networks.mlp import MLP
 from distillkit.networks.unet import UNet
+from distillkit.students.makers import Fresh
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
@@ -104,7 +105,10 @@ def on_a_line(kind, mu, s, process=None, m=0.4, S=0.8, ratio=0.9, teacher=None, 
     """A method whose parts are those of the closed forms: exact teacher, affine student, best response, four points."""
     process = process or VarianceExploding()
     model = kind(
-        teacher or gaussian(m, S, process), network=MLP([1], width=8, depth=1), student_times=Level(ratio), **kwargs
+        teacher or gaussian(m, S, process),
+        student_maker=Fresh(MLP([1], width=8, depth=1)),
+        student_times=Level(ratio),
+        **kwargs,
     )
     model.normalise = None
     line = Line(mu, s)
@@ -543,7 +547,7 @@ def test_pairs_are_a_function_of_the_seed():
 
 def test_pairs_are_teacher_samples_from_the_same_noise():
     """The exact flow of a Gaussian: x_0 = m + S / sqrt(S^2 + 80^2) (80 z - m); rows of noise, sample and class stay together."""
-    model = DMD(gaussian(0.4, 0.9), network=MLP([1], width=8, depth=1), regression=0.25, num_pairs=50)
+    model = DMD(gaussian(0.4, 0.9), student_maker=Fresh(MLP([1], width=8, depth=1)), regression=0.25, num_pairs=50)
     model.on_fit_start()
     noise, y, _ = model.pairs(20)
     torch.testing.assert_close(y, 0.4 + 0.9 / math.hypot(0.9, 80) * (80 * noise - 0.4), rtol=0.02, atol=0.02)
@@ -590,7 +594,7 @@ def test_steps_are_spread_over_the_processes_grid():
     model = DMD(neural(RectifiedFlow(t_min=0.2)), num_steps=4)
     assert model.step_times.tolist() == pytest.approx([1.0, 0.8, 0.6, 0.4]) and model.num_steps == 4
     model = DMD(neural(), times=[80.0, 2.0])
-    assert model.num_steps == 2 and model.as_student().times == [80.0, 2.0]
+    assert model.num_steps == 2 and model.product().times == [80.0, 2.0]
 
 
 class Next(nn.Module):

@@ -13,9 +13,9 @@ from distillkit.losses.sid import sid_loss
 from distillkit.methods.dmd import DMD
 from distillkit.methods.sid import SiD
 from distillkit.spec import Recorded
-from distillkit.student import load_student
+from distillkit.students.base import load_student
 from distillkit.teachers.base import Teacher
-from distillkit.teachers.folder import FolderTeacher, save_teacher
+from distillkit.teachers.folder import FolderTeacher
 
 SIZES = torch.tensor([5, 2, 3])
 MASK = torch.arange(6)[None] < SIZES[:, None]  # [3, 6]
@@ -137,7 +137,7 @@ def test_context_is_kept_by_the_null_condition_and_travels_in_the_folders(tmp_pa
     cond = own.condition(batch() | {"label": torch.tensor([0, 1, 2])})
     null = own.null_condition(cond)
     assert (null["label"] == 4).all() and null["place"] is cond["place"] and null["mask"] is cond["mask"]
-    save_teacher(tmp_path / "teacher", teacher(), id="sets")
+    teacher().save(tmp_path / "teacher", id="sets")
     again = FolderTeacher(str(tmp_path / "teacher"), trust=[DeepSet.__module__.split(".")[0]])
     assert again.context == ("place", "mask")
     SiD(teacher()).export(tmp_path / "student")

@@ -7,7 +7,8 @@ from torch import nn
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow
 from distillkit.networks.pair_transformer import PairTransformer
-from distillkit.student import Student, load_student
+from distillkit.students.base import load_student
+from distillkit.students.few_step import FewStepStudent
 
 TIME = torch.tensor([0.1, 0.5, 0.9])
 SIZES = (9, 7, 4)
@@ -125,7 +126,7 @@ def test_it_starts_as_nothing_and_can_be_told_the_step_that_it_judges():
 
 def test_its_student_folder_loads_and_makes_chains_of_any_length(tmp_path):
     denoiser = Denoiser(small(), RectifiedFlow(), "flow")
-    student = Student(denoiser, [0.7, 0.2], (9, 3), {"label": 2}, context=("mask",), noise_scale=0.45)
+    student = FewStepStudent(denoiser, [0.7, 0.2], (9, 3), {"label": 2}, context=("mask",), noise_scale=0.45)
     again = load_student(student.save(tmp_path / "student"))
     for sizes in ((9, 7, 4), (12, 5)):
         _, cond = batch(sizes)

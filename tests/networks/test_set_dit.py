@@ -8,7 +8,8 @@ from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow
 from distillkit.networks.dit import DiT
 from distillkit.networks.set_dit import SetDiT
-from distillkit.student import Student, load_student
+from distillkit.students.base import load_student
+from distillkit.students.few_step import FewStepStudent
 
 SIDE, CHANNELS = 8, 3
 
@@ -107,7 +108,7 @@ def test_gradients_reach_every_weight_and_every_voxel():
 
 
 def test_its_student_folder_loads_and_samples_sets_of_any_size(tmp_path):
-    student = Student(
+    student = FewStepStudent(
         Denoiser(small(), RectifiedFlow()), [1.0], (6, CHANNELS), {"label": 2}, context=("coords", "mask")
     )
     student.save(tmp_path / "student")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distillkit import checks
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import DiscreteVariancePreserving, Process, RectifiedFlow
-from distillkit.student import Student
+from distillkit.students.base import Student
 from distillkit.teachers.base import Teacher
 from domains.video.pipelines.decoder import latent_shape
 from domains.video.pipelines.files import DTYPES, embed, load, local, read_json, read_prompts

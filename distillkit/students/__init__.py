@@ -1,0 +1,1 @@
+"""Students: what a distillation leaves, and how one is made from a teacher."""

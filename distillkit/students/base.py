@@ -1,0 +1,291 @@
+"""What a run leaves: the contract of products, the student every loaded folder is, and the one line that loads it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+import distillkit
+from distillkit.codec import Codec
+from distillkit.diffusion.denoiser import Cond, number
+from distillkit.files import read_weights, read_yaml, save_tensors, save_weights, write_yaml
+from distillkit.spec import Outside, from_spec, named, to_spec, trusted_class
+
+WEIGHTS, CONFIG, EXAMPLES = "model.safetensors", "student.yaml", "conditions.safetensors"
+MOST_STEPS = 1000  # network calls of a student
+MOST_EXAMPLE_BYTES = 2**20
+NUM_EXAMPLES = 16
+
+
+class Product(Protocol):
+    """What a method leaves: a student, a teacher."""
+
+    kind: str  # the name of its folder in the run, and of the yaml in it
+
+    def save(self, folder: str | Path, **facts: Any) -> Path:
+        """Write its folder; `facts` (domain, method, run ...) join its yaml."""
+
+
+class Student(nn.Module, ABC):
+    """A model that samples in a few network calls.
+
+    Args:
+        event_shape: shape of one sample in the space diffused in; of a padded set, with its largest size.
+        classes: categorical conditions, `{name: number of classes}`.
+        context: names of further conditions that every sample needs, see `BaseTeacher`.
+        codec: between data and samples; None means they are the same.
+        config: what its folder says about it.
+        examples: some conditions with a context, `{name: [M, ...]}`, used where none are given.
+    """
+
+    kind = "student"
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        classes: Mapping[str, int] | None = None,
+        context: Sequence[str] = (),
+        codec: Codec | None = None,
+        config: dict[str, Any] | None = None,
+        examples: Cond | None = None,
+    ):
+        super().__init__()
+        self.event_shape, self.classes, self.context = tuple(event_shape), dict(classes or {}), tuple(context)
+        self.codec, self.config, self.examples = codec or Codec(), config or {}, examples or {}
+
+    # What each kind of student says
+
+    @property
+    @abstractmethod
+    def times(self) -> list[float]:
+        """The times at which the network is called, largest first."""
+
+    @property
+    def num_steps(self) -> int:
+        """Network calls per sample."""
+        return len(self.times)
+
+    @property
+    def told(self) -> dict[str, tuple[float, float]]:
+        """Numbers that it was told in training and may be asked for, such as a guidance scale: name to range."""
+        return {}
+
+    @property
+    @abstractmethod
+    def weights(self) -> nn.Module:
+        """What model.safetensors holds."""
+
+    @abstractmethod
+    def sample(
+        self,
+        n: int = 64,
+        cond: Cond | None = None,
+        seed: int = 0,
+        batch_size: int = 1000,
+        decode: bool = True,
+        kappa: float | Tensor | None = None,
+    ) -> Tensor:
+        """`n` samples as data. The same (n, cond, seed) gives the same samples on every run.
+
+        Args:
+            n: how many.
+            cond: conditions, `{name: int tensor [n]}` and context tensors [n, ...]; default: all classes in turn, or with a
+                context the examples that its folder carries.
+            seed: of the noise.
+            batch_size: samples per network call; changes memory, not the result.
+            decode: false gives the space diffused in, [n, *event_shape], where data are made from it by a codec.
+            kappa: guidance scale, one number or one per sample [n], of a student that was told it.
+
+        Raises:
+            ValueError: a condition is missing or unknown, has another length than n or a class that does not exist.
+        """
+
+    @property
+    def not_exported(self) -> str:
+        """Why it cannot be written as one function of plain tensors; empty if it can."""
+        asks = " and ".join(self.context)
+        return f"a student that is asked about {asks} cannot be exported" if asks else ""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, home: Path, config: dict[str, Any], trust: tuple[str, ...], teacher: Any) -> Student:
+        """From a folder whose yaml is `config` and which may read what lies in `home`; see `load_student`."""
+
+    def facts(self) -> dict[str, Any]:
+        """What student.yaml says about it besides the facts it is given."""
+        own = {"codec": to_spec(self.codec)} if type(self.codec) is not Codec else {}
+        return {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "num_steps": self.num_steps,
+            "event_shape": list(self.event_shape),
+            "classes": self.classes,
+            "context": list(self.context),
+            **own,
+        }
+
+    # Conditions
+
+    def default_condition(self, num: int) -> Cond:
+        """Classes in turn: 0, 1, 2 ... for every categorical condition; with a context the examples in turn.
+
+        Raises:
+            ValueError: it has a context and no examples of it.
+        """
+        if not self.context:
+            return {name: torch.arange(num) % count for name, count in self.classes.items()}
+        if not self.examples:
+            raise ValueError(self.lacks(self.context[0], num))
+        return {name: value[torch.arange(num) % len(value)] for name, value in self.examples.items()}
+
+    def lacks(self, name: str, num: int) -> str:
+        """That a condition is missing, in the words of its domain."""
+        asks = self.config.get("asks") or {}
+        said = f" ({asks[name]})" if name in asks else " (what each sample is made for)"
+        return f"this student needs cond[{name!r}], a tensor with {num} rows{said}"
+
+    def checked_condition(self, n: int, cond: Cond | None, kappa: float | Tensor | None = None) -> Cond:
+        """What `n` samples are made for, or the ValueError of `sample`."""
+        cond = self.default_condition(n) if cond is None else {k: torch.as_tensor(v) for k, v in cond.items()}
+        if kappa is not None:
+            if "kappa" not in self.told:
+                made = self.config.get("kappa", 1.0)
+                raise ValueError(
+                    f"this student was not told kappa, so it samples with the one it was trained for ({made}): leave it out, or "
+                    f"train with a range such as model.kappa=[1,4]"
+                )
+            cond["kappa"] = torch.as_tensor(kappa, dtype=torch.float32).expand(n)
+        known = {*self.classes, *self.context, *self.told}
+        if unknown := sorted(cond.keys() - known):
+            raise ValueError(f"this student has no condition {unknown[0]!r}; it has {sorted(known) or 'none'}")
+        for name in self.context:
+            if name not in cond or len(cond[name]) != n:
+                raise ValueError(self.lacks(name, n))
+        for name, count in self.classes.items():
+            value = cond.get(name, torch.tensor(-1))
+            whole = not value.is_floating_point() and not value.is_complex()
+            if not whole or value.shape != (n,) or bool((value < 0).any()) or bool((value > count).any()):
+                raise ValueError(
+                    f"cond[{name!r}] must hold {n} integers from 0 to {count - 1} ({count} means no class)"
+                )
+        for name, (low, high) in self.told.items():
+            value = cond.setdefault(name, torch.full((n,), (low + high) / 2))
+            if value.shape != (n,) or not bool(((value >= low) & (value <= high)).all()):
+                raise ValueError(f"cond[{name!r}] must hold {n} numbers from {low:g} to {high:g}")
+        return cond
+
+    # The folder
+
+    def save(self, folder: str | Path, examples: Cond | None = None, **facts: Any) -> Path:
+        """Write the student folder.
+
+        Args:
+            folder: where.
+            examples: conditions to carry, as many as fit into a megabyte and at most 16; only with a context.
+            facts: domain, method, teacher ... that join student.yaml.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(folder / WEIGHTS, self.weights)
+        if self.context and examples:
+            row = sum(value[:1].numel() * value.element_size() for value in examples.values())
+            num = max(1, min(NUM_EXAMPLES, MOST_EXAMPLE_BYTES // max(row, 1)))
+            self.examples = {name: value[:num].cpu() for name, value in examples.items()}
+        if self.examples:
+            save_tensors(folder / EXAMPLES, self.examples)
+        self.config = {"distillkit": distillkit.__version__, **facts, **self.facts()}
+        write_yaml(folder / CONFIG, self.config)
+        return folder
+
+
+def load_student(path: str | Path, trust: tuple[str, ...] = (), teacher: Any = None) -> Student:
+    """A student from its folder, in eval mode. Reads no pickle, and builds no teacher unless the student calls it.
+
+    The folder may come from a stranger: it chooses neither what code runs nor what is read outside of it.
+
+    Args:
+        path: a student folder, or the run folder around it.
+        trust: what the folder may do besides: packages whose classes it may name, and paths (with a `/`) that it may
+            read outside of itself, where a sampler's teacher, the base of adapters or a codec's weights lie.
+        teacher: of a sampler, if it is no longer where the folder says.
+
+    Raises:
+        ValueError: the folder is missing, damaged, or names a class from an untrusted package or a path outside; a sampler's
+            teacher is missing or another one than it was made for.
+    """
+    folder = home = Path(path)
+    if (folder / "student" / CONFIG).is_file():
+        folder = folder / "student"
+    if not folder.is_dir():
+        raise ValueError(f"there is no student folder {path}: give the folder that `fit` wrote")
+    file = folder / CONFIG
+    config = read_yaml(file)
+    # folders of earlier versions name no class
+    own = "distillkit.students." + ("sampler.SamplerStudent" if "sampler" in config else "few_step.FewStepStudent")
+    with named(file):
+        kind = trusted_class(config.get("class_path", own), trust, Student)
+    student = kind.load(folder, home, config, trust, teacher)
+    student.examples = _examples(folder / EXAMPLES, student)
+    return student.requires_grad_(False).eval()
+
+
+def _examples(file: Path, student: Student) -> Cond:
+    """The example conditions of a folder, checked."""
+    if not student.context or not file.is_file():
+        return {}
+    found = read_weights(file)
+    lengths = {value.shape[:1] for value in found.values()}
+    if found.keys() != {*student.classes, *student.context} or len(lengths) != 1 or lengths <= {(), (0,)}:
+        raise ValueError(f"{file} is damaged: it holds no conditions of this student")
+    return found
+
+
+def load_codec(config: dict[str, Any], file: Path, trust: tuple[str, ...], home: Path) -> Codec | None:
+    """The codec of a student.yaml; one that may not be read says so when it is needed."""
+    if "codec" not in config:
+        return None
+    try:
+        with named(file):
+            codec = from_spec(config["codec"], trust, home)
+    except Outside as error:
+        return Refused(str(error))
+    if not isinstance(codec, Codec):
+        raise ValueError(f"{file} is damaged: codec cannot be {repr(config['codec'])[:80]}")
+    return codec
+
+
+class Refused(Codec):
+    """A codec outside of what its folder may read.
+
+    Args:
+        reason: said when data are wanted.
+    """
+
+    def __init__(self, reason: str):
+        self.reason = reason
+
+    def decode(self, x, cond):
+        raise Outside(f"{self.reason}; or take samples undecoded, with decode=False")
+
+
+def check_origin(config: dict[str, Any], file: Path) -> None:
+    """Refuse a student.yaml that says how it was made with values of the wrong kind."""
+    asks = config.get("asks") or {}
+    kappa = config.get("kappa", 1.0)
+    sound = {
+        "kappa": number(kappa) or isinstance(kappa, list) and len(kappa) == 2 and all(map(number, kappa)),
+        **{key: isinstance(config.get(key) or {}, dict) for key in ("teacher", "run")},
+        "asks": isinstance(asks, dict) and all(isinstance(text, str) for text in asks.values()),
+    }
+    refuse(config, file, sound)
+
+
+def refuse(config: dict[str, Any], file: Path, sound: dict[str, bool]) -> None:
+    """Refuse the first key whose value is not sound."""
+    for key, fine in sound.items():
+        if not fine:
+            raise ValueError(f"{file} is damaged: {key} cannot be {repr(config.get(key))[:80]}")

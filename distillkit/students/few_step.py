@@ -1,0 +1,135 @@
+"""The student with a network of its own, called once or a few times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillkit.codec import Codec
+from distillkit.diffusion.denoiser import Cond, Denoiser, check_facts, number, numbers
+from distillkit.diffusion.process import set_shape
+from distillkit.diffusion.sampling import few_step
+from distillkit.diffusion.start import Start
+from distillkit.files import load_weights
+from distillkit.progress import calls
+from distillkit.spec import from_spec, named, to_spec
+from distillkit.students.base import MOST_STEPS, WEIGHTS, Student, check_origin, load_codec, refuse
+
+
+class FewStepStudent(Student):
+    """A few-step sampler: a denoiser and the times at which it is called.
+
+    Args:
+        denoiser: `(x_t, t, cond) -> x_0`.
+        times: the times of the steps, largest first.
+        event_shape, classes, context, codec, config, examples: as in `Student`.
+        renoise: between steps, fresh noise (true) or the noise the student implies (false).
+        noise_scale: of all noise that it draws, see `few_step`; 1 is what it was trained with.
+        start: where sampling begins; None means pure noise.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        times: Sequence[float],
+        event_shape: Sequence[int],
+        classes: dict[str, int] | None = None,
+        renoise: bool = True,
+        config: dict[str, Any] | None = None,
+        context: Sequence[str] = (),
+        noise_scale: float = 1.0,
+        start: Start | None = None,
+        codec: Codec | None = None,
+        examples: Cond | None = None,
+    ):
+        super().__init__(event_shape, classes, context, codec, config, examples)
+        self.denoiser, self._times = denoiser, list(times)
+        self.renoise, self.noise_scale, self.start = renoise, noise_scale, start or Start()
+
+    @property
+    def times(self) -> list[float]:
+        return self._times
+
+    @property
+    def weights(self) -> nn.Module:
+        return self.denoiser
+
+    @torch.no_grad()
+    def forward(self, noise: Tensor, cond: Cond | None = None, draw: Callable[[int], Tensor] | None = None) -> Tensor:
+        """From unit noise [B, *event_shape] to samples, undecoded; `draw(i)` gives the noise of later steps."""
+        times, cond = torch.tensor(self.times, dtype=torch.float64, device=noise.device), cond or {}
+        x_0, _ = few_step(
+            lambda x, t: self.denoiser(x, t, cond),
+            self.denoiser.process,
+            times,
+            lambda i: noise if i == 0 else draw(i),
+            self.renoise,
+            start=lambda eps, t: self.start(self.denoiser.process, eps, t, cond, self.noise_scale),
+            noise_scale=self.noise_scale,
+        )
+        return x_0
+
+    def sample(self, n=64, cond=None, seed=0, batch_size=1000, decode=True, kappa=None):
+        cond = self.checked_condition(n, cond, kappa)
+        device = next(self.denoiser.parameters()).device
+        generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
+        draws = [
+            torch.randn(set_shape(n, self.event_shape, cond.get("mask")), generator=generator)
+            for _ in range(self.num_steps if self.renoise else 1)
+        ]
+        out = []
+        with calls("sampling", self.denoiser, n * self.num_steps):
+            for rows in torch.arange(n).split(batch_size):
+                part = {k: v[rows.to(v.device)].to(device) for k, v in cond.items()}
+                x = self(draws[0][rows].to(device), part, lambda i, rows=rows: draws[i][rows].to(device))
+                out.append(self.codec.decode(x, part) if decode else x)
+        shape = self.codec.data_shape(self.event_shape) if decode else self.event_shape
+        return torch.cat(out) if out else torch.empty(0, *shape)
+
+    def facts(self):
+        where = {} if self.start.pure else {"start": to_spec(self.start)}
+        return {
+            **super().facts(),
+            "times": self.times,
+            "renoise": self.renoise,
+            "noise_scale": self.noise_scale,
+            **where,
+            "denoiser": to_spec(self.denoiser),
+        }
+
+    @classmethod
+    def load(cls, folder, home, config, trust, teacher):
+        file = folder / "student.yaml"
+        missing = [key for key in ("denoiser", "times", "event_shape", "renoise") if key not in config]
+        if missing:
+            raise ValueError(f"{file} is damaged: it lacks {', '.join(missing)}")
+        with named(file):
+            denoiser = from_spec(config["denoiser"], trust, home, folder / WEIGHTS)
+            start = from_spec(config["start"], trust, home) if "start" in config else None
+        check_facts(config, file, denoiser)
+        check_origin(config, file)
+        times, scale = config["times"], config.get("noise_scale", 1.0)
+        falling = numbers(times) and all(a > b for a, b in zip(times, times[1:], strict=False))
+        sound = {
+            "times": falling and len(times) <= MOST_STEPS,
+            "renoise": isinstance(config["renoise"], bool),
+            "noise_scale": number(scale),
+            "start": start is None or isinstance(start, Start),
+        }
+        refuse(config, file, sound)
+        load_weights(denoiser, folder / WEIGHTS)
+        return cls(
+            denoiser,
+            times,
+            config["event_shape"],
+            config.get("classes"),
+            config["renoise"],
+            config,
+            config.get("context") or (),
+            scale,
+            start,
+            load_codec(config, file, trust, home),
+        )
