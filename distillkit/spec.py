@@ -48,15 +48,17 @@ class Recorded:
         )
         return self
 
+    def recorded(self) -> dict[str, Any]:
+        """The arguments to make it again with, by name; a class whose objects change says here what they are by now."""
+        arguments = {name: value for name, value in self._arguments.items() if name != "self"}
+        return arguments | arguments.pop("kwargs", {})
+
 
 def to_spec(value: Any) -> Any:
     """`{class_path, init_args}` of a `Recorded` object, at every depth; plain data stays plain."""
     if isinstance(value, Recorded):
-        arguments = dict(value._arguments)
-        arguments.pop("self", None)
-        arguments.update(arguments.pop("kwargs", {}))
         cls = type(value)
-        made = {name: to_spec(argument) for name, argument in arguments.items()}
+        made = {name: to_spec(argument) for name, argument in value.recorded().items()}
         return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": made}
     if isinstance(value, torch.Tensor):
         return value.tolist()

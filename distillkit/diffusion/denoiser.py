@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,9 +82,17 @@ class Denoiser(Recorded, nn.Module):
         prediction: `x0`, `eps`, `v` (variance preserving only), `flow` (`alpha' x_0 + sigma' eps`) or `edm`
             (preconditioned, EDM eq. 7; works on every process through the ratio sigma / alpha).
         sigma_data: standard deviation of the data, used by `edm`.
+        told: further conditions of the network, `{name: arguments of tell}`.
     """
 
-    def __init__(self, network: nn.Module, process: Process, prediction: Prediction = "edm", sigma_data: float = 0.5):
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process,
+        prediction: Prediction = "edm",
+        sigma_data: float = 0.5,
+        told: dict[str, dict[str, Any]] | None = None,
+    ):
         super().__init__()
         if prediction not in ("x0", "eps", "v", "flow", "edm"):
             raise ValueError(f"prediction must be x0, eps, v, flow or edm, got {prediction!r}")
@@ -93,6 +102,52 @@ class Denoiser(Recorded, nn.Module):
             if abs(float(process.alpha(t) ** 2 + process.sigma(t) ** 2) - 1) > 1e-6:
                 raise ValueError(f"v prediction needs alpha^2 + sigma^2 = 1, which {process} is not: use flow")
         self.network, self.process, self.prediction, self.sigma_data = network, process, prediction, sigma_data
+        self.told: dict[str, dict[str, Any]] = {}
+        for name, kind in (told or {}).items():
+            self.tell(name, **kind)
+
+    def recorded(self):
+        """What it was told since it was made is said too; without any, a description is as it was before there was `told`."""
+        arguments = {name: value for name, value in super().recorded().items() if name != "told"}
+        return arguments | ({"told": self.told} if self.told else {})
+
+    @property
+    def tellable(self) -> bool:
+        """Whether its network can be told further conditions."""
+        return hasattr(getattr(self.network, "embed", None), "tell")
+
+    def tell(
+        self,
+        name: str,
+        categories: int | None = None,
+        range: Sequence[float] | None = None,
+        size: int | None = None,
+    ) -> None:
+        """Tell the network a further condition `cond[name]`, which every call then needs.
+
+        Its weights are part of the network and begin as zero, so that outputs are the same bit for bit until it is trained.
+
+        Args:
+            name: an identifier that no condition of the network has yet.
+            categories: their number; `cond[name]` is int64 [B], from 0 (which step of a student is judged).
+            range: the smallest and the largest value of a number; `cond[name]` is float [B] (kappa, the end of a jump).
+            size: elements of a vector of order one; `cond[name]` is float [B, size] (a camera).
+
+        Raises:
+            ValueError: no kind or several, a name that is taken, a size or a range without sense, a network that cannot be told.
+        """
+        if not self.tellable:
+            raise ValueError(
+                f"{type(self.network).__name__} cannot be told {name!r}: give the network an `embed` with a method `tell`, such "
+                f"as distillkit.networks.blocks.Embedding"
+            )
+        self.network.embed.tell(name, categories, range, size)
+        given = {"categories": categories, "range": None if range is None else list(range), "size": size}
+        self.told[name] = {kind: value for kind, value in given.items() if value is not None}
+
+    def with_network(self, network: nn.Module) -> Denoiser:
+        """A denoiser on the same process with another network, told the same conditions."""
+        return Denoiser(network, self.process, self.prediction, self.sigma_data, self.told)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """The denoised sample E[x_0 | x_t]; x_t: [B, ...]; t: [B] or scalar; at least float32."""
@@ -200,8 +255,11 @@ def check_facts(config: dict[str, Any], file: Path, denoiser: Any, kind: type = 
     """Refuse a folder whose yaml holds values of the wrong kind, before one of them fails somewhere inside."""
     shape, classes, context = (config.get(key) or {} for key in ("event_shape", "classes", "context"))
     counts = [*classes.values(), 1] if isinstance(classes, dict) else []
-    known = getattr(getattr(denoiser, "network", None), "_arguments", {})
-    tables = known["classes"] if isinstance(known.get("classes"), dict) else {}
+    network = getattr(denoiser, "network", None)
+    known = network.recorded() if isinstance(network, Recorded) else {}
+    tables = dict(known["classes"]) if isinstance(known.get("classes"), dict) else {}
+    # what was told has no null class, and a number or a vector is no class
+    tables |= {name: told.get("categories", 1) - 1 for name, told in getattr(denoiser, "told", {}).items()}
     own = known.get("event_shape") or shape
     first = 1 if isinstance(context, list) and "mask" in context else 0  # sets come in all sizes
     sound = {

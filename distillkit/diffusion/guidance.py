@@ -10,20 +10,25 @@ import torch
 from torch import Tensor
 
 from distillkit.diffusion.denoiser import Cond, Denoiser
+from distillkit.diffusion.process import expand
 
 
-def guided(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Cond, null: Cond, kappa: float = 1.0) -> Tensor:
+def guided(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Cond, null: Cond, kappa: float | Tensor = 1.0) -> Tensor:
     """The guided denoised sample, with conditional and unconditional passes in one batch (arXiv 2207.12598).
 
-    kappa = 1 calls the network once with `cond`, kappa = 0 once with `null`, bit for bit what an unguided call gives.
+    kappa is one number, or a tensor [B] with one for each sample. The number 1 calls the network once with `cond`, the number
+    0 once with `null`, bit for bit what an unguided call gives; a tensor is not looked at and always takes both passes.
     """
-    if kappa == 1 or not cond:
+    number = not isinstance(kappa, Tensor)
+    if not cond or (number and kappa == 1):
         return denoiser(x_t, t, cond)
-    if kappa == 0:
+    if number and kappa == 0:
         return denoiser(x_t, t, null)
     t = torch.as_tensor(t, device=x_t.device, dtype=torch.promote_types(torch.float32, x_t.dtype)).expand(x_t.shape[0])
     both = {key: torch.cat([cond[key], null[key]]) for key in cond}
     with_cond, without = denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+    if not number:
+        kappa = expand(kappa.to(with_cond), with_cond)
     return without + kappa * (with_cond - without)
 
 

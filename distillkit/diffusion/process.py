@@ -67,6 +67,32 @@ class Process(Recorded, ABC):
         """`alpha(t) x_0 + sigma(t) eps`; x_0, eps: [B, ...]; t: [B] or scalar."""
         return expand(self.alpha(t), x_0) * x_0 + expand(self.sigma(t), x_0) * eps
 
+    def travel(self, x_s: Tensor, s: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """From level s to a noisier level t: `(alpha_t / alpha_s) x_s + sqrt(sigma_t^2 - (alpha_t sigma_s / alpha_s)^2) eps`.
+
+        The marginal is kept: a sample of x_0 noised to s becomes one noised to t (TDM, arXiv 2503.06674; Phased DMD, arXiv
+        2510.27684). With s = t it is the identity, bit for bit, at pure noise too.
+
+        Args:
+            x_s: samples at level s, [B, ...].
+            s, t: times, [B] or scalars; t at least s. The factors are computed in their precision and cast to that of x_s.
+            eps: unit Gaussian noise, independent of x_s, like x_s.
+
+        Raises:
+            ValueError: t is before s. Times on a GPU are not looked at, since that would wait for it: there the radicand is
+                cut at zero, so that too little noise stays too little.
+        """
+        if t.device.type == s.device.type == "cpu" and bool((back := t < s * (1 - 1e-6)).any()):
+            first, second = (u.expand_as(back)[back][0].item() for u in (s, t))
+            raise ValueError(f"travel goes from a time to a noisier one, got s={first:g} and t={second:g}: swap them")
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = ((self.alpha(u), self.sigma(u)) for u in (s, t))
+        still = alpha_s == alpha_t  # no signal is lost; without this 0 / 0 at pure noise
+        gain = torch.where(still, 1, alpha_t) / torch.where(still, 1, alpha_s)
+        carried = gain * sigma_s
+        std = ((sigma_t - carried) * (sigma_t + carried)).clamp_min(0).sqrt()
+        gain, std = (expand(factor, x_s).to(x_s.dtype) for factor in (gain, std))
+        return gain * x_s + std * eps
+
     def network_time(self, t: Tensor) -> Tensor:
         """What our own networks are conditioned on: a number of order one."""
         return t

@@ -25,6 +25,10 @@ class DiscreteDenoiser(Recorded, nn.Module, ABC):
         super().__init__()
         self.process = process
 
+    def with_network(self, network: nn.Module) -> DiscreteDenoiser:
+        """A denoiser of the same kind on the same process with another network."""
+        return type(self)(**self.recorded() | {"network": network})
+
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """`log p(x_0^i = y | x_t^{-i})`, [B, d, S]; certain where an absorbing process shows the token. t: [B] or scalar."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distillkit.diffusion.denoiser import Cond
 from distillkit.discrete.denoiser import DiscreteDenoiser, Guided
@@ -105,15 +103,6 @@ class DiscreteTeacher(BaseTeacher):
 
     def network_passes(self, solver, num_times):
         return network_passes(SAMPLERS[solver], num_times)
-
-    def new_denoiser(self, network: nn.Module | None = None) -> DiscreteDenoiser:
-        own = self.denoiser
-        if network is None:
-            copied = copy.deepcopy(own)
-        else:
-            arguments = {name: value for name, value in own._arguments.items() if name != "self"}
-            copied = type(own)(**arguments | {"network": copy.deepcopy(network)})
-        return copied.requires_grad_(True).train()
 
 
 class DiscreteFolderTeacher(Folder, DiscreteTeacher):

@@ -1,61 +1,16 @@
 """MDT-dist, marginal-data transport distillation (arXiv 2509.04406): the residual of an average velocity.
 
-All of it is written in flow coordinates, which every Gaussian process has: `x = x_t / (alpha + sigma)` and
-`tau = sigma / (alpha + sigma)` turn a noised sample into `x = (1 - tau) x_0 + tau eps`, tau in [0, 1]. There the teacher's
-probability-flow ODE has the velocity `v = (x - D) / tau`, D its denoised sample; a student that jumps to data in one call
-has in the same place the average velocity `phi = (x - D_student) / tau` of its jump.
+All of it is written in flow coordinates, see `diffusion/flow.py`: v is the velocity of the teacher's probability-flow ODE at
+(x, tau), phi the average velocity of the student's jump to data from there, `dphi/dtau` its rate along the ODE.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from distillkit.diffusion.process import Process, expand, expand_mask
+from distillkit.diffusion.process import expand, expand_mask
 from distillkit.losses.reduce import mean
-
-Velocity = Callable[[Tensor, Tensor], Tensor]  # (x [B, ...], tau [B]) -> [B, ...]
-
-
-def flow_time(process: Process, t: Tensor) -> Tensor:
-    """`tau = sigma / (alpha + sigma)` at t, same shape."""
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    return sigma / (alpha + sigma)
-
-
-def flow_velocity(denoise: Callable[[Tensor, Tensor], Tensor], process: Process) -> Velocity:
-    """`(x - D) / tau` of `denoise(x_t, t) -> D` on any process: v of a teacher, phi of a student."""
-
-    def velocity(x: Tensor, tau: Tensor) -> Tensor:
-        t = process.from_ratio(tau / (1 - tau))
-        x_t = expand(process.alpha(t) + process.sigma(t), x) * x
-        return (x - denoise(x_t, t)) / expand(tau, x)
-
-    return velocity
-
-
-def difference_quotient(student: Velocity, x: Tensor, tau: Tensor, phi: Tensor, v: Tensor, delta: float) -> Tensor:
-    """`dphi/dtau` along the teacher's ODE by a hop towards data: `(phi - phi(x - delta v, tau - delta)) / delta`, [B, ...].
-
-    Args:
-        student: the average velocity as a function; called once.
-        x, tau: where, [B, ...] and [B]; tau > delta.
-        phi, v: the student's and the teacher's velocity there.
-        delta: length of the hop.
-    """
-    return (phi - student(x - delta * v, tau - delta)) / delta
-
-
-def forward_derivative(student: Velocity, x: Tensor, tau: Tensor, v: Tensor) -> Tensor:
-    """`dphi/dtau = d_tau phi + (grad_x phi) v` exactly, in one forward-mode pass, [B, ...].
-
-    Fused attention kernels have no forward-mode rule, so attention runs by PyTorch's plain mathematics.
-    """
-    with sdpa_kernel(SDPBackend.MATH):
-        return torch.func.jvp(student, (x, tau), (v, torch.ones_like(tau)))[1]
 
 
 def unit_tangent(rate: Tensor, mask: Tensor | None = None) -> Tensor:

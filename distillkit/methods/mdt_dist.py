@@ -9,19 +9,18 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
-from distillkit.diffusion.guidance import guided
-from distillkit.diffusion.process import expand
-from distillkit.diffusion.times import Times
-from distillkit.losses.mdt import (
+from distillkit.diffusion.flow import (
     Velocity,
     difference_quotient,
     flow_time,
     flow_velocity,
     forward_derivative,
-    pull,
-    residual,
-    unit_tangent,
+    noised,
 )
+from distillkit.diffusion.guidance import guided
+from distillkit.diffusion.process import expand
+from distillkit.diffusion.times import Times
+from distillkit.losses.mdt import pull, residual, unit_tangent
 from distillkit.losses.reduce import mean
 from distillkit.methods.base import WEIGHTS, Adam
 from distillkit.methods.few_step import KAPPAS, FewStepDistiller
@@ -32,7 +31,7 @@ class MDTDist(FewStepDistiller):
     """Fit the average velocity of the jump to data; no fake score, no discriminator, no target network.
 
     Velocity matching (VM) on noised data x: `|phi(x, tau) - sg[v(x, tau) - tau dphi/dtau]|^2`, phi the student's and v the
-    teacher's velocity in flow coordinates (see `losses/mdt.py`). Velocity distillation (VD) moves the student's one-step
+    teacher's velocity in flow coordinates (see `diffusion/flow.py`). Velocity distillation (VD) moves the student's one-step
     sample x_1 against the same residual, found at x_1 noised again: its gradient is that of
     `2 (1 - tau) <sg[v - phi - tau dphi/dtau], x_1>`, the student standing in for the score of its own samples. However many
     steps the student will take, the one from its largest time is what VD trains.
@@ -172,8 +171,3 @@ class MDTDist(FewStepDistiller):
                 f"use 32-true or bf16-mixed"
             )
         super().setup(stage)
-
-
-def noised(x_0: Tensor, tau: Tensor, eps: Tensor) -> Tensor:
-    """`(1 - tau) x_0 + tau eps`, in flow coordinates."""
-    return torch.lerp(x_0, eps, expand(tau, x_0))

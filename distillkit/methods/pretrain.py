@@ -21,6 +21,7 @@ from distillkit.losses.discrete import score_entropy
 from distillkit.methods.base import Adam
 from distillkit.methods.few_step import check_tokens
 from distillkit.methods.leaves_teacher import TeacherDistiller
+from distillkit.spec import Recorded
 from distillkit.teachers.base import Teacher
 
 T_MIN = 1e-3  # of tokens: below it the weight of a sample, 1 / t, has no bound
@@ -66,7 +67,7 @@ class Pretrain(TeacherDistiller):
         super().__init__(**kwargs)
         checks.whole(1, event_shape=event_shape, classes=classes or {})
         checks.whole(1, 10_000, steps=steps)
-        made_for = getattr(network, "_arguments", {}).get("event_shape", event_shape)  # see Recorded
+        made_for = network.recorded().get("event_shape", event_shape) if isinstance(network, Recorded) else event_shape
         if tuple(made_for) != tuple(event_shape):
             raise ValueError(
                 f"the network is made for event_shape {list(made_for)}, the run has {list(event_shape)}: say it once, with "

@@ -73,12 +73,12 @@ class ScoreDistiller(FewStepDistiller):
         """The fake score, which knows the steps of the student apart if each of them is matched."""
         fake = self.fake_score_maker.make(self.teacher)
         if self.tells_steps:
-            if not hasattr(getattr(fake.network, "embed", None), "add"):
+            if not fake.tellable:
                 raise ValueError(
                     f"{type(fake.network).__name__} cannot be told which of the {self.num_steps} steps it judges: "
                     f"set model.matched=last or model.num_steps=1"
                 )
-            fake.network.embed.add("step", self.num_steps)
+            fake.tell("step", categories=self.num_steps)
         return fake
 
     @property

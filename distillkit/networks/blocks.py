@@ -1,11 +1,17 @@
-"""What the networks share: embeddings of time and class."""
+"""What the networks share: embeddings of time, class and of what a network is told besides."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from distillkit import checks
+
+WAVES = 64  # sines and cosines of a number that a network is told
+MOST = 65_536  # categories or elements of one further condition
 
 
 class Embedding(nn.Module):
@@ -21,20 +27,120 @@ class Embedding(nn.Module):
         self.width = width
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.classes = nn.ModuleDict({name: nn.Embedding(num + 1, width) for name, num in classes.items()})
+        self.told = Told(width)
 
-    def add(self, name: str, num: int) -> None:
-        """One more condition, of `num` classes, that says nothing until it is trained."""
-        self.classes[name] = zero(nn.Embedding(num, self.width))
+    def tell(
+        self,
+        name: str,
+        categories: int | None = None,
+        range: Sequence[float] | None = None,
+        size: int | None = None,
+    ) -> None:
+        """See `Told.tell`."""
+        if name in self.classes:
+            raise ValueError(f"this network is conditioned on {name!r} already: choose another name")
+        self.told.tell(name, categories, range, size)
 
     def forward(self, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         out = self.time(sinusoids(time, self.width).to(self.time[0].weight.dtype))
         for name, table in self.classes.items():
-            if name not in cond:
-                raise ValueError(
-                    f"this network is conditioned on {name!r}, but the condition has {sorted(cond) or 'nothing'}"
-                )
-            out = out + table(cond[name])
+            out = out + table(wanted(cond, name))
+        if self.told:
+            out = out + self.told(cond)
         return nn.functional.silu(out)
+
+
+class Told(nn.ModuleDict):
+    """Further conditions of a network by name, together one vector [B, width], zero until it is trained.
+
+    Args:
+        width: size of the vector.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self._width = width
+
+    def tell(
+        self,
+        name: str,
+        categories: int | None = None,
+        range: Sequence[float] | None = None,
+        size: int | None = None,
+    ) -> None:
+        """One more condition: exactly one of the three kinds.
+
+        Args:
+            name: its key in `cond`, an identifier.
+            categories: their number; `cond[name]` is int64 [B], from 0.
+            range: the smallest and the largest value of a number; `cond[name]` is float [B].
+            size: elements of a vector of order one; `cond[name]` is float [B, size].
+
+        Raises:
+            ValueError: no kind or several, a name that is taken or impossible, a size or a range without sense.
+        """
+        if sum(kind is not None for kind in (categories, range, size)) != 1:
+            raise ValueError(
+                f"{name!r} is told as exactly one of categories, range and size, got categories={categories}, "
+                f"range={range}, size={size}"
+            )
+        if name in self:
+            raise ValueError(f"this network is told {name!r} already: choose another name")
+        if not name.isidentifier() or name == "mask" or hasattr(nn.ModuleDict, name):
+            raise ValueError(f"a condition cannot be called {name!r}: choose another name")
+        if categories is not None:
+            checks.whole(1, MOST, categories=categories)
+            self[name] = zero(nn.Embedding(categories, self._width))
+        elif range is not None:
+            self[name] = Number(*_ends(range), self._width)
+        else:
+            checks.whole(1, MOST, size=size)
+            self[name] = Vector(size, self._width)
+
+    def forward(self, cond: dict[str, Tensor]) -> Tensor:
+        """[B, width]; there must be at least one condition."""
+        return sum(module(wanted(cond, name)) for name, module in self.items())
+
+
+class Number(nn.Module):
+    """A number in [low, high], [B], to [B, width]: its place in the range as sinusoids, then two layers, the last one zero."""
+
+    def __init__(self, low: float, high: float, width: int):
+        super().__init__()
+        self.low, self.high = low, high
+        self.layers = nn.Sequential(nn.Linear(WAVES, 2 * WAVES), nn.SiLU(), zero(nn.Linear(2 * WAVES, width)))
+
+    def forward(self, value: Tensor) -> Tensor:
+        value = value.to(torch.promote_types(value.dtype, torch.float32))
+        waves = sinusoids((value - self.low) / (self.high - self.low), WAVES)
+        return self.layers(waves.to(self.layers[0].weight.dtype))
+
+
+class Vector(nn.Linear):
+    """A vector [B, size] to [B, width], linear without bias, zero at first."""
+
+    def __init__(self, size: int, width: int):
+        super().__init__(size, width, bias=False)
+        zero(self)
+
+    def forward(self, value: Tensor) -> Tensor:
+        return super().forward(value.to(self.weight.dtype))
+
+
+def _ends(range: Sequence[float]) -> tuple[float, float]:
+    """The two ends of a range, or a ValueError."""
+    if isinstance(range, (list, tuple)) and len(range) == 2:
+        checks.finite(range=range)
+        if range[0] < range[1]:
+            return float(range[0]), float(range[1])
+    raise ValueError(f"range must be a smallest and a largest value, such as [1, 8], got {range}")
+
+
+def wanted(cond: dict[str, Tensor], name: str) -> Tensor:
+    """`cond[name]`, which a network is conditioned on, or a ValueError that names it."""
+    if name not in cond:
+        raise ValueError(f"this network is conditioned on {name!r}, but the condition has {sorted(cond) or 'nothing'}")
+    return cond[name]
 
 
 def sinusoids(time: Tensor, width: int, low: float = 0.25, high: float = 64.0) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from distillkit import checks
 from distillkit.discrete.schedule import Schedule
-from distillkit.networks.blocks import zero
+from distillkit.networks.blocks import wanted, zero
 from distillkit.spec import Recorded
 
 FREQUENCIES = 256
@@ -69,11 +69,7 @@ class DDiT(Recorded, nn.Module):
         if self.sigma_map is not None:
             emb_BC = self.sigma_map(torch.zeros_like(t) if self.schedule is None else self.schedule.sigma(t))
             for name, table in self.class_embed.items():
-                if name not in cond:
-                    raise ValueError(
-                        f"this network is conditioned on {name!r}, but the condition has {sorted(cond) or 'nothing'}"
-                    )
-                emb_BC = emb_BC + table(cond[name])
+                emb_BC = emb_BC + table(wanted(cond, name))
             emb_BC = F.silu(emb_BC)
         h_BLC = self.vocab_embed(x_t)
         turn = rotation(x_t.shape[1], self.blocks[0].head_dim, h_BLC) if self.blocks else None

@@ -45,6 +45,11 @@ class SetDiT(Recorded, nn.Module):
         self.dit = DiT((event_shape[1] + 1, side, side, side), width, depth, heads, patch, classes)
         self.feature_channels = width
 
+    @property
+    def embed(self) -> nn.Module:
+        """That of the DiT: what it is told, the set is told."""
+        return self.dit.embed
+
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         volume, blocks, place = self._scatter(x, cond)
         blocks = blocks.index_fill(

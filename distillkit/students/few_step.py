@@ -54,6 +54,10 @@ class FewStepStudent(Student):
         return self._times
 
     @property
+    def told(self):
+        return {name: tuple(kind["range"]) for name, kind in self.denoiser.told.items() if "range" in kind}
+
+    @property
     def weights(self) -> nn.Module:
         return self.denoiser
 

@@ -120,7 +120,7 @@ class BaseTeacher(Recorded, nn.Module, ABC):
 
     @abstractmethod
     def sample(
-        self, noise: Any, cond: Cond, steps: int | None = None, solver: Any = None, kappa: float = 1.0
+        self, noise: Any, cond: Cond, steps: int | None = None, solver: Any = None, kappa: float | Tensor = 1.0
     ) -> Tensor:
         """The slow reference: one sample [*event_shape] for each condition.
 
@@ -139,7 +139,7 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         seed: int,
         solver: Any = None,
         times: Tensor | None = None,
-        kappa: float = 1.0,
+        kappa: float | Tensor = 1.0,
         chunk: int = 500,
         decode: bool = True,
     ) -> Tensor:
@@ -147,7 +147,7 @@ class BaseTeacher(Recorded, nn.Module, ABC):
 
         Args:
             num, cond, seed, decode: as in `Student.sample`.
-            solver, times, kappa: as in `sample`.
+            solver, times, kappa: as in `sample`; of a Gaussian process kappa may be one per sample, [num].
             chunk: samples of one network call.
         """
 
@@ -164,7 +164,7 @@ class BaseTeacher(Recorded, nn.Module, ABC):
             own: times of the student.
         """
 
-    def calls_per_sample(self, solver: Any = None, times: Tensor | None = None, kappa: float = 1.0) -> int:
+    def calls_per_sample(self, solver: Any = None, times: Tensor | None = None, kappa: float | Tensor = 1.0) -> int:
         """How often `generate` with these arguments sends each sample through the denoiser."""
         self.solver(solver)  # refuses one that there is not
         learned = isinstance(solver, nn.Module)
@@ -176,9 +176,11 @@ class BaseTeacher(Recorded, nn.Module, ABC):
 
     # What a folder keeps
 
-    @abstractmethod
-    def new_denoiser(self, network: nn.Module | None = None) -> nn.Module:
-        """A trainable denoiser on the same process: a copy of the teacher's, or the given network in its place."""
+    def new_denoiser(self, network: nn.Module | None = None) -> Any:
+        """A trainable denoiser on the same process: a copy of the teacher's, or one with a copy of the given network."""
+        own = self.denoiser
+        made = copy.deepcopy(own) if network is None else own.with_network(copy.deepcopy(network))
+        return made.requires_grad_(True).train()
 
     def frozen_network(self) -> nn.Module:
         """The network that adapters are put on, shared, never copied."""
@@ -252,8 +254,8 @@ class Teacher(BaseTeacher):
     def grid(self, steps: int) -> Tensor:
         return self.process.grid(steps, self.start.level)
 
-    def guidance(self, t: Tensor, kappa: float) -> float:
-        """The guidance scale at time t (a scalar); a teacher that is guided on an interval only says so here."""
+    def guidance(self, t: Tensor, kappa: float | Tensor) -> float | Tensor:
+        """The guidance scale, one number or one per sample, at time t (a scalar); a teacher that is guided on an interval only says so here."""
         return kappa
 
     @torch.no_grad()
@@ -263,7 +265,7 @@ class Teacher(BaseTeacher):
         cond: Cond,
         steps: int | None = None,
         solver: Any = None,
-        kappa: float = 1.0,
+        kappa: float | Tensor = 1.0,
         draw: Callable[[int], Tensor] | None = None,
         times: Tensor | None = None,
     ) -> Tensor:
@@ -286,7 +288,7 @@ class Teacher(BaseTeacher):
         cond: Cond,
         solver: Callable,
         times: Tensor,
-        kappa: float = 1.0,
+        kappa: float | Tensor = 1.0,
         draw: Callable[[int], Tensor] | None = None,
     ) -> Tensor:
         """`sample` with the solver itself, and with gradients where times or solver have some."""
@@ -298,7 +300,7 @@ class Teacher(BaseTeacher):
         x = self.start(self.process, noise, times[0], cond)
         return solver(self.stepper(cond, kappa), self.process, x, times, draw or fresh)
 
-    def stepper(self, cond: Cond, kappa: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def stepper(self, cond: Cond, kappa: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """`denoise(x, t)` for one run of a solver, which calls it along its times; where steps see the one before, says how."""
         null = self.null_condition(cond)
         return lambda x, t: guided(self.denoiser, x, t, cond, null, self.guidance(t, kappa))
@@ -308,7 +310,8 @@ class Teacher(BaseTeacher):
         with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
             for rows in torch.arange(num).split(chunk):
                 own = {name: value[rows].to(self.device) for name, value in cond.items()}
-                x = self.sample(noise[rows].to(self.device), own, None, solver, kappa, times=times)
+                scale = kappa[rows].to(self.device) if isinstance(kappa, Tensor) else kappa
+                x = self.sample(noise[rows].to(self.device), own, None, solver, scale, times=times)
                 parts.append((self.codec.decode(x, own) if decode else x).cpu())
         return torch.cat(parts)
 
@@ -327,14 +330,6 @@ class Teacher(BaseTeacher):
 
     def network_passes(self, solver, num_times):
         return network_passes(solver, num_times)
-
-    def new_denoiser(self, network: nn.Module | None = None) -> Denoiser:
-        if network is None:
-            copied = copy.deepcopy(self.denoiser)
-        else:
-            own = self.denoiser
-            copied = Denoiser(copy.deepcopy(network), own.process, own.prediction, own.sigma_data)
-        return copied.requires_grad_(True).train()
 
     def facts(self):
         own = {} if self.start.pure else {"start": to_spec(self.start)}

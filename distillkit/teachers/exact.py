@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -141,9 +142,12 @@ class CorrectedDenoiser(Denoiser):
     What a copy of the teacher's weights is for neural teachers.
     """
 
-    def __init__(self, exact: ExactDenoiser, network: nn.Module):
-        super().__init__(network, exact.process, "edm", exact.sigma_data)
+    def __init__(self, exact: ExactDenoiser, network: nn.Module, told: dict[str, dict[str, Any]] | None = None):
+        super().__init__(network, exact.process, "edm", exact.sigma_data, told)
         self.exact = exact
+
+    def with_network(self, network):
+        return CorrectedDenoiser(self.exact, network, self.told)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         x_t, t = precise(x_t), self._time(x_t, t)

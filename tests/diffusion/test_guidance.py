@@ -9,6 +9,7 @@ from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.guidance import drop_condition, guided
 from distillkit.diffusion.process import RectifiedFlow, VariancePreserving
 from distillkit.networks.mlp import MLP
+from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactDenoiser, Mixture
 
 MEAN_0, MEAN_C, STD = -0.4, 0.9, 0.7
@@ -58,6 +59,58 @@ def test_others_are_one_call_of_both_halves(network, kappa):
     with_cond, without = network.inner(x, t, COND), network.inner(x, t, NULL)
     assert (with_cond - without).abs().max() > 1e-3
     torch.testing.assert_close(found, without + kappa * (with_cond - without), rtol=1e-5, atol=1e-6)
+
+
+KAPPAS = torch.tensor([-1.0, 0.0, 1.0, 2.5, 41.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_sample_may_have_its_own_kappa(network, dtype):
+    """In one call of both halves; each row is that of the call with its number, which for 1 and 0 is one plain pass."""
+    network.inner.to(dtype)
+    x, t = torch.randn(5, 2, dtype=dtype), torch.rand(5, dtype=dtype)
+    found = guided(network, x, t, COND, NULL, KAPPAS)
+    assert len(network.calls) == 1 and len(network.calls[0][0]) == 10 and found.dtype == dtype
+    for row, kappa in enumerate(KAPPAS.tolist()):
+        alone = guided(network, x, t, COND, NULL, kappa)[row]
+        if kappa in (0, 1):
+            torch.testing.assert_close(found[row], alone)
+        else:
+            assert torch.equal(found[row], alone)
+    shifted = guided(network, x, t, COND, NULL, KAPPAS.roll(1))
+    assert not torch.isclose(shifted, found).all(1).any()
+
+
+@pytest.mark.parametrize("kappa", [-1.0, 0.3, 4.1])
+def test_equal_kappas_are_one_number_bit_for_bit(network, kappa):
+    x, t = torch.randn(5, 2), torch.rand(5)
+    each, one = (guided(network, x, t, COND, NULL, k) for k in (torch.full((5,), kappa), kappa))
+    assert torch.equal(each, one)
+
+
+def test_gradient_reaches_a_tensor_of_kappas(network):
+    """dD / dkappa is the difference of both passes."""
+    x, t, kappa = torch.randn(5, 2), torch.rand(5), torch.full((5,), 2.0, requires_grad=True)
+    (gradient,) = torch.autograd.grad(guided(network, x, t, COND, NULL, kappa).sum(), kappa)
+    with_cond, without = network.inner(x, t, COND), network.inner(x, t, NULL)
+    torch.testing.assert_close(gradient, (with_cond - without).sum(1), rtol=1e-4, atol=1e-5)
+
+
+class Interval(Teacher):
+    """Guided while t is below 0.7 only."""
+
+    def guidance(self, t, kappa):
+        return kappa if t < 0.7 else 1.0
+
+
+@pytest.mark.parametrize("kind", [Teacher, Interval])
+def test_a_teacher_passes_kappas_on_to_every_step(network, kind):
+    """A sampler's run with one kappa for each sample is, row by row, the run with that number."""
+    teacher, noise = kind(network.inner, (2,), {"label": 2}), torch.randn(5, 2)
+    found = teacher.sample(noise, COND, steps=4, kappa=KAPPAS)
+    for row, kappa in enumerate(KAPPAS.tolist()):
+        alone = teacher.sample(noise, COND, steps=4, kappa=kappa)[row]
+        torch.testing.assert_close(found[row], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_a_scalar_time_is_doubled_too(network):

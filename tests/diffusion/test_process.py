@@ -169,6 +169,95 @@ def test_add_noise_broadcasts_times_over_the_batch(process):
     torch.testing.assert_close(process.add_noise(x, eps, t[1]), process.add_noise(x, eps, t[1].expand(3)))
 
 
+# From a level to a noisier one
+
+
+def factors(process, s, t):
+    """What `travel` multiplies x_s and eps by, [N] each."""
+    one, none = torch.ones(len(s), 1, dtype=torch.float64), torch.zeros(len(s), 1, dtype=torch.float64)
+    return process.travel(one, s, t, none)[:, 0], process.travel(none, s, t, one)[:, 0]
+
+
+def levels(process):
+    """All pairs s <= t of a grid that begins next to the data and ends in pure noise: [N], [N]."""
+    grid = process.grid(12).flip(0)
+    first, second = torch.triu_indices(12, 12)
+    return grid[first], grid[second]
+
+
+def marginal(process, gain, added, s):
+    """Signal and variance at the end of a walk from s: [2, N]."""
+    return torch.stack([gain * process.alpha(s), (gain * process.sigma(s)) ** 2 + added])
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_travel_keeps_the_marginal(process):
+    """Signal alpha_t and variance sigma_t^2 from every level to every noisier one; every other radicand has another law."""
+    s, t = levels(process)
+    gain, std = factors(process, s, t)
+    found, expected = marginal(process, gain, std**2, s), torch.stack([process.alpha(t), process.sigma(t) ** 2])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-15)
+    carried = process.alpha(t) * process.sigma(s) / process.alpha(s).clamp_min(1e-9)
+    radicands = {
+        "without the ratio of alphas": process.sigma(t) ** 2 - process.sigma(s) ** 2,
+        "not squared": process.sigma(t) - carried,
+        "added": process.sigma(t) ** 2 + carried**2,
+        "all of the noise": process.sigma(t) ** 2,
+        "alpha of t alone": process.sigma(t) ** 2 - (process.alpha(t) * process.sigma(s)) ** 2,
+    }
+    same = {"without the ratio of alphas", "alpha of t alone"} if process == VarianceExploding() else set()
+    wrong = {k for k, v in radicands.items() if not torch.allclose(marginal(process, gain, v, s), expected, rtol=1e-2)}
+    assert wrong == radicands.keys() - same
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_two_walks_have_the_law_of_one(process):
+    """s to t to u: the gains multiply, the variances add."""
+    grid = process.grid(9).flip(0)
+    s, t, u = (grid[i] for i in torch.combinations(torch.arange(9), 3).T)
+    (first, std), (second, more), (gain, whole) = (factors(process, *pair) for pair in ((s, t), (t, u), (s, u)))
+    torch.testing.assert_close(first * second, gain, rtol=1e-10, atol=1e-15)
+    torch.testing.assert_close((second * std) ** 2 + more**2, whole**2, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_staying_at_a_level_is_the_identity(process, dtype):
+    """Bit for bit, at both ends of the range and for times given as scalars too."""
+    t = process.grid(7).to(dtype)
+    x, eps = torch.randn(2, 7, 3, 2, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    assert torch.equal(process.travel(x, t, t, eps), x)
+    assert torch.equal(process.travel(x, t[0], t[0], eps), x)
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_travel_is_as_precise_as_its_times(process):
+    """Samples in float32, times in float64: the factors are right to the last digits of float32, where alpha is tiny too."""
+    s, t = levels(process)
+    gain, std = factors(process, s, t)
+    x, eps = torch.ones(2, len(s), 1)
+    found = process.travel(x, s, t, 0 * eps), process.travel(0 * x, s, t, eps)
+    assert found[0].dtype == torch.float32
+    for one, exact in zip(found, (gain, std), strict=True):
+        torch.testing.assert_close(one[:, 0].double(), exact, rtol=1e-6, atol=0)
+
+
+def test_travel_takes_a_time_per_sample_or_one_for_all():
+    process, (x, eps) = VariancePreserving(), torch.randn(2, 3, 2, 4, dtype=torch.float64)
+    s, t = f64(0.1, 0.2, 0.3), f64(0.5)[0]
+    found = process.travel(x, s, t, eps)
+    for i in range(3):
+        torch.testing.assert_close(found[i], process.travel(x[i : i + 1], s[i], t, eps[i : i + 1])[0])
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_the_way_back_is_refused_but_rounding_is_not(process):
+    x, t = torch.ones(2, 1), process.grid(4)[1:3].float()
+    with pytest.raises(ValueError, match="travel goes from a time to a noisier one, got s=.*: swap them"):
+        process.travel(x, t, t.flip(0), x)
+    assert process.travel(x, t, t * (1 - 1e-7), x).isfinite().all()
+
+
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_networks_see_a_number_of_order_one(process):
     seen = process.network_time(inside(process))

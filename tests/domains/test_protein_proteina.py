@@ -418,6 +418,8 @@ def test_sampling_is_the_released_sde_with_its_grid_its_guidance_and_its_memory(
         expected.append(x)
     # the released sampler ends with an Euler step to tau = 1; where it still has noise by then, ours has not
     found = teacher.sample(noise, cond, steps, "sde", kappa=w, draw=lambda i: draws[i])
+    each = teacher.sample(noise, cond, steps, "sde", kappa=torch.tensor([w, 0.0]), draw=lambda i: draws[i])
+    torch.testing.assert_close(each[0], found[0], rtol=0, atol=1e-6)
     last = float(grid[-2])
     assert last < 0.99  # with 400 steps it is above, and both end in the same way
     x_end = torch.stack(expected)

@@ -377,6 +377,9 @@ def test_sampling_is_trellis_own_euler_with_its_grid_and_guidance(folder, w, res
     teacher.interval, teacher.rescale_t = interval, rescale
     ours = teacher.sample(noise, cond, steps, kappa=1 + w)
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-6)
+    each = teacher.sample(noise, cond, steps, kappa=torch.tensor([1.0 + w, 3.0]))
+    other = teacher.sample(noise, cond, steps, kappa=3.0)
+    torch.testing.assert_close(each, torch.stack([ours[0], other[1]]), rtol=0, atol=1e-6)
 
 
 def test_the_released_sampler_is_read_from_the_pipeline(folder):

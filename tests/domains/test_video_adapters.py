@@ -91,7 +91,7 @@ def test_a_student_begins_as_its_teacher_and_the_teacher_stays_as_it_is(folder, 
     with torch.no_grad():
         trained = [net(x, t, cond) for net in (model.student, model.ema)]
     assert min(float((a - b).abs().max()) for a, b in ((trained[0], before), (trained[1], before), trained)) > 1e-6
-    step = model.fake_score.network.embed.classes["step"].weight
+    step = model.fake_score.network.embed["step"].weight
     assert step.abs().max() > 0  # it learnt to tell the steps apart
 
     # what is kept: adapters, and the table of prompts

@@ -91,6 +91,9 @@ def test_wan_2_2_has_two_networks_with_a_guidance_each(tmp_path, prompts):
     assert 0 < int((times < teacher.denoiser.network.boundary).sum()) < 6
     ours = teacher.sample(noise, cond, 6, kappa=5.0)
     assert_close(ours, theirs(pipeline, noise, 6, 512, guidance_scale_2=2.0))
+    each = teacher.sample(noise, cond, 6, kappa=torch.tensor([5.0, 1.0]))  # the second is not guided by either
+    assert_close(each[0], ours[0])
+    assert_close(each[1], teacher.sample(noise, cond, 6)[1])
     teacher.guidance_2 = None
     assert_close(teacher.sample(noise, cond, 6, kappa=5.0), theirs(pipeline, noise, 6, 512))
     assert (teacher.sample(noise, cond, 6, kappa=5.0) - ours).abs().max() > 100 * WITHIN

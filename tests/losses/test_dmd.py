@@ -77,6 +77,58 @@ def test_the_gradient_is_g_over_the_number_of_elements(normalise):
 
 
 @pytest.mark.parametrize("normalise", [None, "sample", "batch"])
+def test_the_weight_multiplies_the_injected_gradient(normalise):
+    """Row by row `weight` times what it is without, not its square; nothing flows into it."""
+    x, real, fake = tensors(5, 2, 3)
+    x.requires_grad_()
+    weight = f64(0.5, 2.0, 0.0, -1.0, 3.0).requires_grad_()
+    (plain,) = torch.autograd.grad(dmd_loss(x, real, fake, normalise), x)
+    loss = dmd_loss(x, real, fake, normalise, weight=weight)
+    gradient, into = torch.autograd.grad(loss, [x, weight], allow_unused=True)
+    w = weight.detach()[:, None, None]
+    torch.testing.assert_close(gradient, w * plain)
+    assert into is None and not torch.allclose(gradient, w**2 * plain)
+    assert loss.item() == pytest.approx(0.5 * (w * plain * x.numel()).square().mean().item())
+    ones = torch.autograd.grad(dmd_loss(x, real, fake, normalise, weight=torch.ones(5)), x)[0]
+    assert torch.equal(ones, plain)
+
+
+def test_the_weight_of_a_set_is_that_of_all_its_members():
+    x, real, fake = tensors(2, 4, 3)
+    x.requires_grad_()
+    mask, weight = torch.arange(4) < torch.tensor([[4], [1]]), f64(3.0, 0.5)
+    losses = [dmd_loss(x, real, fake, None, mask, w) for w in (None, weight)]
+    plain, found = (torch.autograd.grad(loss, x)[0] for loss in losses)
+    torch.testing.assert_close(found, weight[:, None, None] * plain)
+
+
+def swift(process, power=1):
+    """SwiftBrush's gradient in `[mu, s]` with weight (sigma alpha)^power, as published, and alpha and sigma of the level.
+
+    The student has the width of the teacher N(M, S^2). As published: w(t) (eps_teacher - eps_fake) with w = sigma^2.
+    """
+    student, (z, eps) = Line(MU, S), sigma_points()
+    x_g, t = student(z), process.from_ratio(f64(SIGMA)).expand(4)
+    x_t = process.add_noise(x_g, eps, t).detach()
+    teacher, fake = gaussian(M, S, process).denoiser, student.best_response(process)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    found = dmd_loss(x_g, teacher(x_t, t), fake(x_t, t), None, weight=(sigma * alpha) ** power)
+    noises = (teacher.eps(x_t, t) - fake.eps(x_t, t)).detach()
+    published = (sigma[:, None] ** 2 * noises * student(z)).mean()
+    return student.gradient(found), student.gradient(published), alpha[0].item(), sigma[0].item()
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_the_weight_of_swiftbrush(process):
+    """dL/dmu = (mu - m) sigma^3 alpha / V, V = alpha^2 S^2 + sigma^2."""
+    found, published, alpha, sigma = swift(process)
+    expected = (MU - M) * sigma**3 * alpha / (alpha**2 * S**2 + sigma**2)
+    assert found == pytest.approx([expected, 0], rel=1e-8, abs=1e-10)
+    assert found == pytest.approx(published, rel=1e-8, abs=1e-10)
+    assert swift(process, power=2)[0][0] != pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("normalise", [None, "sample", "batch"])
 def test_denoised_samples_are_constants(normalise):
     """Whatever graph hangs on real and fake, the gradient is bit for bit the same and nothing flows into them."""
     x, real, fake = tensors(5, 2, 3)

@@ -11,17 +11,10 @@ import torch
 from helpers import PROCESSES, Line, f64, gaussian, sigma_points
 from torch import nn
 
+from distillkit.diffusion.flow import difference_quotient, flow_velocity, forward_derivative
 from distillkit.diffusion.process import RectifiedFlow, expand
 from distillkit.diffusion.sampling import few_step
-from distillkit.losses.mdt import (
-    difference_quotient,
-    flow_time,
-    flow_velocity,
-    forward_derivative,
-    pull,
-    residual,
-    unit_tangent,
-)
+from distillkit.losses.mdt import pull, residual, unit_tangent
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
 MU, S = 0.4, 0.5
@@ -57,26 +50,6 @@ def found(student, teacher, x, tau, delta=None):
     phi, v = student(x, tau), teacher(x, tau)
     rate = forward_derivative(student, x, tau, v) if delta is None else None
     return residual(phi, difference_quotient(student, x, tau, phi, v, delta) if delta else rate, v, tau)
-
-
-# Flow coordinates
-
-
-@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
-def test_flow_coordinates_are_those_of_every_process(process):
-    """tau of a time and back; a teacher's velocity there is the flow's own, `-mu + (tau - (1 - tau) s^2) / b^2 y`."""
-    x, tau = points()
-    t = process.from_ratio(tau / (1 - tau))
-    torch.testing.assert_close(flow_time(process, t), tau, rtol=1e-10, atol=1e-12)
-    y = x - (1 - tau)[:, None] * MU
-    gain = (tau - (1 - tau) * S**2) / spread(tau) ** 2
-    torch.testing.assert_close(
-        teacher_velocity(process=process)(x, tau), -MU + gain[:, None] * y, rtol=1e-10, atol=1e-10
-    )
-
-
-def test_flow_time_of_pure_noise_is_one():
-    assert flow_time(FLOW, f64(1.0)).item() == 1
 
 
 # Zero where the student is exact

@@ -11,9 +11,9 @@ from torch import nn
 import distillkit.methods.mdt_dist as module
 from distillkit import config
 from distillkit.diffusion.denoiser import Denoiser
+from distillkit.diffusion.flow import flow_time, flow_velocity, noised
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving, expand
 from distillkit.diffusion.times import LogNormal, Times
-from distillkit.losses.mdt import flow_time, flow_velocity
 from distillkit.methods.mdt_dist import MDTDist
 from distillkit.networks.dit import DiT
 from distillkit.networks.mlp import MLP
@@ -133,7 +133,7 @@ def test_matching_differentiates_the_bare_velocity_alone():
     cond = model.condition(BATCH)
     tau, eps = model.levels(8), model.randn((8, 2), "eps")
     found = gradient(model.student_loss(BATCH), model)
-    x, student = module.noised(BATCH["data"], tau, eps), model.average_velocity(cond)
+    x, student = noised(BATCH["data"], tau, eps), model.average_velocity(cond)
     phi = student(x, tau)
     R = model.residual(student, x, tau, phi, cond, 1.0).detach()
     torch.testing.assert_close(found, gradient((2 * R * phi).sum() / R.numel(), model))
@@ -146,7 +146,7 @@ def test_distillation_differentiates_the_sample_alone():
     cond, tau = model.condition(BATCH), model.levels(8)
     found = gradient(model.student_loss(BATCH), model)
     x_1 = model.student(model.step_times[0].float() * model.randn((8, 2), "vd start"), model.step_times[0], cond)
-    x, student = module.noised(x_1.detach(), tau, model.randn((8, 2), "vd eps")), model.average_velocity(cond)
+    x, student = noised(x_1.detach(), tau, model.randn((8, 2), "vd eps")), model.average_velocity(cond)
     R = model.residual(student, x, tau, student(x, tau), cond, 1.0).detach()
     expected = gradient((-2 * (1 - tau)[:, None] * R * x_1).sum() / R.numel(), model)
     torch.testing.assert_close(found, expected)

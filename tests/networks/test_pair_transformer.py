@@ -118,9 +118,9 @@ def test_it_starts_as_nothing_and_can_be_told_the_step_that_it_judges():
     network, (x, cond) = PairTransformer((9, 3), width=8, heads=2, classes={"label": 2}), batch()
     assert (network(x, TIME, cond) == 0).all()
     network = small()
-    network.embed.add("step", 4)
+    network.embed.tell("step", categories=4)
     expected = network(x, TIME, cond | {"step": torch.tensor([0, 0, 0])})
-    nn.init.normal_(network.embed.classes["step"].weight)
+    nn.init.normal_(network.embed.told["step"].weight)
     assert (network(x, TIME, cond | {"step": torch.tensor([3, 3, 3])}) - expected).abs().max() > 1e-4
 
 

@@ -63,7 +63,7 @@ def test_classes_and_time_are_heard_by_their_own_sample():
     assert not torch.allclose(out[0], out[1]) and not torch.allclose(out[0], out[2])
     alone = net(x[:1], torch.tensor([0.5]), {"label": torch.tensor([1])})
     torch.testing.assert_close(alone[0], out[0], rtol=1e-4, atol=1e-5)
-    net.embed.add("step", 4)  # as few-step fake scores do
+    net.embed.tell("step", categories=4)  # as few-step fake scores do
     same = net(x, torch.tensor([0.5, 0.5, 0.7]), {"label": torch.tensor([1, 2, 1]), "step": torch.arange(3)})
     torch.testing.assert_close(same, out)
 

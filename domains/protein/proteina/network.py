@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distillkit.diffusion.denoiser import precise
-from distillkit.networks.blocks import Embedding
+from distillkit.networks.blocks import Told
 from distillkit.spec import Recorded
 from domains.protein.proteina.features import (
     FeatureFactory,
@@ -24,17 +24,6 @@ from domains.protein.proteina.features import (
     time_embedding,
 )
 from domains.protein.proteina.layers import Layer, PairReprBuilder, PairUpdate, Transition
-
-
-class Told(Embedding):
-    """What a fake score is told besides, [B, width]: nothing until `add`, so the released weights are all there is."""
-
-    def __init__(self, width: int):
-        nn.Module.__init__(self)
-        self.width, self.classes = width, nn.ModuleDict()
-
-    def forward(self, cond: dict[str, Tensor]) -> Tensor | int:
-        return sum(table(cond[name]) for name, table in self.classes.items())
 
 
 class ProteinaTransformer(Recorded, nn.Module):
@@ -101,7 +90,7 @@ class ProteinaTransformer(Recorded, nn.Module):
         self.init_repr_factory = made(feats_init_seq, seq, token_dim, norm=False)
         self.cond_factory = made(feats_cond_seq, seq, dim_cond, norm=False)
         self.transition_c_1, self.transition_c_2 = Transition(dim_cond, 2), Transition(dim_cond, 2)
-        self.embed = Told(dim_cond)
+        self.embed = Told(dim_cond)  # nothing at first, so the released weights are all there is
         self.pair_repr_builder = PairReprBuilder(
             made(feats_pair_repr, pair, pair_repr_dim, norm=True),
             made(feats_pair_cond, pair, dim_cond, norm=True) if feats_pair_cond else None,
@@ -143,7 +132,7 @@ class ProteinaTransformer(Recorded, nn.Module):
         both = (mask[:, None] & mask[:, :, None])[..., None]
         if r:
             h = torch.cat([self.registers.expand(len(h), -1, -1), h], 1)
-        if self.embed.classes:
+        if self.embed:
             c = c + self.embed(cond)[:, None]
         for i, layer in enumerate(self.transformer_layers[:depth]):
             h = layer(h, c, pair, mask)

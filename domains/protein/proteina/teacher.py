@@ -93,7 +93,7 @@ class Proteina(FolderTeacher):
         """`t = (10^(-2 i / steps) - 0.01) / 0.99`: from 1 down, as the released schedule `log` with p = 2."""
         return (10 ** (-2 * torch.arange(steps, dtype=torch.float64) / steps) - 0.01) / 0.99
 
-    def stepper(self, cond: Cond, kappa: float) -> Callable[[Tensor, Tensor], Tensor]:
+    def stepper(self, cond: Cond, kappa: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """With self-conditioning: the first step sees none, each later one what the one before it gave."""
         if not self.self_conditioning:
             return super().stepper(cond, kappa)

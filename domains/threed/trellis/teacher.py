@@ -153,7 +153,7 @@ class Trellis(Teacher):
     def grid(self, steps: int) -> Tensor:
         return rescaled_times(steps, self.rescale_t)
 
-    def guidance(self, t: Tensor, kappa: float) -> float:
+    def guidance(self, t: Tensor, kappa: float | Tensor) -> float | Tensor:
         """TRELLIS writes guidance as `(1 + w) v_c - w v_0`, kappa = 1 + w, and uses it while t lies in `interval` only."""
         low, high = self.interval
         return kappa if low <= float(t) <= high else 1.0

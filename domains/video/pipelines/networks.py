@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from distillkit.errors import optional
 from distillkit.files import hash_weights
-from distillkit.networks.blocks import zero
+from distillkit.networks.blocks import Told
 from distillkit.spec import Recorded
 from distillkit.teachers.foreign import check_foreign
 from domains.video.pipelines.files import DTYPES, import_diffusers, load, read_json
@@ -48,23 +48,6 @@ class Texts(nn.Module):
         return F.pad(found, (0, 0, 0, length - found.shape[1]))
 
 
-class Marks(nn.Module):
-    """Further categorical conditions, each a vector that is added to all tokens of the text."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.dim, self.classes = dim, nn.ModuleDict()
-
-    def add(self, name: str, num: int) -> None:
-        """One more condition, of `num` classes, that says nothing until it is trained."""
-        self.classes[name] = zero(nn.Embedding(num, self.dim))
-
-    def forward(self, text: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        for name, table in self.classes.items():
-            text = text + table(cond[name])[:, None]
-        return text
-
-
 class Network(Recorded, nn.Module):
     """A text-to-video transformer, or two: the first for times from `boundary` up, the second below it.
 
@@ -87,7 +70,7 @@ class Network(Recorded, nn.Module):
             kind.from_config({k: v for k, v in config.items() if k[:1] != "_"}) for config in configs
         )
         self.texts, self.length, self.boundary = Texts(*texts), self.text_length(configs[0]), boundary
-        self.embed = Marks(texts[2])
+        self.embed = Told(texts[2])  # a vector that is added to all tokens of the text
 
     @staticmethod
     @abstractmethod
@@ -100,7 +83,9 @@ class Network(Recorded, nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """x [B, C, F, H, W], time [B] in [0, 1], `cond["prompt"]` int [B]; what the transformer predicts, like x."""
-        text = self.embed(self.texts(cond["prompt"], self.length), cond)
+        text = self.texts(cond["prompt"], self.length)
+        if self.embed:
+            text = text + self.embed(cond)[:, None]
         x, text = (y.to(self.models[0].dtype) for y in (x, text))
         if self.boundary is None:
             return self.call(self.models[0], x, time, text)
@@ -177,7 +162,7 @@ def released(cls: type[Network], root: Path, texts: Sequence[int], dtype: torch.
     with torch.device("meta"):  # the transformers are there already
         network = cls(configs, list(texts), boundary)
     network.models = nn.ModuleList(models)
-    network.texts, network.embed = Texts(*texts), Marks(texts[2])
+    network.texts, network.embed = Texts(*texts), Told(texts[2])
     return network.requires_grad_(False).eval()
 
 

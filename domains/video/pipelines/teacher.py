@@ -6,6 +6,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from distillkit import checks
@@ -152,10 +153,13 @@ class Wan(PipelineTeacher):
         self.scheduler.set_timesteps(steps)
         return self.scheduler.sigmas[:-1].double()
 
-    def guidance(self, t: Tensor, kappa: float) -> float:
+    def guidance(self, t: Tensor, kappa: float | Tensor) -> float | Tensor:
         boundary = self.denoiser.network.boundary
-        second = boundary is not None and self.guidance_2 is not None and float(t) < boundary
-        return self.guidance_2 if second and kappa != 1 else kappa
+        if boundary is None or self.guidance_2 is None or float(t) >= boundary:
+            return kappa
+        if isinstance(kappa, Tensor):
+            return torch.where(kappa == 1, kappa, self.guidance_2)
+        return kappa if kappa == 1 else self.guidance_2
 
 
 class CogVideoX(PipelineTeacher):

@@ -1,0 +1,58 @@
+"""What a network is, and what it may offer besides. Nothing derives from these classes: to have the members is enough.
+
+The network sees scaled samples: `Denoiser` turns times, scales and predictions into these calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from distillkit.diffusion.denoiser import Cond
+
+
+class Network(Protocol):
+    """A function of a sample, a time and a condition. Its class also derives from `Recorded`, so that a folder can name it."""
+
+    def __call__(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        """Like x [B, ...], which is scaled to order one; time: [B], of order one; cond: tensors of B rows by name."""
+
+
+class WithFeatures(Network, Protocol):
+    """A network on whose activations a discriminator can stand."""
+
+    feature_channels: int
+
+    def features(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        """Activations of the middle, [B, feature_channels, *positions], called as the network is."""
+
+
+class Centred(Network, Protocol):
+    """A network of sets of points [B, N, C] with mean zero; one without the attribute is not centred."""
+
+    centred: bool
+
+
+class Tellable(Protocol):
+    """The `embed` of a network that can be told further conditions, as `blocks.Embedding` and `blocks.Told` are."""
+
+    def tell(
+        self,
+        name: str,
+        categories: int | None = None,
+        range: Sequence[float] | None = None,
+        size: int | None = None,
+    ) -> None:
+        """From now on the network reads `cond[name]`, whose weights begin as zero, see `Denoiser.tell`.
+
+        Raises:
+            ValueError: no kind or several, a name that is taken, a size or a range without sense.
+        """
+
+
+class WithEmbed(Network, Protocol):
+    """A network that can be told further conditions."""
+
+    embed: Tellable
