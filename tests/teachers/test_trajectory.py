@@ -74,9 +74,14 @@ def test_guided_states_have_the_mean_of_the_guided_law():
 @pytest.mark.parametrize("process", [RectifiedFlow(), TrigFlow(), TrigFlow(sigma_data=1.0)], ids=repr)
 def test_a_gaussians_trajectories_bend_by_two_minus_half_pi_times_its_std(process, std):
     """x = (1 - tau) m + s z, s^2 = (1 - tau)^2 S^2 + tau^2, so int s'^2 - (1 - S)^2 = (1 + S^2 - S pi / 2) - (1 - S)^2."""
-    teacher, exact = gaussian(0.7, std, process), (2 - math.pi / 2) * std
-    coarse, fine = (float(straightness(teacher, PLUS_MINUS, {}, steps)) for steps in (400, 800))
-    assert 2 * fine - coarse == pytest.approx(exact, rel=1e-3) and fine == pytest.approx(exact, rel=0.01)
+    found, exact = extrapolated(gaussian(0.7, std, process)), (2 - math.pi / 2) * std
+    assert found == pytest.approx(exact, rel=1e-3)
+
+
+def extrapolated(teacher):
+    """The straightness without its error of first order in the step."""
+    coarse, fine = (float(straightness(teacher, PLUS_MINUS, {}, steps)) for steps in (100, 200))
+    return 2 * fine - coarse
 
 
 def test_that_integral_is_the_one_of_the_trajectories():
@@ -90,17 +95,16 @@ def test_that_integral_is_the_one_of_the_trajectories():
 @pytest.mark.parametrize("name", PROCESSES)
 def test_all_processes_share_the_flow(name):
     """Where sampling starts with some signal left, tau ends a little below one and so do the paths."""
-    found = float(straightness(gaussian(0.7, 0.5, PROCESSES[name]), PLUS_MINUS, {}, 1000))
-    assert found == pytest.approx((2 - math.pi / 2) * 0.5, rel=0.05)
+    assert extrapolated(gaussian(0.7, 0.5, PROCESSES[name])) == pytest.approx((2 - math.pi / 2) * 0.5, rel=0.05)
 
 
 def test_elements_are_added_and_what_the_mask_leaves_out_is_not():
     process = RectifiedFlow()
     teacher = ExactTeacher(Mixture([[0.0, 1.0]], [[[0.25, 0.0], [0.0, 4.0]]]), process)
     noise = f64(1, 1, -1, -1).reshape(2, 2)
-    assert float(straightness(teacher, noise, {}, 400)) == pytest.approx((2 - math.pi / 2) * 2.5, rel=0.01)
+    assert float(straightness(teacher, noise, {}, 200)) == pytest.approx((2 - math.pi / 2) * 2.5, rel=0.02)
     masked = {"mask": torch.tensor([[True, False]]).expand(2, 2)}
-    assert float(straightness(teacher, noise, masked, 400)) == pytest.approx((2 - math.pi / 2) * 0.5, rel=0.01)
+    assert float(straightness(teacher, noise, masked, 200)) == pytest.approx((2 - math.pi / 2) * 0.5, rel=0.02)
 
 
 class Reflowed(Denoiser):
