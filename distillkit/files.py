@@ -71,15 +71,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def sizes(path: str | Path) -> list[int]:
-    """How many numbers each tensor of a safetensors file has; reads its header alone. Raises as `read_weights`."""
+def shapes(path: str | Path) -> dict[str, list[int]]:
+    """The shape of each tensor of a safetensors file, by name; reads its header alone. Raises as `read_weights`."""
     from safetensors import safe_open
 
-    def header(file: Path) -> list[int]:
+    def header(file: Path) -> dict[str, list[int]]:
         with safe_open(file, "pt") as opened:
-            return [math.prod(opened.get_slice(name).get_shape()) for name in opened.keys()]  # noqa: SIM118 (no mapping)
+            return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118 (no mapping)
 
     return _safely(path, header)
+
+
+def sizes(path: str | Path) -> list[int]:
+    """How many numbers each tensor of a safetensors file has; reads its header alone. Raises as `read_weights`."""
+    return [math.prod(shape) for shape in shapes(path).values()]
 
 
 def _safely(path: str | Path, read: Callable[[Path], Any]) -> Any:
@@ -130,7 +135,12 @@ def fill_weights(network: nn.Module, state: dict[str, Tensor], source: object) -
 
 def hash_weights(digest: hashlib._Hash, module: nn.Module) -> None:
     """Add a module's state to a digest: names and bytes, in the order of the names."""
-    for name, value in sorted(module.state_dict().items()):
+    hash_tensors(digest, module.state_dict())
+
+
+def hash_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+    """Add tensors to a digest: names and bytes, in the order of the names."""
+    for name, value in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 

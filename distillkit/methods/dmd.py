@@ -15,7 +15,7 @@ from distillkit.losses.gan import discriminator_loss, generator_loss
 from distillkit.methods.base import WEIGHTS, Adam
 from distillkit.methods.score import ScoreDistiller
 from distillkit.networks.heads import Head
-from distillkit.progress import calls
+from distillkit.pairs import Pairs
 from distillkit.teachers.base import Teacher
 
 
@@ -31,6 +31,7 @@ class DMD(ScoreDistiller):
         gan_discriminator: weight of the discriminator's loss beside the fake score's (DMD2 uses 1e-2).
         regression: weight of the original DMD's distance to teacher samples from the same noise (paper 0.25); one step only.
         num_pairs: teacher samples made at the start for the regression.
+        pairs_path: a folder that keeps them for other runs, see `Pairs`; None makes them anew in memory.
         student_times: None means uniform in EDM's warped level, its outer 2 % left out.
         fake_times: None means the same without leaving any out.
     """
@@ -43,6 +44,7 @@ class DMD(ScoreDistiller):
         gan_discriminator: float = 1e-2,
         regression: float = 0.0,
         num_pairs: int = 1000,
+        pairs_path: str | None = None,
         student_times: Times | None = None,
         fake_times: Times | None = None,
         student: Adam = Adam(lr=1e-5, weight_decay=0.01, clip=10.0),
@@ -52,18 +54,12 @@ class DMD(ScoreDistiller):
         checks.within(WEIGHTS, gan=gan, gan_discriminator=gan_discriminator, regression=regression)
         if gan and not gan_discriminator:
             raise ValueError(f"gan={gan} needs a discriminator that learns: give gan_discriminator a weight")
-        checks.whole(1, num_pairs=num_pairs)
         self.gan, self.gan_discriminator = gan, gan_discriminator
         student_times, fake_times = student_times or KarrasUniform(0.02, 0.98), fake_times or KarrasUniform(0.0, 1.0)
         super().__init__(teacher, student_times, fake_times, student, fake_score, kappa=kappa, **kwargs)
-        self.regression, self.num_pairs = regression, num_pairs
+        self.regression, self.pairs = regression, Pairs(teacher, num_pairs, pairs_path, kappa=kappa)
         if regression and self.num_steps > 1:
             raise ValueError(f"regression pairs noise with samples and needs model.num_steps=1, got {self.num_steps}")
-        if regression and teacher.context:
-            raise ValueError(
-                f"regression makes its pairs before there is a batch, so it cannot know {' and '.join(teacher.context)}: "
-                f"leave model.regression at 0 for this teacher"
-            )
         if gan:
             self.requires = self.requires | {"data", "features"}
 
@@ -89,10 +85,10 @@ class DMD(ScoreDistiller):
         if self.gan:
             loss = loss + self.gan * generator_loss(self.logits(x_g, cond, "student gan"))
         if self.regression:
-            noise, y, pair_cond = self.pairs(len(x_g))
+            noise, y, pair_cond = self.pairs.random(len(x_g), self.generator("pairs"))
             t = self.step_times[0]
             x_y = self.student(self.teacher.start(self.teacher.process, noise, t, pair_cond), t, pair_cond)
-            loss = loss + self.regression * regression_loss(x_y, y)
+            loss = loss + self.regression * regression_loss(x_y, y, pair_cond.get("mask"))
         return loss
 
     def fake_score_loss(self, batch: dict[str, Tensor]) -> Tensor:
@@ -111,24 +107,6 @@ class DMD(ScoreDistiller):
         x_t, t = self.diffuse(x_0, self.fake_times, purpose)
         return self.head(self.fake_score.features(x_t, t, cond))
 
-    # The original DMD's pairs of noise and teacher sample: a function of the seed, so a resumed run makes the same
-
     def on_fit_start(self) -> None:
-        if not self.regression:
-            return
-        generator = torch.Generator().manual_seed(self.seed)
-        shape = (self.num_pairs, *self.teacher.event_shape)
-        noise = torch.randn(shape, generator=generator).to(self.device)
-        cond = {
-            name: torch.randint(num, (self.num_pairs,), generator=generator).to(self.device)
-            for name, num in self.teacher.classes.items()
-        }
-        total = self.num_pairs * self.teacher.calls_per_sample(kappa=self.kappa)
-        with calls(f"making {self.num_pairs:,} pairs to learn from", self.teacher.denoiser, total):
-            self._pairs = noise, self.teacher.sample(noise, cond, kappa=self.kappa), cond
-
-    def pairs(self, num: int) -> tuple[Tensor, Tensor, Cond]:
-        """`num` random pairs: noise, the teacher's sample from it, their condition."""
-        noise, y, cond = self._pairs
-        rows = (self.rand(num, "pairs") * self.num_pairs).long()
-        return noise[rows], y[rows], {name: value[rows] for name, value in cond.items()}
+        if self.regression:
+            self.pairs.make(self.trainer.datamodule.train, self.seed, self.trainer.strategy)

@@ -40,7 +40,9 @@ class PairDistil(FewStepDistiller):
     ):
         super().__init__(teacher, **kwargs)
         if self.num_steps > 1:
-            raise ValueError(f"pairs join noise and samples in one step and need model.num_steps=1, got {self.num_steps}")
+            raise ValueError(
+                f"pairs join noise and samples in one step and need model.num_steps=1, got {self.num_steps}"
+            )
         self.distance = distance
         self.pairs = Pairs(teacher, num_pairs, pairs_path, self.kappa, solver, steps)
         self.add_role("student", student, student=self.student_maker.make(teacher))

@@ -104,7 +104,9 @@ class Reflow(TeacherDistiller):
         cond = {name: value.to(self.device) for name, value in cond.items()}
         noise = self.teacher.noise(SAMPLES, cond, self.seed).to(self.device)
         measured = {"before": (self.teacher, self.kappa), "after": (self.product(), 1.0)}
-        self.straightness = {name: float(straightness(*who[:1], noise, cond, kappa=who[1])) for name, who in measured.items()}
+        self.straightness = {
+            name: float(straightness(*who[:1], noise, cond, kappa=who[1])) for name, who in measured.items()
+        }
         return False
 
     def facts(self) -> dict[str, Any]:

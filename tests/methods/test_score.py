@@ -11,6 +11,7 @@ from torch import nn
 import distillkit.methods.dmd as dmd_module
 import distillkit.methods.sid as sid_module
 from distillkit import front
+from distillkit.data import TensorData
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving
 from distillkit.diffusion.times import Times
@@ -533,23 +534,29 @@ def test_regression_needs_one_step():
 
 
 def paired(seed, **settings):
-    model = DMD(neural(), regression=0.25, num_pairs=50, **settings)
+    return began(DMD(neural(), regression=0.25, num_pairs=50, **settings), seed)
+
+
+def began(model, seed=0):
+    """The model at the start of a run on a few points with labels in turn."""
     model.seed = seed
+    at(model)._trainer.datamodule = SimpleNamespace(train=TensorData(BATCH))
+    model._trainer.strategy = None
     model.on_fit_start()
     return model
 
 
 def test_pairs_are_a_function_of_the_seed():
-    one, again, other = (paired(seed)._pairs for seed in (3, 3, 4))
-    assert torch.equal(one[0], again[0]) and torch.equal(one[1], again[1]) and same(one[2], again[2])
-    assert not torch.equal(one[0], other[0]) and set(one[2]["label"].tolist()) == {0, 1}
+    one, again, other = (list(paired(seed).pairs.draw(torch.arange(50))) for seed in (3, 3, 4))
+    assert same(one, again) and not torch.equal(one[0], other[0]) and one[2]["label"].tolist() == [0, 1] * 25
 
 
 def test_pairs_are_teacher_samples_from_the_same_noise():
     """The exact flow of a Gaussian: x_0 = m + S / sqrt(S^2 + 80^2) (80 z - m); rows of noise, sample and class stay together."""
-    model = DMD(gaussian(0.4, 0.9), student_maker=Fresh(MLP([1], width=8, depth=1)), regression=0.25, num_pairs=50)
-    model.on_fit_start()
-    noise, y, _ = model.pairs(20)
+    model = began(
+        DMD(gaussian(0.4, 0.9), student_maker=Fresh(MLP([1], width=8, depth=1)), regression=0.25, num_pairs=50)
+    )
+    noise, y, _ = model.pairs.random(20, model.generator("pairs"))
     torch.testing.assert_close(y, 0.4 + 0.9 / math.hypot(0.9, 80) * (80 * noise - 0.4), rtol=0.02, atol=0.02)
     assert len(set(noise.flatten().tolist())) > 10
 
@@ -559,7 +566,7 @@ def test_regression_is_added_with_its_weight():
     for each in (plain, model):
         wake(each.student, 1), wake(each.fake_score, 2)
         each.seed = 7
-    noise, y, cond = model.pairs(8)
+    noise, y, cond = model.pairs.random(8, model.generator("pairs"))
     x = model.student(80 * noise, torch.tensor(80.0), cond)
     huber = (((x - y).square().mean(1) + 0.03**2).sqrt() - 0.03).mean()
     torch.testing.assert_close(model.student_loss(BATCH), plain.student_loss(BATCH) + 0.25 * huber)
