@@ -21,14 +21,15 @@ class Embedding(nn.Module):
         self.width = width
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.classes = nn.ModuleDict({name: nn.Embedding(num + 1, width) for name, num in classes.items()})
+        self.told = nn.ModuleDict()
 
     def add(self, name: str, num: int) -> None:
         """One more condition, of `num` classes, that says nothing until it is trained."""
-        self.classes[name] = zero(nn.Embedding(num, self.width))
+        self.told[name] = zero(nn.Embedding(num, self.width))
 
     def forward(self, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         out = self.time(sinusoids(time, self.width).to(self.time[0].weight.dtype))
-        for name, table in self.classes.items():
+        for name, table in (*self.classes.items(), *self.told.items()):
             if name not in cond:
                 raise ValueError(
                     f"this network is conditioned on {name!r}, but the condition has {sorted(cond) or 'nothing'}"

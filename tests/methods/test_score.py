@@ -229,7 +229,7 @@ def test_the_fake_score_and_nobody_else_knows_the_step(kind):
     """Without the step it would follow the mixture of all of them, in which their errors may cancel."""
     model = kind(neural(), num_steps=3)
     tables = {name for name in model.fake_score.network.state_dict() if "step" in name}
-    assert tables == {"embed.classes.step.weight"}
+    assert tables == {"embed.told.step.weight"}
     assert not any("step" in name for name in {**model.student.state_dict(), **model.teacher.state_dict()})
     told = []
     model.fake_score.register_forward_pre_hook(lambda module, args: told.append(args[2]["step"].tolist()))
@@ -237,7 +237,7 @@ def test_the_fake_score_and_nobody_else_knows_the_step(kind):
         at(model, step=step)
         getattr(model, f"{model.turn(step)}_loss")(BATCH)
         assert told.pop() == [model.step] * 8
-    wake(model.fake_score.network.embed.classes["step"])
+    wake(model.fake_score.network.embed.told["step"])
     x, t = BATCH["data"], torch.ones(8)
     cond = [{"label": BATCH["label"], "step": torch.full((8,), k)} for k in range(3)]
     assert not torch.equal(model.fake_score(x, t, cond[0]), model.fake_score(x, t, cond[1]))
@@ -246,7 +246,7 @@ def test_the_fake_score_and_nobody_else_knows_the_step(kind):
 def test_one_step_and_the_last_alone_need_no_telling():
     for settings in ({}, {"num_steps": 3, "matched": "last"}):
         model = SiD(neural(), **settings)
-        assert "step" not in model.fake_score.network.embed.classes and "step" not in model.rollout(BATCH, "student")[1]
+        assert "step" not in model.fake_score.network.embed.told and "step" not in model.rollout(BATCH, "student")[1]
 
 
 def test_a_fake_score_that_cannot_be_told_the_step_is_refused():

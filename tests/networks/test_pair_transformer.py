@@ -119,7 +119,7 @@ def test_it_starts_as_nothing_and_can_be_told_the_step_that_it_judges():
     network = small()
     network.embed.add("step", 4)
     expected = network(x, TIME, cond | {"step": torch.tensor([0, 0, 0])})
-    nn.init.normal_(network.embed.classes["step"].weight)
+    nn.init.normal_(network.embed.told["step"].weight)
     assert (network(x, TIME, cond | {"step": torch.tensor([3, 3, 3])}) - expected).abs().max() > 1e-4
 
 

@@ -31,10 +31,10 @@ class Told(Embedding):
 
     def __init__(self, width: int):
         nn.Module.__init__(self)
-        self.width, self.classes = width, nn.ModuleDict()
+        self.width, self.told = width, nn.ModuleDict()
 
     def forward(self, cond: dict[str, Tensor]) -> Tensor | int:
-        return sum(table(cond[name]) for name, table in self.classes.items())
+        return sum(table(cond[name]) for name, table in self.told.items())
 
 
 class ProteinaTransformer(Recorded, nn.Module):
@@ -143,7 +143,7 @@ class ProteinaTransformer(Recorded, nn.Module):
         both = (mask[:, None] & mask[:, :, None])[..., None]
         if r:
             h = torch.cat([self.registers.expand(len(h), -1, -1), h], 1)
-        if self.embed.classes:
+        if self.embed.told:
             c = c + self.embed(cond)[:, None]
         for i, layer in enumerate(self.transformer_layers[:depth]):
             h = layer(h, c, pair, mask)
