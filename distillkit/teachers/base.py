@@ -229,6 +229,10 @@ class Teacher(Recorded, nn.Module):
             copied = Denoiser(copy.deepcopy(network), own.process, own.prediction, own.sigma_data)
         return copied.requires_grad_(True).train()
 
+    def frozen_network(self) -> nn.Module:
+        """The network that adapters are put on, shared, never copied."""
+        return self.denoiser.network
+
     def fingerprint(self) -> str:
         """sha256 of the weights and of how they are read."""
         digest = hashlib.sha256(json.dumps(to_spec(self.denoiser), sort_keys=True).encode())

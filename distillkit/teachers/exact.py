@@ -183,6 +183,12 @@ class ExactTeacher(Teacher):
         network = MLP(self.event_shape, classes=self.classes) if network is None else copy.deepcopy(network)
         return CorrectedDenoiser(self.denoiser, network).requires_grad_(True).train()
 
+    def frozen_network(self) -> nn.Module:
+        """A small network, always the same one: the closed form has none."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return MLP(self.event_shape, classes=self.classes)
+
     def exact_samples(self, num: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """A batch of real data: float32 samples and their classes."""
         samples, component = self.mixture.sample(num, generator)
