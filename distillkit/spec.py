@@ -88,7 +88,8 @@ def from_spec(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None, 
     """
     read = check(spec, trust, home)
     there = sum(file.stat().st_size for path in read for file in _files(path) if file.suffix == ".safetensors")
-    with bounded(sizes(weights) if weights else [], there if weights else there + MOST_MADE):
+    elsewhere = weights is None or _says(spec, "teacher")  # the base of adapters is its teacher's, not in `weights`
+    with bounded(sizes(weights) if weights else [], there + MOST_MADE * elsewhere):
         return _made(spec, trust)
 
 
@@ -166,6 +167,12 @@ def _check_class(spec: dict, allowed: list[str]) -> None:
         )
     if "." not in path or any(not part.isidentifier() or part.startswith("_") for part in path.split(".")):
         raise ValueError(f"the folder names {_short(path)[1:-1]}, which is no class that distillkit writes to folders")
+
+
+def _says(spec: Any, name: str) -> bool:
+    """Whether a description has such a name at any depth."""
+    inner = spec.values() if isinstance(spec, dict) else spec if isinstance(spec, list) else ()
+    return (isinstance(spec, dict) and name in spec) or any(_says(value, name) for value in inner)
 
 
 def _is_path(name: str) -> bool:
