@@ -38,7 +38,13 @@ class Outside(ValueError):
 
 
 class Recorded:
-    """Mixin: keeps the constructor's arguments, for `to_spec`."""
+    """Mixin: keeps the constructor's arguments, for `to_spec`.
+
+    Attributes:
+        retired: arguments that it had once and that say nothing any more; in older folders they are passed over.
+    """
+
+    retired: tuple[str, ...] = ()
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
@@ -260,9 +266,8 @@ def _made(spec: Any, trust: tuple[str, ...]) -> Any:
         raise ValueError(f"the folder names {path}, which cannot be imported here ({error})") from error
     if not (isinstance(cls, type) and issubclass(cls, Recorded)):
         raise ValueError(f"the folder names {path}, which is no class that distillkit writes to folders")
-    arguments = {
-        k: _made(v, trust) for k, v in ((spec.get("init_args") or {}) | (spec.get("dict_kwargs") or {})).items()
-    }
+    given = (spec.get("init_args") or {}) | (spec.get("dict_kwargs") or {})
+    arguments = {k: _made(v, trust) for k, v in given.items() if k not in cls.retired}
     signature = inspect.signature(cls.__init__).parameters
     if "trust" in signature:
         arguments["trust"] = list(trust)  # a folder does not choose whom to trust

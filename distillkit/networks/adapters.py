@@ -140,7 +140,7 @@ class Adapters(Recorded, nn.Module):
         if hasattr(getattr(tree, "embed", None), "told"):
             self.told = tree.embed.told = copy.deepcopy(tree.embed.told).requires_grad_(True)
         for name in getattr(tree, "own_parts", ()):
-            self.add_module(name, getattr(tree, name))
+            setattr(self, name, getattr(tree, name))
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """As of the network."""
