@@ -20,6 +20,7 @@ from distillkit.diffusion.process import Process, set_shape
 from distillkit.diffusion.sampling import FEW_STEP_SOLVERS, SOLVERS, network_passes
 from distillkit.diffusion.start import Start
 from distillkit.files import hash_weights, save_weights, write_yaml
+from distillkit.networks.adapters import Base, TeacherBase
 from distillkit.progress import calls
 from distillkit.spec import Recorded, to_spec
 
@@ -186,6 +187,10 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         """The network that adapters are put on, shared, never copied."""
         return self.denoiser.network
 
+    def base(self) -> Base:
+        """Where adapters find that network again."""
+        return TeacherBase(self)
+
     def fingerprint(self) -> str:
         """sha256 of the weights and of how they are read."""
         digest = hashlib.sha256(json.dumps(to_spec(self.denoiser), sort_keys=True).encode())
@@ -255,7 +260,12 @@ class Teacher(BaseTeacher):
         return self.process.grid(steps, self.start.level)
 
     def guidance(self, t: Tensor, kappa: float | Tensor) -> float | Tensor:
-        """The guidance scale, one number or one per sample, at time t (a scalar); a teacher that is guided on an interval only says so here."""
+        """The guidance scale at time t (a scalar); a teacher that is guided on an interval only says so here.
+
+        Args:
+            t: the time.
+            kappa: one number, or one per sample [B].
+        """
         return kappa
 
     @torch.no_grad()

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 pytest.importorskip("diffusers")
-pytest.importorskip("peft")
 
 import tiny_pipelines
 from helpers import trainer
@@ -120,6 +119,9 @@ def words(pipelines, kind):
     return [*own, "vars.callbacks.finish.num_samples=3"]
 
 
+LORA = ["student=lora", "student.rank=2", "fake_score=lora", "fake_score.rank=2"]
+
+
 @pytest.mark.parametrize(
     "kind, students",
     [
@@ -130,7 +132,7 @@ def words(pipelines, kind):
     ],
 )
 def test_a_run_from_the_command_line(kind, students, pipelines, here, tmp_path, capsys):
-    more = ["data.held_out=1"] if students == "copies" else ["teacher.lora=2", "teacher.negative_prompt=blurry"]
+    more = ["data.held_out=1"] if students == "copies" else [*LORA, "teacher.negative_prompt=blurry"]
     assert front.main(["fit", *words(pipelines, kind), *more, "--out", "run"]) == 0
     run = tmp_path / "run"
     result = json.loads((run / "evaluation.json").read_text())
@@ -150,7 +152,7 @@ def test_a_run_from_the_command_line(kind, students, pipelines, here, tmp_path, 
         assert front.main(["evaluate", "run", "--num-samples", "2", *trust]) == 0
 
 
-@pytest.mark.parametrize("method, more", [("sid", ["teacher.lora=2"]), ("lsd", ["model.num_pairs=4", "model.guard=0"])])
+@pytest.mark.parametrize("method, more", [("sid", LORA), ("lsd", ["model.num_pairs=4", "model.guard=0"])])
 def test_other_methods_take_steps(method, more, pipelines):
     own = build(*[w for w in words(pipelines, "wan") if w != "method=dmd"], f"method={method}", *more)
     own.model.require(own.data)
