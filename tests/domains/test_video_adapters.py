@@ -18,7 +18,7 @@ from distillkit.methods.base import Adam
 from distillkit.methods.dmd import DMD
 from distillkit.networks.adapters import Adapters
 from distillkit.spec import from_spec, to_spec
-from distillkit.student import Student
+from distillkit.students.few_step import FewStepStudent
 from domains.video.pipelines import TARGETS, CogVideoX, Wan, ask
 from domains.video.prompts import Prompts
 
@@ -177,7 +177,7 @@ def woken(teacher, network=None):
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return Student(denoiser, [teacher.process.t_max], teacher.event_shape, teacher.classes)
+    return FewStepStudent(denoiser, [teacher.process.t_max], teacher.event_shape, teacher.classes)
 
 
 def test_adapters_on_any_layer_and_merged(folder, prompts):
@@ -189,7 +189,7 @@ def test_adapters_on_any_layer_and_merged(folder, prompts):
     assert kinds == ({2, 5} if folder.name == "wan" else {2, 4})
     expected, plain = student.sample(2), teacher.new_denoiser(network.merge()).eval()
     assert type(plain.network) is type(teacher.denoiser.network)
-    merged = Student(plain, student.times, teacher.event_shape, teacher.classes).sample(2)
+    merged = FewStepStudent(plain, student.times, teacher.event_shape, teacher.classes).sample(2)
     assert (merged - expected).abs().max() < 1e-4 * expected.abs().max()
     with network.merged():
         assert torch.equal(student.sample(2), merged)

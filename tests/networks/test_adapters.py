@@ -21,7 +21,7 @@ from distillkit.networks.set_dit import SetDiT
 from distillkit.networks.unet import UNet
 from distillkit.networks.video_unet import VideoUNet
 from distillkit.spec import Outside, from_spec, to_spec
-from distillkit.student import Student
+from distillkit.students.few_step import FewStepStudent
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.folder import FolderTeacher, save_teacher
 from domains.image.teacher import Digits
@@ -287,7 +287,7 @@ def test_a_student_of_adapters_comes_back_from_its_folder(make, tmp_path):
     teacher = make()
     denoiser = teacher.new_denoiser(Adapters(TeacherBase(teacher), 2))
     changed(denoiser.network)
-    student = Student(denoiser.eval(), [2.0, 0.5], teacher.event_shape, teacher.classes)
+    student = FewStepStudent(denoiser.eval(), [2.0, 0.5], teacher.event_shape, teacher.classes)
     student.save(tmp_path)
     again = load_student(tmp_path)
     assert torch.equal(again.sample(4, seed=1), student.sample(4, seed=1))
@@ -308,11 +308,11 @@ def folder_teacher(path, seed=0):
 def test_another_base_or_none_is_refused(tmp_path):
     teacher = folder_teacher(tmp_path / "teacher")
     denoiser = teacher.new_denoiser(Adapters(TeacherBase(teacher), 1)).eval()
-    Student(denoiser, [2.0], (2,)).save(tmp_path / "student")
+    FewStepStudent(denoiser, [2.0], (2,)).save(tmp_path / "student")
     with pytest.raises(Outside, match=re.escape(f"pass trust=({str(tmp_path / 'teacher')!r},) if that is right")):
         load_student(tmp_path / "student")
     trust = (str(tmp_path),)
-    expected = Student(denoiser, [2.0], (2,)).sample(3)
+    expected = FewStepStudent(denoiser, [2.0], (2,)).sample(3)
     assert torch.equal(load_student(tmp_path / "student", trust).sample(3), expected)
     folder_teacher(tmp_path / "teacher", seed=1)
     said = r"student.yaml: this student is adapters on other weights than those of the teacher teacher: restore them"

@@ -15,7 +15,7 @@ from distillkit.networks.mlp import MLP
 from distillkit.networks.pair_transformer import PairTransformer
 from distillkit.networks.routed import Routed, dispatch
 from distillkit.spec import from_spec, to_spec
-from distillkit.student import Student
+from distillkit.students.few_step import FewStepStudent
 from domains.image.teacher import Digits
 
 KINDS = {"label": {"by": "label", "owner": [0, 2, 1, 2]}, "time": {"by": "time", "edges": [0.7, 0.3]}}
@@ -152,7 +152,7 @@ def test_a_folder_knows_it(kind, tmp_path):
     assert to_spec(from_spec(spec)) == spec and to_spec(copy.deepcopy(network)) == spec
     x, time, cond = batch()
     assert torch.equal(copy.deepcopy(network)(x, time, cond), network(x, time, cond))
-    student = Student(Denoiser(network, VarianceExploding()).eval(), [2.0, 0.5], (3,), {"label": 4})
+    student = FewStepStudent(Denoiser(network, VarianceExploding()).eval(), [2.0, 0.5], (3,), {"label": 4})
     student.save(tmp_path)
     assert torch.equal(load_student(tmp_path).sample(6), student.sample(6))
 
@@ -164,11 +164,11 @@ def test_parts_may_be_adapters_on_one_network(tmp_path):
     shared = {p.data_ptr() for p in teacher.denoiser.network.parameters()}
     assert all({p.data_ptr() for p in part.tree.parameters()} == shared for part in made.network.parts)
     wake(made.network.parts[1].layers)
-    student = Student(made.eval(), [2.0], teacher.event_shape, teacher.classes)
+    student = FewStepStudent(made.eval(), [2.0], teacher.event_shape, teacher.classes)
     found = student.sample(4)
     student.save(tmp_path)
     assert torch.equal(load_student(tmp_path).sample(4), found)
     plain = teacher.new_denoiser().eval()
-    expected = Student(plain, [2.0], teacher.event_shape, teacher.classes).sample(4)
+    expected = FewStepStudent(plain, [2.0], teacher.event_shape, teacher.classes).sample(4)
     close = (found - expected).abs().flatten(1).amax(1) < 1e-4
     assert close.tolist() == [True, False, True, False]

@@ -49,7 +49,8 @@ class PipelineTeacher(Teacher):
     """
 
     provides = frozenset({"denoiser"})
-    retired = ("lora",)  # the rank of its students, which are what they are now without it
+    renamed = {"lora": "adapters are student=lora student.rank=..., of the fake score fake_score=lora"}
+    retired = ("lora",)  # in older folders: the rank of its students, which are what they are now without it
     network: type[Network]
     schedulers: tuple[str, ...]
 
