@@ -229,6 +229,15 @@ def test_copies_share_the_base_and_nothing_else():
     assert not one.tree.training and not any(p.requires_grad for p in base.network.parameters())
 
 
+def test_the_network_comes_along():
+    """Its weights, in whatever copy they are, and its buffers."""
+    one = on(PairTransformer([6, 3], 16, 1, 2, 8))
+    two = copy.deepcopy(one)
+    one.double()
+    everything = [*one.parameters(), *one.tree.parameters(), *one.tree.buffers(), *two.tree.parameters()]
+    assert len(list(one.tree.buffers())) > 0 and {tensor.dtype for tensor in everything} == {torch.float64}
+
+
 def test_what_it_is_told_is_its_own():
     """The tables that it is told after it was made, and copies of those of its base."""
     network = MLP([3], 16, 2, CLASSES)
