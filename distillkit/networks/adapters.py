@@ -103,9 +103,10 @@ class Adapters(Recorded, nn.Module):
     """A network that is another one, frozen, and low-rank changes of its layers.
 
     Parameters and state are those of the changes; of what the network was told (each `Told` in it); and of the submodules
-    that the network names in `own_parts`. The network itself is `tree`, a copy with the same weights in the same memory. It comes along
-    when the adapters are moved or cast, but is none of their submodules: nobody trains, averages, stores or shards it, and it
-    stays in eval mode. Whatever else is asked of the adapters (`features`, `embed`, `centred` ...) is the network's.
+    that the network names in `own_parts`. The network itself is `tree`, a copy with the same weights in the same memory. It
+    comes along when the adapters are moved or cast, but is none of their submodules: nobody trains, averages, stores or
+    shards it, and it stays in eval mode. Whatever else is asked of the adapters (`features`, `embed`, `centred` ...) is the
+    network's.
 
     Args:
         base: where the network is found.

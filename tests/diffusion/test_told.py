@@ -24,7 +24,7 @@ from distillkit.spec import from_spec, to_spec
 from distillkit.students.base import load_student
 from distillkit.students.few_step import FewStepStudent
 from distillkit.teachers.exact import CorrectedDenoiser, ExactDenoiser, Mixture
-from distillkit.teachers.folder import FolderTeacher, save_teacher
+from distillkit.teachers.folder import FolderTeacher
 
 KINDS = {"step": {"categories": 4}, "kappa": {"range": [1.0, 8.0]}, "camera": {"size": 16}}
 TOLD = {
@@ -221,7 +221,7 @@ def test_the_folder_of_a_student_that_was_told_loads(tmp_path):
 def test_the_folder_of_a_teacher_that_was_told_loads(tmp_path):
     teacher = neural()
     wake(told(teacher.denoiser))
-    again = FolderTeacher(str(save_teacher(tmp_path / "t", teacher)))
+    again = FolderTeacher(str(teacher.save(tmp_path / "t")))
     assert again.fingerprint() == teacher.fingerprint() and again.denoiser.told == KINDS
     again.new_denoiser().tell("time", range=(0.0, 1.0))
     assert again.denoiser.told == KINDS

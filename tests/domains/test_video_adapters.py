@@ -19,6 +19,7 @@ from distillkit.methods.dmd import DMD
 from distillkit.networks.adapters import Adapters
 from distillkit.spec import from_spec, to_spec
 from distillkit.students.few_step import FewStepStudent
+from distillkit.students.makers import Lora
 from domains.video.pipelines import TARGETS, CogVideoX, Wan, ask
 from domains.video.prompts import Prompts
 
@@ -52,7 +53,8 @@ def adapters(teacher):
 def distiller(teacher, **settings):
     torch.manual_seed(0)
     roles = {"student": Adam(lr=1e-2), "fake_score": Adam(lr=1e-2, updates=1)}
-    made = {"network": adapters(teacher), "num_steps": 2, "kappa": 3.0, "ema_halflife": 1.0}
+    lora = Lora(2, TARGETS)
+    made = {"student_maker": lora, "fake_score_maker": lora, "num_steps": 2, "kappa": 3.0, "ema_halflife": 1.0}
     return DMD(teacher, **made, **roles, **settings)
 
 

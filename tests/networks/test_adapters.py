@@ -23,7 +23,7 @@ from distillkit.networks.video_unet import VideoUNet
 from distillkit.spec import Outside, from_spec, to_spec
 from distillkit.students.few_step import FewStepStudent
 from distillkit.teachers.base import Teacher
-from distillkit.teachers.folder import FolderTeacher, save_teacher
+from distillkit.teachers.folder import FolderTeacher
 from domains.image.teacher import Digits
 from domains.toy.teacher import Gaussian
 
@@ -310,7 +310,7 @@ def test_a_student_of_adapters_comes_back_from_its_folder(make, tmp_path):
 
 def folder_teacher(path, seed=0):
     network = wake(MLP([2], 16, 2), seed)
-    save_teacher(path, Teacher(Denoiser(network, VarianceExploding()), (2,)))
+    Teacher(Denoiser(network, VarianceExploding()), (2,)).save(path)
     return FolderTeacher(str(path))
 
 
