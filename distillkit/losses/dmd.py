@@ -5,13 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from distillkit.diffusion.process import expand
 from distillkit.losses.reduce import Normalise, distance_scale, mean, mean_per_sample
 
 
 def dmd_loss(
-    x_g: Tensor, real: Tensor, fake: Tensor, normalise: Normalise | None = "sample", mask: Tensor | None = None
+    x_g: Tensor,
+    real: Tensor,
+    fake: Tensor,
+    normalise: Normalise | None = "sample",
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """`0.5 mean |x_g - sg[x_g - g]|^2` with `g = (fake - real) / n`, n = mean |x_g - real| per sample (DMD eq. 7-8).
+    """`0.5 mean |x_g - sg[x_g - g]|^2` with `g = w (fake - real) / n`, n = mean |x_g - real| per sample (DMD eq. 7-8).
 
     Its gradient in x_g is g divided by the number of elements; the value is 0.5 mean g^2 and no divergence.
 
@@ -20,11 +26,15 @@ def dmd_loss(
         real, fake: teacher's and fake score's denoised samples at the noised x_g; taken as constants.
         normalise: over what the mean in n is taken; None leaves n out and gives the plain gradient of the closed forms.
         mask: of sets, bool [B, *positions], true where they count.
+        weight: w of each sample, [B], a constant; None is 1. With `normalise=None` that of SwiftBrush (arXiv 2312.05239), whose
+            noise differences have weight sigma^2, is `sigma alpha` here.
     """
     with torch.no_grad():
         g = fake - real
         if normalise:
             g = g / distance_scale(x_g, real, normalise, mask)
+        if weight is not None:
+            g = expand(weight, g) * g
         target = x_g - g
     return 0.5 * mean((x_g - target).square(), mask)
 

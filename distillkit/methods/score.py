@@ -25,7 +25,8 @@ class ScoreDistiller(FewStepDistiller):
         teacher: the frozen teacher.
         student_times, fake_times: noise levels at which the student is judged and the fake score is trained.
         student, fake_score: optimisers of the two roles.
-        normalise: the student's loss is divided by the mean of |x_g - teacher's x_0|, of each `sample` or the whole `batch`.
+        normalise: the student's loss is divided by the mean of |x_g - teacher's x_0|, of each `sample` or the whole `batch`;
+            None leaves it as it is.
         matched: which outputs of a student of several steps are matched with the teacher: `each`, one step drawn at random in
             every cycle (arXiv 2505.12674); or the `last` alone, which is the one that counts, and the steps before it only
             lead up to it. With `each` the fake score is told the step: otherwise it would follow the mixture of all steps,
@@ -44,7 +45,7 @@ class ScoreDistiller(FewStepDistiller):
         fake_times: Times,
         student: Adam,
         fake_score: Adam,
-        normalise: Normalise = "sample",
+        normalise: Normalise | None = "sample",
         matched: Literal["each", "last"] = "each",
         clips: int = 1,
         network: nn.Module | None = None,
