@@ -102,7 +102,8 @@ class SiD(ScoreDistiller):
         fake = guided(self.fake_score, x_t, t, cond, null, self.judge_kappa)
         loss = sid_loss(x_g, real, fake, self.alpha, self.normalise, cond.get("mask"))
         if self.gan and self.updates_before("student", self.global_step) >= self.gan_start:
-            scale = distance_scale(x_g, real, self.normalise, cond.get("mask"))
+            mask, over = cond.get("mask"), self.normalise
+            scale = distance_scale(x_g, real, over, mask) if over else torch.ones((), device=x_g.device)
             loss = loss + self.gan * sida_generator_loss(self.logits(x_t, t, cond), scale, self.gan_clamp)
         return loss
 
