@@ -45,7 +45,7 @@ class PairDistil(FewStepDistiller):
             )
         self.distance = distance
         self.pairs = Pairs(teacher, num_pairs, pairs_path, self.kappa, solver, steps)
-        self.add_role("student", student, student=self.student_maker.make(teacher))
+        self.add_role("student", student, student=self.make_student())
         self.keep_ema()
 
     def on_fit_start(self) -> None:
