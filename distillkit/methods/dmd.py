@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -64,8 +67,12 @@ class DMD(ScoreDistiller):
                 f"regression makes its pairs before there is a batch, so it cannot know {' and '.join(teacher.context)}: "
                 f"leave model.regression at 0 for this teacher"
             )
-        if gan:
-            self.requires = self.requires | {"data", "features"}
+        self.requires |= self.needs({"gan": gan})
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """A discriminator needs real samples, and features to look at."""
+        return super().needs(arguments) | ({"data", "features"} if arguments.get("gan") else set())
 
     def make_roles(self, student: Adam, fake_score: Adam, network: nn.Module | None) -> None:
         """The discriminator's head shares the fake score's turn, loss and clip."""

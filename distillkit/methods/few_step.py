@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class FewStepDistiller(Distiller):
             raise ValueError(
                 f"kappa={kappa} has nothing to guide: {teacher.id} has no unconditional branch; leave model.kappa at 1"
             )
+        self.requires = self.needs({"kappa": kappa})
         self.teacher, self.kappa = teacher, kappa
         process, num_steps = teacher.process, steps_of(num_steps, times, 1)
         if t_init is not None:
@@ -69,6 +70,12 @@ class FewStepDistiller(Distiller):
             raise ValueError(f"t_init={t_init} and times={times} contradict: leave one of them out (null)")
         self.step_times = torch.tensor(times, dtype=torch.float64)  # no buffer, which half precision would round
         self.num_steps, self.renoise, self.noise_scale = num_steps, renoise, noise_scale
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """Guidance needs conditions that have a null."""
+        kappa = arguments.get("kappa", 1)
+        return super().needs(arguments) | ({"classes"} if isinstance(kappa, int | float) and kappa != 1 else set())
 
     # Conditions
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class Teacher(Recorded, nn.Module):
         solvers: its samplers by name.
         best: solver and steps at which the teacher is at its best (the quality a student is measured against).
         provides: what methods may ask for: `denoiser` (continuous diffusion), `features` (activations for GAN heads),
-            `log_probs` (a model of tokens).
+            `log_probs` (a model of tokens). See `distillkit.capabilities`.
     """
 
     denoiser_kind: type = Denoiser
@@ -54,6 +54,11 @@ class Teacher(Recorded, nn.Module):
         self.denoiser, self.event_shape = denoiser, tuple(event_shape)
         self.classes, self.context = dict(classes or {}), tuple(context)
         self.requires_grad_(False).eval()
+
+    @classmethod
+    def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """`provides`, and `classes` where the teacher with these arguments has some."""
+        return cls.provides | ({"classes"} if arguments.get("classes") else set())
 
     @property
     def process(self) -> Process:

@@ -40,7 +40,7 @@ class PipelineTeacher(Teacher):
         schedulers: classes of samplers whose times are those of ours, the pipeline's own.
     """
 
-    provides = frozenset({"denoiser"})
+    provides = frozenset({"denoiser", "classes"})
     network: type[Network]
     schedulers: tuple[str, ...]
 
