@@ -233,7 +233,10 @@ def train(verb: str, call: Call) -> int:
                 note(f"{key} is given {times} times, and the last one counts")
         name = f"{choices.get('domain', 'run')}-{choices.get('method', verb)}"
         handed = config.hand_over(cfg)
-        if all(flag[0].startswith("--ckpt_path") for flag in call.flags):  # no flag that changes the configuration
+        by_hand = any(
+            "_target_" in word or word.endswith("=null") for word in call.words
+        )  # Lightning's parser judges it
+        if not by_hand and all(flag[0].startswith("--ckpt_path") for flag in call.flags):
             refuse_what_lacks(handed)
         flags = ["--config", config.text(handed), *(explain(flag, handed) for flag in flags)]
 

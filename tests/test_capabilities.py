@@ -28,7 +28,6 @@ def run(teacher, method: str = "dmd.DMD", data: str = "domains.toy.data.ToyData"
 
 
 GAUSSIAN = part("domains.toy.teacher.Gaussian")
-CIRCLE = part("domains.toy.teacher.Circle")
 DIGITS = part("domains.image.teacher.Digits")
 WAN = part("domains.video.pipelines.Wan", path="nowhere", prompts=None)
 TRELLIS = part("domains.threed.trellis.TrellisFeatures", path="nowhere")
@@ -155,20 +154,20 @@ def test_a_pair_is_what_hydra_composes(tmp_path):
             assert config.hand_over(config.pair(domain, method)) == config.hand_over(composed), (domain, method)
 
 
-@pytest.mark.parametrize(
-    "recipe", ["defaults: [override /teacher: mixture, override /data: toy]", "teacher: {modes: 3}"]
-)
+@pytest.mark.parametrize("recipe", ["defaults: [/stage: late]", "teacher: {modes: 3}", "model: {gan: 0.7}"])
 def test_a_recipe_may_choose_groups(tmp_path, recipe):
     for group, name, text in (
         ("method", "follow", "model:\n  _target_: distillkit.methods.dmd.DMD\n  teacher: ${teacher}\n"),
-        ("recipe", "toy_follow", f"{recipe}\nmodel:\n  gan: 0.5\n"),
+        ("stage", "late", "teacher: {_target_: domains.toy.teacher.Circle}\n"),
+        ("recipe", "toy_follow", f"{recipe}\ndata: {{seed: 7}}\n"),
     ):
         (tmp_path / group).mkdir()
         (tmp_path / group / f"{name}.yaml").write_text(f"# @package _global_\n{text}")
     words = (f"hydra.searchpath=[file://{tmp_path}]",)
-    composed = config.compose([*words, "domain=toy", "method=follow"])[0]
-    assert composed.model.gan == 0.5 and composed.teacher
-    assert config.hand_over(config.pair("toy", "follow", words)) == config.hand_over(composed)
+    handed = config.hand_over(config.compose([*words, "domain=toy", "method=follow"])[0])
+    assert handed["data"]["init_args"]["seed"] == 7
+    assert ("Circle" in str(handed)) == ("late" in recipe)
+    assert config.hand_over(config.pair("toy", "follow", words)) == handed
 
 
 # Typed

@@ -357,7 +357,9 @@ def test_a_logger_whose_package_is_missing(capsys, monkeypatch):
 
 def test_a_pair_that_list_says_no_to_is_refused_in_one_sentence(capsys):
     said = complaint(capsys, "fit", "domain=discrete", "method=dmd", "--out", "run")
-    assert said.startswith("DMD needs denoiser, but ") and said.endswith("list` shows what goes together")
+    assert said.startswith("DMD needs denoiser, which Text and TextData do not give; ") and said.endswith(
+        "list` shows what goes together"
+    )
     assert not Path("run").exists()
 
 
