@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +31,7 @@ def conf_dirs(words: Sequence[str] = ()) -> list[Path]:
     """
     here = Path(__file__).resolve().parent
     found = [here / "conf" if (here / "conf").is_dir() else here.parent / "conf"]
-    places = [f"pkg://{point.value}" for point in entry_points(group="distillkit.conf")]
+    places = [f"pkg://{name}" for name in announced()]
     for word in words:
         if word.lstrip("+").startswith(SEARCH_PATH):
             places += [place.strip(" \"'") for place in word.partition("=")[2].strip("[]").split(",")]
@@ -47,6 +48,12 @@ def conf_dirs(words: Sequence[str] = ()) -> list[Path]:
             raise UsageError(f"there is no configuration folder {place}")
         found += folders
     return found
+
+
+@cache
+def announced() -> tuple[str, ...]:
+    """The configuration packages that installed packages announce."""
+    return tuple(point.value for point in entry_points(group="distillkit.conf"))
 
 
 def groups(words: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -191,7 +198,13 @@ def hydra_errors() -> Iterator[None]:
 
 def compose(words: Sequence[str]) -> tuple[Any, dict[str, str]]:
     """The composed configuration (a DictConfig, interpolations not yet followed) and the choice made in every group."""
-    changes = overrides(words)
+    cfg, choices = _compose(overrides(words))
+    refuse_unknown(cfg, words)
+    return cfg, choices
+
+
+def _compose(changes: Sequence[str]) -> tuple[Any, dict[str, str]]:
+    """What Hydra makes of its overrides, unchecked."""
     from hydra import compose, initialize_config_dir
     from omegaconf import open_dict
 
@@ -200,8 +213,51 @@ def compose(words: Sequence[str]) -> tuple[Any, dict[str, str]]:
     choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if not k.startswith("hydra/") and v}
     with open_dict(cfg):
         del cfg["hydra"]
-    refuse_unknown(cfg, words)
     return cfg, choices
+
+
+def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
+    """The composed configuration of a domain and a method, as `compose` gives it; of many pairs each domain is composed once.
+
+    The files of the method and of the pair's recipe come after everything else, so they are merged into the domain's
+    configuration. A file that chooses groups itself, or is not of the whole configuration, is left to Hydra.
+
+    Args:
+        words: with further configuration folders.
+    """
+    from omegaconf import OmegaConf
+
+    places = tuple(words)
+    files = [_file("method", method, places), _file("recipe", f"{domain}_{method}", places)]
+    if any(not whole or "defaults" in keys for whole, keys in files):
+        return compose([*words, f"domain={domain}", f"method={method}"])[0]
+    with hydra_errors():
+        cfg = OmegaConf.merge(_domain(domain, places), *(keys for _, keys in files))
+    refuse_unknown(cfg, words)
+    return cfg
+
+
+@cache
+def _domain(domain: str, words: tuple[str, ...]) -> Any:
+    """A domain's configuration with no method and no recipe."""
+    from omegaconf import OmegaConf
+
+    cfg, _ = _compose([f"domain={domain}", "~method", "recipe=none", *overrides(words)])
+    OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+@cache
+def _file(group: str, choice: str, words: tuple[str, ...]) -> tuple[bool, Any]:
+    """Whether the file of a choice is of the whole configuration, and what it holds; nothing if there is none."""
+    from omegaconf import OmegaConf
+
+    for top in conf_dirs(words):
+        file = top / group / f"{choice}.yaml"
+        if file.is_file():
+            with hydra_errors():
+                return "@package _global_" in file.read_text(encoding="utf-8"), OmegaConf.load(file)
+    return True, {}
 
 
 def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:

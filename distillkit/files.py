@@ -9,13 +9,13 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from distillkit.runs import PARTIAL
+
+if TYPE_CHECKING:  # the command line reads yaml without torch
+    import numpy as np
+    from torch import Tensor, nn
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -60,6 +60,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ValueError: the file is missing, truncated or not safetensors (a pickle, for example, is never opened), or holds NaN
             or infinity.
     """
+    import torch
     from safetensors.torch import load_file
 
     state = _safely(path, load_file)
@@ -140,6 +141,8 @@ def hash_weights(digest: hashlib._Hash, module: nn.Module) -> None:
 
 def hash_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
     """Add tensors to a digest: names and bytes, in the order of the names."""
+    import torch
+
     for name, value in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -214,6 +217,8 @@ def read_npz(path: str | Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     Raises:
         ValueError: the file is not a whole .npz file, or these are no plain arrays (pickled objects are never opened).
     """
+    import numpy as np
+
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is none or is cut off")

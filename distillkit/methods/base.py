@@ -12,6 +12,7 @@ import hashlib
 import math
 import warnings
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from distillkit import checks
+from distillkit import capabilities, checks
 from distillkit.errors import Failure
 from distillkit.evaluation.metrics import TooFew
 from distillkit.methods.average import average_of, follow, keep_precise
@@ -78,7 +79,7 @@ class Distiller(LightningModule):
         max_bad_steps: stop after so many consecutive steps of one role with NaN or infinite gradients (each is skipped).
 
     Attributes:
-        requires: what the method needs from teacher and data, checked against their `provides`.
+        requires: what the method needs from teacher and data whatever its arguments are, see `distillkit.capabilities`.
         proof: what its default run on the exact teachers of the toy domain must reach, by metric; tested for every method.
         renamed: arguments of earlier versions, to what is said to whoever still gives one.
         roles: role name to the names of the attributes (modules) it trains, in order of their turns.
@@ -414,14 +415,20 @@ class Distiller(LightningModule):
         self.check(self.trainer.datamodule)
         self.check_classes(self.trainer.datamodule)
 
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """What the method needs from teacher and data with these arguments of its constructor, see `distillkit.capabilities`."""
+        return cls.requires
+
     def require(self, data) -> None:
-        """Refuse what `requires` and the others' `provides` say cannot work; needs nothing loaded."""
-        provided = data.provides | getattr(getattr(self, "teacher", None), "provides", frozenset())
-        if lacking := sorted(self.requires - provided):
-            raise ValueError(
-                f"{type(self).__name__} needs {' and '.join(lacking)}, but this teacher and these data provide only "
-                f"{' and '.join(sorted(provided)) or 'nothing'}; `python -m distillkit list` shows what goes together"
-            )
+        """Refuse a teacher and data that do not give what `requires` says; needs nothing loaded."""
+        givers = [giver for giver in (getattr(self, "teacher", None), data) if giver is not None]
+        given = frozenset().union(*(giver.provides for giver in givers))
+        if any(getattr(giver, "guidable", False) for giver in givers):
+            given |= {"classes"}
+        if missing := self.requires - given:
+            names = [type(giver).__name__ for giver in givers]
+            raise ValueError(f"{capabilities.refusal(type(self), missing, names)}; {capabilities.WHERE}")
 
     def check_classes(self, data) -> None:
         """Refuse data with another number of classes than what is trained knows; say which of them it does not use."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -76,8 +77,12 @@ class DMD(ScoreDistiller):
             raise ValueError(f"regression pairs noise with samples and needs model.num_steps=1, got {self.num_steps}")
         if regression and self.kappa_range:
             raise ValueError("regression has pairs of one kappa: leave model.regression at 0 or give one number")
-        if gan:
-            self.requires = self.requires | {"data", "features"}
+        self.requires |= self.needs({"gan": gan})
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """A discriminator needs real samples, and features to look at."""
+        return super().needs(arguments) | ({"data", "features"} if arguments.get("gan") else set())
 
     def make_roles(self, student: Adam, fake_score: Adam) -> None:
         """The discriminator's heads share the fake score's turn, loss and clip."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,7 @@ class FewStepDistiller(Distiller):
             raise ValueError(
                 f"kappa={kappa} has nothing to guide: {teacher.id} has no unconditional branch; leave model.kappa at 1"
             )
+        self.requires = self.needs({"kappa": kappa})
         self.teacher, self.kappa, self.student_maker = teacher, kappa, student_maker or Copy()
         brought = self.student_maker.sampling
         if num_steps is None and times is None and t_init is None:
@@ -96,6 +97,13 @@ class FewStepDistiller(Distiller):
         if self.kappa_range and "kappa" not in denoiser.told:
             denoiser.tell("kappa", range=self.kappa_range)
         return denoiser
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """Guidance needs conditions that have a null."""
+        kappa = arguments.get("kappa", 1)
+        guided = isinstance(kappa, list | tuple) or (isinstance(kappa, int | float) and kappa != 1)
+        return super().needs(arguments) | ({"classes"} if guided else set())
 
     # Conditions
 

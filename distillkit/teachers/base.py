@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         solvers: its samplers by name.
         best: solver and steps at which the teacher is at its best (the quality a student is measured against).
         provides: what methods may ask for: `denoiser` (continuous diffusion), `features` (activations for GAN heads),
-            `log_probs` (a discrete diffusion model).
+            `log_probs` (a discrete diffusion model). See `distillkit.capabilities`.
         kind: of what a run leaves: its folder is called so.
     """
 
@@ -65,6 +65,11 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         self.denoiser, self.event_shape, self.codec = denoiser, tuple(event_shape), codec or Codec()
         self.classes, self.context = dict(classes or {}), tuple(context)
         self.requires_grad_(False).eval()
+
+    @classmethod
+    def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """`provides`, and `classes` where the teacher with these arguments has some."""
+        return cls.provides | ({"classes"} if arguments.get("classes") else set())
 
     @property
     def process(self) -> Any:

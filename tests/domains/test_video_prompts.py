@@ -171,7 +171,9 @@ def test_words_that_do_not_go_together(pipelines, here, capsys):
 
     assert "data=prompts data.path=FILE" in said(*[w for w in good if not w.startswith("data")])
     assert "teacher=wan or teacher=cogvideox" in said("domain=video", "method=dmd", *good[4:6])
-    assert "WanNetwork has no features" in said(*good, "model.gan=1e-3")
+    assert "DMD with gan=0.001 needs data and features, which Wan and Prompts do not give" in said(
+        *good, "model.gan=1e-3"
+    )
     assert "teacher.download=true" in said(
         *[w if "teacher.path" not in w else "teacher.path=Wan-AI/none" for w in good]
     )

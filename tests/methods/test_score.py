@@ -558,7 +558,7 @@ def test_dmd2s_losses_add_up():
 def test_real_data_and_features_are_required_only_by_adversarial_forms():
     assert DMD(neural()).requires == SiD(neural()).requires == {"denoiser"}
     assert DMD(neural(), gan=0.1).requires == SiD(neural(), gan=0.5).requires == {"denoiser", "data", "features"}
-    with pytest.raises(ValueError, match="DMD needs data.*provide only"):
+    with pytest.raises(ValueError, match="DMD needs data, which Teacher and SimpleNamespace do not give; `python"):
         DMD(neural(), gan=0.1).require(SimpleNamespace(provides=frozenset()))
     DMD(neural()).require(SimpleNamespace(provides=frozenset()))
 

@@ -48,7 +48,7 @@ class PipelineTeacher(Teacher):
         schedulers: classes of samplers whose times are those of ours, the pipeline's own.
     """
 
-    provides = frozenset({"denoiser"})
+    provides = frozenset({"denoiser", "classes"})
     renamed = {"lora": "adapters are student=lora student.rank=..., of the fake score fake_score=lora"}
     retired = ("lora",)  # in older folders: the rank of its students, which are what they are now without it
     network: type[Network]
