@@ -220,7 +220,7 @@ def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
     """The composed configuration of a domain and a method, as `compose` gives it; of many pairs each domain is composed once.
 
     The files of the method and of the pair's recipe come after everything else, so they are merged into the domain's
-    configuration. A file that chooses groups itself, or is not of the whole configuration, is left to Hydra.
+    configuration, with the files that they build on. What chooses groups in another way is left to Hydra.
 
     Args:
         words: with further configuration folders.
@@ -229,10 +229,14 @@ def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
 
     places = tuple(words)
     files = [_file("method", method, places), _file("recipe", f"{domain}_{method}", places)]
-    if any(not whole or "defaults" in keys for whole, keys in files):
+    if None in files:
         return compose([*words, f"domain={domain}", f"method={method}"])[0]
     with hydra_errors():
-        cfg = OmegaConf.merge(_domain(domain, places), *(keys for _, keys in files))
+        cfg = OmegaConf.merge(_domain(domain, places))
+        for keys in [keys for parts in files for keys in parts]:
+            for group in keys.get("override", ()):
+                cfg.pop(group, None)
+            cfg = OmegaConf.merge(cfg, {key: value for key, value in keys.items() if key != "override"})
     refuse_unknown(cfg, words)
     return cfg
 
@@ -248,16 +252,36 @@ def _domain(domain: str, words: tuple[str, ...]) -> Any:
 
 
 @cache
-def _file(group: str, choice: str, words: tuple[str, ...]) -> tuple[bool, Any]:
-    """Whether the file of a choice is of the whole configuration, and what it holds; nothing if there is none."""
+def _file(group: str, choice: str, words: tuple[str, ...]) -> tuple[Any, ...] | None:
+    """What the file of a choice, and those that it builds on, add to the whole configuration, in order; None: Hydra knows.
+
+    Nothing if there is no such file. Under `override` stand the groups that it chooses anew.
+    """
     from omegaconf import OmegaConf
 
-    for top in conf_dirs(words):
-        file = top / group / f"{choice}.yaml"
-        if file.is_file():
-            with hydra_errors():
-                return "@package _global_" in file.read_text(encoding="utf-8"), OmegaConf.load(file)
-    return True, {}
+    file = next((file for top in conf_dirs(words) if (file := top / group / f"{choice}.yaml").is_file()), None)
+    if file is None:
+        return ()
+    with hydra_errors():
+        keys = OmegaConf.load(file)
+    if "@package _global_" not in file.read_text(encoding="utf-8"):
+        return None
+    parts: list[Any] = []
+    for entry in OmegaConf.to_container(keys.pop("defaults", OmegaConf.create([]))):
+        if isinstance(entry, str):
+            below = _file(group, entry, words) if entry != "_self_" else ()
+            if below is None:
+                return None
+            parts += below
+            continue
+        (what, chosen), *more = entry.items()
+        other = what.removeprefix("override /")
+        places = [top / other / f"{chosen}.yaml" for top in conf_dirs(words)]
+        there = next((place for place in places if place.is_file()), None)
+        if more or other == what or there is None or "@package" in there.read_text(encoding="utf-8"):
+            return None
+        parts.append({"override": [other], other: OmegaConf.load(there)})
+    return (*parts, keys)
 
 
 def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:

@@ -46,12 +46,13 @@ def read(path: str) -> type:
 
 
 def _look_up(path: str) -> Any:
-    """What a name of another module means: a class as `read` gives it, anything else itself."""
+    """What a name of another module means: a class as `read` gives it, a plain constant, anything else by importing it."""
     try:
         return read(path)
     except (KeyError, SyntaxError, OSError):
         module, _, name = path.rpartition(".")
-        return getattr(import_module(module), name)
+        constants = _module(module)[2]
+        return constants[name] if name in constants else getattr(import_module(module), name)
 
 
 def _names(node: ast.stmt) -> set[str]:
