@@ -227,7 +227,8 @@ def train(verb: str, call: Call) -> int:
             show(cfg, choices)
             return 0
         for key in config.unused(cfg, call.words):
-            note(f"nothing in this run uses {key!r}, so what the command says about it changes nothing")
+            mend = "; a student with another network is student=fresh" if key == "network" else ""
+            note(f"nothing in this run uses {key!r}, so what the command says about it changes nothing{mend}")
         for key, times in Counter(word.lstrip("+").partition("=")[0] for word in call.words).items():
             if times > 1:
                 note(f"{key} is given {times} times, and the last one counts")

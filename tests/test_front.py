@@ -188,7 +188,7 @@ def test_show_needs_no_torch(tmp_path):
     )
     done = door(cwd=tmp_path, code=code)
     assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
-    assert "place: 7" in done.stdout and "# method=chase domain=dummy" in done.stdout
+    assert "place: 7" in done.stdout and "method=chase" in done.stdout and "domain=dummy" in done.stdout
     assert not any(tmp_path.iterdir())
 
 

@@ -64,7 +64,7 @@ class Routed(Recorded, nn.Module):
     ):
         super().__init__()
         if not parts:
-            raise ValueError("a routed network needs at least one part, got none: give parts=[...]")
+            raise ValueError("a routed network needs at least one part, got none")
         given, other = ("edges", "owner") if by == "time" else ("owner", "edges")
         asked = {"edges": edges, "owner": owner}
         if asked[given] is None or asked[other] is not None:

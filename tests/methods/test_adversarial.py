@@ -15,6 +15,7 @@ from distillkit.networks.blocks import sinusoids
 from distillkit.networks.dit import DiT
 from distillkit.networks.heads import Head
 from distillkit.networks.mlp import MLP
+from distillkit.students.makers import Fresh
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
@@ -166,7 +167,9 @@ def test_what_cannot_be_is_refused():
         Discriminator(r1=-1.0)
     exact = ExactTeacher(Mixture([[0.0]], [[[1.0]]]), VarianceExploding())
     with pytest.raises(ValueError, match="Identity has no features for a discriminator to look at"):
-        DMD(exact, gan=0.5, discriminator=Discriminator(taps="teacher"), network=MLP([1], width=8, depth=1))
+        DMD(
+            exact, gan=0.5, discriminator=Discriminator(taps="teacher"), student_maker=Fresh(MLP([1], width=8, depth=1))
+        )
 
 
 def test_from_the_command_line(tmp_path, monkeypatch):
@@ -174,7 +177,16 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.setattr(
         DMD, "heads_loss", lambda self, x_g, cond, batch: seen.append(self.discriminator) or x_g.sum() * 0
     )
-    words = ["domain=toy", "method=dmd", "model.gan=0.1", "network.width=8", "network.depth=2", "data.batch_size=8"]
+    words = [
+        "domain=toy",
+        "method=dmd",
+        "student=fresh",
+        "fake_score=fresh",
+        "model.gan=0.1",
+        "network.width=8",
+        "network.depth=2",
+        "data.batch_size=8",
+    ]
     words += ["data.num_samples=64", "trainer.max_steps=3", "trainer.val_check_interval=3"]
     words += ["model.discriminator.loss=hinge", "model.discriminator.layers=[0,1]", "model.discriminator.timed=true"]
     words += ["vars.callbacks.finish.num_samples=64"]

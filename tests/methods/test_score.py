@@ -401,7 +401,7 @@ def test_dmd_guides_the_teacher_alone(monkeypatch):
     monkeypatch.setattr(dmd_module, "guided", lambda *a: calls.append(a) or original(*a))
     with torch.no_grad():
         model.student_loss(BATCH), model.fake_score_loss(BATCH)
-    assert [(call[0], call[5]) for call in calls] == [(model.teacher.denoiser, 2.5)]
+    assert [(call[0], call[5]) for call in calls] == [(model.teacher.denoiser, 2.5), (model.fake_score, 1)]
 
 
 @pytest.mark.parametrize("settings, expected", [({}, 0), ({"kappa": 2.0}, 0.1), ({"guidance": "anti"}, 0.1)])
