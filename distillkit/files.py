@@ -60,15 +60,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ValueError: the file is missing, truncated or not safetensors (a pickle, for example, is never opened), or holds NaN
             or infinity.
     """
-    from safetensors.torch import load_file
-
-    state = _safely(path, load_file)
+    state = read_tensors(path)
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value.float() if value.itemsize == 1 else value).all():
             raise ValueError(
                 f"{path} holds NaN or infinity in {name}: its network was lost in training, so it is not used"
             )
     return state
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, whatever numbers they hold. Raises as `read_weights`."""
+    from safetensors.torch import load_file
+
+    return _safely(path, load_file)
 
 
 def sizes(path: str | Path) -> list[int]:

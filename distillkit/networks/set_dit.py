@@ -58,6 +58,16 @@ class SetDiT(Recorded, nn.Module):
         out = self.dit(volume, time, cond, blocks).flatten(2)[:, :-1].transpose(1, 2)
         return out.gather(1, place.expand(-1, -1, out.shape[-1]))
 
+    def check_context(self, cond: dict[str, Tensor]) -> None:
+        """See `WithContext`: voxels inside of the volume, of as many places as the mask has."""
+        coords, mask = cond["coords"], cond["mask"]
+        whole = coords.dtype == torch.int64 and coords.shape == (*mask.shape, 3)
+        if not whole or not ((coords >= 0) & (coords < self.side))[mask].all():
+            raise ValueError(
+                f"cond['coords'] must hold voxels, int64 {[*mask.shape, 3]}, each from 0 to {self.side - 1} where the mask is "
+                f"true, got {str(coords.dtype).removeprefix('torch.')} {list(coords.shape)}"
+            )
+
     def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """Tokens after the first half of the transformer, [B, width, blocks]; zero for blocks without a voxel."""
         volume, blocks, _ = self._scatter(x, cond)
