@@ -3,16 +3,20 @@
 import pytest
 import torch
 import yaml
-from helpers import BATCH, Affine, Pairs, neural, trainer
+from helpers import BATCH, Affine, Pairs, neural, trainer, wake
 
 from distillkit import load_student
+from distillkit.codec import Codec
 from distillkit.data import TensorData
-from distillkit.diffusion.process import RectifiedFlow
+from distillkit.diffusion.denoiser import Denoiser
+from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
 from distillkit.evaluation.protocol import evaluate
 from distillkit.methods.dmd import DMD
 from distillkit.methods.lsd import LSD
 from distillkit.methods.mdt_dist import MDTDist
 from distillkit.methods.sid import SiD
+from distillkit.networks.mlp import MLP
+from distillkit.teachers.base import Teacher
 from distillkit.teachers.folder import FolderTeacher
 
 TRUST = ("helpers",)
@@ -91,6 +95,21 @@ def test_validation_and_evaluation_see_decoded_samples():
     own = teacher.generate(6, cond, 3, decode=False)
     assert own.shape == (6, 2) and torch.equal(watch.seen[1][0], Affine().decode(own, cond))
     torch.testing.assert_close(teacher.generate(6, cond, 3, chunk=4), watch.seen[1][0])
+
+
+class Half(Codec):
+    def decode(self, x, cond):
+        return x / 2
+
+
+def test_clips_in_a_row_go_on_from_decoded_frames():
+    denoiser = wake(Denoiser(MLP([1, 3], width=8, depth=1), VarianceExploding(), "edm", 1.0))
+    model = DMD(Teacher(denoiser, (1, 3), context=("first",), codec=Half()), clips=2)
+    model.randint = lambda high, purpose: high - 1
+    first = torch.zeros(4, 1, 1)
+    _, cond = model.rollout({"first": first}, "student")
+    made = model.generate((4, 1, 3), {"first": first}, "student clip 0", 0)
+    assert torch.equal(cond["first"], (made / 2)[:, :, -1:].detach().clamp(-1, 1)) and made.std() > 0.1
 
 
 def test_data_of_the_space_diffused_in_are_refused():
