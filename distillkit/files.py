@@ -61,15 +61,21 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             or infinity.
     """
     import torch
-    from safetensors.torch import load_file
 
-    state = _safely(path, load_file)
+    state = read_tensors(path)
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value.float() if value.itemsize == 1 else value).all():
             raise ValueError(
                 f"{path} holds NaN or infinity in {name}: its network was lost in training, so it is not used"
             )
     return state
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, whatever numbers they hold. Raises as `read_weights`."""
+    from safetensors.torch import load_file
+
+    return _safely(path, load_file)
 
 
 def shapes(path: str | Path) -> dict[str, list[int]]:

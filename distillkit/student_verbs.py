@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distillkit.callbacks.finish import save_files, save_picture
+from distillkit.codec import Codec
 from distillkit.continuation import continued
 from distillkit.errors import Arguments, Failure, UsageError, number, optional
 from distillkit.files import write_atomic, write_text
@@ -230,6 +231,7 @@ def evaluate(argv: Sequence[str]) -> int:
     student = load(args.student, args.trust)
     own = made_with(student, args.student, args.trust, "teacher", "data")
     teacher, data = own["teacher"], own["data"]
+    student.codec = teacher.codec  # the same; folders of earlier versions name none
     if teacher.fingerprint() != (student.config.get("teacher") or {}).get("hash"):
         raise Failure(
             "the teacher has changed since this student was made, so it is not the one to compare with: restore it"
@@ -264,6 +266,10 @@ def export(argv: Sequence[str]) -> int:
         raise UsageError(f"{reason}: use its folder")
     out = _new(args.out or Path(args.student) / f"student.{args.format}")
     error = to_onnx(student, out) if args.format == "onnx" else to_safetensors(student, out, args.trust)
+    if type(student.codec) is not Codec:
+        print(
+            f"the file gives samples of shape {list(student.event_shape)} undecoded: data are made of them by the folder"
+        )
     print(f"{out}: reloaded, largest difference from the student {error:.1e}")
     return 0
 

@@ -14,7 +14,7 @@ from distillkit.cli import quiet
 from distillkit.diffusion.times import LogNormal, LogUniform
 from distillkit.methods.base import Adam
 from distillkit.methods.sid import SiD
-from domains.protein.data import ProteinData, asked
+from domains.protein.data import ProteinData, lengths
 from domains.protein.folds import IdealFolds
 from domains.protein.teacher import Folds
 
@@ -47,7 +47,7 @@ def main(steps: int = 400, out: str = "runs/example-protein") -> None:
     method.export(Path(out) / "student")
 
     # a helix bundle, a sheet and a sheet with a helix on it, of 40 and of 56 residues
-    cond = asked([40, 40, 40, 56, 56, 56], [0, 1, 2, 0, 1, 2])
+    cond = lengths([40, 40, 40, 56, 56, 56], [0, 1, 2, 0, 1, 2])
     student, rows = load_student(Path(out) / "student"), {}
     for scale in (1.0, 0.7, 0.45):
         student.noise_scale = scale

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from distillkit.codec import Codec
 from distillkit.data import DistillData, TensorData
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import (
@@ -94,10 +95,26 @@ def wake(module, seed=0):
     return module
 
 
-def neural(process=None):
+def neural(process=None, **surroundings):
     """A small neural teacher with two classes in the plane."""
     network = wake(MLP([2], width=8, depth=1, classes=CLASSES))
-    return Teacher(Denoiser(network, process or VarianceExploding(), "edm", 1.0), (2,), CLASSES)
+    return Teacher(Denoiser(network, process or VarianceExploding(), "edm", 1.0), (2,), CLASSES, **surroundings)
+
+
+class Affine(Codec):
+    """Data are `scale x + 1 + label`, with one more axis: what is decoded twice, never or for others shows."""
+
+    def __init__(self, scale: float = 2.0):
+        self.scale = scale
+
+    def encode(self, batch):
+        return (batch["data"][..., 0] - 1 - batch["label"][:, None]) / self.scale
+
+    def decode(self, x, cond):
+        return (self.scale * x + 1 + cond["label"][:, None])[..., None]
+
+    def data_shape(self, event_shape):
+        return (*event_shape, 1)
 
 
 class Pairs(DistillData):

@@ -14,6 +14,7 @@ class Count(nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.told = {}
         self.process, self.weight = RectifiedFlow(), nn.Parameter(torch.ones(1))
 
     def forward(self, x_t, t, cond):

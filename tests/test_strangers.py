@@ -1,6 +1,7 @@
 """A student or teacher folder comes from a stranger: each way in which it could choose what runs, what is read or how much."""
 
 import copy
+import re
 import subprocess
 import sys
 import time
@@ -10,13 +11,16 @@ import pytest
 import torch
 import yaml
 from helpers import wake
+from safetensors.torch import load_file
 
 from distillkit import front, load_student
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import VarianceExploding
 from distillkit.errors import UsageError
-from distillkit.files import save_weights
+from distillkit.files import save_tensors, save_weights
 from distillkit.networks.mlp import MLP
+from distillkit.networks.set_dit import SetDiT
+from distillkit.networks.video_unet import VideoUNet
 from distillkit.student_verbs import made_with, set_up
 from distillkit.students.few_step import FewStepStudent
 from distillkit.teachers.base import Teacher
@@ -481,3 +485,73 @@ def test_any_value_of_the_wrong_kind_anywhere_is_one_sentence(file, folder, tmp_
                     set_up(made_with(load_student(at), at, (), "teacher", "data")["data"])
             except ValueError as error:
                 assert "\n" not in str(error), (way, last, value)
+
+
+# Example conditions
+
+
+def given(at, kind):
+    """A student folder with a context and examples of it: sets of voxels, or videos that go on."""
+    process, event_shape = VarianceExploding(), {"voxels": (8, 3), "video": (1, 4, 4, 4)}[kind]
+    if kind == "voxels":
+        net, context = (
+            SetDiT(event_shape, side=4, width=8, depth=1, heads=1, patch=2, classes=CLASSES),
+            ("coords", "mask"),
+        )
+        mask = torch.arange(8) < torch.tensor([[3], [8]])
+        examples = {"coords": torch.arange(24).reshape(8, 3).remainder(4).expand(2, -1, -1), "mask": mask}
+    else:
+        net, context = VideoUNet(event_shape, 8, [1], heads=0, classes=CLASSES, given=2), ("first",)
+        examples = {"first": torch.zeros(2, 1, 2, 4, 4)}
+    student = FewStepStudent(wake(Denoiser(net, process)), [2.0], event_shape, CLASSES, context=context)
+    return student.save(
+        at, examples={"label": torch.tensor([2, 1]), **examples}, asks=dict.fromkeys(context, "its voxels")
+    )
+
+
+CONDITIONS = {
+    "names": ("voxels", lambda c: c.pop("label"), r"it holds \['coords', 'mask'\], this student is asked about"),
+    "more names": ("voxels", lambda c: c.update(more=c["label"]), "it holds"),
+    "lengths": ("voxels", lambda c: c.update(label=c["label"][:1]), "must hold 2 integers from 0 to 2"),
+    "lengths of a context": ("voxels", lambda c: c.update(mask=c["mask"][:1]), r"needs cond\['mask'\] for 2 samples: its voxels"),
+    "none": ("voxels", lambda c: c.update({k: v[:0] for k, v in c.items()}), "must hold 1 to 16 conditions, got 0"),
+    "numbers": ("voxels", lambda c: c.update({k: v.sum() for k, v in c.items()}), "must hold 1 to 16 conditions, got 0"),
+    "a class that there is not": ("voxels", lambda c: c.update(label=torch.tensor([2, 4])), "must hold 2 integers from 0 to 2"),
+    "fractions": ("voxels", lambda c: c.update(label=c["label"].float()), "must hold 2 integers from 0 to 2"),
+    "a mask of numbers": ("voxels", lambda c: c.update(mask=c["mask"].long()), r"true or false .* got int64 \[2, 8\]"),
+    "a flat mask": ("voxels", lambda c: c.update(mask=c["mask"][:, 0]), r"got bool \[2\]"),
+    "a deep mask": ("voxels", lambda c: c.update(mask=c["mask"][:, :, None, None]), r"got bool \[2, 8, 1, 1\]"),
+    "too many places": (
+        "voxels",
+        lambda c: c.update({k: v.repeat_interleave(100, 1) for k, v in c.items() if k != "label"}),
+        r"\[800\] places, more than samples of \[8, 3\]",
+    ),
+    "voxels outside": ("voxels", lambda c: c.update(coords=c["coords"] + 1), "each from 0 to 3 where the mask is true"),
+    "voxels below": ("voxels", lambda c: c.update(coords=c["coords"] - 1), "each from 0 to 3 where the mask is true"),
+    "broken voxels": ("voxels", lambda c: c.update(coords=c["coords"].float()), r"got float32 \[2, 8, 3\]"),
+    "fewer voxels": ("voxels", lambda c: c.update(coords=c["coords"][:, :7]), r"int64 \[2, 8, 3\].*got int64 \[2, 7, 3\]"),
+    "NaN": ("video", lambda c: c["first"].fill_(float("nan")), r"cond\['first'\] holds NaN or infinity"),
+    "infinity": ("video", lambda c: c["first"].fill_(float("inf")), r"cond\['first'\] holds NaN or infinity"),
+    "other frames": ("video", lambda c: c.update(first=c["first"][:, :, :1]), r"first 2 frames .*, 4, 4\], got \[2, 1, 1, "),
+    "too large": ("video", lambda c: c.update(first=torch.zeros(2, 2**25)), "more than 134,217,728 bytes are not read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_conditions_that_no_student_has_are_one_sentence(name, tmp_path, capsys):
+    kind, change, said = CONDITIONS[name]
+    folder = given(tmp_path / "student", kind)
+    assert front.main(words("sample", folder, tmp_path)) == 0  # as it is, it is fine
+    capsys.readouterr()
+    conditions = load_file(folder / "conditions.safetensors")
+    change(conditions)
+    save_tensors(folder / "conditions.safetensors", conditions)
+    found = refused(capsys, "sample", folder, "-n", 2, "--out", tmp_path / "again")
+    assert "conditions.safetensors is damaged" in found and re.search(said, found), found
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04N.", b"x" * 100])
+def test_conditions_that_are_no_tensors_are_one_sentence(content, tmp_path, capsys):
+    folder = given(tmp_path / "student", "video")
+    (folder / "conditions.safetensors").write_bytes(content)
+    assert "is not a whole safetensors file" in refused(capsys, *words("sample", folder, tmp_path))

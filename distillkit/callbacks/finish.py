@@ -58,7 +58,7 @@ def finish(
     kind, facts = product.kind, {**model.facts(), "domain": data.domain, "run": provenance(config)}
     teacher, student = (product, None) if kind == "teacher" else (model.teacher, product)
     kappa = facts.get("kappa", 1.0)
-    if product.context:
+    if student and student.context:
         facts |= {"asks": data.asks, "examples": teacher.condition(data.conditions(NUM_EXAMPLES))}
     product.save(run / kind, **facts)
 

@@ -40,10 +40,18 @@ class Start(Recorded):
             t: the first time, [B] or scalar.
             cond: conditions; the base is one of them.
             scale: by what the noise is multiplied, see `few_step`.
+
+        Raises:
+            ValueError: the base is not shaped like the noise.
         """
         noise = scale * (expand(process.sigma(t).to(eps.dtype), eps) * eps)
         if self.base is None:
             return noise
+        if cond[self.base].shape != eps.shape:
+            raise ValueError(
+                f"cond[{self.base!r}], from which sampling starts, must be shaped like the samples, {list(eps.shape)}, got "
+                f"{list(cond[self.base].shape)}"
+            )
         return expand(process.alpha(t).to(eps.dtype), eps) * cond[self.base] + noise
 
     def check(self, process: Process, context: tuple[str, ...]) -> None:

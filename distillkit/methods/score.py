@@ -108,7 +108,8 @@ class ScoreDistiller(FewStepDistiller):
         shape = self.teacher.shape(len(next(iter(batch.values()))), cond)
         with torch.no_grad():
             for clip in range(self.randint(self.clips, "clip")):
-                cond = following(cond, self.generate(shape, cond, f"{purpose} clip {clip}", self.num_steps - 1))
+                made = self.generate(shape, cond, f"{purpose} clip {clip}", self.num_steps - 1)
+                cond = following(cond, self.teacher.codec.decode(made, cond))  # frames, not latents
         x_g = self.generate(shape, cond, purpose, self.step)
         if self.tells_steps:
             cond = {**cond, "step": torch.full((len(x_g),), self.step, device=self.device)}

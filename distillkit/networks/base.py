@@ -35,6 +35,17 @@ class Centred(Network, Protocol):
     centred: bool
 
 
+class WithContext(Network, Protocol):
+    """A network that says which conditions besides classes it can take."""
+
+    def check_context(self, cond: Cond) -> None:
+        """Called where a student is asked for samples, not in training.
+
+        Raises:
+            ValueError: one has a shape, a kind of numbers or a range that the network cannot take.
+        """
+
+
 class Tellable(Protocol):
     """The `embed` of a network that can be told further conditions, as `blocks.Embedding` and `blocks.Told` are."""
 

@@ -59,6 +59,16 @@ class SetDiT(Recorded, Features, nn.Module):
         out = self.dit(volume, time, cond, blocks).flatten(2)[:, :-1].transpose(1, 2)
         return out.gather(1, place.expand(-1, -1, out.shape[-1]))
 
+    def check_context(self, cond: dict[str, Tensor]) -> None:
+        """See `WithContext`: voxels inside of the volume, of as many places as the mask has."""
+        coords, mask = cond["coords"], cond["mask"]
+        whole = coords.dtype == torch.int64 and coords.shape == (*mask.shape, 3)
+        if not whole or not ((coords >= 0) & (coords < self.side))[mask].all():
+            raise ValueError(
+                f"cond['coords'] must hold voxels, int64 {[*mask.shape, 3]}, each from 0 to {self.side - 1} where the mask is "
+                f"true, got {str(coords.dtype).removeprefix('torch.')} {list(coords.shape)}"
+            )
+
     def activations(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Iterator[Tensor]:
         """Tokens after each block of the transformer, [B, width, L]; zero where no voxel is."""
         volume, blocks, _ = self._scatter(x, cond)

@@ -100,9 +100,18 @@ class VideoUNet(UShape):
                 f"the width of the last level must be divisible by heads, got {channels * multipliers[-1]} and {heads}"
             )
         self.given, self.patch, self.sides = given, patch, {"r": tube, "p": patch, "q": patch}
+        self.first_shape = (image_channels, given, rows, columns)
         pixels = image_channels * patch**2
         self.build(pixels * (tube + given), pixels * tube, channels, multipliers, blocks, heads, classes)
         self.place = nn.Parameter(torch.zeros(1, channels, frames // tube, rows // patch, columns // patch))
+
+    def check_context(self, cond: dict[str, Tensor]) -> None:
+        """See `WithContext`: as many first frames as it is given, of the size of its own."""
+        if self.given and cond["first"].shape[1:] != self.first_shape:
+            raise ValueError(
+                f"cond['first'] must hold the first {self.given} frames of each clip, numbers in [-1, 1] of shape "
+                f"[n, {', '.join(map(str, self.first_shape))}], got {list(cond['first'].shape)}"
+            )
 
     def enter(self, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
         x = rearrange(x, "b c (t r) (h p) (w q) -> b (c r p q) t h w", **self.sides)

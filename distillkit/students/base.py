@@ -13,13 +13,13 @@ from torch import Tensor, nn
 import distillkit
 from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Cond, number
-from distillkit.files import read_weights, read_yaml, save_tensors, save_weights, write_yaml
+from distillkit.files import read_tensors, read_yaml, save_tensors, save_weights, write_yaml
 from distillkit.spec import Outside, from_spec, named, to_spec, trusted_class
 
 WEIGHTS, CONFIG, EXAMPLES = "model.safetensors", "student.yaml", "conditions.safetensors"
 MOST_STEPS = 1000  # network calls of a student
-MOST_EXAMPLE_BYTES = 2**20
-NUM_EXAMPLES = 16
+NUM_EXAMPLES, EXAMPLE_BYTES = 16, 2**20  # conditions that a folder carries: as many as fit, but one
+MOST_EXAMPLE_BYTES = 2**26  # of one that may be carried, or read
 
 
 class Product(Protocol):
@@ -80,6 +80,11 @@ class Student(nn.Module, ABC):
     def weights(self) -> nn.Module:
         """What model.safetensors holds."""
 
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module | None:
+        """The network that is called; it may say what conditions it takes, see `networks.base.WithContext`."""
+
     @abstractmethod
     def sample(
         self,
@@ -102,7 +107,8 @@ class Student(nn.Module, ABC):
             kappa: guidance scale, one number or one per sample [n], of a student that was told it.
 
         Raises:
-            ValueError: a condition is missing or unknown, has another length than n or a class that does not exist.
+            ValueError: a condition is missing or unknown, has another length than n, a class that does not exist or another
+                shape or kind of numbers than the network takes; data are wanted of a codec that may not be read.
         """
 
     @property
@@ -145,12 +151,11 @@ class Student(nn.Module, ABC):
     def lacks(self, name: str, num: int) -> str:
         """That a condition is missing, in the words of its domain."""
         asks = self.config.get("asks") or {}
-        said = f" ({asks[name]})" if name in asks else " (what each sample is made for)"
-        return f"this student needs cond[{name!r}], a tensor with {num} rows{said}"
+        return f"this student needs cond[{name!r}] for {num} samples: {asks.get(name, 'what each of them is made for')}"
 
     def checked_condition(self, n: int, cond: Cond | None, kappa: float | Tensor | None = None) -> Cond:
         """What `n` samples are made for, or the ValueError of `sample`."""
-        cond = self.default_condition(n) if cond is None else {k: torch.as_tensor(v) for k, v in cond.items()}
+        cond = self.default_condition(n) if cond is None else {name: _tensor(name, v) for name, v in cond.items()}
         if kappa is not None:
             if "kappa" not in self.told:
                 made = self.config.get("kappa", 1.0)
@@ -163,8 +168,15 @@ class Student(nn.Module, ABC):
         if unknown := sorted(cond.keys() - known):
             raise ValueError(f"this student has no condition {unknown[0]!r}; it has {sorted(known) or 'none'}")
         for name in self.context:
-            if name not in cond or len(cond[name]) != n:
+            if name not in cond or cond[name].shape[:1] != (n,):
                 raise ValueError(self.lacks(name, n))
+            if not cond[name].isfinite().all():
+                raise ValueError(f"cond[{name!r}] holds NaN or infinity: {self.lacks(name, n)}")
+        mask = cond.get("mask")
+        if mask is not None and (mask.dtype != torch.bool or not 1 < mask.ndim <= 1 + len(self.event_shape)):
+            raise ValueError(
+                f"cond['mask'] must hold true or false for each place of {n} sets, got {_kind(mask)}: {self.lacks('mask', n)}"
+            )
         for name, count in self.classes.items():
             value = cond.get(name, torch.tensor(-1))
             whole = not value.is_floating_point() and not value.is_complex()
@@ -176,6 +188,8 @@ class Student(nn.Module, ABC):
             value = cond.setdefault(name, torch.full((n,), (low + high) / 2))
             if value.shape != (n,) or not bool(((value >= low) & (value <= high)).all()):
                 raise ValueError(f"cond[{name!r}] must hold {n} numbers from {low:g} to {high:g}")
+        if hasattr(self.network, "check_context"):
+            self.network.check_context(cond)
         return cond
 
     # The folder
@@ -185,7 +199,7 @@ class Student(nn.Module, ABC):
 
         Args:
             folder: where.
-            examples: conditions to carry, as many as fit into a megabyte and at most 16; only with a context.
+            examples: conditions to carry, at most 16, as many as fit into a megabyte, and one of up to 64; only with a context.
             facts: domain, method, teacher ... that join student.yaml.
         """
         folder = Path(folder)
@@ -193,8 +207,9 @@ class Student(nn.Module, ABC):
         save_weights(folder / WEIGHTS, self.weights)
         if self.context and examples:
             row = sum(value[:1].numel() * value.element_size() for value in examples.values())
-            num = max(1, min(NUM_EXAMPLES, MOST_EXAMPLE_BYTES // max(row, 1)))
-            self.examples = {name: value[:num].cpu() for name, value in examples.items()}
+            num = min(NUM_EXAMPLES, max(1, EXAMPLE_BYTES // max(row, 1)))
+            if row <= MOST_EXAMPLE_BYTES:
+                self.examples = {name: value[:num].cpu() for name, value in examples.items()}
         if self.examples:
             save_tensors(folder / EXAMPLES, self.examples)
         self.config = {"distillkit": distillkit.__version__, **facts, **self.facts()}
@@ -237,11 +252,35 @@ def _examples(file: Path, student: Student) -> Cond:
     """The example conditions of a folder, checked."""
     if not student.context or not file.is_file():
         return {}
-    found = read_weights(file)
-    lengths = {value.shape[:1] for value in found.values()}
-    if found.keys() != {*student.classes, *student.context} or len(lengths) != 1 or lengths <= {(), (0,)}:
-        raise ValueError(f"{file} is damaged: it holds no conditions of this student")
+    try:
+        if file.stat().st_size > 2 * MOST_EXAMPLE_BYTES:
+            raise ValueError(f"more than {2 * MOST_EXAMPLE_BYTES:,} bytes are not read")
+        found, wanted = read_tensors(file), {*student.classes, *student.context}
+        if found.keys() != wanted:
+            raise ValueError(f"it holds {sorted(found)}, this student is asked about {sorted(wanted)}")
+        num = len(found[student.context[0]]) if found[student.context[0]].ndim else 0
+        if not 0 < num <= NUM_EXAMPLES:
+            raise ValueError(f"it must hold 1 to {NUM_EXAMPLES} conditions, got {num}")
+        student.checked_condition(num, found)
+        places = found["mask"].shape[1:] if "mask" in found else ()
+        if any(size > largest for size, largest in zip(places, student.event_shape, strict=False)):
+            raise ValueError(f"its mask has {list(places)} places, more than samples of {list(student.event_shape)}")
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
     return found
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    """A condition as a tensor."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # text, rows of different lengths
+        raise ValueError(f"cond[{name!r}] must hold numbers: {str(error).splitlines()[0]}") from error
+
+
+def _kind(value: Tensor) -> str:
+    """Of what a condition is, for messages."""
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
 
 
 def load_codec(config: dict[str, Any], file: Path, trust: tuple[str, ...], home: Path) -> Codec | None:
@@ -268,8 +307,14 @@ class Refused(Codec):
     def __init__(self, reason: str):
         self.reason = reason
 
+    def encode(self, batch):
+        raise Outside(self.reason)
+
     def decode(self, x, cond):
         raise Outside(f"{self.reason}; or take samples undecoded, with decode=False")
+
+    def data_shape(self, event_shape):
+        return self.decode(None, {})  # before anything is computed
 
 
 def check_origin(config: dict[str, Any], file: Path) -> None:

@@ -48,6 +48,7 @@ class FewStepStudent(Student):
         super().__init__(event_shape, classes, context, codec, config, examples)
         self.denoiser, self._times = denoiser, list(times)
         self.renoise, self.noise_scale, self.start = renoise, noise_scale, start or Start()
+        self.start.check(denoiser.process, self.context)
 
     @property
     def times(self) -> list[float]:
@@ -60,6 +61,10 @@ class FewStepStudent(Student):
     @property
     def weights(self) -> nn.Module:
         return self.denoiser
+
+    @property
+    def network(self):
+        return getattr(self.denoiser, "network", None)
 
     @torch.no_grad()
     def forward(self, noise: Tensor, cond: Cond | None = None, draw: Callable[[int], Tensor] | None = None) -> Tensor:
@@ -78,6 +83,9 @@ class FewStepStudent(Student):
 
     def sample(self, n=64, cond=None, seed=0, batch_size=1000, decode=True, kappa=None):
         cond = self.checked_condition(n, cond, kappa)
+        shape = self.codec.data_shape(self.event_shape) if decode else self.event_shape
+        if not n:
+            return torch.empty(0, *shape)
         device = next(self.denoiser.parameters()).device
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
         draws = [
@@ -90,8 +98,7 @@ class FewStepStudent(Student):
                 part = {k: v[rows.to(v.device)].to(device) for k, v in cond.items()}
                 x = self(draws[0][rows].to(device), part, lambda i, rows=rows: draws[i][rows].to(device))
                 out.append(self.codec.decode(x, part) if decode else x)
-        shape = self.codec.data_shape(self.event_shape) if decode else self.event_shape
-        return torch.cat(out) if out else torch.empty(0, *shape)
+        return torch.cat(out)
 
     def facts(self):
         where = {} if self.start.pure else {"start": to_spec(self.start)}
@@ -125,15 +132,17 @@ class FewStepStudent(Student):
         }
         refuse(config, file, sound)
         load_weights(denoiser, folder / WEIGHTS)
-        return cls(
-            denoiser,
-            times,
-            config["event_shape"],
-            config.get("classes"),
-            config["renoise"],
-            config,
-            config.get("context") or (),
-            scale,
-            start,
-            load_codec(config, file, trust, home),
-        )
+        codec = load_codec(config, file, trust, home)
+        with named(file):
+            return cls(
+                denoiser,
+                times,
+                config["event_shape"],
+                config.get("classes"),
+                config["renoise"],
+                config,
+                config.get("context") or (),
+                scale,
+                start,
+                codec,
+            )

@@ -47,6 +47,10 @@ class SamplerStudent(Student):
         return self.sampler
 
     @property
+    def network(self):
+        return getattr(self.teacher.denoiser, "network", None)
+
+    @property
     def not_exported(self):
         return "a sampler of few numbers calls its teacher's network and cannot be exported"
 

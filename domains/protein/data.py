@@ -77,6 +77,7 @@ class ProteinData(DistillData):
     domain = "protein"
     pictured = 24
     context = ("mask",)
+    asks = {"mask": "the length of each chain; domains.protein.data.lengths([80, 120]) says 80 and 120 residues"}
 
     def __init__(
         self,
@@ -136,10 +137,21 @@ def batch(traces: Traces, size: int) -> dict[str, Tensor]:
     return {"data": x, "mask": mask, "label": label}
 
 
-def asked(lengths: Sequence[int], label: Sequence[int], size: int = 64) -> dict[str, Tensor]:
-    """What a student is asked for to make chains of these lengths and fold classes, padded to `size` residues."""
-    mask = torch.arange(size) < torch.as_tensor(lengths)[:, None]
-    return {"label": torch.as_tensor(label, dtype=torch.long), "mask": mask}
+def lengths(residues: Sequence[int], label: Sequence[int] | None = None, size: int | None = None) -> dict[str, Tensor]:
+    """What a student is asked for to make chains of so many residues.
+
+    Args:
+        residues: of each chain.
+        label: fold class of each, for a student that has them.
+        size: N, to which chains are padded; None means the longest of them.
+
+    Returns:
+        `mask` bool [n, N], and `label` int64 [n] if given.
+    """
+    size = max(residues) if size is None else size
+    checks.whole(1, size, residues=list(residues))
+    mask = torch.arange(size) < torch.tensor(list(residues))[:, None]
+    return {"mask": mask} | ({} if label is None else {"label": torch.as_tensor(label, dtype=torch.long)})
 
 
 class ChainFile(Chains):

@@ -129,6 +129,11 @@ class FeaturesData(ShapeData):
     """
 
     context = ("coords", "mask")
+    asks = {
+        "coords": "the voxels of each shape's surface, the first of what domains.threed.data.voxel_sets makes of a structure's "
+        "shell (domains.threed.chain does so with samples of the first stage)",
+        "mask": "which of the voxels there are, the second of what domains.threed.data.voxel_sets makes",
+    }
 
     def __init__(self, shapes: Shapes, side: int = 16, voxels: int = 640, batch_size: int = 32):
         super().__init__(shapes, side, batch_size)

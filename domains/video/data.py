@@ -35,6 +35,7 @@ class VideoData(DistillData):
 
     domain = "video"
     pictured = 24
+    asks = {"first": "the first frames of each clip, numbers in [-1, 1] of shape [n, channels, frames, height, width]"}
 
     def __init__(self, given: int = 0, batch_size: int = 32, i3d: str | None = None):
         super().__init__(batch_size)

@@ -1,17 +1,16 @@
 """Prompts as data, for teachers that make videos of a text: batches hold `prompt` int64 [B], the number of a prompt.
 
-N: clips; C, F', H', W': of latents; F, H, W: frames, height and width of decoded clips.
+N: clips; F, H, W: frames, height and width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
-from pathlib import Path
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from PIL import Image
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from distillkit.evaluation import metrics
 from domains.image.evaluation import eight_bits
 from domains.video import media
 from domains.video.evaluation import Look, VideoEvaluator, check_samples
-from domains.video.pipelines import Decoder, latent_shape, read_prompts
+from domains.video.pipelines import VAE, latent_shape, read_prompts
 from domains.video.pipelines.files import local
 
 EPOCH = 1000  # draws of an epoch, at least
@@ -31,11 +30,9 @@ VALIDATED = 16  # prompts of validation, at most
 class Prompts(DistillData):
     """Prompts from a file, and no videos: enough for methods that learn from the teacher alone.
 
-    Samples are latents; metrics and pictures are those of the clips that the pipeline's VAE makes of them.
-
     Args:
         path: file with the prompts, see `read_prompts`.
-        pipeline, download: `path` and `download` of the teacher.
+        pipeline, download: `path` and `download` of the teacher, which says what sizes of clips there are.
         frames, height, width: of a clip in pixels, those of the teacher.
         held_out: that many of the last prompts are not trained on; they are what evaluation and pictures ask for. 0 trains on
             all and asks for all.
@@ -69,8 +66,9 @@ class Prompts(DistillData):
             raise ValueError(f"held_out must leave some of the {num} prompts to train on, got {held_out}")
         self.asked = torch.arange(num - held_out if held_out else 0, num)
         self.trained = torch.arange(num - held_out)
-        self.root = local(pipeline, download)
-        self.event_shape, self.classes = latent_shape(self.root, frames, height, width), {"prompt": num}
+        root = local(pipeline, download)
+        self.event_shape = VAE(str(root)).data_shape(latent_shape(root, frames, height, width))
+        self.classes = {"prompt": num}
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
         drawn = self.trained.repeat(-(-EPOCH // len(self.trained)))
@@ -80,21 +78,18 @@ class Prompts(DistillData):
     def conditions(self, num: int) -> dict[str, Tensor]:
         return {"prompt": self.asked[torch.arange(num) % len(self.asked)]}
 
-    @cached_property
-    def decode(self) -> Decoder:
-        return Decoder(str(self.root))
-
     def build_evaluator(self, held_out: Sequence[Any]) -> PromptEvaluator:
-        return PromptEvaluator(self.decode, self.event_shape)
+        return PromptEvaluator(self.event_shape)
 
     @property
     def media(self) -> Any:
-        """`domains.video.media` of decoded samples."""
-        return Decoded(self.decode, self.fps)
+        """`domains.video.media` at these frames a second."""
+        at = {"film": partial(media.film, fps=self.fps), "save": partial(media.save, fps=self.fps)}
+        return SimpleNamespace(picture=media.picture, compare=media.compare, **at)
 
 
 class PromptEvaluator(VideoEvaluator):
-    """Compares decoded samples with the teacher's at its best, where there are no real videos.
+    """Compares clips with the teacher's at its best, where there are no real videos.
 
     `distance` (the headline): energy distance to the teacher's clips in averages over parts of a clip and of its changes, each
     in units of its standard deviation over the teacher's clips; with few clips two draws of one law are not 0 apart: the
@@ -103,29 +98,28 @@ class PromptEvaluator(VideoEvaluator):
     was asked for is not measured.
 
     Args:
-        decode: latents [N, C, F', H', W'] to clips [N, 3, F, H, W] in [-1, 1].
-        event_shape: of latents.
+        event_shape: of clips, (3, F, H, W).
     """
 
     headline = "distance"
     better = {"distance": "lower", "motion_gap": "lower", "spectrum": "lower"}
     classes, i3d = {}, None
 
-    def __init__(self, decode: Callable[[Tensor], Tensor], event_shape: tuple[int, ...]):
-        self.decode, self.event_shape = decode, tuple(event_shape)
-        self.look = lru_cache(maxsize=3)(self._decoded)  # by identity: the teacher's clips are looked at once
+    def __init__(self, event_shape: tuple[int, ...]):
+        self.event_shape = tuple(event_shape)
+        self.look = lru_cache(maxsize=3)(self._rounded)  # by identity: the teacher's clips are looked at once
 
     def describe(self) -> dict[str, Any]:
         facts = {"domain": "video", "features": self.extractor[1], "reference": "the teacher's samples"}
         return facts | {"pixels": "decoded, rounded to 8 bits"}
 
     def __call__(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
-        """Metrics of latents [N, C, F', H', W'] by themselves."""
+        """Metrics of clips [N, 3, F, H, W] in [-1, 1] by themselves."""
         look = self.look(samples)
         return {"motion": float(look.change.mean()), "flicker": float(look.flicker.mean())}
 
     def paired(self, samples: Tensor, reference: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
-        """Distances from the teacher's latents, as sets."""
+        """Distances from the teacher's clips, as sets."""
         ours, theirs = self.look(samples), self.look(reference)
         near, far = (metrics.standardise(look.clips, theirs.clips) for look in (ours, theirs))
         return {
@@ -138,30 +132,6 @@ class PromptEvaluator(VideoEvaluator):
         """There are no real videos."""
         return {}
 
-    def _decoded(self, samples: Tensor) -> Look:
+    def _rounded(self, samples: Tensor) -> Look:
         check_samples(samples, self.event_shape)
-        return self._look(eight_bits(self.decode(one)) for one in samples.split(1))
-
-
-class Decoded:
-    """`domains.video.media` for latents.
-
-    Args:
-        decode: latents to clips.
-        fps: frames a second.
-    """
-
-    def __init__(self, decode: Callable[[Tensor], Tensor], fps: float):
-        self.decode, self.fps = decode, fps
-
-    def picture(self, samples: Tensor, cond: dict[str, Tensor] | None = None) -> Image.Image:
-        return media.picture(self.decode(samples), cond)
-
-    def compare(self, rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, clips: int = 3) -> Image.Image:
-        return media.compare({name: self.decode(samples[:clips]) for name, samples in rows.items()}, cond, clips)
-
-    def film(self, samples: Tensor, cond: dict[str, Tensor] | None, path: Path) -> Path:
-        return media.film(self.decode(samples), cond, path, self.fps)
-
-    def save(self, samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path) -> list[Path]:
-        return media.save(self.decode(samples), cond, folder, self.fps)
+        return self._look(eight_bits(one.cpu()) for one in samples.split(1))

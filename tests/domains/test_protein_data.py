@@ -11,7 +11,7 @@ import torch
 
 from distillkit.data import StepLoader, alike
 from domains.protein import geometry
-from domains.protein.data import ChainFile, ProteinData, Traces, asked, batch, longest_piece, windows
+from domains.protein.data import ChainFile, ProteinData, Traces, batch, lengths, longest_piece, windows
 from domains.protein.folds import IdealFolds, folds
 from domains.protein.structure_folder import INDEX, StructureFolder
 from domains.protein.structures import format_of, read_structure
@@ -193,10 +193,13 @@ def test_alike_batches_resume_and_are_shared_out_like_any():
 
 
 def test_lengths_and_classes_are_asked_for():
-    cond = asked([40, 64], [0, 2])
+    cond = lengths([40, 64], [0, 2])
     assert (
         cond["mask"].sum(1).tolist() == [40, 64] and cond["label"].tolist() == [0, 2] and cond["mask"].shape == (2, 64)
     )
+    assert lengths([8, 9], size=64)["mask"].shape == (2, 64) and lengths([8]).keys() == {"mask"}
+    with pytest.raises(ValueError, match="residues must be at most 64, got"):
+        lengths([40, 65], size=64)
     with pytest.raises(ValueError, match="longest must be at least 8, got 5"):
         ProteinData(IdealFolds(3, 3, 3), longest=5)
 

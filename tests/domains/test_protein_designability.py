@@ -15,7 +15,7 @@ from distillkit.evaluation.protocol import evaluate
 from distillkit.networks.pair_transformer import PairTransformer
 from distillkit.students.few_step import FewStepStudent
 from distillkit.teachers.base import Teacher
-from domains.protein.data import ProteinData, asked
+from domains.protein.data import ProteinData, lengths
 from domains.protein.designability import COMMAND, TIMEOUT, Designability
 from domains.protein.folds import IdealFolds
 
@@ -40,9 +40,9 @@ def program(tmp_path, text: str) -> list[str]:
     return [sys.executable, str(file)]
 
 
-def some(lengths=(10, 39, 40, 41)) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    cond = asked(lengths, [0] * len(lengths))
-    x = torch.randn(len(lengths), 64, 3, generator=torch.Generator().manual_seed(0)) * cond["mask"][..., None]
+def some(residues=(10, 39, 40, 41)) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    cond = lengths(residues, [0] * len(residues), size=64)
+    x = torch.randn(len(residues), 64, 3, generator=torch.Generator().manual_seed(0)) * cond["mask"][..., None]
     return x, cond
 
 

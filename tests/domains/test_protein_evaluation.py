@@ -14,7 +14,7 @@ from PIL import Image
 
 from distillkit.report import write_report
 from domains.protein import evaluation, geometry, media
-from domains.protein.data import ProteinData, asked
+from domains.protein.data import ProteinData, lengths
 from domains.protein.evaluation import ProteinEvaluator, descriptors, jensen_shannon, shares, tm_scores
 from domains.protein.folds import IdealFolds
 from domains.protein.teacher import WEIGHTS, Folds
@@ -306,7 +306,7 @@ def test_the_embedded_teacher_is_small_and_makes_chains_of_the_lengths_asked_for
     teacher, file = Folds(), WEIGHTS / "folds" / "model.safetensors"
     assert file.stat().st_size < 2.5e6 and "domain=protein method=pretrain" in (file.parent / "README.md").read_text()
     assert teacher.event_shape == (64, 3) and teacher.classes == {"label": 3} and teacher.context == ("mask",)
-    cond = asked([33, 50], [0, 2])
+    cond = lengths([33, 50], [0, 2], size=64)
     samples = teacher.generate(2, cond, 0, times=teacher.grid(2))
     assert samples.shape == (2, 64, 3) and (samples[~cond["mask"]] == 0).all()
 

@@ -41,8 +41,13 @@ def folder(tmp_path_factory):
 
 def test_a_student_goes_on_from_the_command_line(folder, tmp_path, capsys):
     distil("sample", folder, "-n", "3", "--clips", "3", "--out", tmp_path / "long")
-    assert np.load(tmp_path / "long" / "samples.npz")["samples"].shape == (3, 1, 40, 16, 16)
+    long = np.load(tmp_path / "long" / "samples.npz")["samples"]
+    assert long.shape == (3, 1, 40, 16, 16)
     assert (tmp_path / "long" / "clips.gif").is_file()
+    student = load_student(folder)  # the same first frames, from its own folder, and what it says without any
+    assert torch.equal(continued(student.sample, student.default_condition(3), 3), torch.from_numpy(long))
+    with pytest.raises(ValueError, match=r"needs cond\['first'\] for 2 samples: the first frames of each clip"):
+        student.sample(2, {"label": [0, 1], "motion": [0, 1]})
     words = [str(folder), "-n", "40", "--clips", "2", "--out", str(tmp_path / "drift")]
     assert drift.main(words) == 2 and f"--trust {folder.parent}/teacher" in capsys.readouterr().err
     words += ["--trust", f"{folder.parent}/teacher"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ pytest.importorskip("transformers")
 import tiny_pipelines
 from helpers import f64
 
+from distillkit.spec import Outside, from_spec, to_spec
 from distillkit.students.base import load_student
 from distillkit.students.few_step import FewStepStudent
-from domains.video.pipelines import CogVideoX, Decoder, Wan, ask, read_prompts
+from domains.video.pipelines import VAE, CogVideoX, Wan, ask, read_prompts
 
 SIZE = {"frames": 9, "height": 16, "width": 32}
 PROMPTS = ["a cat runs", "a dog sleeps on the moon", "a cat on the moon"]
@@ -213,10 +215,35 @@ def test_clips_are_those_of_the_pipeline(make, length, tmp_path):
     pipeline = make(tmp_path)
     channels = 16 if length == 512 else 4
     noise = torch.randn(2, channels, 3, 2, 4, generator=torch.Generator().manual_seed(2))
-    clips = Decoder(str(tmp_path))(theirs(pipeline, noise, 1, length))
+    codec, latents = VAE(str(tmp_path)), theirs(pipeline, noise, 1, length)
+    assert codec.data_shape(latents.shape[1:]) == (3, 9, 16, 32) and "vae" not in vars(codec)  # without its weights
+    clips = codec.decode(latents, {})
     expected = theirs(pipeline, noise, 1, length, output_type="pt")  # [N, 3, F, H, W] in [0, 1]
     assert clips.shape == (2, 3, 9, 16, 32) and clips.std() > 0.02
     assert ((clips + 1) / 2 - expected).abs().max() < 1e-5
+    for frames in (2, 4):  # even, as the VAE itself has it
+        made = codec.decode(noise.repeat(1, 1, 2, 1, 1)[:, :, :frames], {})
+        assert made.shape[1:] == codec.data_shape((channels, frames, 2, 4))
+    assert torch.equal(clips[1:], codec.decode(latents[1:], {}))  # one at a time
+    again = from_spec(to_spec(codec), (str(tmp_path),))
+    assert torch.equal(again.decode(latents, {}), clips)
+
+
+@pytest.mark.parametrize("make", [tiny_pipelines.wan, tiny_pipelines.cogvideox])
+def test_clips_are_encoded_in_the_units_that_are_diffused(make, tmp_path):
+    """In which the pipelines that start from a video have them."""
+    pipeline = make(tmp_path)
+    clips = torch.rand(2, 3, 9, 16, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    encoded, vae = VAE(str(tmp_path)).encode({"data": clips}), pipeline.vae
+    with torch.no_grad():
+        own = vae.encode(clips).latent_dist.mean
+    if hasattr(vae.config, "scaling_factor"):
+        expected = own * vae.config.scaling_factor
+    else:
+        mean, std = (torch.tensor(v).reshape(-1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+        expected = (own - mean) / std
+    assert encoded.shape == expected.shape and encoded.shape[2:] == (3, 2, 4)
+    assert (encoded - expected).abs().max() < 1e-5 and expected.std() > 1e-3
 
 
 # Students
@@ -226,19 +253,30 @@ def test_a_student_needs_no_pipeline(teacher, folder, tmp_path):
     """Its folder holds the network and the embeddings of its prompts."""
     copied = teacher.new_denoiser()
     assert all(p.requires_grad and p.dtype == torch.float32 for p in copied.parameters())
-    student = FewStepStudent(copied, [1.0, 0.5], teacher.event_shape, teacher.classes).eval()
+    student = FewStepStudent(copied, [1.0, 0.5], teacher.event_shape, teacher.classes, codec=teacher.codec).eval()
     student.save(tmp_path / "student")
+    clips = student.sample(2, seed=1)
+    assert clips.shape == (2, 3, 9, 16, 32) and clips.abs().max() <= 1
+    assert torch.equal(load_student(tmp_path / "student", (str(folder),)).sample(2, seed=1), clips)
+    with pytest.raises(
+        Outside, match=f"wants to read {folder}.*--trust {folder}.*undecoded, with decode=False"
+    ) as error:
+        load_student(tmp_path / "student").sample(2)
+    assert "\n" not in str(error.value)
     away = folder.with_name("away")
     shutil.move(folder, away)
     try:
-        again = load_student(tmp_path / "student")
+        moved = load_student(tmp_path / "student")
     finally:
         shutil.move(away, folder)
-    assert torch.equal(again.sample(4, seed=1), student.sample(4, seed=1))
-    one = again.sample(1, {"prompt": [2]})
-    ask(again, ["a cat", PROMPTS[2]], str(folder), NEGATIVE)
-    assert again.classes == {"prompt": 2} and (again.sample(1, {"prompt": [1]}) - one).abs().max() < 1e-5
-    assert again.sample(1, {"prompt": [0]}).sub(one).abs().max() > 1e-3
+    again, whole = (partial(s.sample, decode=False) for s in (moved, student))
+    assert torch.equal(again(4, seed=1), whole(4, seed=1)) and again(0).shape == (0, 16, 3, 2, 4)
+    with pytest.raises(ValueError, match=f"there is no directory {folder}.*put the pipeline back, or .*decode=False"):
+        moved.sample(4)
+    one = again(1, {"prompt": [2]})
+    ask(moved, ["a cat", PROMPTS[2]], str(folder), NEGATIVE)
+    assert moved.classes == {"prompt": 2} and (again(1, {"prompt": [1]}) - one).abs().max() < 1e-5
+    assert again(1, {"prompt": [0]}).sub(one).abs().max() > 1e-3
     assert student.denoiser.network.texts is teacher.denoiser.network.texts and len(teacher.classes) == 1
 
 

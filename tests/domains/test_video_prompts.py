@@ -15,7 +15,7 @@ from helpers import trainer
 from distillkit import config, front, load_student, runs
 from distillkit.errors import UsageError
 from distillkit.files import read_yaml
-from domains.video.prompts import Decoded, PromptEvaluator, Prompts
+from domains.video.prompts import PromptEvaluator, Prompts
 from tests.battery.conftest import build
 
 SIZE = {"frames": 5, "height": 16, "width": 32}
@@ -40,7 +40,7 @@ def prompts(pipelines, **settings):
 def test_batches_are_numbers_of_prompts(pipelines):
     data = prompts(pipelines, held_out=1, batch_size=8)
     data.setup()
-    assert data.classes == {"prompt": 4} and data.event_shape == (16, 2, 2, 4) and not data.provides
+    assert data.classes == {"prompt": 4} and data.event_shape == (3, 5, 16, 32) and not data.provides
     drawn = torch.cat([batch["prompt"] for batch in data.train_dataloader()])
     assert sorted(set(drawn.tolist())) == [0, 1, 2] and drawn.bincount().float().std() < 5
     assert data.conditions(3)["prompt"].tolist() == [3, 3, 3]
@@ -68,16 +68,10 @@ def clips(num, seed, speed=1.0):
 
 
 def test_students_are_compared_with_the_teachers_clips():
-    calls = []
-
-    def decode(x):
-        calls.append(len(x))
-        return x.clone()
-
-    evaluator = PromptEvaluator(decode, (1, 8, 8, 8))
+    evaluator = PromptEvaluator((1, 8, 8, 8))
     teacher, alike, still = clips(64, 0), clips(64, 1), clips(64, 2, speed=0.0)
     same, frozen = (evaluator(x, {}) | evaluator.paired(x, teacher, {}) for x in (alike, still))
-    assert sum(calls) == 3 * 64 and max(calls) == 1  # each clip is decoded once, by itself
+    assert evaluator.look.cache_info().misses == 3  # the teacher's clips are looked at once
     assert frozen["motion"] == 0 and frozen["motion_gap"] == pytest.approx(1.0) and same["motion_gap"] < 0.1
     assert frozen["distance"] > 5 * same["distance"] and frozen["spectrum"] > 20 > 3 > same["spectrum"]
     assert evaluator.paired(teacher, teacher, {}) == {"distance": 0.0, "motion_gap": 0.0, "spectrum": 0.0}
@@ -88,16 +82,16 @@ def test_students_are_compared_with_the_teachers_clips():
         evaluator(teacher[:, :, 1:], {})
 
 
-def test_large_clips_are_shown_smaller_but_kept_whole(tmp_path):
+def test_large_clips_are_shown_smaller_but_kept_whole(pipelines, tmp_path):
     av = pytest.importorskip("av")
-    shown = Decoded(lambda z: z.expand(-1, 3, -1, -1, -1), fps=16.0)
-    latents = torch.rand(2, 1, 5, 200, 400, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    picture = shown.picture(latents)
-    assert picture.size == (5 * 130, 2 * 66) and shown.compare({"student": latents}).size[0] >= 5 * 130
-    gif, mp4 = shown.save(latents, {}, tmp_path)
+    shown = prompts(pipelines, fps=12.0).media
+    large = torch.rand(2, 3, 5, 200, 400, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    picture = shown.picture(large)
+    assert picture.size == (5 * 130, 2 * 66) and shown.compare({"student": large}).size[0] >= 5 * 130
+    gif, mp4 = shown.save(large, {}, tmp_path)
     with av.open(str(mp4)) as container:
         (stream,) = container.streams.video
-        assert (stream.width, stream.height, float(stream.average_rate)) == (804, 202, 16.0)
+        assert (stream.width, stream.height, float(stream.average_rate)) == (804, 202, 12.0)
     with Image.open(gif) as moving:
         assert moving.size == (2 * 258, 130) and moving.n_frames == 5
 
@@ -143,7 +137,22 @@ def test_a_run_from_the_command_line(kind, students, pipelines, here, tmp_path, 
     assert (run / "report.html").is_file() and (run / "student" / "README.md").is_file()
     trust = ["--trust", str(pipelines)]
     student = load_student("run", tuple(trust[1:]))
-    assert student.sample(2).shape == (2, *student.event_shape)
+    shape = (2, 3, 5 if kind == "wan" else 8, 16, 32)  # CogVideoX makes 8 frames of 2 latent ones
+    assert student.sample(2).shape == shape
+    assert student.sample(2, decode=False).shape == (2, *student.event_shape)
+    capsys.readouterr()
+    assert front.main(["sample", "run", "-n", "2", "--out", "nothing"]) == 2  # in one sentence, and before any work
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"--trust {pipelines / kind}" in said and not (tmp_path / "nothing").exists()
+    if students == "copies":
+        assert "or take samples undecoded, with decode=False" in said
+        assert load_student("run").sample(2, decode=False).shape == (2, *student.event_shape)
+        # the codec alone may be read: clips, but no picture, for the file of prompts may not
+        argv = ["sample", "run", "-n", "2", "--out", "clips", "--trust", str(pipelines / kind)]
+        assert front.main(argv) == 0 and "no picture" in capsys.readouterr().out
+        assert np.load(tmp_path / "clips" / "samples.npz")["samples"].shape == shape
+        assert front.main(["export", "run"]) == 0
+        assert f"samples of shape {list(student.event_shape)} undecoded" in capsys.readouterr().out
     assert front.main(["sample", "run", "-n", "2", "--cond", "prompt=1", "--out", "drawn", *trust]) == 0
     assert (tmp_path / "drawn" / "clips.gif").is_file()
     if students == "adapters":
@@ -159,7 +168,8 @@ def test_other_methods_take_steps(method, more, pipelines):
     run = trainer(max_steps=2)
     run.fit(own.model, own.data)
     assert run.global_step == 2 and not own.model.bad_steps.any()
-    assert own.model.sample(own.data.conditions(2), 2, 0).isfinite().all()
+    clips = own.model.sample(own.data.conditions(2), 2, 0)
+    assert clips.shape == (2, 3, 5, 16, 32) and clips.isfinite().all()  # as validation and the guard see them
 
 
 def test_words_that_do_not_go_together(pipelines, here, capsys):

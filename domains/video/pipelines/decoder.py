@@ -1,7 +1,8 @@
-"""From latents to clips, and how large they are."""
+"""Between clips and a pipeline's latents, and how large either are."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from domains.video.pipelines.files import load, local, read_json
+from distillkit.codec import Codec
+from domains.video.pipelines.files import load, read_json
 
 VAES = ("AutoencoderKLWan", "AutoencoderKLCogVideoX")
+
+
+def compression(root: Path) -> tuple[int, int, int]:
+    """Channels of the latents of the pipeline in `root`, frames of a latent one, and pixels along its side."""
+    vae = read_json(root / "vae" / "config.json")
+    if "block_out_channels" in vae:  # CogVideoX
+        return vae["latent_channels"], int(vae["temporal_compression_ratio"]), 2 ** (len(vae["block_out_channels"]) - 1)
+    return vae["z_dim"], vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
 
 
 def latent_shape(root: Path, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -20,16 +30,8 @@ def latent_shape(root: Path, frames: int, height: int, width: int) -> tuple[int,
     Raises:
         ValueError: clips of this size cannot be encoded or cut into patches.
     """
-    vae, transformer = read_json(root / "vae" / "config.json"), read_json(root / "transformer" / "config.json")
-    if "block_out_channels" in vae:  # CogVideoX
-        channels, time, space = (
-            vae["latent_channels"],
-            vae["temporal_compression_ratio"],
-            len(vae["block_out_channels"]),
-        )
-        time, space = int(time), 2 ** (space - 1)
-    else:
-        channels, time, space = vae["z_dim"], vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
+    channels, time, space = compression(root)
+    transformer = read_json(root / "transformer" / "config.json")
     patch = transformer["patch_size"]
     if isinstance(patch, int):
         patch = (transformer.get("patch_size_t") or 1, patch, patch)
@@ -46,31 +48,62 @@ def latent_shape(root: Path, frames: int, height: int, width: int) -> tuple[int,
     return channels, frames // time + 1, height // space, width // space
 
 
-class Decoder:
-    """Latents [N, C, F', H', W'] to clips [N, 3, F, H, W] in [-1, 1], on the CPU, with the pipeline's VAE in float32.
+class VAE(Codec):
+    """Clips [B, 3, F, H, W] in [-1, 1] and latents [B, C, F', H', W'] of order one, by the VAE of a pipeline, in float32.
 
     The VAE is read when it is needed first, works on a GPU if there is one, and on one clip at a time.
 
     Args:
-        path, download: as of the teacher.
+        path: the pipeline's directory; if it is not there, whoever wants data is told so.
     """
 
-    def __init__(self, path: str, download: bool = False):
-        self.root = local(path, download)
+    def __init__(self, path: str):
+        folder = Path(path).expanduser()
+        self.path = path
+        self._root = folder.resolve() if folder.is_dir() else None  # now, for what a folder may read is checked before
+
+    @property
+    def root(self) -> Path:
+        if self._root is None:
+            raise ValueError(
+                f"there is no directory {self.path}, whose VAE makes clips of latents: put the pipeline back, or take samples "
+                f"undecoded, with decode=False"
+            )
+        return self._root
 
     @cached_property
     def vae(self) -> Any:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return load(self.root, "vae", VAES, torch.float32).requires_grad_(False).eval().to(device)
 
-    @torch.no_grad()
-    def __call__(self, latents: Tensor) -> Tensor:
+    @property
+    def units(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the VAE's own latents, [C or 1, 1, 1, 1]."""
         config = self.vae.config
         if hasattr(config, "scaling_factor"):  # CogVideoX
             mean, std = torch.zeros(1), torch.full((1,), 1 / config.scaling_factor)
         else:
             mean, std = torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
-        z = latents.float().cpu() * std.reshape(-1, 1, 1, 1) + mean.reshape(-1, 1, 1, 1)
-        device = next(self.vae.parameters()).device
+        return mean.reshape(-1, 1, 1, 1), std.reshape(-1, 1, 1, 1)
+
+    @torch.no_grad()
+    def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The clips `batch["data"]` as latents, the mean of the VAE's posterior."""
+        (mean, std), device = self.units, next(self.vae.parameters()).device
+        parts = [self.vae.encode(one.float().to(device)).latent_dist.mode().cpu() for one in batch["data"].split(1)]
+        return ((torch.cat(parts) - mean) / std).to(batch["data"].device)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """Latents as clips, cut to [-1, 1]."""
+        (mean, std), device = self.units, next(self.vae.parameters()).device
+        z = x.float().cpu() * std + mean
         clips = [self.vae.decode(one.to(device), return_dict=False)[0].clamp(-1, 1).cpu() for one in z.split(1)]
-        return torch.cat(clips)
+        return torch.cat(clips).to(x.device)
+
+    def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
+        """As the VAE decodes: the first latent frame is one frame; but of an even number of CogVideoX's each is four."""
+        _, time, space = compression(self.root)
+        _, frames, height, width = event_shape
+        first = time - 1 if frames % 2 or "z_dim" in read_json(self.root / "vae" / "config.json") else 0
+        return 3, time * frames - first, space * height, space * width

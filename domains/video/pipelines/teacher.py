@@ -14,7 +14,7 @@ from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import DiscreteVariancePreserving, Process, RectifiedFlow
 from distillkit.students.base import Student
 from distillkit.teachers.base import Teacher
-from domains.video.pipelines.decoder import latent_shape
+from domains.video.pipelines.decoder import VAE, latent_shape
 from domains.video.pipelines.files import DTYPES, embed, load, local, read_json, read_prompts
 from domains.video.pipelines.networks import (
     CogVideoXNetwork,
@@ -79,7 +79,7 @@ class PipelineTeacher(Teacher):
         table = embed(root, self.network.pipeline, [*wanted, negative_prompt], length, DTYPES[dtype])
         network = released(self.network, root, (len(wanted), *table.shape[1:]), DTYPES[dtype])
         network.texts.table = table
-        super().__init__(Denoiser(network, process, prediction), shape, {"prompt": len(wanted)})
+        super().__init__(Denoiser(network, process, prediction), shape, {"prompt": len(wanted)}, codec=VAE(str(root)))
         self.best = {"solver": self.best["solver"], "steps": steps}
         self._id, self.root, self.scheduler = Path(path).name, root, scheduler
         self.checkpointing = checkpointing
