@@ -16,7 +16,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from distillkit import checks, runs
+from distillkit import capabilities, checks, runs
 from distillkit.callbacks.checkpoint import Checkpoint
 from distillkit.callbacks.finish import Finish
 from distillkit.data import DistillData
@@ -200,6 +200,8 @@ class CLI(LightningCLI):
             raise UsageError(f"trainer.{limit}=0 leaves nothing to measure: give at least 1")
         # what is saved knows neither where the run was kept nor what it continued: it can be run again elsewhere
         self._dump_config()
+        if lacking := capabilities.lacking(self.config_dump):
+            raise UsageError(lacking)
         record = yaml.safe_dump({**self.config_dump, "ckpt_path": None, "weights_only": None}, sort_keys=False)
         self.folder = runs.claim(self.out, self.name, checkpoint, again, alone=self.verb == "fit")
         self.start = Start(self.folder, record)

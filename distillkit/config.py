@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +31,7 @@ def conf_dirs(words: Sequence[str] = ()) -> list[Path]:
     """
     here = Path(__file__).resolve().parent
     found = [here / "conf" if (here / "conf").is_dir() else here.parent / "conf"]
-    places = [f"pkg://{point.value}" for point in entry_points(group="distillkit.conf")]
+    places = [f"pkg://{name}" for name in announced()]
     for word in words:
         if word.lstrip("+").startswith(SEARCH_PATH):
             places += [place.strip(" \"'") for place in word.partition("=")[2].strip("[]").split(",")]
@@ -47,6 +48,12 @@ def conf_dirs(words: Sequence[str] = ()) -> list[Path]:
             raise UsageError(f"there is no configuration folder {place}")
         found += folders
     return found
+
+
+@cache
+def announced() -> tuple[str, ...]:
+    """The configuration packages that installed packages announce."""
+    return tuple(point.value for point in entry_points(group="distillkit.conf"))
 
 
 def groups(words: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -191,7 +198,13 @@ def hydra_errors() -> Iterator[None]:
 
 def compose(words: Sequence[str]) -> tuple[Any, dict[str, str]]:
     """The composed configuration (a DictConfig, interpolations not yet followed) and the choice made in every group."""
-    changes = overrides(words)
+    cfg, choices = _compose(overrides(words))
+    refuse_unknown(cfg, words)
+    return cfg, choices
+
+
+def _compose(changes: Sequence[str]) -> tuple[Any, dict[str, str]]:
+    """What Hydra makes of its overrides, unchecked."""
     from hydra import compose, initialize_config_dir
     from omegaconf import open_dict
 
@@ -200,8 +213,75 @@ def compose(words: Sequence[str]) -> tuple[Any, dict[str, str]]:
     choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if not k.startswith("hydra/") and v}
     with open_dict(cfg):
         del cfg["hydra"]
-    refuse_unknown(cfg, words)
     return cfg, choices
+
+
+def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
+    """The composed configuration of a domain and a method, as `compose` gives it; of many pairs each domain is composed once.
+
+    The files of the method and of the pair's recipe come after everything else, so they are merged into the domain's
+    configuration, with the files that they build on. What chooses groups in another way is left to Hydra.
+
+    Args:
+        words: with further configuration folders.
+    """
+    from omegaconf import OmegaConf
+
+    places = tuple(words)
+    files = [_file("method", method, places), _file("recipe", f"{domain}_{method}", places)]
+    if None in files:
+        return compose([*words, f"domain={domain}", f"method={method}"])[0]
+    with hydra_errors():
+        cfg = OmegaConf.merge(_domain(domain, places))
+        for keys in [keys for parts in files for keys in parts]:
+            for group in keys.get("override", ()):
+                cfg.pop(group, None)
+            cfg = OmegaConf.merge(cfg, {key: value for key, value in keys.items() if key != "override"})
+    refuse_unknown(cfg, words)
+    return cfg
+
+
+@cache
+def _domain(domain: str, words: tuple[str, ...]) -> Any:
+    """A domain's configuration with no method and no recipe."""
+    from omegaconf import OmegaConf
+
+    cfg, _ = _compose([f"domain={domain}", "~method", "recipe=none", *overrides(words)])
+    OmegaConf.set_struct(cfg, False)
+    return cfg
+
+
+@cache
+def _file(group: str, choice: str, words: tuple[str, ...]) -> tuple[Any, ...] | None:
+    """What the file of a choice, and those that it builds on, add to the whole configuration, in order; None: Hydra knows.
+
+    Nothing if there is no such file. Under `override` stand the groups that it chooses anew.
+    """
+    from omegaconf import OmegaConf
+
+    file = next((file for top in conf_dirs(words) if (file := top / group / f"{choice}.yaml").is_file()), None)
+    if file is None:
+        return ()
+    with hydra_errors():
+        keys = OmegaConf.load(file)
+    if "@package _global_" not in file.read_text(encoding="utf-8"):
+        return None
+    parts: list[Any] = []
+    for entry in OmegaConf.to_container(keys.pop("defaults", OmegaConf.create([]))):
+        if isinstance(entry, str):
+            below = _file(group, entry, words) if entry != "_self_" else ()
+            if below is None:
+                return None
+            parts += below
+            continue
+        (what, chosen), *more = entry.items()
+        other = what.removeprefix("override /")
+        places = [top / other / f"{chosen}.yaml" for top in conf_dirs(words)]
+        there = next((place for place in places if place.is_file()), None)
+        if more or other == what or there is None or "@package" in there.read_text(encoding="utf-8"):
+            return None
+        parts.append({"override": [other], other: OmegaConf.load(there)})
+    return (*parts, keys)
 
 
 def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:

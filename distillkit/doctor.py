@@ -31,7 +31,6 @@ OPTIONAL = {  # package: (module, the extra that installs it)
     "av": ("av", "video"),
     "diffusers": ("diffusers", "hf"),
     "transformers": ("transformers", "hf"),
-    "peft": ("peft", "hf"),
     "onnx": ("onnx", "onnx"),
     "onnxruntime": ("onnxruntime", "onnx"),
     "tensorboard": ("tensorboard", "log"),

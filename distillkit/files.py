@@ -9,13 +9,13 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from distillkit.runs import PARTIAL
+
+if TYPE_CHECKING:  # the command line reads yaml without torch
+    import numpy as np
+    from torch import Tensor, nn
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -60,6 +60,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ValueError: the file is missing, truncated or not safetensors (a pickle, for example, is never opened), or holds NaN
             or infinity.
     """
+    import torch
+
     state = read_tensors(path)
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value.float() if value.itemsize == 1 else value).all():
@@ -76,15 +78,20 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     return _safely(path, load_file)
 
 
-def sizes(path: str | Path) -> list[int]:
-    """How many numbers each tensor of a safetensors file has; reads its header alone. Raises as `read_weights`."""
+def shapes(path: str | Path) -> dict[str, list[int]]:
+    """The shape of each tensor of a safetensors file, by name; reads its header alone. Raises as `read_weights`."""
     from safetensors import safe_open
 
-    def header(file: Path) -> list[int]:
+    def header(file: Path) -> dict[str, list[int]]:
         with safe_open(file, "pt") as opened:
-            return [math.prod(opened.get_slice(name).get_shape()) for name in opened.keys()]  # noqa: SIM118 (no mapping)
+            return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118 (no mapping)
 
     return _safely(path, header)
+
+
+def sizes(path: str | Path) -> list[int]:
+    """How many numbers each tensor of a safetensors file has; reads its header alone. Raises as `read_weights`."""
+    return [math.prod(shape) for shape in shapes(path).values()]
 
 
 def _safely(path: str | Path, read: Callable[[Path], Any]) -> Any:
@@ -135,7 +142,14 @@ def fill_weights(network: nn.Module, state: dict[str, Tensor], source: object) -
 
 def hash_weights(digest: hashlib._Hash, module: nn.Module) -> None:
     """Add a module's state to a digest: names and bytes, in the order of the names."""
-    for name, value in sorted(module.state_dict().items()):
+    hash_tensors(digest, module.state_dict())
+
+
+def hash_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+    """Add tensors to a digest: names and bytes, in the order of the names."""
+    import torch
+
+    for name, value in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
@@ -209,6 +223,8 @@ def read_npz(path: str | Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     Raises:
         ValueError: the file is not a whole .npz file, or these are no plain arrays (pickled objects are never opened).
     """
+    import numpy as np
+
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is none or is cut off")

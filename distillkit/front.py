@@ -10,11 +10,12 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from distillkit import config, console, runs
+from distillkit import capabilities, config, console, declarations, runs
 from distillkit.errors import LONGEST, Failure, Interrupted, UsageError, did_you_mean, one_line
 
 TRAINING = {
@@ -226,12 +227,18 @@ def train(verb: str, call: Call) -> int:
             show(cfg, choices)
             return 0
         for key in config.unused(cfg, call.words):
-            note(f"nothing in this run uses {key!r}, so what the command says about it changes nothing")
+            mend = "; a student with another network is student=fresh" if key == "network" else ""
+            note(f"nothing in this run uses {key!r}, so what the command says about it changes nothing{mend}")
         for key, times in Counter(word.lstrip("+").partition("=")[0] for word in call.words).items():
             if times > 1:
                 note(f"{key} is given {times} times, and the last one counts")
         name = f"{choices.get('domain', 'run')}-{choices.get('method', verb)}"
         handed = config.hand_over(cfg)
+        by_hand = any(
+            "_target_" in word or word.endswith("=null") for word in call.words
+        )  # Lightning's parser judges it
+        if not by_hand and all(flag[0].startswith("--ckpt_path") for flag in call.flags):
+            refuse_what_lacks(handed)
         flags = ["--config", config.text(handed), *(explain(flag, handed) for flag in flags)]
 
     from distillkit.cli import run as run_lightning
@@ -240,30 +247,19 @@ def train(verb: str, call: Call) -> int:
         return run_lightning(verb, flags, out=call.out, name=name)
     except UsageError as error:
         raise UsageError(config.as_typed(str(error), cfg) if cfg else error) from error
-    except Exception:
-        if handed:
-            blame_what_does_not_go_together(handed)
-        raise
 
 
 def note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-def blame_what_does_not_go_together(handed: dict[str, Any]) -> None:
-    """Say of a failure that the method requires what no other part provides, if that is so."""
-    from distillkit.verbs import lacking
-
-    try:
-        missing, givers = lacking(handed)
-    except Exception:
-        return
-    if missing:
-        method = handed["model"]["class_path"].rpartition(".")[2]
-        raise UsageError(
-            f"{method} needs {' and '.join(missing)}, but {' and '.join(givers) or 'no part'} does not give it; "
-            f"`python -m distillkit list` shows what goes together"
-        )
+def refuse_what_lacks(handed: dict[str, Any]) -> None:
+    """What `CLI` refuses too, before torch and Lightning are imported; silent where the sources do not tell."""
+    reason = None
+    with suppress(Exception):
+        reason = capabilities.lacking(handed, declarations.read)
+    if reason:
+        raise UsageError(reason)
 
 
 def explain(flag: str, handed: dict[str, Any]) -> str:

@@ -38,7 +38,13 @@ class Outside(ValueError):
 
 
 class Recorded:
-    """Mixin: keeps the constructor's arguments, for `to_spec`."""
+    """Mixin: keeps the constructor's arguments, for `to_spec`.
+
+    Attributes:
+        retired: arguments that it had once and that say nothing any more; in older folders they are passed over.
+    """
+
+    retired: tuple[str, ...] = ()
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
@@ -90,7 +96,8 @@ def from_spec(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None, 
     """
     read = check(spec, trust, home)
     there = sum(file.stat().st_size for path in read for file in _files(path) if file.suffix == ".safetensors")
-    with bounded(sizes(weights) if weights else [], there if weights else there + MOST_MADE):
+    elsewhere = weights is None or _says(spec, "teacher")  # the base of adapters is its teacher's, not in `weights`
+    with bounded(sizes(weights) if weights else [], there + MOST_MADE * elsewhere):
         return _made(spec, trust)
 
 
@@ -179,6 +186,12 @@ def _check_class(spec: dict, allowed: list[str]) -> None:
         raise ValueError(f"the folder names {_short(path)[1:-1]}, which is no class that distillkit writes to folders")
 
 
+def _says(spec: Any, name: str) -> bool:
+    """Whether a description has such a name at any depth."""
+    inner = spec.values() if isinstance(spec, dict) else spec if isinstance(spec, list) else ()
+    return (isinstance(spec, dict) and name in spec) or any(_says(value, name) for value in inner)
+
+
 def _is_path(name: str) -> bool:
     return "/" in name or os.sep in name or name.startswith((".", "~"))
 
@@ -260,9 +273,8 @@ def _made(spec: Any, trust: tuple[str, ...]) -> Any:
     cls = _imported(path)
     if not (isinstance(cls, type) and issubclass(cls, Recorded)):
         raise ValueError(f"the folder names {path}, which is no class that distillkit writes to folders")
-    arguments = {
-        k: _made(v, trust) for k, v in ((spec.get("init_args") or {}) | (spec.get("dict_kwargs") or {})).items()
-    }
+    given = (spec.get("init_args") or {}) | (spec.get("dict_kwargs") or {})
+    arguments = {k: _made(v, trust) for k, v in given.items() if k not in cls.retired}
     signature = inspect.signature(cls.__init__).parameters
     if "trust" in signature:
         arguments["trust"] = list(trust)  # a folder does not choose whom to trust

@@ -242,9 +242,6 @@ def evaluate(argv: Sequence[str]) -> int:
         shapes = f"{list(student.event_shape)} and {list(teacher.event_shape)}"
         raise UsageError(f"the student cannot be compared with its teacher: their samples have the shapes {shapes}")
     kappa = student.config.get("kappa", 1.0)
-    kappa = (
-        sum(kappa) / 2 if isinstance(kappa, list) else kappa
-    )  # what a student that was told it samples with by default
     path = _writable(args.out or Path(args.student) / "evaluation.json")
     result = protocol.evaluate(data, teacher, student, args.num_samples, args.seed, kappa)
     write_text(path, json.dumps(result, indent=1))

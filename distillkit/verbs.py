@@ -2,12 +2,10 @@
 
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
-from importlib import import_module
-from typing import Any
 
-from distillkit import config
+from distillkit import capabilities, config, declarations
 from distillkit.errors import Arguments, UsageError, one_line
 
 
@@ -50,7 +48,7 @@ def list(args: Sequence[str]) -> None:
     domains = {name: config.describe("domain", name, places) for name in known.get("domain", ())}
     methods = {name: config.describe("method", name, places) for name in known.get("method", ())}
     for method in methods:
-        methods[method] = methods[method] or about(method, places)
+        methods[method] = methods[method] or about(method, next(iter(domains), ""), places)
     matrix = {domain: {method: compatibility(domain, method, places) for method in methods} for domain in domains}
     if options.json:
         print(json.dumps({"domains": domains, "methods": methods, "matrix": matrix}, indent=1))
@@ -85,48 +83,21 @@ def compatibility(domain: str, method: str, places: tuple[str, ...] = ()) -> str
     """Why a method cannot be used in a domain with its default teacher and data; None if it can.
 
     `places` are words with further configuration folders.
-
-    A method class says what it `requires`, classes of teachers and data say what they `provide` (sets of names).
     """
     try:
-        cfg, _ = config.compose([*places, f"domain={domain}", f"method={method}"])
-        handed = config.hand_over(cfg)
+        handed = config.hand_over(config.pair(domain, method, places))
     except UsageError as error:
         return f"{method} does not compose with {domain}: {one_line(error)}"
     try:
-        missing, givers = lacking(handed)
+        return capabilities.gap(handed)
     except Exception as error:
         return f"{method} in {domain} cannot be imported: {type(error).__name__}: {one_line(error)}"
-    if not missing:
-        return None
-    return f"{method} needs {', '.join(missing)}, which {domain} ({', '.join(givers) or 'no part'}) does not give"
 
 
-def lacking(handed: dict[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
-    """What a configuration's method requires and no other part provides, and the names of the classes that provide."""
-    paths = [*class_paths({"model": handed.get("model"), "data": handed.get("data")})]
-    classes = [getattr(import_module(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in paths]
-    needed = {name for cls in classes for name in getattr(cls, "requires", ())}
-    provided = {name for cls in classes for name in getattr(cls, "provides", ())}
-    return sorted(needed - provided), [cls.__name__ for cls in classes if hasattr(cls, "provides")]
-
-
-def about(method: str, places: Sequence[str] = ()) -> str:
+def about(method: str, domain: str, places: Sequence[str] = ()) -> str:
     """The first line of a method's class: what to say when its yaml says nothing."""
     try:
-        path = config.hand_over(config.compose([*places, f"method={method}"])[0])["model"]["class_path"]
-        return inspect.getdoc(getattr(import_module(path.rpartition(".")[0]), path.rpartition(".")[2])).splitlines()[0]
+        path = config.pair(domain, method, places).model._target_
+        return inspect.getdoc(declarations.read(path)).splitlines()[0]
     except Exception:
         return ""
-
-
-def class_paths(node: Any) -> Iterator[str]:
-    """Every class path in a configuration, outermost first."""
-    if isinstance(node, dict):
-        if isinstance(node.get("class_path"), str):
-            yield node["class_path"]
-        for value in node.values():
-            yield from class_paths(value)
-    elif isinstance(node, Sequence) and not isinstance(node, str):
-        for value in node:
-            yield from class_paths(value)

@@ -188,7 +188,7 @@ def test_show_needs_no_torch(tmp_path):
     )
     done = door(cwd=tmp_path, code=code)
     assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
-    assert "place: 7" in done.stdout and "# method=chase domain=dummy" in done.stdout
+    assert "place: 7" in done.stdout and "method=chase" in done.stdout and "domain=dummy" in done.stdout
     assert not any(tmp_path.iterdir())
 
 
@@ -389,7 +389,7 @@ def test_compatibility_names_what_is_missing(monkeypatch):
     monkeypatch.setattr(config, "conf_dirs", lambda words=(): [*ours, Path(folder)])
     verbs.compatibility.cache_clear()
     assert verbs.compatibility("dummy", "chase") is None
-    assert verbs.compatibility("dummy", "picky") == "picky needs features, which dummy (Point, Numbers) does not give"
+    assert verbs.compatibility("dummy", "picky") == "Picky needs features, which Point and Numbers do not give"
     verbs.compatibility.cache_clear()
 
 

@@ -112,7 +112,7 @@ def test_the_refusal_reaches_every_depth():
     [
         "distillkit.files.write_text",  # a function that writes
         "distillkit.spec.importlib",  # a module
-        "distillkit.student.Student",  # no class of a folder
+        "distillkit.students.base.Student",  # no class of a folder
         "distillkit.data.TensorData",
         "distillkit.networks.mlp.MPL",
     ],

@@ -292,7 +292,7 @@ def test_list_and_help_show_own_domains_and_methods(capsys, monkeypatch):
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["domains"]["dummy"] == "One number." and shown["methods"]["chase"] == "Follow the teacher."
     assert shown["matrix"]["dummy"]["chase"] is None and shown["matrix"]["toy"]["dmd"] is None
-    assert shown["matrix"]["dummy"]["picky"].startswith("picky needs features, which dummy")
+    assert shown["matrix"]["dummy"]["picky"] == "Picky needs features, which Point and Numbers do not give"
     verbs.compatibility.cache_clear()
 
 
@@ -357,7 +357,9 @@ def test_a_logger_whose_package_is_missing(capsys, monkeypatch):
 
 def test_a_pair_that_list_says_no_to_is_refused_in_one_sentence(capsys):
     said = complaint(capsys, "fit", "domain=discrete", "method=dmd", "--out", "run")
-    assert said.startswith("DMD needs denoiser, but ") and said.endswith("list` shows what goes together")
+    assert said.startswith("DMD needs denoiser, which Text and TextData do not give; ") and said.endswith(
+        "list` shows what goes together"
+    )
     assert not Path("run").exists()
 
 

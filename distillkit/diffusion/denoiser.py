@@ -167,11 +167,29 @@ class Denoiser(Recorded, nn.Module):
             return x0_from_velocity(x_t, out, alpha, sigma, *(expand(d, x_t) for d in self.process.derivatives(t)))
         return out
 
-    def features(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        """Activations in the middle of the network, [B, C, *positions], for discriminator heads."""
+    def features(
+        self, x_t: Tensor, t: Tensor, cond: Cond | None = None, layers: Sequence[int] | None = None
+    ) -> Tensor | list[Tensor]:
+        """Features of the network, for discriminator heads.
+
+        Args:
+            x_t, t, cond: as for the denoiser itself.
+            layers: indices from 0 of the network's blocks, of which it has as many as `feature_widths`.
+
+        Returns:
+            The features in the middle, [B, C, *positions]; with `layers` a list of those after each of these blocks.
+
+        Raises:
+            ValueError: the network has no such blocks.
+        """
+        if layers is not None and not hasattr(self.network, "feature_widths"):
+            raise ValueError(
+                f"{type(self.network).__name__} gives the features in its middle alone, got layers={layers}: leave them null"
+            )
         x_t, t = self._inside(x_t, cond), self._time(x_t, t)
         alpha, sigma = (expand(s(t), x_t) for s in (self.process.alpha, self.process.sigma))
-        return self.network.features(self._scaled(x_t, alpha, sigma), self.process.network_time(t), cond or {})
+        chosen = () if layers is None else (layers,)
+        return self.network.features(self._scaled(x_t, alpha, sigma), self.process.network_time(t), cond or {}, *chosen)
 
     def eps(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """The predicted noise."""

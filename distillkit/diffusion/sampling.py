@@ -127,6 +127,34 @@ SOLVERS = {
 FEW_STEP_SOLVERS = ("ddim", "euler", "dpm_solver")  # one pass a step; Heun is unstable below about six steps
 
 
+class Recording:
+    """A solver that runs another one, unchanged, and keeps the states at which this calls the denoiser.
+
+    Args:
+        solver: any of `SOLVERS`, or one that is learned.
+
+    Attributes:
+        states: of the last run, `(x_t [B, ...], t, x_0 [B, ...])` for each call in its order, so that Heun's have the points at
+            which it looks ahead. The last x_0 is the sample.
+    """
+
+    def __init__(self, solver: Callable):
+        self.solver = solver
+        self.states: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def __call__(
+        self, denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None
+    ) -> Tensor:
+        self.states = []
+
+        def recorded(x_t: Tensor, t: Tensor) -> Tensor:
+            x_0 = denoise(x_t, t)
+            self.states.append((x_t, t, x_0))
+            return x_0
+
+        return self.solver(recorded, process, x, times, noise)
+
+
 def network_passes(solver: str, steps: int) -> int:
     """Calls of the denoiser in a run with `steps` times."""
     return 2 * steps - 1 if solver == "heun" else steps

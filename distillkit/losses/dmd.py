@@ -39,10 +39,14 @@ def dmd_loss(
     return 0.5 * mean((x_g - target).square(), mask)
 
 
-def regression_loss(x_g: Tensor, y: Tensor) -> Tensor:
+def regression_loss(x_g: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     """Distance to the teacher's sample from the same noise (DMD eq. 9), in data space: the paper's LPIPS needs weights.
 
     Pseudo-Huber per sample, `sqrt(mean |x - y|^2 + c^2) - c` with c = 0.03 (arXiv 2310.14189).
+
+    Args:
+        x_g, y: student's and teacher's samples, [B, ...].
+        mask: of sets, bool [B, *positions], true where they count.
     """
     c = 0.03
-    return ((mean_per_sample((x_g - y).square()) + c**2).sqrt() - c).mean()
+    return ((mean_per_sample((x_g - y).square(), mask) + c**2).sqrt() - c).mean()

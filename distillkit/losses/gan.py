@@ -1,4 +1,4 @@
-"""Non-saturating adversarial losses on logits whose positive sign means real (arXiv 1406.2661), and SiDA's weights of them.
+"""Adversarial losses on logits whose positive sign means real, and SiDA's weights of them.
 
 SiDA (arXiv 2410.14919) is weighed as its released code weighs it, whose options are `lsg = 100`, `lsg_gan = 0.01`, `ls = 1` and
 `lsd = 1`. With N elements in a sample, n the scale of SiD's loss and w the weight of the fake score's error,
@@ -14,21 +14,45 @@ the weights are therefore 1e-4 and 1; the common factors 50 N and N are lost in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
 
 from distillkit.diffusion.process import expand_mask
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    """`mean softplus(-l(x_g))`."""
+    """`mean softplus(-l(x_g))`: the binary cross-entropy of sigmoid(l) against real, non-saturating (arXiv 1406.2661)."""
     return softplus(-fake_logits).mean()
 
 
 def discriminator_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-    """`mean softplus(l(sg x_g)) + mean softplus(-l(x_real))`."""
+    """`mean softplus(l(sg x_g)) + mean softplus(-l(x_real))`: the binary cross-entropies of sigmoid(l) against the truth."""
     return softplus(fake_logits).mean() + softplus(-real_logits).mean()
+
+
+def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
+    """`-mean l(x_g)` (arXiv 1802.05957), which never saturates; PCM and LADD take `mean relu(1 - l(x_g))` instead."""
+    return -fake_logits.mean()
+
+
+def hinge_discriminator_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+    """`mean relu(1 + l(sg x_g)) + mean relu(1 - l(x_real))` (arXiv 1705.02894); nothing pulls beyond the margin of 1."""
+    return relu(1 + fake_logits).mean() + relu(1 - real_logits).mean()
+
+
+def r1_penalty(real_logits: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """`mean_b sum_i |d l_b / d input_i,b|^2`, the gradient penalty on real samples (arXiv 1801.04406); its 0.5 gamma is a weight.
+
+    Args:
+        real_logits: [B] or [B, K], at the real samples; l_b is the sum over K.
+        inputs: what they were made of, [B, ...] each: the samples themselves, or the features that the heads saw. They must
+            require gradients; the penalty is a function of the parameters in between.
+    """
+    found = torch.autograd.grad(real_logits.sum(), list(inputs), create_graph=True)
+    return sum(gradient.flatten(1).square().sum(1) for gradient in found).mean()
 
 
 def sida_generator_loss(fake_logits: Tensor, scale: Tensor, clamp: float | None = 10.0) -> Tensor:

@@ -8,13 +8,12 @@ one parameter group per role; idle roles have no gradient, so the optimiser neit
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import warnings
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +21,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from distillkit import checks
+from distillkit import capabilities, checks
 from distillkit.errors import Failure
 from distillkit.evaluation.metrics import TooFew
+from distillkit.methods.average import average_of, follow, keep_precise
+from distillkit.methods.turns import Turns
 from distillkit.students.base import Product
 
 WEIGHTS = "[0, 1000]"  # of the terms of a loss
@@ -40,6 +41,7 @@ class Adam:
         weight_decay: decoupled decay (AdamW).
         clip: largest gradient norm of the role; None leaves gradients as they are.
         updates: steps of this role in one cycle through all roles.
+        start: step of the run from which the role takes turns; before it the roles that have joined cycle without it.
     """
 
     lr: float = 1e-4
@@ -47,6 +49,7 @@ class Adam:
     weight_decay: float = 0.0
     clip: float | None = None
     updates: int = 1
+    start: int = 0
 
     def __post_init__(self):
         checks.positive(lr=self.lr)
@@ -62,6 +65,7 @@ class Adam:
         if self.clip is not None:
             checks.positive("null leaves gradients as they are", clip=self.clip)
         checks.whole(1, 1000, "in every cycle; 0 would never train the role", updates=self.updates)
+        checks.whole(0, start=self.start)
 
 
 class Distiller(LightningModule):
@@ -71,11 +75,11 @@ class Distiller(LightningModule):
         ema_halflife: half-life of the student's average, in training samples; 0 switches the average off.
         ema_rampup: the half-life never exceeds this share of the samples seen so far (EDM's rule).
         schedule: of all learning rates over the run: `constant`, `linear` or `cosine` to zero.
-        warmup: steps over which the learning rates rise from zero.
+        warmup: steps of the run over which the learning rates rise from zero, whenever a role joins.
         max_bad_steps: stop after so many consecutive steps of one role with NaN or infinite gradients (each is skipped).
 
     Attributes:
-        requires: what the method needs from teacher and data, checked against their `provides`.
+        requires: what the method needs from teacher and data whatever its arguments are, see `distillkit.capabilities`.
         proof: what its default run on the exact teachers of the toy domain must reach, by metric; tested for every method.
         renamed: arguments of earlier versions, to what is said to whoever still gives one.
         roles: role name to the names of the attributes (modules) it trains, in order of their turns.
@@ -108,6 +112,9 @@ class Distiller(LightningModule):
         self.schedule, self.warmup, self.max_bad_steps = schedule, warmup, max_bad_steps
         self.seed = torch.initial_seed() % 2**31
         self.roles, self.settings = {}, {}
+        self._frozen: set[str] = set()  # of the roles' modules, what no role trains
+        self.ema: nn.Module | None = None
+        self.target: nn.Module | None = None
         self.register_buffer("bad_steps", torch.zeros(0, 2, dtype=torch.int64))  # of each role: consecutive, total
         self._micro, self._micro_step = 0, -1
         self._focused: str | None = None
@@ -115,35 +122,33 @@ class Distiller(LightningModule):
     # Roles and turns
 
     def add_role(self, name: str, settings: Adam, **modules: nn.Module) -> None:
-        """Register trainable modules under their attribute names as one role; roles take turns in order of addition."""
+        """Register trainable modules under their attribute names as one role; roles take turns in order of addition.
+
+        The role trains those of their parameters that require gradients now; the others stay frozen.
+        """
         for attribute, module in modules.items():
             setattr(self, attribute, module)
+            self._frozen |= {f"{attribute}.{key}" for key, p in module.named_parameters() if not p.requires_grad}
         self.roles[name], self.settings[name] = tuple(modules), settings
+        self.turns = Turns(self.settings)
         self.bad_steps = self.bad_steps.new_zeros(len(self.roles), 2)
 
     def role_parameters(self, role: str) -> list[nn.Parameter]:
         """All parameters a role trains."""
-        return list(chain.from_iterable(getattr(self, name).parameters() for name in self.roles[role]))
+        return [
+            parameter
+            for attribute in self.roles[role]
+            for key, parameter in getattr(self, attribute).named_parameters()
+            if f"{attribute}.{key}" not in self._frozen
+        ]
 
     def turn(self, step: int) -> str:
-        """Whose optimiser step it is: every role `updates` times in a row, in order, over and over."""
-        position = step % sum(settings.updates for settings in self.settings.values())
-        for role, settings in self.settings.items():
-            position -= settings.updates
-            if position < 0:
-                return role
-        raise AssertionError
+        """Whose optimiser step it is: every role that has joined `updates` times in a row, in order, over and over."""
+        return self.turns.role(step)
 
     def updates_before(self, role: str, step: int) -> int:
         """How many steps `role` has made before `step`."""
-        cycle = sum(settings.updates for settings in self.settings.values())
-        before = 0
-        for name, settings in self.settings.items():
-            if name == role:
-                break
-            before += settings.updates
-        own = self.settings[role].updates
-        return step // cycle * own + min(max(step % cycle - before, 0), own)
+        return self.turns.before(role, step)
 
     def focus(self, role: str | None) -> None:
         """Gradients for `role` only (None: for every role, as strategies expect at set-up)."""
@@ -193,7 +198,7 @@ class Distiller(LightningModule):
         """One integer in [0, high), the same on every rank and for all turns of a cycle; drawn on the CPU, without a sync."""
         if high == 1:
             return 0
-        cycle = self.global_step // sum(settings.updates for settings in self.settings.values())
+        cycle = self.turns.cycle(self.global_step)
         digest = hashlib.blake2b(f"{self.seed} {cycle} {purpose}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") % high
 
@@ -201,7 +206,7 @@ class Distiller(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         groups = [
-            {"params": list(self.role_parameters(role)), "lr": s.lr, "betas": s.betas, "weight_decay": s.weight_decay}
+            {"params": self.role_parameters(role), "lr": s.lr, "betas": s.betas, "weight_decay": s.weight_decay}
             for role, s in self.settings.items()
         ]
         if self.schedule != "constant" and self.trainer.estimated_stepping_batches == math.inf:
@@ -266,44 +271,55 @@ class Distiller(LightningModule):
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if "student" in self.roles and self.turn(self.global_step) == "student":
+        role = self.turn(self.global_step)
+        if role == "student" and self.ema is not None:
             self.update_ema()
+        if self.target is not None and self._targeted in self.roles[role]:
+            self.update_target(role)
 
-    # The student's average
+    # Averages: the product's, and a target of the loss
 
     def keep_ema(self) -> None:
-        """Call once, when the student is in place: from now on `self.ema` is its float32 average."""
-        self.ema = None
-        if self.ema_halflife > 0:
-            self.ema = copy.deepcopy(self.student).requires_grad_(False)
-            self._apply(lambda tensor: tensor)
+        """Call once, when the student is in place: from now on `self.ema` is its float32 average, if it is to have one."""
+        self.ema = average_of(self.student) if self.ema_halflife > 0 else None
+
+    def keep_target(self, decay: float, of: str = "student") -> None:
+        """Call once, when the module `of` a role is in place: from now on `self.target` is its second average, for the loss.
+
+        `target <- decay target + (1 - decay) module` after every step of its role that was not skipped (as in consistency
+        models, arXiv 2303.01469). It is float32, in the checkpoints and apart from the average that is exported.
+
+        Args:
+            decay: in [0, 1); 0 is the module itself.
+            of: the attribute of the module.
+        """
+        checks.within("[0, 1)", decay=decay)
+        self._decay, self._targeted, self.target = decay, of, average_of(getattr(self, of))
 
     def _apply(self, fn, recurse: bool = True):
-        """Whatever precision the module is cast to, the average stays in float32."""
+        """Whatever precision the module is cast to, the averages stay in float32."""
         super()._apply(fn, recurse)
-        for average in self.ema.parameters() if getattr(self, "ema", None) is not None else ():
-            average.data = average.data.float()
+        for average in (self.ema, self.target):
+            if average is not None:
+                keep_precise(average)
         return self
 
-    @torch.no_grad()
     def update_ema(self) -> None:
         """`ema <- beta ema + (1 - beta) student`, beta = 0.5^(B / min(halflife, rampup * samples seen)).
 
         A skipped step is none here either: it moves nothing and its samples were not seen; said on the device, without a sync.
         """
-        if self.ema is None:
-            return
         trainer = self.trainer
         batch = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         consecutive, total = self.bad_steps[list(self.roles).index("student")]
         seen = batch * (self.updates_before("student", self.global_step) + 1 - total)
         halflife = (self.ema_rampup * seen).clamp(1e-8, self.ema_halflife)
-        share = -torch.expm1(-math.log(2) * batch / halflife) * (consecutive == 0)  # 1 - beta
-        averages = list(self.ema.parameters())
-        own = [p.float() for p in self.student.parameters()]
-        torch._foreach_lerp_(averages, own, [share] * len(own))
-        for average, own in zip(self.ema.buffers(), self.student.buffers(), strict=True):
-            average.copy_(own)
+        follow(self.ema, self.student, -torch.expm1(-math.log(2) * batch / halflife) * (consecutive == 0))
+
+    def update_target(self, role: str) -> None:
+        """One step of the target after a step of `role`, which trains its module; a skipped step leaves it alone."""
+        consecutive, _ = self.bad_steps[list(self.roles).index(role)]
+        follow(self.target, getattr(self, self._targeted), (1 - self._decay) * (consecutive == 0).float())
 
     @property
     def best_student(self) -> nn.Module:
@@ -394,18 +410,25 @@ class Distiller(LightningModule):
 
     def setup(self, stage: str) -> None:
         checks.trainer(self.trainer)
+        self.turn(0)  # refuses roles that all start late
         self.require(self.trainer.datamodule)
         self.check(self.trainer.datamodule)
         self.check_classes(self.trainer.datamodule)
 
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """What the method needs from teacher and data with these arguments of its constructor, see `distillkit.capabilities`."""
+        return cls.requires
+
     def require(self, data) -> None:
-        """Refuse what `requires` and the others' `provides` say cannot work; needs nothing loaded."""
-        provided = data.provides | getattr(getattr(self, "teacher", None), "provides", frozenset())
-        if lacking := sorted(self.requires - provided):
-            raise ValueError(
-                f"{type(self).__name__} needs {' and '.join(lacking)}, but this teacher and these data provide only "
-                f"{' and '.join(sorted(provided)) or 'nothing'}; `python -m distillkit list` shows what goes together"
-            )
+        """Refuse a teacher and data that do not give what `requires` says; needs nothing loaded."""
+        givers = [giver for giver in (getattr(self, "teacher", None), data) if giver is not None]
+        given = frozenset().union(*(giver.provides for giver in givers))
+        if any(getattr(giver, "guidable", False) for giver in givers):
+            given |= {"classes"}
+        if missing := self.requires - given:
+            names = [type(giver).__name__ for giver in givers]
+            raise ValueError(f"{capabilities.refusal(type(self), missing, names)}; {capabilities.WHERE}")
 
     def check_classes(self, data) -> None:
         """Refuse data with another number of classes than what is trained knows; say which of them it does not use."""

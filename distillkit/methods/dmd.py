@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
 
 from distillkit import checks
-from distillkit.diffusion.denoiser import Cond
-from distillkit.diffusion.guidance import guided
+from distillkit.diffusion.denoiser import Cond, Denoiser
+from distillkit.diffusion.guidance import drop_condition, guided
 from distillkit.diffusion.times import KarrasUniform, Times
 from distillkit.losses.denoising import denoising_loss
 from distillkit.losses.dmd import dmd_loss, regression_loss
-from distillkit.losses.gan import discriminator_loss, generator_loss
+from distillkit.methods.adversarial import Discriminator
 from distillkit.methods.base import WEIGHTS, Adam
 from distillkit.methods.score import ScoreDistiller
-from distillkit.networks.heads import Head
-from distillkit.progress import calls
+from distillkit.pairs import Pairs
 from distillkit.teachers.base import Teacher
 
 
@@ -26,23 +28,35 @@ class DMD(ScoreDistiller):
 
     Args:
         teacher: the frozen teacher.
-        kappa: guidance of the teacher, 1 = none; the fake score is never guided.
-        gan: weight of the adversarial loss on fake-score features, against real data (DMD2 uses 3e-3); 0 needs no data.
+        kappa: guidance of the teacher, 1 = none, or a range `[low, high]`.
+        guide_fake: guide the fake score with kappa too where it judges (SwiftBrush, arXiv 2312.05239). The student then rests at
+            the teacher's unguided distribution, with the guided teacher alone at the guided one. The fake score learns without
+            condition from a tenth of its samples, for it needs that branch.
+        weight: of each sample in the student's gradient: `none`, or `sigma_alpha`, sigma(t) alpha(t) (SwiftBrush).
+        gan: weight of the adversarial loss against real data (DMD2 uses 3e-3); 0 needs no data.
         gan_discriminator: weight of the discriminator's loss beside the fake score's (DMD2 uses 1e-2).
+        discriminator: what it looks at and its loss; the heads are trained in the fake score's turn.
         regression: weight of the original DMD's distance to teacher samples from the same noise (paper 0.25); one step only.
         num_pairs: teacher samples made at the start for the regression.
+        pairs_path: a folder that keeps them for other runs, see `Pairs`; None makes them anew in memory.
         student_times: None means uniform in EDM's warped level, its outer 2 % left out.
         fake_times: None means the same without leaving any out.
     """
 
+    ranged = True
+
     def __init__(
         self,
         teacher: Teacher,
-        kappa: float = 1.0,
+        kappa: float | list[float] = 1.0,
         gan: float = 0.0,
         gan_discriminator: float = 1e-2,
+        discriminator: Discriminator = Discriminator(),
+        guide_fake: bool = False,
+        weight: Literal["none", "sigma_alpha"] = "none",
         regression: float = 0.0,
         num_pairs: int = 1000,
+        pairs_path: str | None = None,
         student_times: Times | None = None,
         fake_times: Times | None = None,
         student: Adam = Adam(lr=1e-5, weight_decay=0.01, clip=10.0),
@@ -52,83 +66,84 @@ class DMD(ScoreDistiller):
         checks.within(WEIGHTS, gan=gan, gan_discriminator=gan_discriminator, regression=regression)
         if gan and not gan_discriminator:
             raise ValueError(f"gan={gan} needs a discriminator that learns: give gan_discriminator a weight")
-        checks.whole(1, num_pairs=num_pairs)
-        self.gan, self.gan_discriminator = gan, gan_discriminator
+        if weight not in ("none", "sigma_alpha"):
+            raise checks.Unfit("weight", weight, "be none or sigma_alpha")
+        self.gan, self.gan_discriminator, self.discriminator = gan, gan_discriminator, discriminator
         student_times, fake_times = student_times or KarrasUniform(0.02, 0.98), fake_times or KarrasUniform(0.0, 1.0)
         super().__init__(teacher, student_times, fake_times, student, fake_score, kappa=kappa, **kwargs)
-        self.regression, self.num_pairs = regression, num_pairs
+        self.guide_fake, self.weight = guide_fake, weight
+        self.regression, self.pairs = regression, Pairs(teacher, num_pairs, pairs_path, kappa=self.kappa)
         if regression and self.num_steps > 1:
             raise ValueError(f"regression pairs noise with samples and needs model.num_steps=1, got {self.num_steps}")
-        if regression and teacher.context:
-            raise ValueError(
-                f"regression makes its pairs before there is a batch, so it cannot know {' and '.join(teacher.context)}: "
-                f"leave model.regression at 0 for this teacher"
-            )
-        if gan:
-            self.requires = self.requires | {"data", "features"}
+        if regression and self.kappa_range:
+            raise ValueError("regression has pairs of one kappa: leave model.regression at 0 or give one number")
+        self.requires |= self.needs({"gan": gan})
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """A discriminator needs real samples, and features to look at."""
+        return super().needs(arguments) | ({"data", "features"} if arguments.get("gan") else set())
 
     def make_roles(self, student: Adam, fake_score: Adam) -> None:
-        """The discriminator's head shares the fake score's turn, loss and clip."""
+        """The discriminator's heads share the fake score's turn, loss and clip."""
         fake = self.new_fake_score()
-        if self.gan and not hasattr(fake.network, "feature_channels"):
-            raise ValueError(
-                f"{type(fake.network).__name__} has no features for a discriminator to look at: set model.gan=0"
-            )
-        head = {"head": Head(fake.network.feature_channels)} if self.gan else {}
-        self.add_role("fake_score", fake_score, fake_score=fake, **head)
-        self.add_role("student", student, student=self.student_maker.make(self.teacher))
+        tapped = self.teacher.denoiser if self.discriminator.taps == "teacher" else fake
+        heads = {"heads": self.discriminator.heads(tapped)} if self.gan else {}
+        self.add_role("fake_score", fake_score, fake_score=fake, **heads)
+        self.add_role("student", student, student=self.make_student())
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
         x_g, cond = self.rollout(batch, "student")
         x_t, t = self.diffuse(x_g, self.student_times, "student")
         with torch.no_grad():
             x_t = x_t.detach()
-            real = guided(self.teacher.denoiser, x_t, t, cond, self.null(cond), self.kappa)
-            fake = self.fake_score(x_t, t, cond)
-        loss = dmd_loss(x_g, real, fake, self.normalise, cond.get("mask"))
+            null, kappa = self.null(cond), cond.get("kappa", self.kappa)
+            real = guided(self.teacher.denoiser, x_t, t, cond, null, kappa)
+            fake = guided(self.fake_score, x_t, t, cond, null, kappa if self.guide_fake else 1)
+        process = self.teacher.process
+        weight = process.sigma(t) * process.alpha(t) if self.weight == "sigma_alpha" else None
+        loss = dmd_loss(x_g, real, fake, self.normalise, cond.get("mask"), weight)
         if self.gan:
-            loss = loss + self.gan * generator_loss(self.logits(x_g, cond, "student gan"))
+            loss = loss + self.gan * self.discriminator.generator_loss(self.logits(x_g, cond, "student gan"))
         if self.regression:
-            noise, y, pair_cond = self.pairs(len(x_g))
+            noise, y, pair_cond = self.pairs.random(len(x_g), self.generator("pairs"))
             t = self.step_times[0]
             x_y = self.student(self.teacher.start(self.teacher.process, noise, t, pair_cond), t, pair_cond)
-            loss = loss + self.regression * regression_loss(x_y, y)
+            loss = loss + self.regression * regression_loss(x_y, y, pair_cond.get("mask"))
         return loss
 
     def fake_score_loss(self, batch: dict[str, Tensor]) -> Tensor:
         with torch.no_grad():
             x_g, cond = self.rollout(batch, "fake")
         t = self.fake_times(self.rand(len(x_g), "fake t"), self.teacher.process)
-        loss = denoising_loss(self.fake_score, x_g, t, self.randn(x_g.shape, "fake eps"), cond)
+        told = cond
+        if cond and self.guide_fake and self.kappa != 1:  # it needs its unconditional branch
+            told = drop_condition(cond, self.null(cond), self.rand(len(x_g), "drop") < 0.1)
+        loss = denoising_loss(self.fake_score, x_g, t, self.randn(x_g.shape, "fake eps"), told)
         if self.gan:
-            fake = self.logits(x_g, cond, "fake gan")
-            real = self.logits(self.teacher.codec.encode(batch), self.real_condition(batch, cond), "real gan")
-            loss = loss + self.gan_discriminator * discriminator_loss(fake, real)
+            loss = loss + self.gan_discriminator * self.heads_loss(x_g, cond, batch)
         return loss
 
-    def logits(self, x_0: Tensor, cond: Cond, purpose: str) -> Tensor:
-        """The head on the fake score's features at a noise level of its own (diffusion GAN)."""
-        x_t, t = self.diffuse(x_0, self.fake_times, purpose)
-        return self.head(self.fake_score.features(x_t, t, cond))
+    def heads_loss(self, x_g: Tensor, cond: Cond, batch: dict[str, Tensor]) -> Tensor:
+        """The student's samples against the batch's own, each at noise levels of its own, and the gradient penalty."""
+        x_0, real_cond = self.teacher.codec.encode(batch), self.real_condition(batch, cond)
+        fake = self.logits(x_g, cond, "fake gan")
+        if not self.discriminator.r1:
+            return self.discriminator.discriminator_loss(fake, self.logits(x_0, real_cond, "real gan"))
+        x_t, t = self.diffuse(x_0, self.fake_times, "real gan")
+        real, penalty = self.discriminator.penalised(self.heads, self.tapped, x_t, t, real_cond)
+        return self.discriminator.discriminator_loss(fake, real) + penalty
 
-    # The original DMD's pairs of noise and teacher sample: a function of the seed, so a resumed run makes the same
+    def logits(self, x_0: Tensor, cond: Cond, purpose: str) -> Tensor:
+        """The discriminator's, at a noise level of its own (diffusion GAN)."""
+        x_t, t = self.diffuse(x_0, self.fake_times, purpose)
+        return self.discriminator.logits(self.heads, self.tapped, x_t, t, cond)
+
+    @property
+    def tapped(self) -> Denoiser:
+        """The denoiser whose features the discriminator looks at."""
+        return self.teacher.denoiser if self.discriminator.taps == "teacher" else self.fake_score
 
     def on_fit_start(self) -> None:
-        if not self.regression:
-            return
-        generator = torch.Generator().manual_seed(self.seed)
-        shape = (self.num_pairs, *self.teacher.event_shape)
-        noise = torch.randn(shape, generator=generator).to(self.device)
-        cond = {
-            name: torch.randint(num, (self.num_pairs,), generator=generator).to(self.device)
-            for name, num in self.teacher.classes.items()
-        }
-        total = self.num_pairs * self.teacher.calls_per_sample(kappa=self.kappa)
-        with calls(f"making {self.num_pairs:,} pairs to learn from", self.teacher.denoiser, total):
-            self._pairs = noise, self.teacher.sample(noise, cond, kappa=self.kappa), cond
-
-    def pairs(self, num: int) -> tuple[Tensor, Tensor, Cond]:
-        """`num` random pairs: noise, the teacher's sample from it, their condition."""
-        noise, y, cond = self._pairs
-        rows = (self.rand(num, "pairs") * self.num_pairs).long()
-        return noise[rows], y[rows], {name: value[rows] for name, value in cond.items()}
+        if self.regression:
+            self.pairs.make(self.trainer.datamodule.train, self.seed, self.trainer.strategy)

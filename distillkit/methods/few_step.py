@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from distillkit import checks
-from distillkit.diffusion.denoiser import Cond
+from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.methods.base import Distiller
 from distillkit.students.few_step import FewStepStudent
 from distillkit.students.makers import Copy, Maker
@@ -32,12 +32,14 @@ class FewStepDistiller(Distiller):
         t_init: the largest time; None means where the teacher's sampling starts, or the first of the times.
         renoise: between steps, re-noise with fresh noise (true) or keep the noise the student implies (false); None means
             fresh, or as the folder that it goes on from.
-        kappa: guidance scale of the teacher, 1 = none.
+        kappa: guidance scale of the teacher, 1 = none; a range `[low, high]` where a method takes one: then the student is told
+            a number of it, drawn for each sample in training, and may be asked for any, see `Student.sample`.
         noise_scale: by what the finished student multiplies the noise that it draws, see `few_step`; training has 1. The
             paper on protein backbones takes 0.45.
     """
 
     requires = frozenset({"denoiser"})
+    ranged = False  # whether kappa may be a range
     renamed = {"network": "another network is student=fresh network=..., of the fake score fake_score=fresh"}
 
     def __init__(
@@ -48,17 +50,25 @@ class FewStepDistiller(Distiller):
         times: list[float] | None = None,
         t_init: float | None = None,
         renoise: bool | None = None,
-        kappa: float = 1.0,
+        kappa: float | list[float] = 1.0,
         noise_scale: float = 1.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
         checks.within("[0, 10]", noise_scale=noise_scale)
         checks.within(KAPPAS, kappa=kappa)
+        self.kappa_range: tuple[float, float] | None = None
+        if isinstance(kappa, list | tuple):
+            if not self.ranged:
+                raise ValueError(f"kappa of {type(self).__name__} is one number, got the range {list(kappa)}: give one")
+            if len(kappa) != 2 or not kappa[0] < kappa[1]:
+                raise ValueError(f"kappa is a number or a range [low, high], got {list(kappa)}")
+            self.kappa_range, kappa = (float(kappa[0]), float(kappa[1])), sum(kappa) / 2
         if kappa != 1 and not teacher.guidable:
             raise ValueError(
                 f"kappa={kappa} has nothing to guide: {teacher.id} has no unconditional branch; leave model.kappa at 1"
             )
+        self.requires = self.needs({"kappa": kappa})
         self.teacher, self.kappa, self.student_maker = teacher, kappa, student_maker or Copy()
         brought = self.student_maker.sampling
         if num_steps is None and times is None and t_init is None:
@@ -77,6 +87,23 @@ class FewStepDistiller(Distiller):
         self.step_times = torch.tensor(times, dtype=torch.float64)  # no buffer, which half precision would round
         self.num_steps, self.noise_scale = num_steps, noise_scale
         self.renoise = brought.get("renoise", True) if renoise is None else renoise
+
+    def make_student(self) -> Denoiser:
+        """The student's denoiser; with a range of kappa one that is told the number."""
+        return self.knowing_kappa(self.student_maker.make(self.teacher))
+
+    def knowing_kappa(self, denoiser: Denoiser) -> Denoiser:
+        """The denoiser, told kappa where that is a range and it does not know it from before."""
+        if self.kappa_range and "kappa" not in denoiser.told:
+            denoiser.tell("kappa", range=self.kappa_range)
+        return denoiser
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """Guidance needs conditions that have a null."""
+        kappa = arguments.get("kappa", 1)
+        guided = isinstance(kappa, list | tuple) or (isinstance(kappa, int | float) and kappa != 1)
+        return super().needs(arguments) | ({"classes"} if guided else set())
 
     # Conditions
 

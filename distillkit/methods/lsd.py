@@ -20,6 +20,7 @@ from distillkit.losses.reduce import mean
 from distillkit.methods.base import Adam
 from distillkit.methods.few_step import steps_of
 from distillkit.methods.sampler import SamplerDistiller
+from distillkit.pairs import Pairs
 from distillkit.progress import progress
 from distillkit.teachers.base import BaseTeacher
 
@@ -41,6 +42,7 @@ class LSD(SamplerDistiller):
         num_steps: network calls of the student; None means six, or as many as there are times.
         times: where they start, largest first; None means the teacher's own grid.
         num_pairs: samples of the teacher made at the start: what the student's are compared with.
+        pairs_path: a folder that keeps them for other runs, see `Pairs`; None makes them anew in memory.
         objective: of tokens, see above.
         rule: the plain sampler of tokens that is adjusted.
         couple: of `score_l2`, whether teacher and student unmask positions at the same hitting times; the paper does not say.
@@ -56,6 +58,7 @@ class LSD(SamplerDistiller):
         num_steps: int | None = None,
         times: list[float] | None = None,
         num_pairs: int = 4096,
+        pairs_path: str | None = None,
         objective: Objective = "mean_match",
         rule: Literal["tweedie", "euler", "tau_leap"] = "tweedie",
         couple: bool = True,
@@ -65,7 +68,7 @@ class LSD(SamplerDistiller):
     ):
         self.tokens = "log_probs" in teacher.provides
         num_steps = steps_of(num_steps, times, 6)
-        checks.whole(1, num_pairs=num_pairs, ratio=ratio)
+        checks.whole(1, ratio=ratio)
         grid = teacher.grid(num_steps) if self.tokens else teacher.grid(num_steps + 1)[:-1]
         times = grid.tolist() if times is None else list(times)
         if len(times) < 2:
@@ -76,30 +79,15 @@ class LSD(SamplerDistiller):
         else:
             sampler = LearnedSolver(teacher.process, times, self.learn_times)
         super().__init__(teacher, sampler, student, **kwargs)
-        self.num_pairs, self.objective, self.couple, self.ratio = num_pairs, objective, couple, ratio
-
-    # What the student is compared with: a function of the seed, so a resumed run makes the same
+        self.pairs = Pairs(teacher, num_pairs, pairs_path, kappa=self.kappa)
+        self.objective, self.couple, self.ratio = objective, couple, ratio
 
     def on_fit_start(self) -> None:
-        data, num = self.trainer.datamodule.train, self.num_pairs
-        cond = self.condition(data[torch.arange(num) % len(data)])
-        with progress(f"making {num:,} pairs to learn from"):
-            if self.tokens:
-                self._pairs = None, self.teacher.clean_samples(num, cond, self.seed, self.kappa), cond
-            else:
-                noise = self.teacher.noise(num, cond, self.seed)
-                self._pairs = noise, self.teacher.generate(num, cond, self.seed, kappa=self.kappa, decode=False), cond
-
-    def draw_pairs(self, num: int) -> tuple[Tensor | None, Tensor, Cond]:
-        """Random pairs `(noise, sample, condition)` of the teacher's; of tokens without noise."""
-        noise, y, cond = self._pairs
-        rows = (self.rand(num, "pairs") * self.num_pairs).long().cpu()
-        cond = {name: value[rows.to(value.device)].to(self.device) for name, value in cond.items()}
-        return noise if noise is None else noise[rows].to(self.device), y[rows].to(self.device), cond
+        self.pairs.make(self.trainer.datamodule.train, self.seed, self.trainer.strategy)
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """`E |student(z) - teacher(z)|^2`; of tokens half the squared distance from this batch's solution."""
-        noise, y, cond = self.draw_pairs(len(next(iter(batch.values()))))
+        noise, y, cond = self.pairs.random(len(next(iter(batch.values()))), self.generator("pairs"))
         if self.tokens:
             return self.distance_from_solution(y, cond)
         x = self.teacher.solve(noise, cond, self.student, self.student.times(), self.kappa)
@@ -171,10 +159,9 @@ class LSDPlus(LSD):
     @torch.no_grad()
     def choose_times(self) -> None:
         """Set the student's times to the best of the candidates."""
-        _, y, cond = self._pairs
         enough = max(32, min(256, 16_384 // self.teacher.event_shape[0]))  # of long sequences a few tell as much
-        rows, num = torch.arange(min(enough, self.num_pairs)), self.num_steps
-        x_0, cond = y[rows].to(self.device), {name: value[rows].to(self.device) for name, value in cond.items()}
+        _, x_0, cond = self.pairs.draw(torch.arange(min(enough, self.pairs.num)), self.device)
+        num = self.num_steps
         noise = self.draws(len(x_0), "times", shared=True)(0)
         fine = self.teacher.grid(max(self.fine, 2 * num))
         costs = step_costs(self.denoiser(), x_0, fine.to(self.device), noise, cond)

@@ -100,7 +100,7 @@ class MDTDist(FewStepDistiller):
             raise ValueError(
                 f"delta must lie between 0 and the student's range {self.last - self.low:.3g}, got {delta}"
             )
-        self.add_role("student", student, student=self.student_maker.make(teacher))
+        self.add_role("student", student, student=self.make_student())
         self.keep_ema()
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:

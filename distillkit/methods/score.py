@@ -26,7 +26,8 @@ class ScoreDistiller(FewStepDistiller):
         teacher: the frozen teacher.
         student_times, fake_times: noise levels at which the student is judged and the fake score is trained.
         student, fake_score: optimisers of the two roles.
-        normalise: the student's loss is divided by the mean of |x_g - teacher's x_0|, of each `sample` or the whole `batch`.
+        normalise: the student's loss is divided by the mean of |x_g - teacher's x_0|, of each `sample` or the whole `batch`;
+            None leaves it as it is.
         matched: which outputs of a student of several steps are matched with the teacher: `each`, one step drawn at random in
             every cycle (arXiv 2505.12674); or the `last` alone, which is the one that counts, and the steps before it only
             lead up to it. With `each` the fake score is told the step: otherwise it would follow the mixture of all steps,
@@ -45,7 +46,7 @@ class ScoreDistiller(FewStepDistiller):
         fake_times: Times,
         student: Adam,
         fake_score: Adam,
-        normalise: Normalise = "sample",
+        normalise: Normalise | None = "sample",
         matched: Literal["each", "last"] = "each",
         clips: int = 1,
         fake_score_maker: Maker | None = None,
@@ -67,11 +68,11 @@ class ScoreDistiller(FewStepDistiller):
     def make_roles(self, student: Adam, fake_score: Adam) -> None:
         """The fake score's turn comes first, so that it has seen the student before it steers it."""
         self.add_role("fake_score", fake_score, fake_score=self.new_fake_score())
-        self.add_role("student", student, student=self.student_maker.make(self.teacher))
+        self.add_role("student", student, student=self.make_student())
 
     def new_fake_score(self) -> Denoiser:
         """The fake score, which knows the steps of the student apart if each of them is matched."""
-        fake = self.fake_score_maker.make(self.teacher)
+        fake = self.knowing_kappa(self.fake_score_maker.make(self.teacher))
         if self.tells_steps:
             if not fake.tellable:
                 raise ValueError(
@@ -100,6 +101,10 @@ class ScoreDistiller(FewStepDistiller):
         it, for the fake score; nobody else asks.
         """
         cond = self.condition(batch)
+        if self.kappa_range:
+            low, high = self.kappa_range
+            share = self.rand(len(next(iter(batch.values()))), f"{purpose} kappa")
+            cond = {**cond, "kappa": low + (high - low) * share}
         shape = self.teacher.shape(len(next(iter(batch.values()))), cond)
         with torch.no_grad():
             for clip in range(self.randint(self.clips, "clip")):

@@ -5,7 +5,8 @@ Few steps: arXiv 2505.12674. Guidance (LSG): arXiv 2406.01561. Real data (SiDA):
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -91,8 +92,14 @@ class SiD(ScoreDistiller):
         self.alpha, self.gan, self.gan_discriminator = alpha, gan, gan_discriminator
         self.gan_start, self.gan_clamp = gan_start, gan_clamp
         self.teacher_kappa, self.judge_kappa, self.fit_kappa = GUIDANCE[guidance](kappa)
-        if gan:
-            self.requires = self.requires | {"data", "features"}
+        self.requires |= self.needs({"gan": gan})
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """A discriminator needs real samples, and features to look at; a fake score without condition, conditions with a null."""
+        adversarial = {"data", "features"} if arguments.get("gan") else set()
+        unconditional = {"classes"} if arguments.get("guidance", "lsg") != "lsg" else set()
+        return super().needs(arguments) | adversarial | unconditional
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
         x_g, cond = self.rollout(batch, "student")
@@ -102,7 +109,8 @@ class SiD(ScoreDistiller):
         fake = guided(self.fake_score, x_t, t, cond, null, self.judge_kappa)
         loss = sid_loss(x_g, real, fake, self.alpha, self.normalise, cond.get("mask"))
         if self.gan and self.updates_before("student", self.global_step) >= self.gan_start:
-            scale = distance_scale(x_g, real, self.normalise, cond.get("mask"))
+            mask, over = cond.get("mask"), self.normalise
+            scale = distance_scale(x_g, real, over, mask) if over else torch.ones((), device=x_g.device)
             loss = loss + self.gan * sida_generator_loss(self.logits(x_t, t, cond), scale, self.gan_clamp)
         return loss
 

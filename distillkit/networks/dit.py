@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from einops import rearrange
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from distillkit import checks
 from distillkit.networks.blocks import Embedding, zero
+from distillkit.networks.features import Features
 from distillkit.spec import Recorded
 
 
@@ -37,7 +38,7 @@ class Block(nn.Module):
         return x_BLC + gate1 * self.mlp(torch.addcmul(shift1, self.norm1(x_BLC), 1 + scale1))
 
 
-class DiT(Recorded, nn.Module):
+class DiT(Recorded, Features, nn.Module):
     """Patches as tokens with learned positions.
 
     Args:
@@ -78,24 +79,27 @@ class DiT(Recorded, nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm, self.modulate = nn.LayerNorm(width, elementwise_affine=False), zero(nn.Linear(width, 2 * width))
         self.out = zero(nn.Linear(width, inside))
-        self.feature_channels = width
+        self.feature_widths, self.feature_layer = [width] * depth, (depth - 1) // 2
 
-    def _tokens(self, x: Tensor, emb: Tensor, blocks, mask_BL: Tensor | None = None) -> Tensor:
+    def _tokens(self, x: Tensor) -> Tensor:
+        """[B, L, C], as the first block sees them."""
         h = rearrange(x.to(self.inp.weight.dtype), f"{self.grid} -> {self.tokens}", **self.sides)
-        h = self.inp(h) + self.position
-        for block in blocks:
-            h = block(h, emb, mask_BL)
-        return h
+        return self.inp(h) + self.position
 
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor], mask_BL: Tensor | None = None) -> Tensor:
         """Where the mask is false no token looks."""
-        emb = self.embed(time, cond)
-        h = self._tokens(x, emb, self.blocks, mask_BL)
+        emb, h = self.embed(time, cond), self._tokens(x)
+        for block in self.blocks:
+            h = block(h, emb, mask_BL)
         shift, scale = self.modulate(emb)[:, None].chunk(2, dim=-1)
         h = self.out(torch.addcmul(shift, self.norm(h), 1 + scale))
         return rearrange(h, f"{self.tokens} -> {self.grid}", **self.sides)
 
-    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor], mask_BL: Tensor | None = None) -> Tensor:
-        """Tokens after the first half of the blocks, [B, C, L]."""
-        half = self.blocks[: (len(self.blocks) + 1) // 2]
-        return self._tokens(x, self.embed(time, cond), half, mask_BL).transpose(1, 2)
+    def activations(
+        self, x: Tensor, time: Tensor, cond: dict[str, Tensor], mask_BL: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Tokens after each block, [B, C, L]."""
+        emb, h = self.embed(time, cond), self._tokens(x)
+        for block in self.blocks:
+            h = block(h, emb, mask_BL)
+            yield h.mT

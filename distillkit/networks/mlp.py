@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
 from distillkit import checks
 from distillkit.networks.blocks import Embedding, zero
+from distillkit.networks.features import Features, last
 from distillkit.spec import Recorded
 
 
-class MLP(Recorded, nn.Module):
+class MLP(Recorded, Features, nn.Module):
     """`depth` residual layers on the flattened sample, scaled and shifted by the time embedding.
 
     Args:
@@ -35,19 +36,16 @@ class MLP(Recorded, nn.Module):
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.modulate = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
         self.out = zero(nn.Linear(width, size))
-        self.feature_channels = width
+        self.feature_widths, self.feature_layer = [width] * depth, depth - 1
 
-    def _hidden(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    def activations(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Iterator[Tensor]:
+        """After each hidden layer, [B, width]."""
         emb = self.embed(time, cond)
         h = self.inp(x.flatten(1).to(self.inp.weight.dtype))
         for layer, modulate in zip(self.layers, self.modulate, strict=True):
             scale, shift = modulate(emb).chunk(2, dim=1)
             h = h + nn.functional.silu(layer(h) * (1 + scale) + shift)
-        return h
+            yield h
 
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        return self.out(self._hidden(x, time, cond)).reshape(x.shape)
-
-    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """Last hidden layer, [B, width]."""
-        return self._hidden(x, time, cond)
+        return self.out(last(self.activations(x, time, cond))).reshape(x.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from einops import rearrange
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from distillkit import checks
 from distillkit.networks.blocks import Embedding, sinusoids, zero
+from distillkit.networks.features import Features
 from distillkit.spec import Recorded
 
 # Radial features: nm, densest where neighbours along the chain, in helices and in sheets are.
@@ -46,7 +47,7 @@ class Block(nn.Module):
         return x_BNC + gate1 * self.mlp(torch.addcmul(shift1, self.norm1(x_BNC), 1 + scale1))
 
 
-class PairTransformer(Recorded, nn.Module):
+class PairTransformer(Recorded, Features, nn.Module):
     """Residues as tokens, distances as pairs; rotating the input rotates the output, reflecting it does not reflect it.
 
     A sample is a padded chain: x [B, N, 3], `cond["mask"]` bool [B, N], true for its residues, which come first. Tokens carry
@@ -87,7 +88,7 @@ class PairTransformer(Recorded, nn.Module):
         checks.network(event_shape=event_shape, width=width, depth=depth, heads=heads, pair=pair, classes=classes or {})
         if width % heads or width % 2:
             raise ValueError(f"width must be even and divisible by heads, got {width} and {heads}")
-        self.width, self.feature_channels = width, width
+        self.width, self.feature_widths, self.feature_layer = width, [width] * depth, (depth - 1) // 2
         self.register_buffer("centres", torch.tensor(CENTRES), persistent=False)
         self.register_buffer("widths", torch.tensor(WIDTHS), persistent=False)
         self.embed = Embedding(width, classes or {})
@@ -104,7 +105,9 @@ class PairTransformer(Recorded, nn.Module):
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         mask, emb = cond["mask"], self.embed(time, cond)
         pair, apart, d, u = self._pairs(x, emb, mask)
-        h = self._tokens(pair, emb, mask, self.blocks)
+        h = self._tokens(mask, pair.dtype)
+        for block in self.blocks:
+            h = block(h, pair, emb, mask)
         h = self.norm(h)
         left, right = self.ends(h).chunk(2, dim=-1)
         hidden = self.strength[0](pair) + left[:, :, None] + right[:, None]
@@ -114,22 +117,22 @@ class PairTransformer(Recorded, nn.Module):
         turn = torch.linalg.cross(u, torch.einsum("bij,bijc->bic", b * near, apart))
         return self.own(h) * x + pull + turn
 
-    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """Tokens after the first half of the blocks, [B, width, N]; zero in the padding."""
+    def activations(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Iterator[Tensor]:
+        """Tokens after each block, [B, width, N]; zero in the padding."""
         mask, emb = cond["mask"], self.embed(time, cond)
-        half = self.blocks[: (len(self.blocks) + 1) // 2]
-        h = self._tokens(self._pairs(x, emb, mask)[0], emb, mask, half)
-        return torch.where(mask[..., None], h, 0).mT
+        pair = self._pairs(x, emb, mask)[0]
+        h = self._tokens(mask, pair.dtype)
+        for block in self.blocks:
+            h = block(h, pair, emb, mask)
+            yield torch.where(mask[..., None], h, 0).mT
 
-    def _tokens(self, pair: Tensor, emb: Tensor, mask: Tensor, blocks) -> Tensor:
+    def _tokens(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B, N, width], as the first block sees them."""
         num, (rows, length) = mask.sum(1, keepdim=True), mask.shape
         index = torch.arange(length, device=mask.device).expand(rows, length)
         # how far from either end, of order one
-        both = torch.stack([index, (num - 1 - index).clamp_min(0)], -1).to(pair.dtype) / REACH
-        h = self.place(sinusoids(both.flatten(), self.width).reshape(rows, length, -1))
-        for block in blocks:
-            h = block(h, pair, emb, mask)
-        return h
+        both = torch.stack([index, (num - 1 - index).clamp_min(0)], -1).to(dtype) / REACH
+        return self.place(sinusoids(both.flatten(), self.width).reshape(rows, length, -1))
 
     def _pairs(self, x: Tensor, emb: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Features [B, N, N, P], vectors x_i - x_j [B, N, N, 3], their lengths [B, N, N], directions u [B, N, 3]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from einops import reduce
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from distillkit import checks
 from distillkit.networks.dit import DiT
+from distillkit.networks.features import Features
 from distillkit.spec import Recorded
 
 
-class SetDiT(Recorded, nn.Module):
+class SetDiT(Recorded, Features, nn.Module):
     """A DiT on the volume in which the voxels lie; blocks of the volume without a voxel are looked at by none.
 
     A sample is a padded set of voxels: x [B, N, C], `cond["coords"]` int64 [B, N, 3] in [0, side), `cond["mask"]` bool
@@ -43,7 +44,7 @@ class SetDiT(Recorded, nn.Module):
         checks.network(event_shape=event_shape, side=side)
         self.side, self.patch = side, patch
         self.dit = DiT((event_shape[1] + 1, side, side, side), width, depth, heads, patch, classes)
-        self.feature_channels = width
+        self.feature_widths, self.feature_layer = self.dit.feature_widths, self.dit.feature_layer
 
     @property
     def embed(self) -> nn.Module:
@@ -68,11 +69,12 @@ class SetDiT(Recorded, nn.Module):
                 f"true, got {str(coords.dtype).removeprefix('torch.')} {list(coords.shape)}"
             )
 
-    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """Tokens after the first half of the transformer, [B, width, blocks]; zero for blocks without a voxel."""
+    def activations(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Iterator[Tensor]:
+        """Tokens after each block of the transformer, [B, width, L]; zero where no voxel is."""
         volume, blocks, _ = self._scatter(x, cond)
         seen = blocks.index_fill(1, blocks.new_zeros(1, dtype=torch.int64), True)
-        return torch.where(blocks[:, None], self.dit.features(volume, time, cond, seen), 0)
+        for h in self.dit.activations(volume, time, cond, seen):
+            yield torch.where(blocks[:, None], h, 0)
 
     def _scatter(self, x: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The volume [B, C + 1, side, side, side], which blocks have a voxel [B, L], where each voxel went [B, N, 1]."""

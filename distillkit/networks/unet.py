@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from distillkit import checks
 from distillkit.networks.blocks import Embedding, zero
+from distillkit.networks.features import Features, last
 from distillkit.spec import Recorded
 
 
@@ -50,7 +52,7 @@ class Attention(nn.Module):
         return (x + self.proj(h)) * 0.5**0.5
 
 
-class UShape(Recorded, nn.Module):
+class UShape(Recorded, Features, nn.Module):
     """What U-Nets have in common: an encoder and a decoder of residual blocks with skip connections.
 
     A kind says what its `Block` and its `convolution` are, and how its data come in and out.
@@ -72,6 +74,9 @@ class UShape(Recorded, nn.Module):
         """Make the layers, for `inp` channels of the data as they come in and `out` as they leave."""
         checks.network(channels=channels, multipliers=multipliers, blocks=blocks, classes=classes or {})
         emb, widths = 4 * channels, [channels * m for m in multipliers]
+        down = [width for width in widths for _ in range(blocks)]
+        up = [width for width in reversed(widths) for _ in range(blocks + 1)]
+        self.feature_widths, self.feature_layer = [*down, widths[-1], widths[-1], *up], len(down) + 1
         self.embed = Embedding(emb, classes or {})
         self.inp = self.convolution(inp, channels)
         self.encoder, skips, width = nn.ModuleList(), [channels], channels
@@ -91,7 +96,6 @@ class UShape(Recorded, nn.Module):
             if level:
                 self.decoder.append(self.convolution(width, width))
         self.norm, self.out = norm(width), zero(self.convolution(width, out))
-        self.feature_channels = widths[-1]
 
     def enter(self, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """Data as the first level sees them."""
@@ -101,29 +105,31 @@ class UShape(Recorded, nn.Module):
         """The last level as data."""
         return self.out(F.silu(self.norm(h)))
 
-    def encode(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The middle, the embedding of time and condition, and what the decoder is shown beside."""
+    def _walk(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Iterator[Tensor]:
+        """Data as the first level sees them, then what each residual block makes of them."""
         emb, h = self.embed(time, cond), self.enter(x, cond)
         skips = [h]
+        yield h
         for layer in self.encoder:
-            h = layer(h, emb) if isinstance(layer, self.Block) else layer(h)
+            if isinstance(layer, self.Block):
+                yield (h := layer(h, emb))
+            else:
+                h = layer(h)
             skips.append(h)
         for block in self.middle:
-            h = block(h, emb)
-        return h, emb, skips
-
-    def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        h, emb, skips = self.encode(x, time, cond)
+            yield (h := block(h, emb))
         for layer in self.decoder:
             if isinstance(layer, self.Block):
-                h = layer(torch.cat([h, skips.pop()], dim=1), emb)
+                yield (h := layer(torch.cat([h, skips.pop()], dim=1), emb))
             else:
                 h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        return self.leave(h)
 
-    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """The middle of the network, [B, C, ...]; the decoder is not run."""
-        return self.encode(x, time, cond)[0]
+    def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return self.leave(last(self._walk(x, time, cond)))
+
+    def activations(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Iterator[Tensor]:
+        """After each residual block of the encoder, the middle and the decoder, [B, C, ...]."""
+        return islice(self._walk(x, time, cond), 1, None)
 
 
 class UNet(UShape):

@@ -320,9 +320,8 @@ class Refused(Codec):
 def check_origin(config: dict[str, Any], file: Path) -> None:
     """Refuse a student.yaml that says how it was made with values of the wrong kind."""
     asks = config.get("asks") or {}
-    kappa = config.get("kappa", 1.0)
     sound = {
-        "kappa": number(kappa) or isinstance(kappa, list) and len(kappa) == 2 and all(map(number, kappa)),
+        "kappa": number(config.get("kappa", 1.0)),
         **{key: isinstance(config.get(key) or {}, dict) for key in ("teacher", "run")},
         "asks": isinstance(asks, dict) and all(isinstance(text, str) for text in asks.values()),
     }

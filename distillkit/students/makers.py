@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
+from distillkit import checks
 from distillkit.diffusion.denoiser import Denoiser
+from distillkit.networks.adapters import Adapters
+from distillkit.networks.routed import Routed as RoutedNetwork
 from distillkit.spec import Recorded
 from distillkit.students.base import load_student
 from distillkit.students.few_step import FewStepStudent
@@ -52,6 +56,73 @@ class Fresh(Maker):
 
     def make(self, teacher):
         return teacher.new_denoiser(self.network)
+
+
+class Lora(Maker):
+    """Low-rank adapters on the teacher's network, which stays frozen and is in memory once (arXiv 2106.09685).
+
+    Args:
+        rank: of the adapters.
+        targets: endings of the names of the layers that get one; None means every linear layer and convolution.
+    """
+
+    def __init__(self, rank: int = 16, targets: list[str] | None = None):
+        checks.whole(1, rank=rank)
+        self.rank, self.targets = rank, targets
+
+    def make(self, teacher):
+        return teacher.new_denoiser(Adapters(teacher.base(), self.rank, self.targets))
+
+
+class Routed(Maker):
+    """Several networks as one, each for some classes or for some noise levels (multi-student distillation; phases).
+
+    Args:
+        parts: how many.
+        by: `time`, or the name of a categorical condition; None means the teacher's first.
+        owner: by class, the number of its part for each class; None gives each part equally many classes in a row.
+        edges: by time, the `parts - 1` times between the parts, falling, in the process's units.
+        only: the part that is trained while the others stay as they are; None trains all.
+        part: makes each part; None copies the teacher's network.
+    """
+
+    def __init__(
+        self,
+        parts: int = 2,
+        by: str | None = None,
+        owner: list[int] | None = None,
+        edges: list[float] | None = None,
+        only: int | None = None,
+        part: Maker | None = None,
+    ):
+        checks.whole(1, 1000, parts=parts)
+        self.parts, self.by, self.owner, self.edges, self.only = parts, by, owner, edges, only
+        self.part = part or Copy()
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """By class it needs a teacher with classes."""
+        return frozenset() if arguments.get("by") == "time" else frozenset({"classes"})
+
+    def make(self, teacher):
+        networks = [self.part.make(teacher).network for _ in range(self.parts)]
+        if self.by == "time":
+            times = torch.tensor(self.edges or [], dtype=torch.float64)
+            routing = {"by": "time", "edges": teacher.process.network_time(times).tolist()}
+        else:
+            by = self.by or next(iter(teacher.classes), None)
+            if by not in teacher.classes:
+                raise ValueError(
+                    f"a student routed by {by or 'class'} needs a teacher with such classes, {teacher.id} has "
+                    f"{', '.join(teacher.classes) or 'none'}: say student=copy, or student.by=time"
+                )
+            num = teacher.classes[by]
+            if self.owner is not None and len(self.owner) != num:
+                raise ValueError(f"owner must name a part for each of the {num} classes, got {len(self.owner)}")
+            if self.parts > num:
+                raise ValueError(f"{num} classes cannot be shared among {self.parts} parts: lower student.parts")
+            routing = {"by": by, "owner": self.owner or [k * self.parts // num for k in range(num)]}
+        return teacher.new_denoiser(RoutedNetwork(networks, **routing, only=self.only))
 
 
 class FromFolder(Maker):

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from distillkit.diffusion.process import Process, set_shape
 from distillkit.diffusion.sampling import FEW_STEP_SOLVERS, SOLVERS, network_passes
 from distillkit.diffusion.start import Start
 from distillkit.files import hash_weights, save_weights, write_yaml
+from distillkit.networks.adapters import Base, TeacherBase
 from distillkit.progress import calls
 from distillkit.spec import Recorded, to_spec
 
@@ -42,7 +43,7 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         solvers: its samplers by name.
         best: solver and steps at which the teacher is at its best (the quality a student is measured against).
         provides: what methods may ask for: `denoiser` (continuous diffusion), `features` (activations for GAN heads),
-            `log_probs` (a discrete diffusion model).
+            `log_probs` (a discrete diffusion model). See `distillkit.capabilities`.
         kind: of what a run leaves: its folder is called so.
     """
 
@@ -64,6 +65,11 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         self.denoiser, self.event_shape, self.codec = denoiser, tuple(event_shape), codec or Codec()
         self.classes, self.context = dict(classes or {}), tuple(context)
         self.requires_grad_(False).eval()
+
+    @classmethod
+    def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """`provides`, and `classes` where the teacher with these arguments has some."""
+        return cls.provides | ({"classes"} if arguments.get("classes") else set())
 
     @property
     def process(self) -> Any:
@@ -186,6 +192,10 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         """The network that adapters are put on, shared, never copied."""
         return self.denoiser.network
 
+    def base(self) -> Base:
+        """Where adapters find that network again."""
+        return TeacherBase(self)
+
     def fingerprint(self) -> str:
         """sha256 of the weights and of how they are read."""
         digest = hashlib.sha256(json.dumps(to_spec(self.denoiser), sort_keys=True).encode())
@@ -255,7 +265,12 @@ class Teacher(BaseTeacher):
         return self.process.grid(steps, self.start.level)
 
     def guidance(self, t: Tensor, kappa: float | Tensor) -> float | Tensor:
-        """The guidance scale, one number or one per sample, at time t (a scalar); a teacher that is guided on an interval only says so here."""
+        """The guidance scale at time t (a scalar); a teacher that is guided on an interval only says so here.
+
+        Args:
+            t: the time.
+            kappa: one number, or one per sample [B].
+        """
         return kappa
 
     @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,13 @@ class Folder:
         path: the folder.
         trust: what the folder may do besides, see `distillkit.spec.from_spec`: packages whose network classes it may name,
             and paths outside of it that it may read.
+
+    Attributes:
+        home: the folder of a teacher that is given no path.
     """
 
     parts: dict[str, type] = {"codec": Codec}  # recorded objects besides the denoiser
+    home: Path | None = None
 
     def __init__(self, path: str, trust: list[str] | None = None):
         folder = Path(path)
@@ -51,6 +57,13 @@ class Folder:
         super().__init__(denoiser, tuple(config["event_shape"]), config.get("classes"), context, **parts)
         self.best = best
         self._id = str(config.get("id") or folder.name)
+
+    @classmethod
+    def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """With the classes in teacher.yaml, the only file that is read; the constructor says what is wrong with a folder."""
+        with suppress(OSError, ValueError, TypeError):
+            arguments = {**arguments, **read_yaml(Path(arguments.get("path", cls.home)) / CONFIG)}
+        return super().offers(arguments)
 
     @property
     def id(self) -> str:

@@ -12,5 +12,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 class Digits(FolderTeacher):
     """The embedded teacher of handwritten digits (8x8, ten classes); its model card says how it was trained."""
 
+    home = WEIGHTS / "digits"
+
     def __init__(self):
-        super().__init__(str(WEIGHTS / "digits"))
+        super().__init__(str(self.home))

@@ -12,12 +12,16 @@ WEIGHTS = Path(__file__).parent / "weights"
 class SolidsStructure(FolderTeacher):
     """Stage one for `domains.threed.solids`: occupied voxels of 16^3, five classes; its card says how it was trained."""
 
+    home = WEIGHTS / "solids_structure"
+
     def __init__(self):
-        super().__init__(str(WEIGHTS / "solids_structure"))
+        super().__init__(str(self.home))
 
 
 class SolidsFeatures(FolderTeacher):
     """Stage two for `domains.threed.solids`: the voxels of a shell, five classes; its card says how it was trained."""
 
+    home = WEIGHTS / "solids_features"
+
     def __init__(self):
-        super().__init__(str(WEIGHTS / "solids_features"))
+        super().__init__(str(self.home))

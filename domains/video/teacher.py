@@ -12,12 +12,16 @@ WEIGHTS = Path(__file__).parent / "weights"
 class Clips(FolderTeacher):
     """The embedded teacher of moving digits (ten digits, three motions); its model card says how it was trained."""
 
+    home = WEIGHTS / "clips"
+
     def __init__(self):
-        super().__init__(str(WEIGHTS / "clips"))
+        super().__init__(str(self.home))
 
 
 class ClipsContinuation(FolderTeacher):
     """The embedded teacher of moving digits that is given the first four frames as well."""
 
+    home = WEIGHTS / "clips_continuation"
+
     def __init__(self):
-        super().__init__(str(WEIGHTS / "clips_continuation"))
+        super().__init__(str(self.home))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,13 +16,13 @@ from helpers import trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
-from distillkit import config
+from distillkit import config, front
 from distillkit.verbs import compatibility
 from tests.battery.conftest import DOMAINS, FOREIGN, TINY, build, compose, tiny, weights
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_every_pair_builds_or_is_refused_with_a_reason(method, domain):
+def test_every_pair_builds_or_is_refused_in_one_sentence(method, domain, tmp_path, monkeypatch, capsys):
     reason = compatibility(domain, method, tuple(FOREIGN))
     if reason is None:
         made = build(f"domain={domain}", f"method={method}")
@@ -29,7 +30,15 @@ def test_every_pair_builds_or_is_refused_with_a_reason(method, domain):
         made.data.setup()
         made.model.check(made.data)
     else:
-        assert len(reason) > 20
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(torch.nn.Module, "__init__", lambda *_, **__: pytest.fail("something was built"))
+        assert front.main(["fit", *FOREIGN, f"domain={domain}", f"method={method}", "--out", "run"]) == 2
+        said, end = capsys.readouterr().err.split("; ")
+        assert said == f"error: {reason}" and end == "`python -m distillkit list` shows what goes together\n"
+        needed, lacked = re.fullmatch(r"error: (\w+).* needs ([\w ]+), which .*", said).groups()
+        path = compose(f"domain={domain}", f"method={method}")["model"]["class_path"]
+        assert needed == path.rpartition(".")[2] and lacked
+        assert not [*tmp_path.iterdir()]
 
 
 def test_max_steps_counts_optimiser_steps(method):

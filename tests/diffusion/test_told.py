@@ -21,9 +21,10 @@ from distillkit.networks.set_dit import SetDiT
 from distillkit.networks.unet import UNet
 from distillkit.networks.video_unet import VideoUNet
 from distillkit.spec import from_spec, to_spec
-from distillkit.student import Student, load_student
+from distillkit.students.base import load_student
+from distillkit.students.few_step import FewStepStudent
 from distillkit.teachers.exact import CorrectedDenoiser, ExactDenoiser, Mixture
-from distillkit.teachers.folder import FolderTeacher, save_teacher
+from distillkit.teachers.folder import FolderTeacher
 
 KINDS = {"step": {"categories": 4}, "kappa": {"range": [1.0, 8.0]}, "camera": {"size": 16}}
 TOLD = {
@@ -210,7 +211,7 @@ def test_another_network_is_told_the_same():
 def test_the_folder_of_a_student_that_was_told_loads(tmp_path):
     denoiser, x, t, cond = setting()
     wake(told(denoiser))
-    made = Student(denoiser, [0.9, 0.4], (2,), {"label": 2}, context=tuple(KINDS))
+    made = FewStepStudent(denoiser, [0.9, 0.4], (2,), {"label": 2}, context=tuple(KINDS))
     again = load_student(made.save(tmp_path / "s"))
     assert torch.equal(again.denoiser(x, t, cond | TOLD), denoiser(x, t, cond | TOLD))
     assert torch.equal(again.sample(3, cond | TOLD), made.sample(3, cond | TOLD))
@@ -220,7 +221,7 @@ def test_the_folder_of_a_student_that_was_told_loads(tmp_path):
 def test_the_folder_of_a_teacher_that_was_told_loads(tmp_path):
     teacher = neural()
     wake(told(teacher.denoiser))
-    again = FolderTeacher(str(save_teacher(tmp_path / "t", teacher)))
+    again = FolderTeacher(str(teacher.save(tmp_path / "t")))
     assert again.fingerprint() == teacher.fingerprint() and again.denoiser.told == KINDS
     again.new_denoiser().tell("time", range=(0.0, 1.0))
     assert again.denoiser.told == KINDS
@@ -246,7 +247,7 @@ def test_the_folder_of_a_teacher_that_was_told_loads(tmp_path):
 )  # fmt: skip
 def test_nonsense_in_a_strangers_folder_is_one_sentence(value, message, tmp_path):
     denoiser = wake(Denoiser(MLP([2], 64, 1, {"label": 2}), RectifiedFlow()))
-    folder = Student(denoiser, [0.9], (2,), {"label": 2}).save(tmp_path / "s")
+    folder = FewStepStudent(denoiser, [0.9], (2,), {"label": 2}).save(tmp_path / "s")
     config = yaml.safe_load((folder / "student.yaml").read_text())
     config["denoiser"]["init_args"]["told"] = value
     (folder / "student.yaml").write_text(yaml.safe_dump(config))
@@ -259,6 +260,6 @@ def test_nonsense_in_a_strangers_folder_is_one_sentence(value, message, tmp_path
 def test_what_was_told_has_no_null_class(classes, tmp_path):
     """A student's class has one index more than classes, for none; a category that was told has not, and a number is no class."""
     denoiser = wake(told(setting()[0]))
-    folder = Student(denoiser, [0.9], (2,), {"label": 2, **classes}).save(tmp_path / "s")
+    folder = FewStepStudent(denoiser, [0.9], (2,), {"label": 2, **classes}).save(tmp_path / "s")
     with pytest.raises(ValueError, match="classes cannot be"):
         load_student(folder)

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import yaml
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers")
-pytest.importorskip("peft")
 
 import tiny_pipelines
 from helpers import trainer
@@ -16,7 +16,11 @@ from helpers import trainer
 from distillkit import load_student
 from distillkit.methods.base import Adam
 from distillkit.methods.dmd import DMD
-from domains.video.pipelines import CogVideoX, Wan
+from distillkit.networks.adapters import Adapters
+from distillkit.spec import from_spec, to_spec
+from distillkit.students.few_step import FewStepStudent
+from distillkit.students.makers import Lora
+from domains.video.pipelines import TARGETS, CogVideoX, Wan, ask
 from domains.video.prompts import Prompts
 
 SIZE = {"frames": 5, "height": 16, "width": 16}
@@ -39,13 +43,19 @@ def folder(request, tmp_path_factory):
 
 
 def teacher_of(folder, prompts, **settings):
-    return KINDS[folder.name][1](str(folder), prompts=prompts, **SIZE, **{"lora": 2, **settings})
+    return KINDS[folder.name][1](str(folder), prompts=prompts, **SIZE, **settings)
+
+
+def adapters(teacher):
+    return Adapters(teacher.base(), 2, TARGETS)
 
 
 def distiller(teacher, **settings):
     torch.manual_seed(0)
     roles = {"student": Adam(lr=1e-2), "fake_score": Adam(lr=1e-2, updates=1)}
-    return DMD(teacher, num_steps=2, kappa=3.0, ema_halflife=1.0, **roles, **settings)
+    lora = Lora(2, TARGETS)
+    made = {"student_maker": lora, "fake_score_maker": lora, "num_steps": 2, "kappa": 3.0, "ema_halflife": 1.0}
+    return DMD(teacher, **made, **roles, **settings)
 
 
 def storages(module):
@@ -96,7 +106,7 @@ def test_a_student_begins_as_its_teacher_and_the_teacher_stays_as_it_is(folder, 
 
     # what is kept: adapters, and the table of prompts
     kept = {name for name in model.state_dict() if name.split(".")[0] in ("student", "ema", "fake_score")}
-    assert all(".lora_A." in n or ".lora_B." in n or ".texts." in n or ".embed." in n for n in kept)
+    assert all(".down." in n or ".up." in n or ".texts." in n or ".told." in n for n in kept)
     model.eval().export(tmp_path / "student", domain="video")
     weights = load_file(tmp_path / "student" / "model.safetensors")
     adapters = {name: value for name, value in weights.items() if name != "network.texts.table"}
@@ -144,7 +154,7 @@ def test_a_resumed_run_goes_on_as_it_would_have(folder, prompts, tmp_path):
 def test_a_base_in_half_precision_and_activations_that_are_made_again(folder, prompts):
     """Adapters stay in float32; with checkpointing the gradients are the same."""
     teacher = teacher_of(folder, prompts, dtype="bfloat16")
-    own = teacher.new_denoiser()
+    own = teacher.new_denoiser(adapters(teacher))
     assert {p.dtype for p in own.parameters()} == {torch.float32}
     assert torch.bfloat16 in {p.dtype for p in teacher.denoiser.network.models.parameters()}
     x = torch.randn(1, *teacher.event_shape, generator=torch.Generator().manual_seed(1))
@@ -154,8 +164,73 @@ def test_a_base_in_half_precision_and_activations_that_are_made_again(folder, pr
     grads = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        net = teacher_of(folder, prompts, checkpointing=checkpointing).new_denoiser()
+        teacher = teacher_of(folder, prompts, checkpointing=checkpointing)
+        net = teacher.new_denoiser(adapters(teacher))
         assert net.network.tree.models[0].is_gradient_checkpointing == checkpointing
         net(x, t, cond).square().sum().backward()
         grads.append([p.grad for p in net.parameters() if p.grad is not None])
     assert len(grads[0]) > 0 and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+
+
+def woken(teacher, network=None):
+    """A student whose adapters say something."""
+    denoiser = teacher.new_denoiser(network or adapters(teacher)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return FewStepStudent(denoiser, [teacher.process.t_max], teacher.event_shape, teacher.classes)
+
+
+def test_adapters_on_any_layer_and_merged(folder, prompts):
+    """All linear layers and convolutions, as of any network; merged they are a network that needs no pipeline."""
+    teacher = teacher_of(folder, prompts)
+    student = woken(teacher, Adapters(teacher.base(), 1))
+    network = student.denoiser.network
+    kinds = {m.weight.ndim for name, m in network.named_modules() if name.endswith(".down")}
+    assert kinds == ({2, 5} if folder.name == "wan" else {2, 4})
+    expected, plain = student.sample(2), teacher.new_denoiser(network.merge()).eval()
+    assert type(plain.network) is type(teacher.denoiser.network)
+    merged = FewStepStudent(plain, student.times, teacher.event_shape, teacher.classes).sample(2)
+    assert (merged - expected).abs().max() < 1e-4 * expected.abs().max()
+    with network.merged():
+        assert torch.equal(student.sample(2), merged)
+    assert torch.equal(student.sample(2), expected)
+
+
+def test_new_prompts_are_those_of_one_student(folder, prompts):
+    teacher = teacher_of(folder, prompts)
+    student, other = (woken(teacher) for _ in range(2))
+    before = student.sample(3)
+    ask(student, ["a cat on the moon", "a cat runs"], str(folder))
+    assert (student.sample(1, {"prompt": [0]}) - other.sample(1, {"prompt": [2]})).abs().max() < 1e-5
+    assert "texts.table" in student.denoiser.network.state_dict()
+    assert len(student.denoiser.network.state_dict()["texts.table"]) == 3
+    assert torch.equal(other.sample(3), before) and len(teacher.denoiser.network.texts.table) == 4
+
+
+def test_folders_that_were_written_before_every_network_could_have_adapters(folder, prompts, tmp_path):
+    """Another class, with the base's arguments among its own, and the names of the package peft."""
+    student = woken(teacher_of(folder, prompts))
+    expected = student.sample(3, seed=5)
+    student.save(tmp_path)
+    file = tmp_path / "student.yaml"
+    config = yaml.safe_load(file.read_text())
+    made = config["denoiser"]["init_args"]["network"]["init_args"]
+    old = {**made["base"]["init_args"], "rank": made["rank"], "sha256": made["sha256"]}
+    assert old.keys() == {"path", "kind", "rank", "texts", "dtype", "sha256"}
+    old = {"class_path": "domains.video.pipelines.networks.Adapters", "init_args": old}
+    config["denoiser"]["init_args"]["network"] = old
+    file.write_text(yaml.safe_dump(config))
+    state = load_file(tmp_path / "model.safetensors")
+    renamed = {n.replace(".down.", ".lora_A.").replace(".up.", ".lora_B."): v for n, v in state.items()}
+    block = "transformer_blocks.0.attn1" if folder.name == "cogvideox" else "blocks.0.attn1"
+    assert f"network.layers.models.0.{block}.to_out.0.lora_A.weight" in renamed
+    save_file(renamed, tmp_path / "model.safetensors")
+    again = load_student(tmp_path, (str(folder),))
+    assert torch.equal(again.sample(3, seed=5), expected)
+    teacher = to_spec(teacher_of(folder, prompts))
+    teacher["init_args"]["lora"] = 2  # as `evaluate` finds it there
+    assert from_spec(teacher, (str(folder.parent), prompts)).classes == {"prompt": 3}
+    again.save(tmp_path / "again")  # in today's names
+    assert torch.equal(load_student(tmp_path / "again", (str(folder),)).sample(3, seed=5), expected)

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 pytest.importorskip("diffusers")
-pytest.importorskip("peft")
 
 import tiny_pipelines
 from helpers import trainer
@@ -114,6 +113,9 @@ def words(pipelines, kind):
     return [*own, "vars.callbacks.finish.num_samples=3"]
 
 
+LORA = ["student=lora", "student.rank=2", "fake_score=lora", "fake_score.rank=2"]
+
+
 @pytest.mark.parametrize(
     "kind, students",
     [
@@ -124,7 +126,7 @@ def words(pipelines, kind):
     ],
 )
 def test_a_run_from_the_command_line(kind, students, pipelines, here, tmp_path, capsys):
-    more = ["data.held_out=1"] if students == "copies" else ["teacher.lora=2", "teacher.negative_prompt=blurry"]
+    more = ["data.held_out=1"] if students == "copies" else [*LORA, "teacher.negative_prompt=blurry"]
     assert front.main(["fit", *words(pipelines, kind), *more, "--out", "run"]) == 0
     run = tmp_path / "run"
     result = json.loads((run / "evaluation.json").read_text())
@@ -159,7 +161,7 @@ def test_a_run_from_the_command_line(kind, students, pipelines, here, tmp_path, 
         assert front.main(["evaluate", "run", "--num-samples", "2", *trust]) == 0
 
 
-@pytest.mark.parametrize("method, more", [("sid", ["teacher.lora=2"]), ("lsd", ["model.num_pairs=4", "model.guard=0"])])
+@pytest.mark.parametrize("method, more", [("sid", LORA), ("lsd", ["model.num_pairs=4", "model.guard=0"])])
 def test_other_methods_take_steps(method, more, pipelines):
     own = build(*[w for w in words(pipelines, "wan") if w != "method=dmd"], f"method={method}", *more)
     own.model.require(own.data)
@@ -179,7 +181,9 @@ def test_words_that_do_not_go_together(pipelines, here, capsys):
 
     assert "data=prompts data.path=FILE" in said(*[w for w in good if not w.startswith("data")])
     assert "teacher=wan or teacher=cogvideox" in said("domain=video", "method=dmd", *good[4:6])
-    assert "WanNetwork has no features" in said(*good, "model.gan=1e-3")
+    assert "DMD with gan=0.001 needs data and features, which Wan and Prompts do not give" in said(
+        *good, "model.gan=1e-3"
+    )
     assert "teacher.download=true" in said(
         *[w if "teacher.path" not in w else "teacher.path=Wan-AI/none" for w in good]
     )

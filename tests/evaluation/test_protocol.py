@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dummy.parts import Places
+from helpers import trainer
 
 from distillkit import student_verbs
 from distillkit.callbacks.finish import finish
@@ -128,6 +129,10 @@ def test_a_student_folder_without_its_data_says_so(tmp_path):
         student_verbs.sample([str(tmp_path / "student")])
 
 
-def test_regression_is_refused_where_pairs_would_need_a_context():
-    with pytest.raises(ValueError, match="cannot know place"):
-        DMD(teacher(), regression=0.25)
+def test_the_pairs_of_a_regression_are_made_for_the_contexts_of_the_data():
+    own, data = teacher(), Places(batch_size=8)
+    model = DMD(own, regression=0.25, num_pairs=40)
+    trainer(max_steps=6).fit(model, data)
+    noise, y, cond = model.pairs.draw(torch.arange(40))
+    assert torch.equal(cond["place"], data.train.tensors["place"][torch.arange(40) % 32])
+    assert torch.equal(y, own.sample(noise, cond))

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    "package", ["torchvision", "torchaudio", "open3d", "diffusers", "transformers", "peft", "accelerate", "onnxruntime"]
+    "package", ["torchvision", "torchaudio", "open3d", "diffusers", "transformers", "accelerate", "onnxruntime"]
 )
 def test_the_packages_of_full_import_beside_each_other(package):
     code = f"import torch, torchvision, torchaudio, {package}"
@@ -37,7 +37,7 @@ def test_doctor_finds_nothing_to_mend_about_them():
 
 
 def test_pipelines_of_diffusers():
-    """Tests that are skipped where diffusers and peft are missing, as they are from the light lane."""
+    """Tests that are skipped where diffusers is missing, as they are from the light lane."""
     files = [str(path) for path in sorted((ROOT / "tests" / "domains").glob("test_video_[pa]*.py"))]
     assert len(files) == 3
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not full", *files]

@@ -13,6 +13,9 @@ from distillkit.losses.denoising import denoising_loss
 from distillkit.losses.gan import (
     discriminator_loss,
     generator_loss,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    r1_penalty,
     sida_discriminator_loss,
     sida_generator_loss,
 )
@@ -75,6 +78,66 @@ def test_huge_logits_stay_finite():
         generator_loss(torch.tensor([-1e4])).item() == 1e4
         and discriminator_loss(torch.tensor([1e4]), torch.tensor([0.0])).isfinite()
     )
+
+
+def test_softplus_is_the_binary_cross_entropy():
+    fake, real = f64(-3, 0.5, 2), f64(-1, 0, 4)
+    bce, zero, one = nn.BCEWithLogitsLoss(), torch.zeros_like(fake), torch.ones_like(fake)
+    torch.testing.assert_close(generator_loss(fake), bce(fake, one))
+    torch.testing.assert_close(discriminator_loss(fake, real), bce(fake, zero) + bce(real, one))
+
+
+# Hinge
+
+
+def test_the_hinge_generators_gradient_on_the_mean():
+    """With the optimal logit of two Gaussians: d/dmu (-E L*) = (mu - m) / V, however sure the discriminator is."""
+    for mu in (MU, -2.0, 9.0):
+        student = Line(mu, S)
+        z, eps = torch.randn(2, 16, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        found = student.gradient(hinge_generator_loss(optimal_logit(student(z) + SIGMA * eps, mu=mu)))[0]
+        assert found == pytest.approx((mu - M) / V)
+
+
+def test_the_hinge_discriminator_pulls_within_its_margin_alone():
+    """Fake logits down until -1, real ones up until 1; each term is a mean over its own samples."""
+    fake, real = f64(-1.5, -0.5, 0.5, 2).requires_grad_(), f64(2, 0.5).requires_grad_()
+    loss = hinge_discriminator_loss(fake, real)
+    assert loss.item() == pytest.approx((0 + 0.5 + 1.5 + 3) / 4 + (0 + 0.5) / 2)
+    down, up = torch.autograd.grad(loss, [fake, real])
+    assert down.tolist() == [0, 0.25, 0.25, 0.25] and up.tolist() == [0, -0.5]
+
+
+def test_the_hinge_discriminators_optimum_is_the_sign_of_the_ratio():
+    """Two places, fake 3 : 1, real 1 : 3: the least loss is at -1 and 1."""
+
+    def loss(logits):
+        return hinge_discriminator_loss(logits[[0, 0, 0, 1]], logits[[0, 1, 1, 1]])
+
+    best = f64(-1, 1)
+    assert loss(best) == 1
+    assert all(loss(best + shift) > loss(best) for shift in (f64(0.3, 0), f64(-0.3, 0), f64(0, 0.3), f64(0, -0.3)))
+
+
+# The gradient penalty
+
+
+def test_r1_is_the_mean_squared_gradient_at_real_samples():
+    """Logits a |x|^2 / 2: the gradient is a x, its square a^2 |x|^2, whose own derivative in a is 2 a |x|^2."""
+    a, x = f64(0.7).requires_grad_(), torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double()
+    x.requires_grad_()
+    penalty = r1_penalty(a * x.square().sum(1) / 2, [x])
+    square = x.detach().square().sum(1).mean()
+    torch.testing.assert_close(penalty, (a**2 * square).squeeze())
+    (slope,) = torch.autograd.grad(penalty, a)
+    torch.testing.assert_close(slope, 2 * a * square)
+
+
+def test_r1_of_several_inputs_is_their_sum():
+    """On features each head has its own: 4 and 9 here, whatever the batch; heads of one image add up: (2 + 3)^2."""
+    x, y = (torch.ones(6, 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert r1_penalty(torch.cat([2 * x, 3 * y], 1), [x, y]).item() == 13
+    assert r1_penalty(torch.cat([2 * x, 3 * x], 1), [x]).item() == 25
 
 
 # SiDA: the published losses once more, as sums over pixels that are divided by the batch, in loops

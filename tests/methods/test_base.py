@@ -1,5 +1,6 @@
 """The machinery under every method: turns, gradients, averages, randomness, checkpoints; pretraining."""
 
+import copy
 import math
 from collections import Counter
 from types import SimpleNamespace
@@ -264,6 +265,108 @@ def test_the_average_is_float32_and_never_trained():
     assert model.best_student is model.ema and not any(p.requires_grad for p in model.ema.parameters())
     model.focus(None)
     assert not any(p.requires_grad for p in model.ema.parameters())
+
+
+# Frozen parts of a role
+
+
+class Half(Plain):
+    """A student whose first layer the maker froze."""
+
+    def __init__(self, **kwargs):
+        Distiller.__init__(self, **kwargs)
+        self.broken = ()
+        torch.manual_seed(0)
+        student = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2))
+        self.add_role("shadow", Adam(lr=0.1, weight_decay=0.5), shadow=nn.Linear(2, 2))
+        self.add_role("student", Adam(lr=0.1, weight_decay=0.5), student=student)
+        self.keep_ema()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_what_a_maker_froze_is_trained_by_nobody(precision):
+    model = Half()
+    frozen, trained = model.student
+    start = copy.deepcopy(model.student)
+    _, run, _ = fit(model, 6, precision=precision)
+    assert same(model.role_parameters("student"), list(trained.parameters()))
+    groups = run.optimizers[0].param_groups
+    assert [len(group["params"]) for group in groups] == [2, 2] and groups[1]["params"][0] is trained.weight
+    for role in ("shadow", "student", None):
+        model.focus(role)
+        assert not any(p.requires_grad for p in frozen.parameters())
+        assert all(p.requires_grad == (role != "shadow") for p in trained.parameters())
+    assert same(frozen.state_dict(), start[0].to(frozen.weight.dtype).state_dict())
+    assert not torch.equal(trained.weight, start[1].weight.to(trained.weight.dtype))
+    assert same([p.float() for p in frozen.parameters()], list(model.ema[0].parameters()))  # its average is itself
+    assert not torch.equal(model.ema[1].weight, start[1].weight)
+
+
+# The target: a second average, of the loss
+
+
+class Targeted(Plain):
+    """The target of its student, or of its shadow, is kept beside the average that is exported."""
+
+    def __init__(self, decay=0.9, of="student", **kwargs):
+        super().__init__(**kwargs)
+        self.keep_target(decay, of)
+
+
+@pytest.mark.parametrize("of, first", [("student", 1), ("shadow", 0)])
+def test_a_target_follows_every_step_of_its_role_and_no_other(of, first):
+    """`target_n = decay^n w_0 + (1 - decay) sum_k decay^(n - k) w_k` after n steps, w_k the weights after the k-th."""
+    model, decay, seen = Targeted(of=of, student=Adam(lr=0.3), shadow=Adam(lr=0.3)), 0.9, []
+    update = model.optimizer_step
+    model.optimizer_step = lambda *a, **k: (
+        update(*a, **k) or seen.append([p.clone() for p in model.target.parameters()])
+    )
+    states, _, _ = fit(model, 8)
+    weights = [states[0].weights[of], *(states[step + 1].weights[of] for step in range(first, 8, 2))]
+    for number, after in enumerate(seen):
+        n = (number + 2 - first) // 2
+        for i, found in enumerate(after):
+            terms = [(1 - decay) * decay ** (n - k) * weights[k][i] for k in range(1, n + 1)]
+            torch.testing.assert_close(found, decay**n * weights[0][i] + sum(terms), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(seen[-1][0], weights[-1][0], atol=1e-3)
+
+
+def test_a_skipped_step_leaves_the_target_alone():
+    model, seen = Targeted(broken=(3, 5)), []
+    update = model.optimizer_step
+    model.optimizer_step = lambda *a, **k: update(*a, **k) or seen.append(copy.deepcopy(model.target.state_dict()))
+    fit(model, 8)
+    moved = [not same(before, after) for before, after in zip(seen, seen[1:], strict=False)]
+    assert moved == [step in (1, 7) for step in range(1, 8)]
+
+
+def test_a_target_without_decay_is_the_module_itself():
+    model = Targeted(decay=0.0)
+    fit(model, 4)
+    assert same(model.target.state_dict(), model.student.state_dict())
+    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), got 1.0"):
+        Targeted(decay=1.0)
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_target_is_in_the_checkpoint_and_nowhere_else(cut, tmp_path):
+    straight, again = Targeted(), Targeted()
+    _, run, _ = fit(straight, cut)
+    run.save_checkpoint(tmp_path / "cut.ckpt")
+    straight = Targeted()
+    fit(straight, 5)
+    trainer(5).fit(again, Pairs(batch_size=8), ckpt_path=tmp_path / "cut.ckpt", weights_only=True)
+    assert same(dict(straight.state_dict()), dict(again.state_dict()))
+    assert {key for key in again.state_dict() if key.startswith("target.")} == {"target.weight", "target.bias"}
+    assert again.best_student is again.ema and again.ema is not again.target
+    assert not any(p.requires_grad for p in again.target.parameters())
+
+
+def test_a_target_stays_in_float32():
+    model = Targeted(decay=0.999)
+    fit(model, 4, precision="bf16-true")
+    assert model.student.weight.dtype == torch.bfloat16 and model.target.weight.dtype == torch.float32
+    assert not torch.equal(model.target.weight, model.target.weight.bfloat16().float())
 
 
 @pytest.mark.parametrize(

@@ -325,7 +325,7 @@ def test_a_hop_that_does_not_fit_is_refused(delta):
 
 
 def test_real_data_are_required():
-    with pytest.raises(ValueError, match="MDTDist needs data.*provide only"):
+    with pytest.raises(ValueError, match="MDTDist needs data, which Teacher and SimpleNamespace do not give"):
         MDTDist(neural()).require(SimpleNamespace(provides=frozenset()))
 
 

@@ -11,6 +11,7 @@ from torch import nn
 import distillkit.methods.dmd as dmd_module
 import distillkit.methods.sid as sid_module
 from distillkit import front
+from distillkit.data import TensorData
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving
 from distillkit.diffusion.times import Times
@@ -150,17 +151,77 @@ def test_dmd_step_has_the_closed_gradient(process):
     )
 
 
+@pytest.mark.parametrize(
+    "process", [VarianceExploding(), VariancePreserving(), RectifiedFlow()], ids=["ve", "vp", "flow"]
+)
+def test_swiftbrushs_weight_is_sigma_alpha_once(process):
+    """The whole student step: (mu - m) r^2 / (S^2 + r^2) times sigma alpha, at a ratio r = sigma / alpha."""
+    m, S, r = 0.4, 0.8, 0.9
+    model, line = on_a_line(DMD, 1.1, S, process, weight="sigma_alpha")
+    t = process.from_ratio(f64(r))
+    weight = (process.sigma(t) * process.alpha(t)).item()
+    expected = (1.1 - m) * r**2 / (S**2 + r**2) * weight
+    assert line.gradient(model.student_loss({"data": torch.zeros(4, 1)}))[0] == pytest.approx(expected, rel=1e-6)
+    assert abs(weight - 1) > 0.05
+
+
+def labelled(m_c, m_0, S=0.5):
+    """One class at m_c, all together at m_0: unlike a real mixture, so that guided means are closed forms."""
+    law = Mixture([[0.5], [m_c], [m_0]], [[[S**2]]] * 3, labels=[0, 1, 2])
+    return ExactTeacher(law, VarianceExploding(), classes=CLASSES)
+
+
+@pytest.mark.parametrize("kappa", [0.0, 3.0])
+@pytest.mark.parametrize("guide_fake", [False, True])
+@pytest.mark.parametrize("mu, mu_0", [(1.0, -0.2), (-0.2 + 3 * 1.2, -0.2), (0.7, 0.1)])
+def test_where_guided_dmd_rests_depends_on_whose_fake_score_is_guided(kappa, guide_fake, mu, mu_0):
+    """g = (1 - a) {(mu_0 - m_0) + kappa [(mu - mu_0) - (m_c - m_0)]}, and with the teacher alone (1 - a) (mu - m_kappa).
+
+    So a student that is right where no guidance is (mu = m_c, mu_0 = m_0) rests if both are guided, and moves on to
+    m_kappa = m_0 + kappa (m_c - m_0) if the teacher alone is.
+    """
+    m_c, m_0, S, r = 1.0, -0.2, 0.5, 0.9
+    model, line = on_a_line(DMD, mu, S, teacher=labelled(m_c, m_0), kappa=kappa, guide_fake=guide_fake)
+    model.fake_score = labelled(mu, mu_0).denoiser
+    found = line.gradient(model.student_loss({"data": torch.zeros(4, 1), "label": torch.ones(4, dtype=torch.long)}))[0]
+    both = (mu_0 - m_0) + kappa * ((mu - mu_0) - (m_c - m_0))
+    alone = mu - (m_0 + kappa * (m_c - m_0))
+    assert found == pytest.approx((both if guide_fake else alone) * r**2 / (S**2 + r**2), rel=1e-6, abs=1e-9)
+    assert (abs(both) < 1e-9) == (mu == m_c and mu_0 == m_0) or kappa == 0
+
+
+@pytest.mark.parametrize(
+    "settings, expected", [({"kappa": 2.0}, 0), ({"guide_fake": True}, 0), ({"kappa": 2.0, "guide_fake": True}, 0.1)]
+)
+def test_a_fake_score_that_judges_with_guidance_learns_its_unconditional_branch(settings, expected, monkeypatch):
+    model, told = DMD(neural(), **settings), []
+    original = dmd_module.denoising_loss
+    monkeypatch.setattr(dmd_module, "denoising_loss", lambda *a: told.append(a[4]["label"]) or original(*a))
+    with torch.no_grad():
+        model.fake_score_loss({"data": torch.zeros(4000, 2), "label": torch.ones(4000, dtype=torch.long)})
+    share = (told[0] == 2).double().mean().item()
+    assert share == pytest.approx(expected, abs=5 * math.sqrt(0.09 / 4000) if expected else 0)
+
+
 @pytest.mark.parametrize("kappa", [1.0, 3.0])
 def test_guided_dmd_rests_at_the_guided_mean(kappa):
     """Teacher guided, fake score not: the fixed point is m_0 + kappa (m_c - m_0), and only there."""
     m_c, m_0, S = 1.0, -0.2, 0.5
-    law = Mixture([[0.5], [m_c], [m_0]], [[[S**2]]] * 3, labels=[0, 1, 2])
-    teacher = ExactTeacher(law, VarianceExploding(), classes=CLASSES)
+    teacher = labelled(m_c, m_0, S)
     batch = {"data": torch.zeros(4, 1), "label": torch.ones(4, dtype=torch.long)}
     for shift, sign in ((0.0, 0), (0.3, 1), (-0.3, -1)):
         model, line = on_a_line(DMD, m_0 + kappa * (m_c - m_0) + shift, S, teacher=teacher, kappa=kappa)
         found = line.gradient(model.student_loss(batch))[0]
         assert (0 if abs(found) < 1e-6 else math.copysign(1, found)) == sign
+
+
+def test_sidas_adversarial_part_is_divided_by_what_its_other_part_is():
+    """Without a normaliser both are as they are: the part is `gan` times the mean of softplus(-logits)."""
+    plain, sida = pair(lambda **k: SiD(neural(), normalise=None, **k), gan=0.5, gan_clamp=None)
+    added = sida.student_loss(BATCH) - plain.student_loss(BATCH)
+    x_g, cond = sida.rollout(BATCH, "student")
+    logits = sida.logits(*sida.diffuse(x_g, sida.student_times, "student"), cond)
+    torch.testing.assert_close(added, 0.5 * nn.functional.softplus(-logits).mean(), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [SiD, DMD])
@@ -340,7 +401,7 @@ def test_dmd_guides_the_teacher_alone(monkeypatch):
     monkeypatch.setattr(dmd_module, "guided", lambda *a: calls.append(a) or original(*a))
     with torch.no_grad():
         model.student_loss(BATCH), model.fake_score_loss(BATCH)
-    assert [(call[0], call[5]) for call in calls] == [(model.teacher.denoiser, 2.5)]
+    assert [(call[0], call[5]) for call in calls] == [(model.teacher.denoiser, 2.5), (model.fake_score, 1)]
 
 
 @pytest.mark.parametrize("settings, expected", [({}, 0), ({"kappa": 2.0}, 0.1), ({"guidance": "anti"}, 0.1)])
@@ -497,7 +558,7 @@ def test_dmd2s_losses_add_up():
 def test_real_data_and_features_are_required_only_by_adversarial_forms():
     assert DMD(neural()).requires == SiD(neural()).requires == {"denoiser"}
     assert DMD(neural(), gan=0.1).requires == SiD(neural(), gan=0.5).requires == {"denoiser", "data", "features"}
-    with pytest.raises(ValueError, match="DMD needs data.*provide only"):
+    with pytest.raises(ValueError, match="DMD needs data, which Teacher and SimpleNamespace do not give; `python"):
         DMD(neural(), gan=0.1).require(SimpleNamespace(provides=frozenset()))
     DMD(neural()).require(SimpleNamespace(provides=frozenset()))
 
@@ -533,23 +594,29 @@ def test_regression_needs_one_step():
 
 
 def paired(seed, **settings):
-    model = DMD(neural(), regression=0.25, num_pairs=50, **settings)
+    return began(DMD(neural(), regression=0.25, num_pairs=50, **settings), seed)
+
+
+def began(model, seed=0):
+    """The model at the start of a run on a few points with labels in turn."""
     model.seed = seed
+    at(model)._trainer.datamodule = SimpleNamespace(train=TensorData(BATCH))
+    model._trainer.strategy = None
     model.on_fit_start()
     return model
 
 
 def test_pairs_are_a_function_of_the_seed():
-    one, again, other = (paired(seed)._pairs for seed in (3, 3, 4))
-    assert torch.equal(one[0], again[0]) and torch.equal(one[1], again[1]) and same(one[2], again[2])
-    assert not torch.equal(one[0], other[0]) and set(one[2]["label"].tolist()) == {0, 1}
+    one, again, other = (list(paired(seed).pairs.draw(torch.arange(50))) for seed in (3, 3, 4))
+    assert same(one, again) and not torch.equal(one[0], other[0]) and one[2]["label"].tolist() == [0, 1] * 25
 
 
 def test_pairs_are_teacher_samples_from_the_same_noise():
     """The exact flow of a Gaussian: x_0 = m + S / sqrt(S^2 + 80^2) (80 z - m); rows of noise, sample and class stay together."""
-    model = DMD(gaussian(0.4, 0.9), student_maker=Fresh(MLP([1], width=8, depth=1)), regression=0.25, num_pairs=50)
-    model.on_fit_start()
-    noise, y, _ = model.pairs(20)
+    model = began(
+        DMD(gaussian(0.4, 0.9), student_maker=Fresh(MLP([1], width=8, depth=1)), regression=0.25, num_pairs=50)
+    )
+    noise, y, _ = model.pairs.random(20, model.generator("pairs"))
     torch.testing.assert_close(y, 0.4 + 0.9 / math.hypot(0.9, 80) * (80 * noise - 0.4), rtol=0.02, atol=0.02)
     assert len(set(noise.flatten().tolist())) > 10
 
@@ -559,7 +626,7 @@ def test_regression_is_added_with_its_weight():
     for each in (plain, model):
         wake(each.student, 1), wake(each.fake_score, 2)
         each.seed = 7
-    noise, y, cond = model.pairs(8)
+    noise, y, cond = model.pairs.random(8, model.generator("pairs"))
     x = model.student(80 * noise, torch.tensor(80.0), cond)
     huber = (((x - y).square().mean(1) + 0.03**2).sqrt() - 0.03).mean()
     torch.testing.assert_close(model.student_loss(BATCH), plain.student_loss(BATCH) + 0.25 * huber)

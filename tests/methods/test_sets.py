@@ -7,7 +7,7 @@ from torch import nn
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
 from distillkit.losses.denoising import denoising_loss
-from distillkit.losses.dmd import dmd_loss
+from distillkit.losses.dmd import dmd_loss, regression_loss
 from distillkit.losses.reduce import distance_scale, mean, mean_per_sample
 from distillkit.losses.sid import sid_loss
 from distillkit.methods.dmd import DMD
@@ -84,6 +84,12 @@ def test_losses_of_a_padded_batch_are_the_mean_of_the_samples_alone(loss):
     torch.testing.assert_close(loss(x, real, fake, mask=MASK), torch.stack(alone).mean())
     hostile = [torch.where(MASK[..., None], v, 1e30) for v in (x, real, fake)]
     assert torch.equal(loss(*hostile, mask=MASK), loss(x, real, fake, mask=MASK))
+
+
+def test_the_regression_of_a_padded_batch_is_the_mean_of_the_samples_alone():
+    x, y = (torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(seed)) for seed in (3, 4))
+    alone = [regression_loss(*(v[i : i + 1, : SIZES[i]] for v in (x, y))) for i in range(3)]
+    torch.testing.assert_close(regression_loss(x, y, MASK), torch.stack(alone).mean())
 
 
 def test_denoising_loss_of_a_padded_batch_is_the_mean_of_the_samples_alone():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,6 +89,11 @@ class Proteina(FolderTeacher):
         self.self_conditioning = trained if self_conditioning is None else self_conditioning
         self.best = {**self.best, "noise_scale": noise_scale, "self_conditioning": self.self_conditioning}
         self.solvers = {**self.solvers, "sde": partial(sde, noise_scale=noise_scale)}
+
+    @classmethod
+    def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """With its fold classes only if it is conditioned on them."""
+        return super().offers(arguments) if arguments.get("folds") else cls.provides
 
     def grid(self, steps: int) -> Tensor:
         """`t = (10^(-2 i / steps) - 0.01) / 0.99`: from 1 down, as the released schedule `log` with p = 2."""

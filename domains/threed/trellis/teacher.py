@@ -116,6 +116,7 @@ class Trellis(Teacher):
     """
 
     guidable = True
+    provides = Teacher.provides | {"classes"}
     best = {"solver": "euler", "steps": 25}
 
     def __init__(self, network, pipeline: dict[str, Any], stage: str, event_shape, context, empty_prompt: str | None):
@@ -190,7 +191,7 @@ class TrellisFeatures(Trellis):
         max_voxels: N of the data; TRELLIS was trained with up to 32768.
     """
 
-    provides = frozenset({"denoiser"})
+    provides = frozenset({"denoiser", "classes"})
 
     def __init__(self, path: str, max_voxels: int = 32768, empty_prompt: str | None = None):
         network, pipeline = load(path, "slat_flow_model", SLatFlowModel)

@@ -2,14 +2,15 @@
 
 from domains.video.pipelines.decoder import VAE, latent_shape
 from domains.video.pipelines.files import read_prompts
-from domains.video.pipelines.networks import Adapters, CogVideoXNetwork, WanNetwork
+from domains.video.pipelines.networks import TARGETS, CogVideoXNetwork, PipelineBase, WanNetwork
 from domains.video.pipelines.teacher import CogVideoX, Wan, ask
 
 __all__ = [
+    "TARGETS",
     "VAE",
-    "Adapters",
     "CogVideoX",
     "CogVideoXNetwork",
+    "PipelineBase",
     "Wan",
     "WanNetwork",
     "ask",

@@ -1,14 +1,14 @@
-"""The pipelines' transformers as networks of ours, and adapters on one of them that others share.
+"""The pipelines' transformers as networks of ours, and where adapters find them again.
 
 B: batch; C: latent channels; F: latent frames; H, W: latent height and width; D: channels of the text encoder.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,14 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distillkit.errors import optional
 from distillkit.files import hash_weights
+from distillkit.networks import adapters
+from distillkit.networks.adapters import Base
 from distillkit.networks.blocks import Told
+from distillkit.networks.routed import dispatch
 from distillkit.spec import Recorded
 from distillkit.teachers.foreign import check_foreign
 from domains.video.pipelines.files import DTYPES, import_diffusers, load, read_json
 
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # of an attention, to which adapters are added
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the layers of an attention
 
 
 class Texts(nn.Module):
@@ -58,10 +60,12 @@ class Network(Recorded, nn.Module):
 
     Attributes:
         kind, pipeline: classes of the package diffusers.
+        own_parts: submodules that adapters keep for themselves, see there.
     """
 
     kind: str
     pipeline: str
+    own_parts = ("texts",)
 
     def __init__(self, configs: list[dict[str, Any]], texts: Sequence[int], boundary: float | None = None):
         super().__init__()
@@ -89,17 +93,8 @@ class Network(Recorded, nn.Module):
         x, text = (y.to(self.models[0].dtype) for y in (x, text))
         if self.boundary is None:
             return self.call(self.models[0], x, time, text)
-        out, high = torch.zeros_like(x), time >= self.boundary
-        for model, rows in zip(self.models, (high, ~high), strict=True):
-            if rows.any():
-                out[rows] = self.call(model, x[rows], time[rows], text[rows])
-        return out
-
-    def use_texts(self, table: Tensor) -> None:
-        """From now on the prompts are those of `table` [prompts + 1, tokens, D], for this network alone."""
-        num, tokens, dim = table.shape
-        self.texts = Texts(num - 1, tokens, dim)
-        self.texts.table = table
+        calls = [partial(self.call, model) for model in self.models]
+        return dispatch(calls, (time < self.boundary).long(), x, time, text)
 
     def sha256(self) -> str:
         """Of the transformers' weights."""
@@ -175,104 +170,48 @@ def read_index(root: Path, cls: type[Network]) -> dict[str, Any]:
     return index
 
 
-class Adapters(Recorded, nn.Module):
-    """Low-rank adapters (LoRA, arXiv 2106.09685) on a frozen network, whose weights all copies share with it.
-
-    Parameters and state are those of the adapters (and the table of prompts). The network comes along when the adapters are
-    moved or cast, but is none of their submodules: nobody trains, averages, stores or shards it.
+class PipelineBase(Base):
+    """The frozen network of a pipeline, of which nothing else is read.
 
     Args:
-        path: directory of the pipeline with the network, where it is looked for when a student is loaded.
+        path: directory of the pipeline.
         kind: class of the network.
-        rank: of the adapters; they begin as zero and have weight 1.
         texts: see `Network`.
-        dtype: of the network's weights; the adapters are float32.
-        sha256: of the network's weights.
-        base: the network, if it is in memory already.
+        dtype: of the network's weights.
     """
 
-    def __init__(
-        self,
-        path: str,
-        kind: str,
-        rank: int,
-        texts: list[int],
-        dtype: str,
-        sha256: str,
-        base: Network | None = None,
-    ):
-        super().__init__()
-        self._arguments.pop("base", None)  # folders know it by its path
-        if rank < 1:
-            raise ValueError(f"the rank of adapters must be at least 1, got {rank}")
-        if base is None:
-            base = self._read(path, kind, texts, dtype, sha256)
-        tree = copy.deepcopy(base, {id(p): p for p in base.parameters()})
-        layers = {}
-        for model in tree.models:
-            _inject(model, rank)
-        for name, module in tree.named_modules():
-            if isinstance(getattr(module, "lora_A", None), nn.ModuleDict):
-                layers[f"{name}.lora_A"], layers[f"{name}.lora_B"] = module.lora_A["default"], module.lora_B["default"]
-        self.__dict__["tree"] = tree
-        self.layers = _nested(layers).float()
-        self.texts, self.embed = tree.texts, tree.embed
-
-    @staticmethod
-    def _read(path: str, kind: str, texts: list[int], dtype: str, sha256: str) -> Network:
+    def __init__(self, path: str, kind: str, texts: list[int], dtype: str):
         if kind not in NETWORKS:
             raise ValueError(f"the folder is damaged: adapters belong to {' or '.join(NETWORKS)}, not to {kind!r}")
         if dtype not in DTYPES:
             raise ValueError(f"the folder is damaged: weights are {' or '.join(DTYPES)}, not {dtype!r}")
-        if not Path(path).is_dir():
+        self.path, self.kind, self.texts, self.dtype = path, kind, texts, dtype
+
+    def read(self) -> Network:
+        if not Path(self.path).is_dir():
             raise ValueError(
-                f"this student is adapters on the pipeline in {path}, which is not there: put it back, or write its new "
-                f"place into `path` in student.yaml"
+                f"this student is adapters on {self}, which is not there: put it back, or write its new place into `path` in "
+                f"student.yaml"
             )
-        base = released(NETWORKS[kind], Path(path), texts, DTYPES[dtype])
-        if base.sha256() != sha256:
-            raise ValueError(
-                f"this student is adapters on other weights than those in {path}: restore them, for on these they mean nothing"
-            )
-        return base
+        return released(NETWORKS[self.kind], Path(self.path), self.texts, DTYPES[self.dtype])
 
-    def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        return self.tree(x, time, cond)
+    @cached_property
+    def sha256(self) -> str:
+        return self.network.sha256()
 
-    def use_texts(self, table: Tensor) -> None:
-        """See `Network.use_texts`."""
-        self.tree.use_texts(table)
-        self.texts = self.tree.texts
-
-    def __deepcopy__(self, memo):
-        own = {id(p) for p in self.parameters()}
-        memo.update((id(p), p) for p in self.tree.parameters() if id(p) not in own)
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return copied
-
-    def _apply(self, fn, recurse: bool = True):
-        super()._apply(fn, recurse)
-        self.tree._apply(fn, recurse)
-        return self
+    def __str__(self) -> str:
+        return f"the pipeline in {self.path}"
 
 
-def _inject(model: nn.Module, rank: int) -> None:
-    """Put adapters into the attentions of a transformer, in place."""
-    peft = optional("peft", "hf", "adapters need")
-    peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), model)
+class Adapters(adapters.Adapters):
+    """Adapters of student folders that were written before every network could have them; the arguments are theirs."""
 
+    def __init__(self, path: str, kind: str, rank: int, texts: list[int], dtype: str, sha256: str):
+        super().__init__(PipelineBase(path, kind, texts, dtype), rank, TARGETS, sha256)
+        del self._arguments["targets"]
 
-def _nested(modules: dict[str, nn.Module]) -> nn.Module:
-    """Modules under their dotted names."""
-    root = nn.Module()
-    for name, module in modules.items():
-        *path, last = name.split(".")
-        at = root
-        for part in path:
-            if part not in at._modules:
-                at.add_module(part, nn.Module())
-            at = at._modules[part]
-        at.add_module(last, module)
-    return root
+    def _load_from_state_dict(self, state, prefix, *args):
+        """The package peft called `down` and `up` otherwise."""
+        for name in [name for name in state if name.startswith(f"{prefix}layers.")]:
+            state[name.replace(".lora_A.", ".down.").replace(".lora_B.", ".up.")] = state.pop(name)
+        super()._load_from_state_dict(state, prefix, *args)

@@ -16,7 +16,15 @@ from distillkit.students.base import Student
 from distillkit.teachers.base import Teacher
 from domains.video.pipelines.decoder import VAE, latent_shape
 from domains.video.pipelines.files import DTYPES, embed, load, local, read_json, read_prompts
-from domains.video.pipelines.networks import Adapters, CogVideoXNetwork, Network, WanNetwork, read_index, released
+from domains.video.pipelines.networks import (
+    CogVideoXNetwork,
+    Network,
+    PipelineBase,
+    Texts,
+    WanNetwork,
+    read_index,
+    released,
+)
 
 
 class PipelineTeacher(Teacher):
@@ -31,7 +39,6 @@ class PipelineTeacher(Teacher):
         frames, height, width: of a clip in pixels.
         negative_prompt: what guidance leads away from.
         steps: at which the teacher counts as at its best.
-        lora: rank of students (and fake scores) that are adapters on the pipeline's own weights; None trains full copies.
         dtype: of the pipeline's weights; what is trained is float32.
         checkpointing: recompute activations of what is trained in the backward pass instead of keeping them.
         download: fetch the pipeline from the hub.
@@ -41,7 +48,9 @@ class PipelineTeacher(Teacher):
         schedulers: classes of samplers whose times are those of ours, the pipeline's own.
     """
 
-    provides = frozenset({"denoiser"})
+    provides = frozenset({"denoiser", "classes"})
+    renamed = {"lora": "adapters are student=lora student.rank=..., of the fake score fake_score=lora"}
+    retired = ("lora",)  # in older folders: the rank of its students, which are what they are now without it
     network: type[Network]
     schedulers: tuple[str, ...]
 
@@ -54,7 +63,6 @@ class PipelineTeacher(Teacher):
         width: int,
         negative_prompt: str = "",
         steps: int = 50,
-        lora: int | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         checkpointing: bool = False,
         download: bool = False,
@@ -62,8 +70,6 @@ class PipelineTeacher(Teacher):
         if prompts is None:
             raise ValueError("this teacher is asked for prompts: say data=prompts data.path=FILE")
         checks.whole(1, frames=frames, height=height, width=width, steps=steps)
-        if lora is not None:
-            checks.whole(1, why="null trains full copies", lora=lora)
         wanted, root = read_prompts(prompts), local(path, download)
         read_index(root, self.network)
         scheduler = load(root, "scheduler", self.schedulers)
@@ -76,7 +82,10 @@ class PipelineTeacher(Teacher):
         super().__init__(Denoiser(network, process, prediction), shape, {"prompt": len(wanted)}, codec=VAE(str(root)))
         self.best = {"solver": self.best["solver"], "steps": steps}
         self._id, self.root, self.scheduler = Path(path).name, root, scheduler
-        self.lora, self.dtype, self.checkpointing = lora, dtype, checkpointing
+        self.checkpointing = checkpointing
+        num, *size = table.shape
+        self._base = PipelineBase(str(root), self.network.__name__, [num - 1, *size], dtype)
+        self._base.network = network  # it is in memory already
 
     @staticmethod
     @abstractmethod
@@ -87,31 +96,18 @@ class PipelineTeacher(Teacher):
     def id(self) -> str:
         return self._id
 
-    def new_denoiser(self, network: nn.Module | None = None) -> Denoiser:
-        """As of any teacher; with `lora` adapters on the teacher's weights, which are in memory once."""
-        if network is not None:
-            return super().new_denoiser(network)
-        own = self.denoiser
-        if self.lora is None:
-            made = super().new_denoiser()
-            models = made.network.models.float()
-        else:
-            num, *shape = own.network.texts.table.shape
-            texts, kind = [num - 1, *shape], type(own.network).__name__
-            adapters = Adapters(
-                str(self.root), kind, self.lora, texts, self.dtype, self.weights_hash(), base=own.network
-            )
-            made = Denoiser(adapters, own.process, own.prediction)
-            models = adapters.tree.models
-        for model in models if self.checkpointing else ():
-            model.enable_gradient_checkpointing()
-        return made.requires_grad_(True).train()
+    def base(self) -> PipelineBase:
+        """What adapters are for: the pipeline's own weights."""
+        return self._base
 
-    def weights_hash(self) -> str:
-        """sha256 of the transformers' weights, computed once."""
-        if not hasattr(self, "_weights_hash"):
-            self._weights_hash = self.denoiser.network.sha256()
-        return self._weights_hash
+    def new_denoiser(self, network: nn.Module | None = None) -> Denoiser:
+        """As of any teacher; a full copy is float32."""
+        made = super().new_denoiser(network)
+        if network is None:
+            made.network.models.float()
+        for model in getattr(made.network, "models", ()) if self.checkpointing else ():
+            model.enable_gradient_checkpointing()
+        return made
 
 
 class Wan(PipelineTeacher):
@@ -195,7 +191,9 @@ class CogVideoX(PipelineTeacher):
 def ask(student: Student, prompts: list[str], path: str, negative_prompt: str = "") -> None:
     """From now on the student's classes are these prompts, read by the text encoder of the pipeline in `path`."""
     network = student.denoiser.network
-    base = network.tree if isinstance(network, Adapters) else network
-    table = embed(local(path), base.pipeline, [*prompts, negative_prompt], base.length, base.models[0].dtype)
-    network.use_texts(table.to(network.texts.table.device))
+    table = embed(local(path), network.pipeline, [*prompts, negative_prompt], network.length, network.models[0].dtype)
+    texts = Texts(len(prompts), *table.shape[1:])
+    texts.table = table.to(network.texts.table.device)
+    for each in (network, getattr(network, "tree", network)):  # adapters, and the network that they change
+        each.texts = texts
     student.classes = {"prompt": len(prompts)}

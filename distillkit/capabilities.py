@@ -1,0 +1,84 @@
+"""What methods need and what teachers and data give, asked of the composed configuration before anything is built.
+
+A consumer (a method, a maker) says what it `requires`; where its arguments matter, a classmethod `needs(arguments)` says it.
+A provider (a teacher, data, a network) says what it `provides`; where its arguments matter, a classmethod `offers(arguments)`
+says it, and it may only add to `provides`. All four are sets of these words:
+
+- `denoiser`: the teacher is a denoiser of a Gaussian process.
+- `log_probs`: the teacher is a discrete diffusion model.
+- `features`: the teacher's network has activations for the head of a GAN.
+- `data`: batches hold real samples under the key `data`.
+- `classes`: conditions have a null class, so that guidance is possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from distillkit import declarations
+
+WHERE = "`python -m distillkit list` shows what goes together"
+
+
+def lacking(handed: Mapping[str, Any], find: Callable[[str], type] | None = None) -> str | None:
+    """What a composed configuration lacks, in one sentence; None if it lacks nothing.
+
+    Args:
+        handed: `model` and `data` as `config.hand_over` gives them, `{class_path, init_args}` at every depth.
+        find: from a class path to its class; None imports it.
+    """
+    return (gap := _gap(handed, find or imported)) and f"{gap}; {WHERE}"
+
+
+def gap(handed: Mapping[str, Any]) -> str | None:
+    """The first half of the sentence of `lacking`, from the classes' sources alone where these tell (`declarations`)."""
+    try:
+        return _gap(handed, declarations.read)
+    except Exception:
+        return _gap(handed, imported)
+
+
+def refusal(kind: type, missing: frozenset[str], givers: Sequence[str], because: Sequence[str] = ()) -> str:
+    """`DMD with gan=0.1 needs data and features, which Wan and Prompts do not give`."""
+    asked = f" with {' and '.join(because)}" if because else ""
+    others = f"{' and '.join(givers)} {'do' if len(givers) > 1 else 'does'} not give" if givers else "no part gives"
+    return f"{kind.__name__}{asked} needs {' and '.join(sorted(missing))}, which {others}"
+
+
+def imported(path: str) -> type:
+    """The class of a class path."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _gap(handed: Mapping[str, Any], find: Callable[[str], type]) -> str | None:
+    parts = [(find(path), arguments) for path, arguments in _parts([handed.get("model"), handed.get("data")])]
+    providers = [(kind, arguments) for kind, arguments in parts if hasattr(kind, "provides") or hasattr(kind, "offers")]
+    given = frozenset().union(*(getattr(kind, "provides", ()) for kind, _ in providers))
+    if not any(_needs(kind, arguments) - given for kind, arguments in parts):
+        return None  # so far no file was read
+    given = given.union(*(kind.offers(arguments) for kind, arguments in providers if hasattr(kind, "offers")))
+    for kind, arguments in parts:
+        if missing := _needs(kind, arguments) - given:
+            rest = {name: {k: v for k, v in arguments.items() if k != name} for name in arguments}
+            because = [f"{name}={arguments[name]}" for name in rest if missing - _needs(kind, rest[name])]
+            return refusal(kind, missing, list(dict.fromkeys(giver.__name__ for giver, _ in providers)), because)
+    return None
+
+
+def _needs(kind: type, arguments: Mapping[str, Any]) -> frozenset[str]:
+    return kind.needs(arguments) if hasattr(kind, "needs") else frozenset(getattr(kind, "requires", ()))
+
+
+def _parts(node: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every class path in a configuration with its arguments, outermost first."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("class_path"), str):
+            yield node["class_path"], node.get("init_args") or {}
+        for value in node.values():
+            yield from _parts(value)
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for value in node:
+            yield from _parts(value)

@@ -1,0 +1,60 @@
+"""One step by regression on pairs: the distillation stage of InstaFlow (arXiv 2309.06380) and of Rectified Flow (2209.03003)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from distillkit.losses.dmd import regression_loss
+from distillkit.losses.reduce import mean
+from distillkit.methods.base import Adam
+from distillkit.methods.few_step import FewStepDistiller
+from distillkit.pairs import Pairs
+from distillkit.teachers.base import Teacher
+
+
+class PairDistil(FewStepDistiller):
+    """Fit the student's sample to the teacher's from the same noise: `E d(G(z, c), x)` over pairs (z, x).
+
+    The minimiser is the teacher's own map from noise to data, which a network learns the better the straighter the teacher's
+    trajectories are: reflow first.
+
+    Args:
+        teacher: the frozen teacher.
+        num_pairs, pairs_path, solver, steps: of the pairs, see `Pairs`.
+        distance: `huber`, pseudo-Huber per sample, or `l2`, the mean square; in the space diffused in.
+        student: its optimiser.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        num_pairs: int = 4096,
+        pairs_path: str | None = None,
+        solver: str | None = None,
+        steps: int | None = None,
+        distance: Literal["huber", "l2"] = "huber",
+        student: Adam = Adam(lr=1e-4),
+        **kwargs,
+    ):
+        super().__init__(teacher, **kwargs)
+        if self.num_steps > 1:
+            raise ValueError(
+                f"pairs join noise and samples in one step and need model.num_steps=1, got {self.num_steps}"
+            )
+        self.distance = distance
+        self.pairs = Pairs(teacher, num_pairs, pairs_path, self.kappa, solver, steps)
+        self.add_role("student", student, student=self.make_student())
+        self.keep_ema()
+
+    def on_fit_start(self) -> None:
+        self.pairs.make(self.trainer.datamodule.train, self.seed, self.trainer.strategy)
+
+    def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        z, x, cond = self.pairs.random(len(next(iter(batch.values()))), self.generator("pairs"))
+        t = self.step_times[0]
+        x_g = self.student(self.teacher.start(self.teacher.process, z, t, cond), t, cond)
+        if self.distance == "l2":
+            return mean((x_g - x).square(), cond.get("mask"))
+        return regression_loss(x_g, x, cond.get("mask"))

@@ -1,0 +1,127 @@
+"""Several networks as one: each sample goes to the one that its class or its noise level belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillkit import checks
+from distillkit.spec import Recorded
+
+
+def dispatch(parts: Sequence[Callable], index: Tensor, *inputs: Any) -> Any:
+    """Every row goes through the part that `index` names; the results are in the order of the rows.
+
+    A part is called once, on all its rows in their order, and not at all without rows. The host reads one small tensor.
+
+    Args:
+        parts: take `inputs` and return a tensor with a row for each of theirs, or a list of such.
+        index: int64 [B], in [0, number of parts).
+        inputs: tensors [B, ...] and dicts of such.
+    """
+    counts = (index == torch.arange(len(parts), device=index.device)[:, None]).sum(1).tolist()
+    if max(counts) == len(index):
+        return parts[counts.index(max(counts))](*inputs)
+    order = index.argsort(stable=True)
+    own = zip(parts, order.split(counts), strict=True)
+    outs = [part(*(_take(each, rows) for each in inputs)) for part, rows in own if len(rows)]
+    back = order.argsort()
+    if isinstance(outs[0], Tensor):
+        return torch.cat(outs)[back]
+    return [torch.cat(layer)[back] for layer in zip(*outs, strict=True)]
+
+
+def _take(value: Any, rows: Tensor) -> Any:
+    return {k: v[rows] for k, v in value.items()} if isinstance(value, dict) else value[rows]
+
+
+class Routed(Recorded, nn.Module):
+    """One network made of several, each for some classes (multi-student distillation) or for some noise levels (phases).
+
+    Every row belongs to exactly one part. By time, part 0 is that of the largest times; a time on an edge belongs to the part
+    below it, whose segment begins there. By class, the null class belongs to part 0.
+
+    Args:
+        parts: the networks, `part(x, time, cond)`.
+        by: `time`, or the name of a categorical condition.
+        edges: by time, the `len(parts) - 1` network times between the parts, falling.
+        owner: by class, of each class the number of its part.
+        only: the part that is trained; in the others, nothing requires a gradient and they stay in eval mode. None trains all.
+    """
+
+    def __init__(
+        self,
+        parts: list[nn.Module],
+        by: str,
+        edges: list[float] | None = None,
+        owner: list[int] | None = None,
+        only: int | None = None,
+    ):
+        super().__init__()
+        if not parts:
+            raise ValueError("a routed network needs at least one part, got none")
+        given, other = ("edges", "owner") if by == "time" else ("owner", "edges")
+        asked = {"edges": edges, "owner": owner}
+        if asked[given] is None or asked[other] is not None:
+            raise ValueError(f"a network routed by {by} needs {given} and no {other}, got {asked}")
+        if edges is not None:
+            checks.finite(edges=edges)
+            if len(edges) != len(parts) - 1 or any(a <= b for a, b in pairwise(edges)):
+                raise ValueError(f"{len(parts)} parts have {len(parts) - 1} falling edges between them, got {edges}")
+        else:
+            checks.whole(0, len(parts) - 1, "it is the number of a part", owner=owner)
+        if only is not None:
+            checks.whole(0, len(parts) - 1, "it is the number of a part", only=only)
+        self.parts, self.by, self.edges, self.only = nn.ModuleList(parts), by, edges, only
+        table = None if owner is None else torch.tensor([*owner, 0])  # the null class comes last
+        self.register_buffer("owner", table, persistent=False)
+        for name in ("centred", "feature_channels"):
+            values = {getattr(part, name, None) for part in parts}
+            if len(values) > 1:
+                raise ValueError(f"the parts of a routed network must agree in {name}, got {values}")
+            if None not in values:
+                setattr(self, name, *values)
+        self.train()
+
+    def index(self, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """The part of each row, int64 [B]."""
+        if self.by != "time":
+            return self.owner[cond[self.by]]
+        return sum(((time <= edge).long() for edge in self.edges), torch.zeros_like(time, dtype=torch.int64))
+
+    def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return dispatch(self.parts, self.index(time, cond), x, time, cond)
+
+    def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor], **options: Any) -> Any:
+        """As of the parts."""
+        calls = [partial(part.features, **options) for part in self.parts]
+        return dispatch(calls, self.index(time, cond), x, time, cond)
+
+    @property
+    def embed(self) -> Embeds:
+        """Tells all parts."""
+        return Embeds([part.embed for part in self.parts])
+
+    def train(self, mode: bool = True):
+        """The parts that are not trained stay frozen, whoever made all parameters trainable before."""
+        super().train(mode)
+        for k, part in enumerate(self.parts):
+            if self.only not in (None, k):
+                part.requires_grad_(False).eval()
+        return self
+
+
+class Embeds:
+    """The embeddings of several networks: what one is told, all are."""
+
+    def __init__(self, embeds: Sequence[nn.Module]):
+        self.embeds = embeds
+
+    def tell(self, *args: Any, **kwargs: Any) -> None:
+        for embed in self.embeds:
+            embed.tell(*args, **kwargs)
