@@ -208,7 +208,9 @@ class Adapters(adapters.Adapters):
 
     def __init__(self, path: str, kind: str, rank: int, texts: list[int], dtype: str, sha256: str):
         super().__init__(PipelineBase(path, kind, texts, dtype), rank, TARGETS, sha256)
-        del self._arguments["targets"]
+
+    def recorded(self):
+        return Recorded.recorded(self)
 
     def _load_from_state_dict(self, state, prefix, *args):
         """The package peft called `down` and `up` otherwise."""
