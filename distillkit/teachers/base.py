@@ -196,9 +196,14 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         """Where adapters find that network again."""
         return TeacherBase(self)
 
+    def begins(self) -> str:
+        """Where its sampling starts, as text for its hash; empty for noise alone."""
+        return ""
+
     def fingerprint(self) -> str:
-        """sha256 of the weights and of how they are read."""
-        digest = hashlib.sha256(json.dumps(to_spec(self.denoiser), sort_keys=True).encode())
+        """sha256 of the weights, of how they are read and of where sampling starts."""
+        said = json.dumps(to_spec(self.denoiser), sort_keys=True) + self.begins()
+        digest = hashlib.sha256(said.encode())
         hash_weights(digest, self)
         return digest.hexdigest()
 
@@ -345,6 +350,9 @@ class Teacher(BaseTeacher):
 
     def network_passes(self, solver, num_times):
         return network_passes(solver, num_times)
+
+    def begins(self):
+        return "" if self.start.pure else json.dumps(to_spec(self.start), sort_keys=True)
 
     def facts(self):
         own = {} if self.start.pure else {"start": to_spec(self.start)}

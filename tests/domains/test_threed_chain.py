@@ -63,8 +63,8 @@ def test_the_second_stage_lives_on_the_shell_of_the_first():
 
 def test_the_stages_do_not_share_their_noise(monkeypatch):
     seeds = []
-    sample = Student.sample
-    monkeypatch.setattr(Student, "sample", lambda s, n, c, seed: seeds.append(seed) or sample(s, n, c, seed))
+    sample = FewStepStudent.sample
+    monkeypatch.setattr(FewStepStudent, "sample", lambda s, n, c, seed: seeds.append(seed) or sample(s, n, c, seed))
     chain.sample_chain(structure(), features(), 2, seed=5)
     assert seeds[0] == 5 and seeds[1] != 5
 

@@ -85,7 +85,11 @@ def test_what_a_run_leaves_for_a_student_with_a_context(tmp_path):
     assert (tmp_path / "samples" / "place_3.txt").is_file() and not (tmp_path / "samples" / "place_4.txt").exists()
 
     for verb, words, message in (
-        (student_verbs.sample, ["--cond", "place=3", "--out", str(tmp_path / "no")], "comes from held-out data"),
+        (
+            student_verbs.sample,
+            ["--cond", "place=3", "--out", str(tmp_path / "no")],
+            "comes from the examples in its folder",
+        ),
         (student_verbs.export, ["--format", "onnx"], "asked about place cannot be exported"),
         (student_verbs.export, ["--format", "safetensors"], "asked about place cannot be exported"),
     ):

@@ -151,7 +151,7 @@ def test_context_is_kept_by_the_null_condition_and_travels_in_the_folders(tmp_pa
     cond = {name: value for name, value in batch().items() if name != "data"}
     samples = student.sample(3, cond)
     assert samples.shape == (3, 6, 2) and (samples[~MASK] == 0).all()
-    with pytest.raises(ValueError, match=r"needs cond\['place'\], a tensor with 3 rows"):
+    with pytest.raises(ValueError, match=r"needs cond\['place'\] for 3 samples"):
         student.sample(3, {"mask": MASK})
     with pytest.raises(ValueError, match="no condition 'plaice'"):
         student.sample(3, cond | {"plaice": MASK})

@@ -6,6 +6,7 @@ import yaml
 from helpers import BATCH, neural
 
 from distillkit import load_student
+from distillkit.data import TensorData
 from distillkit.diffusion.process import RectifiedFlow
 from distillkit.diffusion.start import Start
 from distillkit.methods.dmd import DMD
@@ -82,10 +83,9 @@ def test_velocity_distillation_starts_there():
 def test_pairs_of_the_original_dmd_start_at_the_level():
     own = neural(RectifiedFlow(), start=Start(level=LEVEL))
     model = DMD(own, regression=0.25, num_pairs=8)
-    model.on_fit_start()
-    noise, y, cond = model._pairs
+    model.pairs.make(TensorData(BATCH), seed=0)
+    noise, y, cond = model.pairs.random(8, model.generator("pairs"))
     torch.testing.assert_close(y, own.sample(noise, cond))
-    model.pairs = lambda num: (noise, y, cond)
     seen = Calls(model.student)
     model.student_loss(BATCH)
     assert any(torch.allclose(x, 0.6 * noise) and float(t.max()) == pytest.approx(LEVEL) for x, t in seen)

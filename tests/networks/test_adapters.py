@@ -241,11 +241,11 @@ def test_the_network_comes_along():
 def test_what_it_is_told_is_its_own():
     """The tables that it is told after it was made, and copies of those of its base."""
     network = MLP([3], 16, 2, CLASSES)
-    network.embed.add("more", 2)
+    network.embed.tell("more", categories=2)
     adapters = on(network)
-    adapters.embed.add("step", 4)
-    assert {"told.step.weight", "told.more.weight"} <= adapters.state_dict().keys()
-    assert all(adapters.get_parameter(f"told.{name}.weight").requires_grad for name in ("step", "more"))
+    adapters.embed.tell("step", categories=4)
+    assert {"told.embed.told.step.weight", "told.embed.told.more.weight"} <= adapters.state_dict().keys()
+    assert all(adapters.get_parameter(f"told.embed.told.{name}.weight").requires_grad for name in ("step", "more"))
     assert not storages(adapters.parameters()) & storages(network.parameters()) and "step" not in network.embed.told
     cond = {"label": torch.tensor([1]), "more": torch.tensor([0]), "step": torch.tensor([2])}
     x = (torch.ones(1, 3), torch.ones(1), cond)
@@ -253,11 +253,12 @@ def test_what_it_is_told_is_its_own():
     assert torch.equal(adapters(*x), before)
     adapters(*x).sum().backward()
     assert (
-        adapters.told["step"].weight.grad[2].abs().sum() > 0 and adapters.told["step"].weight.grad[0].abs().sum() == 0
+        adapters.embed.told["step"].weight.grad[2].abs().sum() > 0
+        and adapters.embed.told["step"].weight.grad[0].abs().sum() == 0
     )
     copied = copy.deepcopy(adapters)
     with torch.no_grad():
-        copied.told["step"].weight += 1
+        copied.embed.told["step"].weight += 1
     assert torch.equal(adapters(*x), before) and not torch.equal(copied(*x), before)
     assert "step" in adapters.merge().embed.told
 

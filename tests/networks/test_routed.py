@@ -102,7 +102,7 @@ def test_parts_that_are_not_trained_stay_frozen():
 def test_what_one_part_is_told_all_are():
     network = Routed(parts(), **KINDS["time"])
     before = network(*batch())
-    network.embed.add("step", 2)
+    network.embed.tell("step", categories=2)
     x, time, cond = batch()
     assert torch.equal(network(x, time, {**cond, "step": torch.ones(7, dtype=torch.int64)}), before)
     assert sum("told.step" in name for name in network.state_dict()) == 3

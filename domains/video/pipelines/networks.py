@@ -210,7 +210,7 @@ class Adapters(adapters.Adapters):
         super().__init__(PipelineBase(path, kind, texts, dtype), rank, TARGETS, sha256)
 
     def recorded(self):
-        return {**self.base.recorded(), "rank": self.rank, "sha256": self.base.sha256}
+        return Recorded.recorded(self)
 
     def _load_from_state_dict(self, state, prefix, *args):
         """The package peft called `down` and `up` otherwise."""
