@@ -15,6 +15,7 @@ from torch import Tensor
 import distillkit
 from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
+from distillkit.diffusion.sampling import ODE_SOLVERS
 from distillkit.errors import Failure, UsageError
 from distillkit.files import hash_tensors, read_yaml, shapes, write_atomic, write_yaml
 from distillkit.progress import calls
@@ -129,6 +130,16 @@ class Pairs:
             here, own = (shard == k).nonzero()[:, 0], self.shards[k][name]
             taken[(here, *map(slice, own.shape[1:]))] = own[row[here]]
         return taken
+
+    def facts(self) -> dict[str, Any]:
+        """What the yaml of what a run leaves says about its pairs."""
+        best = self.teacher.best
+        return {
+            "num": self.num,
+            "solver": self.solver or best["solver"],
+            "steps": self.steps or best["steps"],
+            "kappa": self.kappa,
+        }
 
     # Making
 
@@ -300,6 +311,24 @@ def shard_seed(seed: int, k: int) -> int:
         return seed
     digest = hashlib.blake2b(f"{seed} pairs {k}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def ode_solver(teacher: BaseTeacher, solver: str | None) -> str:
+    """The solver by which noise decides the sample: the one asked for; None means the teacher's best, or DDIM where that draws.
+
+    Raises:
+        ValueError: there is no such solver, or it draws noise on its way.
+    """
+    if solver is None:
+        best = teacher.best["solver"]
+        return best if best in ODE_SOLVERS else "ddim"
+    teacher.solver(solver)
+    if solver not in ODE_SOLVERS:
+        raise ValueError(
+            f"pairs join a noise and the sample that it decides, which solver {solver!r} does not give: take one of "
+            f"{', '.join(ODE_SOLVERS)}, or leave model.solver out"
+        )
+    return solver
 
 
 def _to(value: Tensor, device: torch.device) -> Tensor:

@@ -124,6 +124,7 @@ SOLVERS = {
     "unipc": unipc,
     "ancestral": ancestral,
 }
+ODE_SOLVERS = ("euler", "heun", "ddim", "dpm_solver", "unipc")  # no draws: the first noise decides the sample
 FEW_STEP_SOLVERS = ("ddim", "euler", "dpm_solver")  # one pass a step; Heun is unstable below about six steps
 
 

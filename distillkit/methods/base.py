@@ -81,6 +81,7 @@ class Distiller(LightningModule):
     Attributes:
         requires: what the method needs from teacher and data whatever its arguments are, see `distillkit.capabilities`.
         proof: what its default run on the exact teachers of the toy domain must reach, by metric; tested for every method.
+        proof_steps: in how many steps a teacher that is left must reach it; None means at its best, or that a student is left.
         renamed: arguments of earlier versions, to what is said to whoever still gives one.
         roles: role name to the names of the attributes (modules) it trains, in order of their turns.
     """
@@ -90,6 +91,7 @@ class Distiller(LightningModule):
         "gaussian": {"std_error": 0.05, "correlation_error": 0.05},
         "mixture": {"std_error": 0.05, "correlation_error": 0.05, "weight_error": 0.2},
     }
+    proof_steps: int | None = None
     renamed: dict[str, str] = {}
     roles: dict[str, tuple[str, ...]]
 

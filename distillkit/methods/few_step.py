@@ -64,10 +64,7 @@ class FewStepDistiller(Distiller):
             if len(kappa) != 2 or not kappa[0] < kappa[1]:
                 raise ValueError(f"kappa is a number or a range [low, high], got {list(kappa)}")
             self.kappa_range, kappa = (float(kappa[0]), float(kappa[1])), sum(kappa) / 2
-        if kappa != 1 and not teacher.guidable:
-            raise ValueError(
-                f"kappa={kappa} has nothing to guide: {teacher.id} has no unconditional branch; leave model.kappa at 1"
-            )
+        check_guidable(teacher, kappa)
         self.requires = self.needs({"kappa": kappa})
         self.teacher, self.kappa, self.student_maker = teacher, kappa, student_maker or Copy()
         brought = self.student_maker.sampling
@@ -161,6 +158,14 @@ def steps_of(num_steps: int | None, times: Sequence[float] | None, default: int)
 def described(teacher: BaseTeacher) -> dict[str, str]:
     """The teacher in the yaml of what a run leaves."""
     return {"id": teacher.id, "hash": teacher.fingerprint()}
+
+
+def check_guidable(teacher: BaseTeacher, kappa: float) -> None:
+    """Refuse guidance of a teacher without an unconditional branch."""
+    if kappa != 1 and not teacher.guidable:
+        raise ValueError(
+            f"kappa={kappa} has nothing to guide: {teacher.id} has no unconditional branch; leave model.kappa at 1"
+        )
 
 
 def check_belongs(teacher: BaseTeacher, data) -> None:

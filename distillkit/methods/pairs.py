@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from distillkit.losses.dmd import regression_loss
 from distillkit.losses.reduce import mean
 from distillkit.methods.base import Adam
 from distillkit.methods.few_step import FewStepDistiller
-from distillkit.pairs import Pairs
+from distillkit.pairs import Pairs, ode_solver
 from distillkit.teachers.base import Teacher
 
 
@@ -22,7 +22,8 @@ class PairDistil(FewStepDistiller):
 
     Args:
         teacher: the frozen teacher.
-        num_pairs, pairs_path, solver, steps: of the pairs, see `Pairs`.
+        num_pairs, pairs_path, steps: of the pairs, see `Pairs`.
+        solver: of the pairs, without draws; None means the teacher's best, or DDIM where that draws.
         distance: `huber`, pseudo-Huber per sample, or `l2`, the mean square; in the space diffused in.
         student: its optimiser.
     """
@@ -44,7 +45,7 @@ class PairDistil(FewStepDistiller):
                 f"pairs join noise and samples in one step and need model.num_steps=1, got {self.num_steps}"
             )
         self.distance = distance
-        self.pairs = Pairs(teacher, num_pairs, pairs_path, self.kappa, solver, steps)
+        self.pairs = Pairs(teacher, num_pairs, pairs_path, self.kappa, ode_solver(teacher, solver), steps)
         self.add_role("student", student, student=self.make_student())
         self.keep_ema()
 
@@ -53,8 +54,11 @@ class PairDistil(FewStepDistiller):
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
         z, x, cond = self.pairs.random(len(next(iter(batch.values()))), self.generator("pairs"))
-        t = self.step_times[0]
+        t = self.step_times[0]  # of the student; whatever it is, the noise is the pair's
         x_g = self.student(self.teacher.start(self.teacher.process, z, t, cond), t, cond)
         if self.distance == "l2":
             return mean((x_g - x).square(), cond.get("mask"))
         return regression_loss(x_g, x, cond.get("mask"))
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "pairs": self.pairs.facts()}

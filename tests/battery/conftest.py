@@ -25,6 +25,7 @@ FOREIGN: list[str] = []  # what --conf adds to every command line
 METHODS = config.groups()["method"]
 DOMAINS = config.groups()["domain"]
 TINY = ["network.width=16", "network.depth=2", "data.batch_size=32", "data.num_samples=256"]
+FEW_PAIRS = dict.fromkeys(("reflow", "pairs"), ["model.num_pairs=256", "model.steps=4"])  # of a run that proves no law
 
 
 def pytest_addoption(parser):
@@ -66,7 +67,7 @@ def build(*words: str, seed: int = 0) -> SimpleNamespace:
 
 def tiny(method: str, *words: str, seed: int = 0) -> SimpleNamespace:
     """A method on the plane with a network of a few hundred weights."""
-    return build("domain=toy", f"method={method}", *TINY, *words, seed=seed)
+    return build("domain=toy", f"method={method}", *TINY, *FEW_PAIRS.get(method, []), *words, seed=seed)
 
 
 def weights(model: Distiller) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from distillkit import config, front
 from distillkit.verbs import compatibility
-from tests.battery.conftest import DOMAINS, FOREIGN, TINY, build, compose, tiny, weights
+from tests.battery.conftest import DOMAINS, FEW_PAIRS, FOREIGN, TINY, build, compose, tiny, weights
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -138,7 +138,14 @@ def test_killed_and_resumed_from_the_command_line(method, tmp_path):
     """SIGKILL in the middle; the resumed run's last checkpoint equals that of a run that was left alone, bit for bit."""
 
     def command(out: str, *more: str) -> list[str]:
-        words = [*FOREIGN, "domain=toy", f"method={method}", *TINY, "vars.callbacks.checkpoint.every=5"]
+        words = [
+            *FOREIGN,
+            "domain=toy",
+            f"method={method}",
+            *TINY,
+            *FEW_PAIRS.get(method, []),
+            "vars.callbacks.checkpoint.every=5",
+        ]
         words += ["vars.callbacks.finish.num_samples=0", "trainer.limit_val_batches=0"]
         return [
             sys.executable,

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from distillkit.files import hash_weights
-from tests.battery.conftest import TINY
+from tests.battery.conftest import FEW_PAIRS, TINY
 
 SHORT = ["trainer.max_steps=60", "vars.callbacks.checkpoint.every=7", "vars.callbacks.finish.num_samples=2000"]
 # the moment of each kill: what has just appeared in the run folder; the last is a run that had ended
@@ -24,7 +24,7 @@ MOMENTS = ("config.yaml", "checkpoints/last.ckpt", "samples", "evaluation.json",
 
 def start(method: str, out: Path, elsewhere: Path) -> subprocess.Popen:
     """A run that goes on from where the last one in this folder ended, with its temporary folder elsewhere."""
-    learned = ["model.num_pairs=256", "model.guard=2000"] if method.startswith("lsd") else []
+    learned = ["model.num_pairs=256", "model.guard=2000"] if method.startswith("lsd") else FEW_PAIRS.get(method, [])
     words = ["fit", "domain=toy", f"method={method}", *TINY, *SHORT, *learned, "--out", out, "--ckpt_path", "last"]
     return subprocess.Popen(
         [sys.executable, "-m", "distillkit", *map(str, words)],

@@ -24,7 +24,11 @@ from tests.battery.conftest import METHODS, build
 trained = pytest.mark.skipif(not (WEIGHTS / "folds").is_dir(), reason="the embedded teacher is not here")
 STORE = Path(os.environ.get("DISTILLKIT_DATA", "none")) / "protein"  # a folder of real data sets, if there is one
 SMALL = ["data.chains.train=48", "data.chains.val=9", "data.chains.test=9", "data.batch_size=4"]
-CHEAP = {"pretrain": ["network.width=16"], **dict.fromkeys(("lsd", "lsd_plus"), ["model.num_pairs=8", "model.guard=0"])}
+CHEAP = {
+    "pretrain": ["network.width=16"],
+    **dict.fromkeys(("lsd", "lsd_plus"), ["model.num_pairs=8", "model.guard=0"]),
+    **dict.fromkeys(("reflow", "pairs"), ["model.num_pairs=8", "model.steps=4"]),
+}
 
 
 @pytest.fixture(scope="module")

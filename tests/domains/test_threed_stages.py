@@ -12,7 +12,11 @@ from tests.battery.conftest import METHODS, build
 
 SMALL = ["data.shapes.train=40", "data.shapes.val=10", "data.shapes.test=20", "data.batch_size=4"]
 STAGES = ("structure", "features")
-CHEAP = {"pretrain": ["network.width=16"], **dict.fromkeys(("lsd", "lsd_plus"), ["model.num_pairs=8", "model.guard=0"])}
+CHEAP = {
+    "pretrain": ["network.width=16"],
+    **dict.fromkeys(("lsd", "lsd_plus"), ["model.num_pairs=8", "model.guard=0"]),
+    **dict.fromkeys(("reflow", "pairs"), ["model.num_pairs=8", "model.steps=4"]),
+}
 
 
 def made(stage: str, *words: str):

@@ -13,6 +13,7 @@ SMALL = ["data.train=30", "data.val=10", "data.test=20", "data.batch_size=4"]
 CONTEXTS = {"classes": [], "first": ["stage=continuation"]}
 CHEAP = {
     **dict.fromkeys(("lsd", "lsd_plus"), ["model.num_pairs=8", "model.guard=0"]),
+    **dict.fromkeys(("reflow", "pairs"), ["model.num_pairs=8", "model.steps=4"]),
     "pretrain": ["network.channels=8"],
 }
 

@@ -30,7 +30,7 @@ def test_every_call_is_a_state_and_the_last_gives_the_sample(solver, calls):
     assert torch.equal(states[-1][2], teacher.sample(noise, cond, 17, solver, 3.0))
     denoise = teacher.stepper(cond, 3.0)
     assert all(torch.equal(denoise(x_t, t), x_0) for x_t, t, x_0 in states)
-    assert torch.equal(states[0][0], teacher.start(noise, cond, teacher.grid(17)[0]))
+    assert torch.equal(states[0][0], teacher.start(teacher.process, noise, teacher.grid(17)[0], cond))
     times = teacher.grid(17)
     expected = times if calls == 17 else torch.stack([times[:-1], times[1:]], 1).flatten().tolist() + [times[-1]]
     assert [float(t) for _, t, _ in states] == [float(t) for t in expected]
