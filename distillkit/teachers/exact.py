@@ -228,7 +228,7 @@ def exact(teacher: BaseTeacher) -> ExactTeacher:
     if not isinstance(teacher.denoiser, CorrectedDenoiser):
         raise ValueError(
             f"the law of {teacher.id} is not known: name an exact teacher for the data, such as "
-            f"data.teacher._target_=domains.toy.teacher.Gaussian"
+            f"'data.teacher={{_target_: domains.toy.teacher.Gaussian}}'"
         )
     own = teacher.denoiser.exact
     return ExactTeacher(own.mixture, own.process, teacher.event_shape, teacher.classes)

@@ -21,7 +21,7 @@ from distillkit.methods.reflow import Reflow
 from distillkit.networks.mlp import MLP
 from distillkit.students.makers import Fresh, Lora
 from distillkit.teachers.base import Teacher
-from distillkit.teachers.exact import ExactTeacher, Mixture
+from distillkit.teachers.exact import ExactTeacher, Mixture, exact
 from distillkit.teachers.folder import FolderTeacher
 from distillkit.teachers.trajectory import straightness
 
@@ -181,7 +181,10 @@ def test_one_step_of_the_exact_reflowed_teacher_is_exact(process):
 
 
 def test_levels_are_uniform_in_tau_and_always_finite():
-    for process in PROCESSES.values():
+    for process in (
+        *PROCESSES.values(),
+        RectifiedFlow(t_min=0.067),
+    ):  # where the largest float32 below 1 rounds to tau = 1
         model, _ = on_a_line(process)
         model.rand = lambda num, purpose: torch.linspace(0, 1 - 2**-24, num)
         t = model.levels(1001)
@@ -309,6 +312,13 @@ def test_adapters_are_reflowed_too(tmp_path):
 def test_its_words_are_complete():
     model = config.hand_over(config.compose(["domain=toy", "method=reflow"])[0])["model"]
     assert model["class_path"].endswith("Reflow") and model["init_args"]["student_maker"]
+
+
+def test_the_plane_knows_the_law_behind_a_reflowed_exact_teacher_and_refuses_others():
+    own = Reflow(guided_teacher(), **SMALL).product()
+    assert exact(own).mixture is own.denoiser.exact.mixture and exact(own).classes == {"label": 1}
+    with pytest.raises(ValueError, match="the law of Teacher is not known: .*'data.teacher={_target_: domains.toy"):
+        exact(neural())
 
 
 def test_data_of_another_shape_are_refused():
