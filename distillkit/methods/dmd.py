@@ -32,8 +32,8 @@ class DMD(ScoreDistiller):
         guide_fake: guide the fake score with kappa too where it judges (SwiftBrush, arXiv 2312.05239). The student then rests at
             the teacher's unguided distribution, with the guided teacher alone at the guided one. The fake score learns without
             condition from a tenth of its samples, for it needs that branch.
-        weight: of each sample in the student's gradient: `none`, or `sigma_alpha`, the sigma(t) alpha(t) that a variance preserving
-            process has at this ratio of the two (SwiftBrush); elsewhere sigma itself has no bound.
+        weight: of each sample in the student's gradient: `none`, or `sigma_alpha`, the sigma(t) alpha(t) that a variance
+            preserving process has at this ratio of the two (SwiftBrush); elsewhere sigma itself has no bound.
         gan: weight of the adversarial loss against real data (DMD2 uses 3e-3); 0 needs no data.
         gan_discriminator: weight of the discriminator's loss beside the fake score's (DMD2 uses 1e-2).
         discriminator: what it looks at and its loss; the heads are trained in the fake score's turn.
