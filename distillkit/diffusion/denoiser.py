@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Sequence
@@ -148,6 +149,14 @@ class Denoiser(Recorded, nn.Module):
     def with_network(self, network: nn.Module) -> Denoiser:
         """A denoiser on the same process with another network, told the same conditions."""
         return Denoiser(network, self.process, self.prediction, self.sigma_data, self.told)
+
+    def merged(self) -> Denoiser:
+        """With a plain network, where it is a change of another one (adapters, which have a `merge`); otherwise itself."""
+        if not hasattr(self.network, "merge"):
+            return self
+        made = copy.deepcopy(self)
+        made.network = made._arguments["network"] = self.network.merge()
+        return made
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """The denoised sample E[x_0 | x_t]; x_t: [B, ...]; t: [B] or scalar; at least float32."""

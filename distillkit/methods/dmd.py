@@ -32,7 +32,8 @@ class DMD(ScoreDistiller):
         guide_fake: guide the fake score with kappa too where it judges (SwiftBrush, arXiv 2312.05239). The student then rests at
             the teacher's unguided distribution, with the guided teacher alone at the guided one. The fake score learns without
             condition from a tenth of its samples, for it needs that branch.
-        weight: of each sample in the student's gradient: `none`, or `sigma_alpha`, sigma(t) alpha(t) (SwiftBrush).
+        weight: of each sample in the student's gradient: `none`, or `sigma_alpha`, the sigma(t) alpha(t) that a variance
+            preserving process has at this ratio of the two (SwiftBrush); elsewhere sigma itself has no bound.
         gan: weight of the adversarial loss against real data (DMD2 uses 3e-3); 0 needs no data.
         gan_discriminator: weight of the discriminator's loss beside the fake score's (DMD2 uses 1e-2).
         discriminator: what it looks at and its loss; the heads are trained in the fake score's turn.
@@ -100,8 +101,8 @@ class DMD(ScoreDistiller):
             null, kappa = self.null(cond), cond.get("kappa", self.kappa)
             real = guided(self.teacher.denoiser, x_t, t, cond, null, kappa)
             fake = guided(self.fake_score, x_t, t, cond, null, kappa if self.guide_fake else 1)
-        process = self.teacher.process
-        weight = process.sigma(t) * process.alpha(t) if self.weight == "sigma_alpha" else None
+        ratio = self.teacher.process.ratio(t)
+        weight = ratio / (1 + ratio**2) if self.weight == "sigma_alpha" else None
         loss = dmd_loss(x_g, real, fake, self.normalise, cond.get("mask"), weight)
         if self.gan:
             loss = loss + self.gan * self.discriminator.generator_loss(self.logits(x_g, cond, "student gan"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,8 @@ class FewStepDistiller(Distiller):
         student_maker: makes the student's denoiser; None copies the teacher's.
         num_steps: network calls of the student; None means one, or as many as there are times.
         times: the student's times, largest first, in the process's units; None spreads `num_steps` of them over the
-            process's own grid, from `t_init` down. With neither, a student that goes on from a folder keeps its own.
+            process's own grid, from `t_init` down. A student that goes on from a folder keeps its own, unless others or another
+            number of them are given.
         t_init: the largest time; None means where the teacher's sampling starts, or the first of the times.
         renoise: between steps, re-noise with fresh noise (true) or keep the noise the student implies (false); None means
             fresh, or as the folder that it goes on from.
@@ -68,7 +70,7 @@ class FewStepDistiller(Distiller):
         self.requires = self.needs({"kappa": kappa})
         self.teacher, self.kappa, self.student_maker = teacher, kappa, student_maker or Copy()
         brought = self.student_maker.sampling
-        if num_steps is None and times is None and t_init is None:
+        if times is None and num_steps in (None, len(brought.get("times", ()))):
             times = brought.get("times")
         process, num_steps = teacher.process, steps_of(num_steps, times, 1)
         if t_init is not None:
@@ -79,7 +81,7 @@ class FewStepDistiller(Distiller):
             not times or not times[-1] > 0 or not times[0] <= process.t_max or sorted(set(times), reverse=True) != times
         ):
             raise ValueError(f"times must fall and lie in (0, {process.t_max}], got {times}")
-        elif t_init not in (None, times[0]):
+        elif t_init is not None and not math.isclose(t_init, times[0]):
             raise ValueError(f"t_init={t_init} and times={times} contradict: leave one of them out (null)")
         self.step_times = torch.tensor(times, dtype=torch.float64)  # no buffer, which half precision would round
         self.num_steps, self.noise_scale = num_steps, noise_scale
@@ -90,8 +92,16 @@ class FewStepDistiller(Distiller):
         return self.knowing_kappa(self.student_maker.make(self.teacher))
 
     def knowing_kappa(self, denoiser: Denoiser) -> Denoiser:
-        """The denoiser, told kappa where that is a range and it does not know it from before."""
-        if self.kappa_range and "kappa" not in denoiser.told:
+        """The denoiser, told kappa where that is a range; one that went on may know it from before, in the same range alone."""
+        known = denoiser.told.get("kappa", {}).get("range")
+        if known and (self.kappa_range is None or known != [*self.kappa_range]):
+            mend = (
+                f"say model.kappa={known}"
+                if self.ranged
+                else f"{type(self).__name__} takes one kappa, method=dmd a range"
+            )
+            raise ValueError(f"the student to go on from was told kappa from {known[0]:g} to {known[1]:g}: {mend}")
+        if self.kappa_range and not known:
             denoiser.tell("kappa", range=self.kappa_range)
         return denoiser
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -95,7 +96,17 @@ class Routed(Recorded, nn.Module):
         return sum(((time <= edge).long() for edge in self.edges), torch.zeros_like(time, dtype=torch.int64))
 
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        return dispatch(self.parts, self.index(time, cond), x, time, cond)
+        out = dispatch(self.parts, self.index(time, cond), x, time, cond)
+        if self.only is not None and self.training and torch.is_grad_enabled() and not out.requires_grad:
+            # no row is for the part that is trained: a loss has a gradient all the same, zero
+            out = out + 0 * next(self.parts[self.only].parameters()).sum()
+        return out
+
+    def merge(self) -> Routed:
+        """The same of plain networks, where parts are adapters."""
+        parts = [part.merge() if hasattr(part, "merge") else part for part in self.parts]
+        owner = None if self.owner is None else self.owner[:-1].tolist()
+        return Routed(copy.deepcopy(parts), self.by, self.edges, owner, self.only)
 
     def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor], **options: Any) -> Any:
         """As of the parts."""

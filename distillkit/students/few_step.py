@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,6 +66,16 @@ class FewStepStudent(Student):
     @property
     def network(self):
         return getattr(self.denoiser, "network", None)
+
+    def merged(self) -> FewStepStudent:
+        """The student with a plain network, where its own is adapters on its teacher's; otherwise itself."""
+        plain = self.denoiser.merged()
+        if plain is self.denoiser:
+            return self
+        made = copy.copy(self)
+        made._modules = {**self._modules, "denoiser": plain.requires_grad_(False).eval()}
+        made.config = {**self.config, **made.facts()}
+        return made
 
     @torch.no_grad()
     def forward(self, noise: Tensor, cond: Cond | None = None, draw: Callable[[int], Tensor] | None = None) -> Tensor:

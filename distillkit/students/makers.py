@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +12,10 @@ from torch import nn
 
 from distillkit import checks
 from distillkit.diffusion.denoiser import Denoiser
+from distillkit.diffusion.process import Process
 from distillkit.networks.adapters import Adapters
 from distillkit.networks.routed import Routed as RoutedNetwork
-from distillkit.spec import Recorded
+from distillkit.spec import Recorded, to_spec
 from distillkit.students.base import load_student
 from distillkit.students.few_step import FewStepStudent
 from distillkit.teachers.base import Teacher
@@ -105,24 +107,43 @@ class Routed(Maker):
         return frozenset() if arguments.get("by") == "time" else frozenset({"classes"})
 
     def make(self, teacher):
-        networks = [self.part.make(teacher).network for _ in range(self.parts)]
         if self.by == "time":
-            times = torch.tensor(self.edges or [], dtype=torch.float64)
-            routing = {"by": "time", "edges": teacher.process.network_time(times).tolist()}
+            routing = {"by": "time", "edges": self._edges(teacher.process), "owner": self.owner}
         else:
-            by = self.by or next(iter(teacher.classes), None)
-            if by not in teacher.classes:
-                raise ValueError(
-                    f"a student routed by {by or 'class'} needs a teacher with such classes, {teacher.id} has "
-                    f"{', '.join(teacher.classes) or 'none'}: say student=copy, or student.by=time"
-                )
-            num = teacher.classes[by]
-            if self.owner is not None and len(self.owner) != num:
-                raise ValueError(f"owner must name a part for each of the {num} classes, got {len(self.owner)}")
-            if self.parts > num:
-                raise ValueError(f"{num} classes cannot be shared among {self.parts} parts: lower student.parts")
-            routing = {"by": by, "owner": self.owner or [k * self.parts // num for k in range(num)]}
+            by, owner = self._owner(teacher)
+            routing = {"by": by, "edges": self.edges, "owner": owner}
+        networks = [self.part.make(teacher).network for _ in range(self.parts)]
         return teacher.new_denoiser(RoutedNetwork(networks, **routing, only=self.only))
+
+    def _edges(self, process: Process) -> list[float]:
+        """The network's times between the parts."""
+        edges = self.edges or []
+        for edge in edges:
+            checks.within(f"({process.t_min}, {process.t_max})", edges=edge)
+        if len(edges) != self.parts - 1 or edges != sorted(set(edges), reverse=True):
+            raise ValueError(
+                f"between {self.parts} parts there are {self.parts - 1} falling times, got edges={edges}: say them"
+            )
+        return process.network_time(torch.tensor(edges, dtype=torch.float64)).tolist()
+
+    def _owner(self, teacher: Teacher) -> tuple[str, list[int]]:
+        """The condition, and for each of its classes the number of its part."""
+        by = self.by or next(iter(teacher.classes), None)
+        if by not in teacher.classes:
+            raise ValueError(
+                f"a student routed by {by or 'class'} needs a teacher with such classes, {teacher.id} has "
+                f"{', '.join(teacher.classes) or 'none'}: say student=copy, or student.by=time"
+            )
+        num = teacher.classes[by]
+        owner = self.owner or [k * self.parts // num for k in range(num)]
+        if len(owner) != num:
+            raise ValueError(f"owner must name a part for each of the {num} classes, got {len(owner)}")
+        if idle := sorted(set(range(self.parts)) - set(owner)):
+            raise ValueError(
+                f"{num} classes among {self.parts} parts leave part {idle[0]} without any: lower student.parts, or give it some "
+                f"with student.owner=[...]"
+            )
+        return by, owner
 
 
 class FromFolder(Maker):
@@ -144,13 +165,14 @@ class FromFolder(Maker):
     def make(self, teacher):
         own = self.student
         for what, ours, theirs in (
-            ("samples of the shape", own.event_shape, teacher.event_shape),
+            ("samples of shape", own.event_shape, teacher.event_shape),
             ("the classes", own.classes, teacher.classes),
-            ("the conditions", own.context, teacher.context),
+            ("the context", own.context, teacher.context),
             ("the process", own.denoiser.process, teacher.process),
+            ("the start", to_spec(own.start), to_spec(teacher.start)),
         ):
             if ours != theirs:
                 raise ValueError(
-                    f"the student to go on from has {what} {ours}, the teacher {theirs}: take one of its own"
+                    f"the student to go on from has {what} {ours}, the teacher {theirs}: give a student of this teacher"
                 )
-        return own.denoiser.requires_grad_(True).train()
+        return copy.deepcopy(own.denoiser).requires_grad_(True).train()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -41,6 +43,7 @@ class Circle(ExactTeacher):
         radius: of the circle.
         std: of each mode.
         weights: relative; None means 1, 2 ... modes.
+        labelled: whether each mode is a class of its own, the condition `label`.
         process: the noising process; None means variance exploding.
     """
 
@@ -50,6 +53,7 @@ class Circle(ExactTeacher):
         radius: float = 4.0,
         std: float = 0.25,
         weights: list[float] | None = None,
+        labelled: bool = False,
         process: Process | None = None,
     ):
         checks.whole(1, 1000, modes=modes)
@@ -58,8 +62,14 @@ class Circle(ExactTeacher):
         means = [[radius * math.cos(a), radius * math.sin(a)] for a in angles]
         covariances = (std**2 * torch.eye(2)).expand(modes, 2, 2)
         weights = list(range(1, modes + 1)) if weights is None else weights
-        super().__init__(Mixture(means, covariances, weights), process or VarianceExploding())
+        labels, classes = (list(range(modes)), {"label": modes}) if labelled else (None, None)
+        law = Mixture(means, covariances, weights, labels)
+        super().__init__(law, process or VarianceExploding(), classes=classes)
+
+    @classmethod
+    def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        return super().offers(arguments) | ({"classes"} if arguments.get("labelled") else set())
 
     @property
     def id(self) -> str:
-        return "toy-mixture"
+        return "toy-labelled" if self.classes else "toy-mixture"

@@ -1,5 +1,7 @@
 """The battery finds every method by itself: whatever lies in conf/method is put through all proofs.
 
+A preset, another method with other settings, has the same class: what is `per_class` was proved there.
+
 So are the methods of an installed package that announces its configuration folder. Of any other folder:
 
     python -m pytest PATH/tests/battery --conf conf --method my_method
@@ -14,12 +16,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import seed_everything
 
 from distillkit import config
 from distillkit.data import DistillData
 from distillkit.methods.base import Distiller
+from distillkit.verbs import compatibility
 
 FOREIGN: list[str] = []  # what --conf adds to every command line
 METHODS = config.groups()["method"]
@@ -39,12 +43,25 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    """`method` is each method there is, or each that was asked for."""
+    """`method` is each method there is, or each that was asked for; where classes are proved, none that is a preset."""
     if "method" in metafunc.fixturenames:
         there, asked = config.groups(FOREIGN)["method"], metafunc.config.getoption("--method", [])
         if strange := sorted(set(asked) - set(there)):
             raise pytest.UsageError(f"no method {strange[0]!r}: --conf FOLDER says where it is; there are: {there}")
-        metafunc.parametrize("method", asked or there)
+        chosen, per_class = asked or there, metafunc.definition.get_closest_marker("per_class")
+        metafunc.parametrize("method", [method for method in chosen if not (per_class and preset(method))])
+
+
+def file_of(method: str) -> Path:
+    """Its yaml."""
+    (file,) = [file for top in config.conf_dirs(FOREIGN) if (file := top / "method" / f"{method}.yaml").is_file()]
+    return file
+
+
+def preset(method: str) -> bool:
+    """Whether it is another method with other settings: its yaml builds on that one's."""
+    entries = (yaml.safe_load(file_of(method).read_text()) or {}).get("defaults", ())
+    return any(isinstance(entry, str) and entry != "_self_" for entry in entries)
 
 
 def compose(*words: str) -> dict:
@@ -65,9 +82,15 @@ def build(*words: str, seed: int = 0) -> SimpleNamespace:
     return SimpleNamespace(model=made.model, data=made.data, config=chosen)
 
 
+def plane(method: str) -> list[str]:
+    """The words for a method on the plane; one that needs classes has the modes of a mixture."""
+    refused = compatibility("toy", method, tuple(FOREIGN))
+    return ["domain=toy", f"method={method}", *(["teacher=labelled"] if refused else [])]
+
+
 def tiny(method: str, *words: str, seed: int = 0) -> SimpleNamespace:
     """A method on the plane with a network of a few hundred weights."""
-    return build("domain=toy", f"method={method}", *TINY, *FEW_PAIRS.get(method, []), *words, seed=seed)
+    return build(*plane(method), *TINY, *FEW_PAIRS.get(method, []), *words, seed=seed)
 
 
 def weights(model: Distiller) -> dict[str, torch.Tensor]:

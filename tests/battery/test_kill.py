@@ -54,6 +54,7 @@ def left(out: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.per_class
 def test_a_run_killed_at_any_moment_leaves_what_it_would_have_left(method, tmp_path):
     elsewhere = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path  # as a rule another file system
     whole = start(method, tmp_path / "whole", elsewhere)

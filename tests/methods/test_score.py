@@ -155,11 +155,12 @@ def test_dmd_step_has_the_closed_gradient(process):
     "process", [VarianceExploding(), VariancePreserving(), RectifiedFlow()], ids=["ve", "vp", "flow"]
 )
 def test_swiftbrushs_weight_is_sigma_alpha_once(process):
-    """The whole student step: (mu - m) r^2 / (S^2 + r^2) times sigma alpha, at a ratio r = sigma / alpha."""
+    """The whole student step: (mu - m) r^2 / (S^2 + r^2) times sigma alpha, where these preserve variance; r is their ratio."""
     m, S, r = 0.4, 0.8, 0.9
     model, line = on_a_line(DMD, 1.1, S, process, weight="sigma_alpha")
-    t = process.from_ratio(f64(r))
-    weight = (process.sigma(t) * process.alpha(t)).item()
+    preserving = VariancePreserving()
+    t = preserving.from_ratio(f64(r))
+    weight = (preserving.sigma(t) * preserving.alpha(t)).item()
     expected = (1.1 - m) * r**2 / (S**2 + r**2) * weight
     assert line.gradient(model.student_loss({"data": torch.zeros(4, 1)}))[0] == pytest.approx(expected, rel=1e-6)
     assert abs(weight - 1) > 0.05
@@ -684,7 +685,7 @@ class Going(Next):
 class Gone(Next):
     """The denoiser of such clips."""
 
-    loss_weight = staticmethod(torch.ones_like)
+    loss_weight, told = staticmethod(torch.ones_like), {}
 
     def forward(self, x, t, cond):
         first = cond["first"]
