@@ -131,7 +131,7 @@ class FewStepDistiller(Distiller):
         )
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "kappa": self.kappa, "teacher": described(self.teacher)}
+        return {**super().facts(), "kappa": self.kappa, "teacher": {"id": self.teacher.id, "hash": self.teacher_hash()}}
 
     def sample(self, cond: Cond, num: int, seed: int) -> Tensor:
         return self.product().sample(num, cond, seed)
@@ -157,11 +157,6 @@ def steps_of(num_steps: int | None, times: Sequence[float] | None, default: int)
             f"them out (model.num_steps=null or model.times=null)"
         )
     return len(times)
-
-
-def described(teacher: BaseTeacher) -> dict[str, str]:
-    """The teacher in the yaml of what a run leaves."""
-    return {"id": teacher.id, "hash": teacher.fingerprint()}
 
 
 def check_guidable(teacher: BaseTeacher, kappa: float) -> None:

@@ -15,7 +15,7 @@ from distillkit.diffusion.guidance import drop_condition
 from distillkit.diffusion.times import Times
 from distillkit.losses.denoising import denoising_loss
 from distillkit.methods.base import Adam
-from distillkit.methods.few_step import KAPPAS, check_belongs, check_guidable, described
+from distillkit.methods.few_step import KAPPAS, check_belongs, check_guidable
 from distillkit.methods.leaves_teacher import TeacherDistiller
 from distillkit.pairs import Pairs, ode_solver
 from distillkit.progress import progress
@@ -149,7 +149,7 @@ class Reflow(TeacherDistiller):
     def facts(self) -> dict[str, Any]:
         return {
             **super().facts(),
-            "teacher": described(self.teacher),
+            "teacher": {"id": self.teacher.id, "hash": self.teacher_hash()},
             "pairs": self.pairs.facts(),
             "straightness": {**self.straightness, "samples": self.trajectories, "steps": STEPS},
         }
