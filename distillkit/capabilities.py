@@ -47,6 +47,13 @@ def refusal(kind: type, missing: frozenset[str], givers: Sequence[str], because:
     return f"{kind.__name__}{asked} needs {' and '.join(sorted(missing))}, which {others}"
 
 
+def guidance(arguments: Mapping[str, Any]) -> frozenset[str]:
+    """What the argument `kappa` needs: any other number than 1, and a range, conditions that have a null class."""
+    kappa = arguments.get("kappa", 1)
+    guided = isinstance(kappa, list | tuple) or (isinstance(kappa, int | float) and kappa != 1)
+    return frozenset({"classes"} if guided else set())
+
+
 def imported(path: str) -> type:
     """The class of a class path."""
     module, _, name = path.rpartition(".")

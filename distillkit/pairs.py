@@ -185,11 +185,17 @@ class Pairs:
         missing = sum(len(rows) for k, rows in enumerate(parts) if self._damage(k, len(rows), names))
         with self._shown(missing):
             for k, rows in enumerate(parts):
+                failure = None
                 if writes:
-                    with self._alone():
-                        self._write_shard(k, data, rows, seed, names)
+                    try:
+                        with self._alone():
+                            self._write_shard(k, data, rows, seed, names)
+                    except (Failure, ValueError) as error:  # the others would wait for ever
+                        failure = error
                 if strategy is not None:
-                    strategy.barrier()
+                    failure = strategy.broadcast(failure)
+                if failure is not None:
+                    raise failure
 
     def _write_shard(self, k: int, data: Any, rows: Tensor, seed: int, names: set[str]) -> None:
         """Make shard k, unless it is there and whole."""

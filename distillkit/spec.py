@@ -105,8 +105,8 @@ def trusted_class(path: Any, trust: tuple[str, ...], kind: type) -> type:
     """The class that a folder names, which must be a `kind`; raises as `from_spec`."""
     check({"class_path": path}, trust)
     cls = _imported(path)
-    if not (isinstance(cls, type) and issubclass(cls, kind)):
-        raise ValueError(f"the folder names {path}, which is no {kind.__name__}")
+    if not (isinstance(cls, type) and issubclass(cls, kind)) or inspect.isabstract(cls):
+        raise ValueError(f"the folder names {path}, which is no {kind.__name__} that can be made")
     return cls
 
 

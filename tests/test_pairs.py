@@ -1,5 +1,6 @@
 """Pairs of a teacher: the same in memory and on disk, made once, made anew where damaged, refused where they are others."""
 
+import math
 import multiprocessing
 import os
 import shutil
@@ -380,6 +381,26 @@ def test_two_runs_make_one_folder_in_turn(tmp_path, capsys):
     lock.release()
     other.join(60)
     assert same(found[0], every(made(Counting()))) and capsys.readouterr().out.count("made in turn") == 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_fails_in_the_first_process_is_raised_in_all(first, tmp_path):
+    """Nobody waits for a shard that never comes."""
+
+    class Broken(Counting):
+        def generate(self, num, *args, **kwargs):
+            return super().generate(num, *args, **kwargs) * math.nan
+
+    told = []
+
+    def broadcast(value):
+        told.append(value)
+        return ValueError("told by the first") if not first and len(told) == 2 else value
+
+    strategy = SimpleNamespace(is_global_zero=first, broadcast=broadcast)
+    with pytest.raises(ValueError, match="NaN or infinity" if first else "told by the first"):
+        Pairs(Broken(), 40, str(tmp_path), **STEPS).make(LABELS, 3, strategy)
+    assert len(told) == 2 and isinstance(told[1], ValueError) == first
 
 
 def test_the_first_process_writes_and_the_others_read(tmp_path):

@@ -218,6 +218,13 @@ def test_the_teacher_of_a_sampler_passes_the_same_gate(tmp_path, trap, capsys):
     assert f"--trust {TRAP}" in refused(capsys, *words("sample", folder, tmp_path)) and not trap.exists()
 
 
+@pytest.mark.parametrize("name", ["base.Student", "base.Product", "makers.Copy"])
+def test_a_student_folder_names_a_student_that_can_be_made(name, folder, tmp_path, capsys):
+    put(folder, "class_path", f"distillkit.students.{name}")
+    for verb in ("sample", "export"):
+        assert "which is no Student that can be made" in refused(capsys, *words(verb, folder, tmp_path))
+
+
 def test_nothing_is_imported_from_the_folder_that_one_stands_in(folder):
     for name in ("difflib", "argparse", "json"):  # what the command line itself imports first
         (folder / f"{name}.py").write_text("open('sprung', 'w')")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from distillkit import checks
+from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.process import Process, expand
 from distillkit.spec import Recorded
-
-Cond = dict[str, Tensor]
 
 
 class Start(Recorded):

@@ -353,7 +353,7 @@ class Distiller(LightningModule):
         return result
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["distillkit"] = {"method": type(self).__name__, "teacher": self._teacher_hash(), "seed": self.seed}
+        checkpoint["distillkit"] = {"method": type(self).__name__, "teacher": self.teacher_hash(), "seed": self.seed}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         facts = checkpoint.get("distillkit")
@@ -361,7 +361,7 @@ class Distiller(LightningModule):
             raise ValueError("the checkpoint was not written by distillkit: give one from a run's checkpoints folder")
         if facts["method"] != type(self).__name__:
             raise ValueError(f"the checkpoint belongs to method {facts['method']}, this run is {type(self).__name__}")
-        if facts["teacher"] != self._teacher_hash():
+        if facts["teacher"] != self.teacher_hash():
             raise ValueError(
                 "the checkpoint was made with another teacher: resume with the configuration it was written with"
             )
@@ -378,7 +378,8 @@ class Distiller(LightningModule):
             )
         self.seed = facts["seed"]
 
-    def _teacher_hash(self) -> str | None:
+    def teacher_hash(self) -> str | None:
+        """Hash of the teacher as it came, before a run in half precision rounds its weights; None without a teacher."""
         if "teacher" not in self._modules:
             return None
         if not hasattr(self, "_fingerprint"):
@@ -416,6 +417,7 @@ class Distiller(LightningModule):
         self.require(self.trainer.datamodule)
         self.check(self.trainer.datamodule)
         self.check_classes(self.trainer.datamodule)
+        self.teacher_hash()  # now: a run in half precision rounds the teacher
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:

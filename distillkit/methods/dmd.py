@@ -17,7 +17,7 @@ from distillkit.losses.dmd import dmd_loss, regression_loss
 from distillkit.methods.adversarial import Discriminator
 from distillkit.methods.base import WEIGHTS, Adam
 from distillkit.methods.score import ScoreDistiller
-from distillkit.pairs import Pairs
+from distillkit.pairs import Pairs, ode_solver
 from distillkit.teachers.base import Teacher
 
 
@@ -73,7 +73,8 @@ class DMD(ScoreDistiller):
         student_times, fake_times = student_times or KarrasUniform(0.02, 0.98), fake_times or KarrasUniform(0.0, 1.0)
         super().__init__(teacher, student_times, fake_times, student, fake_score, kappa=kappa, **kwargs)
         self.guide_fake, self.weight = guide_fake, weight
-        self.regression, self.pairs = regression, Pairs(teacher, num_pairs, pairs_path, kappa=self.kappa)
+        self.regression = regression
+        self.pairs = Pairs(teacher, num_pairs, pairs_path, self.kappa, ode_solver(teacher, None))
         if regression and self.num_steps > 1:
             raise ValueError(f"regression pairs noise with samples and needs model.num_steps=1, got {self.num_steps}")
         if regression and self.kappa_range:
@@ -118,7 +119,7 @@ class DMD(ScoreDistiller):
             x_g, cond = self.rollout(batch, "fake")
         t = self.fake_times(self.rand(len(x_g), "fake t"), self.teacher.process)
         told = cond
-        if cond and self.guide_fake and self.kappa != 1:  # it needs its unconditional branch
+        if cond and self.guide_fake and self.guides:  # it needs its unconditional branch
             told = drop_condition(cond, self.null(cond), self.rand(len(x_g), "drop") < 0.1)
         loss = denoising_loss(self.fake_score, x_g, t, self.randn(x_g.shape, "fake eps"), told)
         if self.gan:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distillkit import checks
+from distillkit import capabilities, checks
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.methods.base import Distiller
 from distillkit.students.few_step import FewStepStudent
@@ -59,6 +59,7 @@ class FewStepDistiller(Distiller):
         super().__init__(**kwargs)
         checks.within("[0, 10]", noise_scale=noise_scale)
         checks.within(KAPPAS, kappa=kappa)
+        self.requires = self.needs({"kappa": kappa})
         self.kappa_range: tuple[float, float] | None = None
         if isinstance(kappa, list | tuple):
             if not self.ranged:
@@ -66,8 +67,8 @@ class FewStepDistiller(Distiller):
             if len(kappa) != 2 or not kappa[0] < kappa[1]:
                 raise ValueError(f"kappa is a number or a range [low, high], got {list(kappa)}")
             self.kappa_range, kappa = (float(kappa[0]), float(kappa[1])), sum(kappa) / 2
-        check_guidable(teacher, kappa)
-        self.requires = self.needs({"kappa": kappa})
+        for scale in self.kappa_range or (kappa,):
+            check_guidable(teacher, scale)
         self.teacher, self.kappa, self.student_maker = teacher, kappa, student_maker or Copy()
         brought = self.student_maker.sampling
         if times is None and num_steps in (None, len(brought.get("times", ()))):
@@ -105,12 +106,15 @@ class FewStepDistiller(Distiller):
             denoiser.tell("kappa", range=self.kappa_range)
         return denoiser
 
+    @property
+    def guides(self) -> bool:
+        """Whether the teacher is guided: by another number than 1, or by a range of them."""
+        return self.kappa_range is not None or self.kappa != 1
+
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
         """Guidance needs conditions that have a null."""
-        kappa = arguments.get("kappa", 1)
-        guided = isinstance(kappa, list | tuple) or (isinstance(kappa, int | float) and kappa != 1)
-        return super().needs(arguments) | ({"classes"} if guided else set())
+        return super().needs(arguments) | capabilities.guidance(arguments)
 
     # Conditions
 
@@ -137,7 +141,7 @@ class FewStepDistiller(Distiller):
         )
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "kappa": self.kappa, "teacher": described(self.teacher)}
+        return {**super().facts(), "kappa": self.kappa, "teacher": {"id": self.teacher.id, "hash": self.teacher_hash()}}
 
     def sample(self, cond: Cond, num: int, seed: int) -> Tensor:
         return self.product().sample(num, cond, seed)
@@ -163,11 +167,6 @@ def steps_of(num_steps: int | None, times: Sequence[float] | None, default: int)
             f"them out (model.num_steps=null or model.times=null)"
         )
     return len(times)
-
-
-def described(teacher: BaseTeacher) -> dict[str, str]:
-    """The teacher in the yaml of what a run leaves."""
-    return {"id": teacher.id, "hash": teacher.fingerprint()}
 
 
 def check_guidable(teacher: BaseTeacher, kappa: float) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distillkit import checks
+from distillkit import capabilities, checks
 from distillkit.diffusion.denoiser import Cond, eps_from_x0
 from distillkit.diffusion.flow import flow_time
 from distillkit.diffusion.guidance import drop_condition
 from distillkit.diffusion.times import Times
 from distillkit.losses.denoising import denoising_loss
 from distillkit.methods.base import Adam
-from distillkit.methods.few_step import KAPPAS, check_belongs, check_guidable, described
+from distillkit.methods.few_step import KAPPAS, check_belongs, check_guidable
 from distillkit.methods.leaves_teacher import TeacherDistiller
 from distillkit.pairs import Pairs, ode_solver
 from distillkit.progress import progress
@@ -23,11 +23,8 @@ from distillkit.students.makers import Copy, Maker
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.trajectory import straightness
 
-TRAJECTORIES, PER_PAIR, STEPS = (
-    256,
-    1 / 16,
-    50,
-)  # by which straightness is measured: at most, for each pair; steps of DDIM
+TRAJECTORIES, PER_PAIR = 256, 1 / 16  # by how many straightness is measured: at most, and for each pair
+STEPS = 50  # of DDIM, by which it is measured
 NEAR = 1e-6  # of tau to 1, where the ratio of noise to signal would be infinite
 
 
@@ -88,6 +85,9 @@ class Reflow(TeacherDistiller):
             "start": teacher.start,
         }
         self.best = {"solver": solver, "steps": steps or teacher.best["steps"]}
+        self.first = teacher.grid(self.best["steps"])[
+            0
+        ]  # where the pairs begin, float64; some grids begin elsewhere if short
         self.straightness: dict[str, float] = {}
         self.add_role("student", student, student=(student_maker or Copy()).make(teacher))
         self.keep_ema()
@@ -95,16 +95,10 @@ class Reflow(TeacherDistiller):
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
         """Guidance needs conditions that have a null."""
-        kappa = arguments.get("kappa", 1)
-        return super().needs(arguments) | ({"classes"} if isinstance(kappa, int | float) and kappa != 1 else set())
+        return super().needs(arguments) | capabilities.guidance(arguments)
 
     def on_fit_start(self) -> None:
         self.pairs.make(self.trainer.datamodule.train, self.seed, self.trainer.strategy)
-
-    @property
-    def first(self) -> Tensor:
-        """The time at which the teacher's sampling begins, float64."""
-        return self.teacher.grid(2)[0]
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
         z, x, cond = self.pairs.random(len(next(iter(batch.values()))), self.generator("pairs"))
@@ -155,7 +149,7 @@ class Reflow(TeacherDistiller):
     def facts(self) -> dict[str, Any]:
         return {
             **super().facts(),
-            "teacher": described(self.teacher),
+            "teacher": {"id": self.teacher.id, "hash": self.teacher_hash()},
             "pairs": self.pairs.facts(),
             "straightness": {**self.straightness, "samples": self.trajectories, "steps": STEPS},
         }

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distillkit import checks
+from distillkit import capabilities, checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.methods.base import Adam, Distiller
-from distillkit.methods.few_step import KAPPAS, check_belongs
+from distillkit.methods.few_step import KAPPAS, check_belongs, check_guidable
 from distillkit.progress import progress
 from distillkit.students.sampler import SamplerStudent
 from distillkit.teachers.base import BaseTeacher
@@ -40,10 +41,17 @@ class SamplerDistiller(Distiller):
         checks.within(KAPPAS, kappa=kappa)
         if guard != 0:
             checks.whole(2, why="0 compares nothing", guard=guard)
+        check_guidable(teacher, kappa)
+        self.requires = self.needs({"kappa": kappa})
         self.teacher, self.kappa, self.guard = teacher, kappa, guard
         self.add_role("student", student, student=sampler)
         self.keep_ema()
         self.verdict: dict[str, Any] = {}
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """Guidance needs conditions that have a null."""
+        return super().needs(arguments) | capabilities.guidance(arguments)
 
     @property
     def num_steps(self) -> int:

@@ -104,7 +104,8 @@ class Student(nn.Module, ABC):
             seed: of the noise.
             batch_size: samples per network call; changes memory, not the result.
             decode: false gives the space diffused in, [n, *event_shape], where data are made from it by a codec.
-            kappa: guidance scale, one number or one per sample [n], of a student that was told it.
+            kappa: guidance scale, one number or one per sample [n], of a student that was told it; None is the middle of its
+                range.
 
         Raises:
             ValueError: a condition is missing or unknown, has another length than n, a class that does not exist or another

@@ -84,6 +84,12 @@ def test_every_clip_is_measured_by_itself(folder):
     assert torch.equal(seen[0][:, :, 12:], seen[1][:, :, :4]) and torch.equal(seen[2][:, :, -1], video[:, :, -1])
 
 
+def test_a_guidance_scale_counts_in_every_clip(folder, tmp_path):
+    """It reaches the student, which here was not told any."""
+    with pytest.raises(UsageError, match="was not told kappa"):
+        sample([str(folder), "-n", "2", "--clips", "2", "--kappa", "2", "--out", str(tmp_path / "s")])
+
+
 def test_only_students_that_are_given_frames_go_on(tmp_path, capsys):
     own = build("domain=toy", "method=dmd")
     own.model.export(tmp_path / "toy")

@@ -350,6 +350,7 @@ def test_a_target_without_decay_is_the_module_itself():
 
 @pytest.mark.parametrize("cut", [1, 2])
 def test_a_target_is_in_the_checkpoint_and_nowhere_else(cut, tmp_path):
+    torch.manual_seed(0)  # of all three runs
     straight, again = Targeted(), Targeted()
     _, run, _ = fit(straight, cut)
     run.save_checkpoint(tmp_path / "cut.ckpt")
@@ -513,6 +514,17 @@ def test_checkpoints_return_everything(checkpoint):
     run.fit(model, Pairs(batch_size=8), ckpt_path=checkpoint, weights_only=False)
     assert run.global_step == 3 and model.seed == content["distillkit"]["seed"]
     assert same(dict(model.state_dict()), dict(content["state_dict"]))
+
+
+def test_a_run_in_half_precision_resumes_and_names_the_teacher_as_it_came(tmp_path):
+    """Training rounds the teacher; its hash is the one that whoever loads it finds."""
+    model, run = SiD(neural()), trainer(2, precision="bf16-true")
+    run.fit(model, Pairs(batch_size=8))
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    assert model.facts()["teacher"]["hash"] == neural().fingerprint() != model.teacher.fingerprint()
+    again = trainer(3, precision="bf16-true")
+    again.fit(SiD(neural()), Pairs(batch_size=8), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert again.global_step == 3
 
 
 def test_checkpoints_keep_what_each_role_skipped_and_older_ones_start_anew():

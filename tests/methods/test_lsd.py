@@ -448,3 +448,9 @@ def test_the_command_line_samples_and_evaluates_a_sampler(tmp_path):
     rows = json.loads((run / "evaluation.json").read_text())["rows"]
     assert [row.get("network_passes") for row in rows[:3]] == [6, 79, 6]
     assert {row["solver"] for row in rows[2]["tried"]} == {"ddim", "euler", "dpm_solver"}
+
+
+def test_guidance_of_a_teacher_without_a_null_class_is_refused():
+    assert LSD.needs({"kappa": 3.0}) == {"classes"} and LSD.needs({}) == frozenset()
+    with pytest.raises(ValueError, match="kappa=3.0 has nothing to guide"):
+        LSD(gaussian(0.4, 0.8), kappa=3.0)

@@ -149,6 +149,16 @@ def test_a_line_starts_where_sampling_starts(process):
     torch.testing.assert_close(x_t, process.sigma(f64(process.t_max)) * Z, rtol=1e-6, atol=1e-6)
 
 
+def test_lines_start_where_the_pairs_did_on_a_grid_that_begins_elsewhere_if_it_is_short():
+    class Leading(Teacher):
+        def grid(self, steps):
+            return torch.arange(steps, 0, -1, dtype=torch.float64) / (steps + 1)
+
+    teacher = Leading(Straight(RectifiedFlow()), (1,))
+    model = Reflow(teacher, Fresh(MLP([1], width=8, depth=1)), num_pairs=16, steps=9)
+    assert model.first == 0.9 and 0.6 < model.levels(1000).max() <= 0.9
+
+
 def test_with_a_base_it_starts_there_too_and_no_level_above_is_visited():
     """Half way between start and sample lies the middle of the two, in flow coordinates."""
     process, start = VarianceExploding(), Start("scan", 2.0)

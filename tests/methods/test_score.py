@@ -192,7 +192,13 @@ def test_where_guided_dmd_rests_depends_on_whose_fake_score_is_guided(kappa, gui
 
 
 @pytest.mark.parametrize(
-    "settings, expected", [({"kappa": 2.0}, 0), ({"guide_fake": True}, 0), ({"kappa": 2.0, "guide_fake": True}, 0.1)]
+    "settings, expected",
+    [
+        ({"kappa": 2.0}, 0),
+        ({"guide_fake": True}, 0),
+        ({"kappa": 2.0, "guide_fake": True}, 0.1),
+        ({"kappa": [0.5, 1.5], "guide_fake": True}, 0.1),
+    ],
 )
 def test_a_fake_score_that_judges_with_guidance_learns_its_unconditional_branch(settings, expected, monkeypatch):
     model, told = DMD(neural(), **settings), []
@@ -202,6 +208,13 @@ def test_a_fake_score_that_judges_with_guidance_learns_its_unconditional_branch(
         model.fake_score_loss({"data": torch.zeros(4000, 2), "label": torch.ones(4000, dtype=torch.long)})
     share = (told[0] == 2).double().mean().item()
     assert share == pytest.approx(expected, abs=5 * math.sqrt(0.09 / 4000) if expected else 0)
+
+
+def test_a_range_around_one_is_guidance_too():
+    """Its middle is 1, which alone would be none."""
+    assert "classes" in DMD(neural(), kappa=[0.5, 1.5]).requires
+    with pytest.raises(ValueError, match="kappa=0.5 has nothing to guide"):
+        DMD(gaussian(0.4, 0.8), kappa=[0.5, 1.5])
 
 
 @pytest.mark.parametrize("kappa", [1.0, 3.0])
@@ -605,6 +618,14 @@ def began(model, seed=0):
     model._trainer.strategy = None
     model.on_fit_start()
     return model
+
+
+def test_noise_decides_the_sample_of_a_pair():
+    """A teacher whose best solver draws on its way makes its pairs by another one."""
+    teacher = neural()
+    teacher.best = {"solver": "ancestral", "steps": 5}
+    assert DMD(teacher, regression=0.25).pairs.solver == "ddim"
+    assert DMD(neural(), regression=0.25).pairs.solver == "heun"
 
 
 def test_pairs_are_a_function_of_the_seed():
