@@ -198,7 +198,7 @@ def refused(tmp_path, monkeypatch, capsys):
         (["--model.ema_rampup=.nan"], "model.ema_rampup must be a finite number, got nan"),
         (["model.student_times.std=-1"], "model.student_times.std must lie in (0, 30], got -1.0"),
         (["model.num_steps=4", "model.times=[4,1]"], "num_steps=4 and the 2 times [4.0, 1.0] contradict"),
-        (["network.width=null"], "network.width must be a whole number, got null"),
+        (["student=fresh", "network.width=null"], "network.width must be a whole number, got null"),
         (["data.batch_size=null"], "data.batch_size must be a whole number, got null"),
         (
             ["vars.callbacks.finish.num_samples=1"],
@@ -221,7 +221,7 @@ def refused(tmp_path, monkeypatch, capsys):
         (["trainer.max_time='00:00:00:00'"], "trainer.max_time must be a time such as 00:12:00:00, got 00:00:00:00"),
         (["--trainer.max_time={days: -1}"], "trainer.max_time must be a time such as 00:12:00:00, got"),
         (["trainer.accelerator=cpu", "trainer.devices=x"], "these trainer settings make no trainer: `devices`"),
-        (["model.renoise=null"], "model.renoise must be true or false, got null"),
+        (["model.guide_fake=null"], "model.guide_fake must be true or false, got null"),
         (["vars.callbacks.finish.pictures=null"], "vars.callbacks.finish.pictures must be true or false, got null"),
         (["trainer.barebones=true"], "trainer.barebones keeps neither metrics nor checkpoints"),
         (["trainer.min_steps=5"], "trainer.min_steps=5 and trainer.max_steps=2 contradict each other"),

@@ -85,9 +85,8 @@ class Reflow(TeacherDistiller):
             "start": teacher.start,
         }
         self.best = {"solver": solver, "steps": steps or teacher.best["steps"]}
-        self.first = teacher.grid(self.best["steps"])[
-            0
-        ]  # where the pairs begin, float64; some grids begin elsewhere if short
+        grid = teacher.grid(self.best["steps"])  # as of the pairs: some grids begin elsewhere if they are short
+        self.first = grid[0]
         self.straightness: dict[str, float] = {}
         self.add_role("student", student, student=(student_maker or Copy()).make(teacher))
         self.keep_ema()
