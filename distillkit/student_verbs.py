@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def sample(argv: Sequence[str]) -> int:
     going_on = args.clips > 1
     try:
         samples = (
-            continued(student.sample, cond, args.clips, args.seed)
+            continued(partial(student.sample, kappa=args.kappa), cond, args.clips, args.seed)
             if going_on
             else student.sample(args.n, cond, args.seed, kappa=args.kappa)
         )

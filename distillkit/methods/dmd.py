@@ -73,6 +73,10 @@ class DMD(ScoreDistiller):
         super().__init__(teacher, student_times, fake_times, student, fake_score, kappa=kappa, **kwargs)
         self.guide_fake, self.weight = guide_fake, weight
         self.regression, self.pairs = regression, Pairs(teacher, num_pairs, pairs_path, kappa=self.kappa)
+        if pairs_path is not None and not regression:
+            raise ValueError(
+                "pairs_path keeps the pairs of the regression, which has no weight: give model.regression one"
+            )
         if regression and self.num_steps > 1:
             raise ValueError(f"regression pairs noise with samples and needs model.num_steps=1, got {self.num_steps}")
         if regression and self.kappa_range:
@@ -117,7 +121,7 @@ class DMD(ScoreDistiller):
             x_g, cond = self.rollout(batch, "fake")
         t = self.fake_times(self.rand(len(x_g), "fake t"), self.teacher.process)
         told = cond
-        if cond and self.guide_fake and self.kappa != 1:  # it needs its unconditional branch
+        if cond and self.guide_fake and (self.kappa_range or self.kappa != 1):  # it needs its unconditional branch
             told = drop_condition(cond, self.null(cond), self.rand(len(x_g), "drop") < 0.1)
         loss = denoising_loss(self.fake_score, x_g, t, self.randn(x_g.shape, "fake eps"), told)
         if self.gan:

@@ -63,9 +63,11 @@ class FewStepDistiller(Distiller):
                 raise ValueError(f"kappa of {type(self).__name__} is one number, got the range {list(kappa)}: give one")
             if len(kappa) != 2 or not kappa[0] < kappa[1]:
                 raise ValueError(f"kappa is a number or a range [low, high], got {list(kappa)}")
-            self.kappa_range, kappa = (float(kappa[0]), float(kappa[1])), sum(kappa) / 2
-        check_guidable(teacher, kappa)
+            self.kappa_range = (float(kappa[0]), float(kappa[1]))
         self.requires = self.needs({"kappa": kappa})
+        for each in self.kappa_range or (kappa,):
+            check_guidable(teacher, each)
+        kappa = sum(self.kappa_range) / 2 if self.kappa_range else kappa
         self.teacher, self.kappa, self.student_maker = teacher, kappa, student_maker or Copy()
         brought = self.student_maker.sampling
         if num_steps is None and times is None and t_init is None:
@@ -90,8 +92,17 @@ class FewStepDistiller(Distiller):
         return self.knowing_kappa(self.student_maker.make(self.teacher))
 
     def knowing_kappa(self, denoiser: Denoiser) -> Denoiser:
-        """The denoiser, told kappa where that is a range and it does not know it from before."""
-        if self.kappa_range and "kappa" not in denoiser.told:
+        """The denoiser, told kappa where that is a range and it does not know it from before.
+
+        Raises:
+            ValueError: it knows it from before, of another range.
+        """
+        knows = denoiser.told.get("kappa", {}).get("range")
+        if knows and tuple(knows) != self.kappa_range:
+            given = list(self.kappa_range) if self.kappa_range else self.kappa
+            mend = f"say model.kappa={list(knows)}" if self.ranged else "take one that was not"
+            raise ValueError(f"the student to go on from was told a kappa in {list(knows)}, here it is {given}: {mend}")
+        if self.kappa_range and not knows:
             denoiser.tell("kappa", range=self.kappa_range)
         return denoiser
 

@@ -89,7 +89,12 @@ class Reflow(TeacherDistiller):
         }
         self.best = {"solver": solver, "steps": steps or teacher.best["steps"]}
         self.straightness: dict[str, float] = {}
-        self.add_role("student", student, student=(student_maker or Copy()).make(teacher))
+        made = (student_maker or Copy()).make(teacher)
+        if made.told:
+            raise ValueError(
+                f"a teacher is not told {', '.join(made.told)}, as the student to go on from is: take another"
+            )
+        self.add_role("student", student, student=made)
         self.keep_ema()
 
     @classmethod

@@ -163,7 +163,9 @@ class Student(nn.Module, ABC):
                     f"this student was not told kappa, so it samples with the one it was trained for ({made}): leave it out, or "
                     f"train with a range such as model.kappa=[1,4]"
                 )
-            cond["kappa"] = torch.as_tensor(kappa, dtype=torch.float32).expand(n)
+            cond["kappa"] = _tensor("kappa", kappa).float()
+            if cond["kappa"].ndim == 0:
+                cond["kappa"] = cond["kappa"].expand(n)
         known = {*self.classes, *self.context, *self.told}
         if unknown := sorted(cond.keys() - known):
             raise ValueError(f"this student has no condition {unknown[0]!r}; it has {sorted(known) or 'none'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -97,7 +98,12 @@ class Routed(Maker):
     ):
         checks.whole(1, 1000, parts=parts)
         self.parts, self.by, self.owner, self.edges, self.only = parts, by, owner, edges, only
+        if by == "time" and owner is not None:
+            raise ValueError("owner says whose part each class is, and routing by time asks no class: leave it out")
+        if by != "time" and edges is not None:
+            raise ValueError(f"edges lie between times, and routing by {by or 'class'} asks no time: say by=time")
         self.part = part or Copy()
+        self.sampling = self.part.sampling
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
@@ -105,10 +111,14 @@ class Routed(Maker):
         return frozenset() if arguments.get("by") == "time" else frozenset({"classes"})
 
     def make(self, teacher):
-        networks = [self.part.make(teacher).network for _ in range(self.parts)]
+        made = [self.part.make(teacher) for _ in range(self.parts)]
         if self.by == "time":
+            process = teacher.process
+            checks.within(
+                f"({process.t_min}, {process.t_max})", "a part beyond would never be asked", edges=self.edges or []
+            )
             times = torch.tensor(self.edges or [], dtype=torch.float64)
-            routing = {"by": "time", "edges": teacher.process.network_time(times).tolist()}
+            routing = {"by": "time", "edges": process.network_time(times).tolist()}
         else:
             by = self.by or next(iter(teacher.classes), None)
             if by not in teacher.classes:
@@ -122,7 +132,11 @@ class Routed(Maker):
             if self.parts > num:
                 raise ValueError(f"{num} classes cannot be shared among {self.parts} parts: lower student.parts")
             routing = {"by": by, "owner": self.owner or [k * self.parts // num for k in range(num)]}
-        return teacher.new_denoiser(RoutedNetwork(networks, **routing, only=self.only))
+        first = made[0]  # what it predicts and was told holds for all parts
+        told, first.told = first.told, {}
+        denoiser = first.with_network(RoutedNetwork([each.network for each in made], **routing, only=self.only))
+        denoiser.told = told  # the parts know it already
+        return denoiser.requires_grad_(True).train()
 
 
 class FromFolder(Maker):
@@ -148,9 +162,10 @@ class FromFolder(Maker):
             ("the classes", own.classes, teacher.classes),
             ("the conditions", own.context, teacher.context),
             ("the process", own.denoiser.process, teacher.process),
+            ("the start at", own.start.base, teacher.start.base),
         ):
             if ours != theirs:
                 raise ValueError(
                     f"the student to go on from has {what} {ours}, the teacher {theirs}: take one of its own"
                 )
-        return own.denoiser.requires_grad_(True).train()
+        return copy.deepcopy(own.denoiser).requires_grad_(True).train()  # each role and part has its own
