@@ -1,5 +1,7 @@
 """Makers: every role and part has weights of its own, and what is typed is used or refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import neural
@@ -73,3 +75,10 @@ def test_kappa_of_another_length_is_refused_in_a_sentence(folder):
 def test_a_folder_of_pairs_that_nobody_asks_for_is_refused(tmp_path):
     with pytest.raises(ValueError, match="give model.regression one"):
         DMD(neural(), pairs_path=str(tmp_path))
+
+
+def test_a_folder_of_no_student_in_particular_is_refused(folder):
+    file = Path(folder) / "student.yaml"
+    file.write_text(file.read_text().replace("few_step.FewStepStudent", "base.Student"))
+    with pytest.raises(ValueError, match="none itself"):
+        load_student(folder)
