@@ -414,6 +414,13 @@ class Distiller(LightningModule):
     def setup(self, stage: str) -> None:
         checks.trainer(self.trainer)
         self.turn(0)  # refuses roles that all start late
+        for role, settings in self.settings.items() if stage == "fit" else ():
+            if -1 < self.trainer.max_steps <= settings.start > 0:
+                warnings.warn(
+                    f"{role} is not trained in this run: model.{role}.start={settings.start} is not before "
+                    f"trainer.max_steps={self.trainer.max_steps}",
+                    stacklevel=2,
+                )
         self.require(self.trainer.datamodule)
         self.check(self.trainer.datamodule)
         self.check_classes(self.trainer.datamodule)

@@ -75,6 +75,10 @@ class DMD(ScoreDistiller):
         self.guide_fake, self.weight = guide_fake, weight
         self.regression = regression
         self.pairs = Pairs(teacher, num_pairs, pairs_path, self.kappa, ode_solver(teacher, None))
+        if pairs_path is not None and not regression:
+            raise ValueError(
+                "pairs_path keeps the pairs of the regression, which has no weight: give model.regression one"
+            )
         if regression and self.num_steps > 1:
             raise ValueError(f"regression pairs noise with samples and needs model.num_steps=1, got {self.num_steps}")
         if regression and self.kappa_range:

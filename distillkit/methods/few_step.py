@@ -93,16 +93,17 @@ class FewStepDistiller(Distiller):
         return self.knowing_kappa(self.student_maker.make(self.teacher))
 
     def knowing_kappa(self, denoiser: Denoiser) -> Denoiser:
-        """The denoiser, told kappa where that is a range; one that went on may know it from before, in the same range alone."""
-        known = denoiser.told.get("kappa", {}).get("range")
-        if known and (self.kappa_range is None or known != [*self.kappa_range]):
-            mend = (
-                f"say model.kappa={known}"
-                if self.ranged
-                else f"{type(self).__name__} takes one kappa, method=dmd a range"
-            )
-            raise ValueError(f"the student to go on from was told kappa from {known[0]:g} to {known[1]:g}: {mend}")
-        if self.kappa_range and not known:
+        """The denoiser, told kappa where that is a range and it does not know it from before.
+
+        Raises:
+            ValueError: it knows it from before, of another range.
+        """
+        knows = denoiser.told.get("kappa", {}).get("range")
+        if knows and tuple(knows) != self.kappa_range:
+            given = list(self.kappa_range) if self.kappa_range else self.kappa
+            mend = f"say model.kappa={list(knows)}" if self.ranged else "take one that was not"
+            raise ValueError(f"the student to go on from was told a kappa in {list(knows)}, here it is {given}: {mend}")
+        if self.kappa_range and not knows:
             denoiser.tell("kappa", range=self.kappa_range)
         return denoiser
 

@@ -88,7 +88,12 @@ class Reflow(TeacherDistiller):
         grid = teacher.grid(self.best["steps"])  # as of the pairs: some grids begin elsewhere if they are short
         self.first = grid[0]
         self.straightness: dict[str, float] = {}
-        self.add_role("student", student, student=(student_maker or Copy()).make(teacher))
+        made = (student_maker or Copy()).make(teacher)
+        if made.told:
+            raise ValueError(
+                f"a teacher is not told {', '.join(made.told)}, as the student to go on from is: take another"
+            )
+        self.add_role("student", student, student=made)
         self.keep_ema()
 
     @classmethod

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distillkit import checks
+from distillkit.networks.blocks import wanted
 from distillkit.spec import Recorded
 
 
@@ -92,7 +93,7 @@ class Routed(Recorded, nn.Module):
     def index(self, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """The part of each row, int64 [B]."""
         if self.by != "time":
-            return self.owner[cond[self.by]]
+            return self.owner[wanted(cond, self.by)]
         return sum(((time <= edge).long() for edge in self.edges), torch.zeros_like(time, dtype=torch.int64))
 
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:

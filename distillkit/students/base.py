@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -164,7 +165,9 @@ class Student(nn.Module, ABC):
                     f"this student was not told kappa, so it samples with the one it was trained for ({made}): leave it out, or "
                     f"train with a range such as model.kappa=[1,4]"
                 )
-            cond["kappa"] = torch.as_tensor(kappa, dtype=torch.float32).expand(n)
+            cond["kappa"] = _tensor("kappa", kappa).float()
+            if cond["kappa"].ndim == 0:
+                cond["kappa"] = cond["kappa"].expand(n)
         known = {*self.classes, *self.context, *self.told}
         if unknown := sorted(cond.keys() - known):
             raise ValueError(f"this student has no condition {unknown[0]!r}; it has {sorted(known) or 'none'}")
@@ -244,6 +247,8 @@ def load_student(path: str | Path, trust: tuple[str, ...] = (), teacher: Any = N
     own = "distillkit.students." + ("sampler.SamplerStudent" if "sampler" in config else "few_step.FewStepStudent")
     with named(file):
         kind = trusted_class(config.get("class_path", own), trust, Student)
+        if inspect.isabstract(kind):
+            raise ValueError(f"the folder names {kind.__name__}, which is a kind of student and none itself")
     student = kind.load(folder, home, config, trust, teacher)
     student.examples = _examples(folder / EXAMPLES, student)
     return student.requires_grad_(False).eval()

@@ -15,7 +15,7 @@ from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import Process
 from distillkit.networks.adapters import Adapters
 from distillkit.networks.routed import Routed as RoutedNetwork
-from distillkit.spec import Recorded, to_spec
+from distillkit.spec import Recorded
 from distillkit.students.base import load_student
 from distillkit.students.few_step import FewStepStudent
 from distillkit.teachers.base import Teacher
@@ -99,7 +99,12 @@ class Routed(Maker):
     ):
         checks.whole(1, 1000, parts=parts)
         self.parts, self.by, self.owner, self.edges, self.only = parts, by, owner, edges, only
+        if by == "time" and owner is not None:
+            raise ValueError("owner says whose part each class is, and routing by time asks no class: leave it out")
+        if by != "time" and edges is not None:
+            raise ValueError(f"edges lie between times, and routing by {by or 'class'} asks no time: say by=time")
         self.part = part or Copy()
+        self.sampling = self.part.sampling
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
@@ -112,8 +117,12 @@ class Routed(Maker):
         else:
             by, owner = self._owner(teacher)
             routing = {"by": by, "edges": self.edges, "owner": owner}
-        networks = [self.part.make(teacher).network for _ in range(self.parts)]
-        return teacher.new_denoiser(RoutedNetwork(networks, **routing, only=self.only))
+        made = [self.part.make(teacher) for _ in range(self.parts)]
+        first = made[0]  # what it predicts and was told holds for all parts
+        told, first.told = first.told, {}
+        denoiser = first.with_network(RoutedNetwork([each.network for each in made], **routing, only=self.only))
+        denoiser.told = told  # the parts know it already
+        return denoiser.requires_grad_(True).train()
 
     def _edges(self, process: Process) -> list[float]:
         """The network's times between the parts."""
@@ -169,10 +178,10 @@ class FromFolder(Maker):
             ("the classes", own.classes, teacher.classes),
             ("the context", own.context, teacher.context),
             ("the process", own.denoiser.process, teacher.process),
-            ("the start", to_spec(own.start), to_spec(teacher.start)),
+            ("the start at", own.start.base, teacher.start.base),
         ):
             if ours != theirs:
                 raise ValueError(
                     f"the student to go on from has {what} {ours}, the teacher {theirs}: give a student of this teacher"
                 )
-        return copy.deepcopy(own.denoiser).requires_grad_(True).train()
+        return copy.deepcopy(own.denoiser).requires_grad_(True).train()  # each role and part has its own

@@ -232,8 +232,8 @@ ROUTES = [
     ({"by": "time"}, "between 2 parts there are 1 falling times, got edges=.*: say them"),
     ({"by": "time", "edges": [1.0, 2.0], "parts": 3}, "there are 2 falling times, got"),
     ({"by": "time", "edges": [900.0]}, "edges must lie in .*, got 900"),
-    ({"by": "time", "edges": [1.0], "owner": [0, 1]}, "routed by time needs edges and no owner"),
-    ({"edges": [1.0]}, "routed by label needs owner and no edges"),
+    ({"by": "time", "edges": [1.0], "owner": [0, 1]}, "routing by time asks no class"),
+    ({"edges": [1.0]}, "routing by class asks no time"),
     ({"only": 2}, "only must be at most 1, got 2"),
     ({"parts": 0}, "parts must be"),
 ]
@@ -425,9 +425,11 @@ def test_who_was_told_kappa_goes_on_with_the_same_range(tmp_path):
     folder = score(kappa=[1.0, 4.0]).export(tmp_path / "s")
     assert score(maker=FromFolder(str(folder)), kappa=[1.0, 4.0]).student.told == {"kappa": {"range": [1.0, 4.0]}}
     for kappa in (1.0, 2.0, [1.0, 8.0]):
-        with pytest.raises(ValueError, match=r"was told kappa from 1 to 4: say model.kappa=\[1.0, 4.0\]"):
+        with pytest.raises(
+            ValueError, match=r"was told a kappa in \[1.0, 4.0\], here it is .*: say model.kappa=\[1.0, 4.0\]"
+        ):
             score(maker=FromFolder(str(folder)), kappa=kappa)
-    with pytest.raises(ValueError, match="from 1 to 4: SiD takes one kappa, method=dmd a range"):
+    with pytest.raises(ValueError, match="here it is 1.0: take one that was not"):
         score(SiD, FromFolder(str(folder)))
 
 
