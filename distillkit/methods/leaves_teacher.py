@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distillkit.diffusion.denoiser import Cond
+from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.methods.base import Distiller
 from distillkit.teachers.base import BaseTeacher
 
@@ -26,8 +26,9 @@ class TeacherDistiller(Distiller):
     best: dict[str, Any]
 
     def product(self) -> BaseTeacher:
-        """The averaged denoiser as a teacher; without an average a copy, for a teacher freezes its denoiser."""
+        """The averaged denoiser as a teacher, adapters merged; without an average a copy, for a teacher freezes it."""
         denoiser = copy.deepcopy(self.student) if self.ema is None else self.ema
+        denoiser = denoiser.merged() if isinstance(denoiser, Denoiser) else denoiser
         teacher = self.teacher_class(denoiser, **self.surroundings)
         teacher.best = self.best
         return teacher

@@ -109,6 +109,14 @@ class Routed(Recorded, nn.Module):
         owner = None if self.owner is None else self.owner[:-1].tolist()
         return Routed(copy.deepcopy(parts), self.by, self.edges, owner, self.only)
 
+    def check_context(self, cond: dict[str, Tensor]) -> None:
+        """See `WithContext`: a class of each row that belongs to a part, and what the parts ask for."""
+        if self.owner is not None and bool((cond[self.by] >= len(self.owner)).any()):
+            raise ValueError(f"cond[{self.by!r}] must hold classes up to {len(self.owner) - 1}, which belong to a part")
+        for part in self.parts:
+            if hasattr(part, "check_context"):
+                part.check_context(cond)
+
     def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor], **options: Any) -> Any:
         """As of the parts."""
         calls = [partial(part.features, **options) for part in self.parts]

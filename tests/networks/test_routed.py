@@ -172,3 +172,10 @@ def test_parts_may_be_adapters_on_one_network(tmp_path):
     expected = FewStepStudent(plain, [2.0], teacher.event_shape, teacher.classes).sample(4)
     close = (found - expected).abs().flatten(1).amax(1) < 1e-4
     assert close.tolist() == [True, False, True, False]
+
+
+def test_a_class_that_belongs_to_no_part_is_refused_before_the_network_is_called():
+    network = Routed(parts(), **KINDS["label"])
+    network.check_context({"label": torch.tensor([0, 4])})  # the last one is the null class
+    with pytest.raises(ValueError, match="must hold classes up to 4, which belong to a part"):
+        network.check_context({"label": torch.tensor([5])})
