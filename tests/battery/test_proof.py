@@ -101,8 +101,13 @@ def proof(method: str, teacher: str) -> dict[str, float]:
     return kind(method).proof[teacher]
 
 
+IN_THE_SLOW_LANE = {"pairs", "reflow"}  # mostly the teacher's own sampling; their closed forms stand in tests/methods
+
+
 @pytest.mark.per_class
 def test_a_third_of_the_default_run_reaches_the_gaussian(method, tmp_path):
+    if method in IN_THE_SLOW_LANE:
+        pytest.skip("the slow lane has the whole run")
     reached = default_run(method, "gaussian", tmp_path / "run", "trainer.max_steps=2000")
     for metric, bound in proof(method, "gaussian").items():
         assert reached[metric] <= bound, f"{metric} {reached[metric]:.3f} after 2000 steps"
