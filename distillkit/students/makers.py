@@ -102,7 +102,9 @@ class Routed(Maker):
         if by == "time" and owner is not None:
             raise ValueError("owner says whose part each class is, and routing by time asks no class: leave it out")
         if by != "time" and edges is not None:
-            raise ValueError(f"edges lie between times, and routing by {by or 'class'} asks no time: say by=time")
+            raise ValueError(
+                f"edges lie between times, and routing by {by or 'class'} asks no time: say student.by=time"
+            )
         self.part = part or Copy()
         self.sampling = self.part.sampling
 

@@ -51,7 +51,7 @@ def test_a_told_student_goes_on_with_the_range_that_it_was_told(folder):
 
 
 def test_a_routing_takes_its_own_settings_only():
-    with pytest.raises(ValueError, match="say by=time"):
+    with pytest.raises(ValueError, match="say student.by=time"):
         Routed(edges=[1.0])
     with pytest.raises(ValueError, match="leave it out"):
         Routed(by="time", edges=[1.0], owner=[0, 1])
