@@ -232,11 +232,13 @@ def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
     if None in files:
         return compose([*words, f"domain={domain}", f"method={method}"])[0]
     with hydra_errors():
-        cfg = OmegaConf.merge(_domain(domain, places))
+        cfg, added = _domain(domain, places), []
         for keys in [keys for parts in files for keys in parts]:
-            for group in keys.get("override", ()):
-                cfg.pop(group, None)
-            cfg = OmegaConf.merge(cfg, {key: value for key, value in keys.items() if key != "override"})
+            anew = {"override", *keys.get("override", ())}
+            cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in anew]) if len(anew) > 1 else cfg
+            added = [{key: value for key, value in old.items() if key not in anew} for old in added]
+            added.append({key: value for key, value in keys.items() if key != "override"})
+        cfg = OmegaConf.merge(cfg, *added)
     refuse_unknown(cfg, words)
     return cfg
 
