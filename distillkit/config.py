@@ -397,16 +397,16 @@ def to_class_path(node: Any) -> Any:
     return {"class_path": target, "init_args": node} if target else node
 
 
-def hand_over(cfg: Any) -> dict[str, Any]:
-    """The composed configuration as LightningCLI takes it: interpolations followed, scratch dropped."""
+def hand_over(cfg: Any, parts: Sequence[str] = HANDED_OVER) -> dict[str, Any]:
+    """The composed configuration as LightningCLI takes it, or `parts` of it: interpolations followed, scratch dropped."""
     from omegaconf import OmegaConf
 
     with hydra_errors():
-        plain = OmegaConf.to_container(cfg, resolve=False)
-        for key in HANDED_OVER:  # the scratch may stay incomplete where nothing reads it
+        plain = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(parts)), resolve=False)
+        for key in parts:  # the scratch may stay incomplete where nothing reads it
             if OmegaConf.is_config(cfg.get(key)):
                 plain[key] = OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=True)
-    return to_class_path({key: value for key, value in plain.items() if key in HANDED_OVER})
+    return to_class_path({key: value for key, value in plain.items() if key in parts})
 
 
 def text(handed: dict[str, Any]) -> str:

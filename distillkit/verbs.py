@@ -85,7 +85,7 @@ def compatibility(domain: str, method: str, places: tuple[str, ...] = ()) -> str
     `places` are words with further configuration folders.
     """
     try:
-        handed = config.hand_over(config.pair(domain, method, places))
+        handed = config.hand_over(config.pair(domain, method, places), ("model", "data"))
     except UsageError as error:
         return f"{method} does not compose with {domain}: {one_line(error)}"
     try:
