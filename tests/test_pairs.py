@@ -273,7 +273,9 @@ def test_pairs_of_others_are_refused(changed, name, tmp_path):
 
 def test_a_teacher_without_conditions_makes_the_same_from_any_data(tmp_path):
     made(gaussian(0.0, 1.0), path=tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.glob("pairs*")}
     made(gaussian(0.0, 1.0), path=tmp_path, data=TensorData({"data": torch.zeros(7, 1)}))
+    assert before == {file: file.read_bytes() for file in tmp_path.glob("pairs*")}
 
 
 def test_the_folder_says_whose_pairs_it_holds(tmp_path):
