@@ -142,7 +142,7 @@ class Denoiser(Recorded, nn.Module):
                 f"{type(self.network).__name__} cannot be told {name!r}: give the network an `embed` with a method `tell`, such "
                 f"as distillkit.networks.blocks.Embedding"
             )
-        self.network.embed.tell(name, categories, range, size)
+        self.network.embed.tell(name, categories=categories, range=range, size=size)
         given = {"categories": categories, "range": None if range is None else list(range), "size": size}
         self.told[name] = {kind: value for kind, value in given.items() if value is not None}
 

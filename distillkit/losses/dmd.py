@@ -27,7 +27,7 @@ def dmd_loss(
         normalise: over what the mean in n is taken; None leaves n out and gives the plain gradient of the closed forms.
         mask: of sets, bool [B, *positions], true where they count.
         weight: w of each sample, [B], a constant; None is 1. With `normalise=None` that of SwiftBrush (arXiv 2312.05239), whose
-            noise differences have weight sigma^2, is `sigma alpha` here.
+            noise differences have weight sigma^2 on a variance preserving process, is its `sigma alpha` here.
     """
     with torch.no_grad():
         g = fake - real

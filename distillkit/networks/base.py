@@ -6,7 +6,7 @@ The network sees scaled samples: `Denoiser` turns times, scales and predictions 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -21,12 +21,16 @@ class Network(Protocol):
 
 
 class WithFeatures(Network, Protocol):
-    """A network on whose activations a discriminator can stand."""
+    """A network on whose activations a discriminator can stand; `networks.features.Features` gives all of it.
+
+    One that offers its middle alone takes no `layers` and has no `feature_widths`.
+    """
 
     feature_channels: int
+    feature_widths: list[int]  # channels after each of its blocks
 
-    def features(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        """Activations of the middle, [B, feature_channels, *positions], called as the network is."""
+    def features(self, x: Tensor, time: Tensor, cond: Cond, layers: Sequence[int] | None = None) -> Any:
+        """Activations of the middle, [B, feature_channels, *positions], or a list with those after each of `layers`."""
 
 
 class Centred(Network, Protocol):
@@ -49,13 +53,7 @@ class WithContext(Network, Protocol):
 class Tellable(Protocol):
     """The `embed` of a network that can be told further conditions, as `blocks.Embedding` and `blocks.Told` are."""
 
-    def tell(
-        self,
-        name: str,
-        categories: int | None = None,
-        range: Sequence[float] | None = None,
-        size: int | None = None,
-    ) -> None:
+    def tell(self, name: str, **kind: Any) -> None:
         """From now on the network reads `cond[name]`, whose weights begin as zero, see `Denoiser.tell`.
 
         Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +30,11 @@ class Embedding(nn.Module):
         self.classes = nn.ModuleDict({name: nn.Embedding(num + 1, width) for name, num in classes.items()})
         self.told = Told(width)
 
-    def tell(
-        self,
-        name: str,
-        categories: int | None = None,
-        range: Sequence[float] | None = None,
-        size: int | None = None,
-    ) -> None:
+    def tell(self, name: str, **kind: Any) -> None:
         """See `Told.tell`."""
         if name in self.classes:
             raise ValueError(f"this network is conditioned on {name!r} already: choose another name")
-        self.told.tell(name, categories, range, size)
+        self.told.tell(name, **kind)
 
     def forward(self, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         out = self.time(sinusoids(time, self.width).to(self.time[0].weight.dtype))

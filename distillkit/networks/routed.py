@@ -142,6 +142,6 @@ class Embeds:
     def __init__(self, embeds: Sequence[nn.Module]):
         self.embeds = embeds
 
-    def tell(self, *args: Any, **kwargs: Any) -> None:
+    def tell(self, name: str, **kind: Any) -> None:
         for embed in self.embeds:
-            embed.tell(*args, **kwargs)
+            embed.tell(name, **kind)

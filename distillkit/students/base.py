@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -247,8 +246,6 @@ def load_student(path: str | Path, trust: tuple[str, ...] = (), teacher: Any = N
     own = "distillkit.students." + ("sampler.SamplerStudent" if "sampler" in config else "few_step.FewStepStudent")
     with named(file):
         kind = trusted_class(config.get("class_path", own), trust, Student)
-        if inspect.isabstract(kind):
-            raise ValueError(f"the folder names {kind.__name__}, which is a kind of student and none itself")
     student = kind.load(folder, home, config, trust, teacher)
     student.examples = _examples(folder / EXAMPLES, student)
     return student.requires_grad_(False).eval()
