@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from distillkit.files import write_text
-from distillkit.quality import ARROWS, number, pretty
+from distillkit.report.quality import ARROWS, number, pretty
 
 BEST, REAL = "teacher at its best", "real data"
 

@@ -35,7 +35,7 @@ from distillkit.discrete.process import Absorbing
 from distillkit.discrete.sampling import SAMPLERS
 from distillkit.files import write_text
 from distillkit.methods.lsd import LSD, LSDPlus
-from distillkit.quality import number
+from distillkit.report.quality import number
 from domains.discrete.data import DiscreteData, TextData, WorldData
 from domains.discrete.media import curves
 from domains.discrete.teacher import Countdown, Potts, Text

@@ -8,7 +8,7 @@ HELD = ("student.yaml", "teacher.yaml", "student/student.yaml", "teacher/teacher
 if not sys.flags.safe_path and sys.path[0] in ("", os.getcwd()) and any(map(os.path.exists, HELD)):
     del sys.path[0]
 
-from distillkit.front import main  # noqa: E402 (after the folder is out of the way)
+from distillkit.cli.front import main  # noqa: E402 (after the folder is out of the way)
 
 if __name__ == "__main__":
     sys.exit(main())

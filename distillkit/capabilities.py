@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from distillkit import declarations
+from distillkit.cli.lightning import declarations
 
 WHERE = "`python -m distillkit list` shows what goes together"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer, seed_everything
 
 from distillkit import load_student
-from distillkit.cli import quiet
+from distillkit.cli.lightning import quiet
 from distillkit.methods.lsd import LSDPlus
 from domains.discrete.data import WorldData
 from domains.discrete.media import curves

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from distillkit import load_student
 from distillkit.callbacks.progress import Progress
-from distillkit.cli import quiet
+from distillkit.cli.lightning import quiet
 from distillkit.methods.base import Adam
 from distillkit.methods.sid import SiD
 from domains.image.data import Digits

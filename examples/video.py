@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from distillkit import load_student
 from distillkit.callbacks.progress import Progress
-from distillkit.cli import quiet
+from distillkit.cli.lightning import quiet
 from distillkit.diffusion.times import LogNormal
 from distillkit.methods.base import Adam
 from distillkit.methods.dmd import DMD

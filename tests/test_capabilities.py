@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distillkit import capabilities, config, declarations, front
+from distillkit import capabilities
+from distillkit.cli.lightning import config, declarations, front
 from distillkit.capabilities import gap, imported, lacking
 from distillkit.files import write_yaml
 
@@ -206,7 +207,7 @@ def test_list_needs_no_torch():
 @pytest.mark.parametrize("verb", ["fit", "validate", "test"])
 def test_words_are_refused_before_torch(verb, words, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "distillkit.cli", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "distillkit.cli.lightning", None)  # importing it fails
     assert front.main([verb, *words, "--out", "run"]) == 2
     assert capsys.readouterr().err == f"error: {said}{END}\n"
     assert not [*tmp_path.iterdir()]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from helpers import Pairs, neural, trainer
 
-from distillkit import checks, config, front, runs, verbs
+from distillkit import checks, runs
+from distillkit.cli.lightning import config, front, verbs
 from distillkit.callbacks.finish import Finish
 from distillkit.diffusion import process, times
 from distillkit.discrete import schedule

@@ -13,7 +13,7 @@ from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.errors import pasted
 from distillkit.files import read_yaml, write_atomic, write_text
-from distillkit.logger import MetricsLogger
+from distillkit.report.logger import MetricsLogger
 from distillkit.progress import progress
 from distillkit.students.base import NUM_EXAMPLES
 
@@ -49,7 +49,7 @@ def finish(
     """Leave in the run folder what `Finish` promises."""
     from distillkit.evaluation.metrics import TooFew
     from distillkit.evaluation.protocol import evaluate
-    from distillkit.report import write_card, write_report
+    from distillkit.report.page import write_card, write_report
 
     model.conclude()
     config = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
@@ -81,7 +81,7 @@ def finish(
     if evaluation and "rows" in evaluation:
         from rich.console import Console
 
-        from distillkit.quality import evaluation_table
+        from distillkit.report.quality import evaluation_table
 
         Console().print(evaluation_table(evaluation, facts))
     print(f"{kind}: {run / kind}\nreport: {report}", flush=True)

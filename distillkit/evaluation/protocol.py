@@ -18,7 +18,7 @@ from distillkit.data import DistillData
 from distillkit.diffusion.denoiser import Cond
 from distillkit.evaluation.metrics import TooFew
 from distillkit.progress import progress
-from distillkit.quality import BEST, REAL
+from distillkit.report.quality import BEST, REAL
 from distillkit.students.base import Student
 from distillkit.teachers.base import Teacher
 

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distillkit.evaluation.strips import labelled
+from distillkit.evaluation.pictures import labelled
 
 CELL = 56  # pixels that a small image is about enlarged to
 GAP = 1

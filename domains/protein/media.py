@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from distillkit.evaluation.strips import labelled
+from distillkit.evaluation.pictures import labelled
 from distillkit.files import write_text
 from domains.protein.viewer import page
 

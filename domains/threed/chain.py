@@ -19,7 +19,7 @@ from torch import Tensor
 from distillkit.callbacks.finish import save_picture
 from distillkit.diffusion.denoiser import Cond
 from distillkit.errors import Arguments, Failure, UsageError, exit_code
-from distillkit.student_verbs import allow, load
+from distillkit.cli.products import allow, load
 from distillkit.students.base import Student
 from domains.threed import media
 from domains.threed.data import CHANNELS, shell, voxel_sets

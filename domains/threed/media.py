@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from distillkit.evaluation.strips import labelled, save_gif
+from distillkit.evaluation.pictures import labelled, save_gif
 from distillkit.files import write_atomic
 from domains.threed.meshes import Mesh, feature_meshes, structure_meshes
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from distillkit.evaluation.strips import labelled, save_gif
+from distillkit.evaluation.pictures import labelled, save_gif
 from distillkit.files import write_atomic
 
 STILL, MOVING = 36, 96  # pixels that a small frame is about enlarged to, in a strip and in a moving grid

@@ -10,7 +10,7 @@ import torch
 from dummy.parts import Places
 from helpers import trainer
 
-from distillkit import student_verbs
+from distillkit.cli.lightning import products as student_verbs
 from distillkit.callbacks.finish import finish
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import VarianceExploding

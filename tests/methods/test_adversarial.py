@@ -5,7 +5,8 @@ import torch
 from helpers import CLASSES, wake
 from torch import nn
 
-from distillkit import checks, front
+from distillkit import checks
+from distillkit.cli.lightning import front
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import VarianceExploding
 from distillkit.losses.gan import r1_penalty

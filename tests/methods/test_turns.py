@@ -6,7 +6,8 @@ from helpers import Pairs, at, fit, same, trainer
 from lightning.pytorch import Callback
 from torch import nn
 
-from distillkit import checks, front
+from distillkit import checks
+from distillkit.cli.lightning import front
 from distillkit.methods.base import Adam, Distiller
 from distillkit.methods.turns import Turns
 

@@ -12,7 +12,8 @@ from lightning.pytorch import Callback
 from torch import nn
 
 import distillkit.methods.dmd as dmd_module
-from distillkit import front, load_student, runs
+from distillkit import load_student, runs
+from distillkit.cli.lightning import front
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
 from distillkit.methods.base import Adam

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distillkit.front import main
+from distillkit.cli.front import main
 from domains.protein.data import ChainFile, known, longest_piece
 from domains.protein.structure_folder import StructureFolder
 from domains.protein.structures import read_structure

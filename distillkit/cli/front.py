@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from distillkit import capabilities, config, console, declarations, runs
+from distillkit import capabilities, runs
+from distillkit.cli.lightning import config, console, declarations
 from distillkit.errors import LONGEST, Failure, Interrupted, UsageError, did_you_mean, one_line
 
 TRAINING = {
@@ -173,7 +174,7 @@ def run(tokens: Sequence[str], debug: bool = False) -> int:
         raise UsageError(f"no verb {verb!r}{did_you_mean(verb, VERBS)}; there are: {', '.join(VERBS)}")
     runs.surroundings()
     if verb in OTHERS:
-        return getattr(import_module("distillkit.verbs"), verb)(rest) or 0
+        return getattr(import_module("distillkit.cli.verbs"), verb)(rest) or 0
     call = split(rest)
     if call.help:
         print(help_text(verb, call.words))
@@ -186,7 +187,7 @@ def run(tokens: Sequence[str], debug: bool = False) -> int:
         raise UsageError("-m sweeps over words, which --config does not take: leave one of them out")
     if call.show:
         raise UsageError("--show shows one run, not a sweep: leave -m out, and give each word one value")
-    from distillkit.sweeps import sweep
+    from distillkit.cli.sweeps import sweep
 
     return sweep(verb, call.words, [*sum(call.flags, []), *(["--debug"] if debug else [])], call.out)
 
@@ -241,7 +242,7 @@ def train(verb: str, call: Call) -> int:
             refuse_what_lacks(handed)
         flags = ["--config", config.text(handed), *(explain(flag, handed) for flag in flags)]
 
-    from distillkit.cli import run as run_lightning
+    from distillkit.cli.lightning import run as run_lightning
 
     try:
         return run_lightning(verb, flags, out=call.out, name=name)

@@ -12,7 +12,7 @@ import torch
 from helpers import trainer
 from PIL import Image
 
-from distillkit.report import write_report
+from distillkit.report.page import write_report
 from domains.protein import evaluation, geometry, media
 from domains.protein.data import ProteinData, lengths
 from domains.protein.evaluation import ProteinEvaluator, descriptors, jensen_shannon, shares, tm_scores

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from distillkit.evaluation.strips import save_gif
+from distillkit.evaluation.pictures import save_gif
 from domains.video import folder as module
 from domains.video.folder import VideoFolder, probe, read, upright
 from domains.video.media import save_mp4

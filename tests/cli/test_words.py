@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distillkit import config, console, errors, front, runs, verbs
+from distillkit import errors, runs
+from distillkit.cli.lightning import config, console, front, verbs
 from distillkit.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -317,7 +318,7 @@ def extras():
 
 
 def test_every_extra_exists_and_is_in_the_readme():
-    from distillkit.doctor import OPTIONAL
+    from distillkit.cli.doctor import OPTIONAL
 
     assert {extra for _, extra in OPTIONAL.values()} <= {*extras()}
     for file in [*(ROOT / "distillkit").rglob("*.py"), *(ROOT / "domains").rglob("*.py")]:

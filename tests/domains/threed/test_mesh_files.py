@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distillkit.front import main
+from distillkit.cli.front import main
 from domains.threed.mesh_files import read_mesh
 from domains.threed.mesh_folder import MeshFolder, on_lattice
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distillkit import config, runs
+from distillkit import runs
+from distillkit.cli.lightning import config
 from distillkit.errors import UsageError
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -136,7 +137,7 @@ class Sweep:
 
 def headline(run: Path) -> tuple[str, str, str]:
     """The metric that sums a run up, and what its student and its teacher reach; dashes where nothing was measured."""
-    from distillkit.quality import number, row_of
+    from distillkit.report.quality import number, row_of
 
     try:
         evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))

@@ -14,9 +14,9 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from rich.console import Console
 
-from distillkit.curves import axis, curve, smooth, thin
-from distillkit.quality import number, quality_table, shortfalls, strip, times, verdict
-from distillkit.report import evaluation_table, write_card, write_report
+from distillkit.report.curves import axis, curve, smooth, thin
+from distillkit.report.quality import number, quality_table, shortfalls, strip, times, verdict
+from distillkit.report.page import evaluation_table, write_card, write_report
 
 EVALUATION = {
     "protocol": {"num_samples": 2000, "seed": 1234, "evaluator": {"features": "digits"}, "teacher": {"id": "digits-8"}},

@@ -5,30 +5,31 @@ import json
 from collections.abc import Sequence
 from functools import cache
 
-from distillkit import capabilities, config, declarations
+from distillkit import capabilities
+from distillkit.cli.lightning import config, declarations
 from distillkit.errors import Arguments, UsageError, one_line
 
 
 def doctor(args: Sequence[str]) -> int:
-    from distillkit.doctor import doctor
+    from distillkit.cli.doctor import doctor
 
     return doctor(args)
 
 
 def sample(args: Sequence[str]) -> int | None:
-    from distillkit.student_verbs import sample
+    from distillkit.cli.products import sample
 
     return sample(args)
 
 
 def evaluate(args: Sequence[str]) -> int | None:
-    from distillkit.student_verbs import evaluate
+    from distillkit.cli.products import evaluate
 
     return evaluate(args)
 
 
 def export(args: Sequence[str]) -> int | None:
-    from distillkit.student_verbs import export
+    from distillkit.cli.products import export
 
     return export(args)
 

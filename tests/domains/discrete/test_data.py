@@ -169,7 +169,8 @@ def test_a_published_model_is_distilled_on_text_of_its_tokeniser(tokenizer, tmp_
     """MDLM in its own layout, tiny, by the words of the command line, with evaluation, text samples and a student."""
     from safetensors.torch import save_file
 
-    from distillkit import front, load_student
+    from distillkit import load_student
+    from distillkit.cli.lightning import front
     from distillkit.networks.ddit import DDiT
 
     model = tmp_path / "mdlm"

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from distillkit import front, load_student, runs
+from distillkit import load_student, runs
+from distillkit.cli.lightning import front
 from distillkit.students.base import EXAMPLES
 from domains.protein.data import ProteinData, lengths
 from domains.threed.data import FeaturesData

@@ -4,7 +4,8 @@ import pytest
 import torch
 from helpers import trainer, wake
 
-from distillkit import config, load_student
+from distillkit import load_student
+from distillkit.cli.lightning import config
 from distillkit.errors import UsageError
 from domains.video.teacher import WEIGHTS
 from tests.battery.conftest import METHODS, build

@@ -14,7 +14,8 @@ import torch
 import yaml
 from helpers import heed_signals
 
-from distillkit import front, runs
+from distillkit import runs
+from distillkit.cli.lightning import front
 
 TESTS = Path(__file__).resolve().parent
 DUMMY = [
@@ -204,7 +205,7 @@ def test_no_space(capsys, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("distillkit.cli.write_text", full)
+    monkeypatch.setattr("distillkit.cli.lightning.write_text", full)
     text = complaint(capsys, "--out", "a", code=1)
     assert text == "cannot write to a: No space left on device; free some space or give another folder with --out"
 

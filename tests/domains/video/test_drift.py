@@ -12,7 +12,7 @@ from helpers import wake
 from distillkit import load_student
 from distillkit.continuation import continued
 from distillkit.errors import UsageError
-from distillkit.student_verbs import sample
+from distillkit.cli.products import sample
 from domains.video import drift
 from tests.battery.conftest import build
 

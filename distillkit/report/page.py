@@ -13,11 +13,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from distillkit.curves import curve
+from distillkit.report.curves import curve
 from distillkit.files import read_yaml, write_text
-from distillkit.logger import read_metrics
+from distillkit.report.logger import read_metrics
 from distillkit.progress import duration
-from distillkit.quality import (
+from distillkit.report.quality import (
     ARROWS,
     CUT,
     REAL,

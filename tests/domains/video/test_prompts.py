@@ -12,7 +12,8 @@ pytest.importorskip("diffusers")
 import tiny_pipelines
 from helpers import trainer
 
-from distillkit import config, front, load_student, runs
+from distillkit import load_student, runs
+from distillkit.cli.lightning import config, front
 from distillkit.errors import UsageError
 from distillkit.files import read_yaml
 from domains.video.prompts import PromptEvaluator, Prompts

@@ -218,7 +218,7 @@ def evaluate(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from distillkit.evaluation import protocol
-    from distillkit.quality import evaluation_table
+    from distillkit.report.quality import evaluation_table
 
     parser = Arguments(
         prog="distillkit evaluate", description="Measure a student folder against its teacher and real data."

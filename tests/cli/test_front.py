@@ -14,7 +14,8 @@ from helpers import heed_signals
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillkit import config, front, runs, sweeps
+from distillkit import runs
+from distillkit.cli.lightning import config, front, sweeps
 from distillkit.errors import UsageError, condense
 from distillkit.files import write_text
 
@@ -144,7 +145,7 @@ def test_composed_config_has_no_scratch():
 def test_every_logger_choice_composes():
     for logger in config.groups()["logger"]:
         loggers = config.hand_over(config.compose([*DUMMY, f"logger={logger}"])[0])["trainer"]["logger"]
-        assert loggers[0]["class_path"] == "distillkit.logger.MetricsLogger"
+        assert loggers[0]["class_path"] == "distillkit.report.logger.MetricsLogger"
         assert len(loggers) == (1 if logger == "csv" else 2)
 
 
@@ -159,7 +160,7 @@ def test_unused_scratch_is_told():
 
 def test_help_is_light(tmp_path):
     code = (
-        "import sys, distillkit, distillkit.front as f, distillkit.verbs;"
+        "import sys, distillkit, distillkit.cli.front as f, distillkit.cli.verbs;"
         "f.main(['--help']); f.main(['fit', '--help']);"
         f"print([m for m in {HEAVY} if m in sys.modules])"
     )
@@ -183,7 +184,7 @@ def test_help_has_no_side_effects_and_is_the_default(tmp_path, capsys, monkeypat
 
 def test_show_needs_no_torch(tmp_path):
     code = (
-        f"import sys, distillkit.front as f; code = f.main(['fit', '--show', 'teacher.place=7', *{DUMMY}]);"
+        f"import sys, distillkit.cli.front as f; code = f.main(['fit', '--show', 'teacher.place=7', *{DUMMY}]);"
         "print([m for m in ('torch', 'lightning', 'jsonargparse') if m in sys.modules], code)"
     )
     done = door(cwd=tmp_path, code=code)
@@ -232,7 +233,7 @@ def test_words_with_config_name_the_flag(tmp_path, capsys):
 
 
 def test_wrong_usage_before_torch_is_quick(tmp_path):
-    code = "import sys, distillkit.front as f; print(f.main(['fit', 'method=x']), 'torch' in sys.modules)"
+    code = "import sys, distillkit.cli.front as f; print(f.main(['fit', 'method=x']), 'torch' in sys.modules)"
     assert door(cwd=tmp_path, code=code).stdout.strip() == "2 False"
 
 
@@ -382,7 +383,7 @@ def test_list_json(capsys):
 
 
 def test_compatibility_names_what_is_missing(monkeypatch):
-    from distillkit import verbs
+    from distillkit.cli.lightning import verbs
 
     folder = str(TESTS / "dummy" / "conf")
     ours = config.conf_dirs()
@@ -394,7 +395,7 @@ def test_compatibility_names_what_is_missing(monkeypatch):
 
 
 def test_doctor_names_a_broken_package(capsys, monkeypatch):
-    from distillkit import doctor
+    from distillkit.cli.lightning import doctor
 
     broken = {"torchvision": "RuntimeError: operator torchvision::nms does not exist"}
     monkeypatch.setattr(doctor, "import_problem", lambda module, timeout: broken.get(module, ""))
@@ -408,7 +409,7 @@ def test_doctor_names_a_broken_package(capsys, monkeypatch):
 
 
 def test_import_problem():
-    from distillkit.doctor import import_problem
+    from distillkit.cli.doctor import import_problem
 
     assert import_problem("json", 60) == ""
     assert import_problem("no_such_module_here", 60) == "ModuleNotFoundError: No module named 'no_such_module_here'"

@@ -7,8 +7,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from distillkit import logger as logger_module
-from distillkit.logger import MetricsLogger, read_metrics
+from distillkit.report.page import logger as logger_module
+from distillkit.report.logger import MetricsLogger, read_metrics
 
 
 def table(folder):

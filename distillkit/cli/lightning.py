@@ -22,7 +22,7 @@ from distillkit.callbacks.finish import Finish
 from distillkit.data import DistillData
 from distillkit.errors import Interrupted, UsageError, condense, keys_of, no_group, one_line, original, switches_of
 from distillkit.files import write_text
-from distillkit.logger import MetricsLogger, needs_package
+from distillkit.report.logger import MetricsLogger, needs_package
 from distillkit.methods.base import Distiller
 
 FIND_UNUSED = "ddp{}_find_unused_parameters_true"

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 
-from distillkit.front import main
+from distillkit.cli.front import main
 from domains.discrete.data import (
     ALPHABET,
     LONGEST,

@@ -1,0 +1,1 @@
+"""The door: what a user types, and what answers."""
