@@ -26,13 +26,13 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from scipy import stats
 
-from distillkit.callbacks.finish import save_picture
 from distillkit.discrete.jump import jump_your_steps
 from distillkit.discrete.laws import kl, law
 from distillkit.discrete.learned import LearnedSampler
 from distillkit.discrete.noise import fresh
 from distillkit.discrete.process import Absorbing
 from distillkit.discrete.sampling import SAMPLERS
+from distillkit.evaluation.pictures import save_picture
 from distillkit.files import write_text
 from distillkit.methods.lsd import LSD, LSDPlus
 from distillkit.report.quality import number

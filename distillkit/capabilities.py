@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from distillkit.cli.lightning import declarations
-
 WHERE = "`python -m distillkit list` shows what goes together"
 
 
@@ -32,10 +30,10 @@ def lacking(handed: Mapping[str, Any], find: Callable[[str], type] | None = None
     return (gap := _gap(handed, find or imported)) and f"{gap}; {WHERE}"
 
 
-def gap(handed: Mapping[str, Any]) -> str | None:
-    """The first half of the sentence of `lacking`, from the classes' sources alone where these tell (`declarations`)."""
+def gap(handed: Mapping[str, Any], find: Callable[[str], type]) -> str | None:
+    """The first half of the sentence of `lacking`; where `find` does not tell, classes are imported."""
     try:
-        return _gap(handed, declarations.read)
+        return _gap(handed, find)
     except Exception:
         return _gap(handed, imported)
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from distillkit import capabilities
-from distillkit.cli.lightning import config, declarations, front
 from distillkit.capabilities import gap, imported, lacking
+from distillkit.cli import config, declarations, front
 from distillkit.files import write_yaml
 
 TESTS = Path(__file__).parent
@@ -122,7 +122,7 @@ def test_a_class_that_needs_its_module_is_imported(tmp_path, monkeypatch):
     handed = {"model": part("made_here.Odd")}
     with pytest.raises(NameError):
         lacking(handed, declarations.read)
-    assert gap(handed) == "Odd needs words, which no part gives"
+    assert gap(handed, declarations.read) == "Odd needs words, which no part gives"
 
 
 def test_the_source_declares_what_the_class_does():

@@ -9,8 +9,8 @@ import torch
 from helpers import Pairs, neural, trainer
 
 from distillkit import checks, runs
-from distillkit.cli.lightning import config, front, verbs
 from distillkit.callbacks.finish import Finish
+from distillkit.cli import config, front, matrix
 from distillkit.diffusion import process, times
 from distillkit.discrete import schedule
 from distillkit.discrete.sampling import ThetaRK2, ThetaTrapezoidal
@@ -286,7 +286,7 @@ def pairs():
 
 @pytest.mark.parametrize("domain, method", pairs())
 def test_every_default_run_ends_and_is_validated(domain, method):
-    if verbs.compatibility(domain, method) is not None:
+    if matrix.compatibility(domain, method) is not None:
         pytest.skip("does not go together")
     flags = config.hand_over(config.compose([f"domain={domain}", f"method={method}"])[0])["trainer"]
     assert 0 < flags["val_check_interval"] <= flags["max_steps"], "no end, or no validation"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from distillkit.cli.lightning import config, front
+from distillkit.cli import config, front
 from distillkit.methods.base import Adam
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,7 @@ from PIL import Image
 
 import distillkit
 from distillkit import runs
-from distillkit.cli.lightning import front
+from distillkit.cli import front
 
 TINY = ["domain=toy", "network.width=16", "network.depth=2", "data.batch_size=32", "data.num_samples=256"]
 SHORT = ["trainer.max_steps=6", "vars.callbacks.finish.num_samples=64"]

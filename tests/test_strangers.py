@@ -14,7 +14,7 @@ from helpers import wake
 from safetensors.torch import load_file
 
 from distillkit import load_student
-from distillkit.cli.lightning import front
+from distillkit.cli import front
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import VarianceExploding
 from distillkit.errors import UsageError
@@ -22,8 +22,8 @@ from distillkit.files import save_tensors, save_weights
 from distillkit.networks.mlp import MLP
 from distillkit.networks.set_dit import SetDiT
 from distillkit.networks.video_unet import VideoUNet
-from distillkit.cli.products import made_with, set_up
 from distillkit.students.few_step import FewStepStudent
+from distillkit.students.provenance import made_with, set_up
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.folder import FolderTeacher
 from domains.toy.teacher import Gaussian
@@ -389,7 +389,7 @@ def test_a_teacher_without_weights_is_no_larger_than_what_it_reads(sampler, fold
 
 
 def test_data_that_would_fill_the_memory_end_early(folder, monkeypatch):
-    monkeypatch.setattr("distillkit.cli.products.MOST_DATA", 10**7)
+    monkeypatch.setattr("distillkit.students.provenance.MOST_DATA", 10**7)
     put(folder, "run/data/init_args/num_samples", 4 * 10**6)
     student = load_student(folder)
     with pytest.raises(UsageError, match="the student's data cannot be read"):

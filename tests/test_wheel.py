@@ -21,7 +21,7 @@ def test_a_wheel_works_outside_the_checkout(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "distillkit/conf/config.yaml" in names and "domains/image/weights/digits/model.safetensors" in names
-    assert "distillkit/templates/report.html.j2" in names and not any(
+    assert "distillkit/report/templates/report.html.j2" in names and not any(
         name.startswith(("tests/", "conf/")) for name in names
     )
 

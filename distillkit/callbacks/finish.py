@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from distillkit import checks
-from distillkit.diffusion.denoiser import Cond
 from distillkit.errors import pasted
-from distillkit.files import read_yaml, write_atomic, write_text
-from distillkit.report.logger import MetricsLogger
+from distillkit.evaluation.pictures import save_files, save_picture
+from distillkit.files import read_yaml, write_text
 from distillkit.progress import progress
+from distillkit.report.logger import MetricsLogger
 from distillkit.students.base import NUM_EXAMPLES
 
 
@@ -49,7 +48,8 @@ def finish(
     """Leave in the run folder what `Finish` promises."""
     from distillkit.evaluation.metrics import TooFew
     from distillkit.evaluation.protocol import evaluate
-    from distillkit.report.page import write_card, write_report
+    from distillkit.report.card import write_card
+    from distillkit.report.page import write_report
 
     model.conclude()
     config = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
@@ -113,15 +113,3 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
     """The teacher and the data of a run's config, so that a student folder can be evaluated wherever it goes."""
     arguments = (config.get("model") or {}).get("init_args") or {}
     return {key: value for key, value in (("teacher", arguments.get("teacher")), ("data", config.get("data"))) if value}
-
-
-def save_files(media: Any, samples: Tensor, cond: Cond, folder: Path, most: int = 4) -> list[Path]:
-    """The first few samples in the file formats of their domain (sound, video, meshes), if it has any."""
-    if not hasattr(media, "save"):
-        return []
-    return media.save(samples[:most], {name: value[:most] for name, value in cond.items()}, folder)
-
-
-def save_picture(path: Path, image: Any) -> None:
-    """A picture as PNG, atomically."""
-    write_atomic(path, lambda temporary: image.save(temporary, format="PNG"))

@@ -15,21 +15,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from distillkit.errors import UsageError, did_you_mean, no_group, one_line
+from distillkit.cli.messages import no_group
+from distillkit.errors import UsageError, did_you_mean, one_line
 
 HANDED_OVER = ("model", "data", "trainer", "seed_everything")
 SCRATCH = ("vars", "teacher", "network", "student", "fake_score")
 SEARCH_PATH = "hydra.searchpath="
+MOVED = {"distillkit.logger.MetricsLogger": "distillkit.report.logger.MetricsLogger"}  # class paths of earlier versions
 
 
 def conf_dirs(words: Sequence[str] = ()) -> list[Path]:
-    """Our own conf (in a wheel beside this file, else at the top of the checkout), then those of others.
+    """Our own conf (in a wheel inside the package, else at the top of the checkout), then those of others.
 
     An installed package names its folder in the entry-point group `distillkit.conf`, for example in its pyproject.toml
     `[project.entry-points."distillkit.conf"]` with `mine = "my_package.conf"`. Any other folder is reached with
     `hydra.searchpath=[file:///path/to/conf]` or `hydra.searchpath=[pkg://package.conf]`.
     """
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     found = [here / "conf" if (here / "conf").is_dir() else here.parent / "conf"]
     places = [f"pkg://{name}" for name in announced()]
     for word in words:
@@ -298,6 +300,7 @@ def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
             near = f" (did you mean {' or '.join(map(repr, deeper[:3]))}?)" if deeper else did_you_mean(key, names)
             raise UsageError(f"no key {key!r} at the top{near}; there are: {', '.join(names)}")
     plain = OmegaConf.to_container(cfg, resolve=False)
+    refuse_moved(plain, "your configuration")
     for part in ("model", "data"):
         node = plain.get(part)
         followed = node is None or (isinstance(node, str) and "${" in node)
@@ -332,11 +335,17 @@ def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
             )
 
 
+def refuse_moved(plain: Any, where: str) -> None:
+    """Refuse class paths that earlier versions wrote, with the new one."""
+    if old := next((old for old in MOVED if re.search(rf"(?<![\w.]){re.escape(old)}(?![\w.])", str(plain))), None):
+        raise UsageError(f"{old} is {MOVED[old]} now: change it in {where}")
+
+
 def typed_keys(cfg: Any) -> list[str]:
     """Every key that words may set, those included that only the signature of a chosen class knows."""
     from omegaconf import OmegaConf
 
-    from distillkit.errors import keys_of
+    from distillkit.cli.messages import keys_of
 
     found = [f"trainer.{key}" for key in keys_of("lightning.pytorch.Trainer")]
     plain = OmegaConf.to_container(cfg, resolve=False)

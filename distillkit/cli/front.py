@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any
 
 from distillkit import capabilities, runs
-from distillkit.cli.lightning import config, console, declarations
+from distillkit.cli import config, console, declarations
 from distillkit.errors import LONGEST, Failure, Interrupted, UsageError, did_you_mean, one_line
 
 TRAINING = {
@@ -32,6 +32,11 @@ OTHERS = {
     "doctor": "check this machine and its packages",
 }
 VERBS = TRAINING | OTHERS
+HOMES = {  # of a verb that needs no Trainer: the module in this folder, and the function that takes the rest of the command line
+    **{verb: ("products", verb) for verb in ("sample", "evaluate", "export")},
+    "list": ("matrix", "show"),
+    "doctor": ("doctor", "doctor"),
+}
 
 USAGE = "usage: python -m distillkit VERB [group=choice | key=value ...] [--flags] [-m]"
 EXAMPLES = """\
@@ -174,7 +179,8 @@ def run(tokens: Sequence[str], debug: bool = False) -> int:
         raise UsageError(f"no verb {verb!r}{did_you_mean(verb, VERBS)}; there are: {', '.join(VERBS)}")
     runs.surroundings()
     if verb in OTHERS:
-        return getattr(import_module("distillkit.cli.verbs"), verb)(rest) or 0
+        module, work = HOMES[verb]
+        return getattr(import_module(f"distillkit.cli.{module}"), work)(rest) or 0
     call = split(rest)
     if call.help:
         print(help_text(verb, call.words))
@@ -218,9 +224,10 @@ def train(verb: str, call: Call) -> int:
         from distillkit.files import read_yaml
 
         try:
-            read_yaml(rerun)
+            recorded = read_yaml(rerun)
         except ValueError as error:
             raise UsageError(f"--config: {error}") from error
+        config.refuse_moved(recorded, rerun)
         name = runs.name_of(rerun)
     else:
         cfg, choices = config.compose(call.words)

@@ -19,11 +19,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from distillkit import capabilities, checks, runs
 from distillkit.callbacks.checkpoint import Checkpoint
 from distillkit.callbacks.finish import Finish
+from distillkit.cli.messages import condense, keys_of, no_group, original, switches_of
 from distillkit.data import DistillData
-from distillkit.errors import Interrupted, UsageError, condense, keys_of, no_group, one_line, original, switches_of
+from distillkit.errors import Interrupted, UsageError, one_line
 from distillkit.files import write_text
-from distillkit.report.logger import MetricsLogger, needs_package
 from distillkit.methods.base import Distiller
+from distillkit.report.logger import MetricsLogger, needs_package
 
 FIND_UNUSED = "ddp{}_find_unused_parameters_true"
 NOISE = (

@@ -7,100 +7,22 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distillkit.callbacks.finish import save_files, save_picture
 from distillkit.codec import Codec
 from distillkit.continuation import continued
 from distillkit.errors import Arguments, Failure, UsageError, number, optional
+from distillkit.evaluation.pictures import save_files, save_picture
 from distillkit.files import write_atomic, write_text
 from distillkit.networks.routed import Routed
-from distillkit.spec import Bounded, Outside, from_spec
-from distillkit.students.base import Student, load_student
+from distillkit.spec import Outside, from_spec
 from distillkit.students.few_step import FewStepStudent
+from distillkit.students.provenance import allow, asked, load, made_with, set_up
 
 ROUNDING = 1e-3  # largest difference of an exported student that computes in another order
 MOST_SEED = 2**32 - 1  # as NumPy takes them
-
-
-def allow(parser: Arguments) -> None:
-    """The flag by which whoever types a command allows a folder more than it may do by itself."""
-    parser.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a package whose classes the folder may name, which then runs its code; or a path (with a /) outside of the "
-        "folder that it may read, such as its teacher or data (repeatable)",
-    )
-
-
-def load(path: str, trust: Sequence[str]) -> Student:
-    """`load_student`, for a command."""
-    try:
-        return load_student(path, tuple(trust))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def made_with(student: Student, path: str | Path, trust: Sequence[str], *wanted: str) -> dict[str, Any]:
-    """The teacher and the data that a student folder says it was made with.
-
-    Args:
-        student: the student.
-        path: what was typed for it, a folder in which it may read.
-        trust: what it may do besides, see `distillkit.spec.from_spec`.
-        wanted: `teacher`, `data` or both.
-
-    Raises:
-        UsageError: it does not say so, they cannot be built, or they are others than it may name; its cause is `Outside`
-            where the folder may not read them.
-    """
-    from distillkit.data import DistillData
-    from distillkit.teachers.base import BaseTeacher
-
-    recorded = student.config.get("run") or {}
-    lacking = [name for name in wanted if name not in recorded]
-    if lacking:
-        raise UsageError(
-            f"this student folder does not say which {' and '.join(lacking)} it was made with, as one made by `fit` does"
-        )
-    try:
-        found = from_spec({name: recorded[name] for name in wanted}, tuple(trust), Path(path))
-    except ValueError as error:
-        raise UsageError(f"the student's {' and '.join(wanted)} cannot be built: {error}") from error
-    for name, kind in {"teacher": BaseTeacher, "data": DistillData}.items():
-        if name in found and not isinstance(found[name], kind):
-            raise UsageError(f"the student's {name} cannot be {repr(recorded[name])[:80]}")
-    return found
-
-
-def asked(student: Student, data: Any, num: int) -> dict[str, Tensor]:
-    """What `num` held-out samples of a student folder's data are made for.
-
-    Raises:
-        UsageError: the student is asked about other things.
-    """
-    try:
-        return student.checked_condition(num, data.conditions(num))
-    except ValueError as error:
-        raise UsageError(f"the student cannot be asked what its data say: {error}") from error
-
-
-MOST_DATA = 2**35  # numbers that may be made to make the data that a folder asks for
-
-
-def set_up(data: Any) -> None:
-    """Read or make the data of a student folder."""
-    try:
-        with Bounded(MOST_DATA):
-            data.setup()
-    except Exception as error:  # what a folder asks for can be wrong in every way
-        said = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise UsageError(f"the student's data cannot be read: {said}{error}") from error
 
 
 def _new(path: Path) -> Path:

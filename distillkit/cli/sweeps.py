@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distillkit import runs
-from distillkit.cli.lightning import config
+from distillkit.cli import config
 from distillkit.errors import UsageError
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]

@@ -1,10 +1,15 @@
-"""Rows of pictures under their names, which every domain shows student and teacher in, and pictures that move."""
+"""Rows of pictures under their names, which every domain shows student and teacher in, pictures that move, files of samples."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from distillkit.diffusion.denoiser import Cond
+from distillkit.files import write_atomic
 
 
 def labelled(strips: dict[str, Image.Image]) -> Image.Image:
@@ -35,3 +40,15 @@ def save_gif(frames: Sequence[np.ndarray], path: Path, milliseconds: float) -> N
     palette = Image.fromarray(np.concatenate(frames)).quantize(255)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     images[0].save(path, save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
+
+
+def save_files(media: Any, samples: Tensor, cond: Cond, folder: Path, most: int = 4) -> list[Path]:
+    """The first few samples in the file formats of their domain (sound, video, meshes), if it has any."""
+    if not hasattr(media, "save"):
+        return []
+    return media.save(samples[:most], {name: value[:most] for name, value in cond.items()}, folder)
+
+
+def save_picture(path: Path, image: Any) -> None:
+    """A picture as PNG, atomically."""
+    write_atomic(path, lambda temporary: image.save(temporary, format="PNG"))

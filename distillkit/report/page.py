@@ -1,4 +1,4 @@
-"""What a run says about itself: report.html in its folder, and the model card of its student or teacher."""
+"""What a run says about itself on one page: report.html in its folder."""
 
 import base64
 import json
@@ -9,20 +9,19 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from distillkit.report.curves import curve
 from distillkit.files import read_yaml, write_text
-from distillkit.report.logger import read_metrics
 from distillkit.progress import duration
+from distillkit.report.card import arguments_of, facts_of, template
+from distillkit.report.curves import curve
+from distillkit.report.logger import read_metrics
 from distillkit.report.quality import (
     ARROWS,
     CUT,
     REAL,
     cost_of,
-    evaluation_table,
     number,
     passes,
     quality_table,
@@ -31,8 +30,6 @@ from distillkit.report.quality import (
     strip,
     verdict,
 )
-
-__all__ = ["evaluation_table", "write_card", "write_report"]
 
 SAME_NOISE = ("teacher_best", "student", "teacher_same_steps")  # the student beside both of its comparisons
 MODELS = (*SAME_NOISE, "real")
@@ -55,9 +52,9 @@ def write_report(run_dir: Path) -> Path:
     pictures = {path.stem: path for path in sorted((run_dir / "samples").glob("*.png"))}
     moving = {stem: path for stem in MODELS if (path := run_dir / "samples" / f"{stem}.gif").is_file()}
     along = [stem for stem in pictures if stem not in (*MODELS, "comparison")]
-    facts = _facts(config, made, evaluation)
+    facts = facts_of(config, made, evaluation)
     roles = made.get("roles") or sorted({key.partition("/")[0] for row in rows for key in row if key.endswith("/loss")})
-    page = _template("report.html.j2").render(
+    page = template("report.html.j2").render(
         facts=facts,
         evaluation=evaluation,
         verdict=verdict(evaluation, made),
@@ -85,67 +82,7 @@ def write_report(run_dir: Path) -> Path:
     return run_dir / "report.html"
 
 
-def write_card(
-    folder: Path, kind: str, config: dict[str, Any], evaluation: dict[str, Any] | None, command: str | None
-) -> None:
-    """Write README.md, the model card, into a student or teacher folder.
-
-    Args:
-        folder: the folder of the weights; its samples.png is shown if it is there.
-        kind: "student" or "teacher".
-        config: student.yaml or teacher.yaml as a dict; `license` and `data_license` are quoted from it.
-        evaluation: evaluation.json as a dict.
-        command: the command that made the weights.
-    """
-    if kind not in ("student", "teacher"):
-        raise ValueError(f'kind must be "student" or "teacher", got {kind!r}.')
-    folder, evaluation = Path(folder), evaluation or {}
-    facts = _facts({}, config, evaluation)
-    card = _template("card.md.j2").render(
-        title=_title(kind, facts, config.get("num_steps")),
-        name=folder.resolve().name,
-        kind=kind,
-        facts=facts,
-        config=config,
-        evaluation=evaluation,
-        verdict=verdict(evaluation, config),
-        shortfalls=shortfalls(evaluation),
-        table=quality_table(evaluation),
-        protocol=evaluation.get("protocol", {}),
-        picture=(folder / "samples.png").is_file(),
-        licenses={of: _either(config, f"{key}license", f"{key}licence") for of, key in _LICENSES.items()},
-        command=command,
-    )
-    write_text(folder / "README.md", card)
-
-
-_LICENSES = {"These weights": "", "The teacher": "teacher_", "The data": "data_"}
-
-
 # The pieces of the page
-
-
-def _facts(config: dict[str, Any], student: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
-    """domain, method, teacher and version, from where they are known."""
-    model, data = config.get("model"), config.get("data")
-    teacher = evaluation.get("protocol", {}).get("teacher") or student.get("teacher")
-    if isinstance(teacher, dict):
-        teacher = teacher.get("id")
-    domain = re.match(r"domains\.(\w+)", _path(data) or "")
-    return {
-        "domain": student.get("domain") or (domain[1] if domain else None),
-        "method": (_path(model) or student.get("method") or "").rpartition(".")[2] or None,
-        "teacher": teacher or (_path(_arguments(model).get("teacher")) or "").rpartition(".")[2] or None,
-        "version": student.get("distillkit") or evaluation.get("protocol", {}).get("distillkit"),
-    }
-
-
-def _title(kind: str, facts: dict[str, Any], steps: Any) -> str:
-    """image-sid: one-step student of digits."""
-    run = "-".join(filter(None, (facts["domain"], (facts["method"] or "").lower())))
-    calls = {1: "one-step ", None: ""}.get(steps, f"{steps}-step ") if kind == "student" else ""
-    of = f" of {facts['teacher']}" if kind == "student" and facts["teacher"] else ""
-    return f"{run}: {calls}{kind}{of}" if run else f"{calls}{kind}{of}".capitalize()
 
 
 def _turned(table: dict[str, list]) -> dict[str, list]:
@@ -157,17 +94,6 @@ def _turned(table: dict[str, list]) -> dict[str, list]:
         for i, column in enumerate(numbers, start=1)
     ]
     return {"heads": heads, "rows": rows}
-
-
-def _path(node: Any) -> str | None:
-    """The class a config node builds."""
-    return (
-        node if isinstance(node, str) else _either(node, "class_path", "_target_") if isinstance(node, dict) else None
-    )
-
-
-def _arguments(node: Any) -> dict[str, Any]:
-    return (node.get("init_args", node) or {}) if isinstance(node, dict) else {}
 
 
 def _cost(rows: list[dict[str, float]], config: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
@@ -183,7 +109,7 @@ def _cost(rows: list[dict[str, float]], config: dict[str, Any], evaluation: dict
         over = known and steps > planned - every
         cut = f"{steps:,} of {planned:,} planned" if known else f"{steps:,}"
         cost.append(("Optimiser steps", f"{planned:,}" if over else cut))
-    batch = _arguments(config.get("data")).get("batch_size")
+    batch = arguments_of(config.get("data")).get("batch_size")
     if batch:
         cost.append(("Batch size", number(batch)))
     if seconds:
@@ -247,10 +173,6 @@ def _panels(rows: list[dict[str, float]], wanted: Any, better: dict[str, str]) -
 # Words and files
 
 
-def _either(config: dict[str, Any], *keys: str) -> Any:
-    return next((config[key] for key in keys if config.get(key)), None)
-
-
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
@@ -261,22 +183,3 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 def _dump(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True) if value else ""
-
-
-def markdown(text: Any) -> str:
-    """Text in one line that Markdown shows as it stands: no HTML, link, picture, emphasis or end of a table's cell in it."""
-    line = re.sub(r"([\\`*_{}\[\]<>#!|~&@])", r"\\\1", " ".join(str(text).split()))
-    return re.sub(r":(?=\S)|(?<=\bwww)\.", r"\\\g<0>", line)  # addresses become links by themselves
-
-
-def _template(name: str) -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=name.endswith(".html.j2"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"words": markdown, "code": lambda text: " ".join(str(text).replace("`", "'").split())}
-    return environment.get_template(name)

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from distillkit.callbacks.finish import save_picture
 from distillkit.diffusion.denoiser import Cond
 from distillkit.errors import Arguments, Failure, UsageError, exit_code
-from distillkit.cli.products import allow, load
+from distillkit.evaluation.pictures import save_picture
 from distillkit.students.base import Student
+from distillkit.students.provenance import allow, load
 from domains.threed import media
 from domains.threed.data import CHANNELS, shell, voxel_sets
 

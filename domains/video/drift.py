@@ -24,7 +24,7 @@ from distillkit.continuation import continued
 from distillkit.diffusion.denoiser import Cond
 from distillkit.errors import Arguments, UsageError, exit_code
 from distillkit.files import write_atomic, write_text
-from distillkit.cli.products import allow, load, made_with, set_up
+from distillkit.students.provenance import allow, load, made_with, set_up
 from domains.video import media
 
 SHOWN = ("frechet", "frame_frechet", "class_agreement", "motion_agreement", "motion")

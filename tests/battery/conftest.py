@@ -20,10 +20,10 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import seed_everything
 
-from distillkit.cli.lightning import config
+from distillkit.cli import config
+from distillkit.cli.matrix import compatibility
 from distillkit.data import DistillData
 from distillkit.methods.base import Distiller
-from distillkit.cli.verbs import compatibility
 
 FOREIGN: list[str] = []  # what --conf adds to every command line
 METHODS = config.groups()["method"]

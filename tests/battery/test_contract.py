@@ -16,8 +16,8 @@ from helpers import trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
-from distillkit.cli.lightning import front
-from distillkit.cli.verbs import compatibility
+from distillkit.cli import front
+from distillkit.cli.matrix import compatibility
 from tests.battery.conftest import DOMAINS, FEW_PAIRS, FOREIGN, TINY, build, compose, file_of, tiny, weights
 
 

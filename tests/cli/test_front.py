@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distillkit import runs
-from distillkit.cli.lightning import config, front, sweeps
-from distillkit.errors import UsageError, condense
+from distillkit.cli import config, front, sweeps
+from distillkit.cli.messages import condense
+from distillkit.errors import UsageError
 from distillkit.files import write_text
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 DUMMY = [
     f"hydra.searchpath=[file://{TESTS / 'dummy' / 'conf'}]",
     "domain=dummy",
@@ -160,7 +161,7 @@ def test_unused_scratch_is_told():
 
 def test_help_is_light(tmp_path):
     code = (
-        "import sys, distillkit, distillkit.cli.front as f, distillkit.cli.verbs;"
+        "import sys, distillkit, distillkit.cli.front as f, distillkit.cli.matrix;"
         "f.main(['--help']); f.main(['fit', '--help']);"
         f"print([m for m in {HEAVY} if m in sys.modules])"
     )
@@ -383,19 +384,19 @@ def test_list_json(capsys):
 
 
 def test_compatibility_names_what_is_missing(monkeypatch):
-    from distillkit.cli.lightning import verbs
+    from distillkit.cli import matrix
 
     folder = str(TESTS / "dummy" / "conf")
     ours = config.conf_dirs()
     monkeypatch.setattr(config, "conf_dirs", lambda words=(): [*ours, Path(folder)])
-    verbs.compatibility.cache_clear()
-    assert verbs.compatibility("dummy", "chase") is None
-    assert verbs.compatibility("dummy", "picky") == "Picky needs features, which Point and Numbers do not give"
-    verbs.compatibility.cache_clear()
+    matrix.compatibility.cache_clear()
+    assert matrix.compatibility("dummy", "chase") is None
+    assert matrix.compatibility("dummy", "picky") == "Picky needs features, which Point and Numbers do not give"
+    matrix.compatibility.cache_clear()
 
 
 def test_doctor_names_a_broken_package(capsys, monkeypatch):
-    from distillkit.cli.lightning import doctor
+    from distillkit.cli import doctor
 
     broken = {"torchvision": "RuntimeError: operator torchvision::nms does not exist"}
     monkeypatch.setattr(doctor, "import_problem", lambda module, timeout: broken.get(module, ""))

@@ -15,9 +15,9 @@ import yaml
 from helpers import heed_signals
 
 from distillkit import runs
-from distillkit.cli.lightning import front
+from distillkit.cli import front
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 DUMMY = [
     f"hydra.searchpath=[file://{TESTS / 'dummy' / 'conf'}]",
     "domain=dummy",

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from distillkit import errors, runs
-from distillkit.cli.lightning import config, console, front, verbs
+from distillkit.cli import config, console, front, matrix
 from distillkit.errors import UsageError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONF = f"hydra.searchpath=[file://{ROOT / 'tests' / 'dummy' / 'conf'}]"
 DUMMY = [CONF, "domain=dummy", "method=chase", "~vars.callbacks.finish"]
 FOLDER = ["domain=image", "method=pretrain", "data=image_folder"]
@@ -294,7 +294,7 @@ def test_list_and_help_show_own_domains_and_methods(capsys, monkeypatch):
     assert shown["domains"]["dummy"] == "One number." and shown["methods"]["chase"] == "Follow the teacher."
     assert shown["matrix"]["dummy"]["chase"] is None and shown["matrix"]["toy"]["dmd"] is None
     assert shown["matrix"]["dummy"]["picky"] == "Picky needs features, which Point and Numbers do not give"
-    verbs.compatibility.cache_clear()
+    matrix.compatibility.cache_clear()
 
 
 def test_list_takes_folders_alone(capsys):
@@ -436,3 +436,9 @@ def test_what_the_machine_refuses_is_one_sentence(capsys, monkeypatch, error, sa
     monkeypatch.setattr(front, "run", refuse)
     assert front.main(["fit"]) == 1
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_class_path_of_an_earlier_version_is_refused_with_the_new_one(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("trainer: {logger: {class_path: distillkit.logger.MetricsLogger}}\n")
+    assert front.main(["fit", "--config", str(tmp_path / "config.yaml")]) == 2
+    assert "distillkit.logger.MetricsLogger is distillkit.report.logger.MetricsLogger now" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from helpers import Pairs
 from PIL import Image
 
 from distillkit import runs
-from distillkit.cli.lightning import front
+from distillkit.cli import front
 from distillkit.data import TensorData
 
 PRETRAIN = ["domain=image", "method=pretrain", "network.channels=8", "trainer.max_steps=1", "~vars.callbacks.finish"]

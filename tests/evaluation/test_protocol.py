@@ -10,8 +10,8 @@ import torch
 from dummy.parts import Places
 from helpers import trainer
 
-from distillkit.cli.lightning import products as student_verbs
 from distillkit.callbacks.finish import finish
+from distillkit.cli import products as student_verbs
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import VarianceExploding
 from distillkit.errors import UsageError

@@ -6,7 +6,7 @@ from helpers import CLASSES, wake
 from torch import nn
 
 from distillkit import checks
-from distillkit.cli.lightning import front
+from distillkit.cli import front
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import VarianceExploding
 from distillkit.losses.gan import r1_penalty

@@ -9,7 +9,7 @@ from helpers import PROCESSES, Line, f64, gaussian, sigma_points
 from torch import nn
 
 import distillkit.methods.mdt_dist as module
-from distillkit.cli.lightning import config
+from distillkit.cli import config
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.flow import flow_time, flow_velocity, noised
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving, expand

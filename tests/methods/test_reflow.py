@@ -8,7 +8,7 @@ from helpers import CLASSES, PROCESSES, Line, f64, fit, gaussian, neural, sigma_
 from helpers import Pairs as Plane
 from torch import nn
 
-from distillkit.cli.lightning import config
+from distillkit.cli import config
 from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.flow import flow_time

@@ -10,7 +10,7 @@ from torch import nn
 
 import distillkit.methods.dmd as dmd_module
 import distillkit.methods.sid as sid_module
-from distillkit.cli.lightning import front
+from distillkit.cli import front
 from distillkit.data import TensorData
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving

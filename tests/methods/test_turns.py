@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from distillkit import checks
-from distillkit.cli.lightning import front
+from distillkit.cli import front
 from distillkit.methods.base import Adam, Distiller
 from distillkit.methods.turns import Turns
 

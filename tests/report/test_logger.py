@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from distillkit.report.page import logger as logger_module
+from distillkit.report import logger as logger_module
 from distillkit.report.logger import MetricsLogger, read_metrics
 
 

@@ -14,9 +14,10 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from rich.console import Console
 
+from distillkit.report.card import write_card
 from distillkit.report.curves import axis, curve, smooth, thin
-from distillkit.report.quality import number, quality_table, shortfalls, strip, times, verdict
-from distillkit.report.page import evaluation_table, write_card, write_report
+from distillkit.report.page import write_report
+from distillkit.report.quality import evaluation_table, number, quality_table, shortfalls, strip, times, verdict
 
 EVALUATION = {
     "protocol": {"num_samples": 2000, "seed": 1234, "evaluator": {"features": "digits"}, "teacher": {"id": "digits-8"}},

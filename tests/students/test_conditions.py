@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distillkit import load_student, runs
-from distillkit.cli.lightning import front
+from distillkit.cli import front
 from distillkit.students.base import EXAMPLES
 from domains.protein.data import ProteinData, lengths
 from domains.threed.data import FeaturesData

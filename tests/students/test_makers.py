@@ -13,7 +13,7 @@ from torch import nn
 
 import distillkit.methods.dmd as dmd_module
 from distillkit import load_student, runs
-from distillkit.cli.lightning import front
+from distillkit.cli import front
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
 from distillkit.methods.base import Adam

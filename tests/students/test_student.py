@@ -11,7 +11,7 @@ from helpers import PROCESSES
 from torch import nn
 
 import distillkit
-from distillkit.cli.lightning import front
+from distillkit.cli import front
 from distillkit.diffusion.denoiser import Denoiser, check_facts
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
 from distillkit.files import save_weights

@@ -170,7 +170,7 @@ def test_a_published_model_is_distilled_on_text_of_its_tokeniser(tokenizer, tmp_
     from safetensors.torch import save_file
 
     from distillkit import load_student
-    from distillkit.cli.lightning import front
+    from distillkit.cli import front
     from distillkit.networks.ddit import DDiT
 
     model = tmp_path / "mdlm"

@@ -5,7 +5,7 @@ import torch
 from helpers import trainer
 from safetensors.torch import load_file
 
-from distillkit.cli.lightning import config
+from distillkit.cli import config
 from distillkit.errors import UsageError
 from domains.threed.teacher import WEIGHTS
 from tests.battery.conftest import METHODS, build

@@ -10,9 +10,9 @@ import torch
 from helpers import wake
 
 from distillkit import load_student
+from distillkit.cli.products import sample
 from distillkit.continuation import continued
 from distillkit.errors import UsageError
-from distillkit.cli.products import sample
 from domains.video import drift
 from tests.battery.conftest import build
 

@@ -5,7 +5,7 @@ import torch
 from helpers import trainer, wake
 
 from distillkit import load_student
-from distillkit.cli.lightning import config
+from distillkit.cli import config
 from distillkit.errors import UsageError
 from domains.video.teacher import WEIGHTS
 from tests.battery.conftest import METHODS, build

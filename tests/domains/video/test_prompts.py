@@ -13,7 +13,7 @@ import tiny_pipelines
 from helpers import trainer
 
 from distillkit import load_student, runs
-from distillkit.cli.lightning import config, front
+from distillkit.cli import config, front
 from distillkit.errors import UsageError
 from distillkit.files import read_yaml
 from domains.video.prompts import PromptEvaluator, Prompts

@@ -1,4 +1,4 @@
-"""Verbs that need no Trainer. Each takes its command line (without the verb) and returns an exit code (None is 0)."""
+"""`list`: domains, methods, and which go together."""
 
 import inspect
 import json
@@ -6,35 +6,11 @@ from collections.abc import Sequence
 from functools import cache
 
 from distillkit import capabilities
-from distillkit.cli.lightning import config, declarations
+from distillkit.cli import config, declarations
 from distillkit.errors import Arguments, UsageError, one_line
 
 
-def doctor(args: Sequence[str]) -> int:
-    from distillkit.cli.doctor import doctor
-
-    return doctor(args)
-
-
-def sample(args: Sequence[str]) -> int | None:
-    from distillkit.cli.products import sample
-
-    return sample(args)
-
-
-def evaluate(args: Sequence[str]) -> int | None:
-    from distillkit.cli.products import evaluate
-
-    return evaluate(args)
-
-
-def export(args: Sequence[str]) -> int | None:
-    from distillkit.cli.products import export
-
-    return export(args)
-
-
-def list(args: Sequence[str]) -> None:
+def show(args: Sequence[str]) -> None:
     """Domains, methods, and which go together."""
     parser = Arguments("python -m distillkit list", description="Show domains, methods, and which go together.")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -90,7 +66,7 @@ def compatibility(domain: str, method: str, places: tuple[str, ...] = ()) -> str
     except UsageError as error:
         return f"{method} does not compose with {domain}: {one_line(error)}"
     try:
-        return capabilities.gap(handed)
+        return capabilities.gap(handed, declarations.read)
     except Exception as error:
         return f"{method} in {domain} cannot be imported: {type(error).__name__}: {one_line(error)}"
 

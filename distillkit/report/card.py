@@ -1,0 +1,101 @@
+"""The model card of a student or a teacher, and what the report's page shares with it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from distillkit.files import write_text
+from distillkit.report.quality import quality_table, shortfalls, verdict
+
+_LICENSES = {"These weights": "", "The teacher": "teacher_", "The data": "data_"}
+
+
+def write_card(
+    folder: Path, kind: str, config: dict[str, Any], evaluation: dict[str, Any] | None, command: str | None
+) -> None:
+    """Write README.md, the model card, into a student or teacher folder.
+
+    Args:
+        folder: the folder of the weights; its samples.png is shown if it is there.
+        kind: "student" or "teacher".
+        config: student.yaml or teacher.yaml as a dict; `license` and `data_license` are quoted from it.
+        evaluation: evaluation.json as a dict.
+        command: the command that made the weights.
+    """
+    if kind not in ("student", "teacher"):
+        raise ValueError(f'kind must be "student" or "teacher", got {kind!r}.')
+    folder, evaluation = Path(folder), evaluation or {}
+    facts = facts_of({}, config, evaluation)
+    card = template("card.md.j2").render(
+        title=_title(kind, facts, config.get("num_steps")),
+        name=folder.resolve().name,
+        kind=kind,
+        facts=facts,
+        config=config,
+        evaluation=evaluation,
+        verdict=verdict(evaluation, config),
+        shortfalls=shortfalls(evaluation),
+        table=quality_table(evaluation),
+        protocol=evaluation.get("protocol", {}),
+        picture=(folder / "samples.png").is_file(),
+        licenses={of: either(config, f"{key}license", f"{key}licence") for of, key in _LICENSES.items()},
+        command=command,
+    )
+    write_text(folder / "README.md", card)
+
+
+def facts_of(config: dict[str, Any], student: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
+    """domain, method, teacher and version, from where they are known."""
+    model, data = config.get("model"), config.get("data")
+    teacher = evaluation.get("protocol", {}).get("teacher") or student.get("teacher")
+    if isinstance(teacher, dict):
+        teacher = teacher.get("id")
+    domain = re.match(r"domains\.(\w+)", path_of(data) or "")
+    return {
+        "domain": student.get("domain") or (domain[1] if domain else None),
+        "method": (path_of(model) or student.get("method") or "").rpartition(".")[2] or None,
+        "teacher": teacher or (path_of(arguments_of(model).get("teacher")) or "").rpartition(".")[2] or None,
+        "version": student.get("distillkit") or evaluation.get("protocol", {}).get("distillkit"),
+    }
+
+
+def _title(kind: str, facts: dict[str, Any], steps: Any) -> str:
+    """image-sid: one-step student of digits."""
+    run = "-".join(filter(None, (facts["domain"], (facts["method"] or "").lower())))
+    calls = {1: "one-step ", None: ""}.get(steps, f"{steps}-step ") if kind == "student" else ""
+    of = f" of {facts['teacher']}" if kind == "student" and facts["teacher"] else ""
+    return f"{run}: {calls}{kind}{of}" if run else f"{calls}{kind}{of}".capitalize()
+
+
+def path_of(node: Any) -> str | None:
+    """The class a config node builds."""
+    return node if isinstance(node, str) else either(node, "class_path", "_target_") if isinstance(node, dict) else None
+
+
+def arguments_of(node: Any) -> dict[str, Any]:
+    return (node.get("init_args", node) or {}) if isinstance(node, dict) else {}
+
+
+def either(config: dict[str, Any], *keys: str) -> Any:
+    return next((config[key] for key in keys if config.get(key)), None)
+
+
+def markdown(text: Any) -> str:
+    """Text in one line that Markdown shows as it stands: no HTML, link, picture, emphasis or end of a table's cell in it."""
+    line = re.sub(r"([\\`*_{}\[\]<>#!|~&@])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r":(?=\S)|(?<=\bwww)\.", r"\\\g<0>", line)  # addresses become links by themselves
+
+
+def template(name: str) -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"words": markdown, "code": lambda text: " ".join(str(text).replace("`", "'").split())}
+    return environment.get_template(name)
