@@ -1,10 +1,11 @@
 """How good the students are: every method at every number of steps through the command line, in one table.
 
-    python benchmarks/quality.py --out runs/quality [--methods sid dmd] [--num-steps 1 4] [--steps 4000] [WORD ...]
-    python benchmarks/quality.py --out runs/quality --dry
+    python benchmarks/quality.py --out runs/quality [--methods sid dmd] [--num-steps 1 4] [--steps
+    4000] [WORD ...] python benchmarks/quality.py --out runs/quality --dry
 
-Words (`experiment=NAME`, `data.batch_size=128` ...) go to every run as they are. Finished runs found in the folder are
-not repeated. What is printed is markdown; the same numbers with their protocol are in OUT/quality.json.
+Words (`experiment=NAME`, `data.batch_size=128` ...) go to every run as they are. Finished runs
+found in the folder are not repeated. What is printed is markdown; the same numbers with their
+protocol are in OUT/quality.json.
 """
 
 from __future__ import annotations

@@ -1,12 +1,16 @@
 """What learned samplers of tokens are worth: every sampler at equal network calls, with seeds and 95 % intervals.
 
-    python benchmarks/samplers.py --out runs/samplers [--world potts] [--noise uniform] [--calls 4 8 16] [--seeds 0 1 2]
+    python benchmarks/samplers.py --out runs/samplers [--world potts] [--noise uniform] [--calls 4 8
+    16] [--seeds 0 1 2]
 
-`potts`: KL(world | sampler) in nats, exact, without sampling. `countdown`: the share of neighbours that break the rule, and of
-zeros. `text`: the embedded teacher's samples, see `domains.discrete.evaluation.TextEvaluator`. LSD and LSD+ are trained as
-`fit` trains them, with its guard. A seed is that of the training and of the samples. What is printed is markdown, after every
-seed: the metrics, how many calls the best plain sampler needs for the quality of the learned ones, and how long their fit took.
-OUT/samplers.json has all values, OUT/METRIC.png the curves.
+`potts`: KL(world | sampler) in nats, exact, without sampling. `countdown`: the share of neighbours
+    that break the rule, and of
+zeros. `text`: the embedded teacher's samples, see `domains.discrete.evaluation.TextEvaluator`. LSD
+    and LSD+ are trained as
+`fit` trains them, with its guard. A seed is that of the training and of the samples. What is
+printed is markdown, after every seed: the metrics, how many calls the best plain sampler needs for
+the quality of the learned ones, and how long their fit took. OUT/samplers.json has all values,
+OUT/METRIC.png the curves.
 """
 
 from __future__ import annotations
@@ -171,7 +175,8 @@ def means(found: list[dict[str, Any]], metric: str) -> dict[str, dict[int, float
 def equal_quality(calls: list[int], found: list[dict[str, Any]], metric: str) -> str:
     """How many calls the best of the plain samplers on even times needs to be as good as a learned one (lower is better).
 
-    Log-log interpolation of the means over the seeds; outside what was measured only a bound is known.
+    Log-log interpolation of the means over the seeds; outside what was measured only a bound is
+    known.
     """
     mean = means(found, metric)
     best = [min(mean[name.replace("_", "-")][num] for name in PLAIN) for num in calls]

@@ -1,13 +1,17 @@
 """What a training step costs beside the network passes that its algorithm cannot do without.
 
-    python benchmarks/step_time.py [--methods sid dmd] [--batch 32] [--channels 64] [--size 16] [--where]
+    python benchmarks/step_time.py [--methods sid dmd] [--batch 32] [--channels 64] [--size 16]
+    [--where]
 
-The step is the real one: Lightning's Trainer around the method, from the end of one step to the end of the next, so
-fetching the batch, hooks, logging, clipping and the student's average are in it. The bare step is the same passes of
-the same networks on the same batch written by hand, with a fused AdamW step. The two alternate in one process, and a
-ratio is the median over pairs of neighbours: whatever else the machine does falls on both.
+The step is the real one: Lightning's Trainer around the method, from the end of one step to the end
+    of the next, so
+fetching the batch, hooks, logging, clipping and the student's average are in it. The bare step is
+the same passes of the same networks on the same batch written by hand, with a fused AdamW step. The
+two alternate in one process, and a ratio is the median over pairs of neighbours: whatever else the
+machine does falls on both.
 
-One F is one forward pass of the network on the batch; a backward to the input costs another F, a full backward two.
+One F is one forward pass of the network on the batch; a backward to the input costs another F, a
+full backward two.
 """
 
 from __future__ import annotations
@@ -42,7 +46,8 @@ CLASSES = {"label": 10}
 WARMUP = 2  # cycles that are not counted
 METHODS = Path(__file__).parents[1] / "conf" / "method"
 
-# The passes of each role, in order: (network, how it is run). The first makes the samples, the others judge them.
+# The passes of each role, in order: (network, how it is run). The first makes the samples, the
+# others judge them.
 COST = {"forward": 1, "input gradient": 2, "train": 3}  # in F
 PASSES = {
     "DMD": {

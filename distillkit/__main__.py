@@ -3,7 +3,8 @@
 import os
 import sys
 
-# `python -m` looks for modules in the current folder first; one that holds a student or a teacher may be a stranger's
+# `python -m` looks for modules in the current folder first; one that holds a student or a teacher
+# may be a stranger's
 HELD = ("student.yaml", "teacher.yaml", "student/student.yaml", "teacher/teacher.yaml")
 if not sys.flags.safe_path and sys.path[0] in ("", os.getcwd()) and any(map(os.path.exists, HELD)):
     del sys.path[0]

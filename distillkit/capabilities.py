@@ -1,8 +1,9 @@
 """What methods need and what teachers and data give, asked of the composed configuration before anything is built.
 
-A consumer (a method, a maker) says what it `requires`; where its arguments matter, a classmethod `needs(arguments)` says it.
-A provider (a teacher, data, a network) says what it `provides`; where its arguments matter, a classmethod `offers(arguments)`
-says it, and it may only add to `provides`. All four are sets of these words:
+A consumer (a method, a maker) says what it `requires`; where its arguments matter, a classmethod
+`needs(arguments)` says it. A provider (a teacher, data, a network) says what it `provides`; where
+its arguments matter, a classmethod `offers(arguments)` says it, and it may only add to `provides`.
+All four are sets of these words:
 
 - `denoiser`: the teacher is a denoiser of a Gaussian process.
 - `log_probs`: the teacher is a discrete diffusion model.
@@ -24,7 +25,8 @@ def lacking(handed: Mapping[str, Any], find: Callable[[str], type] | None = None
     """What a composed configuration lacks, in one sentence; None if it lacks nothing.
 
     Args:
-        handed: `model` and `data` as `config.hand_over` gives them, `{class_path, init_args}` at every depth.
+        handed: `model` and `data` as `config.hand_over` gives them, `{class_path, init_args}` at
+            every depth.
         find: from a class path to its class; None imports it.
     """
     return (gap := _gap(handed, find or imported)) and f"{gap}; {WHERE}"

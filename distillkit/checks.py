@@ -1,7 +1,8 @@
 """Numbers that train, each checked where it comes in: no run goes wrong in silence or breaks late because of one.
 
-Every function takes numbers by the names under which people give them, such as `positive(lr=lr)`; in place of a number there
-may be a list or a dict of them. None is no number: whoever means something by it asks first.
+Every function takes numbers by the names under which people give them, such as `positive(lr=lr)`;
+in place of a number there may be a list or a dict of them. None is no number: whoever means
+something by it asks first.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def trainer(flags: Any) -> None:
     """Refuse what trains wrongly, breaks late or never ends.
 
     Args:
-        flags: a Trainer, or what one is made of: its arguments as attributes. One that is not there is Lightning's default.
+        flags: a Trainer, or what one is made of: its arguments as attributes. One that is not there
+            is Lightning's default.
     """
 
     def given(*names: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from distillkit.diffusion.denoiser import Cond
 def following(cond: Cond, x_0: Tensor) -> Cond:
     """The condition of what comes after x_0 [B, C, T, ...], made for `cond`: its last frames are the first ones now.
 
-    As many as `cond["first"]` [B, C, given, ...] has; they are cut to [-1, 1], and no gradient flows through them.
+    As many as `cond["first"]` [B, C, given, ...] has; they are cut to [-1, 1], and no gradient
+    flows through them.
     """
     given = cond["first"].shape[2]
     return {**cond, "first": x_0[:, :, -given:].detach().clamp(-1, 1)}

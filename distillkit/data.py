@@ -40,16 +40,18 @@ class TensorData:
 class StepLoader:
     """Batches by number. Batch `n` of epoch `e` is a slice of a permutation seeded by (seed, e).
 
-    With several processes, process `rank` takes every `world`-th batch, so two processes see in one step what one
-    process sees in two accumulated micro-batches. Sized and stateful: Lightning stores its position in the checkpoint.
+    With several processes, process `rank` takes every `world`-th batch, so two processes see in one
+    step what one process sees in two accumulated micro-batches. Sized and stateful: Lightning
+    stores its position in the checkpoint.
 
     Args:
-        dataset: anything with `len` and `[LongTensor] -> batch`; where it has `lengths` [len], samples of one batch are of
-            similar length.
+        dataset: anything with `len` and `[LongTensor] -> batch`; where it has `lengths` [len],
+            samples of one batch are of similar length.
         batch_size: samples of one batch.
         seed: of the permutations.
         rank, world: this process among all.
-        window: micro-batches of one optimiser step; an epoch holds whole steps only, for Lightning would end the last early.
+        window: micro-batches of one optimiser step; an epoch holds whole steps only, for Lightning
+            would end the last early.
         shuffle: false keeps the order of the data.
     """
 
@@ -99,7 +101,8 @@ class StepLoader:
 def alike(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator, stretch: int = 16) -> Tensor:
     """`order` so that each batch holds samples of similar length; which samples these are, and when they come, is random.
 
-    Every `stretch` batches are sorted by length, then the batches are shuffled. The last samples, fewer than a batch, stay.
+    Every `stretch` batches are sorted by length, then the batches are shuffled. The last samples,
+    fewer than a batch, stay.
     """
     order = torch.cat([part[lengths[part].argsort(stable=True)] for part in order.split(stretch * batch_size)])
     whole = len(order) // batch_size * batch_size
@@ -164,7 +167,8 @@ class DistillData(Recorded, LightningDataModule):
     def media(self) -> Any:
         """Something with `picture(samples, cond)` and `compare(rows, cond)`, both giving a PIL image.
 
-        Optional: `save(samples, cond, folder)` writes files of the domain's own formats and returns their paths.
+        Optional: `save(samples, cond, folder)` writes files of the domain's own formats and returns
+            their paths.
         """
 
     def setup(self, stage: str | None = None) -> None:
@@ -190,7 +194,8 @@ class DistillData(Recorded, LightningDataModule):
     def conditions(self, num: int) -> Batch:
         """What samples are asked for in evaluation and pictures: classes in turn, or with a context held-out samples'.
 
-        Of the classes those that held-out data have, for there is nothing to measure the others by, see `left_out`.
+        Of the classes those that held-out data have, for there is nothing to measure the others by,
+        see `left_out`.
         """
         self.setup()
         if not self.context:

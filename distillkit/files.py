@@ -57,8 +57,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
-        ValueError: the file is missing, truncated or not safetensors (a pickle, for example, is never opened), or holds NaN
-            or infinity.
+        ValueError: the file is missing, truncated or not safetensors (a pickle, for example, is
+            never opened), or holds NaN or infinity.
     """
     import torch
 
@@ -161,7 +161,8 @@ def read_yaml(path: str | Path) -> dict:
     """A yaml file with a mapping at its top (safe loader).
 
     Raises:
-        ValueError: the file is missing, no yaml, no mapping, or larger or deeper than any that distillkit writes.
+        ValueError: the file is missing, no yaml, no mapping, or larger or deeper than any that
+            distillkit writes.
     """
     import yaml
 
@@ -221,7 +222,8 @@ def read_npz(path: str | Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     """Those of the arrays `keys` that an .npz file holds.
 
     Raises:
-        ValueError: the file is not a whole .npz file, or these are no plain arrays (pickled objects are never opened).
+        ValueError: the file is not a whole .npz file, or these are no plain arrays (pickled objects
+            are never opened).
     """
     import numpy as np
 

@@ -31,14 +31,15 @@ COND = "cond."  # how the names of conditions begin in a shard
 class Pairs:
     """`num` pairs (noise, sample, condition): `make` them where a run begins, then draw from them as often as you like.
 
-    Pair i is made for the conditions of training sample `i mod len(data)`, shard after shard of 4096 pairs. Shard k starts from
-    `teacher.noise(..., shard_seed(seed, k))`. So pairs are a function of teacher, solver, steps, kappa, seed, number and
-    conditions, and a resumed run has the same. Of a teacher of tokens there is no noise, and samples are its clean ones.
+    Pair i is made for the conditions of training sample `i mod len(data)`, shard after shard of
+    4096 pairs. Shard k starts from `teacher.noise(..., shard_seed(seed, k))`. So pairs are a
+    function of teacher, solver, steps, kappa, seed, number and conditions, and a resumed run has
+    the same. Of a teacher of tokens there is no noise, and samples are its clean ones.
 
-    In memory every process makes all pairs. On disk the first process writes those that are missing to
-    `path/pairs-00000.safetensors` and so on, and all processes map the files: memory does not grow with their number. A folder
-    that holds more pairs serves the first `num`. In one that holds fewer, full shards stay and a last one that is not is made
-    anew.
+    In memory every process makes all pairs. On disk the first process writes those that are missing
+    to `path/pairs-00000.safetensors` and so on, and all processes map the files: memory does not
+    grow with their number. A folder that holds more pairs serves the first `num`. In one that holds
+    fewer, full shards stay and a last one that is not is made anew.
 
     Args:
         teacher: the frozen teacher.
@@ -48,7 +49,8 @@ class Pairs:
         solver, steps: of the teacher; None means its best, of tokens its clean samples.
 
     Attributes:
-        shards: name to tensor for each shard, on the CPU: `noise`, `sample` and `cond.NAME`, a row per pair.
+        shards: name to tensor for each shard, on the CPU: `noise`, `sample` and `cond.NAME`, a row
+            per pair.
     """
 
     def __init__(
@@ -101,11 +103,12 @@ class Pairs:
         """The pairs `rows` [B], integers from 0 to num - 1, and nothing else: `(noise, sample, condition)`.
 
         Args:
-            device: of what comes; None means that of the rows. Rows on another device than the CPU are waited for.
+            device: of what comes; None means that of the rows. Rows on another device than the CPU
+                are waited for.
 
         Returns:
-            noise, sample: [B, *event_shape], in the space in which the teacher diffuses; sets are padded to the longest of all
-                shards. Noise is None for tokens.
+            noise, sample: [B, *event_shape], in the space in which the teacher diffuses; sets are
+                padded to the longest of all shards. Noise is None for tokens.
             condition: name to [B, ...].
         """
         device, rows = torch.device(device or rows.device), rows.cpu()

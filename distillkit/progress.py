@@ -82,8 +82,8 @@ class Activity:
 def progress(what: str, total: int | None = None) -> Iterator[Activity]:
     """While something goes on: `with progress("evaluating", 5) as activity`, and `activity.advance()` after each unit.
 
-    One inside another is shown with it. In a terminal they are bars that go away when all is done; elsewhere lines, the first
-    after 3 seconds, the next every 15, and how long it took at the end.
+    One inside another is shown with it. In a terminal they are bars that go away when all is done;
+    elsewhere lines, the first after 3 seconds, the next every 15, and how long it took at the end.
     """
     with _going(what, total) as activity:
         if len(_doing) == 1 and open_screen(transient=True):

@@ -39,7 +39,8 @@ def surroundings() -> None:
     """Make Lightning see one process where only one was started, whatever a queue or a parent shell left behind.
 
     Raises:
-        UsageError: variables that Lightning reads are not numbers, or speak of other processes that are not there.
+        UsageError: variables that Lightning reads are not numbers, or speak of other processes that
+            are not there.
     """
     for name in (*RANKS, "WORLD_SIZE", "SLURM_NTASKS"):
         if not os.environ.get(name, "0").strip().isdecimal():
@@ -107,7 +108,8 @@ def check_checkpoint(path: str | Path) -> None:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint; None if it is whole.
 
-    torch writes a zip archive, in which every record has a checksum that torch itself does not compare.
+    torch writes a zip archive, in which every record has a checksum that torch itself does not
+    compare.
     """
     if not path.stat().st_size:
         return "is empty"
@@ -145,8 +147,8 @@ def claim(out: str | None, name: str, checkpoint: str | None = None, again: bool
 
     Args:
         again: `out` may hold a run that died before its first checkpoint.
-        alone: the folder is locked until `release`, against a second run that would write the same files; a process that
-            died holds no lock.
+        alone: the folder is locked until `release`, against a second run that would write the same
+            files; a process that died holds no lock.
     """
     if rank() > 0 and OUT in os.environ:
         return Path(os.environ[OUT])

@@ -26,8 +26,8 @@ NAMED = 10  # files in a sentence, at most
 class Source:
     """The files of a folder and its sub-folders that are data, in the order of their names.
 
-    Hidden files and folders (whose names begin with a dot, and `HIDDEN`) are none. Links are followed, but every file
-    counts once, under its own name before that of a link to it.
+    Hidden files and folders (whose names begin with a dot, and `HIDDEN`) are none. Links are
+    followed, but every file counts once, under its own name before that of a link to it.
 
     Args:
         path: the folder; `~` is understood.
@@ -93,8 +93,8 @@ class Source:
     def facts(self, look: Callable[[Path], dict[str, Any]], workers: int) -> dict[Path, dict[str, Any]]:
         """What `look` says of every file, a mapping of plain values.
 
-        The folder keeps it (`.distillkit-images.json`, where the noun is image), if it may be written to; only files that are
-        new or have changed are looked at again.
+        The folder keeps it (`.distillkit-images.json`, where the noun is image), if it may be
+        written to; only files that are new or have changed are looked at again.
 
         Args:
             look: does not raise.
@@ -155,7 +155,8 @@ class Source:
     def classes(self, files: Sequence[Path]) -> tuple[list[str], list[int] | None]:
         """The names of the classes, which are the first-level folders that hold one of `files`, and each file's number.
 
-        Folders that hold none are named in a warning. Files lying flat have no classes: [] and None.
+        Folders that hold none are named in a warning. Files lying flat have no classes: [] and
+            None.
 
         Raises:
             ValueError: some lie flat and others do not.
@@ -181,8 +182,8 @@ class Source:
 def first_whole(row: int, total: int, read: Callable[[int], T]) -> tuple[int, T]:
     """The first of `row`, `row + 1` and so on (after the last comes 0) that can be read, and what was read.
 
-    So a file that breaks while a run goes on costs no more than itself, and which one stands in for it does not depend on
-    when that is. Why those before it cannot be read is said in a warning.
+    So a file that breaks while a run goes on costs no more than itself, and which one stands in for
+    it does not depend on when that is. Why those before it cannot be read is said in a warning.
 
     Args:
         row: in 0 .. total - 1.

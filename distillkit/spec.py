@@ -1,6 +1,7 @@
 """Objects that remember how they were made, so that a folder on disk can say it and a later process can repeat it.
 
-A folder may come from a stranger. What it describes is checked as a whole before anything of it is imported, read or made.
+A folder may come from a stranger. What it describes is checked as a whole before anything of it is
+imported, read or made.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Recorded:
     """Mixin: keeps the constructor's arguments, for `to_spec`.
 
     Attributes:
-        retired: arguments that it had once and that say nothing any more; in older folders they are passed over.
+        retired: arguments that it had once and that say nothing any more; in older folders they are
+            passed over.
     """
 
     retired: tuple[str, ...] = ()
@@ -84,14 +86,16 @@ def from_spec(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None, 
 
     Args:
         spec: the description, plain data.
-        trust: what the caller allows it: packages, besides `TRUSTED`, whose classes it may name; and paths outside of its
-            folder, or repositories of a hub, that it may read. What has a `/`, or begins with `.` or `~`, is a path.
+        trust: what the caller allows it: packages, besides `TRUSTED`, whose classes it may name;
+            and paths outside of its folder, or repositories of a hub, that it may read. What has a
+            `/`, or begins with `.` or `~`, is a path.
         home: the folder it stands in.
-        weights: the safetensors file of the object: what is made must be about as large as what this holds, and without it
-            about as large as what it reads.
+        weights: the safetensors file of the object: what is made must be about as large as what
+            this holds, and without it about as large as what it reads.
 
     Raises:
-        ValueError: for a class from elsewhere, a value of the wrong kind or without bounds, an object that cannot be made.
+        ValueError: for a class from elsewhere, a value of the wrong kind or without bounds, an
+            object that cannot be made.
         Outside: for a path outside of `home` that is not in `trust`.
     """
     read = check(spec, trust, home)
@@ -351,8 +355,8 @@ def fits(value: Any, hint: Any) -> bool:
 class Bounded(TorchDispatchMode):
     """While it lasts, only so many numbers are made: enough for what a folder brings, none for what it merely claims.
 
-    Every tensor counts for 256 numbers or more, so that a claimed million of small layers ends early too. What is made from
-    nothing is counted before there is memory for it.
+    Every tensor counts for 256 numbers or more, so that a claimed million of small layers ends
+    early too. What is made from nothing is counted before there is memory for it.
 
     Args:
         room: how many numbers.

@@ -175,9 +175,7 @@ def test_a_recipe_may_choose_groups(tmp_path, recipe):
 
 
 def test_list_needs_no_torch():
-    code = (
-        "import sys; from distillkit import front; front.main(['list']); print('torch' in sys.modules, file=sys.stderr)"
-    )
+    code = "import sys; from distillkit.cli import front; front.main(['list']); print('torch' in sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stderr.strip() == "False"
 

@@ -61,7 +61,8 @@ def test_links_are_followed_and_every_file_counts_once(tmp_path):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).symlink_to(goal)
     found = source(root)
-    # links in the order of their names, those of the first level before: class c is the folder, and has it
+    # links in the order of their names, those of the first level before: class c is the folder, and
+    # has it
     assert names(found) == ["b/own.png", "c/1.png", "c/2.png"]
     faults = {found.name(path): why for path, why in found.faults.items()}
     twice = dict.fromkeys(("a/again.png", "a/outer", "b/loop", "d/1.png"), "is a link to what is there already")

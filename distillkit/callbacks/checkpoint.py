@@ -26,8 +26,8 @@ NEEDED = ("state_dict", "optimizer_states", "loops", "epoch", "global_step", "py
 class CheckpointFiles(TorchCheckpointIO):
     """Checkpoints as files that are whole: written beside the old one, forced to the disk, then exchanged for it.
 
-    Of last.ckpt the old file stays, as previous.ckpt. What is read must be whole (every record has a checksum) and is never
-    unpickled.
+    Of last.ckpt the old file stays, as previous.ckpt. What is read must be whole (every record has
+    a checksum) and is never unpickled.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -79,8 +79,8 @@ def keep_previous(path: Path) -> None:
 class Checkpoint(CheckpointBase):
     """Keeps RUN/checkpoints/last.ckpt up to date, with the one before as previous.ckpt.
 
-    Ctrl-C, SIGTERM and SIGHUP finish the current step, save, and say how to go on; a second signal stops at once. A signal
-    that is ignored when the run starts (nohup) stays ignored.
+    Ctrl-C, SIGTERM and SIGHUP finish the current step, save, and say how to go on; a second signal
+    stops at once. A signal that is ignored when the run starts (nohup) stays ignored.
 
     Args:
         every: optimiser steps between saves.

@@ -23,7 +23,8 @@ class Finish(Callback):
     Args:
         num_samples: samples of every model in the evaluation; 0 leaves the evaluation out.
         seed: of the evaluation's noise; training never uses it.
-        pictures: false leaves out the samples that are shown, for models that are too slow on a CPU.
+        pictures: false leaves out the samples that are shown, for models that are too slow on a
+            CPU.
     """
 
     def __init__(self, num_samples: int = 1000, seed: int = 1234, pictures: bool = True):

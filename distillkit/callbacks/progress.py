@@ -20,9 +20,9 @@ MEMORY = 5.0  # seconds after which a loss has lost 63 % of its weight in the sm
 class Progress(ProgressBar):
     """Show the step, the smoothed loss of each role, steps per second, time gone and time left.
 
-    In a terminal it is one bar over the whole run; new validation numbers are printed above it. Elsewhere (a pipe, a
-    job's log) it is a plain line after every tenth of the run, and every 15 seconds in between (2 % of the time gone,
-    once that is more).
+    In a terminal it is one bar over the whole run; new validation numbers are printed above it.
+    Elsewhere (a pipe, a job's log) it is a plain line after every tenth of the run, and every 15
+    seconds in between (2 % of the time gone, once that is more).
 
     Args:
         plain: print lines in a terminal too.

@@ -1,6 +1,7 @@
 """Hydra's side of the command line: where configurations live, how words change them, how Lightning gets them.
 
-Listing the groups needs the standard library only, composing needs Hydra: nothing is imported before that.
+Listing the groups needs the standard library only, composing needs Hydra: nothing is imported
+    before that.
 """
 
 import json
@@ -27,9 +28,10 @@ MOVED = {"distillkit.logger.MetricsLogger": "distillkit.report.logger.MetricsLog
 def conf_dirs(words: Sequence[str] = ()) -> list[Path]:
     """Our own conf (in a wheel inside the package, else at the top of the checkout), then those of others.
 
-    An installed package names its folder in the entry-point group `distillkit.conf`, for example in its pyproject.toml
-    `[project.entry-points."distillkit.conf"]` with `mine = "my_package.conf"`. Any other folder is reached with
-    `hydra.searchpath=[file:///path/to/conf]` or `hydra.searchpath=[pkg://package.conf]`.
+    An installed package names its folder in the entry-point group `distillkit.conf`, for example in
+    its pyproject.toml `[project.entry-points."distillkit.conf"]` with `mine = "my_package.conf"`.
+    Any other folder is reached with `hydra.searchpath=[file:///path/to/conf]` or
+    `hydra.searchpath=[pkg://package.conf]`.
     """
     here = Path(__file__).resolve().parents[1]
     found = [here / "conf" if (here / "conf").is_dir() else here.parent / "conf"]
@@ -126,7 +128,8 @@ def on_disk(value: str) -> str | None:
 def as_it_stands(word: str, known: dict[str, list[str]]) -> str:
     """`a.b=PATH` with the path quoted, whatever is in it; `a.b=PATH,PATH` with each of them, for a sweep.
 
-    A number is a path only under a key that asks for one: a folder called 4 does not change trainer.max_steps=4.
+    A number is a path only under a key that asks for one: a folder called 4 does not change
+        trainer.max_steps=4.
     """
     key, equals, value = word.partition("=")
     if not equals or key.lstrip("+") in known or word.startswith("~") or re.search("[/@]|^hydra[.]", key):
@@ -221,8 +224,9 @@ def _compose(changes: Sequence[str]) -> tuple[Any, dict[str, str]]:
 def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
     """The composed configuration of a domain and a method, as `compose` gives it; of many pairs each domain is composed once.
 
-    The files of the method and of the pair's recipe come after everything else, so they are merged into the domain's
-    configuration, with the files that they build on. What chooses groups in another way is left to Hydra.
+    The files of the method and of the pair's recipe come after everything else, so they are merged
+    into the domain's configuration, with the files that they build on. What chooses groups in
+    another way is left to Hydra.
 
     Args:
         words: with further configuration folders.

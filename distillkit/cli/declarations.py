@@ -1,6 +1,7 @@
 """What classes declare about themselves, read from their source.
 
-The module of a method or a teacher imports torch and Lightning, which takes seconds. What it declares does not need them: a
+The module of a method or a teacher imports torch and Lightning, which takes seconds. What it
+    declares does not need them: a
 docstring, the sets `requires` and `provides`, and the classmethods `needs` and `offers`.
 """
 
@@ -25,7 +26,8 @@ def read(path: str) -> type:
     """A class with the name, the docstring, the declarations and the declaring bases of the class at `path`.
 
     Raises:
-        Exception: of any kind, where the source does not tell; the class itself has to be imported then.
+        Exception: of any kind, where the source does not tell; the class itself has to be imported
+            then.
     """
     module, _, name = path.rpartition(".")
     classes, origins, space = _module(module)

@@ -1,6 +1,7 @@
 """The front door: words without dashes compose with Hydra, flags with dashes go to LightningCLI.
 
-Help needs the standard library, `--show` needs Hydra, a run needs the rest: nothing is imported before it is needed.
+Help needs the standard library, `--show` needs Hydra, a run needs the rest: nothing is imported
+before it is needed.
 """
 
 import os

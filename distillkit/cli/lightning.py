@@ -71,7 +71,8 @@ def quiet() -> None:
 class Start(Callback):
     """Writes RUN/config.yaml at the last moment before the first batch.
 
-    What is refused before that is wrong usage and leaves nothing behind; what breaks after it is a failure.
+    What is refused before that is wrong usage and leaves nothing behind; what breaks after it is a
+    failure.
     """
 
     def __init__(self, folder: Path, text: str):
@@ -199,7 +200,8 @@ class CLI(LightningCLI):
             checks.ends(config.trainer)
         elif config.trainer[limit := f"limit_{'val' if self.verb == 'validate' else self.verb}_batches"] == 0:
             raise UsageError(f"trainer.{limit}=0 leaves nothing to measure: give at least 1")
-        # what is saved knows neither where the run was kept nor what it continued: it can be run again elsewhere
+        # what is saved knows neither where the run was kept nor what it continued: it can be run
+        # again elsewhere
         self._dump_config()
         if lacking := capabilities.lacking(self.config_dump):
             raise UsageError(lacking)

@@ -43,7 +43,8 @@ class Job:
 class Sweep:
     """The jobs of one sweep, one after the other.
 
-    A signal is handed to the job that runs, once for each time it came: jobs are in a session of their own, out of reach
+    A signal is handed to the job that runs, once for each time it came: jobs are in a session of
+        their own, out of reach
     of the terminal's Ctrl-C. No further job is started after it.
 
     Args:

@@ -71,17 +71,21 @@ def x0_from_velocity(x_t: Tensor, u: Tensor, alpha: Tensor, sigma: Tensor, d_alp
 class Denoiser(Recorded, nn.Module):
     """A network, the process it was trained on and what it predicts, read as `x_0`.
 
-    Samples may be sets of different sizes, padded: then `cond["mask"]`, bool [B, *positions], is true where there is
+    Samples may be sets of different sizes, padded: then `cond["mask"]`, bool [B, *positions], is
+        true where there is
     something. Padding enters the network as zero and leaves the denoiser as zero.
 
-    A network whose attribute `centred` is true works on sets of points [B, N, C] with mean zero: what is denoised loses its
-    mean over the points (it is noise alone) before it enters, and the denoiser's answer has none.
+    A network whose attribute `centred` is true works on sets of points [B, N, C] with mean zero:
+    what is denoised loses its mean over the points (it is noise alone) before it enters, and the
+    denoiser's answer has none.
 
     Args:
-        network: `network(x, time, cond) -> tensor like x`; `x` is scaled to order one, `time` is `process.network_time(t)`.
+        network: `network(x, time, cond) -> tensor like x`; `x` is scaled to order one, `time` is
+            `process.network_time(t)`.
         process: the noising process.
-        prediction: `x0`, `eps`, `v` (variance preserving only), `flow` (`alpha' x_0 + sigma' eps`) or `edm`
-            (preconditioned, EDM eq. 7; works on every process through the ratio sigma / alpha).
+        prediction: `x0`, `eps`, `v` (variance preserving only), `flow` (`alpha' x_0 + sigma' eps`)
+            or `edm` (preconditioned, EDM eq. 7; works on every process through the ratio sigma /
+            alpha).
         sigma_data: standard deviation of the data, used by `edm`.
         told: further conditions of the network, `{name: arguments of tell}`.
     """
@@ -126,16 +130,20 @@ class Denoiser(Recorded, nn.Module):
     ) -> None:
         """Tell the network a further condition `cond[name]`, which every call then needs.
 
-        Its weights are part of the network and begin as zero, so that outputs are the same bit for bit until it is trained.
+        Its weights are part of the network and begin as zero, so that outputs are the same bit for
+        bit until it is trained.
 
         Args:
             name: an identifier that no condition of the network has yet.
-            categories: their number; `cond[name]` is int64 [B], from 0 (which step of a student is judged).
-            range: the smallest and the largest value of a number; `cond[name]` is float [B] (kappa, the end of a jump).
+            categories: their number; `cond[name]` is int64 [B], from 0 (which step of a student is
+                judged).
+            range: the smallest and the largest value of a number; `cond[name]` is float [B] (kappa,
+                the end of a jump).
             size: elements of a vector of order one; `cond[name]` is float [B, size] (a camera).
 
         Raises:
-            ValueError: no kind or several, a name that is taken, a size or a range without sense, a network that cannot be told.
+            ValueError: no kind or several, a name that is taken, a size or a range without sense, a
+                network that cannot be told.
         """
         if not self.tellable:
             raise ValueError(
@@ -183,10 +191,12 @@ class Denoiser(Recorded, nn.Module):
 
         Args:
             x_t, t, cond: as for the denoiser itself.
-            layers: indices from 0 of the network's blocks, of which it has as many as `feature_widths`.
+            layers: indices from 0 of the network's blocks, of which it has as many as
+                `feature_widths`.
 
         Returns:
-            The features in the middle, [B, C, *positions]; with `layers` a list of those after each of these blocks.
+            The features in the middle, [B, C, *positions]; with `layers` a list of those after each
+            of these blocks.
 
         Raises:
             ValueError: the network has no such blocks.
@@ -226,7 +236,8 @@ class Denoiser(Recorded, nn.Module):
     def loss_weight(self, t: Tensor) -> Tensor:
         """Weight of a squared x_0 error that makes the network's own regression target have unit weight, [B].
 
-        edm: `1/ratio^2 + 1/sigma_data^2`; eps: `1/ratio^2`; v: `1 + 1/ratio^2`; flow: `(alpha sigma'/sigma - alpha')^2`.
+        edm: `1/ratio^2 + 1/sigma_data^2`; eps: `1/ratio^2`; v: `1 + 1/ratio^2`; flow: `(alpha
+            sigma'/sigma - alpha')^2`.
         """
         ratio = self.process.ratio(t)
         if self.prediction == "edm":

@@ -1,8 +1,9 @@
 """Flow coordinates, which every Gaussian process has, and derivatives along its probability-flow ODE.
 
-`x = x_t / (alpha + sigma)` and `tau = sigma / (alpha + sigma)` turn a noised sample into `x = (1 - tau) x_0 + tau eps`, tau in
-[0, 1]. There the ODE of a denoiser D has the velocity `v = (x - D) / tau`; a student that jumps to data in one call has in the
-same place the average velocity `phi = (x - D_student) / tau` of its jump.
+`x = x_t / (alpha + sigma)` and `tau = sigma / (alpha + sigma)` turn a noised sample into `x = (1 -
+tau) x_0 + tau eps`, tau in [0, 1]. There the ODE of a denoiser D has the velocity `v = (x - D) /
+tau`; a student that jumps to data in one call has in the same place the average velocity `phi = (x
+- D_student) / tau` of its jump.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def difference_quotient(student: Velocity, x: Tensor, tau: Tensor, phi: Tensor, 
 def forward_derivative(student: Velocity, x: Tensor, tau: Tensor, v: Tensor) -> Tensor:
     """`dphi/dtau = d_tau phi + (grad_x phi) v` exactly, in one forward-mode pass, [B, ...].
 
-    Fused attention kernels have no forward-mode rule, so attention runs by PyTorch's plain mathematics.
+    Fused attention kernels have no forward-mode rule, so attention runs by PyTorch's plain
+    mathematics.
     """
     with sdpa_kernel(SDPBackend.MATH):
         return torch.func.jvp(student, (x, tau), (v, torch.ones_like(tau)))[1]

@@ -1,6 +1,7 @@
 """Guidance in one convention: `D_0 + kappa (D_c - D_0)`; kappa = 1 is none, 0 unconditional, negative repels.
 
-Published scales convert as: diffusers / DMD2 / SD `guidance_scale = kappa`; Self-Forcing and other `w` forms `kappa = 1 + w`.
+Published scales convert as: diffusers / DMD2 / SD `guidance_scale = kappa`; Self-Forcing and other
+    `w` forms `kappa = 1 + w`.
 Guidance is linear, so guiding x_0 equals guiding eps, v or the score at the same (x_t, t).
 """
 
@@ -16,8 +17,9 @@ from distillkit.diffusion.process import expand
 def guided(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Cond, null: Cond, kappa: float | Tensor = 1.0) -> Tensor:
     """The guided denoised sample, with conditional and unconditional passes in one batch (arXiv 2207.12598).
 
-    kappa is one number, or a tensor [B] with one for each sample. The number 1 calls the network once with `cond`, the number
-    0 once with `null`, bit for bit what an unguided call gives; a tensor is not looked at and always takes both passes.
+    kappa is one number, or a tensor [B] with one for each sample. The number 1 calls the network
+    once with `cond`, the number 0 once with `null`, bit for bit what an unguided call gives; a
+    tensor is not looked at and always takes both passes.
     """
     number = not isinstance(kappa, Tensor)
     if not cond or (number and kappa == 1):

@@ -1,6 +1,7 @@
 """Samplers with a few learned numbers: times, and the coefficients of a deterministic solver.
 
-In the spirit of Bespoke solvers (arXiv 2310.19075), LD3 (arXiv 2405.15506) and S4S (arXiv 2502.17423): the network stays
+In the spirit of Bespoke solvers (arXiv 2310.19075), LD3 (arXiv 2405.15506) and S4S (arXiv
+    2502.17423): the network stays
 the teacher's, the numbers are fitted to the ends of its trajectories.
 """
 
@@ -53,7 +54,8 @@ class LearnedTimes(nn.Module):
 class LearnedSolver(Recorded, nn.Module):
     """A multistep solver: the step from t_k is DDIM's, with `sum_j c_kj x_0(x_j, t_j)`, j = 0 .. k, for the denoised sample.
 
-    It starts as DDIM (c the identity); DPM-Solver++(2M) is another special case. K (K + 1) / 2 numbers, and the times.
+    It starts as DDIM (c the identity); DPM-Solver++(2M) is another special case. K (K + 1) / 2
+    numbers, and the times.
 
     Args:
         process: the noising process.

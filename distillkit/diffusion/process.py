@@ -1,8 +1,9 @@
 """Gaussian noising processes `x_t = alpha(t) x_0 + sigma(t) eps`.
 
-`t` grows with noise and keeps each family's native range, so that published schedules can be typed in as they are.
-Everything a method needs from a process is `alpha`, `sigma`, their derivatives and the map between `t` and the
-noise-to-signal ratio `sigma / alpha`; conversions between predictions live in `denoiser.py`.
+`t` grows with noise and keeps each family's native range, so that published schedules can be typed
+in as they are. Everything a method needs from a process is `alpha`, `sigma`, their derivatives and
+the map between `t` and the noise-to-signal ratio `sigma / alpha`; conversions between predictions
+live in `denoiser.py`.
 """
 
 from __future__ import annotations
@@ -70,17 +71,19 @@ class Process(Recorded, ABC):
     def travel(self, x_s: Tensor, s: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """From level s to a noisier level t: `(alpha_t / alpha_s) x_s + sqrt(sigma_t^2 - (alpha_t sigma_s / alpha_s)^2) eps`.
 
-        The marginal is kept: a sample of x_0 noised to s becomes one noised to t (TDM, arXiv 2503.06674; Phased DMD, arXiv
+        The marginal is kept: a sample of x_0 noised to s becomes one noised to t (TDM, arXiv
+            2503.06674; Phased DMD, arXiv
         2510.27684). With s = t it is the identity, bit for bit, at pure noise too.
 
         Args:
             x_s: samples at level s, [B, ...].
-            s, t: times, [B] or scalars; t at least s. The factors are computed in their precision and cast to that of x_s.
+            s, t: times, [B] or scalars; t at least s. The factors are computed in their precision
+                and cast to that of x_s.
             eps: unit Gaussian noise, independent of x_s, like x_s.
 
         Raises:
-            ValueError: t is before s. Times on a GPU are not looked at, since that would wait for it: there the radicand is
-                cut at zero, so that too little noise stays too little.
+            ValueError: t is before s. Times on a GPU are not looked at, since that would wait for
+                it: there the radicand is cut at zero, so that too little noise stays too little.
         """
         if t.device.type == s.device.type == "cpu" and bool((back := t < s * (1 - 1e-6)).any()):
             first, second = (u.expand_as(back)[back][0].item() for u in (s, t))
@@ -195,10 +198,12 @@ class DiscreteVariancePreserving(Process):
     Between integers log(sigma / alpha) is interpolated linearly, so that students may use any time.
 
     Args:
-        schedule: `linear` (DDPM), `scaled_linear` (linear in sqrt(beta): latent diffusion) or `cosine` (arXiv 2102.09672).
-        snr_shift: by what the table's signal-to-noise ratios alpha^2 / sigma^2 are divided first (CogVideoX, arXiv 2408.06072).
-        zero_snr: alpha is moved and stretched so that it ends at 0 (arXiv 2305.08891, algorithm 1); here at 1e-6, for a
-            ratio must be finite.
+        schedule: `linear` (DDPM), `scaled_linear` (linear in sqrt(beta): latent diffusion) or
+            `cosine` (arXiv 2102.09672).
+        snr_shift: by what the table's signal-to-noise ratios alpha^2 / sigma^2 are divided first
+            (CogVideoX, arXiv 2408.06072).
+        zero_snr: alpha is moved and stretched so that it ends at 0 (arXiv 2305.08891, algorithm 1);
+            here at 1e-6, for a ratio must be finite.
     """
 
     def __init__(
@@ -282,8 +287,8 @@ class RectifiedFlow(Process):
 
     Args:
         t_min, t_max: range of times.
-        shift: of the sampling grid, `t = s u / (1 + (s - 1) u)` with u uniform (arXiv 2403.03206): above 1 for more steps in
-            noise, below 1 for more near the data.
+        shift: of the sampling grid, `t = s u / (1 + (s - 1) u)` with u uniform (arXiv 2403.03206):
+            above 1 for more steps in noise, below 1 for more near the data.
     """
 
     def __init__(self, t_min: float = 1e-3, t_max: float = 1.0, shift: float = 1.0):

@@ -1,7 +1,7 @@
 """Many-step solvers (the slow reference) and the few-step generator (the student).
 
-Every solver starts from `x` at times[0], visits the decreasing `times` and returns the denoised sample at the last one,
-so with one time each of them is a single call of the denoiser.
+Every solver starts from `x` at times[0], visits the decreasing `times` and returns the denoised
+sample at the last one, so with one time each of them is a single call of the denoiser.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def dpm_solver(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noi
 def unipc(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
     """UniPC (arXiv 2302.04867, algorithms 1 and 2) with p = 2 and B(h) = e^h - 1: multistep, third order, one pass a step.
 
-    A step of DPM-Solver++(2M) predicts the next sample; once the model has been called there, the step is taken again with
-    that call. The model is not called at the corrected sample.
+    A step of DPM-Solver++(2M) predicts the next sample; once the model has been called there, the
+    step is taken again with that call. The model is not called at the corrected sample.
     """
     log_snr = -process.ratio(times).log()
     h = log_snr[1:] - log_snr[:-1]
@@ -135,8 +135,8 @@ class Recording:
         solver: any of `SOLVERS`, or one that is learned.
 
     Attributes:
-        states: of the last run, `(x_t [B, ...], t, x_0 [B, ...])` for each call in its order, so that Heun's have the points at
-            which it looks ahead. The last x_0 is the sample.
+        states: of the last run, `(x_t [B, ...], t, x_0 [B, ...])` for each call in its order, so
+            that Heun's have the points at which it looks ahead. The last x_0 is the sample.
     """
 
     def __init__(self, solver: Callable):
@@ -182,13 +182,17 @@ def few_step(
         denoise: the student, `(x_t, t) -> x_0`.
         times: [K] decreasing times; the student is called once at each.
         noise: `noise(i)` is a fresh Gaussian draw for step i, shaped like a sample.
-        renoise: true re-noises x_0 with fresh noise (consistency and DMD2 sampling); false keeps the noise that the student
-            implies, `(x_t - alpha x_0) / sigma` (deterministic, DDIM-like).
-        stop: run steps 0 .. stop only (default all K). Steps before `stop` carry no gradient: this is the
-            backward simulation of DMD2 (arXiv 2405.14867 section 4.5) and of few-step SiD (arXiv 2505.12674).
-        start: `(eps, t) -> x`, the input at the first time from unit noise; default pure noise, `noise_scale sigma(t) eps`.
-        noise_scale: by what the standard deviation of every draw is multiplied, the first one's included, while the student
-            is told the same times: noise modulation, below 1 for safer samples that are more alike (arXiv 2510.03095).
+        renoise: true re-noises x_0 with fresh noise (consistency and DMD2 sampling); false keeps
+            the noise that the student implies, `(x_t - alpha x_0) / sigma` (deterministic,
+            DDIM-like).
+        stop: run steps 0 .. stop only (default all K). Steps before `stop` carry no gradient: this
+            is the backward simulation of DMD2 (arXiv 2405.14867 section 4.5) and of few-step SiD
+            (arXiv 2505.12674).
+        start: `(eps, t) -> x`, the input at the first time from unit noise; default pure noise,
+            `noise_scale sigma(t) eps`.
+        noise_scale: by what the standard deviation of every draw is multiplied, the first one's
+            included, while the student is told the same times: noise modulation, below 1 for safer
+            samples that are more alike (arXiv 2510.03095).
 
     Returns:
         `(x_0, x_t)`: the sample of step `stop` and the input it was made from.

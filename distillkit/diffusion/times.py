@@ -1,7 +1,7 @@
 """Noise-level samplers by name. Each turns uniform numbers into times of a process; the two sides of a method choose their own.
 
-They are stated in the ratio sigma / alpha (or in t where the literature does) and work on every process through
-`Process.from_ratio`, so a sampler tuned for EDM can be used on a flow.
+They are stated in the ratio sigma / alpha (or in t where the literature does) and work on every
+process through `Process.from_ratio`, so a sampler tuned for EDM can be used on a flow.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class LogUniform(Times):
     """`t = t_max low^(1 - u) high^u`: even in log t, as the flows of protein backbones are distilled (arXiv 2510.03095).
 
     Args:
-        low, high: parts of `t_max`; what the paper draws below 0.02 it moves there, which is left out here.
+        low, high: parts of `t_max`; what the paper draws below 0.02 it moves there, which is left
+            out here.
     """
 
     def __init__(self, low: float = 0.02, high: float = 0.98):

@@ -62,7 +62,8 @@ class Mean(DiscreteDenoiser):
     """A network that predicts the clean token (MDLM, RADD; UDLM and Duo for uniform noise).
 
     Args:
-        network: `network(x_t, t [B], cond) -> logits` [B, d, S] or [B, d, C]; a column for the mask is dropped (never predicted).
+        network: `network(x_t, t [B], cond) -> logits` [B, d, S] or [B, d, C]; a column for the mask
+            is dropped (never predicted).
         process: the noising process.
     """
 
@@ -79,10 +80,11 @@ class Ratio(DiscreteDenoiser):
     """A network that predicts the log score (SEDD). Its ratios need not be those of any distribution.
 
     Args:
-        network: `network(x_t, t [B], cond) -> log s` [B, d, C]; what it says about the current state is replaced by 0.
+        network: `network(x_t, t [B], cond) -> log s` [B, d, C]; what it says about the current
+            state is replaced by 0.
         process: the noising process.
-        scaled: the network leaves out the factor `alpha / (1 - alpha) / S`, which scores of a mask have on average (SEDD's
-            `scale_by_sigma`); absorbing noise only.
+        scaled: the network leaves out the factor `alpha / (1 - alpha) / S`, which scores of a mask
+            have on average (SEDD's `scale_by_sigma`); absorbing noise only.
     """
 
     def __init__(self, network: nn.Module, process: DiscreteProcess, scaled: bool = False):

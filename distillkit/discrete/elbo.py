@@ -16,8 +16,9 @@ def step_costs(
 ) -> Tensor:
     """`E KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of every step t = times[i] to s = times[j], nats; [N, N + 1], j = N is s = 0.
 
-    A run's costs sum to its evidence bound on `-log p(x_0)`, up to a term that all runs share; so, up to the data's entropy,
-    to a bound on KL(data || samples). One network call for each time. Infinite where s is not before t.
+    A run's costs sum to its evidence bound on `-log p(x_0)`, up to a term that all runs share; so,
+    up to the data's entropy, to a bound on KL(data || samples). One network call for each time.
+    Infinite where s is not before t.
 
     Args:
         x_0: clean tokens [B, d] of the model.

@@ -1,6 +1,7 @@
 """Models of tokens whose every answer is known: any distribution on a small world, and Markov chains of any length.
 
-The named distributions have no seed: `potts` is smooth, `countdown` is a hard constraint (each token is one less than the
+The named distributions have no seed: `potts` is smooth, `countdown` is a hard constraint (each
+    token is one less than the
 one before, after 0 anything may come).
 """
 
@@ -33,7 +34,8 @@ class Exact(DiscreteDenoiser):
         emission = self.process.likelihood(x_t, expand(self.process.alpha(t), x_t[..., None]))
         joint = self.leave_one_out(emission)
         total = joint.sum(-1, keepdim=True)
-        # a context without probability, which samplers of independent positions do reach, tells nothing
+        # a context without probability, which samplers of independent positions do reach, tells
+        # nothing
         mean = torch.where(total > 0, joint / total.clamp_min(torch.finfo(joint.dtype).tiny), 1 / joint.shape[-1])
         return self.process.carry_over(mean.log(), x_t)
 
@@ -125,8 +127,9 @@ class MarkovChain(Exact):
         transitions: [S, S], row y: law of the token after y.
         length: d.
         process: the noising process, on S tokens.
-        smoothing: share of a uniform law in the transitions that messages use, so that a context without probability still
-            has a posterior. The data (`draw`, `log_prob`, `entropy`, `marginal`) are not smoothed.
+        smoothing: share of a uniform law in the transitions that messages use, so that a context
+            without probability still has a posterior. The data (`draw`, `log_prob`, `entropy`,
+            `marginal`) are not smoothed.
     """
 
     def __init__(self, initial, transitions, length: int, process: DiscreteProcess, smoothing: float = 1e-6):

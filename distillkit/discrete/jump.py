@@ -18,7 +18,8 @@ def split_gain(
 ) -> float:
     """`(middle - s) E sum R_middle (log R_middle - log R_t)`: what the step from t to s gains from a stop in the middle.
 
-    x_t and x_middle are clean tokens x_0 [B, d] noised with the same noise, so that they are nested.
+    x_t and x_middle are clean tokens x_0 [B, d] noised with the same noise, so that they are
+    nested.
     """
     rates = []
     for time in (t, middle):
@@ -37,7 +38,8 @@ def jump_your_steps(
 
     Args:
         x_0: clean tokens [B, d]; 64 are enough for text.
-        num: network calls; in a last round that is not full only the splits of largest gain are made.
+        num: network calls; in a last round that is not full only the splits of largest gain are
+            made.
         noise: shared by all times.
         t_max: the first time.
     """

@@ -15,7 +15,8 @@ from distillkit.discrete.worlds import outer, sequences
 def law(denoiser: DiscreteDenoiser, length: int, times: Tensor, step: Step | Sequence[Step]) -> Tensor:
     """What `sample` draws from, exactly: the probability of every sequence, [S, ..., S] with `length` axes.
 
-    For `(C)^d` up to a few thousand. Differentiable in the times and in whatever the steps and the denoiser hold.
+    For `(C)^d` up to a few thousand. Differentiable in the times and in whatever the steps and the
+    denoiser hold.
     """
     process = denoiser.process
     everything = sequences(process.num_states, length)

@@ -15,8 +15,8 @@ from distillkit.spec import Recorded
 def tempered(process: DiscreteProcess, log_score: Tensor, x: Tensor, power: Tensor, scale: Tensor) -> Tensor:
     """The log of `scale s^power` at legal moves, [B, d, C].
 
-    Under absorbing noise the power acts on the tokens' probabilities alone, `sum_y s` stays: when to unmask is the business of
-    `scale`.
+    Under absorbing noise the power acts on the tokens' probabilities alone, `sum_y s` stays: when
+    to unmask is the business of `scale`.
     """
     legal = process.jumps(x, log_score.dtype) > 0
     known = log_score.masked_fill(~legal, 0)  # what is minus infinity stays out of the graph

@@ -1,6 +1,7 @@
 """How the numbers of a learned sampler are found: score statistics that agree with the teacher's, and LSD's regression.
 
-States of the teacher's process at time t are its clean samples, noised to t: no run of many steps has to be kept.
+States of the teacher's process at time t are its clean samples, noised to t: no run of many steps
+has to be kept.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ POWERS = (0.5, 3.0)
 def sharpness(process: DiscreteProcess, log_score: Tensor, x: Tensor) -> Tensor:
     """How sure the model is of a state, [B]: what mean matching matches.
 
-    Absorbing noise: the sum over masked positions of `log sum_y pi(y)^2`. Uniform noise: the sum over positions of the log of
-    the exit score `sum_y s(y)`, y not the current token: a sample that the model likes wants to leave nowhere.
+    Absorbing noise: the sum over masked positions of `log sum_y pi(y)^2`. Uniform noise: the sum
+        over positions of the log of
+    the exit score `sum_y s(y)`, y not the current token: a sample that the model likes wants to
+    leave nowhere.
     """
     legal = process.jumps(x, log_score.dtype) > 0
     moves = log_score.masked_fill(~legal, -torch.inf)
@@ -36,8 +39,9 @@ def sharpness(process: DiscreteProcess, log_score: Tensor, x: Tensor) -> Tensor:
 def matching_power(after: Callable[[float], Tensor], target: Tensor, rounds: int = 8) -> float:
     """The power, within `POWERS`, for which the mean of `after(power)` [B] is that of the target [B]: bisection of its logarithm.
 
-    1 if the plain step's own mean is within a standard error of the target's, or if the statistic does not react to the
-    power (two standard errors); the nearer end if the target is outside. Eight rounds leave an error of 0.4 %.
+    1 if the plain step's own mean is within a standard error of the target's, or if the statistic
+    does not react to the power (two standard errors); the nearer end if the target is outside.
+    Eight rounds leave an error of 0.4 %.
     """
 
     def far(gap: Tensor, errors: float) -> bool:
@@ -66,12 +70,14 @@ def match_powers(
 ) -> Tensor:
     """The powers that give the state after each step the teacher's mean sharpness, one step after the other, [K - 1].
 
-    All trials of a power share their noise, so the bisection sees a function; the run goes on with the one that is found.
+    All trials of a power share their noise, so the bisection sees a function; the run goes on with
+    the one that is found.
 
     Args:
         x_0: clean samples of the teacher [B, d].
-        noise: `noise(0)` is the start, `noise(1 + k)` of step k, and `noise(K + k)` makes the teacher's state after it; under
-            absorbing noise that has the student's masks, which are of the same law and no business of the power.
+        noise: `noise(0)` is the start, `noise(1 + k)` of step k, and `noise(K + k)` makes the
+            teacher's state after it; under absorbing noise that has the student's masks, which are
+            of the same law and no business of the power.
     """
     process, times = denoiser.process, sampler.times().to(x_0.device)
     x, powers = process.start(noise(0)), []
@@ -136,13 +142,14 @@ def regress_scales(
 ) -> Tensor:
     """LSD's own objective (eq. 6) in closed form: `Phi_k = E <s*_k, s_k> / E |s_k|^2`, [K - 1].
 
-    s*_k and s_k are the scores at legal moves along a teacher's run, of `ratio` steps for each of the student's, and along the
-    student's own.
+    s*_k and s_k are the scores at legal moves along a teacher's run, of `ratio` steps for each of
+    the student's, and along the student's own.
 
     Args:
         noise: `noise(0)` is the start of both, `noise(1 + i)` of call i of the student.
         teacher_noise: `teacher_noise(i)` of call i of the teacher.
-        couple: under absorbing noise both runs unmask at the same hitting times (the paper says nothing of it).
+        couple: under absorbing noise both runs unmask at the same hitting times (the paper says
+            nothing of it).
     """
     process, times, steps = denoiser.process, sampler.times(), sampler.steps()
     x = process.start(noise(0))

@@ -1,9 +1,10 @@
 """Randomness as data: a draw is a function of its noise, so that two samplers can be given the same.
 
-Half of every draw is decided by one uniform number, whether the position leaves, and only then a race among the other states
-decides where to. Codes that race all states at once in low precision, with a floor `eps` under the exponentials, choose a
-token of probability P that a step reaches with probability u at a rate too small by `exp(-eps / (u P))`: a silent
-temperature that grows with the number of steps (compare arXiv 2409.02908).
+Half of every draw is decided by one uniform number, whether the position leaves, and only then a
+race among the other states decides where to. Codes that race all states at once in low precision,
+with a floor `eps` under the exponentials, choose a token of probability P that a step reaches with
+probability u at a rate too small by `exp(-eps / (u P))`: a silent temperature that grows with the
+number of steps (compare arXiv 2409.02908).
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def for_rows(
 def hitting(draws: Draws, fractions: Tensor) -> Draws:
     """One draw for a whole run: position i leaves in the first step after which at most a fraction U_i is to be masked.
 
-    Runs of an absorbing process on different grids that share `draws(0)` then have the same masks at their common times,
-    while each has its own law (hitting-time coupling).
+    Runs of an absorbing process on different grids that share `draws(0)` then have the same masks
+    at their common times, while each has its own law (hitting-time coupling).
 
     Args:
         draws: `draws(0)` is the noise that is shared.

@@ -1,9 +1,10 @@
 """Noising processes on tokens, and everything that follows from one of them alone: conversions and reverse kernels.
 
-A process treats positions independently. The two models of its reversal are the *mean*, the law of the clean token given all
-other positions, `pi_i(y) = p(x_0^i = y | x_t^{-i})` [B, d, S], and the *score*, the ratios
-`s_i(y) = p_t(x with x^i := y) / p_t(x)` [B, d, C] (SEDD, arXiv 2310.16834). Both are kept as logarithms.
-Arguments `alpha`, `alpha_t`, `alpha_s` (s < t) broadcast against [B, d, C].
+A process treats positions independently. The two models of its reversal are the *mean*, the law of
+the clean token given all other positions, `pi_i(y) = p(x_0^i = y | x_t^{-i})` [B, d, S], and the
+*score*, the ratios `s_i(y) = p_t(x with x^i := y) / p_t(x)` [B, d, C] (SEDD, arXiv 2310.16834).
+Both are kept as logarithms. Arguments `alpha`, `alpha_t`, `alpha_s` (s < t) broadcast against [B,
+d, C].
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ class DiscreteProcess(Recorded, ABC):
     def tweedie(self, log_score: Tensor, x: Tensor, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
         """Law of x_s^i given x_t, from the score: `[e^{-dsigma Q} s]_y T_dsigma(y, x^i)` (SEDD, analytic), [B, d, C].
 
-        A learned score may give negative entries; they are set to zero and the rest is scaled to sum to one.
+        A learned score may give negative entries; they are set to zero and the rest is scaled to
+        sum to one.
         """
 
     def __repr__(self) -> str:
@@ -181,8 +183,9 @@ class Absorbing(DiscreteProcess):
 class Uniform(DiscreteProcess):
     """Tokens are replaced by uniformly drawn ones: `T = alpha I + (1 - alpha) / S`.
 
-    `s(y) = (alpha S pi(y) + 1 - alpha) / (alpha S pi(x^i) + 1 - alpha)`. The networks of UDLM and Duo model `pi`, which
-    leaves out position i itself; the posterior of the clean token is `pi(z) T(z, x^i)`, scaled to sum to one.
+    `s(y) = (alpha S pi(y) + 1 - alpha) / (alpha S pi(x^i) + 1 - alpha)`. The networks of UDLM and
+    Duo model `pi`, which leaves out position i itself; the posterior of the clean token is `pi(z)
+    T(z, x^i)`, scaled to sum to one.
     """
 
     @property

@@ -1,8 +1,10 @@
 """Samplers: step functions `step(denoiser, x, t, s, noise)` from time t to an earlier s, and the loop that drives them.
 
-A run calls the network at each of its decreasing `times`: one step from each to the next, and a last call that draws the
-clean tokens. So with one time every sampler is one independent draw per position, and the number of network calls (NFE) is
-the number of times for one-call steps. Every step also knows its exact effect on a distribution over all sequences.
+A run calls the network at each of its decreasing `times`: one step from each to the next, and a
+    last call that draws the
+clean tokens. So with one time every sampler is one independent draw per position, and the number of
+network calls (NFE) is the number of times for one-call steps. Every step also knows its exact
+effect on a distribution over all sequences.
 """
 
 from __future__ import annotations
@@ -155,7 +157,8 @@ class TwoStage(Step):
 class ThetaTrapezoidal(TwoStage):
     """From the middle over `(1 - theta) dt` with `[a_1 rates(middle) - a_2 rates(x)]_+` (arXiv 2502.00234).
 
-    `a_1 = 1 / (2 theta (1 - theta))`, `a_2 = a_1 - 1`. Second order as long as no combined rate has to be cut off at zero.
+    `a_1 = 1 / (2 theta (1 - theta))`, `a_2 = a_1 - 1`. Second order as long as no combined rate has
+    to be cut off at zero.
     """
 
     def __init__(self, theta: float = 0.5):
@@ -171,7 +174,8 @@ class ThetaTrapezoidal(TwoStage):
 class ThetaRK2(TwoStage):
     """From x again, over dt, with `[(1 - 1/(2 theta)) rates(x) + 1/(2 theta) rates(middle)]_+` (arXiv 2502.00234).
 
-    With leaps up to the first jump it is first order and, on exact models, behind Euler with as many steps.
+    With leaps up to the first jump it is first order and, on exact models, behind Euler with as
+    many steps.
     """
 
     def second(self, x, rates, middle, rates_middle, dt):
@@ -227,7 +231,8 @@ class Ranked(Step):
 class Confidence(Ranked):
     """Commit the tokens that were likeliest before they were drawn (MaskGIT, arXiv 2202.04200; LLaDA's `low_confidence`).
 
-    `floor(d sin(pi s / 2))` positions stay masked. It seeks modes: never a sampler of the model, however many calls.
+    `floor(d sin(pi s / 2))` positions stay masked. It seeks modes: never a sampler of the model,
+    however many calls.
     """
 
     def masks(self, length, s):
@@ -244,8 +249,9 @@ class Confidence(Ranked):
 class FirstHitting(Ranked):
     """Commit positions in random order, `floor(d s)` stay masked.
 
-    With d times one token is committed per call and the law is the model's own, exactly (arXiv 2409.02908); with K < d this
-    is the k-Gillespie sampler, k = d / K. A network that looks at t is given the expected level, not the drawn one.
+    With d times one token is committed per call and the law is the model's own, exactly (arXiv
+    2409.02908); with K < d this is the k-Gillespie sampler, k = d / K. A network that looks at t is
+    given the expected level, not the drawn one.
     """
 
     def masks(self, length, s):

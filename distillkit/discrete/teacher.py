@@ -82,7 +82,8 @@ class DiscreteTeacher(BaseTeacher):
     def few_step_choices(self, passes, own=()):
         """Every sampler that aims at the model's law, on even times; Tweedie's also on squared ones, Jump-Your-Steps and `own`.
 
-        Samplers with two calls a step get the most steps that fit. The confidence sampler seeks modes and is left out.
+        Samplers with two calls a step get the most steps that fit. The confidence sampler seeks
+        modes and is left out.
         """
         even = self.grid(passes)
         if passes == 1:

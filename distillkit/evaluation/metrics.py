@@ -1,8 +1,8 @@
 """Distances between two sets of points, as pure functions on features [N, D].
 
-Everything is computed in float64 on the device the features are on. Pairwise distances go block by block, so that
-10,000 against 10,000 points never hold more than one block of rows. Nothing here draws from a global generator:
-the same features give the same number.
+Everything is computed in float64 on the device the features are on. Pairwise distances go block by
+block, so that 10,000 against 10,000 points never hold more than one block of rows. Nothing here
+draws from a global generator: the same features give the same number.
 
 N, M: points; D: features.
 """
@@ -23,10 +23,12 @@ class TooFew(ValueError):
 def frechet_distance(a_ND: Tensor, b_MD: Tensor) -> float:
     """Squared Frechet (Wasserstein-2) distance between Gaussians fitted to both sets; 0 is best.
 
-        |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))       Dowson and Landau 1982; FID, arXiv 1706.08500, eq. 6
+        |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) Dowson and Landau 1982; FID, arXiv
+        1706.08500, eq. 6
 
-    Covariances have the n - 1 denominator. The trace of the root is the sum of the roots of the eigenvalues of
-    S_a^(1/2) S_b S_a^(1/2): symmetric, hence stable; eigenvalues that rounding made negative count as 0.
+    Covariances have the n - 1 denominator. The trace of the root is the sum of the roots of the
+    eigenvalues of S_a^(1/2) S_b S_a^(1/2): symmetric, hence stable; eigenvalues that rounding made
+    negative count as 0.
     """
     a_ND, b_MD = _points(a_ND, b_MD, at_least=2)
     cov_a, cov_b = _covariance(a_ND), _covariance(b_MD)
@@ -54,8 +56,8 @@ def standardise(features_ND: Tensor, reference_MD: Tensor) -> Tensor:
 def kernel_distance(a_ND: Tensor, b_MD: Tensor, subsets: int = 50, size: int = 1000, seed: int = 0) -> float:
     """Kernel distance (KID, arXiv 1801.01401): unbiased MMD^2 with k(x, y) = (x.y / D + 1)^3, averaged over subsets.
 
-    Unbiased, so it is 0 on average for equal laws and may fall slightly below. When both sets fit into one subset
-    the full estimate is taken once.
+    Unbiased, so it is 0 on average for equal laws and may fall slightly below. When both sets fit
+    into one subset the full estimate is taken once.
     """
     a_ND, b_MD = _points(a_ND, b_MD, at_least=2)
     if max(len(a_ND), len(b_MD)) <= size:
@@ -73,7 +75,8 @@ def kernel_distance(a_ND: Tensor, b_MD: Tensor, subsets: int = 50, size: int = 1
 def precision_recall(real_ND: Tensor, fake_MD: Tensor, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall (arXiv 1904.06991, eq. 1 to 3), both in [0, 1].
 
-    Precision: share of fakes inside the ball of some real sample, whose radius reaches its k-th real neighbour.
+    Precision: share of fakes inside the ball of some real sample, whose radius reaches its k-th
+        real neighbour.
     Recall: the same with the roles exchanged.
     """
     real_ND, fake_MD = _points(real_ND, fake_MD, at_least=k + 1)
@@ -83,7 +86,8 @@ def precision_recall(real_ND: Tensor, fake_MD: Tensor, k: int = 3) -> tuple[floa
 def density_coverage(real_ND: Tensor, fake_MD: Tensor, k: int = 5) -> tuple[float, float]:
     """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, eq. 3 and 4).
 
-    Density: in how many balls of real samples a fake lies, over k; about 1 for equal laws, not bounded by 1.
+    Density: in how many balls of real samples a fake lies, over k; about 1 for equal laws, not
+        bounded by 1.
     Coverage: share of real samples whose ball holds at least one fake, in [0, 1].
     """
     real_ND, fake_MD = _points(real_ND, fake_MD)
@@ -106,8 +110,8 @@ def nearest_distance(samples_ND: Tensor, training_MD: Tensor) -> tuple[float, fl
 def sliced_wasserstein(a_ND: Tensor, b_MD: Tensor, num_projections: int = 128, seed: int = 0) -> float:
     """Sliced Wasserstein-2 distance (Bonneel et al. 2015): root of the mean of W_2^2 over random directions.
 
-    Each one-dimensional W_2^2 is the exact integral of (F_a^-1(u) - F_b^-1(u))^2 over u, for equal and for unequal
-    numbers of points. Data units; a shift by v gives about |v| / sqrt(D).
+    Each one-dimensional W_2^2 is the exact integral of (F_a^-1(u) - F_b^-1(u))^2 over u, for equal
+    and for unequal numbers of points. Data units; a shift by v gives about |v| / sqrt(D).
     """
     a_ND, b_MD = _points(a_ND, b_MD)
     rng = torch.Generator().manual_seed(seed)
@@ -115,7 +119,8 @@ def sliced_wasserstein(a_ND: Tensor, b_MD: Tensor, num_projections: int = 128, s
     direction_DP = direction_DP / direction_DP.norm(dim=0)
     line_a, line_b = (a_ND @ direction_DP).sort(0).values, (b_MD @ direction_DP).sort(0).values
 
-    # Both quantile functions are steps: between two neighbouring edges (in units of 1 / nm) neither moves.
+    # Both quantile functions are steps: between two neighbouring edges (in units of 1 / nm) neither
+    # moves.
     n, m = len(a_ND), len(b_MD)
     edges = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique().to(a_ND.device)
     left, width = edges[:-1], edges.diff().double() / (n * m)
@@ -126,7 +131,8 @@ def sliced_wasserstein(a_ND: Tensor, b_MD: Tensor, num_projections: int = 128, s
 def energy_distance(a_ND: Tensor, b_MD: Tensor) -> float:
     """Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013), in data units.
 
-    The V-statistic: never negative, 0 only for equal sets; two draws of one law give about E|X - X'| (1/n + 1/m).
+    The V-statistic: never negative, 0 only for equal sets; two draws of one law give about E|X -
+    X'| (1/n + 1/m).
     """
     a_ND, b_MD = _points(a_ND, b_MD)
     return 2 * _mean_distance(a_ND, b_MD) - _mean_distance(a_ND, a_ND) - _mean_distance(b_MD, b_MD)

@@ -1,7 +1,8 @@
 """One protocol for every domain: the student, its teacher at its best, the teacher at the student's cost, and real data.
 
-All models sample from the same noise and the same conditions. The protocol (numbers of samples, seeds, solvers, feature
-extractor) is written beside the numbers, for two results under different protocols are not comparable.
+All models sample from the same noise and the same conditions. The protocol (numbers of samples,
+seeds, solvers, feature extractor) is written beside the numbers, for two results under different
+protocols are not comparable.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ class Evaluator(Protocol):
 
     def floor(self, num_samples: int) -> dict[str, float]: ...  # what real data get; empty where there are none
 
-    # Optional: how far samples are from a reference made from the same noise under the same condition, one by one.
-    # def paired(self, samples: Tensor, reference: Tensor, cond: Cond) -> dict[str, float]: ...
-    # Optional, among the metrics: `outside`, where values are cut to the range of the data before they are measured, as a file
-    # would keep them: the share that was cut.
-    # Optional: metrics too dear for validation and for every candidate, asked once for each model in the table.
-    # def thorough(self, samples: Tensor, cond: Cond) -> dict[str, float]: ...
-    # Optional: the metrics that are left out, for so many samples, or what is held out, are too few.
-    # def too_few(self, num_samples: int) -> list[str]: ...
+    # Optional: how far samples are from a reference made from the same noise under the same
+    # condition, one by one. def paired(self, samples: Tensor, reference: Tensor, cond: Cond) ->
+    # dict[str, float]: ... Optional, among the metrics: `outside`, where values are cut to the
+    # range of the data before they are measured, as a file would keep them: the share that was cut.
+    # Optional: metrics too dear for validation and for every candidate, asked once for each model
+    # in the table. def thorough(self, samples: Tensor, cond: Cond) -> dict[str, float]: ...
+    # Optional: the metrics that are left out, for so many samples, or what is held out, are too
+    # few. def too_few(self, num_samples: int) -> list[str]: ...
 
 
 def timed(make: Callable[[], Tensor]) -> tuple[Tensor, float]:
@@ -64,7 +65,8 @@ def evaluate(
 
     Args:
         data: gives the domain's metrics and what the models are asked for.
-        teacher: the reference, also sampled at the student's number of steps (the best of the one-pass solvers counts).
+        teacher: the reference, also sampled at the student's number of steps (the best of the
+            one-pass solvers counts).
         student: None evaluates a teacher alone, at its best and at one and two steps.
         num_samples: of every model.
         seed: of the noise.

@@ -19,15 +19,19 @@ def dmd_loss(
 ) -> Tensor:
     """`0.5 mean |x_g - sg[x_g - g]|^2` with `g = w (fake - real) / n`, n = mean |x_g - real| per sample (DMD eq. 7-8).
 
-    Its gradient in x_g is g divided by the number of elements; the value is 0.5 mean g^2 and no divergence.
+    Its gradient in x_g is g divided by the number of elements; the value is 0.5 mean g^2 and no
+    divergence.
 
     Args:
         x_g: student samples, [B, ...].
-        real, fake: teacher's and fake score's denoised samples at the noised x_g; taken as constants.
-        normalise: over what the mean in n is taken; None leaves n out and gives the plain gradient of the closed forms.
+        real, fake: teacher's and fake score's denoised samples at the noised x_g; taken as
+            constants.
+        normalise: over what the mean in n is taken; None leaves n out and gives the plain gradient
+            of the closed forms.
         mask: of sets, bool [B, *positions], true where they count.
-        weight: w of each sample, [B], a constant; None is 1. With `normalise=None` that of SwiftBrush (arXiv 2312.05239), whose
-            noise differences have weight sigma^2 on a variance preserving process, is its `sigma alpha` here.
+        weight: w of each sample, [B], a constant; None is 1. With `normalise=None` that of
+            SwiftBrush (arXiv 2312.05239), whose noise differences have weight sigma^2 on a variance
+            preserving process, is its `sigma alpha` here.
     """
     with torch.no_grad():
         g = fake - real

@@ -1,15 +1,17 @@
 """Adversarial losses on logits whose positive sign means real, and SiDA's weights of them.
 
-SiDA (arXiv 2410.14919) is weighed as its released code weighs it, whose options are `lsg = 100`, `lsg_gan = 0.01`, `ls = 1` and
-`lsd = 1`. With N elements in a sample, n the scale of SiD's loss and w the weight of the fake score's error,
+SiDA (arXiv 2410.14919) is weighed as its released code weighs it, whose options are `lsg = 100`,
+`lsg_gan = 0.01`, `ls = 1` and `lsd = 1`. With N elements in a sample, n the scale of SiD's loss and
+w the weight of the fake score's error,
 
     student     0.5 lsg / B sum_b sum_elements L_SiD + 0.5 lsg_gan / B sum_b N / n_b BCE
                   = 50 N (mean L_SiD + 1e-4 mean_b(1 / n_b) BCE)
     fake score  ls / B sum_b w_b sum_elements error^2 + lsd / B sum_b w_b (BCE_real + BCE_fake) / 2
                   = N (mean w error^2 + mean_b(w_b / N) (BCE_real + BCE_fake) / 2),
 
-each BCE the mean over the batch and all positions together. Beside losses that are means over the elements, as all of ours are,
-the weights are therefore 1e-4 and 1; the common factors 50 N and N are lost in Adam.
+each BCE the mean over the batch and all positions together. Beside losses that are means over the
+elements, as all of ours are, the weights are therefore 1e-4 and 1; the common factors 50 N and N
+are lost in Adam.
 """
 
 from __future__ import annotations
@@ -48,8 +50,9 @@ def r1_penalty(real_logits: Tensor, inputs: Sequence[Tensor]) -> Tensor:
 
     Args:
         real_logits: [B] or [B, K], at the real samples; l_b is the sum over K.
-        inputs: what they were made of, [B, ...] each: the samples themselves, or the features that the heads saw. They must
-            require gradients; the penalty is a function of the parameters in between.
+        inputs: what they were made of, [B, ...] each: the samples themselves, or the features that
+            the heads saw. They must require gradients; the penalty is a function of the parameters
+            in between.
     """
     found = torch.autograd.grad(real_logits.sum(), list(inputs), create_graph=True)
     return sum(gradient.flatten(1).square().sum(1) for gradient in found).mean()
@@ -59,7 +62,8 @@ def sida_generator_loss(fake_logits: Tensor, scale: Tensor, clamp: float | None 
     """`mean(1 / n) mean softplus(-clip(l(x_t), -c, c))`; its weight beside `sid_loss` is 1e-4.
 
     Args:
-        fake_logits: at the noised student samples, of any shape; no gradient where they are clipped.
+        fake_logits: at the noised student samples, of any shape; no gradient where they are
+            clipped.
         scale: n of `sid_loss`, a constant.
         clamp: c; None clips nothing.
     """

@@ -1,7 +1,8 @@
 """MDT-dist, marginal-data transport distillation (arXiv 2509.04406): the residual of an average velocity.
 
-All of it is written in flow coordinates, see `diffusion/flow.py`: v is the velocity of the teacher's probability-flow ODE at
-(x, tau), phi the average velocity of the student's jump to data from there, `dphi/dtau` its rate along the ODE.
+All of it is written in flow coordinates, see `diffusion/flow.py`: v is the velocity of the
+teacher's probability-flow ODE at (x, tau), phi the average velocity of the student's jump to data
+from there, `dphi/dtau` its rate along the ODE.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from distillkit.losses.reduce import mean
 def unit_tangent(rate: Tensor, mask: Tensor | None = None) -> Tensor:
     """`d / (|d|_2 + 0.1)`, the norm over all elements of a sample: the released code's `d_norm`.
 
-    It moves the fixed point: `phi + tau d / |d| = v` is not solved by the ODE's jumps but, the more elements a sample has
+    It moves the fixed point: `phi + tau d / |d| = v` is not solved by the ODE's jumps but, the more
+        elements a sample has
     the closer, by phi = v, which collapses one step onto the mean.
     """
     valid = rate if mask is None else torch.where(expand_mask(mask, rate), rate, 0)
@@ -26,9 +28,10 @@ def unit_tangent(rate: Tensor, mask: Tensor | None = None) -> Tensor:
 def residual(phi: Tensor, rate: Tensor, v: Tensor, tau: Tensor) -> Tensor:
     """`R = phi + tau dphi/dtau - v`: zero where the student's jumps are those of the teacher's ODE.
 
-    As `tau phi = x - D_student` and `dx/dtau = v`, it is `-dD_student/dtau` along the ODE: what consistency models minimise.
-    With the difference quotient of a hop of length delta and `tau - delta` in the place of tau it is exactly
-    `(D_student(after the hop) - D_student) / delta`, for `d(tau phi)` then is differenced as a whole.
+    As `tau phi = x - D_student` and `dx/dtau = v`, it is `-dD_student/dtau` along the ODE: what
+    consistency models minimise. With the difference quotient of a hop of length delta and `tau -
+    delta` in the place of tau it is exactly `(D_student(after the hop) - D_student) / delta`, for
+    `d(tau phi)` then is differenced as a whole.
     """
     return phi + expand(tau, phi) * rate - v
 

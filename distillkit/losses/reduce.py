@@ -17,7 +17,8 @@ def mean_per_sample(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Args:
         x: [B, ...].
-        mask: bool [B, *positions], true where x counts; a sample with nothing valid has mean zero. None: everything counts.
+        mask: bool [B, *positions], true where x counts; a sample with nothing valid has mean zero.
+            None: everything counts.
     """
     dims = tuple(range(1, x.ndim))
     if mask is None:
@@ -36,8 +37,9 @@ def distance_scale(x_g: Tensor, real: Tensor, over: Normalise, mask: Tensor | No
 
     Args:
         x_g, real: student samples and the teacher's denoised ones, [B, ...].
-        over: the mean of each `sample` (DMD, SiD: fine for thousands of elements) or of the whole `batch` (for samples of
-            a few numbers, where one sample's mean is close to zero by chance and would give that sample all the weight).
+        over: the mean of each `sample` (DMD, SiD: fine for thousands of elements) or of the whole
+            `batch` (for samples of a few numbers, where one sample's mean is close to zero by
+            chance and would give that sample all the weight).
         mask: as in `mean_per_sample`.
     """
     distance = (x_g - real).abs().detach()

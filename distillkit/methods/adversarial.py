@@ -34,12 +34,15 @@ class Discriminator:
     """What tells real from fake, and by which loss.
 
     Args:
-        taps: whose features the heads look at: those of the `fake_score`, which the discriminator's loss then trains as well
-            (DMD2, arXiv 2405.14867), or of the frozen `teacher`, of which nothing is trained (LADD, arXiv 2403.12015).
-        layers: indices from 0 of the network's blocks, one head after each; None is one head on its middle.
+        taps: whose features the heads look at: those of the `fake_score`, which the discriminator's
+            loss then trains as well (DMD2, arXiv 2405.14867), or of the frozen `teacher`, of which
+            nothing is trained (LADD, arXiv 2403.12015).
+        layers: indices from 0 of the network's blocks, one head after each; None is one head on its
+            middle.
         timed: heads that are told the noise level.
         loss: `softplus`, non-saturating, which is also called `bce`; or `hinge`.
-        r1: weight of the gradient penalty on real samples beside the discriminator's loss; 0 spends nothing on it.
+        r1: weight of the gradient penalty on real samples beside the discriminator's loss; 0 spends
+            nothing on it.
         r1_on: the gradient is that in the noised `images`, or in the `features` that the heads see.
     """
 

@@ -26,8 +26,10 @@ def follow(average: nn.Module, module: nn.Module, share: Tensor) -> None:
 
     Args:
         average: as `average_of` makes it.
-        module: what it follows. A parameter that has not moved since the copy, such as a frozen one, leaves its average as it is.
-        share: of the step, in [0, 1], on the device of the module; 0 leaves the parameters as they are.
+        module: what it follows. A parameter that has not moved since the copy, such as a frozen
+            one, leaves its average as it is.
+        share: of the step, in [0, 1], on the device of the module; 0 leaves the parameters as they
+            are.
     """
     own = [p.float() for p in module.parameters()]
     torch._foreach_lerp_(list(average.parameters()), own, [share] * len(own))

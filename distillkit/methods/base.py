@@ -1,9 +1,10 @@
 """The Distiller: roles that take turns under automatic optimisation.
 
-A method is a subclass that names its roles and gives one loss for each. In every optimiser step exactly one role is
-trained: its parameters require gradients, everybody else's do not, and nothing else is in the graph. One optimiser holds
-one parameter group per role; idle roles have no gradient, so the optimiser neither moves nor decays them. Hence
-`global_step`, `max_steps`, accumulation, clipping, schedules, precision and strategies are Lightning's own.
+A method is a subclass that names its roles and gives one loss for each. In every optimiser step
+exactly one role is trained: its parameters require gradients, everybody else's do not, and nothing
+else is in the graph. One optimiser holds one parameter group per role; idle roles have no gradient,
+so the optimiser neither moves nor decays them. Hence `global_step`, `max_steps`, accumulation,
+clipping, schedules, precision and strategies are Lightning's own.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Adam:
         weight_decay: decoupled decay (AdamW).
         clip: largest gradient norm of the role; None leaves gradients as they are.
         updates: steps of this role in one cycle through all roles.
-        start: step of the run from which the role takes turns; before it the roles that have joined cycle without it.
+        start: step of the run from which the role takes turns; before it the roles that have joined
+            cycle without it.
     """
 
     lr: float = 1e-4
@@ -72,18 +74,25 @@ class Distiller(LightningModule):
     """Base of every method.
 
     Args:
-        ema_halflife: half-life of the student's average, in training samples; 0 switches the average off.
+        ema_halflife: half-life of the student's average, in training samples; 0 switches the
+            average off.
         ema_rampup: the half-life never exceeds this share of the samples seen so far (EDM's rule).
         schedule: of all learning rates over the run: `constant`, `linear` or `cosine` to zero.
-        warmup: steps of the run over which the learning rates rise from zero, whenever a role joins.
-        max_bad_steps: stop after so many consecutive steps of one role with NaN or infinite gradients (each is skipped).
+        warmup: steps of the run over which the learning rates rise from zero, whenever a role
+            joins.
+        max_bad_steps: stop after so many consecutive steps of one role with NaN or infinite
+            gradients (each is skipped).
 
     Attributes:
-        requires: what the method needs from teacher and data whatever its arguments are, see `distillkit.capabilities`.
-        proof: what its default run on the exact teachers of the toy domain must reach, by metric; tested for every method.
-        proof_steps: in how many steps a teacher that is left must reach it; None means at its best, or that a student is left.
+        requires: what the method needs from teacher and data whatever its arguments are, see
+            `distillkit.capabilities`.
+        proof: what its default run on the exact teachers of the toy domain must reach, by metric;
+            tested for every method.
+        proof_steps: in how many steps a teacher that is left must reach it; None means at its best,
+            or that a student is left.
         renamed: arguments of earlier versions, to what is said to whoever still gives one.
-        roles: role name to the names of the attributes (modules) it trains, in order of their turns.
+        roles: role name to the names of the attributes (modules) it trains, in order of their
+            turns.
     """
 
     requires: frozenset[str] = frozenset()
@@ -126,7 +135,8 @@ class Distiller(LightningModule):
     def add_role(self, name: str, settings: Adam, **modules: nn.Module) -> None:
         """Register trainable modules under their attribute names as one role; roles take turns in order of addition.
 
-        The role trains those of their parameters that require gradients now; the others stay frozen.
+        The role trains those of their parameters that require gradients now; the others stay
+        frozen.
         """
         for attribute, module in modules.items():
             setattr(self, attribute, module)
@@ -171,7 +181,8 @@ class Distiller(LightningModule):
         self.log(f"{role}/loss", loss.detach())
         return loss
 
-    # Randomness: a function of (seed, micro-batch number, purpose), so that nothing has to be stored to resume exactly
+    # Randomness: a function of (seed, micro-batch number, purpose), so that nothing has to be
+    # stored to resume exactly
 
     @property
     def micro_batch(self) -> int:
@@ -252,7 +263,8 @@ class Distiller(LightningModule):
     def check_steps(self, ended: bool = False) -> None:
         """Stop where a role learns nothing; looks at the device, so it is asked at log steps and when training has `ended`.
 
-        At the end the run may be shorter than `max_bad_steps`: a role that made no good step is refused, and one whose
+        At the end the run may be shorter than `max_bad_steps`: a role that made no good step is
+            refused, and one whose
         last steps, at least two and a tenth of all, were bad.
         """
         for role, (last, total) in zip(self.roles, self.bad_steps.tolist(), strict=True):
@@ -288,8 +300,9 @@ class Distiller(LightningModule):
     def keep_target(self, decay: float, of: str = "student") -> None:
         """Call once, when the module `of` a role is in place: from now on `self.target` is its second average, for the loss.
 
-        `target <- decay target + (1 - decay) module` after every step of its role that was not skipped (as in consistency
-        models, arXiv 2303.01469). It is float32, in the checkpoints and apart from the average that is exported.
+        `target <- decay target + (1 - decay) module` after every step of its role that was not
+        skipped (as in consistency models, arXiv 2303.01469). It is float32, in the checkpoints and
+        apart from the average that is exported.
 
         Args:
             decay: in [0, 1); 0 is the module itself.
@@ -309,7 +322,8 @@ class Distiller(LightningModule):
     def update_ema(self) -> None:
         """`ema <- beta ema + (1 - beta) student`, beta = 0.5^(B / min(halflife, rampup * samples seen)).
 
-        A skipped step is none here either: it moves nothing and its samples were not seen; said on the device, without a sync.
+        A skipped step is none here either: it moves nothing and its samples were not seen; said on
+            the device, without a sync.
         """
         trainer = self.trainer
         batch = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
@@ -391,7 +405,8 @@ class Distiller(LightningModule):
     def conclude(self) -> bool:
         """Decide what is decided once training is over, before anything is exported; true if something was.
 
-        What it leaves has to be in the checkpoint and to be a function of it: a run that died here decides again.
+        What it leaves has to be in the checkpoint and to be a function of it: a run that died here
+            decides again.
         """
         return False
 

@@ -24,22 +24,29 @@ from distillkit.teachers.base import Teacher
 class DMD(ScoreDistiller):
     """Move the student along the difference of two denoisers: the teacher's, and one fitted to the student.
 
-    The fake score takes `fake_score.updates` steps for every `student.updates` (two time-scale rule).
+    The fake score takes `fake_score.updates` steps for every `student.updates` (two time-scale
+    rule).
 
     Args:
         teacher: the frozen teacher.
         kappa: guidance of the teacher, 1 = none, or a range `[low, high]`.
-        guide_fake: guide the fake score with kappa too where it judges (SwiftBrush, arXiv 2312.05239). The student then rests at
-            the teacher's unguided distribution, with the guided teacher alone at the guided one. The fake score learns without
-            condition from a tenth of its samples, for it needs that branch.
-        weight: of each sample in the student's gradient: `none`, or `sigma_alpha`, the sigma(t) alpha(t) that a variance
-            preserving process has at this ratio of the two (SwiftBrush); elsewhere sigma itself has no bound.
+        guide_fake: guide the fake score with kappa too where it judges (SwiftBrush, arXiv
+            2312.05239). The student then rests at the teacher's unguided distribution, with the
+            guided teacher alone at the guided one. The fake score learns without condition from a
+            tenth of its samples, for it needs that branch.
+        weight: of each sample in the student's gradient: `none`, or `sigma_alpha`, the sigma(t)
+            alpha(t) that a variance preserving process has at this ratio of the two (SwiftBrush);
+            elsewhere sigma itself has no bound.
         gan: weight of the adversarial loss against real data (DMD2 uses 3e-3); 0 needs no data.
-        gan_discriminator: weight of the discriminator's loss beside the fake score's (DMD2 uses 1e-2).
-        discriminator: what it looks at and its loss; the heads are trained in the fake score's turn.
-        regression: weight of the original DMD's distance to teacher samples from the same noise (paper 0.25); one step only.
+        gan_discriminator: weight of the discriminator's loss beside the fake score's (DMD2 uses
+            1e-2).
+        discriminator: what it looks at and its loss; the heads are trained in the fake score's
+            turn.
+        regression: weight of the original DMD's distance to teacher samples from the same noise
+            (paper 0.25); one step only.
         num_pairs: teacher samples made at the start for the regression.
-        pairs_path: a folder that keeps them for other runs, see `Pairs`; None makes them anew in memory.
+        pairs_path: a folder that keeps them for other runs, see `Pairs`; None makes them anew in
+            memory.
         student_times: None means uniform in EDM's warped level, its outer 2 % left out.
         fake_times: None means the same without leaving any out.
     """

@@ -28,16 +28,18 @@ class FewStepDistiller(Distiller):
         teacher: the frozen teacher.
         student_maker: makes the student's denoiser; None copies the teacher's.
         num_steps: network calls of the student; None means one, or as many as there are times.
-        times: the student's times, largest first, in the process's units; None spreads `num_steps` of them over the
-            process's own grid, from `t_init` down. A student that goes on from a folder keeps its own, unless others or another
-            number of them are given.
-        t_init: the largest time; None means where the teacher's sampling starts, or the first of the times.
-        renoise: between steps, re-noise with fresh noise (true) or keep the noise the student implies (false); None means
-            fresh, or as the folder that it goes on from.
-        kappa: guidance scale of the teacher, 1 = none; a range `[low, high]` where a method takes one: then the student is told
-            a number of it, drawn for each sample in training, and may be asked for any, see `Student.sample`.
-        noise_scale: by what the finished student multiplies the noise that it draws, see `few_step`; training has 1. The
-            paper on protein backbones takes 0.45.
+        times: the student's times, largest first, in the process's units; None spreads `num_steps`
+            of them over the process's own grid, from `t_init` down. A student that goes on from a
+            folder keeps its own, unless others or another number of them are given.
+        t_init: the largest time; None means where the teacher's sampling starts, or the first of
+            the times.
+        renoise: between steps, re-noise with fresh noise (true) or keep the noise the student
+            implies (false); None means fresh, or as the folder that it goes on from.
+        kappa: guidance scale of the teacher, 1 = none; a range `[low, high]` where a method takes
+            one: then the student is told a number of it, drawn for each sample in training, and may
+            be asked for any, see `Student.sample`.
+        noise_scale: by what the finished student multiplies the noise that it draws, see
+            `few_step`; training has 1. The paper on protein backbones takes 0.45.
     """
 
     requires = frozenset({"denoiser"})

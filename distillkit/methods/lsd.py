@@ -30,22 +30,26 @@ Objective = Literal["mean_match", "score_l2"]
 class LSD(SamplerDistiller):
     """Learn a coefficient for each step of a sampler (LSD).
 
-    Of a continuous teacher: the coefficients of a multistep solver, by gradient, so that its samples are those of the teacher
+    Of a continuous teacher: the coefficients of a multistep solver, by gradient, so that its
+        samples are those of the teacher
     from the same noise (LD3, arXiv 2405.15506; S4S, arXiv 2502.17423).
 
-    Of a teacher of tokens each optimiser step solves for the numbers outright, and the solutions are averaged over the steps:
-    `mean_match` finds, one step of the sampler after the other, the power of the score after which the model is as sure of
-    the student's states as of the teacher's; `score_l2` is the paper's own regression of scores (eq. 6), for scales.
+    Of a teacher of tokens each optimiser step solves for the numbers outright, and the solutions
+    are averaged over the steps: `mean_match` finds, one step of the sampler after the other, the
+    power of the score after which the model is as sure of the student's states as of the teacher's;
+    `score_l2` is the paper's own regression of scores (eq. 6), for scales.
 
     Args:
         teacher: the frozen teacher.
         num_steps: network calls of the student; None means six, or as many as there are times.
         times: where they start, largest first; None means the teacher's own grid.
         num_pairs: samples of the teacher made at the start: what the student's are compared with.
-        pairs_path: a folder that keeps them for other runs, see `Pairs`; None makes them anew in memory.
+        pairs_path: a folder that keeps them for other runs, see `Pairs`; None makes them anew in
+            memory.
         objective: of tokens, see above.
         rule: the plain sampler of tokens that is adjusted.
-        couple: of `score_l2`, whether teacher and student unmask positions at the same hitting times; the paper does not say.
+        couple: of `score_l2`, whether teacher and student unmask positions at the same hitting
+            times; the paper does not say.
         ratio: of `score_l2`, steps of the teacher for each of the student's.
         student: optimiser; of no meaning for tokens.
     """
@@ -135,10 +139,12 @@ class LSD(SamplerDistiller):
 class LSDPlus(LSD):
     """Learn the times of the steps as well (LSD+).
 
-    Of a continuous teacher the times follow the same gradient as the coefficients. Of tokens the times come first: even,
-    squared, those that minimise the evidence bound of the student's run (by dynamic programming over `fine` times) and those
-    of Jump-Your-Steps; the ones with which the plain sampler is best by the domain's metrics are taken, even ones unless
-    others are a tenth better. Then powers are matched on them.
+    Of a continuous teacher the times follow the same gradient as the coefficients. Of tokens the
+        times come first: even,
+    squared, those that minimise the evidence bound of the student's run (by dynamic programming
+    over `fine` times) and those of Jump-Your-Steps; the ones with which the plain sampler is best
+    by the domain's metrics are taken, even ones unless others are a tenth better. Then powers are
+    matched on them.
 
     Args:
         fine: times among which the evidence bound chooses.

@@ -30,30 +30,35 @@ from distillkit.teachers.base import Teacher
 class MDTDist(FewStepDistiller):
     """Fit the average velocity of the jump to data; no fake score, no discriminator, no target network.
 
-    Velocity matching (VM) on noised data x: `|phi(x, tau) - sg[v(x, tau) - tau dphi/dtau]|^2`, phi the student's and v the
-    teacher's velocity in flow coordinates (see `diffusion/flow.py`). Velocity distillation (VD) moves the student's one-step
-    sample x_1 against the same residual, found at x_1 noised again: its gradient is that of
-    `2 (1 - tau) <sg[v - phi - tau dphi/dtau], x_1>`, the student standing in for the score of its own samples. However many
-    steps the student will take, the one from its largest time is what VD trains.
+    Velocity matching (VM) on noised data x: `|phi(x, tau) - sg[v(x, tau) - tau dphi/dtau]|^2`, phi
+    the student's and v the teacher's velocity in flow coordinates (see `diffusion/flow.py`).
+    Velocity distillation (VD) moves the student's one-step sample x_1 against the same residual,
+    found at x_1 noised again: its gradient is that of `2 (1 - tau) <sg[v - phi - tau dphi/dtau],
+    x_1>`, the student standing in for the score of its own samples. However many steps the student
+    will take, the one from its largest time is what VD trains.
 
     Args:
         teacher: the frozen teacher.
-        student_times: noise levels; None means uniform in tau (the paper). `LogNormal(-0.5, 1.0)` is a logit-normal in tau on
-            every process and learns the one-step map faster; the released code has `LogNormal(1.0, 1.0)`. Levels are mapped
-            in tau from the process's range onto the student's: from its largest time down to where a hop still fits (with
+        student_times: noise levels; None means uniform in tau (the paper). `LogNormal(-0.5, 1.0)`
+            is a logit-normal in tau on every process and learns the one-step map faster; the
+            released code has `LogNormal(1.0, 1.0)`. Levels are mapped in tau from the process's
+            range onto the student's: from its largest time down to where a hop still fits (with
             `product` to the end).
-        tangent: how dphi/dtau is found: `fd`, one hop down the teacher's ODE; `product`, that hop for tau phi as a whole
-            (R = phi + (tau - delta) dphi/dtau - v), whose error is only the hop's own, so that hops may be long; `jvp`,
-            exact, forward mode, which needs operators that have it, and a network that becomes the identity near the data
-            by itself (`edm`, `flow`).
-        delta: length of the hop in tau. With `product` phi = v is what VM asks for at the last levels, where no hop fits: that
-            is right up to O(delta), and without it the jumps of a network that predicts x_0 could agree on anything. `fd`
-            leaves these levels out: what holds there is what the student starts from, so start from the teacher.
+        tangent: how dphi/dtau is found: `fd`, one hop down the teacher's ODE; `product`, that hop
+            for tau phi as a whole (R = phi + (tau - delta) dphi/dtau - v), whose error is only the
+            hop's own, so that hops may be long; `jvp`, exact, forward mode, which needs operators
+            that have it, and a network that becomes the identity near the data by itself (`edm`,
+            `flow`).
+        delta: length of the hop in tau. With `product` phi = v is what VM asks for at the last
+            levels, where no hop fits: that is right up to O(delta), and without it the jumps of a
+            network that predicts x_0 could agree on anything. `fd` leaves these levels out: what
+            holds there is what the student starts from, so start from the teacher.
         kappa: guidance scale of VM's teacher, 1 = none (w of the paper is kappa - 1: 41 there).
         vd_kappa: guidance scale of VD's teacher (101 there); None means the same.
         lambda_vm, lambda_vd: weights of the losses; VD alone has nothing that holds it.
         vd_start: the optimiser step from which VD counts; before it VM trains alone.
-        normalise_tangent: as released: dphi/dtau by its norm. A biased fixed point; for comparison only.
+        normalise_tangent: as released: dphi/dtau by its norm. A biased fixed point; for comparison
+            only.
         unweighted_vd: as released: without the factor 1 - tau.
         share_vd_noise: as released: x_1 is noised by the very noise of VM.
         student: its optimiser.

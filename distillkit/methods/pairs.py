@@ -17,14 +17,16 @@ from distillkit.teachers.base import Teacher
 class PairDistil(FewStepDistiller):
     """Fit the student's sample to the teacher's from the same noise: `E d(G(z, c), x)` over pairs (z, x).
 
-    The minimiser is the teacher's own map from noise to data, which a network learns the better the straighter the teacher's
-    trajectories are: reflow first.
+    The minimiser is the teacher's own map from noise to data, which a network learns the better the
+    straighter the teacher's trajectories are: reflow first.
 
     Args:
         teacher: the frozen teacher.
         num_pairs, pairs_path, steps: of the pairs, see `Pairs`.
-        solver: of the pairs, without draws; None means the teacher's best, or DDIM where that draws.
-        distance: `huber`, pseudo-Huber per sample, or `l2`, the mean square; in the space diffused in.
+        solver: of the pairs, without draws; None means the teacher's best, or DDIM where that
+            draws.
+        distance: `huber`, pseudo-Huber per sample, or `l2`, the mean square; in the space diffused
+            in.
         student: its optimiser.
     """
 

@@ -30,7 +30,8 @@ T_MIN = 1e-3  # of tokens: below it the weight of a sample, 1 / t, has no bound
 class Pretrain(TeacherDistiller):
     """Fit a denoiser to data (EDM arXiv 2206.00364 for `edm`, DDPM for `eps`, flow matching arXiv 2210.02747 for `flow`).
 
-    On tokens the prediction is `mean` (MDLM, UDLM) or `ratio` (SEDD), and the loss the evidence bound, nats a token.
+    On tokens the prediction is `mean` (MDLM, UDLM) or `ratio` (SEDD), and the loss the evidence
+    bound, nats a token.
 
     Args:
         network: the network to train.
@@ -40,8 +41,10 @@ class Pretrain(TeacherDistiller):
         context: batch keys of further conditions, see `Teacher`.
         prediction: what the network predicts, see `Denoiser`; None means `edm`, of tokens `mean`.
         sigma_data: standard deviation of the data; of no meaning for tokens.
-        times: distribution of training times; None means EDM's lognormal. Tokens are always trained on even times.
-        solver, steps: at which the teacher counts as at its best; kept in its folder. None is the kind's own solver.
+        times: distribution of training times; None means EDM's lognormal. Tokens are always trained
+            on even times.
+        solver, steps: at which the teacher counts as at its best; kept in its folder. None is the
+            kind's own solver.
         drop: share of samples trained without their condition, so that guidance is possible.
         student: optimiser of the network (the role is called student, as everywhere).
     """
@@ -101,7 +104,8 @@ class Pretrain(TeacherDistiller):
             cond = drop_condition(cond, null, self.rand(len(x_0), "drop") < self.drop)
         process = self.student.process
         if self.tokens:
-            # one uniform number for the whole batch, spread evenly over (0, 1]: less variance than a number for each
+            # one uniform number for the whole batch, spread evenly over (0, 1]: less variance than
+            # a number for each
             spread = torch.arange(len(x_0), device=self.device) / len(x_0)
             t = ((self.rand(1, "t") + spread) % 1).clamp_min(T_MIN)
             noise = fresh(self.generator("noise").initial_seed(), *x_0.shape, process.num_states, self.device)(0)

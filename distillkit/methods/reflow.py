@@ -31,21 +31,26 @@ NEAR = 1e-6  # of tau to 1, where the ratio of noise to signal would be infinite
 class Reflow(TeacherDistiller):
     """Fit a denoiser to the teacher's own pairs of noise and sample, along the straight lines between them.
 
-    A pair's line goes from what sampling starts from, `x_T`, to the sample x. In flow coordinates, which every process has,
-    it is `(1 - tau / tau_T) x + (tau / tau_T) x_T / (alpha_T + sigma_T)`, and `E w |D(x_t, t, c) - x|^2` on it is flow matching
-    with the pair's own noise (eq. 1 of the paper). The fitted velocity is the mean velocity of the lines through a place: its
-    flow keeps the law of x, starts where the teacher's starts, and bends less. On a process that ends in pure noise x_t is
-    `alpha x + sigma z`; where signal is left at the end, z is replaced by the noise that x_T is for x.
+    A pair's line goes from what sampling starts from, `x_T`, to the sample x. In flow coordinates,
+    which every process has, it is `(1 - tau / tau_T) x + (tau / tau_T) x_T / (alpha_T + sigma_T)`,
+    and `E w |D(x_t, t, c) - x|^2` on it is flow matching with the pair's own noise (eq. 1 of the
+    paper). The fitted velocity is the mean velocity of the lines through a place: its flow keeps
+    the law of x, starts where the teacher's starts, and bends less. On a process that ends in pure
+    noise x_t is `alpha x + sigma z`; where signal is left at the end, z is replaced by the noise
+    that x_T is for x.
 
-    What is left is a teacher, sampled by a solver without draws. It denoises the lines, not noised data: its score is that
+    What is left is a teacher, sampled by a solver without draws. It denoises the lines, not noised
+        data: its score is that
     of no noised law, so `dmd` and `sid` should have the teacher it was made from.
 
     Args:
         teacher: the frozen teacher.
         student_maker: makes the new denoiser; None copies the teacher's.
         num_pairs, pairs_path, steps: of the pairs, see `Pairs`.
-        solver: of the pairs, without draws; None means the teacher's best, or DDIM where that draws.
-        kappa: guidance scale of the pairs, 1 = none; the new teacher has it built in and is sampled without.
+        solver: of the pairs, without draws; None means the teacher's best, or DDIM where that
+            draws.
+        kappa: guidance scale of the pairs, 1 = none; the new teacher has it built in and is sampled
+            without.
         times: noise levels; None means uniform in tau.
         drop: share of samples trained without their classes, so that the new teacher can be guided.
         student: optimiser of the new denoiser.

@@ -22,9 +22,10 @@ from distillkit.teachers.base import BaseTeacher
 class SamplerDistiller(Distiller):
     """A student that calls the teacher's own network, at times and with coefficients that are learned.
 
-    Its one role, `student`, is an `nn.Module` that `Teacher.generate` takes for a solver and that starts as a plain sampler. At
-    the end the learned and the plain sampler draw from the same noise, and the better one by the domain's headline metric is
-    exported, so a run never ends worse than it began.
+    Its one role, `student`, is an `nn.Module` that `Teacher.generate` takes for a solver and that
+    starts as a plain sampler. At the end the learned and the plain sampler draw from the same
+    noise, and the better one by the domain's headline metric is exported, so a run never ends worse
+    than it began.
 
     Args:
         teacher: the frozen teacher.
@@ -93,8 +94,9 @@ class SamplerDistiller(Distiller):
     def best_of(self, measured: dict[str, dict[str, float]], reference: str, margin: float = 0.0) -> str:
         """The name with the best headline, among those that keep what real data have; others win by the share `margin`.
 
-        Where a metric has a target (an entropy, say), none may be further from it than `reference` is, by more than a tenth of
-        the target: a sampler that is sharper than its data does not win.
+        Where a metric has a target (an entropy, say), none may be further from it than `reference`
+        is, by more than a tenth of the target: a sampler that is sharper than its data does not
+        win.
         """
         evaluator = self.trainer.datamodule.evaluator()
         real = evaluator.floor(self.guard or 256)
@@ -138,7 +140,8 @@ class SamplerDistiller(Distiller):
             print(f"guard ({headline}: {figures}): kept is {kept}", flush=True)
         return True
 
-    # The verdict belongs to the step at which it was made, and is kept with it; what is trained stays as it was
+    # The verdict belongs to the step at which it was made, and is kept with it; what is trained
+    # stays as it was
 
     def on_train_start(self) -> None:
         self.verdict = {name: value for name, value in self.verdict.items() if name == "times"}

@@ -24,19 +24,24 @@ class ScoreDistiller(FewStepDistiller):
 
     Args:
         teacher: the frozen teacher.
-        student_times, fake_times: noise levels at which the student is judged and the fake score is trained.
+        student_times, fake_times: noise levels at which the student is judged and the fake score is
+            trained.
         student, fake_score: optimisers of the two roles.
-        normalise: the student's loss is divided by the mean of |x_g - teacher's x_0|, of each `sample` or the whole `batch`;
-            None leaves it as it is.
-        matched: which outputs of a student of several steps are matched with the teacher: `each`, one step drawn at random in
-            every cycle (arXiv 2505.12674); or the `last` alone, which is the one that counts, and the steps before it only
-            lead up to it. With `each` the fake score is told the step: otherwise it would follow the mixture of all steps,
-            and their errors could cancel each other in it for ever.
-        clips: of a teacher that is given `first` frames, how many clips the student makes in a row in training, each from the
-            last frames of the one before; a random one of them is trained. So it learns from frames that it made itself, as it
-            will see them when it goes on (Self-Forcing, arXiv 2506.08009): the divergence between long videos is the sum over
-            their clips, each given what the student made before. No gradient flows from clip to clip.
-        fake_score_maker: makes the fake score's denoiser; None copies the teacher's, whatever the student is.
+        normalise: the student's loss is divided by the mean of |x_g - teacher's x_0|, of each
+            `sample` or the whole `batch`; None leaves it as it is.
+        matched: which outputs of a student of several steps are matched with the teacher: `each`,
+            one step drawn at random in every cycle (arXiv 2505.12674); or the `last` alone, which
+            is the one that counts, and the steps before it only lead up to it. With `each` the fake
+            score is told the step: otherwise it would follow the mixture of all steps, and their
+            errors could cancel each other in it for ever.
+        clips: of a teacher that is given `first` frames, how many clips the student makes in a row
+            in training, each from the last frames of the one before; a random one of them is
+            trained. So it learns from frames that it made itself, as it will see them when it goes
+            on (Self-Forcing, arXiv 2506.08009): the divergence between long videos is the sum over
+            their clips, each given what the student made before. No gradient flows from clip to
+            clip.
+        fake_score_maker: makes the fake score's denoiser; None copies the teacher's, whatever the
+            student is.
     """
 
     def __init__(
@@ -96,9 +101,9 @@ class ScoreDistiller(FewStepDistiller):
     def rollout(self, batch: dict[str, Tensor], purpose: str) -> tuple[Tensor, Cond]:
         """Samples of this cycle's `step` of the student, with gradient in that step only, and what they were made for.
 
-        The steps before it run as they do at inference (backward simulation, arXiv 2405.14867). All roles see the same step
-        in one cycle, so the fake score has just followed the very step that it judges. The condition that is returned names
-        it, for the fake score; nobody else asks.
+        The steps before it run as they do at inference (backward simulation, arXiv 2405.14867). All
+        roles see the same step in one cycle, so the fake score has just followed the very step that
+        it judges. The condition that is returned names it, for the fake score; nobody else asks.
         """
         cond = self.condition(batch)
         if self.kappa_range:

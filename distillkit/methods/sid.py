@@ -36,15 +36,17 @@ class SiD(ScoreDistiller):
 
     Args:
         teacher: the frozen teacher.
-        alpha: weight of the squared term; 1.2 is best on images, above 1 a much too wide student can run away.
+        alpha: weight of the squared term; 1.2 is best on images, above 1 a much too wide student
+            can run away.
         kappa: guidance scale, 1 = none.
-        guidance: `lsg` guides teacher and fake score alike (long and short guidance); `zero` leaves the fake score
-            unconditional (Zero-CFG); `anti` guides it with -1 (Anti-CFG).
-        gan: weight of SiDA's loss against real data, the fake score's own features being the discriminator (SiDA has 1e-4, see
-            `losses/gan.py`); 0 needs no data.
-        gan_discriminator: weight of the discriminator's loss beside the fake score's (SiDA has 1, of EDM2's networks 100).
-        gan_start: how many steps the student makes before `gan` counts, while the discriminator learns already (SiDA begins
-            after 200,000 samples).
+        guidance: `lsg` guides teacher and fake score alike (long and short guidance); `zero` leaves
+            the fake score unconditional (Zero-CFG); `anti` guides it with -1 (Anti-CFG).
+        gan: weight of SiDA's loss against real data, the fake score's own features being the
+            discriminator (SiDA has 1e-4, see `losses/gan.py`); 0 needs no data.
+        gan_discriminator: weight of the discriminator's loss beside the fake score's (SiDA has 1,
+            of EDM2's networks 100).
+        gan_start: how many steps the student makes before `gan` counts, while the discriminator
+            learns already (SiDA begins after 200,000 samples).
         gan_clamp: logits beyond it do not move the student (SiDA has 10); None: all do.
         student_times: None means uniform in EDM's warped level up to sigma 24.
         fake_times: None means EDM's lognormal.

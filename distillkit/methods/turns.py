@@ -21,7 +21,8 @@ class Rhythm(Protocol):
 class Turns:
     """Every role that has joined makes `updates` steps in a row, in order of addition, over and over.
 
-    The distinct starts cut the run into segments. A segment begins a new cycle, even where it cuts the one before it short.
+    The distinct starts cut the run into segments. A segment begins a new cycle, even where it cuts
+    the one before it short.
 
     Args:
         roles: the rhythm of each role, in order of addition.

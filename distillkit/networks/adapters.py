@@ -49,7 +49,8 @@ class TeacherBase(Base):
     """The network of a teacher.
 
     Args:
-        teacher: what it is looked for in; only `teacher.frozen_network()` and `teacher.id` are used.
+        teacher: what it is looked for in; only `teacher.frozen_network()` and `teacher.id` are
+            used.
     """
 
     def __init__(self, teacher: nn.Module):
@@ -65,9 +66,10 @@ class TeacherBase(Base):
 class LowRank(nn.Module):
     """A change of one layer: `layer(x) + up(down(x))`. A forward hook of the layer, which stays what and where it is.
 
-    `down` reads what the layer reads (same kernel, stride, padding, dilation and groups) and has `rank` outputs for each
-    group; `up` acts on every place by itself. `up` is zero at the start, and the weight of the change is 1. Both are float32
-    and compute so; the sum has the layer's dtype.
+    `down` reads what the layer reads (same kernel, stride, padding, dilation and groups) and has
+    `rank` outputs for each group; `up` acts on every place by itself. `up` is zero at the start,
+    and the weight of the change is 1. Both are float32 and compute so; the sum has the layer's
+    dtype.
 
     Args:
         layer: one of `LAYERS`.
@@ -102,18 +104,19 @@ class LowRank(nn.Module):
 class Adapters(Recorded, nn.Module):
     """A network that is another one, frozen, and low-rank changes of its layers.
 
-    Parameters and state are those of the changes; of what the network was told (each `Told` in it); and of the submodules
-    that the network names in `own_parts`. The network itself is `tree`, a copy with the same weights in the same memory. It
-    comes along when the adapters are moved or cast, but is none of their submodules: nobody trains, averages, stores or
-    shards it, and it stays in eval mode. Whatever else is asked of the adapters (`features`, `embed`, `centred` ...) is the
-    network's.
+    Parameters and state are those of the changes; of what the network was told (each `Told` in it);
+    and of the submodules that the network names in `own_parts`. The network itself is `tree`, a
+    copy with the same weights in the same memory. It comes along when the adapters are moved or
+    cast, but is none of their submodules: nobody trains, averages, stores or shards it, and it
+    stays in eval mode. Whatever else is asked of the adapters (`features`, `embed`, `centred` ...)
+    is the network's.
 
     Args:
         base: where the network is found.
         rank: of each change, at least 1.
-        targets: endings of the names of the layers that change, such as `to_q` or `to_out.0`; None means all linear layers
-            and convolutions. Subclasses of these, such as the output layer of `nn.MultiheadAttention` (which is never
-            called), are left alone.
+        targets: endings of the names of the layers that change, such as `to_q` or `to_out.0`; None
+            means all linear layers and convolutions. Subclasses of these, such as the output layer
+            of `nn.MultiheadAttention` (which is never called), are left alone.
         sha256: of the network's weights, kept in folders; None computes it.
 
     Raises:
@@ -157,7 +160,8 @@ class Adapters(Recorded, nn.Module):
     def merged(self) -> Iterator[None]:
         """Within, this copy has the changes in its weights: sampling costs what it costs the network, training is not possible.
 
-        The changed weights are its own for so long; those in shared memory stay as they are, and are back afterwards.
+        The changed weights are its own for so long; those in shared memory stay as they are, and
+        are back afterwards.
         """
         changes = {name: c for name, c in self.layers.named_modules() if isinstance(c, LowRank) and not c.merged}
         shared = {name: self.tree.get_submodule(name).weight for name in changes}

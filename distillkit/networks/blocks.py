@@ -72,7 +72,8 @@ class Told(nn.ModuleDict):
             size: elements of a vector of order one; `cond[name]` is float [B, size].
 
         Raises:
-            ValueError: no kind or several, a name that is taken or impossible, a size or a range without sense.
+            ValueError: no kind or several, a name that is taken or impossible, a size or a range
+                without sense.
         """
         if sum(kind is not None for kind in (categories, range, size)) != 1:
             raise ValueError(

@@ -26,12 +26,15 @@ class DDiT(Recorded, nn.Module):
         width: token size, divisible by `heads`.
         depth: number of blocks.
         heads: attention heads.
-        adaln: whether blocks are scaled, shifted and gated by an embedding (adaLN-zero, arXiv 2212.09748) of sigma and classes;
-            None means where there is a schedule or a class to tell. Without it the network knows nothing but x_t, which is
-            enough for absorbing noise (RADD, arXiv 2406.03736).
-        schedule: the network is told sigma(t) of this schedule; None tells it 0 at all times (MDLM).
+        adaln: whether blocks are scaled, shifted and gated by an embedding (adaLN-zero, arXiv
+            2212.09748) of sigma and classes; None means where there is a schedule or a class to
+            tell. Without it the network knows nothing but x_t, which is enough for absorbing noise
+            (RADD, arXiv 2406.03736).
+        schedule: the network is told sigma(t) of this schedule; None tells it 0 at all times
+            (MDLM).
         cond_dim: size of the embedding.
-        classes: categorical conditions, `{name: number of classes}`; index `number of classes` is the null condition.
+        classes: categorical conditions, `{name: number of classes}`; index `number of classes` is
+            the null condition.
     """
 
     def __init__(

@@ -42,7 +42,8 @@ class DiT(Recorded, Features, nn.Module):
     """Patches as tokens with learned positions.
 
     Args:
-        event_shape: (channels, *sides), such as (1, 8, 8) or (1, 16, 16, 16); the sides divisible by `patch`.
+        event_shape: (channels, *sides), such as (1, 8, 8) or (1, 16, 16, 16); the sides divisible
+            by `patch`.
         width: token size, divisible by `heads`.
         depth: number of blocks.
         heads: attention heads.

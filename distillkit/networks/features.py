@@ -20,7 +20,8 @@ class Features:
 
     Attributes:
         feature_widths: channels of the features after each of its blocks.
-        feature_layer: index of the block, in the middle of the network, that `features` means if nobody says which.
+        feature_layer: index of the block, in the middle of the network, that `features` means if
+            nobody says which.
     """
 
     feature_widths: list[int]

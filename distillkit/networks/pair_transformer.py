@@ -50,18 +50,21 @@ class Block(nn.Module):
 class PairTransformer(Recorded, Features, nn.Module):
     """Residues as tokens, distances as pairs; rotating the input rotates the output, reflecting it does not reflect it.
 
-    A sample is a padded chain: x [B, N, 3], `cond["mask"]` bool [B, N], true for its residues, which come first. Tokens carry
-    no positions in space. A pair i, j knows the distance d of the two points, how far apart they are along the chain, and two
-    numbers of the chain's directions u_i = x_{i+1} - x_{i-1}: whether they agree, and on which side of each other the two
-    pass, which tells left-handed from right-handed. What comes out is made of vectors of the input,
+    A sample is a padded chain: x [B, N, 3], `cond["mask"]` bool [B, N], true for its residues,
+        which come first. Tokens carry
+    no positions in space. A pair i, j knows the distance d of the two points, how far apart they
+    are along the chain, and two numbers of the chain's directions u_i = x_{i+1} - x_{i-1}: whether
+    they agree, and on which side of each other the two pass, which tells left-handed from
+    right-handed. What comes out is made of vectors of the input,
 
-        out_i = g_i x_i + sum_j a_ij (x_i - x_j) / (d_ij + soft) + sum_j b_ij u_i x (x_i - x_j) / (d_ij + soft),
+        out_i = g_i x_i + sum_j a_ij (x_i - x_j) / (d_ij + soft) + sum_j b_ij u_i x (x_i - x_j) /
+        (d_ij + soft),
 
-    with numbers g, a, b of tokens and pairs. So no rotation has to be learned; Proteina learns them all, from turned copies of
-    its data.
+    with numbers g, a, b of tokens and pairs. So no rotation has to be learned; Proteina learns them
+    all, from turned copies of its data.
 
-    Distances are read in the units of x; the features are densest where residues of a protein in nanometres are, so let a
-    denoiser of prediction `flow` on a rectified flow hand x over unscaled.
+    Distances are read in the units of x; the features are densest where residues of a protein in
+    nanometres are, so let a denoiser of prediction `flow` on a rectified flow hand x over unscaled.
 
     Args:
         event_shape: (N, 3); chains of other lengths work too.

@@ -19,7 +19,8 @@ from distillkit.spec import Recorded
 def dispatch(parts: Sequence[Callable], index: Tensor, *inputs: Any) -> Any:
     """Every row goes through the part that `index` names; the results are in the order of the rows.
 
-    A part is called once, on all its rows in their order, and not at all without rows. The host reads one small tensor.
+    A part is called once, on all its rows in their order, and not at all without rows. The host
+    reads one small tensor.
 
     Args:
         parts: take `inputs` and return a tensor with a row for each of theirs, or a list of such.
@@ -45,15 +46,17 @@ def _take(value: Any, rows: Tensor) -> Any:
 class Routed(Recorded, nn.Module):
     """One network made of several, each for some classes (multi-student distillation) or for some noise levels (phases).
 
-    Every row belongs to exactly one part. By time, part 0 is that of the largest times; a time on an edge belongs to the part
-    below it, whose segment begins there. By class, the null class belongs to part 0.
+    Every row belongs to exactly one part. By time, part 0 is that of the largest times; a time on
+    an edge belongs to the part below it, whose segment begins there. By class, the null class
+    belongs to part 0.
 
     Args:
         parts: the networks, `part(x, time, cond)`.
         by: `time`, or the name of a categorical condition.
         edges: by time, the `len(parts) - 1` network times between the parts, falling.
         owner: by class, of each class the number of its part.
-        only: the part that is trained; in the others, nothing requires a gradient and they stay in eval mode. None trains all.
+        only: the part that is trained; in the others, nothing requires a gradient and they stay in
+            eval mode. None trains all.
     """
 
     def __init__(

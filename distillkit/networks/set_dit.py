@@ -17,9 +17,10 @@ from distillkit.spec import Recorded
 class SetDiT(Recorded, Features, nn.Module):
     """A DiT on the volume in which the voxels lie; blocks of the volume without a voxel are looked at by none.
 
-    A sample is a padded set of voxels: x [B, N, C], `cond["coords"]` int64 [B, N, 3] in [0, side), `cond["mask"]` bool
-    [B, N]; no two voxels alike. The DiT sees C + 1 channels, zero where no voxel is and the last one 1 where one is, so
-    neither the order of the voxels nor the padding changes anything.
+    A sample is a padded set of voxels: x [B, N, C], `cond["coords"]` int64 [B, N, 3] in [0, side),
+        `cond["mask"]` bool
+    [B, N]; no two voxels alike. The DiT sees C + 1 channels, zero where no voxel is and the last
+    one 1 where one is, so neither the order of the voxels nor the padding changes anything.
 
     Args:
         event_shape: (N, C); sets of other sizes work too.

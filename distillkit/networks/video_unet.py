@@ -57,17 +57,18 @@ class VideoUNet(UShape):
     """A U-Net of videos, on tubelets.
 
     Args:
-        event_shape: (channels, frames, height, width); frames divisible by `tube` and height and width by `patch`, and what
-            is left by 2^(levels - 1).
+        event_shape: (channels, frames, height, width); frames divisible by `tube` and height and
+            width by `patch`, and what is left by 2^(levels - 1).
         channels: width of the first level.
-        multipliers: width of each level in units of `channels`; each level has half the moments, rows and columns.
+        multipliers: width of each level in units of `channels`; each level has half the moments,
+            rows and columns.
         blocks: residual blocks on each level of the encoder (the decoder has one more).
         heads: of the attention in the middle; 0 leaves it out.
         patch: side of a tubelet in pixels.
         tube: frames of a tubelet.
         classes: categorical conditions, `{name: number of classes}`.
-        given: how many first frames it is given, as `cond["first"]` [B, C, given, H, W] in [-1, 1]: they are shown beside every
-            moment, as further channels.
+        given: how many first frames it is given, as `cond["first"]` [B, C, given, H, W] in [-1, 1]:
+            they are shown beside every moment, as further channels.
     """
 
     Block, convolution = Block, staticmethod(spatial)

@@ -20,7 +20,8 @@ def write_card(
     Args:
         folder: the folder of the weights; its samples.png is shown if it is there.
         kind: "student" or "teacher".
-        config: student.yaml or teacher.yaml as a dict; `license` and `data_license` are quoted from it.
+        config: student.yaml or teacher.yaml as a dict; `license` and `data_license` are quoted from
+            it.
         evaluation: evaluation.json as a dict.
         command: the command that made the weights.
     """

@@ -24,9 +24,10 @@ NOT_TRAINING = ("step", "seconds", "val/", "test/")
 class MetricsLogger(Logger):
     """Write every logged number to `metrics.csv`: one row per step, an empty cell where nothing was logged.
 
-    The columns are `step`, `seconds` (since the logger was made, all parts of a resumed run together), then the metrics
-    in the order in which they first appeared. A run that is resumed replays some steps: rows of the earlier part from
-    its first new step on are dropped. A `validate` or `test` in the folder of a finished run leaves its history alone.
+    The columns are `step`, `seconds` (since the logger was made, all parts of a resumed run
+    together), then the metrics in the order in which they first appeared. A run that is resumed
+    replays some steps: rows of the earlier part from its first new step on are dropped. A
+    `validate` or `test` in the folder of a finished run leaves its history alone.
 
     Args:
         save_dir: the run folder; the current folder if None.
@@ -71,7 +72,8 @@ class MetricsLogger(Logger):
             self._before = max((row.get("seconds", 0.0) for row in self._earlier), default=0.0)
         if not self._rows or self._rows[-1]["step"] != step:
             self._rows.append({"step": step, "seconds": round(self._before + time.monotonic() - self._born, 3)})
-        # A tensor is copied on its device: later changes by its owner do not show, and nothing waits for it.
+        # A tensor is copied on its device: later changes by its owner do not show, and nothing
+        # waits for it.
         for key, value in metrics.items():
             if key != "epoch":  # Lightning adds it; training here is counted in steps
                 self._rows[-1][key] = value.detach().clone() if isinstance(value, Tensor) else value
@@ -103,7 +105,8 @@ class MetricsLogger(Logger):
             writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
             write_text(self.path, text.getvalue())
             self._dirty = False
-        # The whole file is written anew, so a long history waits longer: never more than 2 % of the time goes here.
+        # The whole file is written anew, so a long history waits longer: never more than 2 % of the
+        # time goes here.
         now = time.monotonic()
         self._next_write = now + max(self.every, 50 * (now - begun))
 

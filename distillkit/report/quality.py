@@ -18,7 +18,8 @@ CUT = 0.05  # share of a student's values outside the data's range, from which i
 def quality_table(evaluation: dict[str, Any]) -> dict[str, list]:
     """Columns and rows ready to print: `label` of a column; `kind` and `cells` (`text`, `best`) of a row.
 
-    `best` marks the best of student and teachers in a column; real data, the floor, is the last row and takes no part.
+    `best` marks the best of student and teachers in a column; real data, the floor, is the last row
+    and takes no part.
     """
     rows, better = evaluation.get("rows", []), evaluation.get("better", {})
     headline = evaluation.get("headline")
@@ -113,8 +114,8 @@ def _failures(evaluation: dict[str, Any]) -> list[str]:
 def _far(row: dict[str, Any] | None, evaluation: dict[str, Any]) -> list[str]:
     """The metrics by which a teacher is far from real data, and so no measure of its student.
 
-    The headline is one above `FAR` times the floor if the many steps are not half way there from the few; of what should be
-    high it is less than half of what real data have.
+    The headline is one above `FAR` times the floor if the many steps are not half way there from
+    the few; of what should be high it is less than half of what real data have.
     """
     headline, better = evaluation.get("headline"), evaluation.get("better", {})
     _, _, same, real = _four(evaluation)

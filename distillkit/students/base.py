@@ -35,7 +35,8 @@ class Student(nn.Module, ABC):
     """A model that samples in a few network calls.
 
     Args:
-        event_shape: shape of one sample in the space diffused in; of a padded set, with its largest size.
+        event_shape: shape of one sample in the space diffused in; of a padded set, with its largest
+            size.
         classes: categorical conditions, `{name: number of classes}`.
         context: names of further conditions that every sample needs, see `BaseTeacher`.
         codec: between data and samples; None means they are the same.
@@ -99,17 +100,19 @@ class Student(nn.Module, ABC):
 
         Args:
             n: how many.
-            cond: conditions, `{name: int tensor [n]}` and context tensors [n, ...]; default: all classes in turn, or with a
-                context the examples that its folder carries.
+            cond: conditions, `{name: int tensor [n]}` and context tensors [n, ...]; default: all
+                classes in turn, or with a context the examples that its folder carries.
             seed: of the noise.
             batch_size: samples per network call; changes memory, not the result.
-            decode: false gives the space diffused in, [n, *event_shape], where data are made from it by a codec.
-            kappa: guidance scale, one number or one per sample [n], of a student that was told it; None is the middle of its
-                range.
+            decode: false gives the space diffused in, [n, *event_shape], where data are made from
+                it by a codec.
+            kappa: guidance scale, one number or one per sample [n], of a student that was told it;
+                None is the middle of its range.
 
         Raises:
-            ValueError: a condition is missing or unknown, has another length than n, a class that does not exist or another
-                shape or kind of numbers than the network takes; data are wanted of a codec that may not be read.
+            ValueError: a condition is missing or unknown, has another length than n, a class that
+                does not exist or another shape or kind of numbers than the network takes; data are
+                wanted of a codec that may not be read.
         """
 
     @property
@@ -202,7 +205,8 @@ class Student(nn.Module, ABC):
 
         Args:
             folder: where.
-            examples: conditions to carry, at most 16, as many as fit into a megabyte, and one of up to 64; only with a context.
+            examples: conditions to carry, at most 16, as many as fit into a megabyte, and one of up
+                to 64; only with a context.
             facts: domain, method, teacher ... that join student.yaml.
         """
         folder = Path(folder)
@@ -223,17 +227,19 @@ class Student(nn.Module, ABC):
 def load_student(path: str | Path, trust: tuple[str, ...] = (), teacher: Any = None) -> Student:
     """A student from its folder, in eval mode. Reads no pickle, and builds no teacher unless the student calls it.
 
-    The folder may come from a stranger: it chooses neither what code runs nor what is read outside of it.
+    The folder may come from a stranger: it chooses neither what code runs nor what is read outside
+        of it.
 
     Args:
         path: a student folder, or the run folder around it.
-        trust: what the folder may do besides: packages whose classes it may name, and paths (with a `/`) that it may
-            read outside of itself, where a sampler's teacher, the base of adapters or a codec's weights lie.
+        trust: what the folder may do besides: packages whose classes it may name, and paths (with a
+            `/`) that it may read outside of itself, where a sampler's teacher, the base of adapters
+            or a codec's weights lie.
         teacher: of a sampler, if it is no longer where the folder says.
 
     Raises:
-        ValueError: the folder is missing, damaged, or names a class from an untrusted package or a path outside; a sampler's
-            teacher is missing or another one than it was made for.
+        ValueError: the folder is missing, damaged, or names a class from an untrusted package or a
+            path outside; a sampler's teacher is missing or another one than it was made for.
     """
     folder = home = Path(path)
     if (folder / "student" / CONFIG).is_file():

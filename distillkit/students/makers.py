@@ -25,7 +25,8 @@ class Maker(Recorded, ABC):
     """Makes the trainable denoiser of a role.
 
     Attributes:
-        sampling: how its denoiser is sampled, where it brings that along: `times`, `renoise`; a method's own settings win.
+        sampling: how its denoiser is sampled, where it brings that along: `times`, `renoise`; a
+            method's own settings win.
     """
 
     sampling: dict[str, Any] = {}
@@ -65,7 +66,8 @@ class Lora(Maker):
 
     Args:
         rank: of the adapters.
-        targets: endings of the names of the layers that get one; None means every linear layer and convolution.
+        targets: endings of the names of the layers that get one; None means every linear layer and
+            convolution.
     """
 
     def __init__(self, rank: int = 16, targets: list[str] | None = None):
@@ -82,7 +84,8 @@ class Routed(Maker):
     Args:
         parts: how many.
         by: `time`, or the name of a categorical condition; None means the teacher's first.
-        owner: by class, the number of its part for each class; None gives each part equally many classes in a row.
+        owner: by class, the number of its part for each class; None gives each part equally many
+            classes in a row.
         edges: by time, the `parts - 1` times between the parts, falling, in the process's units.
         only: the part that is trained while the others stay as they are; None trains all.
         part: makes each part; None copies the teacher's network.

@@ -47,8 +47,8 @@ def made_with(student: Student, path: str | Path, trust: Sequence[str], *wanted:
         wanted: `teacher`, `data` or both.
 
     Raises:
-        UsageError: it does not say so, they cannot be built, or they are others than it may name; its cause is `Outside`
-            where the folder may not read them.
+        UsageError: it does not say so, they cannot be built, or they are others than it may name;
+            its cause is `Outside` where the folder may not read them.
     """
     recorded = student.config.get("run") or {}
     lacking = [name for name in wanted if name not in recorded]

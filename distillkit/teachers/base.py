@@ -33,17 +33,20 @@ class BaseTeacher(Recorded, nn.Module, ABC):
     Args:
         denoiser: a `denoiser_kind`.
         event_shape: shape of one sample; of a padded set, with its largest size.
-        classes: categorical conditions, `{batch key: number of classes}`; index `number of classes` is the null condition.
-        context: batch keys of what else a sample is made for (positions, a first frame, a `mask`): tensors that guidance
-            keeps and that have no null.
+        classes: categorical conditions, `{batch key: number of classes}`; index `number of classes`
+            is the null condition.
+        context: batch keys of what else a sample is made for (positions, a first frame, a `mask`):
+            tensors that guidance keeps and that have no null.
         codec: between data and samples; None means they are the same.
 
     Attributes:
         denoiser_kind: the class of its denoiser.
         solvers: its samplers by name.
-        best: solver and steps at which the teacher is at its best (the quality a student is measured against).
-        provides: what methods may ask for: `denoiser` (continuous diffusion), `features` (activations for GAN heads),
-            `log_probs` (a discrete diffusion model). See `distillkit.capabilities`.
+        best: solver and steps at which the teacher is at its best (the quality a student is
+            measured against).
+        provides: what methods may ask for: `denoiser` (continuous diffusion), `features`
+            (activations for GAN heads), `log_probs` (a discrete diffusion model). See
+            `distillkit.capabilities`.
         kind: of what a run leaves: its folder is called so.
     """
 
@@ -133,7 +136,8 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         Args:
             noise: see the kind of teacher.
             cond: one condition per sample.
-            steps, solver: None means the teacher's best; `steps` counts times, the last is for the call that denoises.
+            steps, solver: None means the teacher's best; `steps` counts times, the last is for the
+                call that denoises.
             kappa: guidance scale, 1 = none.
         """
 
@@ -153,7 +157,8 @@ class BaseTeacher(Recorded, nn.Module, ABC):
 
         Args:
             num, cond, seed, decode: as in `Student.sample`.
-            solver, times, kappa: as in `sample`; of a Gaussian process kappa may be one per sample, [num].
+            solver, times, kappa: as in `sample`; of a Gaussian process kappa may be one per sample,
+                [num].
             chunk: samples of one network call.
         """
 
@@ -338,7 +343,8 @@ class Teacher(BaseTeacher):
     def few_step_choices(self, passes, own=()):
         """One-pass solvers on the full grid, one that stops earlier, and `own` times.
 
-        With few steps the full grid wastes its last one on a level without noise; with one step all choices are the same.
+        With few steps the full grid wastes its last one on a level without noise; with one step all
+        choices are the same.
         """
         grids = [self.grid(passes), self.grid(passes + 1)[:-1]]
         if passes == 1:

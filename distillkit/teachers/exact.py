@@ -1,7 +1,8 @@
 """Teachers whose every answer is known in closed form: the ground on which methods are proved.
 
-All are mixtures of Gaussians. Under `x_t = alpha x_0 + sigma eps` a component N(m, C) becomes N(alpha m, alpha^2 C + sigma^2 I),
-so the denoiser, the score, the density and (for one Gaussian) the probability-flow map are formulas.
+All are mixtures of Gaussians. Under `x_t = alpha x_0 + sigma eps` a component N(m, C) becomes
+N(alpha m, alpha^2 C + sigma^2 I), so the denoiser, the score, the density and (for one Gaussian)
+the probability-flow map are formulas.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Mixture(Recorded, nn.Module):
         means: [K][D].
         covariances: [K][D][D].
         weights: [K], scaled to sum to one; None means equal.
-        labels: [K], the class of each component; a condition keeps the components of its class. None: no classes.
+        labels: [K], the class of each component; a condition keeps the components of its class.
+            None: no classes.
     """
 
     def __init__(self, means, covariances, weights=None, labels=None):

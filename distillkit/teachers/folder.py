@@ -22,8 +22,8 @@ class Folder:
 
     Args:
         path: the folder.
-        trust: what the folder may do besides, see `distillkit.spec.from_spec`: packages whose network classes it may name,
-            and paths outside of it that it may read.
+        trust: what the folder may do besides, see `distillkit.spec.from_spec`: packages whose
+            network classes it may name, and paths outside of it that it may read.
 
     Attributes:
         home: the folder of a teacher that is given no path.

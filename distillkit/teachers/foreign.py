@@ -14,10 +14,12 @@ def check_foreign(root: Path, own_code: bool = False) -> None:
 
     Args:
         root: the folder; its configurations, and those of its sub-folders, are looked at.
-        own_code: it may name code of its own (`auto_map`), for the caller builds its network without.
+        own_code: it may name code of its own (`auto_map`), for the caller builds its network
+            without.
 
     Raises:
-        ValueError: it names code of its own, kernels of a hub, parts from other packages, or another folder as its base.
+        ValueError: it names code of its own, kernels of a hub, parts from other packages, or
+            another folder as its base.
     """
     for file in sorted({*root.glob("*/*.json"), *root.rglob("*.json")}):
         if file.name == "adapter_config.json":

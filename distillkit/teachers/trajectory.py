@@ -31,10 +31,12 @@ def visited(
 def straightness(teacher: Teacher, noise: Tensor, cond: Cond, steps: int = 100, kappa: float = 1.0) -> Tensor:
     """`S = E int |(x_1 - x_0) - v(x_tau, tau)|^2 dtau` along the teacher's own trajectories (rectified flow, arXiv 2209.03003).
 
-    It is zero where each trajectory has one velocity, so that a single step of Euler's method is exact. Everything is in flow
-    coordinates, which every process has: `x = x_t / (alpha + sigma)`, `tau = sigma / (alpha + sigma)`, `v = (x - D) / tau`. In
-    them DDIM is Euler's method, and the last call's `x_0` lies at tau = 0. The integral is the mean over tau between there and
-    the first time, where tau is 1 if sampling starts without signal. Of a Gaussian N(m, C) it is `(2 - pi / 2) tr C^(1/2)`.
+    It is zero where each trajectory has one velocity, so that a single step of Euler's method is
+    exact. Everything is in flow coordinates, which every process has: `x = x_t / (alpha + sigma)`,
+    `tau = sigma / (alpha + sigma)`, `v = (x - D) / tau`. In them DDIM is Euler's method, and the
+    last call's `x_0` lies at tau = 0. The integral is the mean over tau between there and the first
+    time, where tau is 1 if sampling starts without signal. Of a Gaussian N(m, C) it is `(2 - pi /
+    2) tr C^(1/2)`.
 
     Args:
         noise: unit Gaussian, [B, *event_shape].

@@ -1,6 +1,7 @@
 """Data of tokens: `data` [B, d] int64 in 0 .. S-1 and, where the source has classes, `label` [B] int64.
 
-N: sequences; B: batch; d: length of a sequence; S: number of real tokens (a mask is not among them).
+N: sequences; B: batch; d: length of a sequence; S: number of real tokens (a mask is not among
+    them).
 """
 
 from __future__ import annotations
@@ -82,10 +83,11 @@ class WorldData(DiscreteData):
 class Prose(DiscreteData):
     """Paragraphs as tokens, in blocks.
 
-    Paragraphs end at empty lines, and in a file without any at the ends of lines. Those that are too short to be prose, and
-    repeated ones, are left out; very long ones are cut, if need be shorter until there are enough for each part. A hash of a
-    paragraph decides which part it belongs to (8 : 1 : 1), so no paragraph is in two parts, and none changes its part when
-    others come or go.
+    Paragraphs end at empty lines, and in a file without any at the ends of lines. Those that are
+    too short to be prose, and repeated ones, are left out; very long ones are cut, if need be
+    shorter until there are enough for each part. A hash of a paragraph decides which part it
+    belongs to (8 : 1 : 1), so no paragraph is in two parts, and none changes its part when others
+    come or go.
 
     A kind says what its `paragraphs` are, how they become `blocks`, and how to `spell` tokens.
 
@@ -93,9 +95,9 @@ class Prose(DiscreteData):
         space: the character that long paragraphs are cut at.
 
     Args:
-        path: a text file, or a folder whose .txt files are read in alphabetical order, in UTF-8, or in UTF-16 or UTF-32 with
-            a mark; None is the prose inside CPython's own documentation module (`pydoc_data.topics`, which differs a little
-            between versions of Python).
+        path: a text file, or a folder whose .txt files are read in alphabetical order, in UTF-8, or
+            in UTF-16 or UTF-32 with a mark; None is the prose inside CPython's own documentation
+            module (`pydoc_data.topics`, which differs a little between versions of Python).
         length: d, tokens of a block.
         num_tokens: S.
         batch_size: blocks of one micro-batch.
@@ -157,8 +159,8 @@ class Prose(DiscreteData):
 class TextData(Prose):
     """Characters of English prose, in blocks.
 
-    Letters that the alphabet lacks are lowered and lose their accents, as far as it takes; every run of other characters
-    becomes one space.
+    Letters that the alphabet lacks are lowered and lose their accents, as far as it takes; every
+    run of other characters becomes one space.
 
     Args:
         path, batch_size: as in `Prose`.
@@ -186,12 +188,13 @@ class TextData(Prose):
 class TokenData(Prose):
     """Text as the tokens of a tokeniser, for published models and for teachers of your own.
 
-    Paragraphs keep their spelling and are joined by empty lines. Needs the package tokenizers (extra `hf`).
+    Paragraphs keep their spelling and are joined by empty lines. Needs the package tokenizers
+    (extra `hf`).
 
     Args:
         tokenizer: a `tokenizer.json`, or a folder that holds one.
-        num_tokens: S, the tokens of the model, a mask at the end not counted: 50257 with GPT-2's, which SEDD and MDLM use. May
-            be more than the tokeniser knows.
+        num_tokens: S, the tokens of the model, a mask at the end not counted: 50257 with GPT-2's,
+            which SEDD and MDLM use. May be more than the tokeniser knows.
         path, length, batch_size: as in `TextData`; length counts tokens.
     """
 
@@ -292,7 +295,8 @@ def read_text(file: Path) -> str:
     """The text in a file; lines end with a line feed.
 
     Raises:
-        ValueError: it is no text in UTF-8, or in UTF-16 or UTF-32 with a mark. Says what is wrong, not of which file.
+        ValueError: it is no text in UTF-8, or in UTF-16 or UTF-32 with a mark. Says what is wrong,
+            not of which file.
     """
     try:
         data = file.read_bytes()

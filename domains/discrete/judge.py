@@ -11,8 +11,8 @@ class Judge:
 
         p(w | h) = (count(h w) + types(h) p(w | h without its first symbol)) / (count(h) + types(h))
 
-    where types(h) counts the different symbols seen after h; below the single symbol stands the uniform law. A symbol near
-    the start of a sequence has only the history that is there.
+    where types(h) counts the different symbols seen after h; below the single symbol stands the
+    uniform law. A symbol near the start of a sequence has only the history that is there.
 
     Args:
         tokens: text to count in, [N, d] int64 in 0 .. num_tokens - 1.

@@ -1,6 +1,7 @@
 """Masked language models as teachers, from a directory on this machine: those of the package transformers, LLaDA, Dream.
 
-Nothing is downloaded and no code that comes with a checkpoint is run: LLaDA is Llama and Dream is Qwen2, both of transformers,
+Nothing is downloaded and no code that comes with a checkpoint is run: LLaDA is Llama and Dream is
+    Qwen2, both of transformers,
 with attention in both directions.
 """
 
@@ -26,14 +27,17 @@ from domains.discrete.checkpoints import read_config
 class MaskedLM(Recorded, nn.Module):
     """A masked language model as a network of absorbing noise: it looks at x_t alone.
 
-    Our mask is the last state, a model's stands anywhere in its vocabulary: the two change places on the way in and out. So
-    its tokens keep their numbers, only the last one is called by the number of the mask.
+    Our mask is the last state, a model's stands anywhere in its vocabulary: the two change places
+    on the way in and out. So its tokens keep their numbers, only the last one is called by the
+    number of the mask.
 
     Args:
-        model: `model(input_ids=[B, d]).logits` [B, d, V]; `Recorded`, as everything that goes into folders.
+        model: `model(input_ids=[B, d]).logits` [B, d, V]; `Recorded`, as everything that goes into
+            folders.
         mask: the model's number of the mask token.
         vocabulary: V; further entries of the logits are dropped.
-        shift: the logits at a position speak of the next one, as in models that began as autoregressive ones (Dream).
+        shift: the logits at a position speak of the next one, as in models that began as
+            autoregressive ones (Dream).
     """
 
     def __init__(self, model: nn.Module, mask: int, vocabulary: int, shift: bool = False):
@@ -160,7 +164,8 @@ ARCHITECTURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]
 class TransformersTeacher(DiscreteTeacher):
     """A masked language model from a local directory: one that the package transformers knows, LLaDA, or Dream.
 
-    Others that bring their own code are not loaded, for that code would have to be run: load them yourself and wrap them,
+    Others that bring their own code are not loaded, for that code would have to be run: load them
+        yourself and wrap them,
     `DiscreteTeacher(Mean(MaskedLM(model, mask, vocabulary), Absorbing(vocabulary - 1)), (d,))`.
 
     Args:

@@ -31,8 +31,9 @@ class ImageData(DistillData):
 
     Args:
         batch_size: images in a batch.
-        features: what the evaluation compares images by: `auto` (the shipped extractor for digits, else a classifier
-            fitted to the labels, else pixels), `pixels`, or `inception:/path/to/weights`.
+        features: what the evaluation compares images by: `auto` (the shipped extractor for digits,
+            else a classifier fitted to the labels, else pixels), `pixels`, or
+            `inception:/path/to/weights`.
     """
 
     domain = "image"
@@ -57,7 +58,8 @@ class ImageData(DistillData):
 class Digits(ImageData):
     """Scikit-learn's 1,797 handwritten digits, [1, 8, 8], x = grey / 8 - 1, ten classes; std 0.75.
 
-    The split is the same for ever (train 1,297, val 250, test 250, classes in proportion): shipped weights saw the
+    The split is the same for ever (train 1,297, val 250, test 250, classes in proportion): shipped
+        weights saw the
     training part alone.
     """
 
@@ -74,8 +76,10 @@ class Digits(ImageData):
 class NpzImages(ImageData):
     """Images in one .npz file.
 
-    Keys: `images` (or OpenAI's `arr_0`) uint8 [N, H, W] or [N, H, W, C] with C = 1, 3 or 4 (transparency goes over
-    white); optionally `labels` (or `arr_1`) integers [N]. Only uint8: a float array does not say its range.
+    Keys: `images` (or OpenAI's `arr_0`) uint8 [N, H, W] or [N, H, W, C] with C = 1, 3 or 4
+        (transparency goes over
+    white); optionally `labels` (or `arr_1`) integers [N]. Only uint8: a float array does not say
+    its range.
 
     Args:
         path: the file.
@@ -121,7 +125,8 @@ class NpzImages(ImageData):
 class TorchvisionData(ImageData):
     """A torchvision data set that lies on disk already; nothing is downloaded.
 
-    The official test split is the test split; validation images are taken from the official training split.
+    The official test split is the test split; validation images are taken from the official
+    training split.
 
     Args:
         name: MNIST, FashionMNIST, KMNIST, CIFAR10 or CIFAR100.
@@ -176,11 +181,12 @@ class TorchvisionData(ImageData):
 class ImageFolder(ImageData):
     """Images in a folder, decoded batch by batch: png, jpg, jpeg, webp, bmp.
 
-    Sub-folders of the first level are the classes, in alphabetical order; images lying flat have none. The centred square
-    of the shorter side is resized to `resolution` (antialiased bicubic). Files that are damaged or of more than 67 million
-    pixels are found before training, named in a warning and left out, see `fault`; what was found is kept in
-    `.distillkit-images.json` in the folder, where it may be written. For a file that breaks later the next one stands in.
-    Which part a file belongs to follows from a hash of its name.
+    Sub-folders of the first level are the classes, in alphabetical order; images lying flat have
+    none. The centred square of the shorter side is resized to `resolution` (antialiased bicubic).
+    Files that are damaged or of more than 67 million pixels are found before training, named in a
+    warning and left out, see `fault`; what was found is kept in `.distillkit-images.json` in the
+    folder, where it may be written. For a file that breaks later the next one stands in. Which part
+    a file belongs to follows from a hash of its name.
 
     Args:
         path: the folder.

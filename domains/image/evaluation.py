@@ -29,19 +29,20 @@ BEYOND = 0.1  # how far outside of [-1, 1] a value must lie to count as `outside
 class ImageEvaluator:
     """Compares images with held-out data, in a feature space.
 
-    The metrics (held-out data = validation and test together):
-    `frechet` between Gaussians fitted to the features (the headline); `kernel` MMD^2; `precision` and `recall`
-    (k = 3); `density` and `coverage` (k = 5); `class_agreement`, the share of samples in which the classifier sees the
-    class that was asked for; `nearest_train`, the mean distance to the nearest training sample: compare it with that of
-    the real data, for a model that copies its training data comes out far below. Values are cut to [-1, 1] first, as a file
-    would keep them; `outside` is the share of those that lie clearly beyond.
+    The metrics (held-out data = validation and test together): `frechet` between Gaussians fitted
+    to the features (the headline); `kernel` MMD^2; `precision` and `recall` (k = 3); `density` and
+    `coverage` (k = 5); `class_agreement`, the share of samples in which the classifier sees the
+    class that was asked for; `nearest_train`, the mean distance to the nearest training sample:
+    compare it with that of the real data, for a model that copies its training data comes out far
+    below. Values are cut to [-1, 1] first, as a file would keep them; `outside` is the share of
+    those that lie clearly beyond.
 
     Args:
         train: the training data, len() and train[indices] -> {"data": [N, C, H, W], "label": [N]}.
         held_out: one or several data sets of the same kind.
         classes: {"label": number of classes}, or empty.
-        features: `auto` (the shipped extractor for digits, else a classifier fitted to the training labels, else
-            pixels), `pixels`, or `inception:/path/to/weights`.
+        features: `auto` (the shipped extractor for digits, else a classifier fitted to the training
+            labels, else pixels), `pixels`, or `inception:/path/to/weights`.
     """
 
     headline = "frechet"
@@ -100,9 +101,10 @@ class ImageEvaluator:
     def floor(self, num_samples: int | None = None) -> dict[str, float]:
         """What real data gets: training images (by default as many as are held out) against the held-out data.
 
-        Give `num_samples` the number of samples of the model beside it: the distances are biased by it, alike for both.
-        Where the training data would look perfect by construction (its own nearest neighbour, the labels its classifier
-        was fitted to) the value is that of the held-out data.
+        Give `num_samples` the number of samples of the model beside it: the distances are biased by
+            it, alike for both.
+        Where the training data would look perfect by construction (its own nearest neighbour, the
+        labels its classifier was fitted to) the value is that of the held-out data.
         """
         size = min(num_samples or len(self._reference_ND), len(self._training_MD))
         rows = np.random.RandomState(0).permutation(len(self._training_MD))[:size]
@@ -197,9 +199,9 @@ class ImageEvaluator:
 class Extractor:
     """Images [N, C, H, W] in [-1, 1] to features [N, D].
 
-    `predict` gives class numbers [N], where it can. `standardised`: whether every feature is to count alike. Learned
-    features are; pixels keep their common unit, for one that is almost constant would count most; Inception's keep
-    theirs, for the published numbers do.
+    `predict` gives class numbers [N], where it can. `standardised`: whether every feature is to
+    count alike. Learned features are; pixels keep their common unit, for one that is almost
+    constant would count most; Inception's keep theirs, for the published numbers do.
     """
 
     facts: dict[str, Any]

@@ -28,13 +28,15 @@ LARGEST = 64  # pixels; larger images are shrunk before the classifier sees them
 class Classifier(nn.Module):
     """A small convolutional classifier of images whose last hidden layer serves as features.
 
-    Halves the image until a side is at most 8, then looks once more at full detail; the position is kept (no global
-    pooling), because where a stroke lies matters on 8 x 8 pixels. Smooth activations: no feature is ever dead.
+    Halves the image until a side is at most 8, then looks once more at full detail; the position is
+    kept (no global pooling), because where a stroke lies matters on 8 x 8 pixels. Smooth
+    activations: no feature is ever dead.
 
     Args:
         channels: 1 or 3.
         classes: number of classes.
-        size: height and width of the images in pixels, best 8 to 64; larger images are shrunk to 64.
+        size: height and width of the images in pixels, best 8 to 64; larger images are shrunk to
+            64.
         width: channels of the first layer.
     """
 
@@ -67,8 +69,8 @@ class Classifier(nn.Module):
 def train_classifier(data: Any, classes: int, steps: int = STEPS, seed: int = 0, device: str = "cpu") -> Classifier:
     """A classifier fitted to `data` (len() and data[indices] -> {"data", "label"}); the global generator is untouched.
 
-    AdamW with a cosine schedule; every image is shifted by up to an eighth of its side (at least one pixel), so the
-    features forgive what the eye forgives.
+    AdamW with a cosine schedule; every image is shifted by up to an eighth of its side (at least
+    one pixel), so the features forgive what the eye forgives.
     """
     rng = torch.Generator().manual_seed(seed)
     image = data[torch.zeros(1, dtype=torch.long)]["data"]

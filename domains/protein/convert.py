@@ -1,7 +1,8 @@
 """A released checkpoint of Proteina as a teacher folder: `python -m domains.protein.convert CHECKPOINT.ckpt FOLDER`.
 
-A checkpoint is a pickle. It is read with PyTorch's restricted unpickler, which runs no code from it; the classes of OmegaConf,
-in which Proteina keeps its configuration, come as inert stand-ins that hold data. Anything else is refused.
+A checkpoint is a pickle. It is read with PyTorch's restricted unpickler, which runs no code from
+it; the classes of OmegaConf, in which Proteina keeps its configuration, come as inert stand-ins
+that hold data. Anything else is refused.
 """
 
 from __future__ import annotations
@@ -56,10 +57,12 @@ def convert(checkpoint: str | Path, folder: str | Path, cath: str | Path | None 
         checkpoint: the Lightning checkpoint, with `state_dict` and `hyper_parameters`.
         folder: where to; must not hold a teacher yet.
         cath: the released `cath_label_mapping.pt`, for `Proteina.fold`.
-        longest: N, residues of the longest chain that it is asked for (`teacher.event_shape` may say otherwise).
+        longest: N, residues of the longest chain that it is asked for (`teacher.event_shape` may
+            say otherwise).
 
     Raises:
-        ValueError: the checkpoint holds more than data, is not Proteina's, or its weights are not those of its configuration.
+        ValueError: the checkpoint holds more than data, is not Proteina's, or its weights are not
+            those of its configuration.
     """
     folder = Path(folder)
     if (folder / CONFIG).exists():

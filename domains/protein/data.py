@@ -1,6 +1,7 @@
 """Protein backbones as C-alpha traces: padded sets of residues in the order of the chain, in nanometres.
 
-No sequence, no side chains. A chain has no gap: what follows each other in a sample is bonded. Fold classes are those of
+No sequence, no side chains. A chain has no gap: what follows each other in a sample is bonded. Fold
+    classes are those of
 `domains.protein.geometry.CLASSES`.
 
 n: residues of a chain; N: residues of the longest one that fits.
@@ -63,15 +64,16 @@ class Chains(Recorded, ABC):
 
 class ProteinData(DistillData):
     """C-alpha traces. Batch: `data` float32 [B, N, 3], nanometres, each chain centred; `mask` bool [B, N], true for residues
-    (the padding is zero); `label` int64 [B], the fold class. In training N is that of the batch's longest chain, and chains
-    of similar length come together: work grows with N^2.
+    (the padding is zero); `label` int64 [B], the fold class. In training N is that of the batch's
+    longest chain, and chains of similar length come together: work grows with N^2.
 
     Args:
         chains: the source.
         longest: N; of longer chains come windows.
         shortest: residues that a chain must have.
         batch_size: samples of one micro-batch.
-        tm: how chains are compared: `gapless`, residue k on residue k, or `align`, by TM-align (tmtools, slower).
+        tm: how chains are compared: `gapless`, residue k on residue k, or `align`, by TM-align
+            (tmtools, slower).
     """
 
     domain = "protein"
@@ -157,12 +159,15 @@ def lengths(residues: Sequence[int], label: Sequence[int] | None = None, size: i
 class ChainFile(Chains):
     """Chains in one .npz file.
 
-    Arrays, of which only the first two must be there: `coords` [residues, 3] or [residues, atoms, 3] in ANGSTROM, where of
-    three or more atoms the second is C-alpha (N, CA, C, O); `offsets` [chains + 1], where each chain starts in them; `split`
-    [chains], train, val or test; `globular` [chains], bool, false for those to be left out.
+    Arrays, of which only the first two must be there: `coords` [residues, 3] or [residues, atoms,
+        3] in ANGSTROM, where of
+    three or more atoms the second is C-alpha (N, CA, C, O); `offsets` [chains + 1], where each
+    chain starts in them; `split` [chains], train, val or test; `globular` [chains], bool, false for
+    those to be left out.
 
-    A chain that is too long is cut into windows, all in the same part of the data; of one with a gap (neighbours that are
-    not 0.27 to 0.42 nm apart) the longest piece is taken. Residues without known coordinates (see `known`) are missing.
+    A chain that is too long is cut into windows, all in the same part of the data; of one with a
+    gap (neighbours that are not 0.27 to 0.42 nm apart) the longest piece is taken. Residues without
+    known coordinates (see `known`) are missing.
 
     Args:
         path: the file.
@@ -243,7 +248,8 @@ class ChainFile(Chains):
 def known(chain: np.ndarray) -> np.ndarray:
     """Which C-alpha positions [n, 3] of a chain, in angstrom, are places, bool [n].
 
-    Not a number, 9999 and beyond, and (0, 0, 0) without a bonded neighbour are what programs write for unknown ones.
+    Not a number, 9999 and beyond, and (0, 0, 0) without a bonded neighbour are what programs write
+    for unknown ones.
     """
     there = np.isfinite(chain).all(1)
     there[there] = (np.abs(chain[there]) < UNKNOWN).all(1)

@@ -1,6 +1,7 @@
 """Designability, the share of chains that some sequence is predicted to fold into, by a program of the user's.
 
-The program is named by the environment alone, never by a configuration or a folder, which may come from elsewhere.
+The program is named by the environment alone, never by a configuration or a folder, which may come
+from elsewhere.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ ANSWERS = ("scrmsd.csv", "scrmsd.json")
 class Designability:
     """Runs `COMMAND FOLDER` on a folder of PDB files and reads one scRMSD for each of them, in angstrom.
 
-    The folder holds chain_0000.pdb, chain_0001.pdb and so on. The program leaves scrmsd.csv (columns `file` and `scrmsd`) or
-    scrmsd.json (`{file: scrmsd}`) in it; `inf` stands for what could not be folded. No shell is involved.
+    The folder holds chain_0000.pdb, chain_0001.pdb and so on. The program leaves scrmsd.csv
+    (columns `file` and `scrmsd`) or scrmsd.json (`{file: scrmsd}`) in it; `inf` stands for what
+    could not be folded. No shell is involved.
 
     Args:
         command: the program and its first arguments.

@@ -1,7 +1,7 @@
 """How good backbones are without asking another network: the geometry of each, and the sets as distributions.
 
-Lengths are in nanometres, angles in degrees. What needs a structure predictor is left to a program of the user's, see
-`designability.py`.
+Lengths are in nanometres, angles in degrees. What needs a structure predictor is left to a program
+of the user's, see `designability.py`.
 
 n: chains; N: residues of the longest one; D: numbers of a descriptor.
 """
@@ -40,20 +40,28 @@ Batch = dict[str, Tensor]
 class ProteinEvaluator:
     """Compares C-alpha traces with held-out chains.
 
-    `frechet` (the headline): between Gaussians fitted to the chains' descriptors, see `descriptors`; it sees all that follows
-    but the comparisons of whole chains. `bond`, `bond_spread`: mean and standard deviation of the distance between neighbours;
-    `bond_valid`: share within 0.02 of 0.38. `clash`: pairs, three or more apart along the chain, nearer than 0.3, per residue.
-    `angle_js`, `dihedral_js`: Jensen-Shannon divergence, in bits, between the pooled virtual angles and dihedrals. `rg_ratio`:
-    mean radius of gyration, in units of what natural chains of the length have. `helix`, `strand`: mean P-SEA contents;
-    `left_helix`: share of residues in turns of four with dihedrals of a left-handed helix. `class_agreement`: share of chains
+    `frechet` (the headline): between Gaussians fitted to the chains' descriptors, see
+        `descriptors`; it sees all that follows
+    but the comparisons of whole chains. `bond`, `bond_spread`: mean and standard deviation of the
+        distance between neighbours;
+    `bond_valid`: share within 0.02 of 0.38. `clash`: pairs, three or more apart along the chain,
+        nearer than 0.3, per residue.
+    `angle_js`, `dihedral_js`: Jensen-Shannon divergence, in bits, between the pooled virtual angles
+        and dihedrals. `rg_ratio`:
+    mean radius of gyration, in units of what natural chains of the length have. `helix`, `strand`:
+        mean P-SEA contents;
+    `left_helix`: share of residues in turns of four with dihedrals of a left-handed helix.
+        `class_agreement`: share of chains
     whose contents are of the class that was asked for.
 
-    Of whole chains, by TM-score: `diversity_tm`, its mean over pairs of samples; `clusters`, the number of groups that single
-    linkage at 0.5 finds, over the number of chains; `novelty_tm`, the mean of the largest one with a training chain, which
-    for a model that copies is near 1. Their names begin with `gapless_` where no alignment was searched: the TM-score with
-    residue k on residue k, a lower bound.
+    Of whole chains, by TM-score: `diversity_tm`, its mean over pairs of samples; `clusters`, the
+    number of groups that single linkage at 0.5 finds, over the number of chains; `novelty_tm`, the
+    mean of the largest one with a training chain, which for a model that copies is near 1. Their
+    names begin with `gapless_` where no alignment was searched: the TM-score with residue k on
+    residue k, a lower bound.
 
-    `designability`, if there is a program that tells: the share of chains with an scRMSD below 2 angstrom.
+    `designability`, if there is a program that tells: the share of chains with an scRMSD below 2
+        angstrom.
 
     Args:
         train: the training data, len() and train[indices] -> batch.
@@ -187,9 +195,9 @@ class ProteinEvaluator:
 def descriptors(x: Tensor, mask: Tensor) -> Tensor:
     """What the headline sees of each chain, [n, D] float64: every number is bounded, so that no single fault hides the others.
 
-    Roots of the shares (Hellinger's embedding) of bond lengths, virtual angles, virtual dihedrals and distances of pairs three
-    or more apart in fixed bins; shares of helix and strand; radius of gyration over its law, up to 2; clashes per
-    residue, up to 1.
+    Roots of the shares (Hellinger's embedding) of bond lengths, virtual angles, virtual dihedrals
+    and distances of pairs three or more apart in fixed bins; shares of helix and strand; radius of
+    gyration over its law, up to 2; clashes per residue, up to 1.
     """
     found = []
     for rows in torch.arange(len(x)).split(CHUNK):

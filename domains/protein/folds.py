@@ -1,7 +1,8 @@
 """Ideal folds, an honest toy: helices and strands of textbook geometry, joined by turns that bring them side by side.
 
-Bond lengths, angles and dihedrals, distances within and between the elements are those of proteins, and no two residues
-clash. Nothing else is: no sequence could be told to fold like this, loops are of few kinds, sheets are meanders only.
+Bond lengths, angles and dihedrals, distances within and between the elements are those of proteins,
+and no two residues clash. Nothing else is: no sequence could be told to fold like this, loops are
+of few kinds, sheets are meanders only.
 
 n: chains; N: residues of the longest one that fits.
 """
@@ -30,8 +31,9 @@ from domains.protein.geometry import (
 # Angle and dihedral of each residue, degrees.
 HELIX = (91.0, 50.0)
 STRAND = (126.0, 170.0)
-# Turns, found by search: after HAIRPIN a strand comes back at 0.5 nm beside an odd one; after one of HELIX_TURNS a helix comes
-# back at 0.95 nm; after one of COVERS a helix lies on the sheet, at 1 nm.
+# Turns, found by search: after HAIRPIN a strand comes back at 0.5 nm beside an odd one; after one
+# of HELIX_TURNS a helix comes back at 0.95 nm; after one of COVERS a helix lies on the sheet, at 1
+# nm.
 HAIRPIN = ((94.0, 45.0), (92.0, -86.0), (124.0, 86.0))
 HELIX_TURNS = (
     ((113.0, 32.0), (124.0, -133.0), (124.0, -23.0), (123.0, 16.0)),
@@ -58,9 +60,10 @@ Draw = Callable[[int, int], int]  # an integer from low to high, both included
 class IdealFolds(Chains):
     """Helix bundles, sheets, and helices on sheets: `mainly alpha`, `mainly beta`, `alpha beta`, in turn.
 
-    Every chain is made from random numbers (how many elements, how long, which turns, small deviations of all angles) and
-    kept if it has the length asked for, does not clash, is compact and has the secondary structure of its class. It is
-    turned at random. Everything is a function of the seed.
+    Every chain is made from random numbers (how many elements, how long, which turns, small
+    deviations of all angles) and kept if it has the length asked for, does not clash, is compact
+    and has the secondary structure of its class. It is turned at random. Everything is a function
+    of the seed.
 
     Args:
         train, val, test: number of chains.

@@ -1,7 +1,7 @@
 """What the C-alpha trace of a protein says: bonds, angles, dihedrals, secondary structure, radius of gyration, superposition.
 
-Positions are in nanometres, angles in degrees. A batch is x [B, N, 3] with mask bool [B, N]; what is not defined (at the ends
-of a chain, in the padding) is NaN.
+Positions are in nanometres, angles in degrees. A batch is x [B, N, 3] with mask bool [B, N]; what
+is not defined (at the ends of a chain, in the padding) is NaN.
 
 B: chains; N: residues of the longest one; n: residues of one.
 """
@@ -73,9 +73,9 @@ def gyration(x: Tensor, mask: Tensor) -> Tensor:
 def secondary_structure(x: Tensor, mask: Tensor) -> Tensor:
     """P-SEA (Labesse et al. 1997) from C-alpha positions alone: COIL, HELIX or STRAND for every residue, int64 [B, N].
 
-    A residue is like a helix if distances or angle and dihedral are those of one; five such in a row are a helix, four of
-    the other kind a strand, three if they lie beside another (five contacts at 0.42 to 0.52 nm). One more residue at
-    each end needs to be only roughly like it.
+    A residue is like a helix if distances or angle and dihedral are those of one; five such in a
+    row are a helix, four of the other kind a strand, three if they lie beside another (five
+    contacts at 0.42 to 0.52 nm). One more residue at each end needs to be only roughly like it.
     """
     x = blanked(x, mask)
 
@@ -142,9 +142,9 @@ def superposed(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
 def gapless_tm(x: Tensor, y: Tensor, mask_x: Tensor, mask_y: Tensor, rounds: int = 2) -> Tensor:
     """TM-score (Zhang and Skolnick 2004) with residue k on residue k, without gaps, over the longer chain's length, [B].
 
-    A lower bound of what a search over alignments finds, close to it only for chains that are alike from end to end. The best
-    of three starts: the superposition of all residues, of the first half and of the second; from each, `rounds` times that of
-    the residues nearer than d0.
+    A lower bound of what a search over alignments finds, close to it only for chains that are alike
+    from end to end. The best of three starts: the superposition of all residues, of the first half
+    and of the second; from each, `rounds` times that of the residues nearer than d0.
     """
     both = mask_x & mask_y
     length = torch.maximum(mask_x.sum(1), mask_y.sum(1))

@@ -106,7 +106,8 @@ def pdb(chain: np.ndarray) -> str:
     """A trace [n, 3] in nanometres as a PDB file (format 3.3): C-alpha atoms of alanines of chain A, in angstrom.
 
     Raises:
-        ValueError: a position does not fit the columns (999.999 angstrom and more), or there are more than 9,999 residues.
+        ValueError: a position does not fit the columns (999.999 angstrom and more), or there are
+            more than 9,999 residues.
     """
     if not fits_pdb(chain):
         raise ValueError("a PDB file holds up to 9,999 residues within 99.9 nm of the origin: write mmCIF instead")

@@ -21,10 +21,12 @@ Contents = tuple[list[np.ndarray], list[str], Said, dict[str, str]]  # chains, t
 class StructureFolder(ChainFile):
     """Chains of all .pdb, .ent, .cif and .mmcif files in a folder and its sub-folders, also gzipped. Needs gemmi.
 
-    Of each file the chains of the first model, see `structures.read_structure`; of a chain with missing residues the longest
-    piece. What was left out or chosen is said by the files' names. Windows of one file all go to the same part of the data.
+    Of each file the chains of the first model, see `structures.read_structure`; of a chain with
+    missing residues the longest piece. What was left out or chosen is said by the files' names.
+    Windows of one file all go to the same part of the data.
 
-    What was read is kept in the folder (`.distillkit-chains.npz`), if that can be written, until a file changes.
+    What was read is kept in the folder (`.distillkit-chains.npz`), if that can be written, until a
+    file changes.
 
     Args:
         path: the folder.

@@ -15,7 +15,8 @@ from distillkit.errors import one_line, optional
 from domains.protein.data import HIGH, LOW, known, longest_piece
 
 SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")  # each also with .gz behind it
-# protonation states and bridges as force fields name them; gemmi knows modifications by the names of the PDB
+# protonation states and bridges as force fields name them; gemmi knows modifications by the names
+# of the PDB
 OTHERS = """
     HSD HSE HSP HID HIE HIP HISD HISE HISH HISP HISA HISB HIS1 HIS2 HISN HIZ CYX CYM CYZ CYN CYS1 CYS2 CYSH CYSX
     ASH ASPH ASPP ASPN AS4 GLH GLUH GLUP GL4 LYN LYSH LYSN LSN ARN ARGN TYM TYRN SERN
@@ -30,7 +31,8 @@ class Place:
     Attributes:
         number: of the residue.
         part: what is the same for all residues of one chain, as far as the file says.
-        options: conformer, occupancy and C-alpha position [3] in angstrom, in the order of the file.
+        options: conformer, occupancy and C-alpha position [3] in angstrom, in the order of the
+            file.
         hetero: whether it is given as hetero atoms.
     """
 
@@ -43,11 +45,12 @@ class Place:
 def read_structure(path: Path, said: set[str] | None = None) -> list[np.ndarray]:
     """The chains of the first model of a file: C-alpha positions [n, 3], float32, nanometres, all that were observed.
 
-    A chain ends with its name, at TER, and where a residue that is not bonded to the one before has a smaller number or
-    another segment. Residues are the 20 kinds, modified ones and other names for them included. Atoms at (0, 0, 0) without a
-    bonded neighbour, from 9999 angstrom on and at no number at all are missing. Of a run of places that have several
-    conformers, the conformer whose occupancies add up highest along that run is taken, the first of equal ones; a place
-    that lacks it has its most occupied one.
+    A chain ends with its name, at TER, and where a residue that is not bonded to the one before has
+    a smaller number or another segment. Residues are the 20 kinds, modified ones and other names
+    for them included. Atoms at (0, 0, 0) without a bonded neighbour, from 9999 angstrom on and at
+    no number at all are missing. Of a run of places that have several conformers, the conformer
+    whose occupancies add up highest along that run is taken, the first of equal ones; a place that
+    lacks it has its most occupied one.
 
     Args:
         path: the file.
@@ -163,7 +166,8 @@ def _places(chain: Any, said: set[str]) -> Iterator[Place]:
 def _copies(atoms: list[Any]) -> dict[int, list[tuple[str, float, np.ndarray]]]:
     """The options that C-alpha atoms of one residue are, by the copy of the chain: gemmi puts copies of one numbering together.
 
-    Without conformers' letters, atoms that are farther apart than bonded ones are of different copies.
+    Without conformers' letters, atoms that are farther apart than bonded ones are of different
+    copies.
     """
     found: dict[int, list[tuple[str, float, np.ndarray]]] = {}
     for i, atom in enumerate(atoms):

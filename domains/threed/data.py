@@ -1,8 +1,8 @@
 """Shapes as voxels, in two stages like structured latents (TRELLIS, arXiv 2412.01506): where the voxels are, then what they hold.
 
-The world is the cube [-1/2, 1/2]^3, z up, cut into R^3 voxels of side h = 1 / R. Arrays are indexed (x, y, z): voxel
-(i, j, k) has its centre at ((i + 1/2) h - 1/2, ...), and its corners are the lattice points (i, j, k) to
-(i + 1, j + 1, k + 1) of the (R + 1)^3 lattice, which lie at i h - 1/2.
+The world is the cube [-1/2, 1/2]^3, z up, cut into R^3 voxels of side h = 1 / R. Arrays are indexed
+(x, y, z): voxel (i, j, k) has its centre at ((i + 1/2) h - 1/2, ...), and its corners are the
+lattice points (i, j, k) to (i + 1, j + 1, k + 1) of the (R + 1)^3 lattice, which lie at i h - 1/2.
 
 n: shapes; N: voxels of a padded set; R: voxels along a side.
 """
@@ -34,8 +34,9 @@ class Volumes:
     """Shapes on the lattice.
 
     Attributes:
-        distance: signed distance to the surface at the lattice points, positive outside, float32 [n, R+1, R+1, R+1];
-            exact up to a few voxels from the surface, farther away only its sign matters.
+        distance: signed distance to the surface at the lattice points, positive outside, float32
+            [n, R+1, R+1, R+1]; exact up to a few voxels from the surface, farther away only its
+            sign matters.
         colour: at the voxels' centres, float32 [n, 3, R, R, R] in [-1, 1].
         label: int64 [n], or None.
     """
@@ -96,9 +97,10 @@ class ShapeData(DistillData):
 class StructureData(ShapeData):
     """Stage one, where the voxels are. Batch: `data` float32 [B, 1, R, R, R] in [-1, 1], `label` int64 [B] if there are any.
 
-    How deep a voxel lies (`depth`): above 0 it is occupied, which is all that a sample of a model decodes to. Bare -1 and 1
-    would say the same, but a field that goes over smoothly is easier to generate and leaves no loose voxels. Those of the
-    occupied voxels that stage two works on are their `shell`.
+    How deep a voxel lies (`depth`): above 0 it is occupied, which is all that a sample of a model
+        decodes to. Bare -1 and 1
+    would say the same, but a field that goes over smoothly is easier to generate and leaves no
+    loose voxels. Those of the occupied voxels that stage two works on are their `shell`.
     """
 
     def __init__(self, shapes: Shapes, side: int = 16, batch_size: int = 32):
@@ -117,9 +119,11 @@ class StructureData(ShapeData):
 class FeaturesData(ShapeData):
     """Stage two, what the voxels of the shell hold. A sample is a set of voxels, padded to N.
 
-    Batch: `data` float32 [B, N, 11] (the signed distances at the voxel's corners in units of its side, positive outside,
-    in the order of `CORNERS`; red, green, blue in [-1, 1]), `coords` int64 [B, N, 3] (the voxel's indices), `mask` bool
-    [B, N] (false in the padding, where the others are zero), `label` int64 [B] if there are any.
+    Batch: `data` float32 [B, N, 11] (the signed distances at the voxel's corners in units of its
+        side, positive outside,
+    in the order of `CORNERS`; red, green, blue in [-1, 1]), `coords` int64 [B, N, 3] (the voxel's
+    indices), `mask` bool [B, N] (false in the padding, where the others are zero), `label` int64
+    [B] if there are any.
 
     Args:
         shapes: the source.
@@ -154,7 +158,8 @@ class FeaturesData(ShapeData):
 def depth(distance: Tensor) -> Tensor:
     """How far inside the deepest corner of each voxel is, [n, R, R, R], from distances [n, R+1, R+1, R+1].
 
-    In units of `DEEP` voxels and cut off at -1 and 1. Negative where the voxel is outside with all its corners.
+    In units of `DEEP` voxels and cut off at -1 and 1. Negative where the voxel is outside with all
+    its corners.
     """
     side = distance.shape[-1] - 1
     return (F.max_pool3d(-distance[:, None], 2, stride=1)[:, 0] * (side / DEEP)).clamp(-1, 1)
@@ -174,9 +179,9 @@ def shell(solid: Tensor) -> Tensor:
     Args:
         solid: bool [n, R, R, R]; all around the grid is empty.
 
-    The surface passes through each of them (of the corners they share with an empty voxel all are outside), and through
-    no other voxel but of crevices too narrow for an empty one. The shell encloses the rest of the solid, whatever the
-    solid is, so shell and solid say the same.
+    The surface passes through each of them (of the corners they share with an empty voxel all are
+    outside), and through no other voxel but of crevices too narrow for an empty one. The shell
+    encloses the rest of the solid, whatever the solid is, so shell and solid say the same.
     """
     around = F.max_pool3d(F.pad(1 - solid[:, None].float(), [1] * 6, value=1.0), 3, stride=1)[:, 0]
     return solid & (around > 0)

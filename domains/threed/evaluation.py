@@ -37,16 +37,18 @@ Batch = dict[str, Tensor]
 class ShapeEvaluator(ABC):
     """What the evaluation of both stages has in common.
 
-    `frechet` (the headline): between Gaussians fitted to the classifier's features, each in units of its standard
-    deviation over the reference; its floor is well above 0, for the features are many and the samples few.
-    `coverage`, `mmd`, `nearest_accuracy`: see `compare_sets`, with the Chamfer distance. `volume`: its mean.
-    `watertight`: share of shapes whose mesh is closed and not empty. `class_agreement`: share in which the classifier sees
-    the class that was asked for.
+    `frechet` (the headline): between Gaussians fitted to the classifier's features, each in units
+        of its standard
+    deviation over the reference; its floor is well above 0, for the features are many and the
+    samples few. `coverage`, `mmd`, `nearest_accuracy`: see `compare_sets`, with the Chamfer
+    distance. `volume`: its mean. `watertight`: share of shapes whose mesh is closed and not empty.
+    `class_agreement`: share in which the classifier sees the class that was asked for.
 
     Args:
         train: the training data, len() and train[indices] -> batch.
         held_out: validation data, test data, or both.
-        classes: {"label": number of classes}, or empty: then the features are averages over parts of the grid.
+        classes: {"label": number of classes}, or empty: then the features are averages over parts
+            of the grid.
         side: voxels along each side.
     """
 
@@ -129,9 +131,11 @@ class ShapeEvaluator(ABC):
     def paired(self, samples: Tensor, reference: Tensor, cond: Batch) -> dict[str, float]:
         """How far shapes are from a reference made from the same noise, one by one.
 
-        `chamfer`: between clouds of 1,024 points, the mean over both ways of the mean distance to the nearest point of the
-        other; it stays at the clouds' own spacing (about 0.012) for equal surfaces drawn anew. `f_score`: the harmonic
-        mean of the shares of points that are within half a voxel of the other cloud (Tatarchenko et al. 2019).
+        `chamfer`: between clouds of 1,024 points, the mean over both ways of the mean distance to
+            the nearest point of the
+        other; it stays at the clouds' own spacing (about 0.012) for equal surfaces drawn anew.
+        `f_score`: the harmonic mean of the shares of points that are within half a voxel of the
+        other cloud (Tatarchenko et al. 2019).
         """
         ours, theirs = (clouds(self.meshes(*_thinned(x, cond)), POINTS, SEED) for x in (samples, reference))
         gaps, scores = [], []
@@ -199,9 +203,10 @@ class ShapeEvaluator(ABC):
 class Structure(ShapeEvaluator):
     """Of stage one, structures [n, 1, R, R, R]. Reference: held-out data.
 
-    Beside those of `ShapeEvaluator`: `connected`, the share of solids in one piece (through faces); `nearest_train`, the
-    mean of 1 - intersection / union with the most similar training solid, which for a model that copies its training
-    data is far below that of real data.
+    Beside those of `ShapeEvaluator`: `connected`, the share of solids in one piece (through faces);
+        `nearest_train`, the
+    mean of 1 - intersection / union with the most similar training solid, which for a model that
+    copies its training data is far below that of real data.
     """
 
     stage = "structure"
@@ -249,10 +254,11 @@ class Structure(ShapeEvaluator):
 class Features(ShapeEvaluator):
     """Of stage two, features [n, N, 11] on the voxels of test shapes. Reference: the validation data.
 
-    The test shapes' own features are what a perfect model gives, so they stand for real data, and the reference must not
-    hold them: a sample would find its twin in it. Beside those of `ShapeEvaluator`: `seams`, the root mean square
-    difference, in voxels, between a voxel's distance at a corner and the mean of all voxels there (0 for real data), and
-    in pairs `distance` and `colour`, mean absolute differences of features (in voxels; of a range of 2).
+    The test shapes' own features are what a perfect model gives, so they stand for real data, and
+    the reference must not hold them: a sample would find its twin in it. Beside those of
+    `ShapeEvaluator`: `seams`, the root mean square difference, in voxels, between a voxel's
+    distance at a corner and the mean of all voxels there (0 for real data), and in pairs `distance`
+    and `colour`, mean absolute differences of features (in voxels; of a range of 2).
     """
 
     stage = "features"
@@ -289,8 +295,10 @@ def compare_sets(across: Tensor, ours: Tensor, theirs: Tensor) -> dict[str, floa
         theirs: [m, m].
 
     Returns:
-        `coverage`: share of the reference shapes that are the nearest of some of ours. `mmd`: mean distance from a
-        reference shape to the nearest of ours. `nearest_accuracy`: how often the nearest other shape (of both sets
+        `coverage`: share of the reference shapes that are the nearest of some of ours. `mmd`: mean
+            distance from a
+        reference shape to the nearest of ours. `nearest_accuracy`: how often the nearest other
+            shape (of both sets
         together) is of the same set; for two draws of one law, of one size, 1/2 on average.
     """
     nearest_other, own, their = across.argmin(1), ours.clone(), theirs.clone()
@@ -309,7 +317,8 @@ class Surfaces:
 
     Attributes:
         share: float32 [n, S^3], of a shape's cells each its share.
-        away: float32 [n, S^3], how far the centre of each cell is from the nearest centre among them.
+        away: float32 [n, S^3], how far the centre of each cell is from the nearest centre among
+            them.
     """
 
     def __init__(self, meshes: list[Mesh]):
@@ -327,7 +336,8 @@ class Surfaces:
 def chamfer(a: Surfaces, b: Surfaces) -> Tensor:
     """Chamfer distance [n, m] between the centres of two surfaces' cells, of all pairs at once.
 
-    The mean over both ways of the mean distance to the nearest centre of the other, which is a matrix product.
+    The mean over both ways of the mean distance to the nearest centre of the other, which is a
+    matrix product.
     """
     return (a.share @ b.away.T + (b.share @ a.away.T).T) / 2
 

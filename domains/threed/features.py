@@ -31,9 +31,10 @@ STEPS = 200  # of training, shipped or on the spot
 class Classifier(nn.Module):
     """A small 3-D convolutional classifier whose first and last hidden layers serve as features.
 
-    Halves the grid twice; then every eighth of it is described on its own, for where a part is matters. Smooth
-    activations: no feature is ever dead. The last hidden layer knows which shape it is and forgives a rough surface; the
-    first one, by its mean and deviation over the grid, does not.
+    Halves the grid twice; then every eighth of it is described on its own, for where a part is
+    matters. Smooth activations: no feature is ever dead. The last hidden layer knows which shape it
+    is and forgives a rough surface; the first one, by its mean and deviation over the grid, does
+    not.
 
     Args:
         channels: 1 for structures, 12 for features on their grid.
@@ -72,8 +73,8 @@ class Classifier(nn.Module):
 def as_grid(data: Tensor, cond: dict[str, Tensor], side: int) -> Tensor:
     """What the classifier looks at.
 
-    A structure [n, 1, R, R, R] as it decodes, -1 or 1; features [n, N, 11] on their voxels, with a channel that is 1 where
-    there are any, [n, 12, R, R, R].
+    A structure [n, 1, R, R, R] as it decodes, -1 or 1; features [n, N, 11] on their voxels, with a
+    channel that is 1 where there are any, [n, 12, R, R, R].
     """
     if data.ndim == 5:
         return (data > 0).float() * 2 - 1
@@ -85,7 +86,8 @@ def as_grid(data: Tensor, cond: dict[str, Tensor], side: int) -> Tensor:
 def train_classifier(data: Any, classes: int, side: int, steps: int = STEPS, seed: int = 0) -> Classifier:
     """A classifier fitted to `data` (len() and data[indices] -> a batch of either stage); the global generator is untouched.
 
-    AdamW with a cosine schedule; every batch is shifted by up to a voxel along each axis, so the features forgive that.
+    AdamW with a cosine schedule; every batch is shifted by up to a voxel along each axis, so the
+    features forgive that.
     """
     rng = torch.Generator().manual_seed(seed)
     # An evaluation, which is where it is fitted on the spot, runs without gradients.

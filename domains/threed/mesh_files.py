@@ -34,9 +34,10 @@ def read_mesh(path: Path, up: str = "z", root: Path | None = None, said: list[st
     Args:
         path: the file.
         up: its axis that points up, y or z.
-        root: the folder that materials and pictures may come from; that of the file where it is None.
-        said: what the mesh lacks although it can be used, which is added to: materials and pictures (it has the material's own
-            colour then, or none), and digits.
+        root: the folder that materials and pictures may come from; that of the file where it is
+            None.
+        said: what the mesh lacks although it can be used, which is added to: materials and pictures
+            (it has the material's own colour then, or none), and digits.
 
     Raises:
         ValueError: the file cannot be read, or what it holds has no inside.

@@ -1,6 +1,7 @@
 """From voxels to meshes, by marching cubes, and what can be said of a mesh.
 
-n: shapes; N: voxels of a padded set; R: voxels along a side; V, F: vertices and faces of a mesh; P: points.
+n: shapes; N: voxels of a padded set; R: voxels along a side; V, F: vertices and faces of a mesh; P:
+    points.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Mesh:
         """Of points spread evenly over the surface their faces, int64 [P], and barycentric coordinates there, float32 [P, 3]."""
         rng = np.random.default_rng(seed)
         ends = self.areas.astype(np.float64).cumsum()
-        # one draw in each of `num` equal strips of area: evener than independent draws, and as unbiased
+        # one draw in each of `num` equal strips of area: evener than independent draws, and as
+        # unbiased
         place = (np.arange(num) + rng.random(num)) / num * ends[-1]
         root, share = np.sqrt(rng.random(num)), rng.random(num)
         weights = np.stack([1 - root, root * (1 - share), root * share], -1).astype(np.float32)
@@ -83,8 +85,9 @@ class Mesh:
 def structure_meshes(samples: Tensor) -> list[Mesh]:
     """Meshes of structures [n, 1, R, R, R] (occupied above 0), without colours.
 
-    Where the surface crosses an occupied voxel is not known. The share s of a lattice point's eight voxels that are
-    occupied is 1 inside and at most 7/8 outside, so 2 h (LEVEL - s) serves as the distance.
+    Where the surface crosses an occupied voxel is not known. The share s of a lattice point's eight
+    voxels that are occupied is 1 inside and at most 7/8 outside, so 2 h (LEVEL - s) serves as the
+    distance.
     """
     solid = F.pad((samples[:, 0] > 0).float(), [1] * 6)
     share = F.avg_pool3d(solid[:, None], 2, stride=1)[:, 0]
@@ -106,8 +109,9 @@ def feature_meshes(samples: Tensor, coords: Tensor, mask: Tensor, side: int) -> 
 def lattice_distance(samples: Tensor, coords: Tensor, mask: Tensor, side: int) -> Tensor:
     """Signed distances at the lattice points [n, R+1, R+1, R+1] from features [n, N, 11]; voxels share them by their mean.
 
-    Lattice points that no voxel has are inside or outside, by a voxel's side. The voxels that are not there fall into
-    regions which the others keep apart: the one at the border is outside, any other is what its distances sum to.
+    Lattice points that no voxel has are inside or outside, by a voxel's side. The voxels that are
+    not there fall into regions which the others keep apart: the one at the border is outside, any
+    other is what its distances sum to.
     """
     num, points = len(samples), (side + 1) ** 3
     index = coords[..., None, :] + coords.new_tensor(CORNERS)

@@ -16,7 +16,8 @@ NOTHING = 1e-9  # of a volume, where the longest side is about 1
 def triangulated(outlines: list[np.ndarray]) -> list[np.ndarray]:
     """Triangles inside polygons, int64 [n - 2, 3] each, by the corners' numbers; they turn as the polygon does.
 
-    A fan from the first corner where that stays inside the outline, else ears are clipped in the polygon's plane.
+    A fan from the first corner where that stays inside the outline, else ears are clipped in the
+    polygon's plane.
 
     Args:
         outlines: corners in order, float64 [n, 3] each, n at least 3.
@@ -74,15 +75,17 @@ def clip_ears(points: np.ndarray) -> np.ndarray:
 def closed(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """The faces [F, 3] of closed surfaces, turned so that each part has its inside where it is meant to be.
 
-    Faces without three different corners, and further ones with the same corners, are left out. The faces of a part are
-    turned alike, as most of them are. A part that lies in no other encloses matter, whichever way it was turned; one inside
-    another keeps its sense relative to that one: a cavity where they are turned oppositely.
+    Faces without three different corners, and further ones with the same corners, are left out. The
+    faces of a part are turned alike, as most of them are. A part that lies in no other encloses
+    matter, whichever way it was turned; one inside another keeps its sense relative to that one: a
+    cavity where they are turned oppositely.
 
     Args:
         vertices: float64 [V, 3], scaled to about 1.
 
     Raises:
-        ValueError: an edge has not just two faces, a surface has but one side, or nothing is enclosed.
+        ValueError: an edge has not just two faces, a surface has but one side, or nothing is
+            enclosed.
     """
     faces = faces[(faces != np.roll(faces, 1, axis=1)).all(1)]
     faces = faces[np.sort(np.unique(np.sort(faces, axis=1), axis=0, return_index=True)[1])]

@@ -18,7 +18,8 @@ class ToyMedia:
 
     Args:
         teacher: the exact teacher.
-        extent: half the width of the plot, in std of the law around its mean; samples outside are drawn at the border.
+        extent: half the width of the plot, in std of the law around its mean; samples outside are
+            drawn at the border.
     """
 
     def __init__(self, teacher: ExactTeacher, extent: float = 3.0):

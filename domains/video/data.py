@@ -28,8 +28,10 @@ class VideoData(DistillData):
     """What all video data has in common: how it is measured and shown, and the first frames as a context.
 
     Args:
-        given: how many first frames a model is given; batches then have them as `first`, [B, C, given, H, W].
-        i3d: path of I3D's weights (`rgb_imagenet.pt`), in whose features clips are then compared, see `domains.video.i3d`.
+        given: how many first frames a model is given; batches then have them as `first`, [B, C,
+            given, H, W].
+        i3d: path of I3D's weights (`rgb_imagenet.pt`), in whose features clips are then compared,
+            see `domains.video.i3d`.
         batch_size: clips in a batch.
     """
 
@@ -65,13 +67,14 @@ class MovingDigits(VideoData):
     Classes: `label`, the digit, and `motion`:
 
     - `bounce`: a digit goes straight and bounces off the walls;
-    - `crossing`: two different digits of the class pass each other, up and down or left and right, and turn at the walls;
-    - `drift`: the camera glides along a wall papered with one digit (every 16 pixels): it leaves on one side and comes
-      back on the other.
+    - `crossing`: two different digits of the class pass each other, up and down or left and right,
+      and turn at the walls;
+    - `drift`: the camera glides along a wall papered with one digit (every 16 pixels): it leaves on
+      one side and comes back on the other.
 
-    Places are real numbers, drawn by bilinear interpolation, so a digit keeps its ink; where two overlap the brighter one
-    is seen. Everything is a function of the seed. The parts are made of different digits, those of the image domain's
-    parts; all pairs of classes come in turn.
+    Places are real numbers, drawn by bilinear interpolation, so a digit keeps its ink; where two
+    overlap the brighter one is seen. Everything is a function of the seed. The parts are made of
+    different digits, those of the image domain's parts; all pairs of classes come in turn.
 
     Args:
         train, val, test: number of clips.

@@ -2,7 +2,8 @@
 
 python -m domains.video.drift RUN [RUN ...] --clips 5 --out drift
 
-The first student's teacher is measured too. Writes drift.json, curves (drift.png), and the first videos, moving.
+The first student's teacher is measured too. Writes drift.json, curves (drift.png), and the first
+videos, moving.
 """
 
 from __future__ import annotations

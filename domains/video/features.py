@@ -33,11 +33,13 @@ BATCH = 32
 class Classifier(nn.Module):
     """A small classifier of videos whose hidden layers serve as features: space first, then time.
 
-    Every frame goes through the image domain's network; convolutions along time look at its 64 features of each frame.
+    Every frame goes through the image domain's network; convolutions along time look at its 64
+    features of each frame.
 
     Args:
         channels: 1 or 3.
-        classes: `{name: number of classes}`, at least one name; the frames by themselves are asked for the first.
+        classes: `{name: number of classes}`, at least one name; the frames by themselves are asked
+            for the first.
         size: height and width in pixels, best 8 to 64; larger videos are shrunk to 64.
         width: channels of the first layer.
     """

@@ -31,18 +31,21 @@ LONGEST = 10**6  # seconds (12 days): a file that says it lasts longer is damage
 class VideoFolder(VideoData):
     """Clips from the videos in a folder, decoded batch by batch: mp4, webm, mkv, mov, avi, gif.
 
-    A clip is `frames` frames at `fps` frames a second; of a video with another rate the frame is taken that is on show at
-    the time, so a slower one repeats frames. A video gives a clip every `stride` seconds, all of them to the same part
-    (training, validation or test), which follows from a hash of its name. The shorter side is resized to `resolution`
-    (antialiased bicubic), then the centre is cropped. Sub-folders of the first level are the classes `label`, in
-    alphabetical order. A file `captions.csv` in the folder, with the columns `file` and `caption`, takes their place: then
-    every different caption is a class, in alphabetical order (`names` has them).
+    A clip is `frames` frames at `fps` frames a second; of a video with another rate the frame is
+    taken that is on show at the time, so a slower one repeats frames. A video gives a clip every
+    `stride` seconds, all of them to the same part (training, validation or test), which follows
+    from a hash of its name. The shorter side is resized to `resolution` (antialiased bicubic), then
+    the centre is cropped. Sub-folders of the first level are the classes `label`, in alphabetical
+    order. A file `captions.csv` in the folder, with the columns `file` and `caption`, takes their
+    place: then every different caption is a class, in alphabetical order (`names` has them).
 
-    Frames stand as a player shows them: turned and mirrored by the file's display matrix, their pixels made square.
+    Frames stand as a player shows them: turned and mirrored by the file's display matrix, their
+        pixels made square.
 
-    What is damaged, without pictures or shorter than a clip is found before training, named in a warning and left out. For
-    that all files are decoded once; how long they are is kept in `.distillkit-videos.json` in the folder, where it may be
-    written. For a clip of a file that breaks later the next clip stands in.
+    What is damaged, without pictures or shorter than a clip is found before training, named in a
+    warning and left out. For that all files are decoded once; how long they are is kept in
+    `.distillkit-videos.json` in the folder, where it may be written. For a clip of a file that
+    breaks later the next clip stands in.
 
     Args:
         path: the folder.
@@ -50,7 +53,8 @@ class VideoFolder(VideoData):
         fps: frames a second.
         resolution: height and width, in pixels.
         channels: 1 (grey) or 3 (RGB).
-        stride: seconds between the starts of two clips of a video; None means the length of a clip, so that none overlap.
+        stride: seconds between the starts of two clips of a video; None means the length of a clip,
+            so that none overlap.
         val, test: shares of the videos, in (0, 1).
         seed: of the split.
         workers: threads that decode.
@@ -251,7 +255,8 @@ def upright(frame: Any, aspect: Fraction | None) -> np.ndarray:
 
     Args:
         frame: of PyAV.
-        aspect: width of a pixel over its height, as the file says it; None, and what can only be damage, is 1.
+        aspect: width of a pixel over its height, as the file says it; None, and what can only be
+            damage, is 1.
     """
     wide = aspect if aspect and 1 / WIDEST <= aspect <= WIDEST else 1
     shown = frame.to_ndarray(format="rgb24", width=max(1, round(frame.width * wide)), height=frame.height)

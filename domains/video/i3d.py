@@ -1,7 +1,7 @@
 """I3D (arXiv 1705.07750), the network in whose features the Frechet video distance of papers is measured.
 
-Its weights are not ours to ship. This is the layout of `rgb_imagenet.pt`, trained on ImageNet and Kinetics-400, as many
-projects pass it on.
+Its weights are not ours to ship. This is the layout of `rgb_imagenet.pt`, trained on ImageNet and
+Kinetics-400, as many projects pass it on.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def load(path: str | Path) -> I3D:
     """The network with weights from `rgb_imagenet.pt`, or from the same tensors as .safetensors. Runs no code of the file.
 
     Raises:
-        ValueError: there is no such file, it is no plain table of tensors, or one for another network.
+        ValueError: there is no such file, it is no plain table of tensors, or one for another
+            network.
     """
     path = Path(path).expanduser()
     if not path.is_file():

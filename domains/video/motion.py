@@ -16,8 +16,8 @@ def change(x: Tensor) -> Tensor:
 def flicker(x: Tensor) -> Tensor:
     """Mean square of second differences in time over that of first ones, [N]; 0 for a still.
 
-    0 for brightness that goes on evenly, 2 for something seen in one frame only, 3 for noise, up to 4 for frames that
-    alternate.
+    0 for brightness that goes on evenly, 2 for something seen in one frame only, 3 for noise, up to
+    4 for frames that alternate.
     """
     first, second = (x.diff(n=n, dim=2).square().mean((1, 2, 3, 4)) for n in (1, 2))
     return torch.where(first > ROUNDING, second / first.clamp_min(ROUNDING), 0)

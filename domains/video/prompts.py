@@ -32,10 +32,11 @@ class Prompts(DistillData):
 
     Args:
         path: file with the prompts, see `read_prompts`.
-        pipeline, download: `path` and `download` of the teacher, which says what sizes of clips there are.
+        pipeline, download: `path` and `download` of the teacher, which says what sizes of clips
+            there are.
         frames, height, width: of a clip in pixels, those of the teacher.
-        held_out: that many of the last prompts are not trained on; they are what evaluation and pictures ask for. 0 trains on
-            all and asks for all.
+        held_out: that many of the last prompts are not trained on; they are what evaluation and
+            pictures ask for. 0 trains on all and asks for all.
         fps: frames a second at which clips are shown.
         batch_size: prompts in a batch.
     """
@@ -91,11 +92,12 @@ class Prompts(DistillData):
 class PromptEvaluator(VideoEvaluator):
     """Compares clips with the teacher's at its best, where there are no real videos.
 
-    `distance` (the headline): energy distance to the teacher's clips in averages over parts of a clip and of its changes, each
-    in units of its standard deviation over the teacher's clips; with few clips two draws of one law are not 0 apart: the
-    teacher at its best has its distance from its own clips of another noise. `motion_gap` and `spectrum`: as in
-    `VideoEvaluator`, against the teacher's clips; `motion` and `flicker` stand for themselves. Whether a clip shows what
-    was asked for is not measured.
+    `distance` (the headline): energy distance to the teacher's clips in averages over parts of a
+        clip and of its changes, each
+    in units of its standard deviation over the teacher's clips; with few clips two draws of one law
+    are not 0 apart: the teacher at its best has its distance from its own clips of another noise.
+    `motion_gap` and `spectrum`: as in `VideoEvaluator`, against the teacher's clips; `motion` and
+    `flicker` stand for themselves. Whether a clip shows what was asked for is not measured.
 
     Args:
         event_shape: of clips, (3, F, H, W).

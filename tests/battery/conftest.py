@@ -1,8 +1,10 @@
 """The battery finds every method by itself: whatever lies in conf/method is put through all proofs.
 
-A preset, another method with other settings, has the same class: what is `per_class` was proved there.
+A preset, another method with other settings, has the same class: what is `per_class` was proved
+    there.
 
-So are the methods of an installed package that announces its configuration folder. Of any other folder:
+So are the methods of an installed package that announces its configuration folder. Of any other
+folder:
 
     python -m pytest PATH/tests/battery --conf conf --method my_method
 """

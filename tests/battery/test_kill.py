@@ -18,7 +18,8 @@ from distillkit.files import hash_weights
 from tests.battery.conftest import FEW_PAIRS, TINY
 
 SHORT = ["trainer.max_steps=60", "vars.callbacks.checkpoint.every=7", "vars.callbacks.finish.num_samples=2000"]
-# the moment of each kill: what has just appeared in the run folder; the last is a run that had ended
+# the moment of each kill: what has just appeared in the run folder; the last is a run that had
+# ended
 MOMENTS = ("config.yaml", "checkpoints/last.ckpt", "samples", "evaluation.json", None)
 
 

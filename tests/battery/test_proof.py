@@ -70,7 +70,8 @@ def test_a_pull_back_from_anywhere_else(distiller):
             model.teacher.process,
         )
         shift, scale = gradient(model, 20_000).reshape(2, 2)
-        # displaced alike in both dimensions, whose correlation may turn a single component but not the sum
+        # displaced alike in both dimensions, whose correlation may turn a single component but not
+        # the sum
         assert sign * shift.sum() > 0 and sign * scale.sum() > 0, (sign, shift, scale)
 
 

@@ -15,7 +15,8 @@ from distillkit.discrete.process import Absorbing
 def test_the_gain_of_a_split_in_closed_form(t, middle, s):
     """One token, absorbing: where it is masked in the middle it was so before, for both share their noise.
 
-    With r(u) = sigma'(u) alpha(u) / (1 - alpha(u)) the sum over tokens of `R_m (log R_m - log R_t)` is `r(m) log (r(m) / r(t))`.
+    With r(u) = sigma'(u) alpha(u) / (1 - alpha(u)) the sum over tokens of `R_m (log R_m - log R_t)`
+    is `r(m) log (r(m) / r(t))`.
     """
     table = Table([0.25, 0.75], Absorbing(2))
     process, num = table.process, 4000

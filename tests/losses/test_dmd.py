@@ -105,7 +105,8 @@ def test_the_weight_of_a_set_is_that_of_all_its_members():
 def swift(process, power=1):
     """SwiftBrush's gradient in `[mu, s]` with weight (sigma alpha)^power, as published, and alpha and sigma of the level.
 
-    The student has the width of the teacher N(M, S^2). As published: w(t) (eps_teacher - eps_fake) with w = sigma^2.
+    The student has the width of the teacher N(M, S^2). As published: w(t) (eps_teacher - eps_fake)
+    with w = sigma^2.
     """
     student, (z, eps) = Line(MU, S), sigma_points()
     x_g, t = student(z), process.from_ratio(f64(SIGMA)).expand(4)
@@ -149,7 +150,8 @@ def test_distance_scale():
 def test_normaliser_in_many_dimensions():
     """Equal widths, small offset delta, a million dimensions: g -> sqrt(pi / 2) sigma delta / (S sqrt(V)).
 
-    Only n fluctuates: half-normal, relative standard error sqrt(pi / 2 - 1) / 1000; four of them are allowed.
+    Only n fluctuates: half-normal, relative standard error sqrt(pi / 2 - 1) / 1000; four of them
+        are allowed.
     """
     num, delta, generator = 1_000_000, 0.01, torch.Generator().manual_seed(0)
     z, eps = torch.randn(2, 1, num, generator=generator, dtype=torch.float64)

@@ -1,6 +1,7 @@
 """The residual of an average velocity against closed-form flow maps, its size away from them, and what its gradient moves.
 
-s, mu: of a Gaussian teacher; b: std of its noised samples; y: a noised sample less its mean. Flow coordinates throughout:
+s, mu: of a Gaussian teacher; b: std of its noised samples; y: a noised sample less its mean. Flow
+    coordinates throughout:
 x = (1 - tau) x_0 + tau eps, whatever the process.
 """
 

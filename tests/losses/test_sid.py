@@ -1,6 +1,7 @@
 """SiD's loss and its gradient in closed form: a Gaussian student, a Gaussian teacher, the fake score its best response.
 
-Expectations are exact: four points stand for the two Gaussians (student noise, diffusion noise), the loss being quadratic.
+Expectations are exact: four points stand for the two Gaussians (student noise, diffusion noise),
+    the loss being quadratic.
 """
 
 import pytest

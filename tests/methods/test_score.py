@@ -178,8 +178,8 @@ def labelled(m_c, m_0, S=0.5):
 def test_where_guided_dmd_rests_depends_on_whose_fake_score_is_guided(kappa, guide_fake, mu, mu_0):
     """g = (1 - a) {(mu_0 - m_0) + kappa [(mu - mu_0) - (m_c - m_0)]}, and with the teacher alone (1 - a) (mu - m_kappa).
 
-    So a student that is right where no guidance is (mu = m_c, mu_0 = m_0) rests if both are guided, and moves on to
-    m_kappa = m_0 + kappa (m_c - m_0) if the teacher alone is.
+    So a student that is right where no guidance is (mu = m_c, mu_0 = m_0) rests if both are guided,
+    and moves on to m_kappa = m_0 + kappa (m_c - m_0) if the teacher alone is.
     """
     m_c, m_0, S, r = 1.0, -0.2, 0.5, 0.9
     model, line = on_a_line(DMD, mu, S, teacher=labelled(m_c, m_0), kappa=kappa, guide_fake=guide_fake)

@@ -1,6 +1,7 @@
 """What Proteina's transformer is told of time, residues, pairs and fold classes.
 
-B: chains, N: residues of the longest one, R: registers, D: `token_dim`, C: `dim_cond`, P: `pair_repr_dim`.
+B: chains, N: residues of the longest one, R: registers, D: `token_dim`, C: `dim_cond`, P:
+    `pair_repr_dim`.
 """
 
 from __future__ import annotations

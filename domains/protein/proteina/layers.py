@@ -1,6 +1,7 @@
 """The layers of Proteina's transformer, under the released names.
 
-B: chains, N: residues of the longest one, R: registers, D: `token_dim`, C: `dim_cond`, P: `pair_repr_dim`.
+B: chains, N: residues of the longest one, R: registers, D: `token_dim`, C: `dim_cond`, P:
+    `pair_repr_dim`.
 """
 
 from __future__ import annotations

@@ -36,9 +36,9 @@ def sde(
 ) -> Tensor:
     """Proteina's own sampler: Euler-Maruyama steps of an SDE with the flow's marginals, its noise turned down.
 
-    `dx = (v + g score) dtau + sqrt(2 g gamma) dW` with v = x_0 - eps and g = 1 / (tau + 0.01); after tau = 1 - `until` the ODE
-    `dx = v dtau`. gamma, `noise_scale`, is 1 for the true SDE; it multiplies the variance (the student's noise scale, the
-    standard deviation).
+    `dx = (v + g score) dtau + sqrt(2 g gamma) dW` with v = x_0 - eps and g = 1 / (tau + 0.01);
+    after tau = 1 - `until` the ODE `dx = v dtau`. gamma, `noise_scale`, is 1 for the true SDE; it
+    multiplies the variance (the student's noise scale, the standard deviation).
     """
     for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
         x_0, tau, step = denoise(x, t), float(1 - t), float(t - s)
@@ -55,14 +55,17 @@ def sde(
 class Proteina(FolderTeacher):
     """A checkpoint of Proteina that `python -m domains.protein.convert` has made a folder of.
 
-    Its own sampler, `sde` with 400 steps on a grid that is logarithmic near the data, is its best, and feeds every step the
-    prediction of the one before, if the checkpoint was trained for that. Methods never do: they call the denoiser without it.
+    Its own sampler, `sde` with 400 steps on a grid that is logarithmic near the data, is its best,
+    and feeds every step the prediction of the one before, if the checkpoint was trained for that.
+    Methods never do: they call the denoiser without it.
 
     Args:
         path: the folder.
         event_shape: (N, 3), N residues of the longest chain in the data; None takes the folder's.
-        folds: conditioned on `cath_c`, `cath_a`, `cath_t` [B] in a batch; otherwise on no fold class.
-        noise_scale: gamma of its sampler; recommended are 0.45 (200M), 0.6 (400M) and 0.35 (chains of 300 residues and more).
+        folds: conditioned on `cath_c`, `cath_a`, `cath_t` [B] in a batch; otherwise on no fold
+            class.
+        noise_scale: gamma of its sampler; recommended are 0.45 (200M), 0.6 (400M) and 0.35 (chains
+            of 300 residues and more).
         self_conditioning: of its sampler; None means if the checkpoint was trained for it.
     """
 

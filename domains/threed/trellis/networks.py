@@ -123,11 +123,13 @@ class Trunk(Recorded, nn.Module):
         in_channels, out_channels: of the latent; equal.
         model_channels: width of a token.
         cond_channels: of the condition's tokens.
-        num_blocks, num_heads, num_head_channels, mlp_ratio: size of the blocks; heads default to width / num_head_channels.
+        num_blocks, num_heads, num_head_channels, mlp_ratio: size of the blocks; heads default to
+            width / num_head_channels.
         patch_size: side of what becomes one token.
         pe_mode: `ape`, absolute positions; nothing else was released.
         share_mod: one modulation for all blocks.
-        qk_rms_norm, qk_rms_norm_cross: normalise queries and keys of the self- and of the cross-attention.
+        qk_rms_norm, qk_rms_norm_cross: normalise queries and keys of the self- and of the
+            cross-attention.
     """
 
     def __init__(
@@ -194,12 +196,14 @@ class SparseStructureFlowModel(Trunk):
 class SLatFlowModel(Trunk):
     """The second stage: features of the voxels of a structure, a padded set [B, N, channels].
 
-    `cond["coords"]` are their integer places [B, N, 3], `cond["mask"]` bool [B, N]. With `io_block_channels` the network is
-    a U-Net of sparse convolutions around the blocks, whose tokens are then voxels `patch_size` times as wide.
+    `cond["coords"]` are their integer places [B, N, 3], `cond["mask"]` bool [B, N]. With
+    `io_block_channels` the network is a U-Net of sparse convolutions around the blocks, whose
+    tokens are then voxels `patch_size` times as wide.
 
     Args:
         num_io_res_blocks: residual blocks on each level.
-        io_block_channels: widths of the levels, finest first, log2(patch_size) of them; None: tokens are voxels.
+        io_block_channels: widths of the levels, finest first, log2(patch_size) of them; None:
+            tokens are voxels.
         use_skip_connection: hand the encoder's features to the decoder.
         kwargs: of `Trunk`.
     """
@@ -308,7 +312,8 @@ class SparseStructureDecoder(Recorded, nn.Module):
         out_channels, latent_channels: of logits and latent.
         num_res_blocks, num_res_blocks_middle: on each level, and before the first.
         channels: of the levels, coarsest first.
-        norm_type: of the last normalisation, `layer` or `group`; the blocks have layer norms either way.
+        norm_type: of the last normalisation, `layer` or `group`; the blocks have layer norms either
+            way.
     """
 
     def __init__(

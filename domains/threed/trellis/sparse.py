@@ -65,7 +65,8 @@ class Voxels:
 def pool(feats: Tensor, parent: Tensor, num: int) -> Tensor:
     """Features of `num` coarser voxels from theirs: `sum / (count + 1)`, [V, C] to [num, C].
 
-    TRELLIS averages by a scatter onto zeros that counts the zero as a member; its weights have grown with that.
+    TRELLIS averages by a scatter onto zeros that counts the zero as a member; its weights have
+    grown with that.
     """
     total = feats.new_zeros(num, feats.shape[1]).index_add(0, parent, feats)
     return total / (torch.bincount(parent, minlength=num) + 1)[:, None]
@@ -74,7 +75,8 @@ def pool(feats: Tensor, parent: Tensor, num: int) -> Tensor:
 class SparseConv3d(nn.Module):
     """A 3x3x3 convolution whose output exists where its input exists; equals `conv3d` where everything exists.
 
-    The weight lies as spconv 2 keeps it, [out, 3, 3, 3, in] (the released backend); torchsparse's `kernel` is not read.
+    The weight lies as spconv 2 keeps it, [out, 3, 3, 3, in] (the released backend); torchsparse's
+    `kernel` is not read.
     """
 
     def __init__(self, inp: int, out: int):

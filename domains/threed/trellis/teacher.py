@@ -1,6 +1,7 @@
 """TRELLIS's two flows as teachers, read from a local folder in the released layout.
 
-The folder holds `pipeline.json` and, for each model it names, `NAME.json` (class and arguments) beside `NAME.safetensors`.
+The folder holds `pipeline.json` and, for each model it names, `NAME.json` (class and arguments)
+beside `NAME.safetensors`.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def load_decoder(path: str) -> SparseStructureDecoder:
     """The decoder from the first stage's latent to logits of occupancy; see `occupied` for what the second stage wants.
 
     Args:
-        path: a folder with pipeline.json, or the decoder's own .json (the text models share the image model's).
+        path: a folder with pipeline.json, or the decoder's own .json (the text models share the
+            image model's).
     """
     return load(path, "sparse_structure_decoder", SparseStructureDecoder)[0].requires_grad_(False).eval()
 
@@ -111,7 +113,8 @@ class Trellis(Teacher):
     """What both stages share: a rectified flow that predicts its velocity, guided against a null condition.
 
     Attributes:
-        kappa: the released guidance scale: `teacher.sample(noise, cond, kappa=teacher.kappa)` is the released sampler.
+        kappa: the released guidance scale: `teacher.sample(noise, cond, kappa=teacher.kappa)` is
+            the released sampler.
         interval: the times between which `sample` guides; set it to change it.
     """
 
@@ -163,12 +166,13 @@ class Trellis(Teacher):
 class TrellisStructure(Trellis):
     """The first stage: features of an image or a text to the latent of a structure.
 
-    Batches hold `cond`, the features [B, tokens, channels]: of an image DINOv2 ViT-L/14 with registers, layer-normed, at 518
-    pixels; of a text CLIP ViT-L/14's last hidden state, 77 tokens.
+    Batches hold `cond`, the features [B, tokens, channels]: of an image DINOv2 ViT-L/14 with
+    registers, layer-normed, at 518 pixels; of a text CLIP ViT-L/14's last hidden state, 77 tokens.
 
     Args:
         path: a folder with pipeline.json, or one model's .json or .safetensors.
-        empty_prompt: for text models, a safetensors file with the features of the empty prompt as `cond` [tokens, channels].
+        empty_prompt: for text models, a safetensors file with the features of the empty prompt as
+            `cond` [tokens, channels].
     """
 
     def __init__(self, path: str, empty_prompt: str | None = None):
@@ -184,7 +188,8 @@ class TrellisStructure(Trellis):
 class TrellisFeatures(Trellis):
     """The second stage: features of the voxels of a given structure, in units of the data's standard deviation.
 
-    Batches hold `coords` int [B, N, 3], the voxels; `mask` bool [B, N]; `cond` as in the first stage.
+    Batches hold `coords` int [B, N, 3], the voxels; `mask` bool [B, N]; `cond` as in the first
+    stage.
 
     Args:
         path, empty_prompt: as in `TrellisStructure`.

@@ -51,7 +51,8 @@ def latent_shape(root: Path, frames: int, height: int, width: int) -> tuple[int,
 class VAE(Codec):
     """Clips [B, 3, F, H, W] in [-1, 1] and latents [B, C, F', H', W'] of order one, by the VAE of a pipeline, in float32.
 
-    The VAE is read when it is needed first, works on a GPU if there is one, and on one clip at a time.
+    The VAE is read when it is needed first, works on a GPU if there is one, and on one clip at a
+    time.
 
     Args:
         path: the pipeline's directory; if it is not there, whoever wants data is told so.

@@ -108,7 +108,8 @@ def load(root: Path, part: str, kinds: tuple[str, ...], dtype: torch.dtype | Non
 def embed(root: Path, kind: str, prompts: list[str], length: int, dtype: torch.dtype) -> Tensor:
     """What the pipeline's text encoder makes of prompts, [N, tokens, D] of `dtype` on the CPU; the encoder is dropped again.
 
-    On a GPU if there is one. Tokens at the end that are zero for all prompts are left out, so tokens <= length.
+    On a GPU if there is one. Tokens at the end that are zero for all prompts are left out, so
+    tokens <= length.
 
     Args:
         root: the pipeline's directory.

@@ -30,8 +30,8 @@ from domains.video.pipelines.networks import (
 class PipelineTeacher(Teacher):
     """A text-to-video pipeline of the package diffusers.
 
-    Its class `prompt` is the number of a prompt; the null class is the negative prompt. The text encoder is run once, at the
-    start, and dropped; the embeddings stay in memory.
+    Its class `prompt` is the number of a prompt; the null class is the negative prompt. The text
+    encoder is run once, at the start, and dropped; the embeddings stay in memory.
 
     Args:
         path: directory of the pipeline; with `download` also the name of a repository on the hub.
@@ -40,7 +40,8 @@ class PipelineTeacher(Teacher):
         negative_prompt: what guidance leads away from.
         steps: at which the teacher counts as at its best.
         dtype: of the pipeline's weights; what is trained is float32.
-        checkpointing: recompute activations of what is trained in the backward pass instead of keeping them.
+        checkpointing: recompute activations of what is trained in the backward pass instead of
+            keeping them.
         download: fetch the pipeline from the hub.
 
     Attributes:
@@ -114,7 +115,8 @@ class Wan(PipelineTeacher):
     """Wan 2.1 and 2.2, text to video (arXiv 2503.20314): a flow, sampled as the pipeline does, on its own shifted times.
 
     Args:
-        guidance_2: of models with two transformers, guidance scale of the second in sampling; None means that of the first.
+        guidance_2: of models with two transformers, guidance scale of the second in sampling; None
+            means that of the first.
         path, kwargs: as in `PipelineTeacher`.
     """
 

@@ -48,7 +48,8 @@ def test_a_helix_is_right_handed_and_its_mirror_image_is_none():
     sse = geometry.secondary_structure(x, mask)
     assert (sse[0, 1:-2] == geometry.HELIX).all()
     mirrored = geometry.secondary_structure(x * torch.tensor([-1.0, 1, 1]), mask)
-    # its distances are those of a helix all the same: P-SEA sees that far and no farther, dihedrals see the rest
+    # its distances are those of a helix all the same: P-SEA sees that far and no farther, dihedrals
+    # see the rest
     assert torch.allclose(geometry.dihedrals(-x, mask), -geometry.dihedrals(x, mask))
     assert (mirrored == geometry.STRAND).sum() == 0
 
@@ -381,7 +382,8 @@ def test_real_chains_have_the_numbers_of_nature():
 def test_random_rotations_are_uniform():
     turn = geometry.rotations(4000, torch.Generator().manual_seed(5))
     assert turn.mean(0).abs().max() < 0.03
-    # of a uniform rotation the trace is 1 + 2 cos w with density (1 - cos w) / pi: mean 0, second moment 1
+    # of a uniform rotation the trace is 1 + 2 cos w with density (1 - cos w) / pi: mean 0, second
+    # moment 1
     trace = turn.diagonal(dim1=-2, dim2=-1).sum(-1)
     assert abs(float(trace.mean())) < 0.06 and abs(float(trace.square().mean()) - 1) < 0.08
     assert math.isclose(float(torch.linalg.det(turn).min()), 1, abs_tol=1e-4)

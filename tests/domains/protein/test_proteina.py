@@ -416,7 +416,8 @@ def test_sampling_is_the_released_sde_with_its_grid_its_guidance_and_its_memory(
                 x = x + (v + g * score) * dt + math.sqrt(2 * g * 0.45 * dt) * draws[i + 1][row]
             x = centred(x)
         expected.append(x)
-    # the released sampler ends with an Euler step to tau = 1; where it still has noise by then, ours has not
+    # the released sampler ends with an Euler step to tau = 1; where it still has noise by then,
+    # ours has not
     found = teacher.sample(noise, cond, steps, "sde", kappa=w, draw=lambda i: draws[i])
     each = teacher.sample(noise, cond, steps, "sde", kappa=torch.tensor([w, 0.0]), draw=lambda i: draws[i])
     torch.testing.assert_close(each[0], found[0], rtol=0, atol=1e-6)

@@ -27,7 +27,8 @@ def test_sets_on_a_line():
     found = compare_sets(*((a[:, None] - b).abs() for a, b in ((ours, theirs), (ours, ours), (theirs, theirs))))
     assert found["coverage"] == pytest.approx(1 / 3)
     assert found["mmd"] == pytest.approx((0.4 + 10 + 11) / 3)
-    # 0 -> 0.4 (other), 1 -> 0.4 (other), 10 -> 1 (own); 0.4 -> 0 (other), 20 -> 21 (own), 21 -> 20 (own)
+    # 0 -> 0.4 (other), 1 -> 0.4 (other), 10 -> 1 (own); 0.4 -> 0 (other), 20 -> 21 (own), 21 -> 20
+    # (own)
     assert found["nearest_accuracy"] == pytest.approx(3 / 6)
 
 

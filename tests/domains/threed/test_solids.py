@@ -129,7 +129,8 @@ def test_sets_hold_every_voxel_once():
 def test_depth_is_that_of_the_deepest_corner_in_units_of_two_voxels():
     ball = lattice_points(16).norm(dim=-1)[None] - 0.25
     found = depth(ball)[0]
-    # from the middle to +x: corners nearest to it lie at (x, 0, 0), 0.25 - x inside, and two voxels are 1/8 long
+    # from the middle to +x: corners nearest to it lie at (x, 0, 0), 0.25 - x inside, and two voxels
+    # are 1/8 long
     assert found[8:, 8, 8].tolist() == pytest.approx([1, 1, 1, 0.5, 0, -0.5, -1, -1], abs=1e-6)
     assert torch.equal(found > 0, (ball[0].unfold(0, 2, 1).unfold(1, 2, 1).unfold(2, 2, 1) < 0).flatten(3).any(-1))
 
