@@ -160,9 +160,9 @@ def test_a_recipe_may_choose_groups(tmp_path, recipe):
     for group, name, text in (
         ("method", "follow", "model:\n  _target_: distillkit.methods.dmd.DMD\n  teacher: ${teacher}\n"),
         ("stage", "late", "teacher: {_target_: domains.toy.teacher.Circle}\n"),
-        ("recipe", "toy_follow", f"{recipe}\ndata: {{seed: 7}}\n"),
+        ("recipe/toy", "follow", f"{recipe}\ndata: {{seed: 7}}\n"),
     ):
-        (tmp_path / group).mkdir()
+        (tmp_path / group).mkdir(parents=True)
         (tmp_path / group / f"{name}.yaml").write_text(f"# @package _global_\n{text}")
     words = (f"hydra.searchpath=[file://{tmp_path}]",)
     handed = config.hand_over(config.compose([*words, "domain=toy", "method=follow"])[0])

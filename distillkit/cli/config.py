@@ -234,7 +234,7 @@ def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
     from omegaconf import OmegaConf
 
     places = tuple(words)
-    files = [_file("method", method, places), _file("recipe", f"{domain}_{method}", places)]
+    files = [_file("method", method, places), _file("recipe", f"{domain}/{method}", places)]
     if None in files:
         return compose([*words, f"domain={domain}", f"method={method}"])[0]
     with hydra_errors():
