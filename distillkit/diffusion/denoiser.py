@@ -1,4 +1,4 @@
-"""One convention for every network: `denoiser(x_t, t, cond) -> x_0`, data units in, data units out."""
+"""Denoisers: `denoiser(x_t, t, cond) -> x_0`, in data units, whatever the network predicts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ Prediction = Literal["x0", "eps", "v", "flow", "edm"]
 
 
 def precise(x: Tensor) -> Tensor:
-    """x in float32 if it was less precise: rounded numbers must not meet a division by a small alpha or sigma."""
+    """x in at least float32.
+
+    A sample rounded to half precision must not meet a division by a small alpha or sigma.
+    """
     return x.to(torch.promote_types(torch.float32, x.dtype))
 
 
@@ -43,12 +46,12 @@ def x0_from_eps(x_t: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tenso
 
 
 def v_from_x0(x_t: Tensor, x_0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """`v = alpha eps - sigma x_0` (arXiv 2202.00512); a rotation, so it needs `alpha^2 + sigma^2 = 1`."""
+    """`v = alpha eps - sigma x_0` (arXiv 2202.00512); it needs `alpha^2 + sigma^2 = 1`."""
     return alpha * eps_from_x0(x_t, x_0, alpha, sigma) - sigma * x_0
 
 
 def x0_from_v(x_t: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """`x_0 = alpha x_t - sigma v`; needs `alpha^2 + sigma^2 = 1`."""
+    """`x_0 = alpha x_t - sigma v`; it needs `alpha^2 + sigma^2 = 1`."""
     return alpha * x_t - sigma * v
 
 
@@ -58,7 +61,7 @@ def score_from_x0(x_t: Tensor, x_0: Tensor, alpha: Tensor, sigma: Tensor) -> Ten
 
 
 def velocity_from_x0(x_t: Tensor, x_0: Tensor, alpha: Tensor, sigma: Tensor, d_alpha: Tensor, d_sigma: Tensor):
-    """`u = alpha' x_0 + sigma' eps`: the drift of the probability-flow ODE."""
+    """`u = alpha' x_0 + sigma' eps`: the velocity of the probability-flow ODE."""
     return d_alpha * x_0 + d_sigma * eps_from_x0(x_t, x_0, alpha, sigma)
 
 
@@ -69,15 +72,14 @@ def x0_from_velocity(x_t: Tensor, u: Tensor, alpha: Tensor, sigma: Tensor, d_alp
 
 
 class Denoiser(Recorded, nn.Module):
-    """A network, the process it was trained on and what it predicts, read as `x_0`.
+    """A network with its noising process and its prediction type, read as an x_0-prediction.
 
-    Samples may be sets of different sizes, padded: then `cond["mask"]`, bool [B, *positions], is
-        true where there is
-    something. Padding enters the network as zero and leaves the denoiser as zero.
+    Samples may be padded sets of different sizes: `cond["mask"]`, bool [B, *positions], is then
+    true at elements and false at padding. Padding enters the network as zero and leaves the
+    denoiser as zero.
 
-    A network whose attribute `centred` is true works on sets of points [B, N, C] with mean zero:
-    what is denoised loses its mean over the points (it is noise alone) before it enters, and the
-    denoiser's answer has none.
+    A network whose attribute `centred` is true works on sets of points [B, N, C] with mean zero.
+    The input loses its mean over the points (which is noise alone), and the output has mean zero.
 
     Args:
         network: `network(x, time, cond) -> tensor like x`; `x` is scaled to order one, `time` is
@@ -112,13 +114,13 @@ class Denoiser(Recorded, nn.Module):
             self.tell(name, **kind)
 
     def recorded(self):
-        """What it was told since it was made is said too; without any, a description is as it was before there was `told`."""
+        """The arguments and the conditions told later; without any, there is no key `told`."""
         arguments = {name: value for name, value in super().recorded().items() if name != "told"}
         return arguments | ({"told": self.told} if self.told else {})
 
     @property
     def tellable(self) -> bool:
-        """Whether its network can be told further conditions."""
+        """Whether the network can be told further conditions."""
         return hasattr(getattr(self.network, "embed", None), "tell")
 
     def tell(
@@ -128,10 +130,10 @@ class Denoiser(Recorded, nn.Module):
         range: Sequence[float] | None = None,
         size: int | None = None,
     ) -> None:
-        """Tell the network a further condition `cond[name]`, which every call then needs.
+        """Add a further condition `cond[name]` to the network; every call then needs it.
 
-        Its weights are part of the network and begin as zero, so that outputs are the same bit for
-        bit until it is trained.
+        Its weights belong to the network and start at zero: outputs stay bit for bit the same until
+        they are trained.
 
         Args:
             name: an identifier that no condition of the network has yet.
@@ -155,11 +157,11 @@ class Denoiser(Recorded, nn.Module):
         self.told[name] = {kind: value for kind, value in given.items() if value is not None}
 
     def with_network(self, network: nn.Module) -> Denoiser:
-        """A denoiser on the same process with another network, told the same conditions."""
+        """Returns a denoiser on the same process with another network, told the same conditions."""
         return Denoiser(network, self.process, self.prediction, self.sigma_data, self.told)
 
     def merged(self) -> Denoiser:
-        """With a plain network, where it is a change of another one (adapters, which have a `merge`); otherwise itself."""
+        """Returns a denoiser with adapters merged into a plain network, or itself without any."""
         if not hasattr(self.network, "merge"):
             return self
         made = copy.deepcopy(self)
@@ -223,7 +225,7 @@ class Denoiser(Recorded, nn.Module):
         return score_from_x0(x_t, self(x_t, t, cond), alpha, sigma)
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        """The drift dx/dt of the probability-flow ODE."""
+        """The velocity dx/dt of the probability-flow ODE."""
         x_t, t = precise(x_t), self._time(x_t, t)
         rates = (expand(d, x_t) for d in self.process.derivatives(t))
         return velocity_from_x0(x_t, self(x_t, t, cond), *self.scales(x_t, t), *rates)
@@ -234,10 +236,12 @@ class Denoiser(Recorded, nn.Module):
         return expand(self.process.alpha(t), x_t), expand(self.process.sigma(t), x_t)
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        """Weight of a squared x_0 error that makes the network's own regression target have unit weight, [B].
+        """Weight [B] of a squared x_0 error that gives the network's regression target unit weight.
 
-        edm: `1/ratio^2 + 1/sigma_data^2`; eps: `1/ratio^2`; v: `1 + 1/ratio^2`; flow: `(alpha
-            sigma'/sigma - alpha')^2`.
+        - edm: `1/ratio^2 + 1/sigma_data^2`
+        - eps: `1/ratio^2`
+        - v: `1 + 1/ratio^2`
+        - flow: `(alpha sigma'/sigma - alpha')^2`
         """
         ratio = self.process.ratio(t)
         if self.prediction == "edm":
@@ -252,7 +256,7 @@ class Denoiser(Recorded, nn.Module):
         return torch.ones_like(ratio)
 
     def _inside(self, x: Tensor, cond: Cond | None) -> Tensor:
-        """At least float32, zero where the mask of a set is false (whatever was there, NaN included), centred if need be."""
+        """x in at least float32, zero at padding (also if NaN), centred if the network is."""
         mask = (cond or {}).get("mask")
         centred = getattr(self.network, "centred", False)
         if mask is None:
@@ -280,23 +284,23 @@ LARGEST_SAMPLE = 2**26  # numbers in one sample that a folder may ask for
 
 
 def number(value: Any) -> bool:
-    """Whether it is a finite number that is not negative."""
+    """Whether the value is a finite number that is not negative."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def numbers(value: Any) -> bool:
-    """Whether it is a list of at least one number."""
+    """Whether the value is a list of at least one number."""
     return isinstance(value, list) and bool(value) and all(map(number, value))
 
 
 def check_facts(config: dict[str, Any], file: Path, denoiser: Any, kind: type = Denoiser) -> None:
-    """Refuse a folder whose yaml holds values of the wrong kind, before one of them fails somewhere inside."""
+    """Refuse a folder whose yaml holds values of the wrong kind, before any of them is used."""
     shape, classes, context = (config.get(key) or {} for key in ("event_shape", "classes", "context"))
     counts = [*classes.values(), 1] if isinstance(classes, dict) else []
     network = getattr(denoiser, "network", None)
     known = network.recorded() if isinstance(network, Recorded) else {}
     tables = dict(known["classes"]) if isinstance(known.get("classes"), dict) else {}
-    # what was told has no null class, and a number or a vector is no class
+    # a told condition has no null class; a number or a vector has no classes
     tables |= {name: told.get("categories", 1) - 1 for name, told in getattr(denoiser, "told", {}).items()}
     own = known.get("event_shape") or shape
     first = 1 if isinstance(context, list) and "mask" in context else 0  # sets come in all sizes
@@ -322,7 +326,7 @@ def check_facts(config: dict[str, Any], file: Path, denoiser: Any, kind: type = 
 
 
 def _name(value: Any) -> bool:
-    """Whether a condition can be called so: it becomes an array beside `samples` in a file of NumPy's."""
+    """Whether a condition can have this name, which is also the name of an array in an npz file."""
     return isinstance(value, str) and value.isidentifier() and value not in ("samples", "file", "allow_pickle")
 
 

@@ -1,9 +1,9 @@
-"""Flow coordinates, which every Gaussian process has, and derivatives along its probability-flow ODE.
+"""Flow coordinates of every Gaussian process, and derivatives along its probability-flow ODE.
 
-`x = x_t / (alpha + sigma)` and `tau = sigma / (alpha + sigma)` turn a noised sample into `x = (1 -
-tau) x_0 + tau eps`, tau in [0, 1]. There the ODE of a denoiser D has the velocity `v = (x - D) /
-tau`; a student that jumps to data in one call has in the same place the average velocity `phi = (x
-- D_student) / tau` of its jump.
+`x = x_t / (alpha + sigma)` and `tau = sigma / (alpha + sigma)` turn a noised sample into
+`x = (1 - tau) x_0 + tau eps`, tau in [0, 1]. There the probability-flow ODE of a denoiser D has the
+velocity `v = (x - D) / tau`, and the jump of a one-call student to data has the average velocity
+`phi = (x - D_student) / tau`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def noised(x_0: Tensor, tau: Tensor, eps: Tensor) -> Tensor:
 
 
 def flow_velocity(denoise: Callable[[Tensor, Tensor], Tensor], process: Process) -> Velocity:
-    """`(x - D) / tau` of `denoise(x_t, t) -> D` on any process: v of a teacher, phi of a student."""
+    """Returns `(x - D) / tau` of `denoise(x_t, t) -> D`: v of a teacher, phi of a student."""
 
     def velocity(x: Tensor, tau: Tensor) -> Tensor:
         t = process.from_ratio(tau / (1 - tau))
@@ -42,22 +42,23 @@ def flow_velocity(denoise: Callable[[Tensor, Tensor], Tensor], process: Process)
 
 
 def difference_quotient(student: Velocity, x: Tensor, tau: Tensor, phi: Tensor, v: Tensor, delta: float) -> Tensor:
-    """`dphi/dtau` along the teacher's ODE by a hop towards data: `(phi - phi(x - delta v, tau - delta)) / delta`, [B, ...].
+    """Finite difference `dphi/dtau = (phi - phi(x - delta v, tau - delta)) / delta`, [B, ...].
+
+    The step goes along the teacher's ODE towards data.
 
     Args:
         student: the average velocity as a function; called once.
-        x, tau: where, [B, ...] and [B]; tau > delta.
+        x, tau: the state, [B, ...] and [B]; tau > delta.
         phi, v: the student's and the teacher's velocity there.
-        delta: length of the hop.
+        delta: length of the step in tau.
     """
     return (phi - student(x - delta * v, tau - delta)) / delta
 
 
 def forward_derivative(student: Velocity, x: Tensor, tau: Tensor, v: Tensor) -> Tensor:
-    """`dphi/dtau = d_tau phi + (grad_x phi) v` exactly, in one forward-mode pass, [B, ...].
+    """Exact `dphi/dtau = d_tau phi + (grad_x phi) v` in one forward-mode pass, [B, ...].
 
-    Fused attention kernels have no forward-mode rule, so attention runs by PyTorch's plain
-    mathematics.
+    Fused attention kernels have no forward-mode rule, so attention runs on PyTorch's plain maths.
     """
     with sdpa_kernel(SDPBackend.MATH):
         return torch.func.jvp(student, (x, tau), (v, torch.ones_like(tau)))[1]

@@ -1,8 +1,9 @@
-"""Guidance in one convention: `D_0 + kappa (D_c - D_0)`; kappa = 1 is none, 0 unconditional, negative repels.
+"""Classifier-free guidance in one convention: `D_0 + kappa (D_c - D_0)`.
 
-Published scales convert as: diffusers / DMD2 / SD `guidance_scale = kappa`; Self-Forcing and other
-    `w` forms `kappa = 1 + w`.
-Guidance is linear, so guiding x_0 equals guiding eps, v or the score at the same (x_t, t).
+The guidance scale kappa = 1 means no guidance, 0 the unconditional model; negative values repel.
+Published scales convert as: diffusers, DMD2 and SD `guidance_scale = kappa`; Self-Forcing and other
+`w` forms `kappa = 1 + w`. Guidance is linear, so guiding x_0 equals guiding eps, v or the score at
+the same (x_t, t).
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from distillkit.diffusion.process import expand
 
 
 def guided(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Cond, null: Cond, kappa: float | Tensor = 1.0) -> Tensor:
-    """The guided denoised sample, with conditional and unconditional passes in one batch (arXiv 2207.12598).
+    """The guided denoised sample; both passes run in one batch (arXiv 2207.12598).
 
     kappa is one number, or a tensor [B] with one for each sample. The number 1 calls the network
-    once with `cond`, the number 0 once with `null`, bit for bit what an unguided call gives; a
-    tensor is not looked at and always takes both passes.
+    once with `cond`, the number 0 once with `null`, with the bits of an unguided call. The values
+    of a tensor are not inspected: it always takes both passes.
     """
     number = not isinstance(kappa, Tensor)
     if not cond or (number and kappa == 1):
@@ -35,12 +36,12 @@ def guided(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Cond, null: Cond, k
 
 
 def null_condition(cond: Cond, classes: dict[str, int]) -> Cond:
-    """`cond` without its classes: index `number of classes` instead; everything else stays."""
+    """Returns `cond` with every class replaced by its null index, the number of classes."""
     return {**cond, **{name: torch.full_like(cond[name], num) for name, num in classes.items()}}
 
 
 def drop_condition(cond: Cond, null: Cond, drop: Tensor) -> Cond:
-    """`cond` with the rows where `drop` [B] (bool) is true replaced by the null condition."""
+    """Returns `cond` with the null condition in the rows where `drop` [B] (bool) is true."""
     return {
         key: torch.where(drop.reshape(-1, *[1] * (value.ndim - 1)), null[key], value) for key, value in cond.items()
     }

@@ -1,8 +1,7 @@
 """Samplers with a few learned numbers: times, and the coefficients of a deterministic solver.
 
-In the spirit of Bespoke solvers (arXiv 2310.19075), LD3 (arXiv 2405.15506) and S4S (arXiv
-    2502.17423): the network stays
-the teacher's, the numbers are fitted to the ends of its trajectories.
+They follow Bespoke solvers (arXiv 2310.19075), LD3 (arXiv 2405.15506) and S4S (arXiv 2502.17423):
+the network stays the teacher's, the numbers are fitted to the ends of its trajectories.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ class LearnedTimes(nn.Module):
     """K decreasing times `t_k = t_min + (t_{k-1} - t_min) shrink_k`, the first one fixed; float64.
 
     Args:
-        times: [K], where they start.
-        t_min: what they stay above.
-        learn: false keeps them.
+        times: [K], the initial times.
+        t_min: lower bound of all times.
+        learn: whether the times after the first are trained.
     """
 
     def __init__(self, times: list[float], t_min: float, learn: bool):
@@ -33,7 +32,7 @@ class LearnedTimes(nn.Module):
         self.shrink = nn.Parameter(torch.zeros(len(first) - 1)) if learn else None
 
     def forward(self) -> Tensor:
-        """[K]."""
+        """The times, [K]."""
         if self.shrink is None:
             return self._first
         above = self._first.to(self.shrink.device) - self.t_min
@@ -42,7 +41,7 @@ class LearnedTimes(nn.Module):
 
     @torch.no_grad()
     def move_to(self, times: Tensor) -> None:
-        """Set the times; the first must be the one they have."""
+        """Set the times; the first one must be unchanged."""
         above = times.to(self.shrink.device) - self.t_min
         self.shrink.copy_(self._logits(above) - self._logits(self._first.to(above) - self.t_min))
 
@@ -52,24 +51,23 @@ class LearnedTimes(nn.Module):
 
 
 class LearnedSolver(Recorded, nn.Module):
-    """A multistep solver: the step from t_k is DDIM's, with `sum_j c_kj x_0(x_j, t_j)`, j = 0 .. k, for the denoised sample.
+    """A multistep solver: DDIM's step from t_k with `sum_j c_kj x_0(x_j, t_j)`, j = 0 .. k, as x_0.
 
-    It starts as DDIM (c the identity); DPM-Solver++(2M) is another special case. K (K + 1) / 2
-    numbers, and the times.
+    It starts as DDIM (c the identity); DPM-Solver++(2M) is another special case. It has
+    K (K + 1) / 2 coefficients, and the times.
 
     Args:
         process: the noising process.
-        times: [K], largest first, where they start.
-        learn_times: whether they move.
+        times: [K] decreasing, the initial times.
+        learn_times: whether the times are trained.
     """
 
     def __init__(self, process: Process, times: list[float], learn_times: bool = False):
         super().__init__()
         self.process = process
         self.times = LearnedTimes(times, process.t_min, learn_times)
-        self.change = nn.Parameter(
-            torch.zeros(len(times), len(times))
-        )  # of c; what lies above the diagonal is not used
+        # the change of c; entries above the diagonal are not used
+        self.change = nn.Parameter(torch.zeros(len(times), len(times)))
 
     @property
     def coefficients(self) -> Tensor:
@@ -77,14 +75,14 @@ class LearnedSolver(Recorded, nn.Module):
         return torch.eye(len(self.change), device=self.change.device) + self.change.tril()
 
     def facts(self) -> dict[str, list]:
-        """Its numbers, for people."""
+        """The learned numbers as plain lists, for reports."""
         rows = [row[: k + 1] for k, row in enumerate(self.coefficients.tolist())]
         return {"times": self.times().tolist(), "coefficients": rows}
 
     def forward(
         self, denoise: Denoise, process: Process, x: Tensor, times: Tensor | None = None, noise: Noise | None = None
     ) -> Tensor:
-        """As any solver of `distillkit.diffusion.sampling`, from x at the first time; it has its own times."""
+        """Run as any solver of `distillkit.diffusion.sampling`, but on the solver's own times."""
         times, coefficients, seen = self.times().to(x.device), self.coefficients.to(x.dtype), []
         for k, t in enumerate(times):
             seen.append(denoise(x, t))

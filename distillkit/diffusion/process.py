@@ -1,9 +1,8 @@
 """Gaussian noising processes `x_t = alpha(t) x_0 + sigma(t) eps`.
 
 `t` grows with noise and keeps each family's native range, so that published schedules can be typed
-in as they are. Everything a method needs from a process is `alpha`, `sigma`, their derivatives and
-the map between `t` and the noise-to-signal ratio `sigma / alpha`; conversions between predictions
-live in `denoiser.py`.
+in as they are. A method needs `alpha`, `sigma`, their derivatives and the map between `t` and the
+noise-to-signal ratio `sigma / alpha`. Conversions between predictions live in `denoiser.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from distillkit.spec import Recorded
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
-    """[B] (or a scalar) shaped to broadcast against `like` [B, ...]."""
+    """Returns t, [B] or a scalar, shaped to broadcast against `like` [B, ...]."""
     return t.reshape(-1, *[1] * (like.ndim - 1)) if t.ndim else t
 
 
@@ -30,7 +29,7 @@ def expand_mask(mask: Tensor, like: Tensor) -> Tensor:
 
 
 def set_shape(num: int, event_shape: Sequence[int], mask: Tensor | None) -> tuple[int, ...]:
-    """Of `num` samples: a set takes its size from its mask [B, *positions], everything else is `event_shape`."""
+    """Shape of `num` samples: `event_shape`, its positions from the mask [B, *positions] if any."""
     return (num, *event_shape) if mask is None else (*mask.shape, *event_shape[mask.ndim - 1 :])
 
 
@@ -61,7 +60,7 @@ class Process(Recorded, ABC):
         """The time at which `sigma / alpha` equals `ratio` (> 0)."""
 
     def ratio(self, t: Tensor) -> Tensor:
-        """Noise-to-signal ratio `sigma(t) / alpha(t)`: the one coordinate that all processes share."""
+        """Noise-to-signal ratio `sigma(t) / alpha(t)`, the coordinate that all processes share."""
         return self.sigma(t) / self.alpha(t).clamp_min(1e-6)
 
     def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -69,11 +68,11 @@ class Process(Recorded, ABC):
         return expand(self.alpha(t), x_0) * x_0 + expand(self.sigma(t), x_0) * eps
 
     def travel(self, x_s: Tensor, s: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """From level s to a noisier level t: `(alpha_t / alpha_s) x_s + sqrt(sigma_t^2 - (alpha_t sigma_s / alpha_s)^2) eps`.
+        """Noise samples further, from level s to a noisier level t.
 
-        The marginal is kept: a sample of x_0 noised to s becomes one noised to t (TDM, arXiv
-            2503.06674; Phased DMD, arXiv
-        2510.27684). With s = t it is the identity, bit for bit, at pure noise too.
+        `(alpha_t / alpha_s) x_s + sqrt(sigma_t^2 - (alpha_t sigma_s / alpha_s)^2) eps` keeps the
+        marginal: a sample of x_0 noised to s becomes one noised to t (TDM, arXiv 2503.06674; Phased
+        DMD, arXiv 2510.27684). With s = t it is the identity, bit for bit, at pure noise too.
 
         Args:
             x_s: samples at level s, [B, ...].
@@ -82,8 +81,8 @@ class Process(Recorded, ABC):
             eps: unit Gaussian noise, independent of x_s, like x_s.
 
         Raises:
-            ValueError: t is before s. Times on a GPU are not looked at, since that would wait for
-                it: there the radicand is cut at zero, so that too little noise stays too little.
+            ValueError: t is before s. Times on a GPU are not checked, which would wait for the
+                device; the radicand is clamped at zero there.
         """
         if t.device.type == s.device.type == "cpu" and bool((back := t < s * (1 - 1e-6)).any()):
             first, second = (u.expand_as(back)[back][0].item() for u in (s, t))
@@ -97,11 +96,14 @@ class Process(Recorded, ABC):
         return gain * x_s + std * eps
 
     def network_time(self, t: Tensor) -> Tensor:
-        """What our own networks are conditioned on: a number of order one."""
+        """The time as the project's networks get it: a number of order one."""
         return t
 
     def grid(self, num: int, t_start: float | None = None, t_end: float | None = None) -> Tensor:
-        """`num` decreasing times from `t_start` (default `t_max`) to `t_end` (default `t_min`), uniform in t; float64."""
+        """`num` decreasing times from `t_start` to `t_end`, uniform in t; float64.
+
+        The defaults are `t_max` and `t_min`.
+        """
         start = self.t_max if t_start is None else t_start
         end = self.t_min if t_end is None else t_end
         return torch.linspace(start, end, num, dtype=torch.float64)
@@ -159,9 +161,9 @@ class VarianceExploding(Process):
 
 
 class VariancePreserving(Process):
-    """`alpha^2 + sigma^2 = 1` with linear beta(t) in continuous time (score SDE, arXiv 2011.13456), t in [t_min, 1].
+    """`alpha^2 + sigma^2 = 1` with linear beta(t) (score SDE, arXiv 2011.13456), t in [t_min, 1].
 
-    `log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2`.
+    `log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2`, in continuous time.
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3, t_max: float = 1.0):
@@ -193,17 +195,18 @@ class VariancePreserving(Process):
 
 
 class DiscreteVariancePreserving(Process):
-    """DDPM's table of `num_steps` levels (arXiv 2006.11239); t in [0, num_steps - 1], integers are the table's own.
+    """DDPM's table of `num_steps` noise levels (arXiv 2006.11239), t in [0, num_steps - 1].
 
-    Between integers log(sigma / alpha) is interpolated linearly, so that students may use any time.
+    Integer times are the table's own. Between them log(sigma / alpha) is interpolated linearly, so
+    that students may use any time.
 
     Args:
         schedule: `linear` (DDPM), `scaled_linear` (linear in sqrt(beta): latent diffusion) or
             `cosine` (arXiv 2102.09672).
-        snr_shift: by what the table's signal-to-noise ratios alpha^2 / sigma^2 are divided first
+        snr_shift: divisor of the table's signal-to-noise ratios alpha^2 / sigma^2, applied first
             (CogVideoX, arXiv 2408.06072).
-        zero_snr: alpha is moved and stretched so that it ends at 0 (arXiv 2305.08891, algorithm 1);
-            here at 1e-6, for a ratio must be finite.
+        zero_snr: shift and stretch alpha so that it ends at zero SNR (arXiv 2305.08891, algorithm
+            1); here at 1e-6, since a ratio must be finite.
     """
 
     def __init__(
@@ -283,12 +286,12 @@ class DiscreteVariancePreserving(Process):
 
 
 class RectifiedFlow(Process):
-    """`alpha = 1 - t`, `sigma = t`, t in [0, 1] (arXiv 2209.03003); velocity is `eps - x_0`.
+    """`alpha = 1 - t`, `sigma = t`, t in [0, 1] (arXiv 2209.03003); the velocity is `eps - x_0`.
 
     Args:
         t_min, t_max: range of times.
-        shift: of the sampling grid, `t = s u / (1 + (s - 1) u)` with u uniform (arXiv 2403.03206):
-            above 1 for more steps in noise, below 1 for more near the data.
+        shift: shift s of the sampling grid, `t = s u / (1 + (s - 1) u)` with u uniform (arXiv
+            2403.03206): above 1 for more steps in noise, below 1 for more near the data.
     """
 
     def __init__(self, t_min: float = 1e-3, t_max: float = 1.0, shift: float = 1.0):
@@ -317,7 +320,10 @@ class RectifiedFlow(Process):
 
 
 class TrigFlow(Process):
-    """`alpha = cos t`, `sigma = sigma_data sin t`, t in [0, pi/2] (sCM, arXiv 2410.11081); noise has the data's scale."""
+    """`alpha = cos t`, `sigma = sigma_data sin t`, t in [0, pi/2] (sCM, arXiv 2410.11081).
+
+    The noise has the data's scale.
+    """
 
     def __init__(self, sigma_data: float = 0.5, t_min: float = 1e-3, t_max: float = math.pi / 2):
         checks.finite(t_min=t_min, t_max=t_max)

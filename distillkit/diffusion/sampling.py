@@ -1,7 +1,7 @@
-"""Many-step solvers (the slow reference) and the few-step generator (the student).
+"""Many-step solvers (the slow reference) and the few-step sampler of students.
 
 Every solver starts from `x` at times[0], visits the decreasing `times` and returns the denoised
-sample at the last one, so with one time each of them is a single call of the denoiser.
+sample at the last one. With one time each of them is a single call of the denoiser.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Noise = Callable[[int], Tensor]
 
 
 def _scales(process: Process, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma of a scalar time, computed in the time's precision, cast to the sample's."""
+    """alpha and sigma of a scalar time, in the time's precision, then cast to the sample's."""
     return process.alpha(t).to(like.dtype), process.sigma(t).to(like.dtype)
 
 
@@ -29,14 +29,14 @@ def _velocity(process: Process, x: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
 
 
 def euler(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
-    """Euler's method on the probability-flow ODE in the process's own time, first order."""
+    """Euler's method on the probability-flow ODE in the process's own time; first order."""
     for t, s in zip(times[:-1], times[1:], strict=True):
         x = x + (s - t).to(x.dtype) * _velocity(process, x, denoise(x, t), t)
     return denoise(x, times[-1])
 
 
 def heun(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
-    """EDM's deterministic sampler (arXiv 2206.00364, algorithm 1): Heun's method, second order, two passes a step."""
+    """Heun's method of EDM (arXiv 2206.00364, algorithm 1): second order, two calls a step."""
     for t, s in zip(times[:-1], times[1:], strict=True):
         h = (s - t).to(x.dtype)
         slope = _velocity(process, x, denoise(x, t), t)
@@ -46,7 +46,7 @@ def heun(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: No
 
 
 def ddim(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
-    """DDIM (arXiv 2010.02502): `x_s = alpha_s x_0 + sigma_s eps`; Euler's method in sigma / alpha, first order."""
+    """DDIM (arXiv 2010.02502): `x_s = alpha_s x_0 + sigma_s eps`; first order in sigma / alpha."""
     for t, s in zip(times[:-1], times[1:], strict=True):
         x_0 = denoise(x, t)
         (alpha, sigma), (alpha_s, sigma_s) = _scales(process, t, x), _scales(process, s, x)
@@ -55,7 +55,7 @@ def ddim(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: No
 
 
 def dpm_solver(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
-    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): multistep, second order, one pass a step."""
+    """DPM-Solver++(2M) (arXiv 2211.01095, alg. 2): multistep, second order, one call a step."""
     log_snr = -process.ratio(times).log()  # lambda = log(alpha / sigma)
     x_0_before = h_before = None
     for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
@@ -68,22 +68,23 @@ def dpm_solver(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noi
 
 
 def unipc(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
-    """UniPC (arXiv 2302.04867, algorithms 1 and 2) with p = 2 and B(h) = e^h - 1: multistep, third order, one pass a step.
+    """UniPC (arXiv 2302.04867, algorithms 1 and 2), p = 2, B(h) = e^h - 1: third order, multistep.
 
-    A step of DPM-Solver++(2M) predicts the next sample; once the model has been called there, the
-    step is taken again with that call. The model is not called at the corrected sample.
+    A step of DPM-Solver++(2M) predicts the next sample. Once the denoiser has been called there,
+    the step is repeated with that call. The denoiser is not called at the corrected sample, so a
+    step costs one call.
     """
     log_snr = -process.ratio(times).log()
     h = log_snr[1:] - log_snr[:-1]
     x_0, before = {}, x  # denoised samples by step, of which three are kept; the sample before the last step
 
     def step(x: Tensor, i: int, change: Tensor | float) -> Tensor:
-        """From times[i] to the next."""
+        """The step from times[i] to the next."""
         (_, sigma), (alpha_s, sigma_s) = _scales(process, times[i], x), _scales(process, times[i + 1], x)
         return (sigma_s / sigma) * x - alpha_s * torch.expm1(-h[i]).to(x.dtype) * (x_0[i] + change)
 
     def corrected(i: int) -> Tensor:
-        """What the denoised sample changes by on average in step i, now that the next one is known."""
+        """Mean change of the denoised sample within step i, now that its end is known."""
         ahead = x_0[i + 1] - x_0[i]
         if i == 0:
             return ahead / 2
@@ -106,7 +107,10 @@ def unipc(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: N
 
 
 def ancestral(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
-    """DDPM's posterior q(x_s | x_t, x_0) on any process (arXiv 2006.11239 eq. 6); `noise(i)` is the draw of step i."""
+    """DDPM's posterior q(x_s | x_t, x_0) on any process (arXiv 2006.11239 eq. 6).
+
+    `noise(i)` is the draw of step i.
+    """
     for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
         x_0 = denoise(x, t)
         (alpha, sigma), (alpha_s, sigma_s) = _scales(process, t, x), _scales(process, s, x)
@@ -129,14 +133,14 @@ FEW_STEP_SOLVERS = ("ddim", "euler", "dpm_solver")  # one pass a step; Heun is u
 
 
 class Recording:
-    """A solver that runs another one, unchanged, and keeps the states at which this calls the denoiser.
+    """A wrapper that runs a solver unchanged and keeps every state at which it calls the denoiser.
 
     Args:
-        solver: any of `SOLVERS`, or one that is learned.
+        solver: any of `SOLVERS`, or a learned one.
 
     Attributes:
-        states: of the last run, `(x_t [B, ...], t, x_0 [B, ...])` for each call in its order, so
-            that Heun's have the points at which it looks ahead. The last x_0 is the sample.
+        states: `(x_t [B, ...], t, x_0 [B, ...])` for each call of the last run, in order; for Heun
+            also the points at which it looks ahead. The last x_0 is the sample.
     """
 
     def __init__(self, solver: Callable):
@@ -162,7 +166,7 @@ def network_passes(solver: str, steps: int) -> int:
 
 
 def pure_noise(process: Process, eps: Tensor, t: Tensor) -> Tensor:
-    """`sigma(t) eps`: the input of the first step, without signal; its standard deviation is sigma(t), not one."""
+    """`sigma(t) eps`: the input of the first step, without signal; its std is sigma(t), not one."""
     return process.sigma(t).to(eps.dtype) * eps
 
 
@@ -176,7 +180,7 @@ def few_step(
     start: Callable[[Tensor, Tensor], Tensor] | None = None,
     noise_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """The student's sampler: jump to x_0, go back to the next time, jump again.
+    """The student's sampler: predict x_0, return to the next noise level, predict again.
 
     Args:
         denoise: the student, `(x_t, t) -> x_0`.
@@ -185,17 +189,17 @@ def few_step(
         renoise: true re-noises x_0 with fresh noise (consistency and DMD2 sampling); false keeps
             the noise that the student implies, `(x_t - alpha x_0) / sigma` (deterministic,
             DDIM-like).
-        stop: run steps 0 .. stop only (default all K). Steps before `stop` carry no gradient: this
-            is the backward simulation of DMD2 (arXiv 2405.14867 section 4.5) and of few-step SiD
-            (arXiv 2505.12674).
+        stop: the last step that is run (default all K). Steps before `stop` carry no gradient: the
+            backward simulation of DMD2 (arXiv 2405.14867 section 4.5) and of few-step SiD (arXiv
+            2505.12674).
         start: `(eps, t) -> x`, the input at the first time from unit noise; default pure noise,
             `noise_scale sigma(t) eps`.
-        noise_scale: by what the standard deviation of every draw is multiplied, the first one's
-            included, while the student is told the same times: noise modulation, below 1 for safer
-            samples that are more alike (arXiv 2510.03095).
+        noise_scale: factor on the standard deviation of every draw, the first included, at
+            unchanged times: noise modulation; below 1 samples are safer and more alike (arXiv
+            2510.03095).
 
     Returns:
-        `(x_0, x_t)`: the sample of step `stop` and the input it was made from.
+        `(x_0, x_t)`: the sample of step `stop` and the input that it was predicted from.
     """
     stop = len(times) - 1 if stop is None else stop
     x_0 = None

@@ -1,4 +1,4 @@
-"""Where sampling begins: one object that teacher, training and student share."""
+"""The input at which sampling starts, shared by teacher, training and student."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from distillkit.spec import Recorded
 
 
 class Start(Recorded):
-    """`x = alpha(t) base + sigma(t) eps`, the input of the first network call; without a base pure noise, `sigma(t) eps`.
+    """`x = alpha(t) base + sigma(t) eps`: the input of the first network call.
 
-    A base is what the sample is known to be near: the repeated points of a scan, a coarse render.
+    Without a base it is pure noise, `sigma(t) eps`. A base is a known approximation of the sample:
+    the repeated points of a scan, a coarse render.
 
     Args:
-        base: name of the condition that holds it, shaped like a sample; None for pure noise.
-        level: the time at which sampling begins; None means the process's largest.
+        base: name of the condition that holds the base, shaped like a sample; None for pure noise.
+        level: the time at which sampling starts; None for the process's largest.
     """
 
     def __init__(self, base: str | None = None, level: float | None = None):
@@ -27,18 +28,18 @@ class Start(Recorded):
 
     @property
     def pure(self) -> bool:
-        """Whether it is noise alone, from the process's largest time."""
+        """Whether sampling starts from pure noise at the process's largest time."""
         return self.base is None and self.level is None
 
     def __call__(self, process: Process, eps: Tensor, t: Tensor, cond: Cond, scale: float = 1.0) -> Tensor:
-        """The first input.
+        """The first input, [B, ...].
 
         Args:
             process: the noising process.
             eps: unit Gaussian noise, [B, ...].
             t: the first time, [B] or scalar.
             cond: conditions; the base is one of them.
-            scale: by what the noise is multiplied, see `few_step`.
+            scale: factor on the noise, see `few_step`.
 
         Raises:
             ValueError: the base is not shaped like the noise.
@@ -57,7 +58,7 @@ class Start(Recorded):
         """Refuse a base that is no condition and a level outside of the process.
 
         Raises:
-            ValueError: as said.
+            ValueError: one of these.
         """
         if self.base is not None and self.base not in context:
             raise ValueError(

@@ -1,7 +1,8 @@
-"""Noise-level samplers by name. Each turns uniform numbers into times of a process; the two sides of a method choose their own.
+"""Distributions of noise levels in training, each a map from uniform numbers to times.
 
 They are stated in the ratio sigma / alpha (or in t where the literature does) and work on every
-process through `Process.from_ratio`, so a sampler tuned for EDM can be used on a flow.
+process through `Process.from_ratio`, so a sampler tuned for EDM can be used on a flow. The student
+and the teacher side of a method choose their own.
 """
 
 from __future__ import annotations
@@ -18,27 +19,27 @@ from distillkit.spec import Recorded
 
 
 class Times(Recorded, ABC):
-    """A distribution over times. `sampler(u, process) -> t` maps uniforms u in (0, 1), [B], to times [B]."""
+    """A distribution over times: `sampler(u, process)` maps u in (0, 1), [B], to times [B]."""
 
     def __call__(self, u: Tensor, process: Process) -> Tensor:
         return self.times(u, process).clamp(process.t_min, process.t_max)
 
     @abstractmethod
     def times(self, u: Tensor, process: Process) -> Tensor:
-        """The times before they are kept within the range that the process, and a teacher trained on it, knows."""
+        """The times before they are clamped to the range of the process."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items() if k[0] != '_')})"
 
 
 def _spread(mean: float, std: float) -> None:
-    """Refuse a normal law of logarithms that no process has levels for."""
+    """Refuse a normal law of logarithms that covers no process's noise levels."""
     checks.within("[-30, 30]", mean=mean)
     checks.within("(0, 30]", std=std)
 
 
 def _part(low: float, high: float) -> None:
-    """Refuse what is no part of the unit interval."""
+    """Refuse bounds that are no part of the unit interval."""
     checks.within("[0, 1]", low=low, high=high)
     if low >= high:
         raise ValueError(f"low must lie below high, got {low} and {high}")
@@ -48,7 +49,7 @@ class LogNormal(Times):
     """`log(sigma / alpha) ~ N(mean, std^2)`: EDM's training levels (-1.2, 1.2), EDM2's (-0.4, 1.0).
 
     Args:
-        mean, std: of the logarithm; add log(2 sigma_data) to EDM's mean for data of another scale.
+        mean, std: of the logarithm; for data of another scale add log(2 sigma_data) to EDM's mean.
     """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2):
@@ -61,9 +62,10 @@ class LogNormal(Times):
 
 
 class KarrasUniform(Times):
-    """Uniform in EDM's warped level `sigma^(1/rho)`, over the part [low, high] of the range sigma_min .. sigma_max.
+    """Uniform in EDM's warped level `sigma^(1/rho)`, over the part [low, high] of its range.
 
-    SiD's student side uses (0, 0.8): sigma in [0.002, 24.4], median 0.97; DMD2's (0.02, 0.98).
+    The range is sigma_min .. sigma_max. SiD's student side uses (0, 0.8): sigma in [0.002, 24.4],
+    median 0.97; DMD2 uses (0.02, 0.98).
     """
 
     def __init__(
@@ -78,14 +80,17 @@ class KarrasUniform(Times):
     def times(self, u, process):
         small, large = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         first, last = process.ratio(torch.tensor([process.t_min, process.t_max], dtype=torch.float64)) ** (1 / self.rho)
-        # the part that the process has: what lies outside is left out, not piled up on its ends
+        # only the part that the process has: times outside it are not piled up on its ends
         low = max(small + self.low * (large - small), float(first))
         high = min(small + self.high * (large - small), float(last))
         return process.from_ratio((low + (high - low) * u) ** self.rho)
 
 
 class Uniform(Times):
-    """Uniform in t over the part [low, high] of the process's own time range (VP: SiD-LSG and DMD2 use (0.02, 0.98))."""
+    """Uniform in t over the part [low, high] of the process's range.
+
+    SiD-LSG and DMD2 use (0.02, 0.98) on VP.
+    """
 
     def __init__(self, low: float = 0.02, high: float = 0.98):
         _part(low, high)
@@ -96,7 +101,10 @@ class Uniform(Times):
 
 
 class LogitNormal(Times):
-    """`t = sigmoid(mean + std n)` on flows (SD3, arXiv 2403.03206); SiD-DiT uses (ln 2, 1.6). Scaled to [0, t_max]."""
+    """`t = sigmoid(mean + std n)` on flows, scaled to [0, t_max] (SD3, arXiv 2403.03206).
+
+    SiD-DiT uses (ln 2, 1.6).
+    """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0):
         _spread(mean, std)
@@ -108,7 +116,10 @@ class LogitNormal(Times):
 
 
 class ShiftedUniform(Times):
-    """`t = k u / (1 + (k - 1) u)`, clamped to [low, high]: uniform time with the resolution shift of large flows (k = 5 Wan)."""
+    """Uniform time with the resolution shift of large flows: `t = k u / (1 + (k - 1) u)`.
+
+    It is clamped to the parts [low, high] of `t_max`; Wan uses k = 5.
+    """
 
     def __init__(self, shift: float = 5.0, low: float = 0.02, high: float = 0.98):
         checks.positive(shift=shift)
@@ -121,10 +132,10 @@ class ShiftedUniform(Times):
 
 
 class LogUniform(Times):
-    """`t = t_max low^(1 - u) high^u`: even in log t, as the flows of protein backbones are distilled (arXiv 2510.03095).
+    """`t = t_max low^(1 - u) high^u`: uniform in log t, for protein backbones (arXiv 2510.03095).
 
     Args:
-        low, high: parts of `t_max`; what the paper draws below 0.02 it moves there, which is left
+        low, high: parts of `t_max`; the paper moves draws below 0.02 to 0.02; that is left
             out here.
     """
 

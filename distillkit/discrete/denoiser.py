@@ -1,4 +1,4 @@
-"""One convention for every model of tokens: `denoiser(x_t, t, cond) -> log pi`, [B, d, S]; the score and the rates follow."""
+"""Denoisers of tokens: `denoiser(x_t, t, cond) -> log pi`, [B, d, S], with score and rates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distillkit.spec import Recorded
 
 
 class DiscreteDenoiser(Recorded, nn.Module, ABC):
-    """A model of the clean token given all other positions, and the process it belongs to.
+    """A discrete diffusion model: the law of each clean token given all other positions.
 
     Args:
         process: the noising process.
@@ -26,20 +26,23 @@ class DiscreteDenoiser(Recorded, nn.Module, ABC):
         self.process = process
 
     def with_network(self, network: nn.Module) -> DiscreteDenoiser:
-        """A denoiser of the same kind on the same process with another network."""
+        """Returns a denoiser of the same kind on the same process with another network."""
         return type(self)(**self.recorded() | {"network": network})
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        """`log p(x_0^i = y | x_t^{-i})`, [B, d, S]; certain where an absorbing process shows the token. t: [B] or scalar."""
+        """`log p(x_0^i = y | x_t^{-i})`, [B, d, S]; t: [B] or scalar.
+
+        Under absorbing noise it is certain where the token is visible.
+        """
 
     def log_score(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        """`log p_t(x with x^i := y) / p_t(x)`, [B, d, C]; minus infinity at tokens that a shown token rules out."""
+        """`log p_t(x with x^i := y) / p_t(x)`, [B, d, C]; -inf if a visible token rules y out."""
         log_mean = self(x_t, t, cond)
         return self.process.score_from_mean(log_mean, x_t, self.alpha(t, log_mean))
 
     def rates(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        """Reverse rates `sigma'(t) Q(y, x^i) s_i(y)` per unit of time, [B, d, C]; zero at the current state."""
+        """Reverse rates `sigma'(t) Q(y, x^i) s_i(y)`, [B, d, C]; zero at the current state."""
         score = self.log_score(x_t, t, cond).exp()
         return expand(self.process.rate(_time(t, score)), score) * self.process.jumps(x_t, score.dtype) * score
 
@@ -49,17 +52,21 @@ class DiscreteDenoiser(Recorded, nn.Module, ABC):
 
 
 def _time(t: Tensor, like: Tensor) -> Tensor:
-    """t as a tensor on the right device; a number becomes float64, so that 1 - alpha keeps its digits."""
+    """t as a tensor on the right device; a number becomes float64, for the digits of 1 - alpha."""
     return torch.as_tensor(t, device=like.device, dtype=None if isinstance(t, Tensor) else torch.float64)
 
 
 def network_time(t: Tensor, x_t: Tensor) -> Tensor:
-    """t as networks get it: [B], float32."""
+    """t in the form of networks' inputs: [B], float32."""
     return torch.as_tensor(t, device=x_t.device, dtype=torch.float32).expand(len(x_t))
 
 
 class Mean(DiscreteDenoiser):
-    """A network that predicts the clean token (MDLM, RADD; UDLM and Duo for uniform noise).
+    """A denoiser whose network predicts the clean token (MDLM, RADD; uniform noise: UDLM, Duo).
+
+    Args:
+        network: `network(x_t, t [B], cond) -> logits` [B, d, S] or [B, d, C]; a column for the mask
+            is dropped, since the mask is never predicted.
 
     Args:
         network: `network(x_t, t [B], cond) -> logits` [B, d, S] or [B, d, C]; a column for the mask
@@ -77,14 +84,14 @@ class Mean(DiscreteDenoiser):
 
 
 class Ratio(DiscreteDenoiser):
-    """A network that predicts the log score (SEDD). Its ratios need not be those of any distribution.
+    """A denoiser whose network predicts the log score (SEDD), which need not belong to a law.
 
     Args:
-        network: `network(x_t, t [B], cond) -> log s` [B, d, C]; what it says about the current
-            state is replaced by 0.
+        network: `network(x_t, t [B], cond) -> log s` [B, d, C]; its value at the current state is
+            replaced by 0.
         process: the noising process.
-        scaled: the network leaves out the factor `alpha / (1 - alpha) / S`, which scores of a mask
-            have on average (SEDD's `scale_by_sigma`); absorbing noise only.
+        scaled: whether the network leaves out the factor `alpha / (1 - alpha) / S`, the mean score
+            of a mask (SEDD's `scale_by_sigma`); absorbing noise only.
     """
 
     def __init__(self, network: nn.Module, process: DiscreteProcess, scaled: bool = False):
@@ -106,12 +113,12 @@ class Ratio(DiscreteDenoiser):
 
 
 class Guided(DiscreteDenoiser):
-    """`log pi_null + kappa (log pi_cond - log pi_null)`, scaled to sum to one (kappa = 1: no guidance).
+    """Guided mean `log pi_null + kappa (log pi_cond - log pi_null)`, normalised to sum to one.
 
     Args:
         denoiser: the model.
-        null: from a condition to the unconditional one.
-        kappa: guidance scale.
+        null: map from a condition to the unconditional one.
+        kappa: guidance scale; 1 means no guidance.
     """
 
     def __init__(self, denoiser: DiscreteDenoiser, null: Callable[[Cond], Cond], kappa: float):

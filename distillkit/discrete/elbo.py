@@ -1,4 +1,4 @@
-"""Sampling times that minimise the K-step evidence bound, by dynamic programming (arXiv 2106.03802)."""
+"""Sampling times of the best K-step evidence bound, by dynamic programming (arXiv 2106.03802)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from distillkit.discrete.noise import Noise
 def step_costs(
     denoiser: DiscreteDenoiser, x_0: Tensor, times: Tensor, noise: Noise, cond: Cond | None = None
 ) -> Tensor:
-    """`E KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of every step t = times[i] to s = times[j], nats; [N, N + 1], j = N is s = 0.
+    """`E KL(q(x_s | x_t, x_0) || p(x_s | x_t))` of every step, nats, [N, N + 1].
 
-    A run's costs sum to its evidence bound on `-log p(x_0)`, up to a term that all runs share; so,
-    up to the data's entropy, to a bound on KL(data || samples). One network call for each time.
-    Infinite where s is not before t.
+    Entry (i, j) is the step from t = times[i] to s = times[j]; j = N is s = 0, and steps that do
+    not lead to less noise cost infinity. The costs of a run sum to its evidence bound on
+    `-log p(x_0)` up to a term that all runs share, and so to a bound on KL(data || samples) up to
+    the data's entropy. One network call for each time.
 
     Args:
         x_0: clean tokens [B, d] of the model.
         times: [N] decreasing.
-        noise: of `process.add_noise`, shared by all times.
+        noise: noise of `process.add_noise`, shared by all times.
     """
     process, num = denoiser.process, len(times)
     known = torch.nn.functional.one_hot(x_0, process.num_tokens).double().log()
@@ -42,7 +43,7 @@ def step_costs(
 
 
 def cheapest_times(costs: Tensor, times: Tensor, num: int) -> Tensor:
-    """The `num` times, times[0] first, whose steps down to 0 cost least in sum."""
+    """The `num` times, times[0] first, whose steps down to 0 have the smallest total cost."""
     size = len(times)
     best = costs[:, size].clone()  # from each time to 0 in one call
     choices = []

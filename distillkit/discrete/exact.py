@@ -1,8 +1,7 @@
-"""Models of tokens whose every answer is known: any distribution on a small world, and Markov chains of any length.
+"""Exact discrete diffusion models: any distribution on a small world, Markov chains of any length.
 
-The named distributions have no seed: `potts` is smooth, `countdown` is a hard constraint (each
-    token is one less than the
-one before, after 0 anything may come).
+The named distributions have no seed: `potts` is smooth; `countdown` is a hard constraint (each
+token is one less than the one before it; any token may follow 0).
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from distillkit.discrete.worlds import positions
 
 
 class Exact(DiscreteDenoiser):
-    """A denoiser in closed form, float64 inside.
+    """A denoiser in closed form, in float64.
 
     Attributes:
-        length: d.
+        length: the number of positions, d.
     """
 
     length: int
@@ -34,18 +33,22 @@ class Exact(DiscreteDenoiser):
         emission = self.process.likelihood(x_t, expand(self.process.alpha(t), x_t[..., None]))
         joint = self.leave_one_out(emission)
         total = joint.sum(-1, keepdim=True)
-        # a context without probability, which samplers of independent positions do reach, tells
-        # nothing
+        # a context without probability carries no information; samplers of independent positions do
+        # reach such contexts
         mean = torch.where(total > 0, joint / total.clamp_min(torch.finfo(joint.dtype).tiny), 1 / joint.shape[-1])
         return self.process.carry_over(mean.log(), x_t)
 
     def _apply(self, fn, recurse: bool = True):
-        """Follow the module to another device, but stay in float64 under `.float()` or `.bfloat16()`."""
+        """Follow the module to another device; stay float64 under `.float()` and `.bfloat16()`."""
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
 
     @abstractmethod
     def leave_one_out(self, emission: Tensor) -> Tensor:
-        """`p(x_0^i = y, x_t^{-i})` up to a factor per position, [B, d, S], from `p(x_t^i | x_0^i)` [B, d, S]."""
+        """`p(x_0^i = y, x_t^{-i})` up to a factor per position, [B, d, S].
+
+        Args:
+            emission: `p(x_t^i | x_0^i)`, [B, d, S].
+        """
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
@@ -53,11 +56,11 @@ class Exact(DiscreteDenoiser):
 
     @abstractmethod
     def entropy(self) -> Tensor:
-        """Of the data, nats."""
+        """Entropy of the data, nats."""
 
     @abstractmethod
     def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """`num` exact clean sequences, [num, d]."""
+        """Returns `num` exact clean sequences, [num, d]."""
 
     def _forward_matrix(self, t: float) -> Tensor:
         """`p(x_t | x_0)` of one position, [S, C]."""
@@ -66,10 +69,10 @@ class Exact(DiscreteDenoiser):
 
 
 class Table(Exact):
-    """Any distribution over sequences, given as a table.
+    """A model of any distribution over sequences, given as a table.
 
     Args:
-        probabilities: [S, ..., S] with d axes, scaled to sum to one.
+        probabilities: [S, ..., S] with d axes, normalised to sum to one.
         process: the noising process, on S tokens.
     """
 
@@ -89,9 +92,8 @@ class Table(Exact):
 
     def leave_one_out(self, emission):
         rows = emission.unbind(1)
-        after = [
-            emission.new_ones(len(emission), 1)
-        ]  # what positions i+1 .. d say about their clean tokens, [B, S^(d-i)]
+        # likelihood of positions i+1 .. d by their clean tokens, [B, S^(d-i)]
+        after = [emission.new_ones(len(emission), 1)]
         for row in rows[:0:-1]:
             after.append((row[:, :, None] * after[-1][:, None, :]).flatten(1))
         before, joint = self.probabilities[None], []  # the table, summed over positions 1 .. i-1 as seen
@@ -120,11 +122,11 @@ class Table(Exact):
 
 
 class MarkovChain(Exact):
-    """A first-order Markov chain; the mean by forward and backward messages, O(d S^2) a sequence.
+    """A first-order Markov chain; its mean takes forward-backward messages, O(d S^2) a sequence.
 
     Args:
         initial: [S], law of the first token.
-        transitions: [S, S], row y: law of the token after y.
+        transitions: [S, S], row y: the law of the token after y.
         length: d.
         process: the noising process, on S tokens.
         smoothing: share of a uniform law in the transitions that messages use, so that a context
@@ -183,7 +185,7 @@ class MarkovChain(Exact):
 
 
 def _scaled(message: Tensor) -> Tensor:
-    """A message scaled to sum to one, so that long products stay in range; one that died stays zero."""
+    """A message normalised to sum to one, against underflow in long products; zero stays zero."""
     return message / message.sum(-1, keepdim=True).clamp_min(torch.finfo(message.dtype).tiny)
 
 
@@ -193,7 +195,7 @@ MOST_TOKENS = 4096  # of a chain
 
 
 def countdown_chain(num_tokens: int = 32) -> tuple[Tensor, Tensor]:
-    """The first token uniform; y - 1 after y > 0; after 0 a uniform token."""
+    """A uniform first token; y - 1 after y > 0; a uniform token after 0."""
     checks.whole(2, MOST_TOKENS, "all transitions are listed", num_tokens=num_tokens)
     transitions = torch.diag(torch.ones(num_tokens - 1, dtype=torch.float64), -1)
     transitions[0] = 1 / num_tokens
@@ -216,10 +218,10 @@ def chain_table(initial: Tensor, transitions: Tensor, length: int) -> Tensor:
 
 
 def mini_countdown(num_tokens: int, length: int) -> Tensor:
-    """The table of a countdown."""
+    """The table of a countdown, [S, ..., S]."""
     return chain_table(*countdown_chain(num_tokens), length)
 
 
 def potts(num_tokens: int, length: int, beta: float) -> Tensor:
-    """The table of a Potts line."""
+    """The table of a Potts line, [S, ..., S]."""
     return chain_table(*potts_chain(num_tokens, beta), length)

@@ -1,4 +1,4 @@
-"""Jump Your Steps (arXiv 2410.07761): sampling times chosen by an upper bound of what a split of a step gains."""
+"""Jump Your Steps (arXiv 2410.07761): sampling times from a bound on the gain of split steps."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ GOLDEN = (5**0.5 - 1) / 2
 def split_gain(
     denoiser: DiscreteDenoiser, x_0: Tensor, t: float, middle: float, s: float, noise: Noise, cond: Cond | None = None
 ) -> float:
-    """`(middle - s) E sum R_middle (log R_middle - log R_t)`: what the step from t to s gains from a stop in the middle.
+    """Upper bound of the gain of splitting the step from t to s at `middle`.
 
-    x_t and x_middle are clean tokens x_0 [B, d] noised with the same noise, so that they are
-    nested.
+    It is `(middle - s) E sum R_middle (log R_middle - log R_t)`. The states x_t and x_middle are
+    clean tokens x_0 [B, d] under the same noise, so that they are nested.
     """
     rates = []
     for time in (t, middle):
@@ -34,13 +34,12 @@ def split_gain(
 def jump_your_steps(
     denoiser: DiscreteDenoiser, x_0: Tensor, num: int, noise: Noise, cond: Cond | None = None, t_max: float = 1.0
 ) -> Tensor:
-    """`num` decreasing times, float64: intervals are split at the place of the largest gain, each round all of them.
+    """`num` decreasing times, float64: each round splits all intervals where the gain is largest.
 
     Args:
         x_0: clean tokens [B, d]; 64 are enough for text.
-        num: network calls; in a last round that is not full only the splits of largest gain are
-            made.
-        noise: shared by all times.
+        num: network calls; a last round that is not full makes the splits of largest gain only.
+        noise: the noise, shared by all times.
         t_max: the first time.
     """
     ends = [t_max, 0.0]

@@ -1,4 +1,4 @@
-"""Exact laws of samplers in small worlds: a step moves a distribution over all sequences, nothing is sampled."""
+"""Exact laws of samplers in small worlds: steps act on distributions over all sequences."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from distillkit.discrete.worlds import outer, sequences
 
 
 def law(denoiser: DiscreteDenoiser, length: int, times: Tensor, step: Step | Sequence[Step]) -> Tensor:
-    """What `sample` draws from, exactly: the probability of every sequence, [S, ..., S] with `length` axes.
+    """The exact law of `sample`: the probability of every sequence, [S, ..., S], `length` axes.
 
-    For `(C)^d` up to a few thousand. Differentiable in the times and in whatever the steps and the
-    denoiser hold.
+    It is feasible for `C^d` up to a few thousand, and differentiable in the times and in the
+    parameters of the steps and the denoiser.
     """
     process = denoiser.process
     everything = sequences(process.num_states, length)
@@ -33,16 +33,16 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    """`sum p log(p / q)` in nats; infinite where q misses something that p has."""
+    """`sum p log(p / q)` in nats; infinite where q is zero and p is not."""
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum()
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Nats."""
+    """Entropy `-sum p log p`, nats."""
     return -torch.xlogy(p, p).sum()
 
 
 def total_correlation(p: Tensor) -> Tensor:
-    """Sum of the entropies of the axes minus the entropy of the whole, nats: what independent positions lose."""
+    """Sum of the entropies of the axes minus the joint entropy, nats: the loss of independence."""
     axes = range(p.ndim)
     return sum(entropy(p.sum([j for j in axes if j != i]) if p.ndim > 1 else p) for i in axes) - entropy(p)

@@ -1,4 +1,4 @@
-"""Samplers of tokens with a few learned numbers per step (LSD, arXiv 2509.19962)."""
+"""Samplers of discrete diffusion with a few learned numbers per step (LSD, arXiv 2509.19962)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from distillkit.spec import Recorded
 def tempered(process: DiscreteProcess, log_score: Tensor, x: Tensor, power: Tensor, scale: Tensor) -> Tensor:
     """The log of `scale s^power` at legal moves, [B, d, C].
 
-    Under absorbing noise the power acts on the tokens' probabilities alone, `sum_y s` stays: when
-    to unmask is the business of `scale`.
+    Under absorbing noise the power acts on the tokens' probabilities alone and `sum_y s` stays:
+    `scale` alone decides when to unmask.
     """
     legal = process.jumps(x, log_score.dtype) > 0
-    known = log_score.masked_fill(~legal, 0)  # what is minus infinity stays out of the graph
+    known = log_score.masked_fill(~legal, 0)  # minus infinity stays out of the graph
     if isinstance(process, Absorbing):
         total = log_score.masked_fill(~legal, -torch.inf).logsumexp(-1, keepdim=True)
         changed = (power * known).masked_fill(~legal, -torch.inf)
@@ -30,7 +30,7 @@ def tempered(process: DiscreteProcess, log_score: Tensor, x: Tensor, power: Tens
 
 
 class Known(DiscreteDenoiser):
-    """A denoiser whose log score at the one place it will be asked about is known.
+    """A denoiser whose log score is known at the one state where it is evaluated.
 
     Args:
         process: the noising process.
@@ -53,7 +53,7 @@ class LearnedStep(Independent):
 
     Args:
         rule: the plain step; it must work from the score.
-        power, scale: 1 leaves the plain step.
+        power, scale: with both 1 the step is the plain one.
     """
 
     def __init__(self, rule: Independent, power: Tensor, scale: Tensor):
@@ -63,19 +63,21 @@ class LearnedStep(Independent):
         return self.moved(denoiser.process, denoiser.log_score(x, t, cond), x, t, s)
 
     def moved(self, process: DiscreteProcess, log_score: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The kernel, from a score that has been computed."""
+        """The kernel, [B, d, C], from a score that has been computed."""
         log_score = tempered(process, log_score, x, self.power.to(log_score.dtype), self.scale.to(log_score.dtype))
         return self.rule.kernel(Known(process, log_score), x, t, s)
 
 
 class LearnedSampler(Recorded, nn.Module):
-    """K network calls: K - 1 learned steps and the plain last one. It starts as the plain sampler on its times.
+    """A sampler of K network calls: K - 1 learned steps and the plain last one.
+
+    It starts as the plain sampler on its initial times.
 
     Args:
         process: the noising process.
-        times: [K], largest first, where they start.
+        times: [K] decreasing, the initial times.
         rule: the plain step: `tweedie`, `euler` or `tau_leap`.
-        learn_times: whether they move.
+        learn_times: whether the times are trained.
     """
 
     def __init__(self, process: DiscreteProcess, times: list[float], rule: str = "tweedie", learn_times: bool = False):
@@ -93,7 +95,7 @@ class LearnedSampler(Recorded, nn.Module):
         return [LearnedStep(self.rule, p, s) for p, s in zip(self.log_power.exp(), self.log_scale.exp(), strict=True)]
 
     def facts(self) -> dict[str, list]:
-        """Its numbers, for people."""
+        """The learned numbers as plain lists, for reports."""
         numbers = {"times": self.times(), "powers": self.log_power.exp(), "scales": self.log_scale.exp()}
         return {name: value.tolist() for name, value in numbers.items()}
 

@@ -1,7 +1,7 @@
-"""How the numbers of a learned sampler are found: score statistics that agree with the teacher's, and LSD's regression.
+"""Fits of learned samplers: score statistics matched to the teacher's, and LSD's regression.
 
-States of the teacher's process at time t are its clean samples, noised to t: no run of many steps
-has to be kept.
+States of the teacher's process at time t are its clean samples, noised to t, so no run of many
+steps has to be kept.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ POWERS = (0.5, 3.0)
 
 
 def sharpness(process: DiscreteProcess, log_score: Tensor, x: Tensor) -> Tensor:
-    """How sure the model is of a state, [B]: what mean matching matches.
+    """The statistic that mean matching matches: how sure the model is of each state, [B].
 
-    Absorbing noise: the sum over masked positions of `log sum_y pi(y)^2`. Uniform noise: the sum
-        over positions of the log of
-    the exit score `sum_y s(y)`, y not the current token: a sample that the model likes wants to
-    leave nowhere.
+    - Absorbing noise: the sum over masked positions of `log sum_y pi(y)^2`.
+    - Uniform noise: the sum over positions of the log of the exit score `sum_y s(y)`, y not the
+      current token; it is low for a likely sample.
     """
     legal = process.jumps(x, log_score.dtype) > 0
     moves = log_score.masked_fill(~legal, -torch.inf)
@@ -37,11 +36,11 @@ def sharpness(process: DiscreteProcess, log_score: Tensor, x: Tensor) -> Tensor:
 
 
 def matching_power(after: Callable[[float], Tensor], target: Tensor, rounds: int = 8) -> float:
-    """The power, within `POWERS`, for which the mean of `after(power)` [B] is that of the target [B]: bisection of its logarithm.
+    """The power within `POWERS` that gives `after(power)` [B] the mean of `target` [B].
 
-    1 if the plain step's own mean is within a standard error of the target's, or if the statistic
-    does not react to the power (two standard errors); the nearer end if the target is outside.
-    Eight rounds leave an error of 0.4 %.
+    It is found by bisection of its logarithm; eight rounds leave an error of 0.4 %. It is 1 if the
+    plain step's own mean is within a standard error of the target's, or if the statistic does not
+    react to the power (two standard errors), and the nearer end if the target is out of reach.
     """
 
     def far(gap: Tensor, errors: float) -> bool:
@@ -68,16 +67,16 @@ def matching_power(after: Callable[[float], Tensor], target: Tensor, rounds: int
 def match_powers(
     denoiser: DiscreteDenoiser, sampler: LearnedSampler, x_0: Tensor, noise: Draws, cond: Cond | None = None
 ) -> Tensor:
-    """The powers that give the state after each step the teacher's mean sharpness, one step after the other, [K - 1].
+    """The powers [K - 1] that give the state after each step the teacher's mean sharpness.
 
-    All trials of a power share their noise, so the bisection sees a function; the run goes on with
-    the one that is found.
+    They are found step after step; the run goes on with each power found. All trials of a power
+    share their noise, so the bisection sees a function.
 
     Args:
         x_0: clean samples of the teacher [B, d].
-        noise: `noise(0)` is the start, `noise(1 + k)` of step k, and `noise(K + k)` makes the
-            teacher's state after it; under absorbing noise that has the student's masks, which are
-            of the same law and no business of the power.
+        noise: `noise(0)` is the start, `noise(1 + k)` that of step k, and `noise(K + k)` makes the
+            teacher's state after it. Under absorbing noise this state has the student's masks,
+            which have the same law and do not depend on the power.
     """
     process, times = denoiser.process, sampler.times().to(x_0.device)
     x, powers = process.start(noise(0)), []
@@ -100,7 +99,10 @@ def match_power(
     teacher_noise: Noise,
     cond: Cond | None,
 ) -> tuple[float, Tensor]:
-    """The power with which a step from x at t reaches states as sharp as x_0 noised to s, and these states; all [B, d]."""
+    """The power with which a step from x at t is as sharp as x_0 noised to s, and its result.
+
+    All states are [B, d].
+    """
     process, log_score = denoiser.process, denoiser.log_score(x, t, cond)
 
     def reached(power: float) -> Tensor:
@@ -121,7 +123,7 @@ def match_power(
 def trajectory_scores(
     denoiser: DiscreteDenoiser, x: Tensor, times: Tensor, steps: Step | Sequence[Step], noise: Draws, cond: Cond | None
 ) -> list[Tensor]:
-    """The score at legal moves at each of the times along a run from x, zero elsewhere; `len(times)` tensors [B, d, C]."""
+    """Scores at legal moves (else zero) along a run from x: a tensor [B, d, C] for each time."""
     found = []
     for call, (rule, t, s) in enumerate([*plan(steps, times), (None, times[-1], None)]):
         found.append(denoiser.log_score(x, t, cond).exp() * denoiser.process.jumps(x, torch.float64).bool())
@@ -142,14 +144,14 @@ def regress_scales(
 ) -> Tensor:
     """LSD's own objective (eq. 6) in closed form: `Phi_k = E <s*_k, s_k> / E |s_k|^2`, [K - 1].
 
-    s*_k and s_k are the scores at legal moves along a teacher's run, of `ratio` steps for each of
-    the student's, and along the student's own.
+    s*_k are the scores at legal moves along a run of the teacher, of `ratio` steps for each of the
+    student's; s_k are those along the student's own run.
 
     Args:
-        noise: `noise(0)` is the start of both, `noise(1 + i)` of call i of the student.
-        teacher_noise: `teacher_noise(i)` of call i of the teacher.
-        couple: under absorbing noise both runs unmask at the same hitting times (the paper says
-            nothing of it).
+        noise: `noise(0)` is the start of both runs, `noise(1 + i)` that of call i of the student.
+        teacher_noise: `teacher_noise(i)` is that of call i of the teacher.
+        couple: whether, under absorbing noise, both runs unmask at the same hitting times (the
+            paper does not say).
     """
     process, times, steps = denoiser.process, sampler.times(), sampler.steps()
     x = process.start(noise(0))

@@ -1,10 +1,10 @@
-"""Randomness as data: a draw is a function of its noise, so that two samplers can be given the same.
+"""Randomness as data: a draw is a function of its noise, so that two samplers can share it.
 
-Half of every draw is decided by one uniform number, whether the position leaves, and only then a
-race among the other states decides where to. Codes that race all states at once in low precision,
-with a floor `eps` under the exponentials, choose a token of probability P that a step reaches with
-probability u at a rate too small by `exp(-eps / (u P))`: a silent temperature that grows with the
-number of steps (compare arXiv 2409.02908).
+Half of every draw is one uniform number, which decides whether the position leaves; only then a
+race among the other states decides where it goes. Implementations that race all states at once in
+low precision, with a floor `eps` under the exponentials, choose a token of probability P that a
+step reaches with probability u at a rate too small by `exp(-eps / (u P))`: a silent temperature
+that grows with the number of steps (compare arXiv 2409.02908).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Noise:
-    """What one network call needs to draw."""
+    """The random numbers of one network call."""
 
     move: Tensor  # [B, d], uniform in [0, 1): a position leaves if this is at least its probability of staying
     race: Tensor  # [B, d, C], unit exponentials: argmax of weight / race is a draw from the weights
@@ -28,14 +28,14 @@ Draws = Callable[[int], Noise]
 
 
 def draw(kernel: Tensor, x: Tensor, noise: Noise) -> Tensor:
-    """The next states [B, d] of positions in states x [B, d] that move by `kernel` [B, d, C] (rows sum to one)."""
+    """The next states [B, d] from states x [B, d] under `kernel` [B, d, C] (rows sum to one)."""
     here = x[..., None]
     target = (kernel.scatter(-1, here, 0) / noise.race).argmax(-1)
     return torch.where(noise.move < kernel.gather(-1, here)[..., 0], x, target)
 
 
 def fresh(seed: int, num: int, length: int, num_states: int, device: torch.device | str = "cpu") -> Draws:
-    """`noise(i)`, i = 0, 1, ...: independent float64 draws, and the same ones whenever they are asked for again."""
+    """Independent float64 draws `noise(i)`, i = 0, 1, ...; the same i gives the same draw again."""
 
     def noise(i: int) -> Noise:
         generator = torch.Generator(device).manual_seed((seed * 1_000_003 + i) % 2**63)
@@ -52,9 +52,10 @@ BLOCK = 16
 def for_rows(
     seed: int, start: int, stop: int, length: int, num_states: int, device: torch.device | str = "cpu"
 ) -> Draws:
-    """The noise of samples `start .. stop` of a long run, start a multiple of `BLOCK`: however a run is cut, it is the same.
+    """The noise of samples `start .. stop` of a long run, however the run is cut into batches.
 
-    Drawn on the CPU, so that every device sees the same numbers.
+    `start` is a multiple of `BLOCK`. The noise is drawn on the CPU, so that every device sees the
+    same numbers.
     """
     blocks = range(start // BLOCK, -(-stop // BLOCK))
     parts = [fresh(seed * 1_000_003 + block + 1, BLOCK, length, num_states) for block in blocks]
@@ -68,13 +69,13 @@ def for_rows(
 
 
 def hitting(draws: Draws, fractions: Tensor) -> Draws:
-    """One draw for a whole run: position i leaves in the first step after which at most a fraction U_i is to be masked.
+    """One draw for a whole run: position i is unmasked once at most a fraction U_i is masked.
 
     Runs of an absorbing process on different grids that share `draws(0)` then have the same masks
     at their common times, while each has its own law (hitting-time coupling).
 
     Args:
-        draws: `draws(0)` is the noise that is shared.
+        draws: `draws(0)` is the shared noise.
         fractions: [K], the probability of being masked before call k; the first is 1.
     """
     shared = draws(0)

@@ -1,10 +1,10 @@
-"""Noising processes on tokens, and everything that follows from one of them alone: conversions and reverse kernels.
+"""Noising processes on tokens, with conversions between predictions, and reverse kernels.
 
-A process treats positions independently. The two models of its reversal are the *mean*, the law of
-the clean token given all other positions, `pi_i(y) = p(x_0^i = y | x_t^{-i})` [B, d, S], and the
-*score*, the ratios `s_i(y) = p_t(x with x^i := y) / p_t(x)` [B, d, C] (SEDD, arXiv 2310.16834).
-Both are kept as logarithms. Arguments `alpha`, `alpha_t`, `alpha_s` (s < t) broadcast against [B,
-d, C].
+A process treats positions independently. Its reversal has two models. The *mean* is the law of the
+clean token given all other positions, `pi_i(y) = p(x_0^i = y | x_t^{-i})` [B, d, S]. The *score*
+holds the ratios `s_i(y) = p_t(x with x^i := y) / p_t(x)` [B, d, C] (SEDD, arXiv 2310.16834). Both
+are kept as logarithms. Arguments `alpha`, `alpha_t`, `alpha_s` (s < t) broadcast against
+[B, d, C].
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class DiscreteProcess(Recorded, ABC):
         return self.schedule.rate(t)
 
     def grid(self, num: int) -> Tensor:
-        """`num` decreasing times `1 - k / num`, float64: a sampler is called at each and the last call denoises."""
+        """`num` decreasing times `1 - k / num`, float64; a sampler denoises at the last one."""
         return 1 - torch.arange(num, dtype=torch.float64) / num
 
     def states(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,7 +66,10 @@ class DiscreteProcess(Recorded, ABC):
 
     @abstractmethod
     def add_noise(self, x_0: Tensor, t: Tensor, noise: Noise) -> Tensor:
-        """A draw of x_t given x_0 [B, d]; t: [B] or scalar. With the same noise a later time touches more positions."""
+        """A draw of x_t given x_0 [B, d]; t: [B] or scalar.
+
+        With the same noise a later time changes more positions.
+        """
 
     @abstractmethod
     def likelihood(self, x: Tensor, alpha: Tensor) -> Tensor:
@@ -78,11 +81,14 @@ class DiscreteProcess(Recorded, ABC):
 
     @abstractmethod
     def jumps(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """`Q(y, x^i)`, the forward rate from y to x^i in units of sigma', [B, d, C]; zero where no reverse move is legal."""
+        """`Q(y, x^i)`, the forward rate from y to x^i in units of sigma', [B, d, C].
+
+        It is zero where no reverse move is legal.
+        """
 
     @abstractmethod
     def carry_over(self, log_mean: Tensor, x: Tensor) -> Tensor:
-        """The mean with what x tells for sure written in."""
+        """The mean with the certain tokens of x written in."""
 
     @abstractmethod
     def score_from_mean(self, log_mean: Tensor, x: Tensor, alpha: Tensor) -> Tensor:
@@ -94,14 +100,17 @@ class DiscreteProcess(Recorded, ABC):
 
     @abstractmethod
     def ancestral(self, log_mean: Tensor, x: Tensor, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
-        """Law of x_s^i given x_t, from the mean, [B, d, C]; `alpha_s = 1` is the posterior of the clean token."""
+        """Law of x_s^i given x_t, from the mean, [B, d, C].
+
+        `alpha_s = 1` gives the posterior of the clean token.
+        """
 
     @abstractmethod
     def tweedie(self, log_score: Tensor, x: Tensor, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
-        """Law of x_s^i given x_t, from the score: `[e^{-dsigma Q} s]_y T_dsigma(y, x^i)` (SEDD, analytic), [B, d, C].
+        """Law of x_s^i given x_t, from the score, [B, d, C]: SEDD's analytic step.
 
-        A learned score may give negative entries; they are set to zero and the rest is scaled to
-        sum to one.
+        It is `[e^{-dsigma Q} s]_y T_dsigma(y, x^i)`. A learned score may give negative entries;
+        they are set to zero and the rest is normalised to sum to one.
         """
 
     def __repr__(self) -> str:
@@ -114,7 +123,7 @@ class DiscreteProcess(Recorded, ABC):
 
 
 class Absorbing(DiscreteProcess):
-    """Tokens are replaced by a mask, one by one, and stay masked: kept with probability alpha.
+    """Absorbing noise: a token is kept with probability alpha, else it is a mask and stays one.
 
     At a masked position the mean does not depend on t and `s(y) = pi(y) alpha / (1 - alpha)`.
     """
@@ -181,11 +190,11 @@ class Absorbing(DiscreteProcess):
 
 
 class Uniform(DiscreteProcess):
-    """Tokens are replaced by uniformly drawn ones: `T = alpha I + (1 - alpha) / S`.
+    """Uniform noise: tokens are replaced by uniform ones, `T = alpha I + (1 - alpha) / S`.
 
     `s(y) = (alpha S pi(y) + 1 - alpha) / (alpha S pi(x^i) + 1 - alpha)`. The networks of UDLM and
-    Duo model `pi`, which leaves out position i itself; the posterior of the clean token is `pi(z)
-    T(z, x^i)`, scaled to sum to one.
+    Duo model `pi`, which leaves out position i itself; the posterior of the clean token is
+    `pi(z) T(z, x^i)`, normalised to sum to one.
     """
 
     @property

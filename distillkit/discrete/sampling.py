@@ -1,10 +1,9 @@
-"""Samplers: step functions `step(denoiser, x, t, s, noise)` from time t to an earlier s, and the loop that drives them.
+"""Samplers: steps `step(denoiser, x, t, s, noise)` from time t to an earlier s, and their loop.
 
 A run calls the network at each of its decreasing `times`: one step from each to the next, and a
-    last call that draws the
-clean tokens. So with one time every sampler is one independent draw per position, and the number of
-network calls (NFE) is the number of times for one-call steps. Every step also knows its exact
-effect on a distribution over all sequences.
+last call that draws the clean tokens. So with one time every sampler is one independent draw per
+position, and with one-call steps the number of network evaluations (NFE) is the number of times.
+Every step also knows its exact effect on a distribution over all sequences.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from distillkit.spec import Recorded
 
 
 class Step(Recorded, ABC):
-    """One step of a sampler: stateless, all randomness comes in.
+    """One step of a sampler; it is stateless, all randomness is an argument.
 
     Attributes:
         calls: network calls of a step, each with its own noise.
@@ -44,7 +43,12 @@ class Step(Recorded, ABC):
 
     @abstractmethod
     def push(self, denoiser: DiscreteDenoiser, x: Tensor, weights: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The law at s over all sequences, [C^d], when the law at t has `weights` [n] on the sequences x [n, d]."""
+        """The law at s over all sequences, [C^d].
+
+        Args:
+            x: [n, d], the sequences that have a probability at t.
+            weights: [n], these probabilities.
+        """
 
 
 class Independent(Step):
@@ -62,21 +66,24 @@ class Independent(Step):
 
 
 def stay_or(moves: Tensor, x: Tensor) -> Tensor:
-    """The kernel with the given probabilities of moving [B, d, C]; what is left stays."""
+    """The kernel of the given moves [B, d, C]; the remaining probability is that of staying."""
     here = x[..., None]
     moves = moves.scatter(-1, here, 0)
     return moves.scatter(-1, here, (1 - moves.sum(-1, keepdim=True)).clamp_min(0))
 
 
 def leap(rates: Tensor, x: Tensor, dt: Tensor) -> Tensor:
-    """The kernel of rates held for a time dt up to the first jump: leave with probability `1 - exp(-dt sum rates)`."""
+    """The kernel of rates held for a time dt, up to the first jump.
+
+    A position leaves with probability `1 - exp(-dt sum rates)`.
+    """
     rates = rates.scatter(-1, x[..., None], 0)
     total = rates.sum(-1, keepdim=True)
     return stay_or(rates / total.clamp_min(torch.finfo(total.dtype).tiny) * -torch.expm1(-dt * total), x)
 
 
 class Euler(Independent):
-    """Move to y with probability `dt rate(y)`; where these exceed one in sum, move for sure."""
+    """A move to y with probability `dt rate(y)`; where these exceed one in sum, a sure move."""
 
     def kernel(self, denoiser, x, t, s, cond=None):
         moves = expand(t - s, x[..., None]) * denoiser.rates(x, t, cond)
@@ -84,7 +91,7 @@ class Euler(Independent):
 
 
 class TauLeap(Independent):
-    """Rates are held over the step, first jump only: after a jump the rates of the old token no longer apply."""
+    """Rates held over the step up to the first jump: the old token's rates end with it."""
 
     def kernel(self, denoiser, x, t, s, cond=None):
         return leap(denoiser.rates(x, t, cond), x, expand(t - s, x[..., None]))
@@ -99,7 +106,7 @@ class Tweedie(Independent):
 
 
 class Ancestral(Independent):
-    """The exact reversal of one position at a time, from the mean (MDLM; UDLM and Duo for uniform noise)."""
+    """The exact reversal of one position at a time, from the mean (MDLM, UDLM, Duo)."""
 
     def kernel(self, denoiser, x, t, s, cond=None):
         log_mean = denoiser(x, t, cond)
@@ -107,7 +114,7 @@ class Ancestral(Independent):
 
 
 class Denoise(Independent):
-    """The last call: each clean token from its posterior, whatever s is. No mask is left."""
+    """The last call: each clean token is drawn from its posterior, whatever s is; no mask stays."""
 
     def kernel(self, denoiser, x, t, s, cond=None):
         log_mean = denoiser(x, t, cond)
@@ -119,7 +126,7 @@ class TwoStage(Step):
     """A tau-leap over `theta dt` to a middle point, and a second leap with rates from both places.
 
     Args:
-        theta: where the middle is, in (0, 1].
+        theta: place of the middle, in (0, 1].
     """
 
     calls = 2
@@ -132,7 +139,7 @@ class TwoStage(Step):
     def second(
         self, x: Tensor, rates: Tensor, middle: Tensor, rates_middle: Tensor, dt: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`(start, kernel)`: where the second leap starts [B, d], and its kernel [B, d, C]."""
+        """`(start, kernel)` of the second leap: its states [B, d] and its kernel [B, d, C]."""
 
     def __call__(self, denoiser, x, t, s, *noise, cond=None):
         dt, (first, second) = expand(t - s, x[..., None]), noise
@@ -155,10 +162,11 @@ class TwoStage(Step):
 
 
 class ThetaTrapezoidal(TwoStage):
-    """From the middle over `(1 - theta) dt` with `[a_1 rates(middle) - a_2 rates(x)]_+` (arXiv 2502.00234).
+    """The theta-trapezoidal step (arXiv 2502.00234).
 
-    `a_1 = 1 / (2 theta (1 - theta))`, `a_2 = a_1 - 1`. Second order as long as no combined rate has
-    to be cut off at zero.
+    The second leap goes from the middle over `(1 - theta) dt` with `[a_1 rates(middle) - a_2
+    rates(x)]_+`, `a_1 = 1 / (2 theta (1 - theta))`, `a_2 = a_1 - 1`. It is of second order as long
+    as no combined rate is clamped at zero.
     """
 
     def __init__(self, theta: float = 0.5):
@@ -172,10 +180,11 @@ class ThetaTrapezoidal(TwoStage):
 
 
 class ThetaRK2(TwoStage):
-    """From x again, over dt, with `[(1 - 1/(2 theta)) rates(x) + 1/(2 theta) rates(middle)]_+` (arXiv 2502.00234).
+    """The theta-RK-2 step (arXiv 2502.00234).
 
-    With leaps up to the first jump it is first order and, on exact models, behind Euler with as
-    many steps.
+    The second leap starts from x again, over dt, with `[(1 - 1/(2 theta)) rates(x) + 1/(2 theta)
+    rates(middle)]_+`. With leaps up to the first jump it is of first order and, on exact models,
+    behind Euler with as many steps.
     """
 
     def second(self, x, rates, middle, rates_middle, dt):
@@ -184,19 +193,19 @@ class ThetaRK2(TwoStage):
 
 
 class Ranked(Step):
-    """Masked positions only: draw a token for each, commit the first in some order, mask the others again."""
+    """A step that draws all masked positions, commits the first in some order, masks the others."""
 
     @abstractmethod
     def masks(self, length: int, s: float) -> int:
-        """How many of `length` positions are masked at time s."""
+        """The number of `length` positions that are masked at time s."""
 
     @abstractmethod
     def rank(self, kernel: Tensor, tokens: Tensor, move: Tensor) -> Tensor:
-        """[B, d]; the largest are committed first, the leftmost among equals."""
+        """Ranks [B, d]; the largest are committed first, the leftmost among equals."""
 
     @abstractmethod
     def orders(self, length: int) -> Tensor:
-        """Values of `move` [n, d] that stand for all, equally likely."""
+        """Values of `move` [n, d], equally likely, that represent every order."""
 
     def __call__(self, denoiser, x, t, s, *noise, cond=None):
         kernel = self._kernel(denoiser, x, t, s, cond)
@@ -229,17 +238,17 @@ class Ranked(Step):
 
 
 class Confidence(Ranked):
-    """Commit the tokens that were likeliest before they were drawn (MaskGIT, arXiv 2202.04200; LLaDA's `low_confidence`).
+    """Commit the likeliest tokens first (MaskGIT, arXiv 2202.04200; LLaDA's `low_confidence`).
 
-    `floor(d sin(pi s / 2))` positions stay masked. It seeks modes: never a sampler of the model,
-    however many calls.
+    `floor(d sin(pi s / 2))` positions stay masked. It seeks modes: no number of calls makes it a
+    sampler of the model.
     """
 
     def masks(self, length, s):
         return math.floor(length * math.sin(math.pi / 2 * s) + 1e-9)
 
     def rank(self, kernel, tokens, move):
-        # rounded, so that equal probabilities computed in another order are still equal
+        # rounded, so that equal probabilities that were computed in another order stay equal
         return kernel.gather(-1, tokens[..., None])[..., 0].round(decimals=9)
 
     def orders(self, length):
@@ -247,11 +256,11 @@ class Confidence(Ranked):
 
 
 class FirstHitting(Ranked):
-    """Commit positions in random order, `floor(d s)` stay masked.
+    """Commit positions in random order; `floor(d s)` stay masked.
 
-    With d times one token is committed per call and the law is the model's own, exactly (arXiv
-    2409.02908); with K < d this is the k-Gillespie sampler, k = d / K. A network that looks at t is
-    given the expected level, not the drawn one.
+    With d times, one token is committed per call and the law is exactly the model's (arXiv
+    2409.02908). With K < d this is the k-Gillespie sampler, k = d / K. A time-conditioned network
+    gets the expected noise level, not the drawn one.
     """
 
     def masks(self, length, s):
@@ -283,7 +292,7 @@ def network_passes(step: Step, num_times: int) -> int:
 
 
 def plan(step: Step | Sequence[Step], times: Tensor) -> list[tuple[Step, Tensor, Tensor]]:
-    """`(step, t, s)` for each interval of a run; the last call is not among them."""
+    """`(step, t, s)` for each interval of a run, without the last call."""
     steps = [step] * (len(times) - 1) if isinstance(step, Step) else step
     return list(zip(steps, times[:-1], times[1:], strict=True))
 
@@ -296,7 +305,7 @@ def sample(
     step: Step | Sequence[Step] = SAMPLERS["tweedie"],
     cond: Cond | None = None,
 ) -> Tensor:
-    """Clean tokens [B, d] from x at times[0].
+    """Returns clean tokens [B, d] from x at times[0].
 
     Args:
         denoiser: the model.

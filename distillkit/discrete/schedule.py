@@ -1,4 +1,4 @@
-"""Schedules of discrete diffusion: `alpha(t) = exp(-sigma(t))` is the probability that a position has not been touched."""
+"""Schedules of discrete diffusion: `alpha(t) = exp(-sigma(t))` is the probability of no event."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from distillkit.spec import Recorded
 
 
 class Schedule(Recorded, ABC):
-    """The total noise `sigma(t)` of a position, t in [0, 1]."""
+    """A noise schedule: the total noise `sigma(t)` of a position, t in [0, 1]."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """Probability of being untouched, `exp(-sigma)`."""
+        """The probability that a position is untouched at t, `exp(-sigma)`."""
 
     @abstractmethod
     def rate(self, t: Tensor) -> Tensor:

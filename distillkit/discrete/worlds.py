@@ -1,4 +1,4 @@
-"""Small worlds: every sequence of tokens is a state that can be listed, numbered and weighted."""
+"""Small worlds: all sequences of tokens, listed, numbered and weighted."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def sequences(num_states: int, length: int) -> Tensor:
-    """All of them, [C^d, d], the last position running fastest."""
+    """All sequences, [C^d, d]; the last position runs fastest."""
     return torch.cartesian_prod(*[torch.arange(num_states)] * length).reshape(-1, length)
 
 
 def positions(x: Tensor, num_states: int) -> Tensor:
-    """Where each sequence of x [n, d] stands in `sequences`, [n]."""
+    """The index of each sequence of x [n, d] in `sequences`, [n]."""
     return (x * num_states ** torch.arange(x.shape[1] - 1, -1, -1, device=x.device)).sum(-1)
 
 
 def outer(kernel: Tensor) -> Tensor:
-    """Probabilities of all sequences when positions are independent: [n, d, C] to [n, C^d]."""
+    """Probabilities of all sequences with independent positions, [n, C^d], from [n, d, C]."""
     joint = kernel.new_ones(len(kernel), 1)
     for row in kernel.unbind(1):
         joint = (joint[:, :, None] * row[:, None, :]).flatten(1)

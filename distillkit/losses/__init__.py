@@ -1,1 +1,1 @@
-"""Losses as pure functions: tensors in, a scalar out. Every stop-gradient is visible."""
+"""Losses as pure functions: tensors in, a scalar out; every stop-gradient is explicit."""

@@ -1,4 +1,4 @@
-"""Denoising score matching (Vincent 2011; EDM eq. 8): what fits a teacher, and a fake score to its student."""
+"""Denoising score matching (Vincent 2011; EDM eq. 8): the loss of teachers and of fake scores."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def denoising_loss(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, cond
     """`mean w(t) |D(alpha x_0 + sigma eps, t, c) - sg[x_0]|^2`, w the denoiser's own `loss_weight`.
 
     Args:
-        x_0, eps: clean samples (taken as constants) and unit noise, [B, ...].
+        x_0, eps: clean samples (constants) and unit noise, [B, ...].
         t: times, [B].
-        cond: conditions; of sets `mask` says what counts.
-        denoise: replaces the plain call of the denoiser, for example by a guided one.
+        cond: conditions; the `mask` of sets excludes padding.
+        denoise: a replacement of the plain call of the denoiser, for example a guided one.
     """
     x_0 = x_0.detach()
     x_t = denoiser.process.add_noise(x_0, eps, t)

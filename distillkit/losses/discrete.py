@@ -1,4 +1,4 @@
-"""What fits a model of tokens: the negative evidence lower bound of its reversed process, as score entropy."""
+"""The loss of discrete diffusion models: the negative evidence lower bound, as score entropy."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from distillkit.discrete.noise import Noise
 
 
 def score_entropy(denoiser: DiscreteDenoiser, x_0: Tensor, t: Tensor, noise: Noise, cond: Cond | None = None) -> Tensor:
-    """`sigma'(t) sum_i sum_y Q(y, x_t^i) [s - r log s + r (log r - 1)]` of each sample, nats, [B] (SEDD, arXiv 2310.16834).
+    """Score entropy of each sample, nats, [B] (SEDD, arXiv 2310.16834).
 
-    `r = q(y | x_0) / q(x_t^i | x_0)` is what the score s = s_i(y) is fitted to. Its mean over t ~
-    U(0, 1) bounds `-log p(x_0)` up to the divergence of the prior. With absorbing noise and a model
-    of the mean it is, term by term, MDLM's cross-entropy of the masked tokens with weight `-alpha'
-    / (1 - alpha)` (arXiv 2406.07524), and with uniform noise UDLM's bound (arXiv 2412.10193).
+    It is `sigma'(t) sum_i sum_y Q(y, x_t^i) [s - r log s + r (log r - 1)]`, where
+    `r = q(y | x_0) / q(x_t^i | x_0)` is the target of the score s = s_i(y). Its mean over
+    t ~ U(0, 1) bounds `-log p(x_0)` up to the divergence of the prior. With absorbing noise and a
+    model of the mean it is, term by term, MDLM's cross-entropy of the masked tokens with weight
+    `-alpha' / (1 - alpha)` (arXiv 2406.07524); with uniform noise it is UDLM's bound (arXiv
+    2412.10193).
 
     Args:
         x_0: clean tokens [B, d].
         t: times, [B].
-        noise: of `process.add_noise`.
+        noise: noise of `process.add_noise`.
         cond: conditions.
     """
     process = denoiser.process

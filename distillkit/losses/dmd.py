@@ -17,21 +17,21 @@ def dmd_loss(
     mask: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """`0.5 mean |x_g - sg[x_g - g]|^2` with `g = w (fake - real) / n`, n = mean |x_g - real| per sample (DMD eq. 7-8).
+    """`0.5 mean |x_g - sg[x_g - g]|^2` with `g = w (fake - real) / n` (DMD eq. 7-8).
 
-    Its gradient in x_g is g divided by the number of elements; the value is 0.5 mean g^2 and no
-    divergence.
+    n = mean |x_g - real|, per sample or per batch. The gradient in x_g is g divided by the
+    number of elements. The value is 0.5 mean g^2, which is no divergence.
 
     Args:
         x_g: student samples, [B, ...].
         real, fake: teacher's and fake score's denoised samples at the noised x_g; taken as
             constants.
-        normalise: over what the mean in n is taken; None leaves n out and gives the plain gradient
-            of the closed forms.
-        mask: of sets, bool [B, *positions], true where they count.
-        weight: w of each sample, [B], a constant; None is 1. With `normalise=None` that of
-            SwiftBrush (arXiv 2312.05239), whose noise differences have weight sigma^2 on a variance
-            preserving process, is its `sigma alpha` here.
+        normalise: the extent of the mean in n; None leaves n out and gives the plain gradient of
+            the closed forms.
+        mask: mask of sets, bool [B, *positions], true at elements.
+        weight: w of each sample, [B], a constant; None is 1. With `normalise=None`, SwiftBrush's
+            weight sigma^2 of noise differences on a variance-preserving process (arXiv
+            2312.05239) is `sigma alpha` here.
     """
     with torch.no_grad():
         g = fake - real
@@ -44,13 +44,14 @@ def dmd_loss(
 
 
 def regression_loss(x_g: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Distance to the teacher's sample from the same noise (DMD eq. 9), in data space: the paper's LPIPS needs weights.
+    """Pseudo-Huber distance to the teacher's sample from the same noise (DMD eq. 9), in data space.
 
-    Pseudo-Huber per sample, `sqrt(mean |x - y|^2 + c^2) - c` with c = 0.03 (arXiv 2310.14189).
+    It is `sqrt(mean |x - y|^2 + c^2) - c` per sample with c = 0.03 (arXiv 2310.14189); the paper's
+    LPIPS needs weights.
 
     Args:
         x_g, y: student's and teacher's samples, [B, ...].
-        mask: of sets, bool [B, *positions], true where they count.
+        mask: mask of sets, bool [B, *positions], true at elements.
     """
     c = 0.03
     return ((mean_per_sample((x_g - y).square(), mask) + c**2).sqrt() - c).mean()

@@ -1,4 +1,4 @@
-"""Reductions that several losses share. Samples that are sets carry a mask; what it leaves out counts nowhere."""
+"""Reductions that losses share; elements outside of the mask of a set count nowhere."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def mean_per_sample(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Args:
         x: [B, ...].
-        mask: bool [B, *positions], true where x counts; a sample with nothing valid has mean zero.
-            None: everything counts.
+        mask: bool [B, *positions], true at elements that count; a sample without any has mean zero.
+            With None everything counts.
     """
     dims = tuple(range(1, x.ndim))
     if mask is None:
@@ -28,18 +28,18 @@ def mean_per_sample(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def mean(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over the batch of the means of the samples, so that every sample weighs the same however large it is."""
+    """Mean over the batch of the samples' means: every sample weighs the same, however large."""
     return x.mean() if mask is None else mean_per_sample(x, mask).mean()
 
 
 def distance_scale(x_g: Tensor, real: Tensor, over: Normalise, mask: Tensor | None = None) -> Tensor:
-    """`sg[mean |x_g - real|]`, at least 1e-5: the scale by which score distillation losses are divided.
+    """`sg[mean |x_g - real|]`, at least 1e-5: the normaliser of score distillation losses.
 
     Args:
         x_g, real: student samples and the teacher's denoised ones, [B, ...].
-        over: the mean of each `sample` (DMD, SiD: fine for thousands of elements) or of the whole
-            `batch` (for samples of a few numbers, where one sample's mean is close to zero by
-            chance and would give that sample all the weight).
+        over: the extent of the mean: each `sample` (DMD, SiD: fine for thousands of elements) or
+            the whole `batch` (for samples of a few numbers, where one sample's mean is close to
+            zero by chance and would give that sample all the weight).
         mask: as in `mean_per_sample`.
     """
     distance = (x_g - real).abs().detach()

@@ -15,21 +15,22 @@ def sid_loss(
     normalise: Normalise | None = "sample",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """`mean (real - fake) [(real - x_g) - alpha (real - fake)] / n`, n = sg[mean |x_g - real|] per sample (eq. 23).
+    """`mean (real - fake) [(real - x_g) - alpha (real - fake)] / n` (eq. 23).
 
-    Equal to `(1 - alpha) |real - fake|^2 + <real - fake, fake - x_g>`. Gradient flows through all
-    three arguments, `real` and `fake` being functions of x_g through the noised sample; only n is
-    stopped. With detached `real` and `fake` the gradient would silently become DMD's, whatever
-    alpha.
+    n = sg[mean |x_g - real|], per sample or per batch. Without n the loss equals
+    `(1 - alpha) |real - fake|^2 + <real - fake, fake - x_g>`. Gradient flows through all three
+    arguments, since `real` and `fake` are functions of x_g through the noised sample; only n has a
+    stop-gradient. With detached `real` and `fake` the gradient would silently
+    become DMD's, whatever alpha.
 
     Args:
         x_g: student samples, [B, ...].
         real, fake: teacher's and fake score's denoised samples at the noised x_g, not detached.
-        alpha: 0.5 is the exact gradient of the Fisher divergence, 1 drops its second half, 1.2 is
-            the paper's best.
-        normalise: over what the mean in n is taken; None leaves n out and gives the plain loss of
-            the closed forms.
-        mask: of sets, bool [B, *positions], true where they count.
+        alpha: 0.5 is the exact gradient of the Fisher divergence, 1 drops its second half, 1.2
+            is the paper's best.
+        normalise: the extent of the mean in n; None leaves n out and gives the plain loss of the
+            closed forms.
+        mask: mask of sets, bool [B, *positions], true at elements.
     """
     difference = real - fake
     loss = difference * ((real - x_g) - alpha * difference)

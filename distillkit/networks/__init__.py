@@ -1,1 +1,1 @@
-"""Building blocks: `network(x, time, cond) -> tensor like x`, with `features` for discriminator heads."""
+"""Networks: `network(x, time, cond) -> tensor like x`, with `features` for discriminator heads."""

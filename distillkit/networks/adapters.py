@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on any network, whose own weights are in memory once."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on any network, whose weights are in memory once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Base(Recorded):
-    """Where adapters find their frozen network again. Its text names the place, in sentences such as "weights of {base}"."""
+    """The source of the adapters' frozen network.
+
+    Its text names the source in sentences such as "weights of {base}".
+    """
 
     @abstractmethod
     def read(self) -> nn.Module:
@@ -49,8 +52,7 @@ class TeacherBase(Base):
     """The network of a teacher.
 
     Args:
-        teacher: what it is looked for in; only `teacher.frozen_network()` and `teacher.id` are
-            used.
+        teacher: the teacher; only `teacher.frozen_network()` and `teacher.id` are used.
     """
 
     def __init__(self, teacher: nn.Module):
@@ -64,16 +66,15 @@ class TeacherBase(Base):
 
 
 class LowRank(nn.Module):
-    """A change of one layer: `layer(x) + up(down(x))`. A forward hook of the layer, which stays what and where it is.
+    """A low-rank change of one layer, `layer(x) + up(down(x))`, as a forward hook of the layer.
 
-    `down` reads what the layer reads (same kernel, stride, padding, dilation and groups) and has
-    `rank` outputs for each group; `up` acts on every place by itself. `up` is zero at the start,
-    and the weight of the change is 1. Both are float32 and compute so; the sum has the layer's
-    dtype.
+    `down` has the layer's input (same kernel, stride, padding, dilation and groups) and `rank`
+    outputs for each group; `up` acts on every position by itself. `up` starts at zero, and the
+    weight of the change is 1. Both are float32 and compute in it; the sum has the layer's dtype.
 
     Args:
         layer: one of `LAYERS`.
-        rank: of the change.
+        rank: the rank of the change.
     """
 
     def __init__(self, layer: nn.Module, rank: int):
@@ -102,22 +103,22 @@ class LowRank(nn.Module):
 
 
 class Adapters(Recorded, nn.Module):
-    """A network that is another one, frozen, and low-rank changes of its layers.
+    """A frozen network with trainable low-rank changes of its layers.
 
-    Parameters and state are those of the changes; of what the network was told (each `Told` in it);
-    and of the submodules that the network names in `own_parts`. The network itself is `tree`, a
-    copy with the same weights in the same memory. It comes along when the adapters are moved or
-    cast, but is none of their submodules: nobody trains, averages, stores or shards it, and it
-    stays in eval mode. Whatever else is asked of the adapters (`features`, `embed`, `centred` ...)
-    is the network's.
+    Its parameters and state are those of the changes, of the conditions that the network was told
+    (each `Told` in it), and of the submodules that the network names in `own_parts`. The network
+    itself is `tree`, a copy with the same weights in the same memory. It is moved and cast with the
+    adapters but is not one of their submodules: it is never trained, averaged, stored or sharded,
+    and stays in eval mode. All other attributes (`features`, `embed`, `centred` ...) are the
+    network's.
 
     Args:
-        base: where the network is found.
+        base: the source of the network.
         rank: of each change, at least 1.
         targets: endings of the names of the layers that change, such as `to_q` or `to_out.0`; None
             means all linear layers and convolutions. Subclasses of these, such as the output layer
             of `nn.MultiheadAttention` (which is never called), are left alone.
-        sha256: of the network's weights, kept in folders; None computes it.
+        sha256: hash of the network's weights, kept in folders; None computes it.
 
     Raises:
         ValueError: the weights are not those of `sha256`, or no layer has such a name.
@@ -153,15 +154,15 @@ class Adapters(Recorded, nn.Module):
         return {"base": self.base, "rank": self.rank, "targets": self.targets, "sha256": self.base.sha256}
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As of the network."""
+        """Call the network."""
         return self.tree(*args, **kwargs)
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """Within, this copy has the changes in its weights: sampling costs what it costs the network, training is not possible.
+        """A context in which this copy has the changes in its weights and cannot be trained.
 
-        The changed weights are its own for so long; those in shared memory stay as they are, and
-        are back afterwards.
+        Sampling then costs no more than with the plain network. The changed weights are the
+        copy's own; those in shared memory stay as they are and are restored afterwards.
         """
         changes = {name: c for name, c in self.layers.named_modules() if isinstance(c, LowRank) and not c.merged}
         shared = {name: self.tree.get_submodule(name).weight for name in changes}
@@ -177,7 +178,7 @@ class Adapters(Recorded, nn.Module):
                 self.tree.get_submodule(name).weight, change.merged = shared[name], False
 
     def merge(self) -> nn.Module:
-        """A plain network of the base's class, with weights of its own that have the changes in them; trainable."""
+        """Returns a trainable network of the base's class with the changes in its weights."""
         with self.merged():
             plain = copy.deepcopy(self.tree)
         for module in plain.modules():
@@ -208,7 +209,7 @@ class Adapters(Recorded, nn.Module):
 
 
 def _chosen(network: nn.Module, targets: list[str] | None) -> dict[str, nn.Module]:
-    """Its layers by name: all, or those whose names end so."""
+    """Layers to adapt by name: all, or those whose names have one of these endings."""
     layers = {name: layer for name, layer in network.named_modules() if name and type(layer) in LAYERS}
     endings = sorted({re.search(r"[^.]+(\.\d+)*$", name)[0] for name in layers})
     asked = {target: {n for n in layers if f".{n}".endswith(f".{target}")} for target in targets or ()}
@@ -226,7 +227,7 @@ def _chosen(network: nn.Module, targets: list[str] | None) -> dict[str, nn.Modul
 
 
 def _place(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module under its dotted name."""
+    """Add a module under its dotted name."""
     *path, last = name.split(".")
     for part in path:
         if part not in root._modules:

@@ -1,4 +1,4 @@
-"""What the networks share: embeddings of time, class and of what a network is told besides."""
+"""Blocks that networks share: embeddings of time, class and told conditions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from distillkit import checks
 
-WAVES = 64  # sines and cosines of a number that a network is told
+WAVES = 64  # sines and cosines of a told number
 MOST = 65_536  # categories or elements of one further condition
 
 
 class Embedding(nn.Module):
-    """Time (a number of order one, [B]) and categorical conditions to one vector [B, width].
+    """Time (a number of order one, [B]) and class conditions as one vector [B, width].
 
     Args:
         width: size of the vector.
@@ -46,7 +46,7 @@ class Embedding(nn.Module):
 
 
 class Told(nn.ModuleDict):
-    """Further conditions of a network by name, together one vector [B, width], zero until it is trained.
+    """Told conditions of a network by name, summed to one vector [B, width]; zero before training.
 
     Args:
         width: size of the vector.
@@ -63,7 +63,7 @@ class Told(nn.ModuleDict):
         range: Sequence[float] | None = None,
         size: int | None = None,
     ) -> None:
-        """One more condition: exactly one of the three kinds.
+        """Add a condition of exactly one of the three kinds.
 
         Args:
             name: its key in `cond`, an identifier.
@@ -94,12 +94,12 @@ class Told(nn.ModuleDict):
             self[name] = Vector(size, self._width)
 
     def forward(self, cond: dict[str, Tensor]) -> Tensor:
-        """[B, width]; there must be at least one condition."""
+        """The vector [B, width]; there must be at least one condition."""
         return sum(module(wanted(cond, name)) for name, module in self.items())
 
 
 class Number(nn.Module):
-    """A number in [low, high], [B], to [B, width]: its place in the range as sinusoids, then two layers, the last one zero."""
+    """A number in [low, high], [B], as [B, width]: sinusoids and two layers, the last one zero."""
 
     def __init__(self, low: float, high: float, width: int):
         super().__init__()
@@ -113,7 +113,7 @@ class Number(nn.Module):
 
 
 class Vector(nn.Linear):
-    """A vector [B, size] to [B, width], linear without bias, zero at first."""
+    """A vector [B, size] as [B, width]: linear without bias, zero at first."""
 
     def __init__(self, size: int, width: int):
         super().__init__(size, width, bias=False)
@@ -133,21 +133,24 @@ def _ends(range: Sequence[float]) -> tuple[float, float]:
 
 
 def wanted(cond: dict[str, Tensor], name: str) -> Tensor:
-    """`cond[name]`, which a network is conditioned on, or a ValueError that names it."""
+    """`cond[name]`, or a ValueError that names the missing condition."""
     if name not in cond:
         raise ValueError(f"this network is conditioned on {name!r}, but the condition has {sorted(cond) or 'nothing'}")
     return cond[name]
 
 
 def sinusoids(time: Tensor, width: int, low: float = 0.25, high: float = 64.0) -> Tensor:
-    """[B] to [B, width]: sines and cosines at geometric angular frequencies from `low` to `high`, for times of order one."""
+    """Sines and cosines of times of order one, [B] to [B, width].
+
+    Angular frequencies are geometric from `low` to `high`, in units of pi / 2.
+    """
     frequencies = low * (high / low) ** torch.linspace(0, 1, width // 2, device=time.device, dtype=time.dtype)
     angles = time[:, None] * frequencies * math.tau / 4
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def zero(layer: nn.Module) -> nn.Module:
-    """The layer with all its parameters set to zero: the block starts as the identity."""
+    """Returns the layer with all parameters set to zero: its block starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

@@ -1,4 +1,4 @@
-"""The transformer of SEDD, MDLM, RADD and Duo for sequences of tokens. Names of weights are those of their checkpoints."""
+"""The transformer of SEDD, MDLM, RADD and Duo for tokens, with the weight names of checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ FREQUENCIES = 256
 
 
 class DDiT(Recorded, nn.Module):
-    """Bidirectional attention with rotary positions (arXiv 2104.09864): `network(x_t, t, cond) -> logits` [B, d, C].
+    """A bidirectional transformer of tokens, `network(x_t, t, cond) -> logits` [B, d, C].
+
+    Positions are rotary (arXiv 2104.09864).
 
     Args:
         num_tokens: S, the real tokens.
@@ -27,10 +29,10 @@ class DDiT(Recorded, nn.Module):
         depth: number of blocks.
         heads: attention heads.
         adaln: whether blocks are scaled, shifted and gated by an embedding (adaLN-zero, arXiv
-            2212.09748) of sigma and classes; None means where there is a schedule or a class to
-            tell. Without it the network knows nothing but x_t, which is enough for absorbing noise
-            (RADD, arXiv 2406.03736).
-        schedule: the network is told sigma(t) of this schedule; None tells it 0 at all times
+            2212.09748) of sigma and classes; None means true if there is a schedule or a class.
+            Without it the network sees x_t alone, which is enough for absorbing noise (RADD, arXiv
+            2406.03736).
+        schedule: the network gets sigma(t) of this schedule; with None it gets 0 at all times
             (MDLM).
         cond_dim: size of the embedding.
         classes: categorical conditions, `{name: number of classes}`; index `number of classes` is
@@ -51,7 +53,7 @@ class DDiT(Recorded, nn.Module):
     ):
         super().__init__()
         checks.network(num_tokens=num_tokens, width=width, depth=depth, heads=heads, classes=classes or {})
-        checks.whole(0, 1_000_000, cond_dim=cond_dim)  # of no meaning without adaln
+        checks.whole(0, 1_000_000, cond_dim=cond_dim)  # without meaning if there is no adaln
         if width % (2 * heads):
             raise ValueError(f"rotary positions need a width divisible by 2 x heads, got width {width}, heads {heads}")
         told = schedule is not None or bool(classes)
@@ -93,7 +95,7 @@ class VocabEmbedding(nn.Module):
 
 
 class SigmaEmbedding(nn.Module):
-    """sigma [B] to [B, cond_dim]: cosines and sines of geometric frequencies from 1 to 1/10,000, then two layers."""
+    """sigma [B] to [B, cond_dim]: sinusoids of frequencies from 1 to 1/10,000, then two layers."""
 
     def __init__(self, cond_dim: int):
         super().__init__()
@@ -118,7 +120,10 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP; with an embedding each is scaled, shifted and gated by it, the identity at the start."""
+    """Attention and MLP, each scaled, shifted and gated by the embedding if there is one.
+
+    With an embedding the block is the identity at the start.
+    """
 
     def __init__(self, width: int, heads: int, cond_dim: int):
         super().__init__()
@@ -159,13 +164,13 @@ class Output(nn.Module):
 
 
 def rotation(length: int, head_dim: int, like: Tensor) -> Tensor:
-    """Cosine and sine of position times frequency, [2, length, head_dim]; both halves of a head turn alike."""
+    """Cosine and sine of position times frequency, [2, length, head_dim]; both halves alike."""
     frequency = 10_000 ** (-torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float32) / head_dim)
     angle = torch.outer(torch.arange(length, device=like.device, dtype=torch.float32), frequency).repeat(1, 2)
     return torch.stack([angle.cos(), angle.sin()]).to(like.dtype)
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Rotary positions: component j of a head and component j + head_dim / 2 are a plane, turned by position."""
+    """Rotary positions: rotate each plane of components j and j + head_dim / 2 of a head."""
     first, second = x.chunk(2, dim=-1)
     return x * turn[0] + torch.cat([-second, first], -1) * turn[1]

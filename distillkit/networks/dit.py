@@ -1,4 +1,4 @@
-"""A diffusion transformer with adaLN-zero (DiT, arXiv 2212.09748), for anything small on a grid: images, volumes."""
+"""A diffusion transformer with adaLN-zero (DiT, arXiv 2212.09748) on small grids of any rank."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distillkit.spec import Recorded
 
 
 class Block(nn.Module):
-    """Attention and MLP, each scaled, shifted and gated by the embedding; the identity at the start."""
+    """Attention and MLP, scaled, shifted and gated by the embedding; the identity at the start."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -28,7 +28,7 @@ class Block(nn.Module):
         self.modulate = zero(nn.Linear(width, 6 * width))
 
     def forward(self, x_BLC: Tensor, emb_BC: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Where the mask is false nothing is looked at."""
+        """Attention ignores tokens where the mask is false."""
         shift0, scale0, gate0, shift1, scale1, gate1 = self.modulate(emb_BC)[:, None].chunk(6, dim=-1)
         h = torch.addcmul(shift0, self.norm0(x_BLC), 1 + scale0)
         q, k, v = rearrange(self.qkv(h), "b l (three h c) -> three b h l c", three=3, h=self.heads)
@@ -39,7 +39,7 @@ class Block(nn.Module):
 
 
 class DiT(Recorded, Features, nn.Module):
-    """Patches as tokens with learned positions.
+    """A transformer of patches with learned positions.
 
     Args:
         event_shape: (channels, *sides), such as (1, 8, 8) or (1, 16, 16, 16); the sides divisible
@@ -83,12 +83,12 @@ class DiT(Recorded, Features, nn.Module):
         self.feature_widths, self.feature_layer = [width] * depth, (depth - 1) // 2
 
     def _tokens(self, x: Tensor) -> Tensor:
-        """[B, L, C], as the first block sees them."""
+        """Tokens before the first block, [B, L, C]."""
         h = rearrange(x.to(self.inp.weight.dtype), f"{self.grid} -> {self.tokens}", **self.sides)
         return self.inp(h) + self.position
 
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor], mask_BL: Tensor | None = None) -> Tensor:
-        """Where the mask is false no token looks."""
+        """Attention ignores tokens where the mask is false."""
         emb, h = self.embed(time, cond), self._tokens(x)
         for block in self.blocks:
             h = block(h, emb, mask_BL)

@@ -1,4 +1,4 @@
-"""Features of any network that is a row of blocks: what its blocks make, for discriminators and probes."""
+"""Features of networks that are a row of blocks, for discriminators and probes."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from torch import Tensor
 
 
 def last(row: Iterator[Tensor]) -> Tensor:
-    """The last of a row; the others are let go as it runs."""
+    """The last element of an iterator; earlier ones are freed on the way."""
     return deque(row, maxlen=1).pop()
 
 
 class Features:
     """Mixin of networks that give their features.
 
-    A network says how its blocks follow each other in `activations`, and sets
+    A network yields its blocks' outputs in `activations` and sets the attributes.
 
     Attributes:
         feature_widths: channels of the features after each of its blocks.
-        feature_layer: index of the block, in the middle of the network, that `features` means if
-            nobody says which.
+        feature_layer: index of the middle block, the default of `features`.
     """
 
     feature_widths: list[int]
     feature_layer: int
 
     def activations(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Iterator[Tensor]:
-        """The features after each block in turn, [B, C, *positions]; a block runs when its features are asked for."""
+        """Yields the features after each block, [B, C, *positions]; blocks run on demand."""
         raise NotImplementedError
 
     @property
@@ -39,7 +38,9 @@ class Features:
     def features(
         self, x: Tensor, time: Tensor, cond: dict[str, Tensor], layers: Sequence[int] | None = None
     ) -> Tensor | list[Tensor]:
-        """The features in the middle, [B, C, *positions], or after each of `layers`, in one pass that ends with the last.
+        """The features of the middle, [B, C, *positions], or a list of those after `layers`.
+
+        They take one pass, which ends with the last block asked for.
 
         Args:
             x, time, cond: as for the network itself.
@@ -54,7 +55,7 @@ class Features:
         return found[self.feature_layer] if layers is None else [found[index] for index in wanted]
 
     def checked(self, layers: Sequence[int]) -> list[int]:
-        """`layers` as a list, if it names blocks that there are."""
+        """`layers` as a list; a ValueError if one of the blocks does not exist."""
         num = len(self.feature_widths)
         if not layers or any(not 0 <= index < num for index in layers):
             raise ValueError(

@@ -11,11 +11,12 @@ TIMES = 64  # sinusoids of the noise level
 
 
 class Head(nn.Module):
-    """A two-layer perceptron at every position; the logit of a sample is the mean over positions. Any modality.
+    """A two-layer MLP at every position; the logit of a sample is the mean over positions.
 
     Args:
         channels: size of the features, [B, channels, *positions].
-        timed: scale and shift the normalised features by the noise level; at the start by nothing.
+        timed: whether the normalised features are scaled and shifted by the noise level; the
+            modulation starts at zero.
     """
 
     def __init__(self, channels: int, timed: bool = False):
@@ -30,7 +31,7 @@ class Head(nn.Module):
         self.timed = timed
 
     def forward(self, features: Tensor, time: Tensor) -> Tensor:
-        """Logits [B]; positive means real. `time` is the noise level as networks see it, [B], of order one."""
+        """Logits [B]; positive means real. `time` is the network's time, [B], of order one."""
         tokens = features.flatten(2).transpose(1, 2) if features.ndim > 2 else features[:, None]
         norm, *rest = self.layers
         dtype = self.layers[1].weight.dtype

@@ -14,7 +14,7 @@ from distillkit.spec import Recorded
 
 
 class MLP(Recorded, Features, nn.Module):
-    """`depth` residual layers on the flattened sample, scaled and shifted by the time embedding.
+    """`depth` residual layers on the flattened sample, scaled and shifted by the embedding.
 
     Args:
         event_shape: shape of one sample.
@@ -39,7 +39,7 @@ class MLP(Recorded, Features, nn.Module):
         self.feature_widths, self.feature_layer = [width] * depth, depth - 1
 
     def activations(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Iterator[Tensor]:
-        """After each hidden layer, [B, width]."""
+        """The features after each hidden layer, [B, width]."""
         emb = self.embed(time, cond)
         h = self.inp(x.flatten(1).to(self.inp.weight.dtype))
         for layer, modulate in zip(self.layers, self.modulate, strict=True):

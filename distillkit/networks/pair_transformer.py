@@ -1,4 +1,4 @@
-"""A transformer with pair bias for chains of points in space (as in Proteina, arXiv 2503.00710), equivariant under rotations."""
+"""A rotation-equivariant transformer with pair bias for chains of points (Proteina, 2503.00710)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from distillkit.networks.blocks import Embedding, sinusoids, zero
 from distillkit.networks.features import Features
 from distillkit.spec import Recorded
 
-# Radial features: nm, densest where neighbours along the chain, in helices and in sheets are.
+# Radial features in nm, densest at distances of neighbours along the chain, in helices and sheets.
 CENTRES = (0.05, 0.15, 0.25, 0.32, 0.36, 0.38, 0.40, 0.44, 0.5, 0.55, 0.6)
 CENTRES += (0.66, 0.74, 0.84, 0.96, 1.1, 1.3, 1.5, 1.8, 2.2, 2.7)
 WIDTHS = (0.1, 0.1, 0.08, 0.05, 0.03, 0.03, 0.03, 0.05, 0.05, 0.05, 0.05)
 WIDTHS += (0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.22, 0.3, 0.4, 0.6)
-REACH = 32  # places along the chain that are told apart
-SOFT = 0.1  # nm, below which a direction counts less
+REACH = 32  # largest distance along the chain with an embedding of its own
+SOFT = 0.1  # nm; directions of shorter vectors count less
 
 
 class Block(nn.Module):
-    """Attention that the pairs bias and that brings their features along, then an MLP; both as in DiT's block."""
+    """Attention with pair bias that also averages pair features, then an MLP, as in DiT's block."""
 
     def __init__(self, width: int, heads: int, pair: int):
         super().__init__()
@@ -48,29 +48,29 @@ class Block(nn.Module):
 
 
 class PairTransformer(Recorded, Features, nn.Module):
-    """Residues as tokens, distances as pairs; rotating the input rotates the output, reflecting it does not reflect it.
+    """A transformer with residues as tokens and distances as pair features (arXiv 2503.00710).
 
-    A sample is a padded chain: x [B, N, 3], `cond["mask"]` bool [B, N], true for its residues,
-        which come first. Tokens carry
-    no positions in space. A pair i, j knows the distance d of the two points, how far apart they
-    are along the chain, and two numbers of the chain's directions u_i = x_{i+1} - x_{i-1}: whether
-    they agree, and on which side of each other the two pass, which tells left-handed from
-    right-handed. What comes out is made of vectors of the input,
+    Rotating the input rotates the output; reflecting it does not reflect the output. A sample is a
+    padded chain: x [B, N, 3], `cond["mask"]` bool [B, N], true at its residues, which come first.
+    Tokens have no positions in space. The features of a pair i, j are the distance d of the two
+    points, their distance along the chain, and two numbers of the chain's directions
+    u_i = x_{i+1} - x_{i-1}: whether they agree, and on which side of each other they pass, which
+    tells left-handed from right-handed. The output is a combination of vectors of the input,
 
-        out_i = g_i x_i + sum_j a_ij (x_i - x_j) / (d_ij + soft) + sum_j b_ij u_i x (x_i - x_j) /
-        (d_ij + soft),
+        out_i = g_i x_i + sum_j a_ij (x_i - x_j) / (d_ij + soft)
+                + sum_j b_ij u_i x (x_i - x_j) / (d_ij + soft),
 
     with numbers g, a, b of tokens and pairs. So no rotation has to be learned; Proteina learns them
-    all, from turned copies of its data.
+    from rotated copies of its data.
 
-    Distances are read in the units of x; the features are densest where residues of a protein in
-    nanometres are, so let a denoiser of prediction `flow` on a rectified flow hand x over unscaled.
+    Distances are in the units of x, and the features are densest at those of residues in
+    nanometres. A denoiser with `flow` prediction on a rectified flow passes x unscaled.
 
     Args:
         event_shape: (N, 3); chains of other lengths work too.
-        width: of a token, divisible by `heads`.
-        depth, heads: blocks, and attention heads of each.
-        pair: features of a pair.
+        width: size of a token, divisible by `heads`.
+        depth, heads: number of blocks, and attention heads of each.
+        pair: number of features of a pair.
         classes: categorical conditions, `{name: number of classes}`.
     """
 
@@ -130,15 +130,15 @@ class PairTransformer(Recorded, Features, nn.Module):
             yield torch.where(mask[..., None], h, 0).mT
 
     def _tokens(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
-        """[B, N, width], as the first block sees them."""
+        """Tokens before the first block, [B, N, width]."""
         num, (rows, length) = mask.sum(1, keepdim=True), mask.shape
         index = torch.arange(length, device=mask.device).expand(rows, length)
-        # how far from either end, of order one
+        # distance from either end, of order one
         both = torch.stack([index, (num - 1 - index).clamp_min(0)], -1).to(dtype) / REACH
         return self.place(sinusoids(both.flatten(), self.width).reshape(rows, length, -1))
 
     def _pairs(self, x: Tensor, emb: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Features [B, N, N, P], vectors x_i - x_j [B, N, N, 3], their lengths [B, N, N], directions u [B, N, 3]."""
+        """Pair features [B, N, N, P], x_i - x_j [B, N, N, 3], their lengths, u [B, N, 3]."""
         apart = x[:, :, None] - x[:, None]
         d = (apart.square().sum(-1) + 1e-8).sqrt()
         inner = (mask[:, 2:] & mask[:, :-2])[..., None]  # a chain's ends have no direction

@@ -1,4 +1,4 @@
-"""Several networks as one: each sample goes to the one that its class or its noise level belongs to."""
+"""Several networks as one: each sample goes to the network of its class or its noise level."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from distillkit.spec import Recorded
 
 
 def dispatch(parts: Sequence[Callable], index: Tensor, *inputs: Any) -> Any:
-    """Every row goes through the part that `index` names; the results are in the order of the rows.
+    """Send every row through the part that `index` names; results keep the order of the rows.
 
-    A part is called once, on all its rows in their order, and not at all without rows. The host
-    reads one small tensor.
+    A part is called once, on all its rows in their order, and never without rows. The host reads
+    one small tensor.
 
     Args:
-        parts: take `inputs` and return a tensor with a row for each of theirs, or a list of such.
+        parts: functions of `inputs` that return a tensor with a row for each of theirs, or a
+            list of such.
         index: int64 [B], in [0, number of parts).
         inputs: tensors [B, ...] and dicts of such.
     """
@@ -44,19 +45,18 @@ def _take(value: Any, rows: Tensor) -> Any:
 
 
 class Routed(Recorded, nn.Module):
-    """One network made of several, each for some classes (multi-student distillation) or for some noise levels (phases).
+    """One network made of several, each for some classes or for some noise levels.
 
-    Every row belongs to exactly one part. By time, part 0 is that of the largest times; a time on
-    an edge belongs to the part below it, whose segment begins there. By class, the null class
-    belongs to part 0.
+    Classes are those of multi-student distillation, noise levels those of phases. Every row belongs
+    to exactly one part. By time, part 0 has the largest times; a time on an edge belongs to the
+    part below it, whose segment begins there. By class, the null class belongs to part 0.
 
     Args:
         parts: the networks, `part(x, time, cond)`.
         by: `time`, or the name of a categorical condition.
-        edges: by time, the `len(parts) - 1` network times between the parts, falling.
-        owner: by class, of each class the number of its part.
-        only: the part that is trained; in the others, nothing requires a gradient and they stay in
-            eval mode. None trains all.
+        edges: by time, the `len(parts) - 1` decreasing network times between the parts.
+        owner: by class, the index of the part of each class.
+        only: the trained part; the others are frozen and stay in eval mode. None trains all.
     """
 
     def __init__(
@@ -102,18 +102,18 @@ class Routed(Recorded, nn.Module):
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         out = dispatch(self.parts, self.index(time, cond), x, time, cond)
         if self.only is not None and self.training and torch.is_grad_enabled() and not out.requires_grad:
-            # no row is for the part that is trained: a loss has a gradient all the same, zero
+            # no row belongs to the trained part: the loss still has a gradient, zero
             out = out + 0 * next(self.parts[self.only].parameters()).sum()
         return out
 
     def merge(self) -> Routed:
-        """The same of plain networks, where parts are adapters."""
+        """Returns the same on plain networks, where parts are adapters."""
         parts = [part.merge() if hasattr(part, "merge") else part for part in self.parts]
         owner = None if self.owner is None else self.owner[:-1].tolist()
         return Routed(copy.deepcopy(parts), self.by, self.edges, owner, self.only)
 
     def check_context(self, cond: dict[str, Tensor]) -> None:
-        """See `WithContext`: a class of each row that belongs to a part, and what the parts ask for."""
+        """See `WithContext`: refuse classes without a part, and what a part refuses."""
         if self.owner is not None and bool((cond[self.by] >= len(self.owner)).any()):
             raise ValueError(f"cond[{self.by!r}] must hold classes up to {len(self.owner) - 1}, which belong to a part")
         for part in self.parts:
@@ -121,17 +121,17 @@ class Routed(Recorded, nn.Module):
                 part.check_context(cond)
 
     def features(self, x: Tensor, time: Tensor, cond: dict[str, Tensor], **options: Any) -> Any:
-        """As of the parts."""
+        """The features of each row's part."""
         calls = [partial(part.features, **options) for part in self.parts]
         return dispatch(calls, self.index(time, cond), x, time, cond)
 
     @property
     def embed(self) -> Embeds:
-        """Tells all parts."""
+        """The embeddings of all parts, told together."""
         return Embeds([part.embed for part in self.parts])
 
     def train(self, mode: bool = True):
-        """The parts that are not trained stay frozen, whoever made all parameters trainable before."""
+        """Set the mode; parts that are not trained are frozen again and stay in eval mode."""
         super().train(mode)
         for k, part in enumerate(self.parts):
             if self.only not in (None, k):
@@ -140,7 +140,7 @@ class Routed(Recorded, nn.Module):
 
 
 class Embeds:
-    """The embeddings of several networks: what one is told, all are."""
+    """The embeddings of several networks; all are told the same conditions."""
 
     def __init__(self, embeds: Sequence[nn.Module]):
         self.embeds = embeds

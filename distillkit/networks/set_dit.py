@@ -1,4 +1,4 @@
-"""A diffusion transformer for sparse volumes: features on the active voxels alone (stage two of TRELLIS, arXiv 2412.01506)."""
+"""A diffusion transformer on the active voxels of a volume (stage two of TRELLIS, 2412.01506)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from distillkit.spec import Recorded
 
 
 class SetDiT(Recorded, Features, nn.Module):
-    """A DiT on the volume in which the voxels lie; blocks of the volume without a voxel are looked at by none.
+    """A DiT on the volume of the voxels; attention ignores blocks of the volume without a voxel.
 
-    A sample is a padded set of voxels: x [B, N, C], `cond["coords"]` int64 [B, N, 3] in [0, side),
-        `cond["mask"]` bool
-    [B, N]; no two voxels alike. The DiT sees C + 1 channels, zero where no voxel is and the last
-    one 1 where one is, so neither the order of the voxels nor the padding changes anything.
+    A sample is a padded set of distinct voxels: x [B, N, C], `cond["coords"]` int64 [B, N, 3] in
+    [0, side), `cond["mask"]` bool [B, N]. The DiT gets C + 1 channels, zero where there is no
+    voxel; the last one is 1 at voxels. So neither the order of the voxels nor the padding changes
+    anything.
 
     Args:
         event_shape: (N, C); sets of other sizes work too.
@@ -49,19 +49,18 @@ class SetDiT(Recorded, Features, nn.Module):
 
     @property
     def embed(self) -> nn.Module:
-        """That of the DiT: what it is told, the set is told."""
+        """The embedding of the DiT."""
         return self.dit.embed
 
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         volume, blocks, place = self._scatter(x, cond)
-        blocks = blocks.index_fill(
-            1, blocks.new_zeros(1, dtype=torch.int64), True
-        )  # an empty set must look at something
+        # an empty set needs a token to attend to
+        blocks = blocks.index_fill(1, blocks.new_zeros(1, dtype=torch.int64), True)
         out = self.dit(volume, time, cond, blocks).flatten(2)[:, :-1].transpose(1, 2)
         return out.gather(1, place.expand(-1, -1, out.shape[-1]))
 
     def check_context(self, cond: dict[str, Tensor]) -> None:
-        """See `WithContext`: voxels inside of the volume, of as many places as the mask has."""
+        """See `WithContext`: voxels must lie in the volume, one for each place of the mask."""
         coords, mask = cond["coords"], cond["mask"]
         whole = coords.dtype == torch.int64 and coords.shape == (*mask.shape, 3)
         if not whole or not ((coords >= 0) & (coords < self.side))[mask].all():
@@ -71,14 +70,14 @@ class SetDiT(Recorded, Features, nn.Module):
             )
 
     def activations(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Iterator[Tensor]:
-        """Tokens after each block of the transformer, [B, width, L]; zero where no voxel is."""
+        """Tokens after each transformer block, [B, width, L]; zero where there is no voxel."""
         volume, blocks, _ = self._scatter(x, cond)
         seen = blocks.index_fill(1, blocks.new_zeros(1, dtype=torch.int64), True)
         for h in self.dit.activations(volume, time, cond, seen):
             yield torch.where(blocks[:, None], h, 0)
 
     def _scatter(self, x: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The volume [B, C + 1, side, side, side], which blocks have a voxel [B, L], where each voxel went [B, N, 1]."""
+        """The volume [B, C + 1, side, side, side], non-empty blocks [B, L], places [B, N, 1]."""
         side, mask = self.side, cond["mask"][..., None]
         place = (cond["coords"] * cond["coords"].new_tensor([side**2, side, 1])).sum(-1, keepdim=True)
         place = torch.where(mask, place, side**3)  # padding goes to a place of its own, which is cut off

@@ -1,4 +1,4 @@
-"""A compact U-Net in the manner of EDM's DDPM++ (arXiv 2206.00364), for any small image."""
+"""A compact U-Net in the manner of EDM's DDPM++ (arXiv 2206.00364), for small images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 class Block(nn.Module):
-    """Two convolutions around a scale and shift from the embedding, with a skip and optional attention."""
+    """Two convolutions, scaled and shifted by the embedding, with a skip and optional attention."""
 
     def __init__(self, inp: int, out: int, emb: int, attention: bool = False):
         super().__init__()
@@ -53,9 +53,9 @@ class Attention(nn.Module):
 
 
 class UShape(Recorded, Features, nn.Module):
-    """What U-Nets have in common: an encoder and a decoder of residual blocks with skip connections.
+    """The base of U-Nets: an encoder and a decoder of residual blocks with skip connections.
 
-    A kind says what its `Block` and its `convolution` are, and how its data come in and out.
+    A subclass sets `Block` and `convolution`, and may override `enter` and `leave`.
     """
 
     Block: type[nn.Module]
@@ -71,7 +71,7 @@ class UShape(Recorded, Features, nn.Module):
         attention: int,
         classes: dict[str, int] | None,
     ) -> None:
-        """Make the layers, for `inp` channels of the data as they come in and `out` as they leave."""
+        """Make the layers, for `inp` channels after `enter` and `out` channels before `leave`."""
         checks.network(channels=channels, multipliers=multipliers, blocks=blocks, classes=classes or {})
         emb, widths = 4 * channels, [channels * m for m in multipliers]
         down = [width for width in widths for _ in range(blocks)]
@@ -98,15 +98,15 @@ class UShape(Recorded, Features, nn.Module):
         self.norm, self.out = norm(width), zero(self.convolution(width, out))
 
     def enter(self, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """Data as the first level sees them."""
+        """Data as the input of the first level."""
         return self.inp(x.to(self.inp.weight.dtype))
 
     def leave(self, h: Tensor) -> Tensor:
-        """The last level as data."""
+        """Output of the last level as data."""
         return self.out(F.silu(self.norm(h)))
 
     def _walk(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Iterator[Tensor]:
-        """Data as the first level sees them, then what each residual block makes of them."""
+        """Yields the input of the first level, then the output of each residual block."""
         emb, h = self.embed(time, cond), self.enter(x, cond)
         skips = [h]
         yield h
@@ -128,7 +128,7 @@ class UShape(Recorded, Features, nn.Module):
         return self.leave(last(self._walk(x, time, cond)))
 
     def activations(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Iterator[Tensor]:
-        """After each residual block of the encoder, the middle and the decoder, [B, C, ...]."""
+        """Features after each residual block, from encoder to decoder, [B, C, ...]."""
         return islice(self._walk(x, time, cond), 1, None)
 
 

@@ -1,4 +1,4 @@
-"""A compact U-Net for small videos: convolutions over space, then over time (2+1D, arXiv 1711.11248)."""
+"""A compact U-Net for small videos: convolutions over space, then over time (2+1D, 1711.11248)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from distillkit.networks.unet import UShape, norm
 
 
 def spatial(inp: int, out: int, stride: int = 1) -> nn.Conv3d:
-    """Over each moment by itself; a stride shortens time as well."""
+    """A convolution over the pixels of each frame; a stride shortens time as well."""
     return nn.Conv3d(inp, out, (1, 3, 3), stride, padding=(0, 1, 1))
 
 
 class Block(nn.Module):
-    """Space, time and space again, around a scale and shift from the embedding, with a skip and optional attention."""
+    """Convolutions over space, time and space, scaled and shifted by the embedding, with a skip.
+
+    Attention is optional.
+    """
 
     def __init__(self, inp: int, out: int, emb: int, heads: int = 0):
         super().__init__()
@@ -39,7 +42,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all places and moments."""
+    """Self-attention over all positions and frames."""
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
@@ -57,18 +60,18 @@ class VideoUNet(UShape):
     """A U-Net of videos, on tubelets.
 
     Args:
-        event_shape: (channels, frames, height, width); frames divisible by `tube` and height and
-            width by `patch`, and what is left by 2^(levels - 1).
+        event_shape: (channels, frames, height, width); frames must be divisible by `tube`, height
+            and width by `patch`, and the quotients by 2^(levels - 1).
         channels: width of the first level.
-        multipliers: width of each level in units of `channels`; each level has half the moments,
-            rows and columns.
+        multipliers: width of each level in units of `channels`; each level has half the frames,
+            rows and columns of the one before.
         blocks: residual blocks on each level of the encoder (the decoder has one more).
-        heads: of the attention in the middle; 0 leaves it out.
+        heads: attention heads in the middle; 0 means no attention.
         patch: side of a tubelet in pixels.
         tube: frames of a tubelet.
         classes: categorical conditions, `{name: number of classes}`.
-        given: how many first frames it is given, as `cond["first"]` [B, C, given, H, W] in [-1, 1]:
-            they are shown beside every moment, as further channels.
+        given: number of context frames at the start of a clip, `cond["first"]` [B, C, given, H,
+            W] in [-1, 1]; they are further input channels at every frame.
     """
 
     Block, convolution = Block, staticmethod(spatial)
@@ -107,7 +110,7 @@ class VideoUNet(UShape):
         self.place = nn.Parameter(torch.zeros(1, channels, frames // tube, rows // patch, columns // patch))
 
     def check_context(self, cond: dict[str, Tensor]) -> None:
-        """See `WithContext`: as many first frames as it is given, of the size of its own."""
+        """See `WithContext`: the context frames must have the network's number and size."""
         if self.given and cond["first"].shape[1:] != self.first_shape:
             raise ValueError(
                 f"cond['first'] must hold the first {self.given} frames of each clip, numbers in [-1, 1] of shape "

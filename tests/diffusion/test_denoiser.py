@@ -41,7 +41,7 @@ def setting(name, num=5):
 
 
 def target(prediction, process, x_0, eps, t):
-    """What a perfect network of this kind would say, from the definitions and not from the project's conversions."""
+    """The output of a perfect network of this kind, by definition, without project conversions."""
     alpha, sigma = expand(process.alpha(t), x_0), expand(process.sigma(t), x_0)
     if prediction == "x0":
         return x_0
@@ -111,7 +111,7 @@ def test_the_flows_velocity_is_eps_minus_x0():
 
 
 def test_differences_of_denoisers_are_differences_of_scores():
-    """s_psi - s_phi = alpha (D_psi - D_phi) / sigma^2; eps_phi - eps_psi = (alpha / sigma)(D_psi - D_phi)."""
+    """s_psi - s_phi = alpha (D_psi - D_phi) / sigma^2; eps_phi - eps_psi with alpha / sigma."""
     phi, psi = (gaussian(m, s, VariancePreserving()).denoiser for m, s in ((0.5, 0.8), (-0.2, 1.3)))
     x, t = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None], torch.linspace(0.05, 0.9, 9, dtype=torch.float64)
     alpha, sigma = phi.scales(x, t)
@@ -136,7 +136,7 @@ def test_edm_preconditioning_is_the_papers():
 
 @pytest.mark.parametrize("name", ALL)
 def test_edm_adapters_agree_at_equal_ratio(name):
-    """The same network on VE and on any process: scaled to the same state, they see the same input and say the same."""
+    """One network on VE and on any process: equal scaled states give equal inputs and outputs."""
     other, x, ratio = ALL[name], torch.randn(4, 2).double(), f64(0.05, 0.5, 2.0, 20.0)
 
     class Wave(nn.Module):
@@ -177,7 +177,7 @@ def test_a_scalar_time_is_one_for_all():
 
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v", "flow", "edm"])
 def test_half_precision_samples_are_denoised_in_float32(prediction):
-    """At the noisy end eps is divided by a small alpha: rounding it to bfloat16 first would lose the sample."""
+    """At the noisy end eps is divided by a small alpha: rounding it first would lose the sample."""
     x_t, t = torch.tensor([[0.3, -1.2]], dtype=torch.bfloat16), torch.tensor([0.9])
     denoiser = Denoiser(Fixed(torch.tensor([[0.123456, -0.654321]])), VariancePreserving(), prediction, SIGMA_DATA)
     found = denoiser(x_t, t)
@@ -210,7 +210,7 @@ def test_networks_and_their_features(network, shape, features):
 
 
 def test_features_see_the_scaled_input():
-    """At any noise level the network's input has unit variance, for its features as for its output."""
+    """The network's input has unit variance at any noise level, for features as for outputs."""
 
     class Spy(Fixed):
         def features(self, x, time, cond):

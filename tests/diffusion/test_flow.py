@@ -24,7 +24,7 @@ def velocity(x, tau):
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_flow_coordinates_are_those_of_every_process(process):
-    """tau of a time and back; a noised sample over alpha + sigma; a teacher's velocity there is the flow's own."""
+    """Flow time and back, scaled samples and a teacher's velocity agree with the flow process."""
     t = process.from_ratio(TAU / (1 - TAU))
     torch.testing.assert_close(flow_time(process, t), TAU, rtol=1e-10, atol=1e-12)
     x_0, eps = X, X.flip(0)

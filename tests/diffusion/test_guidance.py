@@ -1,4 +1,4 @@
-"""One convention for guidance: how often the network is called, with what, and where the guided law lies."""
+"""Guidance in one convention: number and inputs of network calls, and the guided law."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ COND, NULL = {"label": torch.ones(5, dtype=torch.long)}, {"label": torch.zeros(5
 
 
 class Spy(nn.Module):
-    """Passes on to a denoiser and keeps what it was asked."""
+    """A denoiser that passes calls on and keeps their inputs."""
 
     def __init__(self, inner):
         super().__init__()
@@ -37,7 +37,7 @@ def network():
 
 
 def classes(process, mean_c=MEAN_C):
-    """Exact denoiser of two Gaussians of equal width; class 0 plays the part of the unconditional law."""
+    """Exact denoiser of two Gaussians of equal width; class 0 stands for the unconditional law."""
     return ExactDenoiser(Mixture([[MEAN_0], [mean_c]], [[[STD**2]]] * 2, labels=[0, 1]), process, "label")
 
 
@@ -66,7 +66,7 @@ KAPPAS = torch.tensor([-1.0, 0.0, 1.0, 2.5, 41.0], dtype=torch.float64)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_each_sample_may_have_its_own_kappa(network, dtype):
-    """In one call of both halves; each row is that of the call with its number, which for 1 and 0 is one plain pass."""
+    """Each row of the joint call equals the call with its number; 1 and 0 are one plain pass."""
     network.inner.to(dtype)
     x, t = torch.randn(5, 2, dtype=dtype), torch.rand(5, dtype=dtype)
     found = guided(network, x, t, COND, NULL, KAPPAS)

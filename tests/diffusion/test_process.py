@@ -1,4 +1,4 @@
-"""Every process: its scales, their slopes, the way back from the noise-to-signal ratio, its grids."""
+"""Every process: scales, their derivatives, the inverse of the noise-to-signal ratio, grids."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_scales_of_the_others():
 
 
 def test_continuous_vp_solves_its_sde():
-    """`log alpha = -1/2 int beta`, beta(t) = 0.1 + 19.9 t, by the trapezium rule (exact on a straight line)."""
+    """`log alpha = -1/2 int beta`, beta(t) = 0.1 + 19.9 t, by the (here exact) trapezium rule."""
     t = torch.linspace(0, 1, 101, dtype=torch.float64)
     beta = 0.1 + 19.9 * t
     log_alpha = -torch.cumulative_trapezoid(beta, t) / 2
@@ -81,13 +81,13 @@ def test_the_ratio_leads_back_to_the_time(name, u):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(log_ratio=st.floats(math.log(0.02), math.log(60.0)))
 def test_the_time_has_the_ratio(name, log_ratio):
-    """The other way round, where all processes overlap."""
+    """The inverse map, where all processes overlap."""
     ratio = f64(log_ratio).exp()
     torch.testing.assert_close(PROCESSES[name].ratio(PROCESSES[name].from_ratio(ratio)), ratio, rtol=1e-9, atol=0)
 
 
 def table(name):
-    """alpha_bar of each schedule, written down independently of the project: a running product in numbers of Python."""
+    """alpha_bar of each schedule as a running product of Python numbers, without the project."""
     if name == "ddpm":
         betas = [1e-4 + (0.02 - 1e-4) * i / 999 for i in range(1000)]
     elif name in ("latent", "zero_snr"):
@@ -116,7 +116,7 @@ def test_discrete_table_is_the_running_product(name):
 
 
 def test_known_values_of_published_tables():
-    """alpha_bar at the ends: 0.9999 and 4.04e-5 for DDPM, 0.99915 and 4.66e-3 for latent diffusion."""
+    """alpha_bar at the ends: 0.9999, 4.04e-5 (DDPM); 0.99915, 4.66e-3 (latent diffusion)."""
     ends = f64(0, 999)
     assert (PROCESSES["ddpm"].alpha(ends) ** 2).tolist() == pytest.approx([0.9999, 4.0358e-5], rel=1e-4)
     assert (PROCESSES["latent"].alpha(ends) ** 2).tolist() == pytest.approx([0.99915, 4.6602e-3], rel=1e-4)
@@ -169,11 +169,11 @@ def test_add_noise_broadcasts_times_over_the_batch(process):
     torch.testing.assert_close(process.add_noise(x, eps, t[1]), process.add_noise(x, eps, t[1].expand(3)))
 
 
-# From a level to a noisier one
+# From a noise level to a noisier one
 
 
 def factors(process, s, t):
-    """What `travel` multiplies x_s and eps by, [N] each."""
+    """The factors of x_s and eps in `travel`, [N] each."""
     one, none = torch.ones(len(s), 1, dtype=torch.float64), torch.zeros(len(s), 1, dtype=torch.float64)
     return process.travel(one, s, t, none)[:, 0], process.travel(none, s, t, one)[:, 0]
 
@@ -192,7 +192,7 @@ def marginal(process, gain, added, s):
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_travel_keeps_the_marginal(process):
-    """Signal alpha_t and variance sigma_t^2 from every level to every noisier one; every other radicand has another law."""
+    """Signal alpha_t, variance sigma_t^2 between all levels; any other radicand changes the law."""
     s, t = levels(process)
     gain, std = factors(process, s, t)
     found, expected = marginal(process, gain, std**2, s), torch.stack([process.alpha(t), process.sigma(t) ** 2])
@@ -232,7 +232,7 @@ def test_staying_at_a_level_is_the_identity(process, dtype):
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_travel_is_as_precise_as_its_times(process):
-    """Samples in float32, times in float64: the factors are right to the last digits of float32, where alpha is tiny too."""
+    """float32 samples, float64 times: the factors are right to the last float32 digit."""
     s, t = levels(process)
     gain, std = factors(process, s, t)
     x, eps = torch.ones(2, len(s), 1)

@@ -1,4 +1,4 @@
-"""Solvers against the exact flow of a Gaussian, in float64; the few-step sampler's paths and gradients."""
+"""Solvers against the exact flow of a Gaussian, in float64; paths and gradients of few steps."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_halving_the_step_shows_the_declared_order(solver, order, name):
 
 @pytest.mark.parametrize("solver, order", ORDERS.items())
 def test_from_pure_noise_to_the_law(solver, order):
-    """The whole range of a flow, whose first level has no signal at all: mean and covariance arrive."""
+    """The whole range of a flow, whose first level has no signal: mean and covariance arrive."""
     process = PROCESSES["flow"]
     z = (
         torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64) * 2**0.5
@@ -97,8 +97,11 @@ def test_precision_is_that_of_the_sample(solver):
 
 
 def ancestral_moments(process, num):
-    """Exact mean and std of the ancestral sampler for a 1-D Gaussian: the map is affine in its start and its draws, so
-    rows with one of them set to one, minus the row with none, are its coefficients."""
+    """Exact mean and std of the ancestral sampler for a 1-D Gaussian.
+
+    The map is affine in its start and its draws, so rows with one of them set to one, minus the row
+    with none, are its coefficients.
+    """
     teacher, times = gaussian(0.6, 0.8, process), process.grid(num)
     draws = torch.eye(num + 1, dtype=torch.float64)[:, :, None]  # row 0: nothing; row i: draw i - 1
     draws = torch.cat([torch.zeros(1, num, 1).double(), draws[:num, :num]])
@@ -125,7 +128,7 @@ def test_ancestral_sampling_reaches_the_law(name):
 
 
 def test_ancestral_step_is_the_posterior():
-    """With a point mass for data the step must give N(alpha_s x_0, sigma_s^2) from N(alpha x_0, sigma^2), at any step."""
+    """With a point mass as data every step gives N(alpha_s x_0, sigma_s^2) from the law at t."""
     process, point = PROCESSES["vp"], 0.7
     times = f64(0.8, 0.3)
     (alpha, alpha_s), (sigma, sigma_s) = process.alpha(times), process.sigma(times)
@@ -233,7 +236,7 @@ def test_a_given_start_replaces_pure_noise():
 @pytest.mark.parametrize("scale", [0.0, 0.45, 1.0])
 @pytest.mark.parametrize("name", PROCESSES)
 def test_noise_scale_multiplies_every_draw_and_nothing_else(name, scale):
-    """On a centred Gaussian every step is linear, so samples and their inputs are those at full noise, times the scale."""
+    """On a centred Gaussian every step is linear: samples and inputs are scaled, nothing else."""
     process = PROCESSES[name]
     _, noise = noises(3)
     denoise = Counted(gaussian(0.0, 0.7, process).denoiser)
@@ -248,7 +251,10 @@ def test_noise_scale_multiplies_every_draw_and_nothing_else(name, scale):
 
 
 def test_variance_of_modulated_samples_in_closed_form():
-    """N(0, s^2) in two steps: var = c_2^2 (alpha_2^2 c_1^2 g^2 sigma_1^2 + g^2 sigma_2^2), c the slope of the posterior mean."""
+    """N(0, s^2), two steps: var = c_2^2 (alpha_2^2 c_1^2 g^2 sigma_1^2 + g^2 sigma_2^2).
+
+    c is the slope of the posterior mean.
+    """
     process, s, g, times = PROCESSES["flow"], 0.9, 0.45, f64(0.7, 0.2)
     denoise = gaussian(0.0, s, process).denoiser
     alpha, sigma = process.alpha(times), process.sigma(times)

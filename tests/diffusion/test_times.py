@@ -43,7 +43,7 @@ def test_sids_student_side():
 
 
 def test_dmds_student_side():
-    """DMD2's integers 20 .. 980 of 1000 are levels 0.00323 .. 72.05 when there are 999 intervals."""
+    """DMD2's integers 20 .. 980 of 1000 are levels 0.00323 .. 72.05 with 999 intervals."""
     found = quantiles(KarrasUniform(20 / 999, 980 / 999), VE, 0, 1)
     assert found == pytest.approx([0.00323, 72.05], rel=2e-3)
 
@@ -102,7 +102,7 @@ def test_shape_and_precision_are_those_of_the_uniforms(name, dtype):
 @pytest.mark.parametrize("name", ["lognormal", "karras"])
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_times_stay_in_the_range_of_the_process(name, process):
-    """A teacher trained on integers 0 .. 999 knows no time below 0, wherever EDM's smallest levels may lie."""
+    """A teacher trained on integers 0 .. 999 knows no time below 0, wherever EDM's levels lie."""
     t = NAMED[name](torch.linspace(0, 1, 101, dtype=torch.float64), process)
     assert t.min() >= process.t_min - 1e-9 and t.max() <= process.t_max + 1e-9
 
@@ -110,7 +110,7 @@ def test_times_stay_in_the_range_of_the_process(name, process):
 @pytest.mark.parametrize("part", [(0.0, 0.8), (0.02, 0.98)])
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_levels_do_not_pile_up_at_the_ends(process, part):
-    """EDM's range 0.002 .. 80 is wider than a table's: the part beyond must not all land on its first and last level."""
+    """EDM's range is wider than a table's: the part beyond must not land on the end levels."""
     t = KarrasUniform(*part)(evenly(1000), process)
     for end in (process.t_min, process.t_max):
         assert (t - end).abs().lt(1e-9).double().mean() < 0.02
@@ -124,7 +124,7 @@ def test_an_empty_part_is_refused(kind, low, high):
 
 
 def test_even_in_log_t():
-    """From 0.02 to 0.98; arXiv 2510.03095 has the median 0.1 over its whole range from 0.01 to 1."""
+    """From 0.02 to 0.98; the median in arXiv 2510.03095 is 0.1, over its range from 0.01 to 1."""
     assert quantiles(LogUniform(), FLOW, 0, 0.5, 1) == pytest.approx([0.02, 0.14, 0.98])
     assert quantiles(LogUniform(0.01, 1.0), FLOW, 0.5) == pytest.approx([0.1])
     u = f64(0.1, 0.4, 0.7)

@@ -1,4 +1,4 @@
-"""What a denoiser is told besides: nothing changes at first, each sample hears its own, and a folder keeps it."""
+"""Told conditions: no effect before training, one value per sample, kept in folders."""
 
 import copy
 
@@ -48,7 +48,7 @@ SHAPES["pair_transformer"] = (4, 3)
 
 
 def setting(name="mlp"):
-    """A denoiser with random weights, samples, times, and a condition without what it will be told."""
+    """A denoiser with random weights, samples, times, and a condition without the told one."""
     denoiser = Denoiser(wake(copy.deepcopy(NETWORKS[name])), RectifiedFlow(), "edm", 0.8)
     x = torch.randn(3, *SHAPES[name], generator=torch.Generator().manual_seed(2))
     cond = {"label": torch.tensor([0, 1, 2])} | (SETS if name in ("set_dit", "pair_transformer") else {})
@@ -63,7 +63,7 @@ def told(denoiser, *names):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_nothing_changes_until_it_is_trained(name):
-    """Outputs are equal bit for bit, the weights that were there keep their names, and each new output layer has a gradient."""
+    """Outputs are equal bit for bit, old weights keep their names, new layers have a gradient."""
     denoiser, x, t, cond = setting(name)
     before, keys = denoiser(x, t, cond), set(denoiser.state_dict())
     assert {key for key in keys if ".classes." in key} == {key for key in keys if key.endswith("classes.label.weight")}
@@ -90,7 +90,7 @@ def test_each_sample_hears_its_own(name, kind):
 
 
 def test_what_is_added_to_the_embedding():
-    """A table's row, a perceptron of the place in the range as sinusoids, a linear map: their sum before the last SiLU."""
+    """A table's row, an MLP of the sinusoids of a number, a linear map; summed before the SiLU."""
     embed = Embedding(8, {})
     for name, kind in KINDS.items():
         embed.tell(name, **kind)
@@ -155,7 +155,7 @@ def test_a_network_that_cannot_be_told_is_named(network):
 
 
 def test_guidance_keeps_what_was_told():
-    """The null of a condition lacks its classes alone, in both halves of a guided call and where rows are dropped."""
+    """The null condition lacks classes alone, in a guided call and where rows are dropped."""
     denoiser, x, t, cond = setting()
     wake(told(denoiser).network.embed.told)
     cond = cond | TOLD
@@ -178,7 +178,7 @@ def exact_and_network():
 
 @pytest.mark.parametrize("make", [lambda: setting()[0], exact_and_network], ids=["denoiser", "corrected"])
 def test_a_description_says_what_was_told(make, tmp_path):
-    """Through yaml, weights included; a copy is told what the original was, and not what it is told later."""
+    """Through yaml, with weights; a copy has the original's conditions, not those told later."""
     denoiser = wake(told(make(), "step", "kappa"))
     twin = copy.deepcopy(denoiser)
     told(denoiser, "camera")
@@ -192,7 +192,7 @@ def test_a_description_says_what_was_told(make, tmp_path):
 
 
 def test_what_was_never_told_is_described_as_before():
-    """So that the hash of a teacher is what it was."""
+    """The hash of a teacher stays that of older versions."""
     for made in (setting()[0], Denoiser(MLP([2], 8, 1), RectifiedFlow(), told={}), exact_and_network()):
         assert "told" not in to_spec(made)["init_args"]
     one, two = neural(), neural()
@@ -258,7 +258,7 @@ def test_nonsense_in_a_strangers_folder_is_one_sentence(value, message, tmp_path
 
 @pytest.mark.parametrize("classes", [{"step": 4}, {"kappa": 2}, {"camera": 1}])
 def test_what_was_told_has_no_null_class(classes, tmp_path):
-    """A student's class has one index more than classes, for none; a category that was told has not, and a number is no class."""
+    """A student's class has one null index more; a told category has none, a number no classes."""
     denoiser = wake(told(setting()[0]))
     folder = FewStepStudent(denoiser, [0.9], (2,), {"label": 2, **classes}).save(tmp_path / "s")
     with pytest.raises(ValueError, match="classes cannot be"):

@@ -1,4 +1,4 @@
-"""Tables against brute force, chains against tables, the named distributions, and the likelihood bounds as oracles."""
+"""Tables against brute force, chains against tables, named distributions, likelihood bounds."""
 
 import numpy as np
 import pytest
@@ -182,7 +182,10 @@ def quadrature(num):
 
 @pytest.mark.parametrize("table, nats", [(mini_countdown(4, 5), 3.384508), (potts(3, 5, 1.5), 4.425906)])
 def test_absorbing_bound_is_the_entropy(table, nats):
-    """`int sigma' alpha / (1 - alpha) E sum over masked of -log P(x_0)` dt; a polynomial of degree d - 1 under the integral."""
+    """`int sigma' alpha / (1 - alpha) E sum over masked of -log P(x_0) dt`.
+
+    The integrand is a polynomial of degree d - 1.
+    """
     model = Table(table, Absorbing(table.shape[0], LogLinear(1e-9)))
     x, process = sequences(model.process.num_states, 5), model.process
     log_mean = model(x, 0.5)
@@ -199,7 +202,10 @@ def entropy_of_rows(log_mean):
 
 
 def test_uniform_score_entropy_is_the_entropy():
-    """`int sigma' E sum Q(y, x) [s - r log s + r (log r - 1)]` dt plus the prior's divergence, r = q(y | x_0) / q(x | x_0)."""
+    """`int sigma' E sum Q(y, x) [s - r log s + r (log r - 1)] dt` plus the prior's divergence.
+
+    r = q(y | x_0) / q(x | x_0).
+    """
     model = Table(potts(3, 5, 1.5), Uniform(3))
     x, process, bound = sequences(3, 5), model.process, 0
     tokens = torch.arange(3).expand(1, 3)

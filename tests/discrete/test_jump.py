@@ -13,7 +13,7 @@ from distillkit.discrete.process import Absorbing
 
 @pytest.mark.parametrize("t, middle, s", [(1.0, 0.5, 0.0), (1.0, 0.5, 0.3), (0.8, 0.3, 0.1)])
 def test_the_gain_of_a_split_in_closed_form(t, middle, s):
-    """One token, absorbing: where it is masked in the middle it was so before, for both share their noise.
+    """One absorbing token: masked in the middle implies masked before, under shared noise.
 
     With r(u) = sigma'(u) alpha(u) / (1 - alpha(u)) the sum over tokens of `R_m (log R_m - log R_t)`
     is `r(m) log (r(m) / r(t))`.

@@ -1,6 +1,7 @@
-"""Exact laws of every sampler against published numbers (TV and KL(p_0 || q), exact enumeration in float64).
+"""Exact laws of every sampler against published numbers, enumerated in float64.
 
-One call each at uniform times 1 - k / K, the last call denoises.
+The numbers are TV and KL(p_0 || q). There is one call at each of the uniform times 1 - k / K; the
+last call denoises.
 """
 
 import pytest
@@ -31,7 +32,7 @@ def distances(teacher, times, step):
 
 
 def rows(text):
-    """`K, TV, KL`: those of more than 8 calls on the larger world are slow."""
+    """Rows `K, TV, KL`; those of more than 8 calls on the larger world are slow tests."""
     parsed = [tuple(float(v) for v in line.split()) for line in text.strip().splitlines()]
     return [pytest.param(int(k), *rest, marks=slow if k > 8 else ()) for k, *rest in parsed]
 
@@ -73,7 +74,7 @@ def test_absorbing_potts(num, exact_tv, exact_kl, leap_tv, leap_kl):
 
 
 class Reject(Independent):
-    """A tau-leap that moves only if exactly one event falls into the step: a sampler is one kernel."""
+    """A tau-leap that moves only if exactly one event falls into the step, as one kernel."""
 
     def kernel(self, denoiser, x, t, s, cond=None):
         moves = (t - s) * denoiser.rates(x, t, cond)
@@ -154,7 +155,7 @@ def test_a_squared_grid_helps_uniform_noise_for_free(name, num, tv, divergence):
     ],
 )
 def test_theta_trapezoidal(name, calls, expected):
-    """Two calls a step and one to denoise; it pays from 17 calls on the smooth chain, never on the constrained one."""
+    """Two calls a step and one to denoise; it pays from 17 calls on the smooth chain only."""
     times = Uniform(3).grid((calls + 1) // 2)
     assert distances(model(name, Uniform), times, "theta_trapezoidal")[0] == pytest.approx(expected, abs=1e-6)
 
@@ -201,7 +202,7 @@ def test_confidence_never_samples_the_model(name, expected):
 
 
 class Scaled(DiscreteDenoiser):
-    """A teacher whose rates are multiplied and whose law (absorbing) or score (uniform) is raised to a power."""
+    """A teacher with rates multiplied, and its law (absorbing) or score (uniform) to a power."""
 
     def __init__(self, teacher, scale, power):
         super().__init__(teacher.process)
@@ -243,7 +244,7 @@ class Learned(Independent):
     ],
 )
 def test_a_few_numbers_per_step_make_a_student(name, process, step, kind, numbers, expected):
-    """Published coefficients (three digits) lead to the published laws; plain: 0.1634, 0.1218 and 0.1218."""
+    """Published coefficients (three digits) give published laws; plain 0.1634, 0.1218, 0.1218."""
     steps = [Learned(SAMPLERS[step], **{kind: value}) for value in numbers]
     assert distances(model(name, process), Absorbing(3).grid(8), steps) == pytest.approx(expected, abs=1e-4)
 
@@ -271,7 +272,7 @@ def test_laws_have_gradients_in_times_and_coefficients(process, step):
 
 @pytest.mark.parametrize("process", [Absorbing, Uniform])
 def test_orders_on_a_smooth_stretch(process):
-    """From the exact law at 0.6 to that at 0.3: halving the step halves Euler's error; who is ahead of it and who is not."""
+    """From the exact law at 0.6 to that at 0.3: half the step halves Euler's error; a ranking."""
     teacher = Table(potts(3, 3, 1.5), process(3))
     x = sequences(teacher.process.num_states, 3)
 

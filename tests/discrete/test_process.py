@@ -1,4 +1,4 @@
-"""Forward noising, conversions between mean and score, and the two forms of the exact one-position reversal."""
+"""Forward noising, mean-score conversions, both forms of the exact one-position reversal."""
 
 import pytest
 import torch

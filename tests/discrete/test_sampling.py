@@ -19,7 +19,7 @@ PAIRS = [pair for pair in PAIRS if pair[0] is Absorbing or pair[1] not in ABSORB
 
 
 class Counted(DiscreteDenoiser):
-    """A teacher that writes down the times it is asked at."""
+    """A teacher that records the times of its calls."""
 
     def __init__(self, teacher):
         super().__init__(teacher.process)
@@ -109,7 +109,7 @@ def test_the_first_euler_step_of_uniform_noise_redraws_everything():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rare_tokens_keep_their_share(dtype):
-    """Steps of 1/1024, half of the mass in 500 tokens of 1e-3: a race with a floor of 1e-6 would leave them a quarter."""
+    """Steps of 1/1024, half of the mass in 500 tokens of 1e-3: a floor of 1e-6 leaves a quarter."""
     num, leave = 20_000, 1 / 1024
     kernel = torch.full((502,), leave * 1e-3, dtype=torch.float64)
     kernel[0], kernel[501] = leave / 2, 1 - leave
@@ -131,7 +131,7 @@ def test_the_same_noise_draws_the_same():
 
 
 def masks_of_a_run(teacher, num, shared, step):
-    """Which positions are masked at each time of a run under hitting-time coupling, and what comes out."""
+    """The masked positions at each time of a run under hitting-time coupling, and its result."""
     times = teacher.process.grid(num)
     fractions = (1 - teacher.process.alpha(times)) / (1 - teacher.process.alpha(times[:1]))
     seen, noise = [], hitting(shared, fractions)
@@ -189,7 +189,7 @@ def test_theta_is_a_place_in_the_step(name):
 
 
 class Logits(torch.nn.Module):
-    """A network that answers with what it was given."""
+    """A network with fixed outputs."""
 
     def __init__(self, logits):
         super().__init__()
@@ -207,7 +207,7 @@ def test_networks_of_either_kind_become_denoisers():
     with_mask = torch.cat([exact(x, 0.5).clamp_min(-50), torch.full((1, 2, 1), 9.0).double()], -1)
     assert (Mean(Logits(with_mask), process)(x, 0.5).exp() - exact(x, 0.5).exp()).abs().max() < 1e-12
     raw = exact.log_score(x, 0.5).clone()
-    raw[0, 0, 3] = 5.0  # what a network says about the current state does not count
+    raw[0, 0, 3] = 5.0  # the network's value at the current state does not count
     ratio = Ratio(Logits(raw), process)
     assert (ratio(x, 0.5).exp() - exact(x, 0.5).exp()).abs().max() < 1e-12
     assert (ratio.rates(x, 0.5) - exact.rates(x, 0.5)).abs().max() < 1e-12
@@ -228,7 +228,7 @@ def violations(x):
     [pytest.param(k, p, marks=() if k < 3 else pytest.mark.slow) for k, p in ((1, 0.9023), (2, 0.4732), (8, 0.0964))],
 )
 def test_long_countdown_breaks_as_often_as_published(num, pair):
-    """256 tokens out of 32, exact teacher; tolerance for 512 samples (fewer where the pairs of one sample suffice)."""
+    """256 tokens out of 32, exact teacher; the tolerance is that of 512 samples, or of one."""
     rows = 64 if num < 3 else 512
     teacher, noise = MarkovChain(*countdown_chain(32), 256, Absorbing(32)), fresh(0, rows, 256, 33)
     x = sample(teacher, teacher.process.start(noise(100)), teacher.process.grid(num), noise)

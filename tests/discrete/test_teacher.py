@@ -1,4 +1,4 @@
-"""The teacher of tokens: samples, folder, guidance, and how one is trained."""
+"""The discrete teacher: samples, folder, guidance, training."""
 
 import copy
 
@@ -64,7 +64,7 @@ class Everything(DiscreteDenoiser):
 
 @pytest.mark.parametrize("process", [Absorbing, Uniform])
 def test_the_score_entropy_of_an_exact_model_is_the_entropy_of_the_data(process):
-    """Its integral over t is what x_1 does not yet know of x_0; data and noise are enumerated, t is integrated by Gauss."""
+    """Its integral over t is the information on x_0 lost in x_1, by enumeration and quadrature."""
     table = Table(potts(2, 2, 1.5), process(2))
     clean, states = sequences(2, 2), sequences(table.process.num_states, 2)
     data, denoiser = table.probabilities.flatten(), Everything(table, states)

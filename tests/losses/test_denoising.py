@@ -1,4 +1,4 @@
-"""Denoising score matching: its minimiser is the posterior mean, its weight the network's own, its data constants."""
+"""Denoising score matching: minimised by the posterior mean; its weight, its constants."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""DMD's injected gradient in closed form, its normaliser in many dimensions, and what it leaves alone."""
+"""DMD's injected gradient in closed form, its normaliser in many dimensions, its constants."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_scale_gradient(s, process):
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_it_is_the_gradient_of_the_reverse_kl(process):
-    """(sigma^2 / alpha^2) grad KL(student_t || teacher_t), both components, for a student wrong in both."""
+    """(sigma^2 / alpha^2) grad KL(student_t || teacher_t) in both components."""
     t = process.from_ratio(f64(SIGMA))[0]
     alpha, sigma = process.alpha(t), process.sigma(t)
     mu, s = (f64(value)[0].requires_grad_() for value in (MU, 1.3))
@@ -78,7 +78,7 @@ def test_the_gradient_is_g_over_the_number_of_elements(normalise):
 
 @pytest.mark.parametrize("normalise", [None, "sample", "batch"])
 def test_the_weight_multiplies_the_injected_gradient(normalise):
-    """Row by row `weight` times what it is without, not its square; nothing flows into it."""
+    """Each row is `weight` (not its square) times the plain gradient; no gradient enters it."""
     x, real, fake = tensors(5, 2, 3)
     x.requires_grad_()
     weight = f64(0.5, 2.0, 0.0, -1.0, 3.0).requires_grad_()
@@ -103,10 +103,10 @@ def test_the_weight_of_a_set_is_that_of_all_its_members():
 
 
 def swift(process, power=1):
-    """SwiftBrush's gradient in `[mu, s]` with weight (sigma alpha)^power, as published, and alpha and sigma of the level.
+    """SwiftBrush's gradient in `[mu, s]` with weight (sigma alpha)^power; alpha and sigma.
 
-    The student has the width of the teacher N(M, S^2). As published: w(t) (eps_teacher - eps_fake)
-    with w = sigma^2.
+    The student has the width of the teacher N(M, S^2). The published weight is w(t) (eps_teacher -
+    eps_fake) with w = sigma^2.
     """
     student, (z, eps) = Line(MU, S), sigma_points()
     x_g, t = student(z), process.from_ratio(f64(SIGMA)).expand(4)
@@ -131,7 +131,7 @@ def test_the_weight_of_swiftbrush(process):
 
 @pytest.mark.parametrize("normalise", [None, "sample", "batch"])
 def test_denoised_samples_are_constants(normalise):
-    """Whatever graph hangs on real and fake, the gradient is bit for bit the same and nothing flows into them."""
+    """The gradient is bit for bit the same whatever graph real and fake have; none enters them."""
     x, real, fake = tensors(5, 2, 3)
     x.requires_grad_()
     alone = torch.autograd.grad(dmd_loss(x, real, fake, normalise), x)[0]
@@ -148,10 +148,10 @@ def test_distance_scale():
 
 
 def test_normaliser_in_many_dimensions():
-    """Equal widths, small offset delta, a million dimensions: g -> sqrt(pi / 2) sigma delta / (S sqrt(V)).
+    """Equal widths, offset delta, 10^6 dimensions: g -> sqrt(pi / 2) sigma delta / (S sqrt(V)).
 
     Only n fluctuates: half-normal, relative standard error sqrt(pi / 2 - 1) / 1000; four of them
-        are allowed.
+    are allowed.
     """
     num, delta, generator = 1_000_000, 0.01, torch.Generator().manual_seed(0)
     z, eps = torch.randn(2, 1, num, generator=generator, dtype=torch.float64)

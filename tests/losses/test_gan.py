@@ -50,7 +50,7 @@ def test_generator_moves_towards_the_data(mu):
 
 
 def test_the_discriminators_optimum_is_the_log_ratio():
-    """Two places, fake 3 : 1, real 1 : 3: the loss is stationary at logits log(1/3), log 3 and larger beside."""
+    """Two places, fake 3 : 1, real 1 : 3: stationary at log(1/3), log 3, and larger beside."""
 
     def loss(logits):
         return discriminator_loss(logits[[0, 0, 0, 1]], logits[[0, 1, 1, 1]])
@@ -91,7 +91,7 @@ def test_softplus_is_the_binary_cross_entropy():
 
 
 def test_the_hinge_generators_gradient_on_the_mean():
-    """With the optimal logit of two Gaussians: d/dmu (-E L*) = (mu - m) / V, however sure the discriminator is."""
+    """With the optimal logit of two Gaussians: d/dmu (-E L*) = (mu - m) / V, never saturated."""
     for mu in (MU, -2.0, 9.0):
         student = Line(mu, S)
         z, eps = torch.randn(2, 16, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -123,7 +123,7 @@ def test_the_hinge_discriminators_optimum_is_the_sign_of_the_ratio():
 
 
 def test_r1_is_the_mean_squared_gradient_at_real_samples():
-    """Logits a |x|^2 / 2: the gradient is a x, its square a^2 |x|^2, whose own derivative in a is 2 a |x|^2."""
+    """Logits a |x|^2 / 2: the squared gradient is a^2 |x|^2, with derivative 2 a |x|^2 in a."""
     a, x = f64(0.7).requires_grad_(), torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double()
     x.requires_grad_()
     penalty = r1_penalty(a * x.square().sum(1) / 2, [x])
@@ -134,7 +134,7 @@ def test_r1_is_the_mean_squared_gradient_at_real_samples():
 
 
 def test_r1_of_several_inputs_is_their_sum():
-    """On features each head has its own: 4 and 9 here, whatever the batch; heads of one image add up: (2 + 3)^2."""
+    """Heads on their own features: 4 and 9, whatever the batch; heads of one image: (2 + 3)^2."""
     x, y = (torch.ones(6, 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert r1_penalty(torch.cat([2 * x, 3 * y], 1), [x, y]).item() == 13
     assert r1_penalty(torch.cat([2 * x, 3 * x], 1), [x]).item() == 25
@@ -144,7 +144,11 @@ def test_r1_of_several_inputs_is_their_sum():
 
 
 def published_student(x_g, real, fake, logits, lsg=100.0, lsg_gan=0.01):
-    """`0.5 lsg / B sum_b sum_pixels L_SiD / n_b + 0.5 lsg_gan / B sum_b C H W / n_b BCE(clip(logits), 1)`, alpha = 1."""
+    """The student's published loss, with alpha = 1.
+
+    `0.5 lsg / B sum_b sum_pixels L_SiD / n_b`
+    `+ 0.5 lsg_gan / B sum_b C H W / n_b BCE(clip(logits), 1)`
+    """
     bce = -torch.log(torch.sigmoid(logits.clip(-10, 10))).mean()  # a scalar of the batch
     total = 0.0
     for x, r, f in zip(x_g, real, fake, strict=True):
@@ -170,7 +174,7 @@ def images(seed, *shape):
 
 
 def test_the_students_loss_is_the_published_one_times_a_constant():
-    """Value and gradient, with 1e-4 whatever the size of an image: the constant is 50 C H W."""
+    """Value and gradient agree with weight 1e-4 at any image size: the constant is 50 C H W."""
     for shape in ((5, 3, 4, 4), (5, 1, 8, 8)):
         # some logits are clipped: 30 times a unit Gaussian
         x_g, maps = images(0, *shape).requires_grad_(), 30 * images(1, 5, 1, 2, 2)
@@ -185,7 +189,10 @@ def test_the_students_loss_is_the_published_one_times_a_constant():
 
 
 def test_the_discriminators_loss_is_the_published_one_times_a_constant():
-    """Value and gradient, with 1: the constant is C H W. Levels of four orders, so that each sample's weight counts."""
+    """Value and gradient agree with weight 1: the constant is C H W.
+
+    Noise levels span four orders of magnitude, so that each sample's weight counts.
+    """
     for shape in ((5, 3, 4, 4), (5, 1, 8, 8)):
         x_g, eps, sigma = images(0, *shape), images(1, *shape), f64(0.01, 0.1, 1.0, 10.0, 100.0)
         denoiser = Denoiser(nn.Identity(), VarianceExploding(), "edm", 0.5)
@@ -208,7 +215,7 @@ def test_a_clipped_logit_moves_nobody_and_none_is_clipped_without_a_limit():
 
 
 def test_the_scale_is_not_differentiated():
-    """`mean(1 / n)` falls when samples leave the teacher's: nobody may gain by that."""
+    """`mean(1 / n)` falls when samples leave the teacher's: this must not be rewarded."""
     x_g = images(0, 5, 3).requires_grad_()
     loss = sida_generator_loss(torch.zeros(5), distance_scale(x_g, 0.7 * x_g, "sample"))
     assert not loss.requires_grad

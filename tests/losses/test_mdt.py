@@ -1,8 +1,7 @@
-"""The residual of an average velocity against closed-form flow maps, its size away from them, and what its gradient moves.
+"""The residual of an average velocity: exact flow maps, its size elsewhere, its gradients.
 
-s, mu: of a Gaussian teacher; b: std of its noised samples; y: a noised sample less its mean. Flow
-    coordinates throughout:
-x = (1 - tau) x_0 + tau eps, whatever the process.
+s, mu: of a Gaussian teacher; b: std of its noised samples; y: a noised sample less its mean. All in
+flow coordinates: x = (1 - tau) x_0 + tau eps, whatever the process.
 """
 
 import math
@@ -47,7 +46,7 @@ def spread(tau, s=S):
 
 
 def found(student, teacher, x, tau, delta=None):
-    """R by forward mode, or by a hop of length delta."""
+    """R by forward mode, or by a step of length delta."""
     phi, v = student(x, tau), teacher(x, tau)
     rate = forward_derivative(student, x, tau, v) if delta is None else None
     return residual(phi, difference_quotient(student, x, tau, phi, v, delta) if delta else rate, v, tau)
@@ -64,14 +63,17 @@ def test_no_residual_at_the_exact_jump(process):
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_a_hop_leaves_a_residual_of_its_own_length(process):
-    """O(delta), and half of it for half the hop."""
+    """O(delta): half of it at half the step."""
     student, teacher = flow_velocity(jump(MU, S, process), process), teacher_velocity(process=process)
     one, half = (found(student, teacher, *points(), delta).norm() for delta in (1e-3, 5e-4))
     assert 0 < one < 0.02 and (one / half).item() == pytest.approx(2, rel=0.02)
 
 
 def mixture_jump(means, stds, weights):
-    """The exact student of a mixture on a line: the flow keeps quantiles, so `f = Q_0(C_t(x))`, by bisection."""
+    """The exact student of a mixture on a line, by bisection.
+
+    The flow keeps quantiles, so `f = Q_0(C_t(x))`.
+    """
     means, stds, weights = f64(*means), f64(*stds), f64(*weights)
 
     def quantile(x, alpha, sigma):
@@ -91,7 +93,7 @@ def mixture_jump(means, stds, weights):
 
 
 def test_no_residual_at_the_exact_jump_of_a_mixture():
-    """Two modes that part on the way: pointwise zero with the hop, and the jump has the mixture's own spread."""
+    """Two modes that part on the way: zero everywhere, and the jump has the mixture's spread."""
     means, stds, weights = (-1.5, 1.0), (0.4, 0.3), (0.3, 0.7)
     exact = mixture_jump(means, stds, weights)
     law = Mixture([[m] for m in means], [[[s**2]] for s in stds], weights)
@@ -108,7 +110,7 @@ def test_no_residual_at_the_exact_jump_of_a_mixture():
 
 @pytest.mark.parametrize("kappa", [1.0, 41.0])
 def test_a_guided_teacher_is_answered_by_the_shifted_jump(kappa):
-    """Equal widths: guidance kappa moves the mean to m_0 + kappa (m_c - m_0), 40 differences beyond m_c for 41."""
+    """Equal widths: kappa moves the mean to m_0 + kappa (m_c - m_0), far beyond m_c."""
     m_c, m_0 = 1.0, 0.8
     conditional, unconditional = teacher_velocity(m_c), teacher_velocity(m_0)
     teacher = lambda x, tau: unconditional(x, tau) + kappa * (conditional(x, tau) - unconditional(x, tau))  # noqa: E731
@@ -123,7 +125,7 @@ def test_a_guided_teacher_is_answered_by_the_shifted_jump(kappa):
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_where_the_student_starts(process):
-    """phi = v: `R = tau dv/dtau = tau s^2 / b^4 y`, away from the mean, so that a collapsed step opens."""
+    """phi = v: `R = tau dv/dtau = tau s^2 / b^4 y`, away from the mean: a collapsed step opens."""
     teacher = teacher_velocity(process=process)
     x, tau = points()
     y = x - (1 - tau)[:, None] * MU
@@ -132,7 +134,7 @@ def test_where_the_student_starts(process):
 
 
 def test_it_is_the_jumps_slope_times_the_difference_of_velocities():
-    """A student exact for another Gaussian: `R = (df/dx) (u - v)`, u the velocity that it is exact for."""
+    """A student exact for another Gaussian with velocity u: `R = (df/dx) (u - v)`."""
     other = (-0.3, 0.9)
     x, tau = points()
     slope = (other[1] / spread(tau, other[1]))[:, None]
@@ -177,7 +179,10 @@ def slope_of_the_loss(probe, s, mu=MU, sign=1.0):
     ],
 )
 def test_gradient_back_to_the_exact_jump(probe, s, expected):
-    """`2 a E[h (h + tau dh/dtau)]` for a probe a h, positive; `expected` was found independently, by sampling (1 %)."""
+    """`2 a E[h (h + tau dh/dtau)] > 0` for a probe a h.
+
+    `expected` was found independently, by sampling (1 %).
+    """
     tau, b = MIDDLES, spread(MIDDLES, s)
     growth = tau * (tau - (1 - tau) * s**2) / b**2  # tau dy/dtau = growth y
     closed = {"offset": 1 + 0 * tau, "scale": b**2 * (1 + growth), "scale growing": tau**2 * b**2 * (2 + growth)}
@@ -187,12 +192,12 @@ def test_gradient_back_to_the_exact_jump(probe, s, expected):
 
 
 def test_an_offset_cannot_see_the_sign_of_the_derivative_but_a_scale_can():
-    """With tau dphi/dtau subtracted instead of added."""
+    """The sign of tau dphi/dtau is flipped."""
     assert slope_of_the_loss("offset", 0.5, sign=-1.0) == pytest.approx(0.2, abs=0.01)
     assert slope_of_the_loss("scale", 0.5, sign=-1.0) < -1
 
 
-# Other names of the same thing
+# Equivalent forms
 
 
 def bumpy(seed=0):
@@ -209,7 +214,10 @@ def gradient(loss, network):
 
 
 def test_it_is_consistency_distillation_up_to_a_weight_of_time():
-    """Gradient of `|f(x, tau) - sg f(x', tau')|^2 / (tau delta)`, f = x - tau phi, one Euler step of the teacher between."""
+    """Gradient of `|f(x, tau) - sg f(x', tau')|^2 / (tau delta)`, f = x - tau phi.
+
+    x' is one Euler step of the teacher away.
+    """
     delta, generator = 1e-3, torch.Generator().manual_seed(1)
     network, student = bumpy()
     x = torch.randn(256, 2, generator=generator, dtype=torch.float64)
@@ -241,7 +249,7 @@ TABLE = {  # hop: spread of one step over the law's, for s = 0.3, 0.5, 1, 2
 
 @pytest.mark.parametrize("delta", TABLE)
 def test_the_fixed_point_of_a_hop_is_the_published_one(delta):
-    """Affine students on a grid of hops, each solved for R = 0 given the one below; four laws in one batch."""
+    """Affine students on a grid of steps, each solved for R = 0 given the one below; four laws."""
     s = f64(0.3, 0.5, 1.0, 2.0)
     gain, ones = torch.full((4,), -1.0, dtype=torch.float64), torch.ones(4, 1, dtype=torch.float64)
     for k in range(1, round(1 / delta) + 1):
@@ -294,7 +302,7 @@ def test_pull_moves_y_alone():
 
 
 def test_padding_counts_nowhere():
-    """Two sets of different sizes: the loss and the released norm are those of each set alone, whatever lies in the padding."""
+    """Two sets of different sizes: loss and norm are those of each set alone."""
     generator = torch.Generator().manual_seed(0)
     y, push, rate = torch.randn(3, 2, 6, 3, generator=generator, dtype=torch.float64).unbind()
     mask = torch.arange(6)[None] < torch.tensor([[5], [2]])
@@ -313,7 +321,7 @@ def test_padding_counts_nowhere():
 
 @pytest.mark.parametrize("dims", [4, 64, 1024])
 def test_the_released_norm_moves_the_fixed_point_to_collapse(dims):
-    """With dphi/dtau over its norm the exact jump has a residual, and phi = v, which collapses, has none as D grows."""
+    """With dphi/dtau over its norm the exact jump has a residual; collapsed phi = v has none."""
     generator = torch.Generator().manual_seed(0)
     tau = torch.full((64,), 0.8, dtype=torch.float64)
     x = spread(tau, 1.0)[:, None] * torch.randn(64, dims, generator=generator, dtype=torch.float64)
@@ -336,7 +344,7 @@ def jump_free(dims):
 
 @pytest.mark.parametrize("s", [0.3, 0.6, 1.0])
 def test_keeping_the_implied_noise_widens_even_the_exact_student(s):
-    """Two steps 1, 1/2: `(1 + s) / sqrt(1 + s^2)`, up to sqrt(2); fresh noise, or one step, is exact."""
+    """Two steps 1, 1/2: `(1 + s) / sqrt(1 + s^2)`, up to sqrt(2); fresh noise is exact."""
     z, fresh = sigma_points()
     student = jump(0.0, s)
 
@@ -355,7 +363,7 @@ def test_keeping_the_implied_noise_widens_even_the_exact_student(s):
 
 
 class Corrected(nn.Module):
-    """A student that starts as the teacher: its velocity and a perceptron that is zero at first."""
+    """A student that starts as the teacher: its velocity plus an MLP that is zero at first."""
 
     def __init__(self, teacher, dims):
         super().__init__()
@@ -370,7 +378,7 @@ class Corrected(nn.Module):
 
 
 def trained(steps, sign=1.0, norm=False):
-    """`(std of one step over the law's, root mean square of its map's error)` after velocity matching in 8 dimensions."""
+    """`(std of one step over the law's, RMS error of its map)` after matching in 8 dimensions."""
     mu, s, delta = torch.linspace(-1, 1, 8), 0.5, 0.01
     generator = torch.Generator().manual_seed(0)
 

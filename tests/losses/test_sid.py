@@ -1,7 +1,7 @@
-"""SiD's loss and its gradient in closed form: a Gaussian student, a Gaussian teacher, the fake score its best response.
+"""SiD's loss and gradient in closed form: Gaussian student and teacher, optimal fake score.
 
-Expectations are exact: four points stand for the two Gaussians (student noise, diffusion noise),
-    the loss being quadratic.
+Expectations are exact: the loss is quadratic, so four points stand for the two Gaussians (student
+noise, diffusion noise).
 """
 
 import pytest
@@ -50,7 +50,7 @@ def test_mean_gradient(alpha, process):
 @pytest.mark.parametrize("s", [0.3, 0.8, 1.7])
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_scale_gradient(alpha, s, process):
-    """Equal means: dL/ds = 2 s (a_phi - a_psi) [(1 - alpha)(a_phi - a_psi) - (1 - a_psi)]; zero where s = S."""
+    """Equal means: dL/ds = 2 s d [(1 - alpha) d - 1 + a_psi], d = a_phi - a_psi; zero at s = S."""
     student, (phi, psi) = Line(M, s), gains(s)
     expected = 2 * s * (phi - psi) * ((1 - alpha) * (phi - psi) - (1 - psi))
     assert student.gradient(loss_of(student, alpha, process)) == pytest.approx([0, expected], rel=1e-8, abs=1e-10)
@@ -66,7 +66,10 @@ def test_value(alpha):
 
 
 def fisher(mu, s, sampled=None):
-    """`E |D_phi - D_psi|^2 / 2` with the fake score of (mu, s), under samples of `sampled` (default the same), VE."""
+    """`E |D_phi - D_psi|^2 / 2` with the fake score of (mu, s) on VE.
+
+    The samples are those of `sampled`, by default of (mu, s) too.
+    """
     a_mu, a_s = sampled or (mu, s)
     phi, psi = gains(s)
     difference = (1 - phi) * M - (1 - psi) * mu + (phi - psi) * a_mu
@@ -74,7 +77,7 @@ def fisher(mu, s, sampled=None):
 
 
 def test_half_is_the_gradient_of_the_fisher_divergence():
-    """alpha = 0.5: what autograd finds in sigma^4 / 2 E |s_psi - s_phi|^2 when psi follows the student."""
+    """alpha = 0.5: the autograd gradient of sigma^4 / 2 E |s_psi - s_phi|^2, psi the student's."""
     mu, s = (f64(value)[0].requires_grad_() for value in (MU, 1.3))
     expected = [g.item() for g in torch.autograd.grad(fisher(mu, s), [mu, s])]
     student = Line(MU, 1.3)
@@ -91,7 +94,7 @@ def test_one_leaves_out_the_moving_samples():
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_detached_scores_would_be_dmd(alpha):
-    """The one test that tells SiD from the bug that training cannot see: detached, the gradient is DMD's for every alpha."""
+    """Detached scores give DMD's gradient for every alpha, an error that training does not show."""
     student, V = Line(MU, S), S**2 + SIGMA**2
     right, wrong = (student.gradient(loss_of(student, alpha, VarianceExploding(), detach=d))[0] for d in (False, True))
     assert wrong == pytest.approx((MU - M) * SIGMA**2 / V)
@@ -112,7 +115,7 @@ def test_basin_beyond_one(s, expected):
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("ratio", [0.05, 1.0, 20.0])
 def test_fixed_point(alpha, ratio):
-    """A student that is the teacher feels nothing, sample by sample."""
+    """A student that equals the teacher has no gradient, sample by sample."""
     student, process = Line(M, S), VarianceExploding()
     x_g, x_t, t = noised(student, process, ratio)
     real, fake = gaussian(M, S, process).denoiser(x_t, t), student.best_response(process)(x_t, t)
@@ -129,7 +132,7 @@ def test_swapping_teacher_and_fake_score_turns_the_mean_around(alpha):
 
 
 def test_two_ways_to_write_it():
-    """(real - fake)[(real - x) - alpha (real - fake)] = (1 - alpha)|real - fake|^2 + (real - fake)(fake - x)."""
+    """d [(real - x) - alpha d] = (1 - alpha) d^2 + d (fake - x), d = real - fake."""
     x, real, fake = torch.randn(3, 5, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     other = 0.3 * (real - fake) ** 2 + (real - fake) * (fake - x)
     assert sid_loss(x, real, fake, 0.7, normalise=None).item() == pytest.approx(other.mean().item())

@@ -1,4 +1,4 @@
-"""Low-rank adapters on one frozen network: on every network of ours, in closed form, and through a student's folder."""
+"""Low-rank adapters on one frozen network: every network, closed forms, folders of students."""
 
 import copy
 import re
@@ -42,7 +42,7 @@ NETWORKS = {
 
 
 class Here(Base):
-    """A network that is in memory."""
+    """A base whose network is in memory."""
 
     def __init__(self, network):
         self.network = network
@@ -57,7 +57,7 @@ def on(network, rank=2, targets=None):
 
 @pytest.fixture(params=NETWORKS)
 def case(request):
-    """Adapters on a network of ours, and what it takes."""
+    """Adapters on one of the networks, and their inputs."""
     make, shape, cond = NETWORKS[request.param]
     g = torch.Generator().manual_seed(1)
     x = torch.randint(5, (2, 6), generator=g) if shape is None else torch.randn(2, *shape, generator=g)
@@ -65,7 +65,7 @@ def case(request):
 
 
 def changed(adapters):
-    """With changes that say something."""
+    """Returns adapters whose changes are not zero."""
     for parameter, seed in zip(adapters.layers.parameters(), range(10**6), strict=False):
         nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(seed))
     return adapters
@@ -119,7 +119,7 @@ def test_merged_is_the_same_network_without_adapters(case):
     with adapters.merged():
         inside = out_of(adapters(*inputs))
         assert (inside - expected).abs().max() < 1e-5 * max(1, expected.abs().max().item())
-        assert torch.equal(out_of(other(*inputs)), expected)  # others see nothing of it
+        assert torch.equal(out_of(other(*inputs)), expected)  # others are not affected
         with adapters.merged():
             assert torch.equal(out_of(adapters(*inputs)), inside)
         assert torch.equal(out_of(adapters(*inputs)), inside)
@@ -156,7 +156,7 @@ def test_the_protocol_of_networks_is_the_tree_s(case):
     ids=["linear", "conv1d", "dilated", "depthwise", "conv3d"],
 )
 def test_a_layer_with_its_change_is_the_layer_with_another_weight(layer, shape):
-    """Rank counts for each group: a change of the full rank can be any change."""
+    """Rank counts for each group: a change of full rank can be any change."""
     adapters = changed(on(nn.Sequential(layer), rank=2))
     change, x = adapters.layers.get_submodule("0"), torch.randn(shape, generator=torch.Generator().manual_seed(1))
     groups = getattr(layer, "groups", 1)
@@ -230,7 +230,7 @@ def test_copies_share_the_base_and_nothing_else():
 
 
 def test_the_network_comes_along():
-    """Its weights, in whatever copy they are, and its buffers."""
+    """Its weights, whatever copy they are, and its buffers."""
     one = on(PairTransformer([6, 3], 16, 1, 2, 8))
     two = copy.deepcopy(one)
     one.double()
@@ -239,7 +239,7 @@ def test_the_network_comes_along():
 
 
 def test_what_it_is_told_is_its_own():
-    """The tables that it is told after it was made, and copies of those of its base."""
+    """Told tables that came after it was made, and copies of those of its base."""
     network = MLP([3], 16, 2, CLASSES)
     network.embed.tell("more", categories=2)
     adapters = on(network)

@@ -1,4 +1,4 @@
-"""DiT beyond images: any number of axes, and tokens that are looked at by none."""
+"""DiT beyond images: any number of axes, and tokens that attention ignores."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from distillkit.networks.dit import DiT
 
 
 def randomised(network: nn.Module) -> nn.Module:
-    """No weight is zero, so that no path is closed."""
+    """Returns the network with no weight at zero, so that no path is closed."""
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3, generator=generator)
@@ -24,7 +24,7 @@ def test_any_number_of_axes(shape, patch, tokens):
 
 
 def test_a_token_is_a_cube_and_lies_where_it_came_from():
-    """Without blocks the DiT is a linear map of each cube alone: a change in one voxel moves the eight of its cube."""
+    """Without blocks the DiT is a linear map of each cube: a changed voxel moves its cube alone."""
     network = randomised(DiT((1, 4, 4, 4), width=8, depth=1, heads=2, patch=2))
     network.blocks = torch.nn.ModuleList()
     x = torch.zeros(1, 1, 4, 4, 4)

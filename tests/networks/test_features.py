@@ -1,4 +1,4 @@
-"""Features after any block of any network are those of a whole pass, and no block runs after the last that is asked for."""
+"""Features after any block are those of a whole pass; no block runs after the last one needed."""
 
 import pytest
 import torch

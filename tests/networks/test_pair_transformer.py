@@ -1,4 +1,4 @@
-"""PairTransformer: chains in space, whichever way they are turned and however far they are padded."""
+"""PairTransformer: chains in space, however they are rotated and padded."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ SIZES = (9, 7, 4)
 
 
 def randomised(network: nn.Module) -> nn.Module:
-    """No weight is zero, so that no path is closed."""
+    """Returns the network with no weight at zero, so that no path is closed."""
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2, generator=generator)
@@ -28,7 +28,7 @@ def small(**kwargs) -> PairTransformer:
 
 
 def batch(sizes=SIZES, padded: int | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Random chains, neighbours about 0.4 apart."""
+    """Random chains with neighbours about 0.4 apart."""
     generator = torch.Generator().manual_seed(1)
     x = (0.25 * torch.randn(len(sizes), max(sizes), 3, generator=generator)).cumsum(1)
     mask = torch.arange(padded or max(sizes)) < torch.tensor(sizes)[:, None]
@@ -81,7 +81,7 @@ def test_more_padding_changes_nothing(what):
 
 @pytest.mark.parametrize("garbage", [torch.nan, torch.inf, 1e30])
 def test_what_lies_in_the_padding_is_never_read(garbage):
-    """Bit for bit, in the answer and in the gradients of every weight."""
+    """Bit for bit, in the output and in the gradients of every weight."""
     x, cond = batch()
     gradients, answers = [], []
     for fill in (0.0, garbage):
@@ -136,7 +136,7 @@ def test_its_student_folder_loads_and_makes_chains_of_any_length(tmp_path):
 
 
 def test_forward_mode_agrees_with_finite_differences():
-    """What MDT-dist with `tangent=jvp` asks of it."""
+    """MDT-dist with `tangent=jvp` needs these derivatives."""
     network, (x, cond) = small().double(), batch()
     x, v = (
         x.double(),

@@ -1,4 +1,4 @@
-"""Several networks as one: who answers for which row, and who learns from it."""
+"""Several networks as one: the part that answers for a row, and the part that learns from it."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""SetDiT: a volume of which only the voxels of a set exist."""
+"""SetDiT: a volume in which only the voxels of a set exist."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ SIDE, CHANNELS = 8, 3
 
 
 def randomised(network: nn.Module) -> nn.Module:
-    """No weight is zero, so that no path is closed."""
+    """Returns the network with no weight at zero, so that no path is closed."""
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2, generator=generator)
@@ -28,7 +28,7 @@ def small(**kwargs) -> SetDiT:
 
 
 def batch(sizes=(6, 3, 1), seed: int = 1) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Voxels at distinct random places of the first half of the volume's blocks, padded to the largest set."""
+    """Distinct random voxels in the first half of the blocks, padded to the largest set."""
     generator = torch.Generator().manual_seed(seed)
     num, most = len(sizes), max(sizes)
     place = torch.stack([torch.randperm(SIDE**3 // 2, generator=generator)[:most] for _ in sizes])
@@ -103,7 +103,7 @@ def test_gradients_reach_every_weight_and_every_voxel():
     network(x, torch.tensor([0.1, 0.5, 0.9]), cond)[cond["mask"]].square().sum().backward()
     there = (x.grad != 0).any(-1)
     assert torch.equal(there, cond["mask"])
-    seldom = ("classes", "position")  # a class nobody asked for, a block where nothing lies
+    seldom = ("classes", "position")  # a class that is not drawn, an empty block
     assert all((p.grad != 0).any() for n, p in network.named_parameters() if not any(s in n for s in seldom))
 
 

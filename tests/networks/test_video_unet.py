@@ -1,4 +1,4 @@
-"""VideoUNet: what sees what, first frames, the fake score's step."""
+"""VideoUNet: receptive fields, context frames, the fake score's step."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def network(**settings):
 
 
 def seen(layer, shape, at):
-    """Where the layer's output changes when its input changes at (moment, row, column), bool [t, h, w]."""
+    """Where the output changes with the input at (moment, row, column), bool [t, h, w]."""
     x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
     y = x.clone()
     y[(0, slice(None), *at)] += 1
@@ -46,7 +46,7 @@ def test_at_the_start_it_predicts_zero_and_any_shape_comes_back():
 
 
 def test_pixels_stay_where_they_are():
-    """A tubelet's numbers go in and come out in the same order: the identity can be read off."""
+    """A tubelet's numbers enter and leave in the same order: the identity can be read off."""
     net = VideoUNet(SHAPE, channels=8, multipliers=(1,), heads=0)
     x = torch.arange(2 * 8 * 8 * 12).reshape(2, *SHAPE).float()
     net.inp, net.norm, net.out = (torch.nn.Identity() for _ in range(3))
