@@ -1,11 +1,12 @@
-"""How good the students are: every method at every number of steps through the command line, in one table.
+"""Quality of students: every method at every number of steps through the command line, in a table.
 
-    python benchmarks/quality.py --out runs/quality [--methods sid dmd] [--num-steps 1 4] [--steps
-    4000] [WORD ...] python benchmarks/quality.py --out runs/quality --dry
+    python benchmarks/quality.py --out runs/quality [--methods sid dmd] [--num-steps 1 4]
+        [--steps 4000] [WORD ...]
+    python benchmarks/quality.py --out runs/quality --dry
 
-Words (`experiment=NAME`, `data.batch_size=128` ...) go to every run as they are. Finished runs
-found in the folder are not repeated. What is printed is markdown; the same numbers with their
-protocol are in OUT/quality.json.
+Words (`experiment=NAME`, `data.batch_size=128` ...) go to every run as they are. Finished runs in
+the folder are not repeated. The output is Markdown; OUT/quality.json has the same numbers with
+their protocol.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(command: list[str], folder: Path) -> dict[str, Any]:
-    """Train unless it is done already; the command, its seconds and its evaluation."""
+    """Train unless it is done already; returns the command, its seconds and its evaluation."""
     facts, evaluation = folder / "benchmark.json", folder / "evaluation.json"
     if not facts.is_file():
         start = time.perf_counter()
@@ -77,7 +78,7 @@ def run(command: list[str], folder: Path) -> dict[str, Any]:
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Markdown: students and the teacher at each number of steps, then the teacher at its best and real data."""
+    """The Markdown table: students and teacher at each number of steps, then the references."""
     protocols = [{**run["evaluation"]["protocol"], "torch_threads": None} for run in runs]
     if any(protocol != protocols[0] for protocol in protocols):
         raise SystemExit("the runs were evaluated under different protocols, so they do not belong in one table")
@@ -100,7 +101,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def rows(runs: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], float | None]]:
-    """(title, row of evaluation.json, seconds of training)."""
+    """Yields (title, row of evaluation.json, seconds of training)."""
     for num_steps in sorted({run["num_steps"] for run in runs}):
         same = [run for run in runs if run["num_steps"] == num_steps]
         for run in same:

@@ -1,16 +1,15 @@
-"""What learned samplers of tokens are worth: every sampler at equal network calls, with seeds and 95 % intervals.
+"""Learned samplers of discrete diffusion against plain ones at equal network calls.
 
-    python benchmarks/samplers.py --out runs/samplers [--world potts] [--noise uniform] [--calls 4 8
-    16] [--seeds 0 1 2]
+    python benchmarks/samplers.py --out runs/samplers [--world potts] [--noise uniform]
+        [--calls 4 8 16] [--seeds 0 1 2]
 
-`potts`: KL(world | sampler) in nats, exact, without sampling. `countdown`: the share of neighbours
-    that break the rule, and of
-zeros. `text`: the embedded teacher's samples, see `domains.discrete.evaluation.TextEvaluator`. LSD
-    and LSD+ are trained as
-`fit` trains them, with its guard. A seed is that of the training and of the samples. What is
-printed is markdown, after every seed: the metrics, how many calls the best plain sampler needs for
-the quality of the learned ones, and how long their fit took. OUT/samplers.json has all values,
-OUT/METRIC.png the curves.
+The metrics are, for `potts`, KL(world | sampler) in nats, exact, without sampling; for `countdown`,
+the share of neighbours that break the rule, and of zeros; for `text`, those of samples of the
+embedded teacher, see `domains.discrete.evaluation.TextEvaluator`. LSD and LSD+ are trained as `fit`
+trains them, with its guard. A seed is that of the training and of the samples. The output is
+Markdown, printed after every seed: the metrics with 95 % intervals, the number of calls with which
+the best plain sampler reaches the learned ones, and the duration of their fits.
+OUT/samplers.json has all values, OUT/METRIC.png the curves.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ from domains.discrete.teacher import Countdown, Potts, Text
 
 @dataclass
 class World:
-    """A teacher, how it is measured, and how much is spent on a fit: sequences of a solution, of the choice by the guard."""
+    """A teacher, its metrics, and a fit's budget: sequences of a solution and of the guard."""
 
     teacher: Callable[..., Any]
     metrics: tuple[str, ...]
@@ -61,7 +60,7 @@ WORLDS = {
     "text": World(Text, ("trigram_tv", "perplexity", "entropy"), 64, 128),
 }
 PLAIN = ("euler", "tau_leap", "tweedie", "theta_trapezoidal")
-Made = tuple[Any, torch.Tensor]  # what `Teacher.generate` takes: solver and times
+Made = tuple[Any, torch.Tensor]  # the arguments of `Teacher.generate`: solver and times
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -111,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
 def samplers(
     teacher: Any, data: DiscreteData, world: World, calls: int, rounds: int, seed: int
 ) -> Iterator[tuple[str, Callable[[], Made]]]:
-    """`(name, () -> (solver, times))` for each that is compared."""
+    """Returns `(name, () -> (solver, times))` for each compared sampler."""
     process = teacher.process
     for name in PLAIN:
         times = process.grid((calls - 1) // SAMPLERS[name].calls + 1)
@@ -153,7 +152,7 @@ def learned(
 def measure(
     teacher: Any, data: DiscreteData, solver: Any, times: torch.Tensor, num: int, seed: int
 ) -> dict[str, float]:
-    """The exact KL where the world is small, else the metrics of `num` samples."""
+    """The exact KL of a small world, else the metrics of `num` samples."""
     if isinstance(teacher, Potts):
         steps = solver.steps() if isinstance(solver, LearnedSampler) else SAMPLERS[solver]
         return {"kl": float(kl(teacher.table(), law(teacher.denoiser, teacher.event_shape[0], times, steps)))}
@@ -173,10 +172,10 @@ def means(found: list[dict[str, Any]], metric: str) -> dict[str, dict[int, float
 
 
 def equal_quality(calls: list[int], found: list[dict[str, Any]], metric: str) -> str:
-    """How many calls the best of the plain samplers on even times needs to be as good as a learned one (lower is better).
+    """The number of calls with which the best plain sampler on uniform times reaches a learned one.
 
-    Log-log interpolation of the means over the seeds; outside what was measured only a bound is
-    known.
+    Lower metrics are better. The means over the seeds are interpolated log-log; outside the
+    measured range only a bound is known.
     """
     mean = means(found, metric)
     best = [min(mean[name.replace("_", "-")][num] for name in PLAIN) for num in calls]
@@ -188,7 +187,7 @@ def equal_quality(calls: list[int], found: list[dict[str, Any]], metric: str) ->
 
 
 def equal_calls(calls: list[int], values: list[float], value: float) -> str:
-    """Where falling `values` reach `value`, as words."""
+    """The place where falling `values` reach `value`, as words."""
     values = np.minimum.accumulate(values)
     if value > values[0]:
         return f"< {calls[0]}"

@@ -1,14 +1,13 @@
-"""What a training step costs beside the network passes that its algorithm cannot do without.
+"""Overhead of a training step beyond the network passes that its algorithm needs.
 
     python benchmarks/step_time.py [--methods sid dmd] [--batch 32] [--channels 64] [--size 16]
-    [--where]
+        [--where]
 
 The step is the real one: Lightning's Trainer around the method, from the end of one step to the end
-    of the next, so
-fetching the batch, hooks, logging, clipping and the student's average are in it. The bare step is
-the same passes of the same networks on the same batch written by hand, with a fused AdamW step. The
-two alternate in one process, and a ratio is the median over pairs of neighbours: whatever else the
-machine does falls on both.
+of the next. It includes fetching the batch, hooks, logging, clipping and the student's EMA. The
+bare step is the same passes of the same networks on the same batch written by hand, with a fused
+AdamW step. The two alternate in one process, and a ratio is the median over pairs of neighbours:
+other load of the machine falls on both.
 
 One F is one forward pass of the network on the batch; a backward to the input costs another F, a
 full backward two.
@@ -46,7 +45,7 @@ CLASSES = {"label": 10}
 WARMUP = 2  # cycles that are not counted
 METHODS = Path(__file__).parents[1] / "conf" / "method"
 
-# The passes of each role, in order: (network, how it is run). The first makes the samples, the
+# The passes of each role, in order: (network, kind of pass). The first makes the samples, the
 # others judge them.
 COST = {"forward": 1, "input gradient": 2, "train": 3}  # in F
 PASSES = {
@@ -71,7 +70,7 @@ COLUMNS = {
     "passes": "passes/F",
 }
 
-# What `--where` tells apart, beside the networks' passes.
+# Functions that `--where` times separately, beside the networks' passes.
 PARTS = {
     "log": "log",
     "generator": "generators",
@@ -95,7 +94,7 @@ def methods() -> dict[str, type[Distiller]]:
 
 
 class RandomImages(DistillData):
-    """Noise of the right shape: its content does not change what a step costs."""
+    """Noise of the right shape: its content does not change the cost of a step."""
 
     domain = "image"
 
@@ -117,7 +116,7 @@ class RandomImages(DistillData):
 
 
 def network(shape: tuple[int, ...], channels: int) -> UNet:
-    """A U-Net without the zeros it is born with."""
+    """A U-Net without its initial zeros."""
     net = UNet(shape, channels, classes=CLASSES)
     for parameter in net.parameters():
         if not parameter.any():
@@ -158,7 +157,7 @@ class Bare:
 
 
 class Stopwatch(Callback):
-    """Times the real step, from the end of the one before, and then the bare one.
+    """Times each real step, from the end of the one before, and then the bare one.
 
     Args:
         bare: the bare step, `(role, batch)`; None measures the real steps alone.
@@ -182,17 +181,17 @@ class Stopwatch(Callback):
 
 
 def now() -> float:
-    """Seconds, once the device has done what it was told."""
+    """Seconds, after all queued work of the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class Ledger(Callback):
-    """Where a step's time goes: milliseconds in named functions, without those of named functions inside them.
+    """Milliseconds of a step in named functions, each without the named functions inside it.
 
     Args:
-        method: its functions are wrapped, so build a fresh one.
+        method: the method; its functions are wrapped, so build a fresh one.
     """
 
     def __init__(self, method: Distiller):

@@ -19,7 +19,7 @@ NUM = 500  # samples of each sampler
 
 
 def main(steps: int = 4, out: str = "runs/example-discrete") -> None:
-    quiet()  # Lightning says less
+    quiet()  # fewer messages of Lightning
     seed_everything(0, verbose=False)
     teacher = Countdown(
         num_tokens=8, length=32, noise="uniform"

@@ -1,4 +1,4 @@
-"""Distil the embedded teacher of handwritten digits (35 network passes a sample) into a student of one.
+"""Distil the embedded teacher of digits (35 network passes a sample) into a one-step student.
 
 python examples/image.py [--steps 1200] [--out runs/example-image]
 """
@@ -19,7 +19,7 @@ from domains.image.teacher import Digits as Teacher
 
 
 def main(steps: int = 1200, out: str = "runs/example-image") -> None:
-    quiet()  # Lightning says less
+    quiet()  # fewer messages of Lightning
     seed_everything(0, verbose=False)
     teacher, data = Teacher(), Digits(batch_size=64)
     rates = {role: Adam(lr=1e-4, betas=(0.0, 0.999)) for role in ("student", "fake_score")}

@@ -1,4 +1,4 @@
-"""Distil the embedded flow of protein backbones into a student of eight steps, and look at its chains at several noise scales.
+"""Distil the embedded flow of protein backbones into eight steps; sample at several noise scales.
 
 python examples/protein.py [--steps 400] [--out runs/example-protein]
 """
@@ -20,7 +20,7 @@ from domains.protein.teacher import Folds
 
 
 def main(steps: int = 400, out: str = "runs/example-protein") -> None:
-    quiet()  # Lightning says less
+    quiet()  # fewer messages of Lightning
     seed_everything(0, verbose=False)
     data = ProteinData(IdealFolds(), batch_size=16)
     method = SiD(

@@ -1,4 +1,4 @@
-"""Distil both stages of the embedded 3D flows into students of one step, and draw shapes with the two of them.
+"""Distil both stages of the embedded 3D flows into one-step students, and draw shapes with them.
 
 python examples/threed.py [--steps 1200] [--out runs/example-threed]
 """
@@ -23,7 +23,7 @@ from domains.threed.teacher import SolidsFeatures, SolidsStructure
 
 
 def distil(teacher: Teacher, data: DistillData, steps: int, folder: Path) -> None:
-    """One stage; the method does not know which."""
+    """Distil one stage; the method does not know which."""
     levels = LogNormal(0.7, 1.4)
     method = DMD(
         teacher,
@@ -48,7 +48,7 @@ def distil(teacher: Teacher, data: DistillData, steps: int, folder: Path) -> Non
 
 
 def main(steps: int = 1200, out: str = "runs/example-threed") -> None:
-    quiet()  # Lightning says less
+    quiet()  # fewer messages of Lightning
     seed_everything(0, verbose=False)
     stages = {
         "structure": (SolidsStructure(), StructureData(Solids(), batch_size=16)),
@@ -57,7 +57,7 @@ def main(steps: int = 1200, out: str = "runs/example-threed") -> None:
     for name, (teacher, data) in stages.items():
         distil(teacher, data, steps, Path(out) / name)
 
-    # the second stage sees what the first has made, never a real structure
+    # the second stage gets the output of the first, never a real structure
     structure, features = (load_student(Path(out) / name) for name in stages)
     samples, cond = sample_chain(structure, features, 10, seed=1)
     data.media.picture(samples, cond).save(Path(out) / "shapes.png")

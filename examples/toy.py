@@ -1,4 +1,4 @@
-"""Distil five Gaussians on a circle, whose exact law is known, into a student of one step.
+"""Distil five Gaussians on a circle, whose exact law is known, into a one-step student.
 
 python examples/toy.py [--steps 4000] [--out runs/example-toy]
 """
@@ -19,7 +19,7 @@ from domains.toy.teacher import Circle
 
 
 def main(steps: int = 4000, out: str = "runs/example-toy") -> None:
-    quiet()  # Lightning says less
+    quiet()  # fewer messages of Lightning
     seed_everything(0, verbose=False)
     teacher = Circle(modes=5, radius=3.0, std=0.5)  # its denoiser is a formula: nothing had to be trained
     data = ToyData(teacher, batch_size=512)

@@ -1,4 +1,4 @@
-"""Distil the embedded teacher of moving digits into a student of four steps.
+"""Distil the embedded teacher of moving digits into a four-step student.
 
 python examples/video.py [--steps 600] [--out runs/example-video]
 """
@@ -20,7 +20,7 @@ from domains.video.teacher import Clips
 
 
 def main(steps: int = 600, out: str = "runs/example-video") -> None:
-    quiet()  # Lightning says less
+    quiet()  # fewer messages of Lightning
     seed_everything(0, verbose=False)
     teacher, data = Clips(), MovingDigits(batch_size=16)
     levels = LogNormal(0.3, 1.4)

@@ -1,1 +1,1 @@
-"""What watches a run: progress, evaluation, pictures, export."""
+"""Callbacks of a run: progress, checkpoints, and the products at its end."""

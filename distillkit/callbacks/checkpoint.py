@@ -1,4 +1,4 @@
-"""Nothing is lost: a checkpoint at intervals, at the end, and when the run is told to stop."""
+"""Checkpoints at intervals, at the end, and when the run is told to stop."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from distillkit import checks, runs
 from distillkit.errors import Interrupted, UsageError
 from distillkit.files import write_atomic
 
-# what no reader can do without
+# parts that every reader needs
 NEEDED = ("state_dict", "optimizer_states", "loops", "epoch", "global_step", "pytorch-lightning_version")
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Checkpoints as files that are whole: written beside the old one, forced to the disk, then exchanged for it.
+    """Checkpoints as whole files: written beside the old one, flushed to disk, then swapped.
 
-    Of last.ckpt the old file stays, as previous.ckpt. What is read must be whole (every record has
-    a checksum) and is never unpickled.
+    The file that last.ckpt replaces stays as previous.ckpt. A file that is read must be whole
+    (every record has a checksum) and is never unpickled.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -64,7 +64,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def keep_previous(path: Path) -> None:
-    """Give the file at `path` a second name, previous.ckpt; where links are impossible it is moved there."""
+    """Link the file at `path` as previous.ckpt too; without links it is moved there."""
     if path.is_file():
         previous, link = path.with_name(runs.PREVIOUS), path.with_name(f"{runs.PARTIAL}link")
         link.unlink(missing_ok=True)
@@ -80,11 +80,12 @@ class Checkpoint(CheckpointBase):
     """Keeps RUN/checkpoints/last.ckpt up to date, with the one before as previous.ckpt.
 
     Ctrl-C, SIGTERM and SIGHUP finish the current step, save, and say how to go on; a second signal
-    stops at once. A signal that is ignored when the run starts (nohup) stays ignored.
+    Ctrl-C, SIGTERM and SIGHUP finish the current step, save, and print the command that goes on; a
+    second signal stops at once. A signal that is ignored when the run starts (nohup) stays ignored.
 
     Args:
         every: optimiser steps between saves.
-        minutes: between saves, if that is sooner.
+        minutes: minutes between saves, if that is sooner.
     """
 
     def __init__(self, every: int = 500, minutes: float = 10.0):
@@ -115,7 +116,7 @@ class Checkpoint(CheckpointBase):
         self._mark(trainer)
         self.step = trainer.global_step
         if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the last is not everywhere
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # some systems lack the last
                 number = getattr(signal, name, None)
                 if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._note)

@@ -1,4 +1,4 @@
-"""What a finished run leaves: the student folder, its evaluation, pictures, the report."""
+"""The products of a finished run: student folder, evaluation, pictures, report."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ class Finish(Callback):
 
     Args:
         num_samples: samples of every model in the evaluation; 0 leaves the evaluation out.
-        seed: of the evaluation's noise; training never uses it.
-        pictures: false leaves out the samples that are shown, for models that are too slow on a
-            CPU.
+        seed: seed of the evaluation's noise, which training never uses.
+        pictures: whether samples are drawn; false for models that are too slow on a CPU.
     """
 
     def __init__(self, num_samples: int = 1000, seed: int = 1234, pictures: bool = True):
@@ -46,7 +45,7 @@ class Finish(Callback):
 def finish(
     model: LightningModule, data: Any, run: Path, num_samples: int = 1000, seed: int = 1234, pictures: bool = True
 ) -> None:
-    """Leave in the run folder what `Finish` promises."""
+    """Write the products of `Finish` into the run folder."""
     from distillkit.evaluation.metrics import TooFew
     from distillkit.evaluation.protocol import evaluate
     from distillkit.report.card import write_card
@@ -89,7 +88,7 @@ def finish(
 
 
 def _show(data: Any, teacher: Any, student: Any, run: Path, kind: str, seed: int, kappa: float) -> None:
-    """Samples of student and teacher from the same noise and held-out data, as pictures and in the domain's own formats."""
+    """Save samples of student and teacher from the same noise as pictures and in file formats."""
     num = data.pictured
     cond = teacher.condition(data.conditions(num))
     rows = {"teacher_best": teacher.generate(num, cond, seed, kappa=kappa)}
@@ -111,6 +110,6 @@ def _show(data: Any, teacher: Any, student: Any, run: Path, kind: str, seed: int
 
 
 def provenance(config: dict[str, Any]) -> dict[str, Any]:
-    """The teacher and the data of a run's config, so that a student folder can be evaluated wherever it goes."""
+    """The teacher and the data of a run's config, which student folders keep for evaluation."""
     arguments = (config.get("model") or {}).get("init_args") or {}
     return {key: value for key, value in (("teacher", arguments.get("teacher")), ("data", config.get("data"))) if value}

@@ -1,4 +1,4 @@
-"""The one bar of a run: steps, not epochs."""
+"""The progress bar of a run, in steps instead of epochs."""
 
 import math
 import time
@@ -21,11 +21,11 @@ class Progress(ProgressBar):
     """Show the step, the smoothed loss of each role, steps per second, time gone and time left.
 
     In a terminal it is one bar over the whole run; new validation numbers are printed above it.
-    Elsewhere (a pipe, a job's log) it is a plain line after every tenth of the run, and every 15
-    seconds in between (2 % of the time gone, once that is more).
+    Elsewhere (a pipe, a job's log) it is a plain line after every tenth of the run, and in between
+    every 15 seconds (every 2 % of the time gone, once that is more).
 
     Args:
-        plain: print lines in a terminal too.
+        plain: whether lines are printed in a terminal too.
     """
 
     def __init__(self, plain: bool = False):
@@ -81,14 +81,14 @@ class Progress(ProgressBar):
             self.bar = None
 
     def _show(self, step: int, what: str = "", speed: str = "") -> None:
-        """The bar, as of this step."""
+        """Update the bar to this step."""
         of = f" / {self.total:,}" if self.total else ""
         self.bar.update(
             self.task, description=f"step {step:,}{of}", completed=step, what=what, speed=speed, refresh=True
         )
 
     def _look(self, trainer: Trainer, last: bool = False) -> None:
-        """Read the metrics (the only place that does) and show them."""
+        """Read the metrics, here only, and show them."""
         now, step = time.monotonic(), trainer.global_step
         metrics = _floats(trainer.callback_metrics)
         keep = math.exp(-(now - self.look_time) / MEMORY)
@@ -98,7 +98,7 @@ class Progress(ProgressBar):
                 role = key.removesuffix("/loss")
                 self.skipped[role] = int(metrics.get(f"{role}/skipped", 0))
                 old = self.losses.get(role, value)
-                # a loss that was not finite for once must not stick
+                # a single loss that is not finite must not stick
                 self.losses[role] = keep * old + (1 - keep) * value if math.isfinite(old) else value
         validation = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items() if key.startswith("val/"))
         if validation != self.shown_validation:

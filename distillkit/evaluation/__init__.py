@@ -1,1 +1,1 @@
-"""How close two sets of samples are: generic distances, and the protocol they are measured under."""
+"""Evaluation: generic distances between two sets of samples, and the protocol of comparisons."""

@@ -1,4 +1,4 @@
-"""Feature extractors as one safetensors file: weights, and in its header the arguments to build the network from."""
+"""Feature extractors in one safetensors file, whose header holds the network's arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def once(fit: Callable[..., Net]) -> Callable[..., Net]:
-    """`fit(data, ...)` whose last network is kept: what is measured against several held-out parts is fitted once."""
+    """Wrap `fit(data, ...)` so that its last network is kept: one fit for several measurements."""
     known: list[tuple[Any, tuple, dict, Net]] = []
 
     @wraps(fit)
@@ -29,16 +29,16 @@ def once(fit: Callable[..., Net]) -> Callable[..., Net]:
 
 
 def packed(net: Any) -> bytes:
-    """The weights of a network in safetensors format, its `config` (a dict of its arguments) in the header."""
+    """The weights of a network in safetensors format, its arguments `net.config` in the header."""
     state = {name: value.contiguous().cpu() for name, value in net.state_dict().items()}
     return save(state, metadata={"config": json.dumps(net.config)})
 
 
 def load_extractor(kind: type[Net], path: Path) -> Net:
-    """The network of class `kind` in a file that holds what `packed` gave, frozen.
+    """Load a network of class `kind`, frozen, from a file that `packed` made.
 
     Raises:
-        ValueError: there is no such file, or it is damaged; says how to get it.
+        ValueError: there is no such file, or it is damaged; the message says how to get it.
     """
     command = f"python -m {kind.__module__} --out {path.parent}"
     if not path.is_file():

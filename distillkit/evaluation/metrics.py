@@ -1,6 +1,6 @@
 """Distances between two sets of points, as pure functions on features [N, D].
 
-Everything is computed in float64 on the device the features are on. Pairwise distances go block by
+Everything is computed in float64 on the device of the features. Pairwise distances go block by
 block, so that 10,000 against 10,000 points never hold more than one block of rows. Nothing here
 draws from a global generator: the same features give the same number.
 
@@ -23,12 +23,11 @@ class TooFew(ValueError):
 def frechet_distance(a_ND: Tensor, b_MD: Tensor) -> float:
     """Squared Frechet (Wasserstein-2) distance between Gaussians fitted to both sets; 0 is best.
 
-        |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) Dowson and Landau 1982; FID, arXiv
-        1706.08500, eq. 6
+        |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
-    Covariances have the n - 1 denominator. The trace of the root is the sum of the roots of the
-    eigenvalues of S_a^(1/2) S_b S_a^(1/2): symmetric, hence stable; eigenvalues that rounding made
-    negative count as 0.
+    Dowson and Landau 1982; FID, arXiv 1706.08500, eq. 6. Covariances have the n - 1 denominator.
+    The trace of the root is the sum of the roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2),
+    which is symmetric and so stable; eigenvalues that rounding made negative count as 0.
     """
     a_ND, b_MD = _points(a_ND, b_MD, at_least=2)
     cov_a, cov_b = _covariance(a_ND), _covariance(b_MD)
@@ -41,7 +40,7 @@ def frechet_distance(a_ND: Tensor, b_MD: Tensor) -> float:
 def standardise(features_ND: Tensor, reference_MD: Tensor) -> Tensor:
     """Features in units of the reference's mean and standard deviation, [N, D'], float64.
 
-    Features that are constant over the reference say nothing and are dropped, so D' <= D.
+    Features that are constant over the reference carry no information and are dropped: D' <= D.
     """
     features_ND, reference_MD = _points(features_ND, reference_MD)
     if len(reference_MD) < 2:
@@ -54,10 +53,10 @@ def standardise(features_ND: Tensor, reference_MD: Tensor) -> Tensor:
 
 
 def kernel_distance(a_ND: Tensor, b_MD: Tensor, subsets: int = 50, size: int = 1000, seed: int = 0) -> float:
-    """Kernel distance (KID, arXiv 1801.01401): unbiased MMD^2 with k(x, y) = (x.y / D + 1)^3, averaged over subsets.
+    """Kernel distance (KID, arXiv 1801.01401): unbiased MMD^2 with k(x, y) = (x.y / D + 1)^3.
 
-    Unbiased, so it is 0 on average for equal laws and may fall slightly below. When both sets fit
-    into one subset the full estimate is taken once.
+    It is the mean over subsets; when both sets fit into one subset, the full estimate is taken
+    once. Being unbiased it is 0 on average for equal laws and may fall slightly below.
     """
     a_ND, b_MD = _points(a_ND, b_MD, at_least=2)
     if max(len(a_ND), len(b_MD)) <= size:
@@ -75,9 +74,9 @@ def kernel_distance(a_ND: Tensor, b_MD: Tensor, subsets: int = 50, size: int = 1
 def precision_recall(real_ND: Tensor, fake_MD: Tensor, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall (arXiv 1904.06991, eq. 1 to 3), both in [0, 1].
 
-    Precision: share of fakes inside the ball of some real sample, whose radius reaches its k-th
-        real neighbour.
-    Recall: the same with the roles exchanged.
+    - Precision: the share of fakes inside the ball of some real sample, whose radius reaches its
+      k-th real neighbour.
+    - Recall: the same with the roles exchanged.
     """
     real_ND, fake_MD = _points(real_ND, fake_MD, at_least=k + 1)
     return _inside_share(fake_MD, real_ND, k), _inside_share(real_ND, fake_MD, k)
@@ -86,9 +85,9 @@ def precision_recall(real_ND: Tensor, fake_MD: Tensor, k: int = 3) -> tuple[floa
 def density_coverage(real_ND: Tensor, fake_MD: Tensor, k: int = 5) -> tuple[float, float]:
     """Density and coverage (Naeem et al. 2020, arXiv 2002.09797, eq. 3 and 4).
 
-    Density: in how many balls of real samples a fake lies, over k; about 1 for equal laws, not
-        bounded by 1.
-    Coverage: share of real samples whose ball holds at least one fake, in [0, 1].
+    - Density: the number of balls of real samples in which a fake lies, over k; about 1 for equal
+      laws, not bounded by 1.
+    - Coverage: the share of real samples whose ball holds at least one fake, in [0, 1].
     """
     real_ND, fake_MD = _points(real_ND, fake_MD)
     radius_N = _neighbour_radius(real_ND, k)
@@ -101,17 +100,18 @@ def density_coverage(real_ND: Tensor, fake_MD: Tensor, k: int = 5) -> tuple[floa
 
 
 def nearest_distance(samples_ND: Tensor, training_MD: Tensor) -> tuple[float, float]:
-    """Distance from each sample to its nearest training sample: mean and 5 % quantile. Near 0 means memorised."""
+    """Distance of samples to the nearest training sample: mean, 5 % quantile; 0 is memorised."""
     samples_ND, training_MD = _points(samples_ND, training_MD)
     nearest_N = torch.cat([distance_BM.amin(1) for distance_BM in _distances(samples_ND, training_MD)])
     return float(nearest_N.mean()), float(torch.quantile(nearest_N, 0.05))
 
 
 def sliced_wasserstein(a_ND: Tensor, b_MD: Tensor, num_projections: int = 128, seed: int = 0) -> float:
-    """Sliced Wasserstein-2 distance (Bonneel et al. 2015): root of the mean of W_2^2 over random directions.
+    """Sliced Wasserstein-2 distance (Bonneel et al. 2015), in data units.
 
-    Each one-dimensional W_2^2 is the exact integral of (F_a^-1(u) - F_b^-1(u))^2 over u, for equal
-    and for unequal numbers of points. Data units; a shift by v gives about |v| / sqrt(D).
+    It is the root of the mean of W_2^2 over random directions. Each one-dimensional W_2^2 is the
+    exact integral of (F_a^-1(u) - F_b^-1(u))^2 over u, for equal and for unequal numbers of points.
+    A shift by v gives about |v| / sqrt(D).
     """
     a_ND, b_MD = _points(a_ND, b_MD)
     rng = torch.Generator().manual_seed(seed)
@@ -119,8 +119,7 @@ def sliced_wasserstein(a_ND: Tensor, b_MD: Tensor, num_projections: int = 128, s
     direction_DP = direction_DP / direction_DP.norm(dim=0)
     line_a, line_b = (a_ND @ direction_DP).sort(0).values, (b_MD @ direction_DP).sort(0).values
 
-    # Both quantile functions are steps: between two neighbouring edges (in units of 1 / nm) neither
-    # moves.
+    # Both quantile functions are steps, constant between neighbouring edges (in units of 1 / nm).
     n, m = len(a_ND), len(b_MD)
     edges = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique().to(a_ND.device)
     left, width = edges[:-1], edges.diff().double() / (n * m)
@@ -131,15 +130,15 @@ def sliced_wasserstein(a_ND: Tensor, b_MD: Tensor, num_projections: int = 128, s
 def energy_distance(a_ND: Tensor, b_MD: Tensor) -> float:
     """Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013), in data units.
 
-    The V-statistic: never negative, 0 only for equal sets; two draws of one law give about E|X -
-    X'| (1/n + 1/m).
+    It is the V-statistic: never negative, 0 only for equal sets. Two draws of one law give about
+    E|X - X'| (1/n + 1/m).
     """
     a_ND, b_MD = _points(a_ND, b_MD)
     return 2 * _mean_distance(a_ND, b_MD) - _mean_distance(a_ND, a_ND) - _mean_distance(b_MD, b_MD)
 
 
 def _points(*sets: Tensor, at_least: int = 1) -> list[Tensor]:
-    """Float64 copies of point sets [N, D], after the checks that would otherwise fail silently."""
+    """Float64 copies of point sets [N, D], checked for shapes, numbers and finite values."""
     for points in sets:
         if points.ndim != 2 or points.shape[1] != sets[0].shape[1]:
             shapes = " and ".join(str(list(points.shape)) for points in sets)
@@ -163,7 +162,7 @@ def _psd_root(matrix_DD: Tensor) -> Tensor:
 
 
 def _mmd2(a_ND: Tensor, b_MD: Tensor) -> Tensor:
-    """Unbiased MMD^2 (Gretton et al. 2012, eq. 3) with the cubic kernel: no point is compared with itself."""
+    """Unbiased MMD^2 (Gretton et al. 2012, eq. 3), cubic kernel, without pairs of one point."""
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         return (x @ y.T / x.shape[1] + 1) ** 3
@@ -176,7 +175,7 @@ def _mmd2(a_ND: Tensor, b_MD: Tensor) -> Tensor:
 
 
 def _distances(rows_ND: Tensor, columns_MD: Tensor) -> Iterator[Tensor]:
-    """Euclidean distances [block, M], block after block of rows."""
+    """Yields Euclidean distances [block, M], block after block of rows."""
     for block_BD in rows_ND.split(CHUNK):
         yield torch.cdist(block_BD, columns_MD)
 

@@ -1,4 +1,4 @@
-"""Rows of pictures under their names, which every domain shows student and teacher in, pictures that move, files of samples."""
+"""Rows of pictures with names, which all domains compare models in; GIFs; files of samples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ from distillkit.files import write_atomic
 
 
 def labelled(strips: dict[str, Image.Image]) -> Image.Image:
-    """The pictures one below the other, each with its name on the left.
+    """Stack pictures vertically, each with its name on the left.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no pictures.
     """
     if not strips:
         raise ValueError("there is nothing to compare; give at least one row of samples")
@@ -33,9 +33,9 @@ def labelled(strips: dict[str, Image.Image]) -> Image.Image:
 
 
 def save_gif(frames: Sequence[np.ndarray], path: Path, milliseconds: float) -> None:
-    """Frames uint8 [height, width, 3], each on show for so long, over and over.
+    """Save frames uint8 [height, width, 3] as an endless GIF with this duration of a frame.
 
-    All with the palette of them together, so that colours do not flicker.
+    All frames share one palette, so that colours do not flicker.
     """
     palette = Image.fromarray(np.concatenate(frames)).quantize(255)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
@@ -43,12 +43,12 @@ def save_gif(frames: Sequence[np.ndarray], path: Path, milliseconds: float) -> N
 
 
 def save_files(media: Any, samples: Tensor, cond: Cond, folder: Path, most: int = 4) -> list[Path]:
-    """The first few samples in the file formats of their domain (sound, video, meshes), if it has any."""
+    """Save the first samples in the domain's file formats (sound, video, meshes), if it has any."""
     if not hasattr(media, "save"):
         return []
     return media.save(samples[:most], {name: value[:most] for name, value in cond.items()}, folder)
 
 
 def save_picture(path: Path, image: Any) -> None:
-    """A picture as PNG, atomically."""
+    """Save a picture as PNG, atomically."""
     write_atomic(path, lambda temporary: image.save(temporary, format="PNG"))

@@ -1,7 +1,7 @@
-"""One protocol for every domain: the student, its teacher at its best, the teacher at the student's cost, and real data.
+"""One evaluation protocol for every domain: student, teacher at its best and at equal cost, data.
 
 All models sample from the same noise and the same conditions. The protocol (numbers of samples,
-seeds, solvers, feature extractor) is written beside the numbers, for two results under different
+seeds, solvers, feature extractor) is written beside the numbers, since results under different
 protocols are not comparable.
 """
 
@@ -25,29 +25,32 @@ from distillkit.teachers.base import Teacher
 
 
 class Evaluator(Protocol):
-    """What a domain offers (`DistillData.evaluator()`)."""
+    """The metrics of a domain (`DistillData.evaluator()`)."""
 
-    headline: str  # the metric that sums it up, lower is better
+    headline: str  # the main metric, lower is better
     better: dict[str, str]  # metric to `lower`, `higher` or `target` (near the value of real data)
 
     def __call__(self, samples: Tensor, cond: Cond) -> dict[str, float]: ...
 
     def describe(self) -> dict[str, Any]: ...
 
-    def floor(self, num_samples: int) -> dict[str, float]: ...  # what real data get; empty where there are none
+    def floor(self, num_samples: int) -> dict[str, float]: ...  # scores of real data, if there are any
 
-    # Optional: how far samples are from a reference made from the same noise under the same
-    # condition, one by one. def paired(self, samples: Tensor, reference: Tensor, cond: Cond) ->
-    # dict[str, float]: ... Optional, among the metrics: `outside`, where values are cut to the
-    # range of the data before they are measured, as a file would keep them: the share that was cut.
-    # Optional: metrics too dear for validation and for every candidate, asked once for each model
-    # in the table. def thorough(self, samples: Tensor, cond: Cond) -> dict[str, float]: ...
-    # Optional: the metrics that are left out, for so many samples, or what is held out, are too
-    # few. def too_few(self, num_samples: int) -> list[str]: ...
+    # Optional members:
+    #
+    # def paired(self, samples: Tensor, reference: Tensor, cond: Cond) -> dict[str, float]
+    #     distances of samples from references with the same noise and condition, one by one
+    # def thorough(self, samples: Tensor, cond: Cond) -> dict[str, float]
+    #     metrics too expensive for validation and candidates, called once for each model
+    # def too_few(self, num_samples: int) -> list[str]
+    #     metrics that are left out because samples or held-out data are too few
+    #
+    # An optional metric is `outside`: the share of values outside the range of the data, which are
+    # clipped before they are measured, as a file would keep them.
 
 
 def timed(make: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """What `make` gives and the milliseconds a sample took."""
+    """Returns the samples that `make` gives and the milliseconds that one of them took."""
     start = time.perf_counter()
     samples = make()
     return samples, 1000 * (time.perf_counter() - start) / len(samples)
@@ -61,16 +64,16 @@ def evaluate(
     seed: int = 1234,
     kappa: float = 1.0,
 ) -> dict[str, Any]:
-    """The content of evaluation.json.
+    """Returns the content of evaluation.json.
 
     Args:
-        data: gives the domain's metrics and what the models are asked for.
-        teacher: the reference, also sampled at the student's number of steps (the best of the
-            one-pass solvers counts).
-        student: None evaluates a teacher alone, at its best and at one and two steps.
-        num_samples: of every model.
-        seed: of the noise.
-        kappa: guidance of the teacher.
+        data: the data, with the domain's metrics and the conditions of the samples.
+        teacher: the reference; it also samples with the student's number of steps, where the best
+            of the one-pass solvers counts.
+        student: the student; None evaluates a teacher alone, at its best and at one and two steps.
+        num_samples: samples of every model.
+        seed: seed of the noise.
+        kappa: guidance scale of the teacher.
 
     Raises:
         TooFew: samples or held-out data are too few for the headline.
@@ -108,7 +111,7 @@ def evaluate(
     choices = {k: teacher.few_step_choices(k, student.times if student else ()) for k in fewer}
     rows, models = [], 2 + bool(student) + sum(map(len, choices.values()))
     with progress(f"evaluating {num_samples:,} samples of each model", models) as evaluating:
-        # warm-up of both, so that what comes first is not the slowest by order alone
+        # a warm-up of both, so that the first one is not the slowest by order alone
         some = {name: value[:64] for name, value in cond.items()}
         warm = min(num_samples, 64)
         teacher.generate(warm, some, seed, best["solver"], teacher.grid(2), kappa)
@@ -120,7 +123,7 @@ def evaluate(
             rows.append(row("student", own, own, made, reference))
             rows[-1]["metrics"] |= thorough(made[0], cond)
             evaluating.advance()
-        # the teacher itself is compared with its samples from another noise
+        # the teacher itself is compared with its samples from other noise
         another = by_teacher(seed + 1, best["solver"], best_times) if paired else reference
         rows.append(teacher_row(BEST, best["solver"], best_times, (reference, milliseconds), another))
         rows[-1]["metrics"] |= thorough(reference, cond)

@@ -1,1 +1,1 @@
-"""What a run says about itself."""
+"""The report of a run: page, model card, curves, table of quality, metrics.csv."""

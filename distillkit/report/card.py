@@ -1,4 +1,4 @@
-"""The model card of a student or a teacher, and what the report's page shares with it."""
+"""The model card of a student or a teacher, with the parts that it shares with the report."""
 
 import re
 from pathlib import Path
@@ -18,10 +18,9 @@ def write_card(
     """Write README.md, the model card, into a student or teacher folder.
 
     Args:
-        folder: the folder of the weights; its samples.png is shown if it is there.
+        folder: the folder of the weights; its samples.png is shown if there is one.
         kind: "student" or "teacher".
-        config: student.yaml or teacher.yaml as a dict; `license` and `data_license` are quoted from
-            it.
+        config: student.yaml or teacher.yaml as a dict; its `license` and `data_license` are quoted.
         evaluation: evaluation.json as a dict.
         command: the command that made the weights.
     """
@@ -48,7 +47,7 @@ def write_card(
 
 
 def facts_of(config: dict[str, Any], student: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
-    """domain, method, teacher and version, from where they are known."""
+    """Domain, method, teacher and version, from the files that know them."""
     model, data = config.get("model"), config.get("data")
     teacher = evaluation.get("protocol", {}).get("teacher") or student.get("teacher")
     if isinstance(teacher, dict):
@@ -63,7 +62,7 @@ def facts_of(config: dict[str, Any], student: dict[str, Any], evaluation: dict[s
 
 
 def _title(kind: str, facts: dict[str, Any], steps: Any) -> str:
-    """image-sid: one-step student of digits."""
+    """A title such as "image-sid: one-step student of digits"."""
     run = "-".join(filter(None, (facts["domain"], (facts["method"] or "").lower())))
     calls = {1: "one-step ", None: ""}.get(steps, f"{steps}-step ") if kind == "student" else ""
     of = f" of {facts['teacher']}" if kind == "student" and facts["teacher"] else ""
@@ -71,7 +70,7 @@ def _title(kind: str, facts: dict[str, Any], steps: Any) -> str:
 
 
 def path_of(node: Any) -> str | None:
-    """The class a config node builds."""
+    """The class path of a config node."""
     return node if isinstance(node, str) else either(node, "class_path", "_target_") if isinstance(node, dict) else None
 
 
@@ -84,7 +83,7 @@ def either(config: dict[str, Any], *keys: str) -> Any:
 
 
 def markdown(text: Any) -> str:
-    """Text in one line that Markdown shows as it stands: no HTML, link, picture, emphasis or end of a table's cell in it."""
+    """Text as one line that Markdown shows literally, without HTML, links, pictures or emphasis."""
     line = re.sub(r"([\\`*_{}\[\]<>#!|~&@])", r"\\\1", " ".join(str(text).split()))
     return re.sub(r":(?=\S)|(?<=\bwww)\.", r"\\\g<0>", line)  # addresses become links by themselves
 

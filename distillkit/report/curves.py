@@ -1,4 +1,4 @@
-"""Training curves as small SVG drawings that take their colours from the page they stand in."""
+"""Training curves as small SVG drawings in the colours of the page around them."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, MaxN
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """A centred Gaussian mean over about a twentieth of the curve, renormalised at the ends: no lag."""
+    """A centred Gaussian mean over about a twentieth of the curve, without lag."""
     width = len(values) / 40
     reach = math.ceil(3 * width)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
@@ -20,7 +20,10 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def axis(values: np.ndarray) -> tuple[str, tuple[float, float]]:
-    """("log" or "linear", limits): log for positive values over a decade; a few spikes do not set the limits."""
+    """("log" or "linear", limits) of an axis: log for positive values over more than a decade.
+
+    A few spikes do not set the limits.
+    """
     low, high = np.quantile(values, (0.01, 0.99)) if len(values) > 50 else (values.min(), values.max())
     if values.min() > 0 and high > 10 * low:
         return "log", (low / 1.3, high * 1.3)
@@ -29,11 +32,11 @@ def axis(values: np.ndarray) -> tuple[str, tuple[float, float]]:
 
 
 def curve(steps: np.ndarray, values: np.ndarray, last_step: float) -> str:
-    """An inline SVG in the page's colours: few points are marked, many are smoothed over their raw line.
+    """An inline SVG in the page's colours: few points are marked, many are smoothed over raw ones.
 
-    `last_step` is where the axis ends, so that all curves of a run can be read across.
+    `last_step` is the end of the axis, so that all curves of a run can be read across.
     """
-    ink, line, rule = "#0a0b0c", "#0a0b0d", "#0a0b0e"  # stand-ins, exchanged for the page's colours below
+    ink, line, rule = "#0a0b0c", "#0a0b0d", "#0a0b0e"  # placeholders for the page's colours below
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "distillkit", "font.size": 11}):
         figure = Figure(figsize=(4.4, 2.1), layout="constrained")
         axes = figure.add_subplot()

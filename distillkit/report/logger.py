@@ -1,4 +1,4 @@
-"""The run's numbers in one file, RUN/metrics.csv, which is whole at every moment."""
+"""The metrics of a run in one file, RUN/metrics.csv, which is whole at every moment."""
 
 import csv
 import io
@@ -22,12 +22,12 @@ NOT_TRAINING = ("step", "seconds", "val/", "test/")
 
 
 class MetricsLogger(Logger):
-    """Write every logged number to `metrics.csv`: one row per step, an empty cell where nothing was logged.
+    """Write every logged number to `metrics.csv`: a row per step, empty cells if not logged.
 
-    The columns are `step`, `seconds` (since the logger was made, all parts of a resumed run
-    together), then the metrics in the order in which they first appeared. A run that is resumed
-    replays some steps: rows of the earlier part from its first new step on are dropped. A
-    `validate` or `test` in the folder of a finished run leaves its history alone.
+    The columns are `step`, `seconds` (since the logger was made, summed over all parts of a resumed
+    run), then the metrics in order of appearance. A resumed run replays some steps: rows of the
+    earlier part from its first new step on are dropped. A `validate` or `test` in the folder of a
+    finished run does not change its history.
 
     Args:
         save_dir: the run folder; the current folder if None.
@@ -62,7 +62,7 @@ class MetricsLogger(Logger):
         return self._folder / "metrics.csv"
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: config.yaml is the record of these."""
+        """Do nothing: config.yaml records these."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
@@ -73,7 +73,7 @@ class MetricsLogger(Logger):
         if not self._rows or self._rows[-1]["step"] != step:
             self._rows.append({"step": step, "seconds": round(self._before + time.monotonic() - self._born, 3)})
         # A tensor is copied on its device: later changes by its owner do not show, and nothing
-        # waits for it.
+        # waits.
         for key, value in metrics.items():
             if key != "epoch":  # Lightning adds it; training here is counted in steps
                 self._rows[-1][key] = value.detach().clone() if isinstance(value, Tensor) else value
@@ -81,7 +81,7 @@ class MetricsLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write if it is time to: Lightning calls this after every `log_metrics`."""
+        """Write if it is time to; Lightning calls this after every `log_metrics`."""
         if time.monotonic() >= self._next_write:
             self._write()
 
@@ -105,21 +105,21 @@ class MetricsLogger(Logger):
             writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
             write_text(self.path, text.getvalue())
             self._dirty = False
-        # The whole file is written anew, so a long history waits longer: never more than 2 % of the
-        # time goes here.
+        # The whole file is written anew, so a long history waits longer: at most 2 % of the time
+        # goes here.
         now = time.monotonic()
         self._next_write = now + max(self.every, 50 * (now - begun))
 
 
 def needs_package(logger: str) -> None:
-    """Refuse a logger of Lightning, given by its class path, whose package is not installed."""
+    """Refuse a Lightning logger, given by its class path, whose package is not installed."""
     name = logger.rpartition(".")[2]
     if name in PACKAGES and not (name == "TensorBoardLogger" and find_spec("tensorboardX")):
         optional(PACKAGES[name], "log", f"{name} needs")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, each with its `step` and the numbers logged there; empty if there is no such file."""
+    """The rows of a metrics.csv, each with `step` and its numbers; empty if there is no file."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -135,7 +135,7 @@ def _number(cell: Any) -> float:
 
 
 def _cell(value: Any) -> str:
-    """Seven digits, what a float32 holds: 0.3 and not 0.30000001192092896."""
+    """A number with seven digits, the precision of float32: 0.3 and not 0.30000001192092896."""
     return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""What a run says about itself on one page: report.html in its folder."""
+"""The report of a run on one page: report.html in its folder."""
 
 import base64
 import json
@@ -31,12 +31,15 @@ from distillkit.report.quality import (
     verdict,
 )
 
-SAME_NOISE = ("teacher_best", "student", "teacher_same_steps")  # the student beside both of its comparisons
+SAME_NOISE = ("teacher_best", "student", "teacher_same_steps")  # the student and its comparisons
 MODELS = (*SAME_NOISE, "real")
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write RUN/report.html from what lies in the run folder; what is missing is left out. Returns its path."""
+    """Write RUN/report.html from the files of the run folder and return its path.
+
+    Missing files are left out of the page.
+    """
     run_dir = Path(run_dir)
     rows = read_metrics(run_dir / "metrics.csv")
     evaluation = json.loads(_text(run_dir / "evaluation.json") or "{}")
@@ -86,7 +89,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _turned(table: dict[str, list]) -> dict[str, list]:
-    """A quality table with a column per model and a row per number: models are few, numbers many."""
+    """A quality table with a column per model and a row per number: models are few."""
     names, *numbers = table["columns"] or [None]
     heads = [{"text": row["cells"][0]["text"], "kind": row["kind"]} for row in table["rows"]]
     rows = [
@@ -97,7 +100,7 @@ def _turned(table: dict[str, list]) -> dict[str, list]:
 
 
 def _cost(rows: list[dict[str, float]], config: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the run took, as pairs of words."""
+    """The costs of the run as pairs of words."""
     cost = []
     steps = rows[-1]["step"] + 1 if rows else None
     planned = (config.get("trainer") or {}).get("max_steps")
@@ -123,7 +126,7 @@ def _cost(rows: list[dict[str, float]], config: dict[str, Any], evaluation: dict
 
 
 def _caption(stem: str, evaluation: dict[str, Any]) -> str:
-    """The row that a picture belongs to, and what one of its samples costs."""
+    """The row's name and the cost of one of its samples."""
     row = row_of(evaluation.get("rows", []), {"teacher_best": "best", "teacher_same_steps": "same"}.get(stem, stem))
     if row is None:
         return {"real": REAL}.get(stem, stem.replace("_", " ")).capitalize()
@@ -140,12 +143,12 @@ def _figure(path: Path, caption: str) -> dict[str, Any]:
 
 
 def _plain(stem: str) -> str:
-    """step_000500 -> step 500."""
+    """A file's stem as words: step_000500 -> step 500."""
     return re.sub(r"\b0+(?=\d)", "", stem.replace("_", " "))
 
 
 def _spread(items: list, most: int) -> list:
-    """At most so many of them, evenly chosen, first and last included."""
+    """At most `most` of the items, evenly chosen, first and last included."""
     if len(items) <= most:
         return items
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

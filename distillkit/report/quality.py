@@ -1,4 +1,4 @@
-"""The numbers of evaluation.json in words: one table and one sentence for the report, the card and the terminal."""
+"""The numbers of evaluation.json in words: a table and a sentence for report, card and terminal."""
 
 import math
 from typing import Any
@@ -11,15 +11,15 @@ from rich.text import Text
 ARROWS = {"lower": "↓", "higher": "↑", "target": "→ real"}
 ACRONYMS = ("fad", "fid", "fvd", "kid", "mmd", "nll")
 BEST, REAL = "teacher at its best", "real data"  # names of rows
-FAR = 3.0  # times the floor of real data: a teacher beyond it is far from them, if its many steps do not pay either
-CUT = 0.05  # share of a student's values outside the data's range, from which it is said
+FAR = 3.0  # times the floor of real data: a teacher beyond is far, if its many steps do not pay
+CUT = 0.05  # share of a student's values outside the data's range above which it is reported
 
 
 def quality_table(evaluation: dict[str, Any]) -> dict[str, list]:
-    """Columns and rows ready to print: `label` of a column; `kind` and `cells` (`text`, `best`) of a row.
+    """The table's columns with `label`, its rows with `kind` and `cells` (`text`, `best`).
 
-    `best` marks the best of student and teachers in a column; real data, the floor, is the last row
-    and takes no part.
+    `best` marks the best of student and teachers in a column. Real data, the floor, are the last
+    row and take no part.
     """
     rows, better = evaluation.get("rows", []), evaluation.get("better", {})
     headline = evaluation.get("headline")
@@ -52,13 +52,13 @@ def quality_table(evaluation: dict[str, Any]) -> dict[str, list]:
 
 
 def verdict(evaluation: dict[str, Any], made: dict[str, Any] | None = None) -> str:
-    """One sentence on what the student costs and reaches, beside its teacher at its best and at the student's cost and real data.
+    """One sentence on the cost and quality of the student beside its teacher and real data.
 
-    A sentence follows for whatever keeps it from being a success.
+    The teacher is shown at its best and at the student's cost. Further sentences name failures.
 
     Args:
         evaluation: evaluation.json.
-        made: student.yaml or teacher.yaml, which says how many steps were skipped.
+        made: student.yaml or teacher.yaml, with the number of skipped steps.
     """
     compared = _comparison(evaluation)
     return " ".join(filter(None, (compared, *(_failures(evaluation) if compared else ()), _skips(made or {}))))
@@ -114,8 +114,8 @@ def _failures(evaluation: dict[str, Any]) -> list[str]:
 def _far(row: dict[str, Any] | None, evaluation: dict[str, Any]) -> list[str]:
     """The metrics by which a teacher is far from real data, and so no measure of its student.
 
-    The headline is one above `FAR` times the floor if the many steps are not half way there from
-    the few; of what should be high it is less than half of what real data have.
+    The headline is one if it is above `FAR` times the floor and the many steps do not go half of
+    the way from the few. A metric that should be high is one if it is below half of real data's.
     """
     headline, better = evaluation.get("headline"), evaluation.get("better", {})
     _, _, same, real = _four(evaluation)
@@ -131,7 +131,7 @@ def _far(row: dict[str, Any] | None, evaluation: dict[str, Any]) -> list[str]:
 
 
 def _skips(made: dict[str, Any]) -> str:
-    """Which steps taught nothing, from the yaml of a student or teacher."""
+    """A sentence on the skipped steps, from the yaml of a student or teacher."""
     told, parts = made.get("skipped"), []
     for role, counts in told.items() if isinstance(told, dict) else ():
         skipped, steps = (counts.get(key) if isinstance(counts, dict) else None for key in ("skipped", "steps"))
@@ -141,7 +141,7 @@ def _skips(made: dict[str, Any]) -> str:
 
 
 def _listed(parts: list[str]) -> str:
-    """a, b and c."""
+    """The parts as one text: a, b and c."""
     return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
@@ -150,7 +150,7 @@ def _four(evaluation: dict[str, Any]) -> tuple[dict[str, Any] | None, ...]:
 
 
 def shortfalls(evaluation: dict[str, Any]) -> list[str]:
-    """The metrics in which the student is more than a tenth worse than its teacher at its best; a target is named."""
+    """The metrics in which the student is more than a tenth worse than its teacher at its best."""
     student, best, _, real = _four(evaluation)
     found = []
     for name, better in evaluation.get("better", {}).items():
@@ -163,7 +163,12 @@ def shortfalls(evaluation: dict[str, Any]) -> list[str]:
 
 
 def row_of(rows: list[dict[str, Any]], which: str) -> dict[str, Any] | None:
-    """student; best: the teacher at its best, or with the most passes; same: with the student's (the fewest); real."""
+    """The row of a model, by one of four words.
+
+    - student, real: by kind.
+    - best: the teacher at its best, or with the most passes.
+    - same: the teacher with the fewest passes, the student's.
+    """
     if which in ("student", "real"):
         return next((row for row in rows if kind_of(row) == which), None)
     teachers = sorted((row for row in rows if kind_of(row) == "teacher"), key=cost_of)
@@ -186,13 +191,13 @@ def passes(row: dict[str, Any]) -> str:
 
 
 def _metric(row: dict[str, Any] | None, name: str | None) -> float | None:
-    """A finite number, or None."""
+    """The metric of a row as a finite number, or None."""
     value = (row or {}).get("metrics", {}).get(name)
     return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _loss(row: dict[str, Any] | None, name: str, better: str | None, real: dict[str, Any] | None) -> float | None:
-    """The metric turned so that lower is better, None if it is missing or has no direction."""
+    """The metric turned so that lower is better; None if it is missing or has no direction."""
     value, target = _metric(row, name), _metric(real, name)
     if value is None or better not in ARROWS or (better == "target" and target is None):
         return None
@@ -210,7 +215,7 @@ def _speedup(row: dict[str, Any], reference: dict[str, Any]) -> float | None:
 
 
 def strip(evaluation: dict[str, Any]) -> dict[str, Any] | None:
-    """The headline as dots on one axis: each row with its place `at` in percent; logarithmic if the values spread."""
+    """The headline as dots on an axis, `at` in percent; logarithmic if the values are spread."""
     headline = evaluation.get("headline")
     rows = [row for row in evaluation.get("rows", []) if _metric(row, headline) is not None]
     values = [_metric(row, headline) for row in rows]
@@ -232,7 +237,7 @@ def strip(evaluation: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def evaluation_table(evaluation: dict[str, Any], made: dict[str, Any] | None = None) -> Table:
-    """The table for the terminal, the verdict above it: a column per model, a row per number, so that it fits 80 columns."""
+    """The table for the terminal, headed by the verdict; a column per model fits 80 columns."""
     table = quality_table(evaluation)
     title = Text(verdict(evaluation, made)) or None
     shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="")
@@ -247,7 +252,7 @@ def evaluation_table(evaluation: dict[str, Any], made: dict[str, Any] | None = N
 
 
 def number(value: Any) -> str:
-    """Three digits that a reader can compare: 0.410, 12.3, 1,234, 3.10e-05."""
+    """A number with three digits: 0.410, 12.3, 1,234, 3.10e-05."""
     if value is None:
         return "–"
     if isinstance(value, int) or (math.isfinite(value) and abs(value) >= 1000):
@@ -260,5 +265,5 @@ def times(ratio: float | None) -> str:
 
 
 def pretty(metric: str) -> str:
-    """`frechet` -> Frechet, `mmd` -> MMD, `sliced_w2` -> Sliced w2."""
+    """A metric's display name: `frechet` -> Frechet, `mmd` -> MMD, `sliced_w2` -> Sliced w2."""
     return metric.upper() if metric in ACRONYMS else metric[:1].upper() + metric[1:].replace("_", " ")

@@ -1,1 +1,1 @@
-"""Students: what a distillation leaves, and how one is made from a teacher."""
+"""Students: the products of distillation, and the makers of their networks."""

@@ -1,4 +1,4 @@
-"""What a run leaves: the contract of products, the student every loaded folder is, and the one line that loads it."""
+"""The contract of products, the abstract student, and the line that loads its folder."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from distillkit.spec import Outside, from_spec, named, to_spec, trusted_class
 
 WEIGHTS, CONFIG, EXAMPLES = "model.safetensors", "student.yaml", "conditions.safetensors"
 MOST_STEPS = 1000  # network calls of a student
-NUM_EXAMPLES, EXAMPLE_BYTES = 16, 2**20  # conditions that a folder carries: as many as fit, but one
-MOST_EXAMPLE_BYTES = 2**26  # of one that may be carried, or read
+NUM_EXAMPLES, EXAMPLE_BYTES = 16, 2**20  # conditions in a folder: as many as fit, but at least one
+MOST_EXAMPLE_BYTES = 2**26  # of one example that may be written or read
 
 
 class Product(Protocol):
-    """What a method leaves: a student, a teacher."""
+    """A product of a method: a student or a teacher."""
 
     kind: str  # the name of its folder in the run, and of the yaml in it
 
     def save(self, folder: str | Path, **facts: Any) -> Path:
-        """Write its folder; `facts` (domain, method, run ...) join its yaml."""
+        """Write the product's folder; `facts` (domain, method, run ...) join its yaml."""
 
 
 class Student(nn.Module, ABC):
     """A model that samples in a few network calls.
 
     Args:
-        event_shape: shape of one sample in the space diffused in; of a padded set, with its largest
-            size.
+        event_shape: shape of one sample in the space of the diffusion; of a padded set, with its
+            largest size.
         classes: categorical conditions, `{name: number of classes}`.
         context: names of further conditions that every sample needs, see `BaseTeacher`.
-        codec: between data and samples; None means they are the same.
-        config: what its folder says about it.
-        examples: some conditions with a context, `{name: [M, ...]}`, used where none are given.
+        codec: the map between data and samples; None means they are the same.
+        config: the content of its folder's yaml.
+        examples: some conditions with a context, `{name: [M, ...]}`, the defaults of `sample`.
     """
 
     kind = "student"
@@ -59,12 +59,12 @@ class Student(nn.Module, ABC):
         self.event_shape, self.classes, self.context = tuple(event_shape), dict(classes or {}), tuple(context)
         self.codec, self.config, self.examples = codec or Codec(), config or {}, examples or {}
 
-    # What each kind of student says
+    # Members of each kind of student
 
     @property
     @abstractmethod
     def times(self) -> list[float]:
-        """The times at which the network is called, largest first."""
+        """The times at which the network is called, decreasing."""
 
     @property
     def num_steps(self) -> int:
@@ -73,18 +73,18 @@ class Student(nn.Module, ABC):
 
     @property
     def told(self) -> dict[str, tuple[float, float]]:
-        """Numbers that it was told in training and may be asked for, such as a guidance scale: name to range."""
+        """Numeric conditions learned in training, such as a guidance scale: name to range."""
         return {}
 
     @property
     @abstractmethod
     def weights(self) -> nn.Module:
-        """What model.safetensors holds."""
+        """The module whose weights model.safetensors holds."""
 
     @property
     @abstractmethod
     def network(self) -> nn.Module | None:
-        """The network that is called; it may say what conditions it takes, see `networks.base.WithContext`."""
+        """The network of the student; it may check conditions, see `networks.base.WithContext`."""
 
     @abstractmethod
     def sample(
@@ -96,38 +96,38 @@ class Student(nn.Module, ABC):
         decode: bool = True,
         kappa: float | Tensor | None = None,
     ) -> Tensor:
-        """`n` samples as data. The same (n, cond, seed) gives the same samples on every run.
+        """Returns `n` samples as data; equal (n, cond, seed) give equal samples on every run.
 
         Args:
-            n: how many.
+            n: number of samples.
             cond: conditions, `{name: int tensor [n]}` and context tensors [n, ...]; default: all
                 classes in turn, or with a context the examples that its folder carries.
-            seed: of the noise.
+            seed: seed of the noise.
             batch_size: samples per network call; changes memory, not the result.
-            decode: false gives the space diffused in, [n, *event_shape], where data are made from
-                it by a codec.
-            kappa: guidance scale, one number or one per sample [n], of a student that was told it;
-                None is the middle of its range.
+            decode: whether samples are decoded by the codec; false gives the space of the
+                diffusion, [n, *event_shape].
+            kappa: guidance scale, one number or one per sample [n], of a student that was trained
+                with a range; None is the middle of the range.
 
         Raises:
-            ValueError: a condition is missing or unknown, has another length than n, a class that
-                does not exist or another shape or kind of numbers than the network takes; data are
-                wanted of a codec that may not be read.
+            ValueError: a condition is missing or unknown, or has another length than n, a class
+                that does not exist, or another shape or dtype than the network takes; or the codec
+                that data need may not be read.
         """
 
     @property
     def not_exported(self) -> str:
-        """Why it cannot be written as one function of plain tensors; empty if it can."""
+        """The reason why it cannot be one function of plain tensors; empty if it can."""
         asks = " and ".join(self.context)
         return f"a student that is asked about {asks} cannot be exported" if asks else ""
 
     @classmethod
     @abstractmethod
     def load(cls, folder: Path, home: Path, config: dict[str, Any], trust: tuple[str, ...], teacher: Any) -> Student:
-        """From a folder whose yaml is `config` and which may read what lies in `home`; see `load_student`."""
+        """Load from a folder with yaml `config`, which may read `home`; see `load_student`."""
 
     def facts(self) -> dict[str, Any]:
-        """What student.yaml says about it besides the facts it is given."""
+        """The student's own part of student.yaml."""
         own = {"codec": to_spec(self.codec)} if type(self.codec) is not Codec else {}
         return {
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
@@ -141,10 +141,10 @@ class Student(nn.Module, ABC):
     # Conditions
 
     def default_condition(self, num: int) -> Cond:
-        """Classes in turn: 0, 1, 2 ... for every categorical condition; with a context the examples in turn.
+        """Classes in turn, 0, 1, 2 ..., for each categorical condition; or the examples.
 
         Raises:
-            ValueError: it has a context and no examples of it.
+            ValueError: the student has a context and no examples.
         """
         if not self.context:
             return {name: torch.arange(num) % count for name, count in self.classes.items()}
@@ -153,12 +153,12 @@ class Student(nn.Module, ABC):
         return {name: value[torch.arange(num) % len(value)] for name, value in self.examples.items()}
 
     def lacks(self, name: str, num: int) -> str:
-        """That a condition is missing, in the words of its domain."""
+        """The message of a missing condition, in the words of its domain."""
         asks = self.config.get("asks") or {}
         return f"this student needs cond[{name!r}] for {num} samples: {asks.get(name, 'what each of them is made for')}"
 
     def checked_condition(self, n: int, cond: Cond | None, kappa: float | Tensor | None = None) -> Cond:
-        """What `n` samples are made for, or the ValueError of `sample`."""
+        """The complete conditions of `n` samples, checked; raises the ValueErrors of `sample`."""
         cond = self.default_condition(n) if cond is None else {name: _tensor(name, v) for name, v in cond.items()}
         if kappa is not None:
             if "kappa" not in self.told:
@@ -204,9 +204,9 @@ class Student(nn.Module, ABC):
         """Write the student folder.
 
         Args:
-            folder: where.
-            examples: conditions to carry, at most 16, as many as fit into a megabyte, and one of up
-                to 64; only with a context.
+            folder: the folder.
+            examples: conditions to keep, only with a context: at most 16, as many as fit into 1
+                MiB; a single one may have up to 64 MiB.
             facts: domain, method, teacher ... that join student.yaml.
         """
         folder = Path(folder)
@@ -225,21 +225,21 @@ class Student(nn.Module, ABC):
 
 
 def load_student(path: str | Path, trust: tuple[str, ...] = (), teacher: Any = None) -> Student:
-    """A student from its folder, in eval mode. Reads no pickle, and builds no teacher unless the student calls it.
+    """Load a student from its folder, in eval mode; no pickle is read.
 
-    The folder may come from a stranger: it chooses neither what code runs nor what is read outside
-        of it.
+    A teacher is built only if the student calls it. The folder may come from a stranger: it chooses
+    neither the code that runs nor the files that are read outside of it.
 
     Args:
         path: a student folder, or the run folder around it.
-        trust: what the folder may do besides: packages whose classes it may name, and paths (with a
-            `/`) that it may read outside of itself, where a sampler's teacher, the base of adapters
-            or a codec's weights lie.
-        teacher: of a sampler, if it is no longer where the folder says.
+        trust: additional permissions of the folder: packages whose classes it may name, and paths
+            (with a `/`) that it may read outside of itself, where a sampler's teacher, the base of
+            adapters or a codec's weights lie.
+        teacher: the teacher of a sampler, if it is no longer where the folder says.
 
     Raises:
-        ValueError: the folder is missing, damaged, or names a class from an untrusted package or a
-            path outside; a sampler's teacher is missing or another one than it was made for.
+        ValueError: the folder is missing or damaged, or names a class from an untrusted package or
+            a path outside; a sampler's teacher is missing or is not the one it was made for.
     """
     folder = home = Path(path)
     if (folder / "student" / CONFIG).is_file():
@@ -288,12 +288,12 @@ def _tensor(name: str, value: Any) -> Tensor:
 
 
 def _kind(value: Tensor) -> str:
-    """Of what a condition is, for messages."""
+    """The dtype and shape of a condition, for messages."""
     return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
 
 
 def load_codec(config: dict[str, Any], file: Path, trust: tuple[str, ...], home: Path) -> Codec | None:
-    """The codec of a student.yaml; one that may not be read says so when it is needed."""
+    """The codec of a student.yaml; one outside of its folder's reach fails when it is used."""
     if "codec" not in config:
         return None
     try:
@@ -307,10 +307,10 @@ def load_codec(config: dict[str, Any], file: Path, trust: tuple[str, ...], home:
 
 
 class Refused(Codec):
-    """A codec outside of what its folder may read.
+    """A codec outside of the files that its folder may read.
 
     Args:
-        reason: said when data are wanted.
+        reason: the error of every use.
     """
 
     def __init__(self, reason: str):
@@ -327,7 +327,7 @@ class Refused(Codec):
 
 
 def check_origin(config: dict[str, Any], file: Path) -> None:
-    """Refuse a student.yaml that says how it was made with values of the wrong kind."""
+    """Refuse a student.yaml whose record of its making has values of the wrong kind."""
     asks = config.get("asks") or {}
     sound = {
         "kappa": number(config.get("kappa", 1.0)),
@@ -338,7 +338,7 @@ def check_origin(config: dict[str, Any], file: Path) -> None:
 
 
 def refuse(config: dict[str, Any], file: Path, sound: dict[str, bool]) -> None:
-    """Refuse the first key whose value is not sound."""
+    """Raise a ValueError on the first key whose value is not sound."""
     for key, fine in sound.items():
         if not fine:
             raise ValueError(f"{file} is damaged: {key} cannot be {repr(config.get(key))[:80]}")

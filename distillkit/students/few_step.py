@@ -1,4 +1,4 @@
-"""The student with a network of its own, called once or a few times."""
+"""The few-step student, which has a network of its own."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class FewStepStudent(Student):
 
     Args:
         denoiser: `(x_t, t, cond) -> x_0`.
-        times: the times of the steps, largest first.
+        times: decreasing times of the steps.
         event_shape, classes, context, codec, config, examples: as in `Student`.
-        renoise: between steps, fresh noise (true) or the noise the student implies (false).
-        noise_scale: of all noise that it draws, see `few_step`; 1 is what it was trained with.
-        start: where sampling begins; None means pure noise.
+        renoise: between steps, fresh noise (true) or the noise that the student implies (false).
+        noise_scale: factor on all noise that it draws, see `few_step`; training uses 1.
+        start: the input of the first step; None means pure noise.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class FewStepStudent(Student):
         return getattr(self.denoiser, "network", None)
 
     def merged(self) -> FewStepStudent:
-        """The student with a plain network, where its own is adapters on its teacher's; otherwise itself."""
+        """Returns the student with adapters merged into its network, or itself without any."""
         plain = self.denoiser.merged()
         if plain is self.denoiser:
             return self
@@ -79,7 +79,7 @@ class FewStepStudent(Student):
 
     @torch.no_grad()
     def forward(self, noise: Tensor, cond: Cond | None = None, draw: Callable[[int], Tensor] | None = None) -> Tensor:
-        """From unit noise [B, *event_shape] to samples, undecoded; `draw(i)` gives the noise of later steps."""
+        """Map unit noise [B, *event_shape] to undecoded samples; `draw(i)` is step i's noise."""
         times, cond = torch.tensor(self.times, dtype=torch.float64, device=noise.device), cond or {}
         x_0, _ = few_step(
             lambda x, t: self.denoiser(x, t, cond),

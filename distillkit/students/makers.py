@@ -1,4 +1,4 @@
-"""How a role's denoiser is made from the teacher: `make(teacher) -> Denoiser`, trainable."""
+"""Makers of a role's trainable denoiser from the teacher: `make(teacher) -> Denoiser`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Maker(Recorded, ABC):
     """Makes the trainable denoiser of a role.
 
     Attributes:
-        sampling: how its denoiser is sampled, where it brings that along: `times`, `renoise`; a
+        sampling: settings of the sampling that come with the denoiser: `times`, `renoise`; a
             method's own settings win.
     """
 
@@ -33,10 +33,10 @@ class Maker(Recorded, ABC):
 
     @abstractmethod
     def make(self, teacher: Teacher) -> Denoiser:
-        """A new denoiser on the teacher's process; the parameters to be trained require gradients.
+        """Returns a denoiser on the teacher's process, whose trained parameters require gradients.
 
         Raises:
-            ValueError: the teacher is of another kind than what is made.
+            ValueError: the teacher does not fit the denoiser.
         """
 
 
@@ -48,7 +48,7 @@ class Copy(Maker):
 
 
 class Fresh(Maker):
-    """Another network, untrained, that predicts what the teacher's predicts.
+    """Another network, untrained, with the teacher's prediction type.
 
     Args:
         network: the network; each role gets a copy.
@@ -62,10 +62,10 @@ class Fresh(Maker):
 
 
 class Lora(Maker):
-    """Low-rank adapters on the teacher's network, which stays frozen and is in memory once (arXiv 2106.09685).
+    """Low-rank adapters (arXiv 2106.09685) on the teacher's frozen network, in memory once.
 
     Args:
-        rank: of the adapters.
+        rank: rank of the adapters.
         targets: endings of the names of the layers that get one; None means every linear layer and
             convolution.
     """
@@ -79,16 +79,18 @@ class Lora(Maker):
 
 
 class Routed(Maker):
-    """Several networks as one, each for some classes or for some noise levels (multi-student distillation; phases).
+    """Several networks as one, each for some classes or for some noise levels.
+
+    Classes are those of multi-student distillation, noise levels those of phases.
 
     Args:
-        parts: how many.
+        parts: number of parts.
         by: `time`, or the name of a categorical condition; None means the teacher's first.
-        owner: by class, the number of its part for each class; None gives each part equally many
+        owner: by class, the index of the part of each class; None gives each part equally many
             classes in a row.
-        edges: by time, the `parts - 1` times between the parts, falling, in the process's units.
-        only: the part that is trained while the others stay as they are; None trains all.
-        part: makes each part; None copies the teacher's network.
+        edges: by time, the `parts - 1` decreasing times between the parts, in the process's units.
+        only: the index of the trained part, the others are frozen; None trains all.
+        part: the maker of each part; None copies the teacher's network.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class Routed(Maker):
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """By class it needs a teacher with classes."""
+        """Returns `classes` if it routes by class: the teacher must have classes."""
         return frozenset() if arguments.get("by") == "time" else frozenset({"classes"})
 
     def make(self, teacher):
@@ -123,14 +125,14 @@ class Routed(Maker):
             by, owner = self._owner(teacher)
             routing = {"by": by, "edges": self.edges, "owner": owner}
         made = [self.part.make(teacher) for _ in range(self.parts)]
-        first = made[0]  # what it predicts and was told holds for all parts
+        first = made[0]  # its prediction type and told conditions hold for all parts
         told, first.told = first.told, {}
         denoiser = first.with_network(RoutedNetwork([each.network for each in made], **routing, only=self.only))
-        denoiser.told = told  # the parts know it already
+        denoiser.told = told  # the parts have these conditions already
         return denoiser.requires_grad_(True).train()
 
     def _edges(self, process: Process) -> list[float]:
-        """The network's times between the parts."""
+        """The network times between the parts."""
         edges = self.edges or []
         for edge in edges:
             checks.within(f"({process.t_min}, {process.t_max})", edges=edge)
@@ -141,7 +143,7 @@ class Routed(Maker):
         return process.network_time(torch.tensor(edges, dtype=torch.float64)).tolist()
 
     def _owner(self, teacher: Teacher) -> tuple[str, list[int]]:
-        """The condition, and for each of its classes the number of its part."""
+        """The condition, and the part of each of its classes."""
         by = self.by or next(iter(teacher.classes), None)
         if by not in teacher.classes:
             raise ValueError(
@@ -161,11 +163,11 @@ class Routed(Maker):
 
 
 class FromFolder(Maker):
-    """Goes on from a finished student, whose times and renoising hold unless the run says others.
+    """Starts from a finished student; its times and renoising are the defaults of the run.
 
     Args:
         path: its folder, or the run folder around it.
-        trust: what that folder may do besides, see `load_student`.
+        trust: additional permissions of that folder, see `load_student`.
     """
 
     def __init__(self, path: str, trust: Sequence[str] = ()):

@@ -1,4 +1,4 @@
-"""What a command does with a student folder first: load it, and the teacher and the data that it was made with."""
+"""Loading a student folder for a command, with the teacher and the data that it was made with."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from distillkit.spec import Bounded, from_spec
 from distillkit.students.base import Student, load_student
 from distillkit.teachers.base import BaseTeacher
 
-MOST_DATA = 2**35  # numbers that may be made to make the data that a folder asks for
+MOST_DATA = 2**35  # numbers that may be computed for the data that a folder names
 
 
 def allow(parser: Arguments) -> None:
-    """The flag by which whoever types a command allows a folder more than it may do by itself."""
+    """Add the flag that gives a folder additional permissions."""
     parser.add_argument(
         "--trust",
         action="append",
@@ -30,7 +30,7 @@ def allow(parser: Arguments) -> None:
 
 
 def load(path: str, trust: Sequence[str]) -> Student:
-    """`load_student`, for a command."""
+    """`load_student` with its errors as UsageError."""
     try:
         return load_student(path, tuple(trust))
     except ValueError as error:
@@ -42,13 +42,13 @@ def made_with(student: Student, path: str | Path, trust: Sequence[str], *wanted:
 
     Args:
         student: the student.
-        path: what was typed for it, a folder in which it may read.
-        trust: what it may do besides, see `distillkit.spec.from_spec`.
+        path: its folder as typed, in which it may read.
+        trust: additional permissions, see `distillkit.spec.from_spec`.
         wanted: `teacher`, `data` or both.
 
     Raises:
-        UsageError: it does not say so, they cannot be built, or they are others than it may name;
-            its cause is `Outside` where the folder may not read them.
+        UsageError: the folder does not name them, or they cannot be built or are not permitted;
+            the cause is `Outside` where the folder may not read them.
     """
     recorded = student.config.get("run") or {}
     lacking = [name for name in wanted if name not in recorded]
@@ -67,10 +67,10 @@ def made_with(student: Student, path: str | Path, trust: Sequence[str], *wanted:
 
 
 def asked(student: Student, data: Any, num: int) -> dict[str, Tensor]:
-    """What `num` held-out samples of a student folder's data are made for.
+    """The conditions of `num` held-out samples of a student folder's data.
 
     Raises:
-        UsageError: the student is asked about other things.
+        UsageError: the student takes other conditions.
     """
     try:
         return student.checked_condition(num, data.conditions(num))
@@ -79,10 +79,10 @@ def asked(student: Student, data: Any, num: int) -> dict[str, Tensor]:
 
 
 def set_up(data: Any) -> None:
-    """Read or make the data of a student folder."""
+    """Read or make the data that a student folder names."""
     try:
         with Bounded(MOST_DATA):
             data.setup()
-    except Exception as error:  # what a folder asks for can be wrong in every way
+    except Exception as error:  # a folder's data can be wrong in every way
         said = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise UsageError(f"the student's data cannot be read: {said}{error}") from error

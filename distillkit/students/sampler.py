@@ -1,4 +1,4 @@
-"""The student that is a sampler: a few learned numbers, and the teacher whose network they are for."""
+"""The student that is a sampler: a few learned numbers for its teacher's network."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from distillkit.teachers.base import BaseTeacher
 
 
 class SamplerStudent(Student):
-    """A student that is a sampler with a few learned numbers; the network it calls is its teacher's, which it brings along.
+    """A student that is a sampler with a few learned numbers; it calls its teacher's network.
 
     Its folder holds the numbers and names the teacher with its hash; another teacher is refused.
 
     Args:
         teacher: the frozen teacher.
-        sampler: a `LearnedSolver`, of discrete diffusion a `LearnedSampler`.
-        kappa: guidance scale of the teacher, 1 = none.
+        sampler: a `LearnedSolver`, or a `LearnedSampler` for discrete diffusion.
+        kappa: guidance scale of the teacher; 1 means no guidance.
         config, examples: as in `Student`.
     """
 
@@ -56,7 +56,7 @@ class SamplerStudent(Student):
 
     @torch.no_grad()
     def forward(self, noise: Any, cond: Cond | None = None) -> Tensor:
-        """From what the teacher's own `sample` starts from to samples, undecoded."""
+        """Map the teacher's start noise to samples, undecoded."""
         return self.teacher.sample(noise, cond or {}, None, self.sampler, self.kappa)
 
     def sample(self, n=64, cond=None, seed=0, batch_size=256, decode=True, kappa=None):

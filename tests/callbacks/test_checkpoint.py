@@ -1,4 +1,4 @@
-"""Checkpoints that survive: what is written, what is refused, when it is saved."""
+"""Checkpoints: their files, refusals of damaged ones, and the moments of saving."""
 
 import errno
 import os
@@ -57,7 +57,7 @@ def test_the_one_before_is_kept(last):
 
 
 def test_only_of_the_last_the_one_before_is_kept(last):
-    """Another callback may keep the best of its own in the same folder."""
+    """Another callback may keep its best checkpoint in the same folder."""
     for step in range(2):
         write(last.with_name("best.ckpt"), {**STATE, "step": step})
     assert [p.name for p in last.parent.iterdir()] == ["best.ckpt"]
@@ -74,7 +74,7 @@ def test_the_one_before_is_kept_without_hard_links(last, monkeypatch):
 
 
 def test_nothing_is_written_elsewhere_first(last, monkeypatch):
-    """The temporary folder may be on another file system, from which nothing can be moved at once."""
+    """The temporary folder may be on another file system, from which no file can be moved."""
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     monkeypatch.setenv("TMPDIR", "/nowhere")
     assert same(CheckpointFiles().load_checkpoint(write(last)), STATE)
@@ -163,7 +163,7 @@ def test_steps_and_minutes_whichever_comes_first(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_after_a_whole_step_and_the_run_goes_on_bit_for_bit(tmp_path, number, monkeypatch):
-    """The signal comes in the first of two micro-batches, whose gradients a checkpoint does not hold."""
+    """The signal comes in the first of two micro-batches; checkpoints hold no gradients."""
 
     class Signalled(Checkpoint):
         def on_train_batch_end(self, trainer, *args):

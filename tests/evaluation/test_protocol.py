@@ -1,4 +1,4 @@
-"""What is compared with what, for students that are asked about a context; and the files that they leave."""
+"""The comparisons of the protocol, also for students with a context, and their files."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_run_whose_held_out_data_are_too_few_leaves_all_but_the_evaluation(tmp
 
 
 def test_what_was_never_trained_is_reported_on_all_the_same(tmp_path):
-    """As `max_steps=0` leaves it: neither a configuration nor metrics."""
+    """`max_steps=0` leaves neither a configuration nor metrics."""
     finish(SiD(teacher()), Places(), tmp_path, num_samples=0, pictures=False)
     assert {path.name for path in tmp_path.iterdir()} == {"student", "report.html"}
     assert "fit --config" not in (tmp_path / "student" / "README.md").read_text()

@@ -153,7 +153,7 @@ def test_the_report_needs_nothing_from_outside(run):
 
 
 def test_a_page_among_the_samples_is_shown_in_a_box_of_its_own(run):
-    """Such as chains to turn with the mouse: its script reaches nothing of the report, which has none."""
+    """Chains that turn with the mouse, for example; their script cannot reach the report."""
     text = "<!doctype html><script>const a = [[1, 2]], b = `x ${a}` && 'y < z';</script><p>\"turn\"</p>"
     (run / "samples" / "backbones.html").write_text(text)
     page = page_of(run)
@@ -548,7 +548,7 @@ NASTY = [
 
 @pytest.mark.parametrize("text", NASTY)
 def test_nothing_of_a_folder_becomes_markup_in_its_card(text, tmp_path):
-    """Shown as it stands, by a renderer that allows HTML, tables, strikes and bare addresses."""
+    """Shown literally, by a renderer that allows HTML, tables, strikes and bare addresses."""
     folder = tmp_path / text.replace("/", "-").replace("\n", " ")
     folder.mkdir()
     config = {

@@ -1,4 +1,4 @@
-"""Students with a context: their folder carries examples of it, and errors ask for it in the words of the domain."""
+"""Students with a context: examples in their folder, errors in the words of the domain."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def proteins(tmp_path_factory):
-    """A run on chains in a file, random walks of 40 residues, 3.8 angstrom a step; of a teacher trained on them."""
+    """A run on chains in a file (random walks of 40 residues of 3.8 angstrom), with its teacher."""
     at, generator = tmp_path_factory.mktemp("proteins"), np.random.RandomState(0)
     steps = generator.randn(12, 40, 3)
     coords = (3.8 * steps / np.linalg.norm(steps, axis=-1, keepdims=True)).cumsum(1)

@@ -1,4 +1,4 @@
-"""Makers: what a role's denoiser is made from, what its folder holds, and what goes on from there."""
+"""Makers: the source of a role's denoiser, its folder, and runs that go on from it."""
 
 import io
 import re
@@ -46,7 +46,7 @@ def distil(out: Path, *words: str) -> Path:
 
 
 def complaint(*argv: object) -> str:
-    """The one sentence that an impossible command gets."""
+    """The one sentence of an impossible command."""
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):
         assert front.main([*map(str, argv)]) == 2, said.getvalue()
@@ -99,7 +99,7 @@ def test_a_smaller_student_keeps_a_fake_score_of_the_teacher_s_size():
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """Runs of a few steps on the digits: the whole network, and adapters of rank 1 on all its layers."""
+    """Short runs on the digits: the whole network, and adapters of rank 1 on all its layers."""
     home = tmp_path_factory.mktemp("digits")
     return {kind: distil(home / kind, *DIGITS, *words) for kind, words in KINDS.items()}
 
@@ -455,7 +455,7 @@ class Mean(nn.Module):
 
 
 class Response(nn.Module):
-    """The fake score that has learnt the student as it is."""
+    """The fake score that fits the current student exactly."""
 
     def __init__(self, student: Mean):
         super().__init__()
@@ -468,7 +468,7 @@ class Response(nn.Module):
 
 @pytest.mark.parametrize("told", [True, False])
 def test_who_is_told_kappa_lands_at_the_guided_means_and_who_is_not_at_their_average(told):
-    """m_kappa = m_0 + kappa (m_c - m_0); not told, the student lands at m of E[kappa] = 2.5."""
+    """m_kappa = m_0 + kappa (m_c - m_0); without kappa the student lands at m of E[kappa] = 2.5."""
     model = DMD(GUIDED, kappa=[1.0, 4.0], normalise=None)
     student = Mean(0.0, 0.0, told)
     model.student, model.fake_score = student, Response(student)

@@ -1,4 +1,4 @@
-"""Makers: every role and part has weights of its own, and what is typed is used or refused."""
+"""Makers: every role and part has weights of its own; settings are used or refused."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ KAPPA = [1.0, 4.0]
 
 @pytest.fixture
 def folder(tmp_path):
-    """Of a student of two steps that was told kappa."""
+    """A folder of a student of two steps that was told kappa."""
     return str(DMD(neural(), kappa=KAPPA, num_steps=2).product().save(tmp_path / "student"))
 
 

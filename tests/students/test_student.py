@@ -1,4 +1,4 @@
-"""The student folder: what comes back is what was saved, and nothing a stranger wrote is run."""
+"""The student folder: it comes back as saved, and runs nothing that a stranger wrote."""
 
 import copy
 import subprocess
@@ -28,7 +28,7 @@ CLASSES = {"label": 3}
 
 
 def student(times=(1.0, 0.6, 0.2), renoise=True, classes=None, process=None):
-    """Random weights, so that every sample depends on noise, time and class."""
+    """A student with random weights, so that every sample depends on noise, time and class."""
     classes = CLASSES if classes is None else classes
     network, generator = MLP([2], width=8, depth=1, classes=classes), torch.Generator().manual_seed(0)
     for parameter in network.parameters():
@@ -185,7 +185,7 @@ def test_conditions_that_do_not_fit_are_refused(cond):
 
 
 def test_conditions_that_do_not_exist_are_refused():
-    """Ignoring what was asked for would look like obedience."""
+    """Ignoring an unknown condition would look like obedience."""
     with pytest.raises(ValueError, match="style"):
         student().sample(3, {"label": [0, 1, 2], "style": [0, 0, 0]})
 
@@ -232,7 +232,7 @@ def test_a_missing_key_is_named(key, folder):
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused(key, value, folder):
-    """When the folder is loaded, not when the first sample fails somewhere inside."""
+    """The error comes when the folder is loaded, not with the first sample."""
     edit(folder, lambda config: config.update({key: value}))
     with pytest.raises(ValueError, match="student.yaml"):
         load_student(folder)
@@ -312,7 +312,7 @@ def test_a_missing_teacher_folder_says_how_to_make_one():
 
 @pytest.mark.parametrize("key, value", [("denoiser", "MLP"), ("event_shape", 2), ("classes", [3])])
 def test_a_damaged_teacher_folder_is_refused(key, value, tmp_path):
-    """The same gate as for students."""
+    """Teacher folders are checked as students' are."""
     Teacher(student().denoiser, (2,), CLASSES).save(tmp_path)
     path = tmp_path / "teacher.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {key: value}))
