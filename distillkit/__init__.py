@@ -5,8 +5,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Public names and where they live. They are imported on first use, so that the command line answers
-# without torch.
+# Public names and their modules, imported on first use: the command line answers without torch.
 _HOMES = {
     "DistillData": "distillkit.data",
     "Distiller": "distillkit.methods.base",

@@ -1,9 +1,9 @@
-"""What methods need and what teachers and data give, asked of the composed configuration before anything is built.
+"""Capabilities that methods need and that teachers and data give, checked before anything is built.
 
-A consumer (a method, a maker) says what it `requires`; where its arguments matter, a classmethod
-`needs(arguments)` says it. A provider (a teacher, data, a network) says what it `provides`; where
-its arguments matter, a classmethod `offers(arguments)` says it, and it may only add to `provides`.
-All four are sets of these words:
+A consumer (a method, a maker) declares `requires`, or a classmethod `needs(arguments)` where its
+arguments matter. A provider (a teacher, data, a network) declares `provides`, or a classmethod
+`offers(arguments)` where its arguments matter, which may only add to `provides`. All four are sets
+of these words:
 
 - `denoiser`: the teacher is a denoiser of a Gaussian process.
 - `log_probs`: the teacher is a discrete diffusion model.
@@ -22,18 +22,18 @@ WHERE = "`python -m distillkit list` shows what goes together"
 
 
 def lacking(handed: Mapping[str, Any], find: Callable[[str], type] | None = None) -> str | None:
-    """What a composed configuration lacks, in one sentence; None if it lacks nothing.
+    """The gap of a composed configuration in one sentence; None if it lacks nothing.
 
     Args:
         handed: `model` and `data` as `config.hand_over` gives them, `{class_path, init_args}` at
             every depth.
-        find: from a class path to its class; None imports it.
+        find: map from a class path to its class; None imports the class.
     """
     return (gap := _gap(handed, find or imported)) and f"{gap}; {WHERE}"
 
 
 def gap(handed: Mapping[str, Any], find: Callable[[str], type]) -> str | None:
-    """The first half of the sentence of `lacking`; where `find` does not tell, classes are imported."""
+    """The first half of the sentence of `lacking`; classes that `find` cannot tell are imported."""
     try:
         return _gap(handed, find)
     except Exception:
@@ -41,14 +41,14 @@ def gap(handed: Mapping[str, Any], find: Callable[[str], type]) -> str | None:
 
 
 def refusal(kind: type, missing: frozenset[str], givers: Sequence[str], because: Sequence[str] = ()) -> str:
-    """`DMD with gan=0.1 needs data and features, which Wan and Prompts do not give`."""
+    """A refusal: `DMD with gan=0.1 needs data and features, which Wan and Prompts do not give`."""
     asked = f" with {' and '.join(because)}" if because else ""
     others = f"{' and '.join(givers)} {'do' if len(givers) > 1 else 'does'} not give" if givers else "no part gives"
     return f"{kind.__name__}{asked} needs {' and '.join(sorted(missing))}, which {others}"
 
 
 def guidance(arguments: Mapping[str, Any]) -> frozenset[str]:
-    """What the argument `kappa` needs: any other number than 1, and a range, conditions that have a null class."""
+    """The needs of the argument `kappa`: classes, unless the guidance scale is the number 1."""
     kappa = arguments.get("kappa", 1)
     guided = isinstance(kappa, list | tuple) or (isinstance(kappa, int | float) and kappa != 1)
     return frozenset({"classes"} if guided else set())
@@ -65,7 +65,7 @@ def _gap(handed: Mapping[str, Any], find: Callable[[str], type]) -> str | None:
     providers = [(kind, arguments) for kind, arguments in parts if hasattr(kind, "provides") or hasattr(kind, "offers")]
     given = frozenset().union(*(getattr(kind, "provides", ()) for kind, _ in providers))
     if not any(_needs(kind, arguments) - given for kind, arguments in parts):
-        return None  # so far no file was read
+        return None  # no file was read so far
     given = given.union(*(kind.offers(arguments) for kind, arguments in providers if hasattr(kind, "offers")))
     for kind, arguments in parts:
         if missing := _needs(kind, arguments) - given:
@@ -80,7 +80,7 @@ def _needs(kind: type, arguments: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _parts(node: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every class path in a configuration with its arguments, outermost first."""
+    """Yields every class path of a configuration with its arguments, outermost first."""
     if isinstance(node, Mapping):
         if isinstance(node.get("class_path"), str):
             yield node["class_path"], node.get("init_args") or {}

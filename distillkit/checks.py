@@ -1,8 +1,8 @@
-"""Numbers that train, each checked where it comes in: no run goes wrong in silence or breaks late because of one.
+"""Checks of numbers at their entry, so that no run fails late or silently because of one.
 
-Every function takes numbers by the names under which people give them, such as `positive(lr=lr)`;
-in place of a number there may be a list or a dict of them. None is no number: whoever means
-something by it asks first.
+Every function takes numbers by the names under which people give them, such as `positive(lr=lr)`; a
+value may also be a list or a dict of numbers. None is no number; callers for whom it has a meaning
+check it first.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 
 class Unfit(ValueError):
-    """A number that cannot be meant.
+    """A number that is not valid.
 
     Args:
-        name: under which it was given.
-        value: what was given.
-        demand: what it must be.
-        why: what it would do, or what to do instead; in brackets after the sentence.
+        name: the name under which it was given.
+        value: the given value.
+        demand: the condition on the value.
+        why: the consequence or the mend, in brackets after the sentence.
     """
 
     def __init__(self, name: str, value: Any, demand: str, why: str = ""):
@@ -33,7 +33,7 @@ class Unfit(ValueError):
         return f"{self.name} must {self.demand}, got {value}" + f" ({self.why})" * bool(self.why)
 
     def with_key(self, config: Mapping[str, Any]) -> Unfit:
-        """The same, with its full key if `config` (LightningCLI's, plain) holds the number under its name in one place."""
+        """Returns the error with its full key, if `config` has the number under its name once."""
         keys = list(_keys(config, self.name, self.value))
         return Unfit(keys[0], self.value, self.demand, self.why) if len(keys) == 1 else self
 
@@ -51,7 +51,7 @@ def not_negative(why: str = "", **values: Any) -> None:
 
 
 def within(interval: str, why: str = "", **values: Any) -> None:
-    """Refuse what is not finite and not in the interval, written as in mathematics: `[0, 1)` has 0 and lacks 1."""
+    """Refuse a number that is not finite or not in the interval, such as `[0, 1)`."""
     low, high = map(float, interval[1:-1].split(","))
     known = {"(0, inf)": "be positive", "[0, inf)": "not be negative"}
     for name, value in values.items():
@@ -65,7 +65,7 @@ def within(interval: str, why: str = "", **values: Any) -> None:
 
 
 def whole(least: int, most: float = math.inf, why: str = "", **values: Any) -> None:
-    """Refuse what is not a whole number from `least` to `most`."""
+    """Refuse a value that is not a whole number from `least` to `most`."""
     for name, value in values.items():
         for number in _numbers(value):
             if not isinstance(number, Integral) or isinstance(number, bool):
@@ -77,18 +77,18 @@ def whole(least: int, most: float = math.inf, why: str = "", **values: Any) -> N
 
 
 def network(**sizes: Any) -> None:
-    """Refuse sizes of a network that make none, or one that fits no machine."""
+    """Refuse sizes of a network that give no network, or one too large for any machine."""
     whole(1, 1_000_000, **{name: value for name, value in sizes.items() if name not in ("depth", "blocks")})
     whole(1, 1000, **{name: value for name, value in sizes.items() if name in ("depth", "blocks")})
 
 
 def seed(**values: Any) -> None:
-    """Refuse what NumPy does not take for a seed."""
+    """Refuse a value that NumPy does not take for a seed."""
     whole(0, 2**32 - 1, **values)
 
 
 def shares(**values: Any) -> None:
-    """Refuse parts of a whole that are nothing or all of it, or together more than it."""
+    """Refuse parts of a whole that are not within (0, 1) or add up to 1 or more."""
     within("(0, 1)", **values)
     if sum(values.values()) >= 1:
         raise ValueError(
@@ -100,11 +100,10 @@ HALF = "it scales gradients, which clipping and the guard against NaN do not und
 
 
 def trainer(flags: Any) -> None:
-    """Refuse what trains wrongly, breaks late or never ends.
+    """Refuse settings with which training is wrong, breaks late or never ends.
 
     Args:
-        flags: a Trainer, or what one is made of: its arguments as attributes. One that is not there
-            is Lightning's default.
+        flags: a Trainer, or its arguments as attributes; a missing one has Lightning's default.
     """
 
     def given(*names: str) -> dict[str, Any]:
@@ -158,7 +157,7 @@ def _numbers(value: Any) -> Iterable[Any]:
 
 
 def _keys(config: Any, name: str, value: Any, path: tuple[str, ...] = ()) -> Iterable[str]:
-    """Where a configuration holds `value` under `name`, as people type it."""
+    """Yields the dotted keys under which a configuration holds `value` as `name`."""
     if isinstance(config, Mapping):
         for key, inner in config.items():
             here = path if key == "init_args" else (*path, key)

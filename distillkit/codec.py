@@ -1,4 +1,4 @@
-"""Between data and the space that is diffused in."""
+"""Codecs between data and the space of the diffusion."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from distillkit.spec import Recorded
 
 
 class Codec(Recorded):
-    """The identity: what is diffused are the data. Others (a VAE, a spectrogram, a residual) derive from it."""
+    """The identity; others (a VAE, a spectrogram, a residual) derive from it."""
 
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The batch's real samples as the teacher diffuses them, [B, *event_shape]."""
+        """The batch's real samples in the space of the diffusion, [B, *event_shape]."""
         return batch["data"]
 
     def decode(self, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """Samples [B, *event_shape] made for `cond` as data; what evaluators and media see."""
+        """Samples [B, *event_shape] made for `cond` as data, the input of evaluators and media."""
         return x
 
     def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of one sample's data, of samples of this shape."""
+        """The shape of the data of one sample of this shape."""
         return tuple(event_shape)

@@ -1,4 +1,4 @@
-"""Data modules whose batches are a function of the step, so that a resumed run sees exactly what it would have seen."""
+"""Data modules whose batches are a function of the step, so that resumed runs see the same ones."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ class TensorData:
 
 
 class StepLoader:
-    """Batches by number. Batch `n` of epoch `e` is a slice of a permutation seeded by (seed, e).
+    """A loader of batches by number, slices of an epoch's permutation, seeded by (seed, epoch).
 
     With several processes, process `rank` takes every `world`-th batch, so two processes see in one
-    step what one process sees in two accumulated micro-batches. Sized and stateful: Lightning
-    stores its position in the checkpoint.
+    step the batches that one process sees in two accumulated micro-batches. Its position is part of
+    Lightning's checkpoints.
 
     Args:
-        dataset: anything with `len` and `[LongTensor] -> batch`; where it has `lengths` [len],
+        dataset: anything with `len` and `[LongTensor] -> batch`; if it has `lengths` [len],
             samples of one batch are of similar length.
         batch_size: samples of one batch.
-        seed: of the permutations.
-        rank, world: this process among all.
-        window: micro-batches of one optimiser step; an epoch holds whole steps only, for Lightning
-            would end the last early.
-        shuffle: false keeps the order of the data.
+        seed: seed of the permutations.
+        rank, world: index of this process, and number of processes.
+        window: micro-batches of one optimiser step; an epoch has whole steps only, since Lightning
+            would end the last one early.
+        shuffle: whether batches are drawn from permutations; false keeps the order of the data.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class StepLoader:
 
 
 def alike(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator, stretch: int = 16) -> Tensor:
-    """`order` so that each batch holds samples of similar length; which samples these are, and when they come, is random.
+    """Reorder `order` so that each batch holds samples of similar length, in random order.
 
     Every `stretch` batches are sorted by length, then the batches are shuffled. The last samples,
-    fewer than a batch, stay.
+    fewer than a batch, stay at the end.
     """
     order = torch.cat([part[lengths[part].argsort(stable=True)] for part in order.split(stretch * batch_size)])
     whole = len(order) // batch_size * batch_size
@@ -125,19 +125,19 @@ class HeldOutLoader:
 
 
 class DistillData(Recorded, LightningDataModule):
-    """Base of all data modules: `load` gives three data sets, the base turns them into loaders.
+    """The base of data modules: `load` gives three data sets, the base makes loaders of them.
 
     Args:
         batch_size: samples of one micro-batch on one device.
 
     Attributes:
-        domain: its name.
-        pictured: samples in a picture.
+        domain: name of the domain.
+        pictured: number of samples in a picture.
         event_shape: shape of one sample.
         classes: categorical conditions in a batch, `{key: number of classes}`.
         context: batch keys of further conditions, see `BaseTeacher`.
-        asks: what a context is, in the domain's words, by its key: said where a student needs it.
-        provides: what methods may ask for; `data` means real samples under the batch key `data`.
+        asks: by context key, a description in the domain's words, for errors about a missing one.
+        provides: capabilities for methods; `data` means real samples under the batch key `data`.
     """
 
     domain: str
@@ -156,19 +156,19 @@ class DistillData(Recorded, LightningDataModule):
 
     @abstractmethod
     def load(self) -> tuple[Any, Any, Any]:
-        """Training, validation and test data: `TensorData` or anything with `len` and `[LongTensor] -> batch`."""
+        """Training, validation, test data: `TensorData`, or `len` and `[LongTensor] -> batch`."""
 
     @abstractmethod
     def build_evaluator(self, held_out: Sequence[Any]) -> Any:
-        """The domain's evaluator against data sets in `held_out`, see `distillkit.evaluation.protocol.Evaluator`."""
+        """The domain's evaluator against data sets, see `evaluation.protocol.Evaluator`."""
 
     @property
     @abstractmethod
     def media(self) -> Any:
-        """Something with `picture(samples, cond)` and `compare(rows, cond)`, both giving a PIL image.
+        """An object whose `picture(samples, cond)` and `compare(rows, cond)` give PIL images.
 
-        Optional: `save(samples, cond, folder)` writes files of the domain's own formats and returns
-            their paths.
+        Optional: `save(samples, cond, folder)` writes files in the domain's formats and returns
+        their paths.
         """
 
     def setup(self, stage: str | None = None) -> None:
@@ -184,7 +184,7 @@ class DistillData(Recorded, LightningDataModule):
                         )
 
     def evaluator(self, part: Literal["val", "test"] | None = None) -> Any:
-        """The domain's evaluator against validation data, test data, or all that is held out (a finished run); built once."""
+        """The domain's evaluator, built once: against validation or test data, or both (None)."""
         if part not in self._evaluators:
             self.setup()
             parts = {"val": [self.val], "test": [self.test], None: [self.val, self.test]}
@@ -192,10 +192,10 @@ class DistillData(Recorded, LightningDataModule):
         return self._evaluators[part]
 
     def conditions(self, num: int) -> Batch:
-        """What samples are asked for in evaluation and pictures: classes in turn, or with a context held-out samples'.
+        """Conditions of `num` samples for evaluation and pictures.
 
-        Of the classes those that held-out data have, for there is nothing to measure the others by,
-        see `left_out`.
+        They are the classes in turn, or with a context those of held-out samples. Classes without
+        held-out data are left out, since there is no reference for them, see `left_out`.
         """
         self.setup()
         if not self.context:
@@ -206,7 +206,7 @@ class DistillData(Recorded, LightningDataModule):
         return {name: batch[name] for name in (*self.classes, *self.context)}
 
     def left_out(self) -> dict[str, list[int]]:
-        """The classes of which there are no held-out data, by the name of the condition."""
+        """The classes without held-out data, by the name of the condition."""
         found = {}
         for name, count in self.classes.items():
             columns = [column(part, name) for part in (self.val, self.test)]
@@ -215,7 +215,7 @@ class DistillData(Recorded, LightningDataModule):
         return {name: missing for name, missing in found.items() if 0 < len(missing) < self.classes[name]}
 
     def real(self, num: int) -> Batch | None:
-        """Held-out samples to show beside those made for `conditions(num)`: of the same classes or context; None without any."""
+        """Held-out samples with the classes or context of `conditions(num)`; None without any."""
         wanted, rows = self.conditions(num), []
         columns = {} if self.context else {name: column(self.test, name) for name in self.classes}
         everything, shown = torch.arange(len(self.test)), Counter()
@@ -245,7 +245,7 @@ class DistillData(Recorded, LightningDataModule):
 
 
 def column(dataset: Any, name: str) -> Tensor | None:
-    """One condition of all samples, where a data set knows it without making them: in its tensors, or under its name."""
+    """One condition of all samples, from a data set's tensors or attribute; None if not known."""
     return dataset.tensors.get(name) if isinstance(dataset, TensorData) else getattr(dataset, name, None)
 
 
@@ -255,15 +255,15 @@ def split(
     """Indices of train, val and test, every group in proportion; each sorted.
 
     Args:
-        groups: the class of every item (all equal when there are none).
-        val, test: number of items.
-        seed: of the shuffle that decides who goes where (NumPy's frozen legacy generator).
-        order: decides instead of a shuffle.
+        groups: the class of every item (all equal if there are none).
+        val, test: numbers of items.
+        seed: seed of the shuffle that assigns items (NumPy's frozen legacy generator).
+        order: an order of the items instead of a shuffle.
     """
     if order is None:
         order = np.random.RandomState(seed).permutation(len(groups)).tolist()
     size, seen = Counter(groups), Counter()
-    place = {}  # how far along its own group an item stands, in (0, 1): every stretch of places is in proportion
+    place = {}  # relative position of an item in its group, in (0, 1): intervals are in proportion
     for item in order:
         seen[groups[item]] += 1
         place[item] = (seen[groups[item]] - 0.5) / size[groups[item]]

@@ -1,4 +1,4 @@
-"""What is said to people when something is wrong: one sentence, with the mend."""
+"""Errors for users: one sentence with the given value and the mend."""
 
 import argparse
 import difflib
@@ -10,30 +10,30 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-LONGEST = 5000  # signs of a sentence that may hold commands and paths, which are of no use when cut
+LONGEST = 5000  # characters of a sentence that may hold commands and paths, which must not be cut
 
 
 class UsageError(ValueError):
-    """The command or a value in it is wrong. Shown as one sentence; exit code 2."""
+    """A wrong command or a wrong value in it; shown as one sentence, exit code 2."""
 
 
 class Failure(RuntimeError):
-    """The command was right and could not be done (no space, no permission). Shown as one sentence; exit code 1."""
+    """A right command that cannot be done (no space, no permission); one sentence, exit code 1."""
 
 
 class Interrupted(Failure):
-    """The run was told to stop and has saved its state. Shown as one sentence; exit code 130."""
+    """A run that was told to stop and has saved its state; one sentence, exit code 130."""
 
 
 class Arguments(argparse.ArgumentParser):
-    """Argparse whose errors are one sentence."""
+    """An argparse parser whose errors are one sentence."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog.split()[-1]}: {message} (see --help)")
 
 
 def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], Any]:
-    """The type of an argument of argparse: an int or a float (`kind`) from `least` to `most`."""
+    """The argparse type of an int or a float (`kind`) from `least` to `most`."""
 
     def read(text: str) -> Any:
         value = kind(text)
@@ -42,19 +42,19 @@ def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], 
             raise argparse.ArgumentTypeError(f"must be {bounds}, got {text}")
         return value
 
-    read.__name__ = kind.__name__  # what argparse calls it
+    read.__name__ = kind.__name__  # the name in argparse's errors
     return read
 
 
 def did_you_mean(name: str, names: Iterable[str], prefix: str = "", show: int = 3) -> str:
-    """` (did you mean 'a' or 'b'?)`, or nothing when no name is near; `prefix` goes before each, as it is typed."""
+    """` (did you mean 'a' or 'b'?)`, or nothing without a near name; `prefix` goes before each."""
     known = {other.lower(): other for other in names}
     near = difflib.get_close_matches(name.lower(), known, n=show, cutoff=0.6)
     return f" (did you mean {' or '.join(repr(prefix + known[other]) for other in near)}?)" if near else ""
 
 
 def pasted(*words: object) -> str:
-    """A command of ours as it can be pasted into a shell: `pasted("fit", "--config", path)`."""
+    """A distillkit command for a shell: `pasted("fit", "--config", path)`."""
     return shlex.join(["python", "-m", "distillkit", *map(str, words)])
 
 
@@ -64,12 +64,12 @@ def install(extra: str) -> str:
 
 
 def optional(module: str, extra: str, purpose: str) -> Any:
-    """A module of an optional package.
+    """Import a module of an optional package.
 
     Args:
         module: its name.
-        extra: what installs it.
-        purpose: how the sentence begins that names the package, such as "videos are read with".
+        extra: the extra that installs it.
+        purpose: the start of the sentence that names the package, such as "videos are read with".
 
     Raises:
         UsageError: it does not import.
@@ -83,14 +83,14 @@ def optional(module: str, extra: str, purpose: str) -> Any:
 
 
 def one_line(error: BaseException | str, limit: int = 500) -> str:
-    """The message without line breaks, cut at `limit` characters; signs that a console would act on are spelt out."""
+    """The message in one line, cut at `limit` characters; control characters are escaped."""
     text = re.sub(r"\s*[\r\n]\s*", " ", str(error).strip())
     text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
     return text if len(text) <= limit else text[: limit - 4] + " ..."
 
 
 def exit_code(work: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Do the work of a command line; 0 done, 1 failed, 2 wrong usage, the latter two in one sentence."""
+    """Run a command line and return its exit code: 0 done, 1 failed, 2 wrong usage."""
     try:
         work(argv)
     except (UsageError, Failure) as error:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and weights without pickles."""
+"""Files that are whole or absent, and weights without pickles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the command line reads yaml without torch
 
 
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Call `write(temporary)` and move the result to `path`: a reader sees the old file or the new one, never a part."""
+    """Call `write(temporary)` and move the result to `path`, so that readers never see a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix=f"-{path.name}", dir=path.parent)
@@ -41,12 +41,12 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def save_weights(path: str | Path, module: nn.Module) -> Path:
-    """A module's state as safetensors, atomically."""
+    """Save a module's state as safetensors, atomically."""
     return save_tensors(path, module.state_dict())
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> Path:
-    """Tensors by name as safetensors, atomically."""
+    """Save tensors by name as safetensors, atomically."""
     from safetensors.torch import save_file
 
     state = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
@@ -54,11 +54,11 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> Path:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+    """Read the tensors of a safetensors file.
 
     Raises:
-        ValueError: the file is missing, truncated or not safetensors (a pickle, for example, is
-            never opened), or holds NaN or infinity.
+        ValueError: the file is missing, truncated or not safetensors (pickles are never opened),
+            or holds NaN or infinity.
     """
     import torch
 
@@ -72,14 +72,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, whatever numbers they hold. Raises as `read_weights`."""
+    """Read the tensors of a safetensors file, NaN included; raises as `read_weights` otherwise."""
     from safetensors.torch import load_file
 
     return _safely(path, load_file)
 
 
 def shapes(path: str | Path) -> dict[str, list[int]]:
-    """The shape of each tensor of a safetensors file, by name; reads its header alone. Raises as `read_weights`."""
+    """Shapes by name, from the header of a safetensors file; raises as `read_weights`."""
     from safetensors import safe_open
 
     def header(file: Path) -> dict[str, list[int]]:
@@ -90,12 +90,12 @@ def shapes(path: str | Path) -> dict[str, list[int]]:
 
 
 def sizes(path: str | Path) -> list[int]:
-    """How many numbers each tensor of a safetensors file has; reads its header alone. Raises as `read_weights`."""
+    """Numbers in each tensor, from the header of a safetensors file; raises as `read_weights`."""
     return [math.prod(shape) for shape in shapes(path).values()]
 
 
 def _safely(path: str | Path, read: Callable[[Path], Any]) -> Any:
-    """What `read` makes of a safetensors file, or one sentence that says what is wrong with the file."""
+    """Returns `read(path)`, or raises a one-sentence ValueError about the safetensors file."""
     from safetensors import SafetensorError
 
     path = Path(path)
@@ -120,10 +120,10 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
 
 
 def fill_weights(network: nn.Module, state: dict[str, Tensor], source: object) -> None:
-    """Put weights of others in place, in float32, or say in one sentence which do not fit.
+    """Load weights from elsewhere in float32; a ValueError names those that do not fit.
 
     Args:
-        source: where they come from, for that sentence.
+        source: their origin, for the error.
     """
     own = network.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -158,7 +158,7 @@ MOST_TEXT, MOST_NODES, DEEPEST = 2**22, 10**6, 64  # of a yaml file: bytes, valu
 
 
 def read_yaml(path: str | Path) -> dict:
-    """A yaml file with a mapping at its top (safe loader).
+    """Read a yaml file with a mapping at its top (safe loader).
 
     Raises:
         ValueError: the file is missing, no yaml, no mapping, or larger or deeper than any that
@@ -188,10 +188,10 @@ def read_yaml(path: str | Path) -> dict:
 
 
 def _bounded(events: Iterable[Any]) -> bool:
-    """Whether a yaml document stays within its bounds when every alias is written out; reads no further than it must."""
+    """Whether a yaml document with all aliases expanded stays in bounds; stops reading if not."""
     import yaml
 
-    known: dict[str, tuple[int, int]] = {}  # of an anchor: values and levels
+    known: dict[str, tuple[int, int]] = {}  # values and levels of an anchor
     parts: list[list[Any]] = [[None, 0, 0]]  # the collections that are open: anchor, values, levels
     for event in events:
         if isinstance(event, yaml.CollectionStartEvent):
@@ -219,7 +219,7 @@ def _bounded(events: Iterable[Any]) -> bool:
 
 
 def read_npz(path: str | Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those of the arrays `keys` that an .npz file holds.
+    """Read the arrays among `keys` that an .npz file holds.
 
     Raises:
         ValueError: the file is not a whole .npz file, or these are no plain arrays (pickled objects
@@ -242,7 +242,7 @@ def read_npz(path: str | Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def write_yaml(path: str | Path, data: dict) -> Path:
-    """A mapping as yaml, keys in the order given."""
+    """Save a mapping as yaml, keys in the order given."""
     import yaml
 
     return write_text(path, yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120))

@@ -1,4 +1,4 @@
-"""Pairs of a frozen teacher: the noise it starts from, what a sample is made for, and the sample; made once and reused."""
+"""Pairs of noise, conditions and samples of a frozen teacher, made once and reused."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ from distillkit.progress import calls
 from distillkit.runs import LOCK, PARTIAL
 from distillkit.teachers.base import BaseTeacher
 
-SHARD = 4096  # pairs that are made together and lie in one file
+SHARD = 4096  # pairs in one file, made together
 CONFIG = "pairs.yaml"
 PROBES = 256  # training samples whose conditions tell one data set from another
-COND = "cond."  # how the names of conditions begin in a shard
+COND = "cond."  # prefix of the names of conditions in a shard
 
 
 class Pairs:
-    """`num` pairs (noise, sample, condition): `make` them where a run begins, then draw from them as often as you like.
+    """`num` pairs (noise, sample, condition) of a teacher: `make` them once, then draw from them.
 
-    Pair i is made for the conditions of training sample `i mod len(data)`, shard after shard of
-    4096 pairs. Shard k starts from `teacher.noise(..., shard_seed(seed, k))`. So pairs are a
-    function of teacher, solver, steps, kappa, seed, number and conditions, and a resumed run has
-    the same. Of a teacher of tokens there is no noise, and samples are its clean ones.
+    Pair i is made for the conditions of training sample `i mod len(data)`, in shards of 4096 pairs.
+    Shard k starts from `teacher.noise(..., shard_seed(seed, k))`. So pairs are a function of
+    teacher, solver, steps, kappa, seed, number and conditions, and a resumed run has the same ones.
+    A discrete diffusion model has no noise here, and its samples are its clean ones.
 
-    In memory every process makes all pairs. On disk the first process writes those that are missing
-    to `path/pairs-00000.safetensors` and so on, and all processes map the files: memory does not
-    grow with their number. A folder that holds more pairs serves the first `num`. In one that holds
-    fewer, full shards stay and a last one that is not is made anew.
+    In memory every process makes all pairs. On disk the first process writes the missing ones to
+    `path/pairs-00000.safetensors` and so on, and all processes map the files: memory does not grow
+    with their number. A folder with more pairs serves the first `num`. In a folder with fewer, full
+    shards stay and an incomplete last one is made anew.
 
     Args:
         teacher: the frozen teacher.
-        num: how many.
+        num: number of pairs.
         path: the folder of the shards; None keeps pairs in memory.
-        kappa: guidance scale of the teacher, 1 = none.
-        solver, steps: of the teacher; None means its best, of tokens its clean samples.
+        kappa: guidance scale of the teacher; 1 means no guidance.
+        solver, steps: solver and steps of the teacher; None means its best ones, or the clean
+            samples of a discrete diffusion model.
 
     Attributes:
         shards: name to tensor for each shard, on the CPU: `noise`, `sample` and `cond.NAME`, a row
@@ -63,7 +64,7 @@ class Pairs:
         steps: int | None = None,
     ):
         checks.whole(1, num_pairs=num)
-        teacher.solver(solver)  # refuses one that there is not
+        teacher.solver(solver)  # refuses an unknown solver
         if steps is not None:
             checks.whole(1, steps=steps)
         if path is not None and not str(path).strip():
@@ -75,12 +76,12 @@ class Pairs:
         self._waited = False
 
     def make(self, data: Any, seed: int, strategy: Any = None) -> None:
-        """Make what is not there yet, and open it.
+        """Make the missing pairs and open all.
 
         Args:
             data: the training data, `len` and `[LongTensor] -> batch`.
-            seed: of the noise.
-            strategy: Lightning's, of a run that may have several processes; None means one.
+            seed: seed of the noise.
+            strategy: Lightning's strategy in a run with several processes; None means one process.
 
         Raises:
             UsageError: the folder holds other pairs than these, or no pairs.
@@ -100,15 +101,15 @@ class Pairs:
         self._shapes = {name: tuple(map(max, zip(*each, strict=True))) for name, each in sizes.items()}
 
     def draw(self, rows: Tensor, device: torch.device | str | None = None) -> tuple[Tensor | None, Tensor, Cond]:
-        """The pairs `rows` [B], integers from 0 to num - 1, and nothing else: `(noise, sample, condition)`.
+        """Returns the pairs `rows` [B], integers from 0 to num - 1: `(noise, sample, condition)`.
 
         Args:
-            device: of what comes; None means that of the rows. Rows on another device than the CPU
-                are waited for.
+            device: the device of the result; None means that of the rows. Rows on another device
+                than the CPU make it wait for them.
 
         Returns:
-            noise, sample: [B, *event_shape], in the space in which the teacher diffuses; sets are
-                padded to the longest of all shards. Noise is None for tokens.
+            noise, sample: [B, *event_shape], in the space of the diffusion; sets are padded to the
+                longest of all shards. Noise is None for discrete diffusion.
             condition: name to [B, ...].
         """
         device, rows = torch.device(device or rows.device), rows.cpu()
@@ -119,7 +120,7 @@ class Pairs:
     def random(self, num: int, generator: torch.Generator) -> tuple[Tensor | None, Tensor, Cond]:
         """`draw` of `num` random rows, with repetition, on the generator's device.
 
-        The rows are drawn on the CPU from the generator's seed, so that nobody waits for a device.
+        The rows are drawn on the CPU from the generator's seed, without waiting for a device.
         """
         own = torch.Generator().manual_seed(generator.initial_seed())
         return self.draw((torch.rand(num, generator=own) * self.num).long(), generator.device)
@@ -135,7 +136,7 @@ class Pairs:
         return taken
 
     def facts(self) -> dict[str, Any]:
-        """What the yaml of what a run leaves says about its pairs."""
+        """The facts about the pairs for the yaml of a product."""
         best = self.teacher.best
         return {
             "num": self.num,
@@ -147,7 +148,7 @@ class Pairs:
     # Making
 
     def _made(self, data: Any, rows: Tensor, seed: int) -> dict[str, Tensor]:
-        """A shard, on the CPU."""
+        """The pairs of one shard, on the CPU."""
         teacher, num = self.teacher, len(rows)
         cond = {name: value.cpu() for name, value in teacher.condition(data[rows % len(data)]).items()}
         made = {"noise": teacher.noise(num, cond, seed)} if self.noisy else {}
@@ -172,7 +173,7 @@ class Pairs:
         return self.folder / f"pairs-{k:05}.safetensors"
 
     def _write(self, data: Any, seed: int, parts: tuple[Tensor, ...], strategy: Any) -> None:
-        """Have every shard whole on disk; of several processes the first writes, and all wait for each shard."""
+        """Write the missing shards in the first process; all processes wait for each shard."""
         writes = strategy is None or strategy.is_global_zero
         refusal = None
         if writes:
@@ -216,7 +217,7 @@ class Pairs:
             raise Failure(self._cannot_write(error)) from error
 
     def _damage(self, k: int, num: int, names: set[str]) -> str | None:
-        """Why file k does not hold `num` pairs under the names `names` of conditions; None if it does. Reads headers alone."""
+        """The fault of file k; None if it has `num` pairs with these conditions; reads headers."""
         file = self._file(k)
         try:
             found = shapes(file)
@@ -235,7 +236,7 @@ class Pairs:
         return None
 
     def _claim(self, key: dict[str, Any]) -> str | None:
-        """Say in the folder whose pairs it holds; what is wrong if these are others, else None."""
+        """Record the pairs' key in the folder; returns an error if it holds others, else None."""
         folder, mend = self.folder, "give another folder as model.pairs_path"
         if folder.exists() and not folder.is_dir():
             return f"{folder} is a file, not a folder of pairs: {mend}"
@@ -261,7 +262,7 @@ class Pairs:
         return f"{folder} holds other pairs than this run needs ({'; '.join(differs)}): {mend}" if differs else None
 
     def _key(self, data: Any, seed: int) -> dict[str, Any]:
-        """What the content of a shard depends on."""
+        """All facts that the content of a shard depends on."""
         teacher = self.teacher
         best = dict(teacher.best)
         return {
@@ -277,7 +278,7 @@ class Pairs:
         }
 
     def _conditions(self, data: Any) -> str:
-        """sha256 of the conditions of up to 256 training samples, evenly spread, and of how many samples there are.
+        """sha256 of the conditions of up to 256 even training samples, and of their number.
 
         A teacher without conditions makes the same pairs from any data.
         """
@@ -289,7 +290,7 @@ class Pairs:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """While no other run writes to the folder; a file system without locks lets everybody in."""
+        """A context in which no other run writes to the folder, if its file system has locks."""
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.folder / LOCK)
@@ -315,7 +316,7 @@ class Pairs:
 
 
 def shard_seed(seed: int, k: int) -> int:
-    """The seed of shard k: of the first `seed` itself, of the others one of 31 bits that depends on both."""
+    """The seed of shard k: `seed` for the first, 31 bits that depend on both for the others."""
     if k == 0:
         return seed
     digest = hashlib.blake2b(f"{seed} pairs {k}".encode(), digest_size=4).digest()
@@ -323,10 +324,12 @@ def shard_seed(seed: int, k: int) -> int:
 
 
 def ode_solver(teacher: BaseTeacher, solver: str | None) -> str:
-    """The solver by which noise decides the sample: the one asked for; None means the teacher's best, or DDIM where that draws.
+    """The solver asked for, which must be deterministic; None means the teacher's best, or DDIM.
+
+    DDIM replaces a best solver that draws noise.
 
     Raises:
-        ValueError: there is no such solver, or it draws noise on its way.
+        ValueError: there is no such solver, or it draws noise.
     """
     if solver is None:
         best = teacher.best["solver"]
@@ -341,7 +344,7 @@ def ode_solver(teacher: BaseTeacher, solver: str | None) -> str:
 
 
 def _to(value: Tensor, device: torch.device) -> Tensor:
-    """On its way to the device, without waiting for it."""
+    """Move a tensor to the device without waiting for it."""
     return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
 

@@ -1,4 +1,4 @@
-"""What is going on beside training steps, how far it is and how long it takes: a bar in a terminal, elsewhere plain lines."""
+"""Progress of activities beside training steps: bars in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from rich.console import Console
 
 from distillkit.runs import rank
 
-# seconds until an activity's first plain line, and between two: what is short is not spoken of
+# seconds until an activity's first plain line, and between two lines; short activities print none
 FIRST, AGAIN = 3.0, 15.0
-PAUSE = 0.25  # seconds between two changes of what a terminal shows
+PAUSE = 0.25  # seconds between two updates of a terminal
 
-plain = False  # lines in a terminal too
-_screen: bars.Progress | None = None  # a terminal shows one thing at a time, so all that goes on shares it
+plain = False  # whether terminals get lines too
+_screen: bars.Progress | None = None  # the one display of a terminal, shared by all activities
 _doing: list[Activity] = []  # outermost first
 _next_line = 0.0
 
 
 class Activity:
-    """Something that takes time, and how much of it is done.
+    """An activity that takes time, and how much of it is done.
 
     Args:
-        what: it is, as people say it.
-        total: units of work; None if that is not known.
+        what: its description for users.
+        total: units of work; None if unknown.
     """
 
     def __init__(self, what: str, total: int | None):
@@ -39,7 +39,7 @@ class Activity:
         self.task: bars.TaskID | None = None
 
     def advance(self, units: int = 1) -> None:
-        """So many units more are done; shows it if it is time to."""
+        """Count `units` more as done, and show it if it is time to."""
         self.done += units
         now = time.monotonic()
         if rank() > 0 or now - self.shown < PAUSE:
@@ -52,13 +52,13 @@ class Activity:
             self.speak(now)
 
     def draw(self, now: float) -> None:
-        """Its bar, which comes to be when it is first drawn: what is over before costs nothing, and may be timed."""
+        """Update the bar, which is made when it is first drawn: short activities cost nothing."""
         if self.task is None:
             self.task = _screen.add_task(self.what, total=self.total, what="", speed="")
         _screen.update(self.task, completed=self.done, speed="  ".join(self.figures(now)), refresh=self is _doing[-1])
 
     def speak(self, now: float) -> None:
-        """Its line."""
+        """Print the activity's line."""
         global _next_line
         _next_line, _doing[0].spoken = now + AGAIN, True
         outer = _doing[: _doing.index(self)]
@@ -72,7 +72,7 @@ class Activity:
         return [*share, clock(now - self.begun), *left]
 
     def left(self, now: float) -> float:
-        """Seconds, if it goes on as it did; infinite where nobody knows."""
+        """Estimated seconds that are left; infinite if unknown."""
         if not self.total or not self.done:
             return float("inf")
         return (now - self.begun) * max(0.0, self.total / self.done - 1)
@@ -80,10 +80,11 @@ class Activity:
 
 @contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Activity]:
-    """While something goes on: `with progress("evaluating", 5) as activity`, and `activity.advance()` after each unit.
+    """The context of an activity: `with progress("evaluating", 5) as activity`.
 
-    One inside another is shown with it. In a terminal they are bars that go away when all is done;
-    elsewhere lines, the first after 3 seconds, the next every 15, and how long it took at the end.
+    Call `activity.advance()` after each unit. Nested activities are shown together. In a terminal
+    they are bars that go away when all is done; elsewhere lines, the first after 3 seconds, the
+    next every 15, and the duration at the end.
     """
     with _going(what, total) as activity:
         if len(_doing) == 1 and open_screen(transient=True):
@@ -120,7 +121,7 @@ def counted(what: str, total: int) -> Iterator[int]:
 
 @contextmanager
 def calls(what: str, network: Any, total: int) -> Iterator[Activity]:
-    """`progress` that counts for itself the samples that go through a network (a module), `total` in all."""
+    """`progress` that counts the samples through a network (a module) by itself, `total` in all."""
     with _going(what, total) as activity:
         counter = network.register_forward_hook(lambda module, inputs, output: activity.advance(len(output)))
         try:
@@ -130,7 +131,7 @@ def calls(what: str, network: Any, total: int) -> Iterator[Activity]:
 
 
 def open_screen(transient: bool = False) -> bars.Progress | None:
-    """The display of a terminal, which whoever opens it closes; None where output goes elsewhere."""
+    """The display of a terminal, which its opener closes; None if output goes elsewhere."""
     global _screen
     if _screen is None and not plain and rank() == 0 and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         _screen = bars.Progress(
@@ -155,13 +156,13 @@ def close_screen() -> None:
 
 
 def clock(seconds: float) -> str:
-    """0:07, 12:30, 1:02:03, of what ticks."""
+    """A time that ticks: 0:07, 12:30, 1:02:03."""
     hour, minute, second = _parts(seconds)
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
 
 
 def duration(seconds: float) -> str:
-    """7 s, 12 min 30 s, 1 h 2 min 3 s, in a text."""
+    """A duration in a text: 7 s, 12 min 30 s, 1 h 2 min 3 s."""
     parts = list(zip(_parts(seconds), ("h", "min", "s"), strict=True))
     first = next((i for i, (value, _) in enumerate(parts) if value), 2)
     return " ".join(f"{value} {unit}" for value, unit in parts[first:])

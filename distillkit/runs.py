@@ -1,4 +1,4 @@
-"""The run folder: which one, whether it may be used, and what it was started from."""
+"""The run folder: its choice, its checks, and the checkpoint that it starts from."""
 
 import errno
 import os
@@ -12,35 +12,35 @@ from typing import Any
 from distillkit.errors import Failure, UsageError, pasted
 
 LAST, PREVIOUS, LOCK = "last.ckpt", "previous.ckpt", ".lock"
-PARTIAL = ".partial-"  # how the names of unfinished files begin
-OUT = "DISTILLKIT_OUT"  # tells the processes that Lightning starts for DDP which run folder their parent has chosen
+PARTIAL = ".partial-"  # prefix of the names of unfinished files
+OUT = "DISTILLKIT_OUT"  # the parent's run folder, for the processes that Lightning starts for DDP
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in Lightning's order
 ROOT = Path("runs")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # such an error may come without a file name
 
 
 def rank() -> int:
-    """This process's place among those that train together, as Lightning sees it."""
+    """This process's index among those that train together, as Lightning sees it."""
     return int(next((os.environ[k] for k in RANKS if k in os.environ), 0))
 
 
 def processes_from_outside() -> bool:
-    """Whether torchrun or srun started several processes, which cannot agree on a new folder's number."""
+    """Whether torchrun or srun started several processes, which cannot agree on a new number."""
     return int(os.environ.get("WORLD_SIZE") or 1) > 1 or (by_srun() and int(os.environ.get("SLURM_NTASKS") or 1) > 1)
 
 
 def by_srun() -> bool:
-    """Whether srun started this process, which is not so in a shell or a script inside an allocation."""
+    """Whether srun started this process; false in a shell or a script inside an allocation."""
     interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
     return not interactive and ("SLURM_STEP_NUM_TASKS" in os.environ or os.environ.get("SLURM_PROCID", "0") != "0")
 
 
 def surroundings() -> None:
-    """Make Lightning see one process where only one was started, whatever a queue or a parent shell left behind.
+    """Make Lightning see one process where only one was started, whatever the environment says.
 
     Raises:
-        UsageError: variables that Lightning reads are not numbers, or speak of other processes that
-            are not there.
+        UsageError: variables that Lightning reads are not numbers, or name processes that do not
+            exist.
     """
     for name in (*RANKS, "WORLD_SIZE", "SLURM_NTASKS"):
         if not os.environ.get(name, "0").strip().isdecimal():
@@ -67,10 +67,12 @@ def home_of(checkpoint: str | None) -> Path | None:
 
 
 def resolve_checkpoint(given: object, out: str | None) -> str | None:
-    """The file that a run starts from, whole; `last` is OUT/checkpoints/last.ckpt if there is one, else nothing: a first start.
+    """The checkpoint that a run starts from, checked; None for a first start.
+
+    `last` means OUT/checkpoints/last.ckpt if there is one.
 
     Raises:
-        UsageError: it is no file of this machine, or one that is not whole.
+        UsageError: it is no file of this machine, or is not whole.
     """
     if given is None:
         return None
@@ -90,7 +92,7 @@ def resolve_checkpoint(given: object, out: str | None) -> str | None:
 
 
 def check_checkpoint(path: str | Path) -> None:
-    """Refuse a checkpoint that is missing or not whole, and name the one before it if that is whole."""
+    """Refuse a checkpoint that is missing or not whole; the error names a whole one before it."""
     path = Path(path)
     if not path.is_file():
         wrong = f"there is no file {path}"
@@ -106,7 +108,7 @@ def check_checkpoint(path: str | Path) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None if it is whole.
+    """The fault of a checkpoint, None if it is whole.
 
     torch writes a zip archive, in which every record has a checksum that torch itself does not
     compare.
@@ -125,13 +127,13 @@ def damage(path: Path) -> str | None:
 
 
 def continuation(folder: str | Path) -> str:
-    """The command that goes on with a run, ready to paste; with its last checkpoint only if there is one."""
+    """The command that goes on with a run, ready to paste, with its last checkpoint if any."""
     config, last = Path(folder, "config.yaml"), Path(folder, "checkpoints", LAST)
     return pasted("fit", "--config", config, *(("--ckpt_path", last) if last.is_file() else ()))
 
 
 def check(out: Path, checkpoint: str | None, again: bool = False) -> None:
-    """Refuse a folder that holds something, unless the run continues in it or, with `again`, died there early."""
+    """Refuse a folder with content, unless the run continues in it or, with `again`, died early."""
     holds = any(path.name != LOCK and not path.name.startswith(PARTIAL) for path in out.iterdir())
     inside = checkpoint is not None and out.resolve() in Path(checkpoint).resolve().parents
     if holds and not inside and not (again and (out / "config.yaml").is_file()):
@@ -141,14 +143,17 @@ def check(out: Path, checkpoint: str | None, again: bool = False) -> None:
 
 
 def claim(out: str | None, name: str, checkpoint: str | None = None, again: bool = False, alone: bool = True) -> Path:
-    """Make the run folder and return it: `out`, else the checkpoint's own run, else the next runs/NAME-NUMBER.
+    """Make the run folder: `out`, else the checkpoint's own run, else the next runs/NAME-NUMBER.
 
-    Only the first process chooses and checks; the others are told by the environment.
+    The first process chooses and checks; the others get the folder from the environment.
 
     Args:
-        again: `out` may hold a run that died before its first checkpoint.
-        alone: the folder is locked until `release`, against a second run that would write the same
-            files; a process that died holds no lock.
+        again: whether `out` may hold a run that died before its first checkpoint.
+        alone: whether the folder is locked until `release`, against a second run that would write
+            the same files; a process that died holds no lock.
+
+    Returns:
+        The run folder.
     """
     if rank() > 0 and OUT in os.environ:
         return Path(os.environ[OUT])
@@ -197,7 +202,7 @@ def _lock(folder: Path) -> None:
 
 
 def release(folder: Path) -> None:
-    """Let go of a claimed folder, and remove it if nothing was written there, with ROOT if there is no other run in it."""
+    """Release a claimed folder; remove it, and then ROOT, if nothing was written there."""
     if lock := _locks.pop(folder.resolve(), None):
         (folder / LOCK).unlink(missing_ok=True)
         lock.release()
@@ -209,7 +214,7 @@ def release(folder: Path) -> None:
 
 
 def _next(name: str) -> Path:
-    """Make ROOT/name-N, N one above the largest there; made here, so that two runs started together get two folders."""
+    """Make ROOT/name-N, N one above the largest; made at once, for runs that start together."""
     ROOT.mkdir(parents=True, exist_ok=True)
     taken = [int(m[1]) for p in ROOT.iterdir() if (m := re.fullmatch(re.escape(name) + r"-(\d+)", p.name))]
     number = max(taken, default=0) + 1

@@ -1,4 +1,4 @@
-"""Folders as sources of data: which of their files are read, and how the others are told. One rule for all domains."""
+"""Folders as sources of data: the files that are read, and warnings about the others."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from distillkit.files import write_text
 from distillkit.progress import progress
 
 T = TypeVar("T")
-FORMAT = 1  # of an index, and of what is looked at
+FORMAT = 1  # version of the index
 PAUSE = 15.0  # seconds of looking at files after which the index is written
-HIDDEN = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # what systems leave behind under names without a dot
+HIDDEN = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # files of systems, without a dot
 NAMED = 10  # files in a sentence, at most
 
 
 class Source:
-    """The files of a folder and its sub-folders that are data, in the order of their names.
+    """The data files of a folder and its sub-folders, in the order of their names.
 
-    Hidden files and folders (whose names begin with a dot, and `HIDDEN`) are none. Links are
+    Hidden files and folders (names that begin with a dot, and `HIDDEN`) are ignored. Links are
     followed, but every file counts once, under its own name before that of a link to it.
 
     Args:
         path: the folder; `~` is understood.
-        suffixes: of the files that are read, in lower case; those of the files may have capitals.
-        noun: what a file holds: "image".
+        suffixes: suffixes of the files that are read, in lower case; files may have capitals.
+        noun: the content of a file, such as "image".
         beside: names, or suffixes, of files that are read in another way.
 
     Attributes:
@@ -48,7 +48,7 @@ class Source:
         if not self.root.is_dir():
             raise ValueError(f"{path} is not a folder; give the path of one with {', '.join(suffixes)} files")
         self.files: list[Path] = []
-        self.faults: dict[Path, str] = {}  # of what cannot be looked at
+        self.faults: dict[Path, str] = {}  # reasons of files that cannot be looked at
         self.unread: dict[str, list[str]] = {}  # names by type
         self.folders: list[str] = []  # of the first level
         for file in sorted(self._walk()):
@@ -58,7 +58,7 @@ class Source:
                 self.unread.setdefault(file.suffix.lower(), []).append(self.name(file))
 
     def _walk(self) -> Iterable[Path]:
-        """All files: first those that lie here, then what links lead to."""
+        """Yields all files: first those in the folder, then the targets of links."""
         here, links, seen = [(self.root, os.path.realpath(self.root))], deque(), set()
         while here or links:
             path, real = here.pop() if here else (link := links.popleft(), os.path.realpath(link))
@@ -91,14 +91,14 @@ class Source:
         return path.relative_to(self.root).as_posix()
 
     def facts(self, look: Callable[[Path], dict[str, Any]], workers: int) -> dict[Path, dict[str, Any]]:
-        """What `look` says of every file, a mapping of plain values.
+        """The result of `look` for every file, a mapping of plain values.
 
-        The folder keeps it (`.distillkit-images.json`, where the noun is image), if it may be
-        written to; only files that are new or have changed are looked at again.
+        It is kept in the folder (`.distillkit-images.json`, where the noun is image), if that may
+        be written to; only new and changed files are looked at again.
 
         Args:
-            look: does not raise.
-            workers: threads that look.
+            look: a function of a file; it does not raise.
+            workers: number of threads.
         """
         index, known = self.root / f".distillkit-{self.noun}s.json", {}
         kept = _kept(index)
@@ -129,10 +129,10 @@ class Source:
             warnings.warn(f"{index} cannot be written ({error}), so every run has to look at all files", stacklevel=4)
 
     def without(self, faults: Mapping[Path, str]) -> list[Path]:
-        """The files that have no fault; one warning names the others and why, and what is not read at all.
+        """The files without a fault; one warning names the others with reasons, and unread types.
 
         Raises:
-            ValueError: none is left.
+            ValueError: no file is left.
         """
         kept = [file for file in self.files if file not in faults]
         named = [f"{self.name(path)} ({why})" for path, why in sorted({**self.faults, **faults}.items())]
@@ -153,13 +153,13 @@ class Source:
         return kept
 
     def classes(self, files: Sequence[Path]) -> tuple[list[str], list[int] | None]:
-        """The names of the classes, which are the first-level folders that hold one of `files`, and each file's number.
+        """The names of the classes, and the index of each file's class.
 
-        Folders that hold none are named in a warning. Files lying flat have no classes: [] and
-            None.
+        Classes are the first-level folders that hold one of `files`; a warning names the others.
+        Files without folders have no classes: [] and None.
 
         Raises:
-            ValueError: some lie flat and others do not.
+            ValueError: some files are in folders and others are not.
         """
         homes = [parts[0] if len(parts := file.relative_to(self.root).parts) > 1 else None for file in files]
         names = sorted(set(homes) - {None})
@@ -180,15 +180,15 @@ class Source:
 
 
 def first_whole(row: int, total: int, read: Callable[[int], T]) -> tuple[int, T]:
-    """The first of `row`, `row + 1` and so on (after the last comes 0) that can be read, and what was read.
+    """The first of `row`, `row + 1` ... (cyclic) that can be read, and its content.
 
-    So a file that breaks while a run goes on costs no more than itself, and which one stands in for
-    it does not depend on when that is. Why those before it cannot be read is said in a warning.
+    So a file that breaks during a run costs no more than itself, and the file in its place does not
+    depend on the moment. A warning says why the ones before it cannot be read.
 
     Args:
         row: in 0 .. total - 1.
-        total: how many there are.
-        read: raises a `ValueError` that names the file.
+        total: number of rows.
+        read: reads a row; raises a `ValueError` that names the file.
 
     Raises:
         ValueError: none can be read.
@@ -207,18 +207,18 @@ def first_whole(row: int, total: int, read: Callable[[int], T]) -> tuple[int, T]
 
 
 def listed(names: Sequence[str], most: int = NAMED) -> str:
-    """The first few names, and how many more there are."""
+    """The first names, and the number of further ones."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def drawn(names: Sequence[str], seed: int) -> list[int]:
-    """The numbers of names in a random order that is each name's own: others may come and go."""
+    """Indices of the names in a random order, which does not depend on which others there are."""
     keys = [hashlib.blake2b(f"{seed}/{name}".encode(errors="surrogateescape")).hexdigest() for name in names]
     return sorted(range(len(names)), key=keys.__getitem__)
 
 
 def _stamp(file: Path) -> list[int]:
-    """Size and time of the last change: other ones mean another file."""
+    """Size and time of the last change, by which a changed file is recognised."""
     try:
         facts = file.stat()
     except OSError:  # gone since
@@ -227,7 +227,7 @@ def _stamp(file: Path) -> list[int]:
 
 
 def _kept(index: Path) -> dict[str, Any]:
-    """The files of an index; none if it is missing, damaged or of another format."""
+    """The files of an index; empty if it is missing, damaged or of another format."""
     try:
         kept = json.loads(index.read_text(encoding="utf-8"))
         return dict(kept["files"]) if kept["format"] == FORMAT else {}

@@ -1,6 +1,6 @@
-"""Objects that remember how they were made, so that a folder on disk can say it and a later process can repeat it.
+"""Objects that record how they were made, so that a folder can describe and a process rebuild them.
 
-A folder may come from a stranger. What it describes is checked as a whole before anything of it is
+A folder may come from a stranger. Its description is checked as a whole before anything of it is
 imported, read or made.
 """
 
@@ -30,20 +30,19 @@ from distillkit.files import sizes
 TRUSTED = ("distillkit", "domains")
 # arguments that name files
 PATHS = ("path", "root", "tokenizer", "pipeline", "prompts", "empty_prompt", "i3d", "features")
-LARGEST = 2**22  # number in a description, seeds left out
-MOST_MADE = 2**24  # numbers of what has no weights of its own, such as an embedded teacher (sixteen times over)
+LARGEST = 2**22  # largest number in a description, except seeds
+MOST_MADE = 2**24  # numbers of objects without own weights, such as embedded teachers (x 16)
 
 
 class Outside(ValueError):
-    """A folder wants to read what lies outside of it, which only the caller may allow."""
+    """The error of a folder that wants to read outside of itself, which only callers may allow."""
 
 
 class Recorded:
-    """Mixin: keeps the constructor's arguments, for `to_spec`.
+    """Mixin that keeps the constructor's arguments, for `to_spec`.
 
     Attributes:
-        retired: arguments that it had once and that say nothing any more; in older folders they are
-            passed over.
+        retired: former arguments without meaning now; they are ignored in older folders.
     """
 
     retired: tuple[str, ...] = ()
@@ -57,7 +56,7 @@ class Recorded:
         return self
 
     def recorded(self) -> dict[str, Any]:
-        """The arguments to make it again with, by name; a class whose objects change says here what they are by now."""
+        """The arguments that make the object again; overridden where objects change later."""
         arguments = {name: value for name, value in self._arguments.items() if name != "self"}
         return arguments | arguments.pop("kwargs", {})
 
@@ -82,16 +81,16 @@ def to_spec(value: Any) -> Any:
 
 
 def from_spec(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None, weights: Path | None = None) -> Any:
-    """The object that `to_spec` described.
+    """Make the object that `to_spec` described.
 
     Args:
         spec: the description, plain data.
-        trust: what the caller allows it: packages, besides `TRUSTED`, whose classes it may name;
-            and paths outside of its folder, or repositories of a hub, that it may read. What has a
-            `/`, or begins with `.` or `~`, is a path.
-        home: the folder it stands in.
-        weights: the safetensors file of the object: what is made must be about as large as what
-            this holds, and without it about as large as what it reads.
+        trust: permissions of the caller: packages, besides `TRUSTED`, whose classes it may name;
+            and paths outside of its folder, or repositories of a hub, that it may read. A text
+            with a `/`, or that begins with `.` or `~`, is a path.
+        home: the folder of the description.
+        weights: the safetensors file of the object, which bounds its size; without one, the files
+            that it reads do.
 
     Raises:
         ValueError: for a class from elsewhere, a value of the wrong kind or without bounds, an
@@ -116,7 +115,7 @@ def trusted_class(path: Any, trust: tuple[str, ...], kind: type) -> type:
 
 @contextmanager
 def named(file: Path) -> Iterator[None]:
-    """What is wrong with a description is said with the file it stands in."""
+    """Add the name of the file to errors about its description."""
     try:
         yield
     except ValueError as error:
@@ -124,7 +123,7 @@ def named(file: Path) -> Iterator[None]:
 
 
 def retold(error: ValueError, text: str) -> ValueError:
-    """The error in other words, still one of what lies outside if it was."""
+    """The error with another text, still an `Outside` if it was one."""
     return Outside(text) if isinstance(error, Outside) else ValueError(text)
 
 
@@ -132,7 +131,7 @@ def retold(error: ValueError, text: str) -> ValueError:
 
 
 def check(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None) -> list[Path]:
-    """Refuse a description as `from_spec` says, without importing or opening anything; returns the paths that it reads."""
+    """Refuse a description as `from_spec` does, without imports; returns the paths it reads."""
     allowed = [*TRUSTED, *(name for name in trust if not _is_path(name))]
     yes = {name: Path(name).expanduser().resolve() for name in trust if _is_path(name)}
     read, outside, left = [], {}, [("", spec)]
@@ -191,7 +190,7 @@ def _check_class(spec: dict, allowed: list[str]) -> None:
 
 
 def _says(spec: Any, name: str) -> bool:
-    """Whether a description has such a name at any depth."""
+    """Whether a description has this name at any depth."""
     inner = spec.values() if isinstance(spec, dict) else spec if isinstance(spec, list) else ()
     return (isinstance(spec, dict) and name in spec) or any(_says(value, name) for value in inner)
 
@@ -201,7 +200,7 @@ def _is_path(name: str) -> bool:
 
 
 def _there(text: str) -> list[Path]:
-    """What a text names on this machine, links followed: as it stands, after `~`, or behind a colon (`inception:FILE`)."""
+    """Existing paths that a text names, links resolved: itself, after `~`, after a colon."""
     found = []
     for part in filter(None, dict.fromkeys((text, text.partition(":")[2]))):
         try:
@@ -212,10 +211,10 @@ def _there(text: str) -> list[Path]:
 
 
 def _leaves(path: Path, home: Path | None) -> dict[str, None]:
-    """What of a path would be read outside of `home` and of what this package ships.
+    """The part of a path outside of `home` and of this package, as a dict with one key; else empty.
 
     Raises:
-        ValueError: it lies in `home` and has a pickle in it.
+        ValueError: the path lies in `home` and has a pickle in it.
     """
     if any(path.is_relative_to(root) for root in _shipped()):
         return {}
@@ -239,7 +238,7 @@ def _shipped() -> tuple[Path, ...]:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """The file itself, or all files and links below a folder."""
+    """Yields the file itself, or all files and links below a folder."""
     if not path.is_dir():
         yield path
     for folder, folders, names in os.walk(path):
@@ -249,7 +248,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _pickled(file: Path) -> bool:
-    """Whether unpickling would begin with this file, whatever it is called: a bare pickle or an archive of `torch.save`."""
+    """Whether a file, whatever its name, is a pickle or an archive of `torch.save`."""
     if not file.is_file():
         return False
     with file.open("rb") as opened:
@@ -266,7 +265,7 @@ def _pickled(file: Path) -> bool:
 
 
 def _made(spec: Any, trust: tuple[str, ...]) -> Any:
-    """The object of a description that has been checked."""
+    """Make the object of a checked description."""
     if isinstance(spec, list):
         return [_made(inner, trust) for inner in spec]
     if not isinstance(spec, dict):
@@ -295,12 +294,12 @@ def _made(spec: Any, trust: tuple[str, ...]) -> Any:
         raise ValueError(
             f"the folder's {path} cannot be built ({error}); was it written by another version?"
         ) from error
-    except Exception as error:  # what a value that nobody expected leads to
+    except Exception as error:  # values of strangers can fail in every way
         raise ValueError(f"the folder's {path} cannot be built ({type(error).__name__}: {error})") from error
 
 
 def _imported(path: str) -> Any:
-    """What a checked class path names."""
+    """The object at a checked class path."""
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name, None)
@@ -309,7 +308,7 @@ def _imported(path: str) -> Any:
 
 
 def _hints(cls: type) -> dict[str, Any]:
-    """The types of a constructor's arguments, those handed on to its parents included, as far as they can be resolved."""
+    """Types of a constructor's arguments, with those of its parents, as far as they resolve."""
     found: dict[str, Any] = {}
     for parent in cls.__mro__:
         made = vars(parent).get("__init__")
@@ -323,7 +322,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value of a folder is what an annotation asks for; lists stand for tensors and all sequences."""
+    """Whether a value of a folder fits an annotation; lists fit tensors and all sequences."""
     kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind is Any:
         return True
@@ -353,13 +352,13 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 class Bounded(TorchDispatchMode):
-    """While it lasts, only so many numbers are made: enough for what a folder brings, none for what it merely claims.
+    """A context in which only so many numbers can be made, against descriptions of huge objects.
 
     Every tensor counts for 256 numbers or more, so that a claimed million of small layers ends
-    early too. What is made from nothing is counted before there is memory for it.
+    early too. A new tensor is counted before there is memory for it.
 
     Args:
-        room: how many numbers.
+        room: the number of numbers.
     """
 
     def __init__(self, room: int):
@@ -385,7 +384,7 @@ class Bounded(TorchDispatchMode):
 
 
 def bounded(sizes: Collection[int], more: int = 0) -> Bounded:
-    """Room for a network whose tensors have these sizes, and for `more` numbers that it reads elsewhere."""
+    """A `Bounded` for a network with tensors of these sizes, and `more` numbers read elsewhere."""
     return Bounded(16 * (sum(sizes) + more) + 2048 * len(sizes) + 2**20)
 
 

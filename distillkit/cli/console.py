@@ -1,4 +1,4 @@
-"""Standard output and error as they are: of any encoding, and for people."""
+"""Standard output and error: any encoding, and warnings as sentences."""
 
 import codecs
 import sys
@@ -13,7 +13,7 @@ SIGNS = {"↓": "v", "↑": "^", "→": ">", "×": "x", "–": "-", "−": "-", 
 
 
 def forgive() -> None:
-    """Let standard output and error replace the signs that their encoding lacks, where they would fail a finished run."""
+    """Replace characters that the encoding of stdout or stderr lacks, instead of failing."""
     codecs.register_error("distillkit", _replaced)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -22,7 +22,7 @@ def forgive() -> None:
 
 @contextmanager
 def warnings_in_words() -> Iterator[None]:
-    """Python's warnings are lines such as `warning: ...` on standard error, without the place in the code that gave them."""
+    """A context in which Python's warnings are lines `warning: ...` without a place in the code."""
     with warnings.catch_warnings():
         warnings.showwarning = _say
         yield

@@ -1,8 +1,8 @@
-"""What classes declare about themselves, read from their source.
+"""The declarations of classes, read from their source.
 
-The module of a method or a teacher imports torch and Lightning, which takes seconds. What it
-    declares does not need them: a
-docstring, the sets `requires` and `provides`, and the classmethods `needs` and `offers`.
+The module of a method or a teacher imports torch and Lightning, which takes seconds. Its
+declarations do not need them: a docstring, the sets `requires` and `provides`, and the classmethods
+`needs` and `offers`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 DECLARED = {"requires", "provides", "needs", "offers", "home"}
-PLAIN = {"torch", "lightning", *sys.stdlib_module_names}  # packages whose classes declare nothing of this
+PLAIN = {"torch", "lightning", *sys.stdlib_module_names}  # packages without such declarations
 
 
 @cache
 def read(path: str) -> type:
-    """A class with the name, the docstring, the declarations and the declaring bases of the class at `path`.
+    """A class with the name, docstring, declarations and declaring bases of the class at `path`.
 
     Raises:
-        Exception: of any kind, where the source does not tell; the class itself has to be imported
-            then.
+        Exception: of any kind, if the source is not enough; then the class has to be imported.
     """
     module, _, name = path.rpartition(".")
     classes, origins, space = _module(module)
@@ -48,7 +47,7 @@ def read(path: str) -> type:
 
 
 def _look_up(path: str) -> Any:
-    """What a name of another module means: a class as `read` gives it, a plain constant, anything else by importing it."""
+    """The object of a name in another module: a class by `read`, a constant, else by import."""
     try:
         return read(path)
     except (KeyError, SyntaxError, OSError):
@@ -73,7 +72,7 @@ def _root(base: ast.expr, classes: dict, origins: dict[str, str]) -> str:
 
 @cache
 def _module(module: str) -> tuple[dict[str, ast.ClassDef], dict[str, str], dict[str, Any]]:
-    """Of a module its classes, the paths of the names it imports, and the constants that the standard library gives."""
+    """A module's classes, the paths of its imported names, and its standard-library constants."""
     file = _file(module)
     classes, origins, space = {}, {}, {"__name__": module, "__file__": str(file)}
     for node in ast.parse(file.read_bytes()).body:
@@ -95,7 +94,7 @@ def _module(module: str) -> tuple[dict[str, ast.ClassDef], dict[str, str], dict[
 
 
 def _file(module: str) -> Path:
-    """The source of a module; its packages are not imported."""
+    """The source file of a module, found without importing its packages."""
     root, *rest = module.split(".")
     spec = find_spec(root)
     for place in spec.submodule_search_locations or ():

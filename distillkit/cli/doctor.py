@@ -1,4 +1,4 @@
-"""`doctor`: whether this machine can run distillkit, and what to mend."""
+"""`doctor`: checks whether this machine can run distillkit, and says what to mend."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ OPTIONAL = {  # package: (module, the extra that installs it)
 
 
 def doctor(args: Sequence[str]) -> int:
-    """Whether this machine can run distillkit, and what to mend."""
+    """Check this machine and its packages, and print what to mend."""
     parser = Arguments("python -m distillkit doctor", description="Check this machine and its packages.")
     parser.add_argument(
         "--timeout",
@@ -92,7 +92,7 @@ def doctor(args: Sequence[str]) -> int:
 
 
 def import_problem(module: str, timeout: float) -> str:
-    """What goes wrong when a fresh process imports a module; nothing if nothing does."""
+    """The error of importing a module in a fresh process; empty if there is none."""
     try:
         command = [sys.executable, "-c", f"import {module}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
@@ -105,7 +105,7 @@ def import_problem(module: str, timeout: float) -> str:
 
 
 def writable(runs: Path) -> Path:
-    """The runs folder, or the nearest folder above it that exists, if files can be made there."""
+    """The runs folder, or the nearest existing folder above it, if files can be made there."""
     place = next(folder for folder in (runs.absolute(), *runs.absolute().parents) if folder.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise Failure(f"cannot write to {place}: change to another folder, or give one with --out")

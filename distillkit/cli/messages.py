@@ -1,4 +1,4 @@
-"""The parser's errors in one sentence: jsonargparse says them as an indented tree of keys, classes and alternatives."""
+"""The parser's errors in one sentence; jsonargparse gives trees of keys, classes, alternatives."""
 
 import re
 from collections.abc import Iterable
@@ -82,7 +82,7 @@ def _sentence(key: str, owner: str | None, bodies: list[str], value: str, keys: 
 
 
 def _nearest(wrong: str, owner: str | None, keys: Iterable[str], prefix: str) -> str:
-    """What the writer may have meant, among the keys of the class, else of the command line."""
+    """Proposals for a wrong name, from the keys of the class or else of the command line."""
     if owner is None:
         return did_you_mean(wrong, keys)
     if mend := getattr(_class(owner), "renamed", {}).get(wrong):
@@ -94,13 +94,13 @@ def _nearest(wrong: str, owner: str | None, keys: Iterable[str], prefix: str) ->
 
 
 def no_group(key: str, names: Iterable[str], value: object) -> str:
-    """That a value was given to a key that holds others (`names`: all keys, dotted)."""
+    """The error of a value for a key that holds other keys (`names`: all keys, dotted)."""
     inner = next((name for name in names if name.startswith(f"{key}.")), None)
     return f"{key} holds further keys{f', such as {inner},' if inner else ''} and cannot be {value}"
 
 
 def keys_of(path: str | None) -> list[str]:
-    """The keys that the class of this path takes, dotted where one is a group; none if there is no such class."""
+    """The keys of the class at this path, dotted for groups; empty if there is no such class."""
     from jsonargparse import ArgumentParser
 
     try:
@@ -112,7 +112,7 @@ def keys_of(path: str | None) -> list[str]:
 
 
 def switches_of(path: str | None) -> set[str]:
-    """The arguments of the class of this path that are true or false and nothing else."""
+    """The Boolean arguments of the class at this path."""
     found: set[str] = set()
     for base in getattr(_class(path), "__mro__", ()):
         try:
@@ -124,7 +124,7 @@ def switches_of(path: str | None) -> set[str]:
 
 
 def _class(path: str | None) -> Any:
-    """The class of this path, None if there is none."""
+    """The class at this path, None if there is none."""
     try:
         module, _, name = (path or "").rpartition(".")
         return getattr(import_module(module), name)
@@ -133,7 +133,7 @@ def _class(path: str | None) -> Any:
 
 
 def _readable(kind: str) -> str:
-    """`<class 'float'>` as `a float`, a Literal as its choices."""
+    """A type in words: `<class 'float'>` as `a float`, a Literal as its choices."""
     if match := re.fullmatch(r"typing\.Literal\[(.*)\]", kind):
         return match[1].replace(", ", " or ")
     if kind.startswith("dot import path string"):
@@ -147,7 +147,7 @@ def _readable(kind: str) -> str:
 
 
 def original(error: BaseException) -> BaseException:
-    """What a class's constructor raised, out of what jsonargparse wrapped around it."""
+    """The exception of a class's constructor, without jsonargparse's wrapping."""
     while error.__cause__ and str(error).startswith(
         ("Does not validate", "Parser key", "Problem with given class_path")
     ):

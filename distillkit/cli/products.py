@@ -21,12 +21,12 @@ from distillkit.spec import Outside, from_spec
 from distillkit.students.few_step import FewStepStudent
 from distillkit.students.provenance import allow, asked, load, made_with, set_up
 
-ROUNDING = 1e-3  # largest difference of an exported student that computes in another order
-MOST_SEED = 2**32 - 1  # as NumPy takes them
+ROUNDING = 1e-3  # largest difference of an exported student with another order of operations
+MOST_SEED = 2**32 - 1  # NumPy's largest
 
 
 def _new(path: Path) -> Path:
-    """A path that may be written to, where nothing is."""
+    """A writable path where nothing exists yet."""
     if os.path.lexists(path):  # a link that leads nowhere too
         raise UsageError(f"{path} exists already; give another place with --out")
     return _writable(path)
@@ -156,7 +156,7 @@ def evaluate(argv: Sequence[str]) -> int:
     student = load(args.student, args.trust)
     own = made_with(student, args.student, args.trust, "teacher", "data")
     teacher, data = own["teacher"], own["data"]
-    student.codec = teacher.codec  # the same; folders of earlier versions name none
+    student.codec = teacher.codec  # the same one; folders of earlier versions name none
     if teacher.fingerprint() != (student.config.get("teacher") or {}).get("hash"):
         raise Failure(
             "the teacher has changed since this student was made, so it is not the one to compare with: restore it"
@@ -179,7 +179,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def export(argv: Sequence[str]) -> int:
-    """`export STUDENT --format {safetensors,onnx}`: one file, reloaded and compared before it counts as done."""
+    """`export STUDENT --format {safetensors,onnx}`: one file, reloaded and compared."""
     parser = Arguments(prog="distillkit export", description="Write a student in a format for other programs.")
     parser.add_argument("student", help="a student folder, or the run folder around it")
     parser.add_argument("--format", choices=("safetensors", "onnx"), default="safetensors", help="default safetensors")
@@ -200,9 +200,10 @@ def export(argv: Sequence[str]) -> int:
 
 
 def to_safetensors(student: FewStepStudent, path: Path, trust: Sequence[str] = ()) -> float:
-    """Weights and student.yaml in one safetensors file (the yaml as json under the metadata key `student`).
+    """Write weights and student.yaml in one file (the yaml as json, metadata key `student`).
 
-    It must be exact; of adapters, which are merged with their base, up to rounding.
+    Returns the largest difference of the reloaded student: it must be zero, or rounding error where
+    adapters are merged with their base.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -221,12 +222,15 @@ def to_safetensors(student: FewStepStudent, path: Path, trust: Sequence[str] = (
 
 
 def inputs(student: FewStepStudent) -> list[str]:
-    """Its conditions by name: classes, then the numbers that it was told."""
+    """The student's conditions by name: classes, then told numbers."""
     return [*student.classes, *student.told]
 
 
 class _Flat(nn.Module):
-    """A student as a function of plain tensors: noise [B, K, *event_shape] (K = 1 unless it re-noises), then the conditions."""
+    """A student as a function of plain tensors: noise [B, K, *event_shape], then the conditions.
+
+    K is 1 unless the student re-noises.
+    """
 
     def __init__(self, student: FewStepStudent):
         super().__init__()
@@ -238,7 +242,7 @@ class _Flat(nn.Module):
 
 
 def to_onnx(student: FewStepStudent, path: Path) -> float:
-    """An ONNX graph `(noise, *conditions) -> samples` with a free batch size, compared with ONNX Runtime."""
+    """Write an ONNX graph `(noise, *conditions) -> samples`, free batch size, and compare it."""
     if any(isinstance(module, Routed) for module in student.modules()):
         raise UsageError("a student whose samples go to several networks has no ONNX graph: use --format safetensors")
     optional("onnxscript", "onnx", "ONNX graphs are made with")  # torch's exporter needs it
@@ -265,9 +269,8 @@ def to_onnx(student: FewStepStudent, path: Path) -> float:
 
     write_atomic(path, write)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    noise = torch.randn(
-        (5, draws, *student.event_shape), generator=torch.Generator().manual_seed(1)
-    )  # another batch size
+    # another batch size
+    noise = torch.randn((5, draws, *student.event_shape), generator=torch.Generator().manual_seed(1))
     cond = tuple(student.checked_condition(5, None)[name] for name in inputs(student))
     feed = {name: value.numpy() for name, value in zip(names, (noise, *cond), strict=True)}
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`-m`: Hydra's multirun, each job an ordinary run in a fresh process, and one table of all in the end."""
+"""`-m`, Hydra's multirun: each job is an ordinary run in a fresh process; a table ends it."""
 
 import json
 import os
@@ -27,9 +27,9 @@ class Job:
     """One run of a sweep.
 
     Attributes:
-        words: what is its own among the words, as typed in a shell.
+        words: its own words, as typed in a shell.
         code: its exit code.
-        seconds: how long it took.
+        seconds: its duration.
         reason: the last line that it wrote to standard error.
     """
 
@@ -43,13 +43,12 @@ class Job:
 class Sweep:
     """The jobs of one sweep, one after the other.
 
-    A signal is handed to the job that runs, once for each time it came: jobs are in a session of
-        their own, out of reach
-    of the terminal's Ctrl-C. No further job is started after it.
+    A signal is handed to the running job, once for each time it came: jobs are in sessions of their
+    own, out of reach of the terminal's Ctrl-C. No further job is started after it.
 
     Args:
-        verb: of every job.
-        flags: of every job.
+        verb: the verb of every job.
+        flags: the flags of every job.
         folder: job N runs in FOLDER/N.
     """
 
@@ -60,7 +59,7 @@ class Sweep:
         self._process: subprocess.Popen | None = None
 
     def job(self, _: Any) -> None:
-        """What Hydra calls for every combination, after it has composed it."""
+        """Run one combination; Hydra calls this after composing it."""
         from hydra.core.hydra_config import HydraConfig
 
         if self.stopped:
@@ -96,7 +95,7 @@ class Sweep:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Hand signals to the job that runs."""
+        """A context in which signals are handed to the running job."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -118,7 +117,7 @@ class Sweep:
                 self._process.send_signal(number)
 
     def table(self) -> str:
-        """A line for each job: number, how it ended, seconds, headline metric of student and teacher, its words."""
+        """A line for each job: number, ending, seconds, headlines of student and teacher, words."""
         measured = [headline(self.folder / str(job.number)) for job in self.jobs]
         names = list(dict.fromkeys(name for name, _, _ in measured if name))
         head = ["", "ended", "seconds", f"student {'/'.join(names)}".strip(), "teacher", "words"]
@@ -137,7 +136,7 @@ class Sweep:
 
 
 def headline(run: Path) -> tuple[str, str, str]:
-    """The metric that sums a run up, and what its student and its teacher reach; dashes where nothing was measured."""
+    """The headline metric of a run, with the values of student and teacher; dashes without any."""
     from distillkit.report.quality import number, row_of
 
     try:
@@ -151,7 +150,7 @@ def headline(run: Path) -> tuple[str, str, str]:
 
 
 def sweep(verb: str, words: Sequence[str], flags: Sequence[str], out: str | None) -> int:
-    """Run every combination of the words and return the exit code: 0 if all were done, 130 if it was stopped, else 1."""
+    """Run every combination of the words; returns 0 if all were done, 130 if stopped, else 1."""
     changes = config.overrides(words, sweep=True)
     folder = runs.claim(out, "sweep").resolve()
     os.environ.pop(runs.OUT, None)
@@ -173,7 +172,7 @@ def sweep(verb: str, words: Sequence[str], flags: Sequence[str], out: str | None
         ):
             jobs = GlobalHydra.instance().hydra.multirun("config", made.job, [*changes, *quiet], False)
             for done in (job for batch in jobs for job in batch):
-                done.return_value  # noqa: B018 (raises what broke a job before it was started)
+                done.return_value  # noqa: B018 (raises what broke a job before its start)
         if not made.jobs:
             (folder / "multirun.yaml").unlink(missing_ok=True)
             raise UsageError("these words make no runs: one of them, such as a glob(...), stands for no value")
