@@ -105,18 +105,28 @@ def trainer(flags: Any) -> None:
     Args:
         flags: a Trainer, or its arguments as attributes; a missing one has Lightning's default.
     """
-
-    def given(*names: str) -> dict[str, Any]:
-        found = {f"trainer.{name}": getattr(flags, name, None) for name in names}
-        return {name: value for name, value in found.items() if value is not None}
-
-    whole(1, **given("log_every_n_steps"))
+    whole(1, **_given(flags, "log_every_n_steps"))
     whole(1, **{"trainer.accumulate_grad_batches": getattr(flags, "accumulate_grad_batches", 1)})
-    not_negative(**given("gradient_clip_val", "limit_val_batches", "limit_test_batches"))
-    positive(**given("limit_train_batches"))
-    for name, value in given("val_check_interval").items():
+    not_negative(**_given(flags, "gradient_clip_val", "limit_val_batches", "limit_test_batches"))
+    positive(**_given(flags, "limit_train_batches"))
+    for name, value in _given(flags, "val_check_interval").items():
         if isinstance(value, Real):
             positive(**{name: value})
+    _modes(flags)
+    for name, number in _given(flags, "num_sanity_val_steps").items():
+        if number < -1:
+            raise Unfit(name, number, "be at least -1", "-1 is all of them")
+    _limits(flags)
+
+
+def _given(flags: Any, *names: str) -> dict[str, Any]:
+    """The settings that are not None, by their full keys."""
+    found = {f"trainer.{name}": getattr(flags, name, None) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _modes(flags: Any) -> None:
+    """Refuse modes of Lightning that do not work here."""
     if str(getattr(flags, "precision", None)) in ("16", "16-mixed"):
         raise ValueError(f"trainer.precision={flags.precision} does not train here: {HALF}")
     if "value" in str(getattr(flags, "gradient_clip_algorithm", None)):
@@ -127,19 +137,20 @@ def trainer(flags: Any) -> None:
         raise ValueError(
             "trainer.barebones keeps neither metrics nor checkpoints, so nothing would be left: leave it out"
         )
-    for name, number in given("num_sanity_val_steps").items():
-        if number < -1:
-            raise Unfit(name, number, "be at least -1", "-1 is all of them")
+
+
+def _limits(flags: Any) -> None:
+    """Refuse limits of steps, epochs and time that are wrong or contradict each other."""
     for least, most in (("min_steps", "max_steps"), ("min_epochs", "max_epochs")):
-        for name, number in given(least).items():
+        for name, number in _given(flags, least).items():
             whole(0, **{name: number})
             if -1 != getattr(flags, most, -1) < number:
                 raise ValueError(f"{name}={number} and trainer.{most}={getattr(flags, most)} contradict each other")
-    for name, limit in given("max_time").items():
+    for name, limit in _given(flags, "max_time").items():
         wrong = not re.fullmatch(r"\d+(:\d\d){3}", limit) if isinstance(limit, str) else "-" in str(limit)
         if wrong or not re.search("[1-9]", str(limit)):
             raise Unfit(name, limit, "be a time such as 00:12:00:00", "days:hours:minutes:seconds")
-    for name, value in {"trainer.max_steps": getattr(flags, "max_steps", -1), **given("max_epochs")}.items():
+    for name, value in {"trainer.max_steps": getattr(flags, "max_steps", -1), **_given(flags, "max_epochs")}.items():
         if value != -1:
             whole(1, why="-1 is no limit", **{name: value})
 

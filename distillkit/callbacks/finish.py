@@ -46,8 +46,6 @@ def finish(
     model: LightningModule, data: Any, run: Path, num_samples: int = 1000, seed: int = 1234, pictures: bool = True
 ) -> None:
     """Write the products of `Finish` into the run folder."""
-    from distillkit.evaluation.metrics import TooFew
-    from distillkit.evaluation.protocol import evaluate
     from distillkit.report.card import write_card
     from distillkit.report.page import write_report
 
@@ -66,14 +64,7 @@ def finish(
         with progress("drawing pictures"):
             _show(data, teacher, student, run, kind, seed, kappa)
 
-    evaluation = None
-    if num_samples:
-        try:
-            evaluation = evaluate(data, teacher, student, num_samples, seed, kappa)
-        except TooFew as error:  # the data are small, and what was trained on them is wanted all the same
-            evaluation = {"impossible": f"The evaluation was left out, for there are too few held-out data: {error}."}
-            print(evaluation["impossible"], flush=True)
-        write_text(run / "evaluation.json", json.dumps(evaluation, indent=1))
+    evaluation = _evaluate(data, teacher, student, run, num_samples, seed, kappa) if num_samples else None
     facts = read_yaml(run / kind / f"{kind}.yaml")
     command = pasted("fit", "--config", run / "config.yaml") if config else None
     write_card(run / kind, kind, facts, evaluation, command)
@@ -85,6 +76,22 @@ def finish(
 
         Console().print(evaluation_table(evaluation, facts))
     print(f"{kind}: {run / kind}\nreport: {report}", flush=True)
+
+
+def _evaluate(
+    data: Any, teacher: Any, student: Any, run: Path, num_samples: int, seed: int, kappa: float
+) -> dict[str, Any]:
+    """Write evaluation.json and return its content; with too few data a sentence is all of it."""
+    from distillkit.evaluation.metrics import TooFew
+    from distillkit.evaluation.protocol import evaluate
+
+    try:
+        evaluation = evaluate(data, teacher, student, num_samples, seed, kappa)
+    except TooFew as error:  # the data are small, and the product is wanted all the same
+        evaluation = {"impossible": f"The evaluation was left out, for there are too few held-out data: {error}."}
+        print(evaluation["impossible"], flush=True)
+    write_text(run / "evaluation.json", json.dumps(evaluation, indent=1))
+    return evaluation
 
 
 def _show(data: Any, teacher: Any, student: Any, run: Path, kind: str, seed: int, kappa: float) -> None:

@@ -51,44 +51,54 @@ def doctor(args: Sequence[str]) -> int:
         help="seconds that one package may take to import (default: 60)",
     )
     options = parser.parse_args(args)
-    mends: dict[str, None] = {}  # in order, each once
-    broken = False
-
     print(f"python         {sys.version.split()[0]} ({sys.executable})")
-    for package in CORE:
-        problem = import_problem(CORE_MODULES.get(package, package), options.timeout)
-        print(f"{package:<14} {_version(package) or 'missing'}{f'  BROKEN: {problem}' if problem else ''}")
-        if problem:
-            broken = True
-            mends[f"reinstall {package}: pip install --force-reinstall --no-deps {package}"] = None
+    mends = _check_core(options.timeout)
+    broken = bool(mends)
     if not broken:
         _describe_torch()
-    for package, (module, extra) in OPTIONAL.items():
-        if _version(package) is None:
-            print(f"{package:<14} not installed (optional: {install(extra)})")
-            continue
-        problem = import_problem(module, options.timeout)
-        print(f"{package:<14} {_version(package)}{f'  INSTALLED BUT NOT IMPORTABLE: {problem}' if problem else ''}")
-        if problem and package in ("torchvision", "torchaudio"):
-            mends[
-                f"{package} was built for another torch than {_version('torch')}, and others that find it break too: "
-                f" uninstall it (pip uninstall {package}) or install the build that matches"
-            ] = None
-        elif problem:
-            mends[f"uninstall {package} (pip uninstall {package}), or mend what it says"] = None
-
+    mends += _check_optional(options.timeout)
     try:
         place = writable(Path("runs"))
         print(f"runs folder    {place.resolve()} is writable, {shutil.disk_usage(place).free / 2**30:.1f} GiB free")
         if shutil.disk_usage(place).free < 2**30:
-            mends["less than 1 GiB is free: make space, or give another folder with --out"] = None
+            mends.append("less than 1 GiB is free: make space, or give another folder with --out")
     except Failure as error:
         broken = True
-        mends[str(error)] = None
-    for mend in mends:
+        mends.append(str(error))
+    for mend in dict.fromkeys(mends):
         print(f"mend: {mend}")
     print("the core is broken" if broken else "all is well" if not mends else "the core is well")
     return int(broken)
+
+
+def _check_core(timeout: float) -> list[str]:
+    """Print a line for each package that every run needs; returns the mends of broken ones."""
+    mends = []
+    for package in CORE:
+        problem = import_problem(CORE_MODULES.get(package, package), timeout)
+        print(f"{package:<14} {_version(package) or 'missing'}{f'  BROKEN: {problem}' if problem else ''}")
+        if problem:
+            mends.append(f"reinstall {package}: pip install --force-reinstall --no-deps {package}")
+    return mends
+
+
+def _check_optional(timeout: float) -> list[str]:
+    """Print a line for each optional package; returns the mends of installed but broken ones."""
+    mends = []
+    for package, (module, extra) in OPTIONAL.items():
+        if _version(package) is None:
+            print(f"{package:<14} not installed (optional: {install(extra)})")
+            continue
+        problem = import_problem(module, timeout)
+        print(f"{package:<14} {_version(package)}{f'  INSTALLED BUT NOT IMPORTABLE: {problem}' if problem else ''}")
+        if problem and package in ("torchvision", "torchaudio"):
+            mends.append(
+                f"{package} was built for another torch than {_version('torch')}, and others that find it break too: "
+                f"uninstall it (pip uninstall {package}) or install the build that matches"
+            )
+        elif problem:
+            mends.append(f"uninstall {package} (pip uninstall {package}), or mend what it says")
+    return mends
 
 
 def import_problem(module: str, timeout: float) -> str:

@@ -8,6 +8,9 @@ from typing import Any, get_type_hints
 
 from distillkit.errors import did_you_mean, one_line
 
+BESIDE = ("Subtypes:", "Given value type", "Does not validate", "Expected a path but")  # lines without a complaint
+Context = list[tuple[int, str, str]]  # indentation, "key" or "class", name
+
 
 def condense(text: str, keys: Iterable[str] = ()) -> str:
     """The one sentence in a parse error of jsonargparse: the deepest complaint, with its full key.
@@ -16,9 +19,24 @@ def condense(text: str, keys: Iterable[str] = ()) -> str:
         text: the error's text.
         keys: all keys of the command line, to propose the nearest one.
     """
-    context: list[tuple[int, str, str]] = []  # indentation, "key" or "class", name
-    complaints: list[tuple[list[tuple[int, str, str]], str]] = []
-    values: dict[int, str] = {}  # by how deep they stand
+    complaints, values = _tree(text)
+    if not complaints:
+        return one_line(text)
+    depth = max(len(context) for context, _ in complaints)
+    deepest = [(context, body) for context, body in complaints if len(context) == depth]
+    bodies = [body for _, body in deepest if body != "Expected a <class 'NoneType'>"] or [deepest[0][1]]
+    context = deepest[0][0]
+    key = ".".join(name for _, kind, name in context if kind == "key")
+    owner = next((name for _, kind, name in reversed(context) if kind == "class"), None)
+    value = values.get(depth, "")
+    return one_line(_sentence(key, owner, bodies, "" if re.search("class_path|Namespace", value) else value, keys))
+
+
+def _tree(text: str) -> tuple[list[tuple[Context, str]], dict[int, str]]:
+    """The complaints of a parse error, each with its context, and the given values by depth."""
+    context: Context = []
+    complaints: list[tuple[Context, str]] = []
+    values: dict[int, str] = {}
     for line in text.splitlines():
         body = line.lstrip(" -")
         if not body:
@@ -33,23 +51,9 @@ def condense(text: str, keys: Iterable[str] = ()) -> str:
             continue
         if body.startswith("Given value: "):
             values[len(context)] = body.removeprefix("Given value: ")
-        elif (
-            body
-            and not body.endswith(":")
-            and not body.startswith(("Subtypes:", "Given value type", "Does not validate", "Expected a path but"))
-        ):
+        elif body and not body.endswith(":") and not body.startswith(BESIDE):
             complaints.append((list(context), body))
-    if not complaints:
-        return one_line(text)
-
-    depth = max(len(context) for context, _ in complaints)
-    deepest = [(context, body) for context, body in complaints if len(context) == depth]
-    bodies = [body for _, body in deepest if body != "Expected a <class 'NoneType'>"] or [deepest[0][1]]
-    context = deepest[0][0]
-    key = ".".join(name for _, kind, name in context if kind == "key")
-    owner = next((name for _, kind, name in reversed(context) if kind == "class"), None)
-    value = values.get(depth, "")
-    return one_line(_sentence(key, owner, bodies, "" if re.search("class_path|Namespace", value) else value, keys))
+    return complaints, values
 
 
 def _sentence(key: str, owner: str | None, bodies: list[str], value: str, keys: Iterable[str]) -> str:

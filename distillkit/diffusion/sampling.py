@@ -186,17 +186,13 @@ def few_step(
         denoise: the student, `(x_t, t) -> x_0`.
         times: [K] decreasing times; the student is called once at each.
         noise: `noise(i)` is a fresh Gaussian draw for step i, shaped like a sample.
-        renoise: true re-noises x_0 with fresh noise (consistency and DMD2 sampling); false keeps
-            the noise that the student implies, `(x_t - alpha x_0) / sigma` (deterministic,
-            DDIM-like).
-        stop: the last step that is run (default all K). Steps before `stop` carry no gradient: the
-            backward simulation of DMD2 (arXiv 2405.14867 section 4.5) and of few-step SiD (arXiv
-            2505.12674).
-        start: `(eps, t) -> x`, the input at the first time from unit noise; default pure noise,
-            `noise_scale sigma(t) eps`.
-        noise_scale: factor on the standard deviation of every draw, the first included, at
-            unchanged times: noise modulation; below 1 samples are safer and more alike (arXiv
-            2510.03095).
+        renoise: true re-noises x_0 with fresh noise (consistency and DMD2 sampling); false with
+            the noise that the student implies (deterministic, DDIM-like).
+        stop: the last step that is run (default all). Steps before carry no gradient: the backward
+            simulation of DMD2 (arXiv 2405.14867 section 4.5) and few-step SiD (arXiv 2505.12674).
+        start: `(eps, t) -> x`, the first input from unit noise; default `noise_scale sigma(t) eps`.
+        noise_scale: factor on the standard deviation of every draw at unchanged times: noise
+            modulation (arXiv 2510.03095); below 1 samples are safer and more alike.
 
     Returns:
         `(x_0, x_t)`: the sample of step `stop` and the input that it was predicted from.
@@ -208,13 +204,15 @@ def few_step(
         if i == 0:
             x_t = start(noise(0), t) if start else noise_scale * pure_noise(process, noise(0), t)
         else:
+            eps = noise_scale * noise(i) if renoise else _implied_noise(process, x_t, x_0, times[i - 1])
             alpha, sigma = _scales(process, t, x_0)
-            if renoise:
-                eps = noise_scale * noise(i)
-            else:
-                alpha_before, sigma_before = _scales(process, times[i - 1], x_0)
-                eps = (x_t - alpha_before * x_0) / sigma_before
             x_t = (alpha * x_0 + sigma * eps).detach()
         with torch.set_grad_enabled(torch.is_grad_enabled() and i == stop):
             x_0 = denoise(x_t, t)
     return x_0, x_t
+
+
+def _implied_noise(process: Process, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+    """The noise `(x_t - alpha x_0) / sigma` that a prediction x_0 at (x_t, t) implies."""
+    alpha, sigma = _scales(process, t, x_0)
+    return (x_t - alpha * x_0) / sigma

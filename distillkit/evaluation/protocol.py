@@ -23,6 +23,8 @@ from distillkit.report.quality import BEST, REAL
 from distillkit.students.base import Student
 from distillkit.teachers.base import Teacher
 
+FewSteps = dict[int, list[tuple[str, Tensor]]]  # by number of steps, choices of solver and times
+
 
 class Evaluator(Protocol):
     """The metrics of a domain (`DistillData.evaluator()`)."""
@@ -56,6 +58,110 @@ def timed(make: Callable[[], Tensor]) -> tuple[Tensor, float]:
     return samples, 1000 * (time.perf_counter() - start) / len(samples)
 
 
+class Comparison:
+    """Rows of models that sample from the same noise and the same conditions.
+
+    Args:
+        evaluator: the domain's metrics.
+        teacher: the reference.
+        cond: conditions of all samples.
+        num_samples: samples of every model.
+        seed: seed of the noise.
+        kappa: guidance scale of the teacher.
+    """
+
+    def __init__(self, evaluator: Any, teacher: Teacher, cond: Cond, num_samples: int, seed: int, kappa: float):
+        self.evaluator, self.teacher, self.cond = evaluator, teacher, cond
+        self.num_samples, self.seed, self.kappa = num_samples, seed, kappa
+        self.paired = getattr(evaluator, "paired", None)
+
+    def rows(self, student: Student | None, few: FewSteps, advance: Callable[[], None]) -> list[dict[str, Any]]:
+        """The table: student, teacher at its best, teacher at the steps of `few`, real data.
+
+        `advance` is called after each model.
+        """
+        solver, times, rows = self.teacher.best["solver"], self.teacher.grid(self.teacher.best["steps"]), []
+        # a warm-up of both, so that the first one is not the slowest by order alone
+        self._warm_up(lambda *some: self.teacher.generate(*some, solver, self.teacher.grid(2), self.kappa))
+        reference, milliseconds = self._by_teacher(solver, times, self.seed)
+        if student:
+            self._warm_up(student.sample)
+            made = timed(lambda: student.sample(self.num_samples, self.cond, self.seed))
+            row = self._row("student", student.num_steps, student.num_steps, made, reference)
+            rows.append(self._thorough(row, made[0]))
+            advance()
+        # the teacher itself is compared with its samples from other noise
+        another = self._by_teacher(solver, times, self.seed + 1)[0] if self.paired else reference
+        row = self._teacher_row(BEST, solver, times, (reference, milliseconds), another)
+        rows.append(self._thorough(row, reference))
+        advance()
+        rows += [self._few_step_row(steps, choices, reference, advance) for steps, choices in few.items()]
+        if floor := self.evaluator.floor(self.num_samples):
+            rows.append({"name": REAL, "metrics": {k: float(v) for k, v in floor.items()}})
+        advance()
+        return rows
+
+    def protocol(self, rows: list[dict[str, Any]], **gaps: Any) -> dict[str, Any]:
+        """The settings that the rows were made with, and the `gaps` that are not empty."""
+        return {
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+            "kappa": self.kappa,
+            "teacher": {"id": self.teacher.id, "hash": self.teacher.fingerprint(), **self.teacher.best},
+            "few_step_solvers": sorted({row["solver"] for known in rows for row in known.get("tried", ())}),
+            **{name: gap for name, gap in gaps.items() if gap},
+            "evaluator": self.evaluator.describe(),
+            "torch_threads": torch.get_num_threads(),
+            "distillkit": distillkit.__version__,
+        }
+
+    def _warm_up(self, sample: Callable[[int, Cond, int], Tensor]) -> None:
+        sample(min(self.num_samples, 64), {name: value[:64] for name, value in self.cond.items()}, self.seed)
+
+    def _by_teacher(self, solver: str, times: Tensor, seed: int) -> tuple[Tensor, float]:
+        return timed(lambda: self.teacher.generate(self.num_samples, self.cond, seed, solver, times, self.kappa))
+
+    def _row(self, name: str, steps: int, passes: int, made: tuple[Tensor, float], reference: Tensor, **extra: Any):
+        """The row of a model, from its samples and their milliseconds `made`."""
+        samples, milliseconds = made
+        metrics = self.evaluator(samples, self.cond)
+        if self.paired:
+            metrics = metrics | self.paired(samples, reference, self.cond)
+        return {
+            "name": name,
+            "steps": steps,
+            "network_passes": passes,
+            "ms_per_sample": milliseconds,
+            **extra,
+            "metrics": {k: float(v) for k, v in metrics.items()},
+        }
+
+    def _teacher_row(self, name: str, solver: str, times: Tensor, made: tuple[Tensor, float], reference: Tensor):
+        facts = {"solver": solver, "last_time": float(times[-1]), "times": times.tolist()}
+        passes = self.teacher.network_passes(solver, len(times))
+        return self._row(name, len(times), passes, made, reference, **facts)
+
+    def _few_step_row(
+        self, steps: int, choices: list[tuple[str, Tensor]], reference: Tensor, advance: Callable[[], None]
+    ) -> dict[str, Any]:
+        """The row of the solver and times with the best headline, and all that were tried."""
+        name, candidates = f"teacher at {steps} step{'s' * (steps > 1)}", []
+        for solver, times in choices:
+            made = self._by_teacher(solver, times, self.seed)
+            candidates.append(self._teacher_row(name, solver, times, made, reference))
+            chosen = min(candidates, key=lambda candidate: candidate["metrics"][self.evaluator.headline])
+            if chosen is candidates[-1]:
+                kept = made[0]
+            advance()
+        tried = [{key: row[key] for key in ("solver", "times", "metrics")} for row in candidates]
+        return {**self._thorough(chosen, kept), "tried": tried}
+
+    def _thorough(self, row: dict[str, Any], samples: Tensor) -> dict[str, Any]:
+        """The row with the evaluator's expensive metrics."""
+        more = self.evaluator.thorough(samples, self.cond) if hasattr(self.evaluator, "thorough") else {}
+        return {**row, "metrics": row["metrics"] | more}
+
+
 def evaluate(
     data: DistillData,
     teacher: Teacher,
@@ -84,77 +190,14 @@ def evaluate(
     left_out, too_few = data.left_out(), getattr(evaluator, "too_few", lambda num: [])(num_samples)
     if evaluator.headline in too_few:
         raise TooFew(f"{evaluator.headline} needs more samples, or held-out data, than there are")
-    best, best_times = teacher.best, teacher.grid(teacher.best["steps"])
-    paired = getattr(evaluator, "paired", None)
-    thorough = getattr(evaluator, "thorough", lambda samples, cond: {})
-
-    def by_teacher(seed: int, solver: str, times: Tensor) -> Tensor:
-        return teacher.generate(num_samples, cond, seed, solver, times, kappa)
-
-    def row(name: str, steps: int, passes: int, made: tuple[Tensor, float], reference: Tensor, **extra: Any):
-        samples, milliseconds = made
-        metrics = evaluator(samples, cond) | (paired(samples, reference, cond) if paired else {})
-        return {
-            "name": name,
-            "steps": steps,
-            "network_passes": passes,
-            "ms_per_sample": milliseconds,
-            **extra,
-            "metrics": {k: float(v) for k, v in metrics.items()},
-        }
-
-    def teacher_row(name: str, solver: str, times: Tensor, made: tuple[Tensor, float], reference: Tensor):
-        facts = {"solver": solver, "last_time": float(times[-1]), "times": times.tolist()}
-        return row(name, len(times), teacher.network_passes(solver, len(times)), made, reference, **facts)
-
     fewer = [student.num_steps] if student else [1, 2]
-    choices = {k: teacher.few_step_choices(k, student.times if student else ()) for k in fewer}
-    rows, models = [], 2 + bool(student) + sum(map(len, choices.values()))
+    few = {steps: teacher.few_step_choices(steps, student.times if student else ()) for steps in fewer}
+    table = Comparison(evaluator, teacher, cond, num_samples, seed, kappa)
+    models = 2 + bool(student) + sum(map(len, few.values()))
     with progress(f"evaluating {num_samples:,} samples of each model", models) as evaluating:
-        # a warm-up of both, so that the first one is not the slowest by order alone
-        some = {name: value[:64] for name, value in cond.items()}
-        warm = min(num_samples, 64)
-        teacher.generate(warm, some, seed, best["solver"], teacher.grid(2), kappa)
-        reference, milliseconds = timed(lambda: by_teacher(seed, best["solver"], best_times))
-        if student:
-            student.sample(warm, some, seed)
-            own = student.num_steps
-            made = timed(lambda: student.sample(num_samples, cond, seed))
-            rows.append(row("student", own, own, made, reference))
-            rows[-1]["metrics"] |= thorough(made[0], cond)
-            evaluating.advance()
-        # the teacher itself is compared with its samples from other noise
-        another = by_teacher(seed + 1, best["solver"], best_times) if paired else reference
-        rows.append(teacher_row(BEST, best["solver"], best_times, (reference, milliseconds), another))
-        rows[-1]["metrics"] |= thorough(reference, cond)
-        evaluating.advance()
-        for steps in fewer:
-            name = f"teacher at {steps} step{'s' * (steps > 1)}"
-            candidates, kept = [], reference
-            for solver, times in choices[steps]:
-                made = timed(lambda solver=solver, times=times: by_teacher(seed, solver, times))
-                candidates.append(teacher_row(name, solver, times, made, reference))
-                chosen = min(candidates, key=lambda candidate: candidate["metrics"][evaluator.headline])
-                kept = made[0] if chosen is candidates[-1] else kept
-                evaluating.advance()
-            tried = [{key: row[key] for key in ("solver", "times", "metrics")} for row in candidates]
-            rows.append({**chosen, "metrics": chosen["metrics"] | thorough(kept, cond), "tried": tried})
-        if floor := evaluator.floor(num_samples):
-            rows.append({"name": REAL, "metrics": {k: float(v) for k, v in floor.items()}})
-        evaluating.advance()
+        rows = table.rows(student, few, evaluating.advance)
     return {
-        "protocol": {
-            "num_samples": num_samples,
-            "seed": seed,
-            "kappa": kappa,
-            "teacher": {"id": teacher.id, "hash": teacher.fingerprint(), **best},
-            "few_step_solvers": sorted({row["solver"] for known in rows for row in known.get("tried", ())}),
-            **({"left_out": left_out} if left_out else {}),
-            **({"too_few": too_few} if too_few else {}),
-            "evaluator": evaluator.describe(),
-            "torch_threads": torch.get_num_threads(),
-            "distillkit": distillkit.__version__,
-        },
+        "protocol": table.protocol(rows, left_out=left_out, too_few=too_few),
         "headline": evaluator.headline,
         "better": dict(evaluator.better),
         "rows": rows,

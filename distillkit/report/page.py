@@ -52,25 +52,15 @@ def write_report(run_dir: Path) -> Path:
             f"{run_dir} holds no metrics.csv, evaluation.json, config.yaml, student or teacher to report on; give the "
             f"folder of a run."
         )
-    pictures = {path.stem: path for path in sorted((run_dir / "samples").glob("*.png"))}
-    moving = {stem: path for stem in MODELS if (path := run_dir / "samples" / f"{stem}.gif").is_file()}
-    along = [stem for stem in pictures if stem not in (*MODELS, "comparison")]
-    facts = facts_of(config, made, evaluation)
     roles = made.get("roles") or sorted({key.partition("/")[0] for row in rows for key in row if key.endswith("/loss")})
     page = template("report.html.j2").render(
-        facts=facts,
+        **_samples(run_dir / "samples", evaluation),
+        facts=facts_of(config, made, evaluation),
         evaluation=evaluation,
         verdict=verdict(evaluation, made),
         shortfalls=shortfalls(evaluation),
         table=_turned(quality_table(evaluation)),
         strip=strip(evaluation),
-        models=[
-            _figure(moving.get(stem, pictures[stem]), _caption(stem, evaluation)) for stem in MODELS if stem in pictures
-        ],
-        same_noise=sum(stem in pictures for stem in SAME_NOISE) > 1,
-        comparison=_figure(pictures["comparison"], "Side by side") if "comparison" in pictures else None,
-        along=[_figure(pictures[stem], _plain(stem)) for stem in _spread(along, 8)],
-        pages=[(_plain(path.stem).capitalize(), _text(path)) for path in sorted((run_dir / "samples").glob("*.html"))],
         losses=_panels(rows, lambda key: key.endswith("/loss") and not key.startswith("val/"), {}),
         validation=_panels(rows, lambda key: key.startswith("val/"), evaluation.get("better", {})),
         chased=len(roles) > 1,
@@ -86,6 +76,21 @@ def write_report(run_dir: Path) -> Path:
 
 
 # The pieces of the page
+
+
+def _samples(folder: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Figures and pages of the samples, by their names in the template."""
+    pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
+    moving = {stem: path for stem in MODELS if (path := folder / f"{stem}.gif").is_file()}
+    shown = [stem for stem in MODELS if stem in pictures]
+    along = [stem for stem in pictures if stem not in (*MODELS, "comparison")]
+    return {
+        "models": [_figure(moving.get(stem, pictures[stem]), _caption(stem, evaluation)) for stem in shown],
+        "same_noise": sum(stem in pictures for stem in SAME_NOISE) > 1,
+        "comparison": _figure(pictures["comparison"], "Side by side") if "comparison" in pictures else None,
+        "along": [_figure(pictures[stem], _plain(stem)) for stem in _spread(along, 8)],
+        "pages": [(_plain(path.stem).capitalize(), _text(path)) for path in sorted(folder.glob("*.html"))],
+    }
 
 
 def _turned(table: dict[str, list]) -> dict[str, list]:
