@@ -160,7 +160,7 @@ def check(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None) -> l
         elif value is not None and not isinstance(value, (bool, int, float)):
             raise ValueError(f"the folder is damaged: {name} cannot be a {type(value).__name__}")
     if outside:
-        wanted = (*trust, *outside)  # ready to paste, with what is allowed already
+        wanted = (*trust, *outside)  # ready to paste, with earlier permissions
         flags = " ".join(f"--trust {shlex.quote(name)}" for name in wanted)
         raise Outside(
             f"the folder wants to read {' and '.join(outside)}, which it does not hold itself: pass trust={wanted!r} if "
@@ -205,7 +205,7 @@ def _there(text: str) -> list[Path]:
     for part in filter(None, dict.fromkeys((text, text.partition(":")[2]))):
         try:
             found += [path.resolve() for path in {Path(part), Path(part).expanduser()} if path.exists()]
-        except (OSError, ValueError, RuntimeError):  # too long, a null in it, nobody's home
+        except (OSError, ValueError, RuntimeError):  # too long, a null character, an unknown user
             continue
     return found
 

@@ -150,7 +150,7 @@ class Checkpoint(CheckpointBase):
         self._restore()
         self.save(trainer)
         if not trainer.fast_dev_run and pl_module.conclude():
-            trainer.save_checkpoint(self.path(trainer))  # what is decided is kept before anything is exported
+            trainer.save_checkpoint(self.path(trainer))  # decisions are saved before anything is exported
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore()

@@ -121,7 +121,7 @@ def switches_of(path: str | None) -> set[str]:
     for base in getattr(_class(path), "__mro__", ()):
         try:
             kinds, arguments = get_type_hints(base.__init__), signature(base.__init__).parameters
-        except Exception:  # annotations that name what is not there
+        except Exception:  # annotations with missing names
             continue
         found |= {name for name in arguments if kinds.get(name) is bool and arguments[name].default is not None}
     return found

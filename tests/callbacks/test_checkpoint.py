@@ -171,7 +171,7 @@ def test_a_signal_saves_after_a_whole_step_and_the_run_goes_on_bit_for_bit(tmp_p
                 os.kill(os.getpid(), number)
             super().on_train_batch_end(trainer, *args)
 
-    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)  # whoever started the tests may ignore them
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)  # the parent of the tests may ignore them
     with pytest.raises(Interrupted, match=r"stopped at step 4; go on with: python -m distillkit fit .*last\.ckpt$"):
         run(tmp_path / "cut", 8, Signalled(), accumulate_grad_batches=2)
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
@@ -192,7 +192,7 @@ def test_a_signal_is_heard_in_epochs_shorter_than_a_step_has_micro_batches(tmp_p
 
 
 def test_an_ignored_signal_stays_ignored(tmp_path):
-    """nohup leaves SIGHUP ignored, and a shell SIGINT of what it starts in the background."""
+    """nohup leaves SIGHUP ignored, and a shell SIGINT of its background commands."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
 

@@ -1,4 +1,4 @@
-"""From what a network predicts to x_0, and from x_0 to noise, score and velocity."""
+"""Conversions from predictions of a network to x_0, and from x_0 to noise, score, velocity."""
 
 import math
 
@@ -21,7 +21,7 @@ SIGMA_DATA = 0.7
 
 
 class Fixed(nn.Module):
-    """A network that gives a known answer and remembers what it was asked."""
+    """A network with a known output that keeps its inputs."""
 
     def __init__(self, answer):
         super().__init__()
@@ -121,7 +121,7 @@ def test_differences_of_denoisers_are_differences_of_scores():
 
 
 def test_edm_preconditioning_is_the_papers():
-    """On VE: D = c_skip x + c_out F(c_in x; ln(sigma) / 4)."""
+    """D = c_skip x + c_out F(c_in x; ln(sigma) / 4) on VE."""
     sigma, sd = f64(0.01, 0.4, 70.0), 0.5
     x, out = torch.randn(3, 2).double(), torch.randn(3, 2).double()
     network = Fixed(out)
@@ -177,7 +177,7 @@ def test_a_scalar_time_is_one_for_all():
 
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v", "flow", "edm"])
 def test_half_precision_samples_are_denoised_in_float32(prediction):
-    """At the noisy end eps is divided by a small alpha: rounding it first would lose the sample."""
+    """eps is divided by a small alpha at the noisy end: rounding it first would lose the sample."""
     x_t, t = torch.tensor([[0.3, -1.2]], dtype=torch.bfloat16), torch.tensor([0.9])
     denoiser = Denoiser(Fixed(torch.tensor([[0.123456, -0.654321]])), VariancePreserving(), prediction, SIGMA_DATA)
     found = denoiser(x_t, t)

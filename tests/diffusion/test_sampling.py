@@ -128,7 +128,7 @@ def test_ancestral_sampling_reaches_the_law(name):
 
 
 def test_ancestral_step_is_the_posterior():
-    """With a point mass as data every step gives N(alpha_s x_0, sigma_s^2) from the law at t."""
+    """Every step on a point mass gives N(alpha_s x_0, sigma_s^2) from the law at t."""
     process, point = PROCESSES["vp"], 0.7
     times = f64(0.8, 0.3)
     (alpha, alpha_s), (sigma, sigma_s) = process.alpha(times), process.sigma(times)
@@ -236,7 +236,7 @@ def test_a_given_start_replaces_pure_noise():
 @pytest.mark.parametrize("scale", [0.0, 0.45, 1.0])
 @pytest.mark.parametrize("name", PROCESSES)
 def test_noise_scale_multiplies_every_draw_and_nothing_else(name, scale):
-    """On a centred Gaussian every step is linear: samples and inputs are scaled, nothing else."""
+    """Every step is linear on a centred Gaussian: samples and inputs are scaled, nothing else."""
     process = PROCESSES[name]
     _, noise = noises(3)
     denoise = Counted(gaussian(0.0, 0.7, process).denoiser)
@@ -247,7 +247,7 @@ def test_noise_scale_multiplies_every_draw_and_nothing_else(name, scale):
     found, input_found = few_step(denoise, process, times, one, noise_scale=scale)
     torch.testing.assert_close(found, scale * full)
     torch.testing.assert_close(input_found, scale * input_full)
-    assert denoise.times == times.tolist()  # what the student is told stays
+    assert denoise.times == times.tolist()  # the student's times stay
 
 
 def test_variance_of_modulated_samples_in_closed_form():

@@ -124,7 +124,7 @@ def test_an_empty_part_is_refused(kind, low, high):
 
 
 def test_even_in_log_t():
-    """From 0.02 to 0.98; the median in arXiv 2510.03095 is 0.1, over its range from 0.01 to 1."""
+    """The range is 0.02 to 0.98; over 0.01 to 1, in arXiv 2510.03095, the median is 0.1."""
     assert quantiles(LogUniform(), FLOW, 0, 0.5, 1) == pytest.approx([0.02, 0.14, 0.98])
     assert quantiles(LogUniform(0.01, 1.0), FLOW, 0.5) == pytest.approx([0.1])
     u = f64(0.1, 0.4, 0.7)

@@ -178,7 +178,7 @@ def exact_and_network():
 
 @pytest.mark.parametrize("make", [lambda: setting()[0], exact_and_network], ids=["denoiser", "corrected"])
 def test_a_description_says_what_was_told(make, tmp_path):
-    """Through yaml, with weights; a copy has the original's conditions, not those told later."""
+    """The yaml has all conditions; a copy has the original's, not those told later."""
     denoiser = wake(told(make(), "step", "kappa"))
     twin = copy.deepcopy(denoiser)
     told(denoiser, "camera")

@@ -39,7 +39,7 @@ def rows(evaluation: dict) -> dict[str, dict]:
 
 def test_student_and_teacher_are_compared_one_by_one_from_the_same_noise():
     own = teacher()
-    student = SiD(own).product().eval()  # a copy: what the teacher gives in one step
+    student = SiD(own).product().eval()  # a copy: the teacher at one step
     found = rows(evaluate(Places(), own, student, num_samples=20))
     assert (
         found["student"]["gap"] == pytest.approx(found["teacher at 1 step"]["gap"], rel=1e-5)
@@ -99,7 +99,7 @@ def test_what_a_run_leaves_for_a_student_with_a_context(tmp_path):
 
 def test_pictures_and_evaluation_can_be_left_out(tmp_path):
     own = SiD(teacher())
-    own.teacher.generate = None  # nobody samples
+    own.teacher.generate = None  # no sampling
     (tmp_path / "config.yaml").write_text("data: {}")
     finish(own, Places(), tmp_path, num_samples=0, pictures=False)
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "student", "report.html"} and load_student(

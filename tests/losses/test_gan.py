@@ -91,7 +91,7 @@ def test_softplus_is_the_binary_cross_entropy():
 
 
 def test_the_hinge_generators_gradient_on_the_mean():
-    """With the optimal logit of two Gaussians: d/dmu (-E L*) = (mu - m) / V, never saturated."""
+    """d/dmu (-E L*) = (mu - m) / V for the optimal logit of two Gaussians, never saturated."""
     for mu in (MU, -2.0, 9.0):
         student = Line(mu, S)
         z, eps = torch.randn(2, 16, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

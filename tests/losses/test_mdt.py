@@ -155,7 +155,7 @@ MIDDLES = 0.02 + 0.98 * (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000  
 def slope_of_the_loss(probe, s, mu=MU, sign=1.0):
     """d loss / d a at a = 0.1 for a student that is exact but for a probe: phi + a probe."""
     tau = MIDDLES.repeat(2)
-    y = torch.cat([spread(MIDDLES, s), -spread(MIDDLES, s)])[:, None]  # both sides: exact for what is quadratic in y
+    y = torch.cat([spread(MIDDLES, s), -spread(MIDDLES, s)])[:, None]  # both sides: exact for quadratic functions of y
     x = (1 - tau)[:, None] * mu + y
     a = f64(0.1)[0].requires_grad_()
     exact = flow_velocity(jump(mu, s), FLOW)
@@ -288,7 +288,7 @@ def test_distillation_pulls_samples_back(m, s, mean, scale):
     assert line.gradient(pull(x_1, -R)) == pytest.approx([mean, scale], rel=0.01, abs=1e-9)
 
 
-# What is stopped, what counts
+# Stop-gradients and masks
 
 
 def test_pull_moves_y_alone():
@@ -321,7 +321,7 @@ def test_padding_counts_nowhere():
 
 @pytest.mark.parametrize("dims", [4, 64, 1024])
 def test_the_released_norm_moves_the_fixed_point_to_collapse(dims):
-    """With dphi/dtau over its norm the exact jump has a residual; collapsed phi = v has none."""
+    """The exact jump has a residual with dphi/dtau over its norm; collapsed phi = v has none."""
     generator = torch.Generator().manual_seed(0)
     tau = torch.full((64,), 0.8, dtype=torch.float64)
     x = spread(tau, 1.0)[:, None] * torch.randn(64, dims, generator=generator, dtype=torch.float64)

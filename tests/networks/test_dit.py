@@ -24,7 +24,7 @@ def test_any_number_of_axes(shape, patch, tokens):
 
 
 def test_a_token_is_a_cube_and_lies_where_it_came_from():
-    """Without blocks the DiT is a linear map of each cube: a changed voxel moves its cube alone."""
+    """A DiT without blocks is a linear map of each cube: a changed voxel moves its cube alone."""
     network = randomised(DiT((1, 4, 4, 4), width=8, depth=1, heads=2, patch=2))
     network.blocks = torch.nn.ModuleList()
     x = torch.zeros(1, 1, 4, 4, 4)

@@ -39,7 +39,7 @@ def batch(sizes=(6, 3, 1), seed: int = 1) -> tuple[torch.Tensor, dict[str, torch
 
 
 def test_it_is_a_dit_on_the_volume():
-    """With a voxel everywhere it is the plain DiT, channel for channel and place for place."""
+    """It is the plain DiT if every voxel is active, channel for channel and place for place."""
     network, x = small(), torch.randn(1, SIDE**3, CHANNELS, generator=torch.Generator().manual_seed(2))
     axis = torch.arange(SIDE)
     coords = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(1, -1, 3)

@@ -14,7 +14,7 @@ def network(**settings):
 
 
 def seen(layer, shape, at):
-    """Where the output changes with the input at (moment, row, column), bool [t, h, w]."""
+    """Positions whose output changes with the input at (frame, row, column), bool [t, h, w]."""
     x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
     y = x.clone()
     y[(0, slice(None), *at)] += 1

@@ -130,7 +130,7 @@ def test_the_report_says_what_was_measured(run):
     assert "More than a tenth behind the teacher: Recall 0.500 against 0.600." in page.words
     at = page.words.index("student/loss")
     assert page.words[at + 1] == "last 2.99, 1 not finite"
-    assert page.words.index("val/frechet ↓") < at  # what counts comes first
+    assert page.words.index("val/frechet ↓") < at  # the headline comes first
     costs = dict(zip(page.words, page.words[1:], strict=False))
     assert costs["Optimiser steps"] == "400" and costs["Batch size"] == "128"
     assert (
@@ -324,7 +324,7 @@ def test_verdict_of_a_teacher():
 def test_verdict_admits_a_failure(frechet):
     failed = verdict(changed(0, frechet=frechet))
     assert failed.endswith("no better than its teacher at the same cost: nothing is distilled yet.")
-    assert "faster" not in failed and "×" not in failed  # what it costs is no merit then
+    assert "faster" not in failed and "×" not in failed  # its cost is no merit then
     assert "nothing is distilled" not in verdict(changed(0, frechet=2.8))
 
 
@@ -335,7 +335,7 @@ def test_verdict_of_a_student_that_training_ruined():
 
 
 def test_verdict_beside_a_broken_teacher():
-    """As good as a teacher that is no good."""
+    """The student is as good as a teacher that is far from real data."""
     broken = changed(1, frechet=2.8, recall=0.0)
     broken["rows"][0]["metrics"] |= {"frechet": 2.85, "recall": 0.0}
     said = verdict(broken)
@@ -548,7 +548,7 @@ NASTY = [
 
 @pytest.mark.parametrize("text", NASTY)
 def test_nothing_of_a_folder_becomes_markup_in_its_card(text, tmp_path):
-    """Shown literally, by a renderer that allows HTML, tables, strikes and bare addresses."""
+    """The text is shown literally by a renderer with HTML, tables, strikes and bare addresses."""
     folder = tmp_path / text.replace("/", "-").replace("\n", " ")
     folder.mkdir()
     config = {

@@ -390,7 +390,7 @@ def test_kappas_in_one_call_are_those_of_single_calls(tmp_path):
     alone = [student.sample(4, kappa=kappa) for kappa in kappas]
     assert torch.equal(together, torch.stack([one[i] for i, one in enumerate(alone)]))
     assert not torch.equal(alone[0], alone[3])
-    assert torch.equal(student.sample(4), student.sample(4, kappa=2.5))  # the middle, where nobody asks
+    assert torch.equal(student.sample(4), student.sample(4, kappa=2.5))  # the middle is the default
     for wrong in (0.5, 5.0, torch.tensor([1.0, 2.0, 3.0, 4.5]), float("nan")):
         with pytest.raises(ValueError, match="must hold 4 numbers from 1 to 4"):
             student.sample(4, kappa=wrong)

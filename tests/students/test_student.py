@@ -330,7 +330,7 @@ def test_noise_scale_travels_in_the_folder_and_is_checked(folder, tmp_path):
     again = load_student(quiet.save(tmp_path / "quiet"))
     assert again.noise_scale == 0.3 and torch.equal(again.sample(9), quiet.sample(9))
     assert not torch.equal(again.sample(9), loud.sample(9))
-    loud.noise_scale = 0.3  # whoever samples may choose
+    loud.noise_scale = 0.3  # samplers may choose
     assert torch.equal(again.sample(9), loud.sample(9))
     edit(folder, lambda config: config.update(noise_scale=-1))
     with pytest.raises(ValueError, match="noise_scale cannot be -1"):
