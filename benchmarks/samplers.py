@@ -1,4 +1,4 @@
-"""Learned samplers of discrete diffusion against plain ones at equal network calls.
+"""Learned samplers of discrete diffusion against plain ones at equal network evaluations.
 
     python benchmarks/samplers.py --out runs/samplers [--world potts] [--noise uniform]
         [--calls 4 8 16] [--seeds 0 1 2]

@@ -1,4 +1,4 @@
-"""Learn the sampler of a world whose law is known: the countdown, in eight network calls, by LSD+.
+"""Learn a sampler of the countdown, whose law is known, with eight network evaluations, by LSD+.
 
 python examples/discrete.py [--steps 4] [--out runs/example-discrete]
 """

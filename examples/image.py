@@ -1,4 +1,4 @@
-"""Distil the embedded teacher of digits (35 network passes a sample) into a one-step student.
+"""Distil the embedded teacher of digits (35 network evaluations a sample) into a one-step student.
 
 python examples/image.py [--steps 1200] [--out runs/example-image]
 """

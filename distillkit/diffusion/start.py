@@ -11,7 +11,7 @@ from distillkit.spec import Recorded
 
 
 class Start(Recorded):
-    """`x = alpha(t) base + sigma(t) eps`: the input of the first network call.
+    """`x = alpha(t) base + sigma(t) eps`: the input of the first network evaluation.
 
     Without a base it is pure noise, `sigma(t) eps`. A base is a known approximation of the sample:
     the repeated points of a scan, a coarse render.

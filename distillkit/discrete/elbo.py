@@ -19,7 +19,7 @@ def step_costs(
     Entry (i, j) is the step from t = times[i] to s = times[j]; j = N is s = 0, and steps that do
     not lead to less noise cost infinity. The costs of a run sum to its evidence bound on
     `-log p(x_0)` up to a term that all runs share, and so to a bound on KL(data || samples) up to
-    the data's entropy. One network call for each time.
+    the data's entropy. One network evaluation for each time.
 
     Args:
         x_0: clean tokens [B, d] of the model.

@@ -38,7 +38,8 @@ def jump_your_steps(
 
     Args:
         x_0: clean tokens [B, d]; 64 are enough for text.
-        num: network calls; a last round that is not full makes the splits of largest gain only.
+        num: network evaluations; a last round that is not full makes the splits of largest gain
+            only.
         noise: the noise, shared by all times.
         t_max: the first time.
     """

@@ -69,7 +69,7 @@ class LearnedStep(Independent):
 
 
 class LearnedSampler(Recorded, nn.Module):
-    """A sampler of K network calls: K - 1 learned steps and the plain last one.
+    """A sampler of K network evaluations: K - 1 learned steps and the plain last one.
 
     It starts as the plain sampler on its initial times.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Noise:
-    """The random numbers of one network call."""
+    """The random numbers of one network evaluation."""
 
     move: Tensor  # [B, d], uniform in [0, 1): a position leaves if this is at least its probability of staying
     race: Tensor  # [B, d, C], unit exponentials: argmax of weight / race is a draw from the weights

@@ -30,7 +30,7 @@ class Step(Recorded, ABC):
     """One step of a sampler; it is stateless, all randomness is an argument.
 
     Attributes:
-        calls: network calls of a step, each with its own noise.
+        calls: network evaluations of a step, each with its own noise.
     """
 
     calls = 1
@@ -287,7 +287,7 @@ SAMPLERS: dict[str, Step] = {
 
 
 def network_passes(step: Step, num_times: int) -> int:
-    """Network calls of a run with `num_times` times."""
+    """Network evaluations of a run with `num_times` times."""
     return step.calls * (num_times - 1) + 1
 
 
@@ -311,7 +311,7 @@ def sample(
         denoiser: the model.
         x: [B, d], mostly `process.start(...)`.
         times: [K] decreasing, mostly `process.grid(K)`.
-        noise: `noise(i)` is the noise of network call i.
+        noise: `noise(i)` is the noise of network evaluation i.
         step: the sampler, or one step for each of the K - 1 intervals.
     """
     call = 0

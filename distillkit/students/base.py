@@ -32,7 +32,7 @@ class Product(Protocol):
 
 
 class Student(nn.Module, ABC):
-    """A model that samples in a few network calls.
+    """A model that samples in a few network evaluations.
 
     Args:
         event_shape: shape of one sample in the space of the diffusion; of a padded set, with its
@@ -68,7 +68,7 @@ class Student(nn.Module, ABC):
 
     @property
     def num_steps(self) -> int:
-        """Network calls per sample."""
+        """Network evaluations per sample."""
         return len(self.times)
 
     @property

@@ -1,4 +1,4 @@
-"""Guidance in one convention: number and inputs of network calls, and the guided law."""
+"""Guidance in one convention: number and inputs of network evaluations, and the guided law."""
 
 import pytest
 import torch

@@ -272,7 +272,7 @@ def test_laws_have_gradients_in_times_and_coefficients(process, step):
 
 @pytest.mark.parametrize("process", [Absorbing, Uniform])
 def test_orders_on_a_smooth_stretch(process):
-    """Half the step halves Euler's error from the exact law at 0.6 to 0.3; others rank around it."""
+    """Half the step halves Euler's error from the exact law at 0.6 to 0.3; others are ranked."""
     teacher = Table(potts(3, 3, 1.5), process(3))
     x = sequences(teacher.process.num_states, 3)
 

@@ -162,7 +162,7 @@ def test_noise_is_a_function_of_the_row():
 @pytest.mark.parametrize("process", [Absorbing, Uniform])
 @pytest.mark.parametrize("passes", [1, 2, 5, 8])
 def test_what_a_student_has_to_beat_costs_no_more_than_it(process, passes):
-    """Every sampler that aims at the model's law, with as many network calls as fit."""
+    """Every sampler that aims at the model's law, with as many network evaluations as fit."""
     teacher = potts_teacher(process)
     choices = teacher.few_step_choices(passes, [1.0, 0.3] if passes == 2 else ())
     costs = [teacher.network_passes(solver, len(times)) for solver, times in choices]
