@@ -80,19 +80,9 @@ class FewStepDistiller(Distiller):
         brought = self.student_maker.sampling
         if times is None and num_steps in (None, len(brought.get("times", ()))):
             times = brought.get("times")
-        process, num_steps = teacher.process, steps_of(num_steps, times, 1)
-        if t_init is not None:
-            checks.within(f"({process.t_min}, {process.t_max}]", t_init=t_init)
-        if times is None:
-            times = process.grid(num_steps + 1, teacher.start.level if t_init is None else t_init)[:-1].tolist()
-        elif (
-            not times or not times[-1] > 0 or not times[0] <= process.t_max or sorted(set(times), reverse=True) != times
-        ):
-            raise ValueError(f"times must fall and lie in (0, {process.t_max}], got {times}")
-        elif t_init is not None and not math.isclose(t_init, times[0]):
-            raise ValueError(f"t_init={t_init} and times={times} contradict: leave one of them out (null)")
+        times = times_of(teacher, num_steps, times, t_init)
         self.step_times = torch.tensor(times, dtype=torch.float64)  # no buffer, which half precision would round
-        self.num_steps, self.noise_scale = num_steps, noise_scale
+        self.num_steps, self.noise_scale = len(times), noise_scale
         self.renoise = brought.get("renoise", True) if renoise is None else renoise
 
     def make_student(self) -> Denoiser:
@@ -175,6 +165,25 @@ def steps_of(num_steps: int | None, times: Sequence[float] | None, default: int)
             f"them out (model.num_steps=null or model.times=null)"
         )
     return len(times)
+
+
+def times_of(teacher: Teacher, num_steps: int | None, times: list[float] | None, t_init: float | None) -> list[float]:
+    """The student's times, largest first: `times`, or the process's own grid down from `t_init`.
+
+    Raises:
+        ValueError: the arguments contradict each other, or the times do not fall or are out of
+            range.
+    """
+    process, num_steps = teacher.process, steps_of(num_steps, times, 1)
+    if t_init is not None:
+        checks.within(f"({process.t_min}, {process.t_max}]", t_init=t_init)
+    if times is None:
+        return process.grid(num_steps + 1, teacher.start.level if t_init is None else t_init)[:-1].tolist()
+    if not times or not times[-1] > 0 or not times[0] <= process.t_max or sorted(set(times), reverse=True) != times:
+        raise ValueError(f"times must fall and lie in (0, {process.t_max}], got {times}")
+    if t_init is not None and not math.isclose(t_init, times[0]):
+        raise ValueError(f"t_init={t_init} and times={times} contradict: leave one of them out (null)")
+    return times
 
 
 def check_guidable(teacher: BaseTeacher, kappa: float) -> None:

@@ -56,8 +56,7 @@ class MDTDist(FewStepDistiller):
             student keeps its initial values: start from the teacher.
         kappa: guidance scale of VM's teacher, 1 = none (TRELLIS: 41; the paper's w is kappa - 1).
         vd_kappa: guidance scale of VD's teacher (TRELLIS: 101); None means kappa.
-        lambda_vm, lambda_vd: weights of the losses; with VD alone nothing pulls x_1
-            back.
+        lambda_vm, lambda_vd: weights of the losses; with VD alone nothing pulls x_1 back.
         vd_start: the optimiser step from which VD counts; before it VM trains alone.
         normalise_tangent: divide dphi/dtau by its norm, as released. The fixed point is then
             biased; for comparison only.
@@ -101,17 +100,25 @@ class MDTDist(FewStepDistiller):
         self.lambda_vm, self.lambda_vd, self.vd_start = lambda_vm, lambda_vd, vd_start
         self.normalise_tangent, self.unweighted_vd = normalise_tangent, unweighted_vd
         self.share_vd_noise = share_vd_noise
-        process = teacher.process
-        ends = torch.tensor([process.t_min, process.t_max, self.step_times[0]], dtype=torch.float64)
-        self.low, self.high, last = flow_time(process, ends).tolist()
-        self.first = self.low + (0 if tangent == "jvp" else delta)  # the first level at which a hop fits
-        self.last = min(last, 1 - 1e-4)  # no ratio is infinite
-        if not 0 < delta < self.last - self.low:
-            raise ValueError(
-                f"delta must lie between 0 and the student's range {self.last - self.low:.3g}, got {delta}"
-            )
+        self.find_range()
         self.add_role("student", student, student=self.make_student())
         self.keep_ema()
+
+    def find_range(self) -> None:
+        """Sets the levels tau of the process, `low` to `high`, and of the loss, `first` to `last`.
+
+        Raises:
+            ValueError: `delta` is not inside the student's range.
+        """
+        process = self.teacher.process
+        ends = torch.tensor([process.t_min, process.t_max, self.step_times[0]], dtype=torch.float64)
+        self.low, self.high, last = flow_time(process, ends).tolist()
+        self.first = self.low + (0 if self.tangent == "jvp" else self.delta)  # the first level at which a hop fits
+        self.last = min(last, 1 - 1e-4)  # no ratio is infinite
+        if not 0 < self.delta < self.last - self.low:
+            raise ValueError(
+                f"delta must lie between 0 and the student's range {self.last - self.low:.3g}, got {self.delta}"
+            )
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
         cond, x_0 = self.condition(batch), self.teacher.codec.encode(batch)
