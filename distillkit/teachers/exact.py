@@ -63,7 +63,7 @@ class Mixture(Recorded, nn.Module):
         self.register_buffer("labels", torch.as_tensor(labels))
 
     def _apply(self, fn, recurse: bool = True):
-        """Follows the module to another device; stays float64 under `.float()` and `.bfloat16()`."""
+        """Follows the module to another device, but stays in float64 whatever the cast."""
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
 
     @property
@@ -202,7 +202,7 @@ class ExactTeacher(Teacher):
         return self.denoiser.mixture
 
     def frozen_network(self) -> MLP:
-        """The correction network F; there are no weights to copy, so it is drawn, always the same."""
+        """The correction network F: drawn with a fixed seed, for there are no weights to copy."""
         if not hasattr(self, "_network"):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
