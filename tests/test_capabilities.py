@@ -1,4 +1,4 @@
-"""What a composed configuration lacks: said before anything is built, from classes and from their sources alike."""
+"""Missing capabilities of a composed configuration: found before anything is built."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_class_that_needs_its_module_is_imported(tmp_path, monkeypatch):
 
 
 def test_the_source_declares_what_the_class_does():
-    """Of every class that a default run names."""
+    """The two agree for every class that a default run names."""
     known, paths = config.groups(), set()
     for domain in known["domain"]:
         for method in known["method"]:

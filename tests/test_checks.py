@@ -1,4 +1,4 @@
-"""A number that cannot be meant is refused before work starts, in one sentence that names it: none trains wrongly in silence."""
+"""A number that cannot be meant is refused before work starts, in one sentence that names it."""
 
 import inspect
 import math
@@ -89,7 +89,7 @@ def numbers():
 
 @pytest.mark.parametrize("cls, name, kind", list(numbers()))
 def test_every_number_is_looked_at(cls, name, kind):
-    """NaN, infinity, half of a whole number, and null where a number is needed; a new argument without a check fails here."""
+    """NaN, infinity, 1.5 and null are refused; a new argument without a check fails here."""
     wrong = [NAN, 1.5] if "int" in kind else [NAN, INF]
     for value in wrong + [None] * ("None" not in kind):
         if (cls, name, value) == (Pretrain, "sigma_data", None):

@@ -1,4 +1,4 @@
-"""Batches as a function of the step: resumable anywhere, shared out over processes, never repeated within an epoch."""
+"""Batches as a function of the step: resumable, shared by processes, unique within an epoch."""
 
 import itertools
 
@@ -130,7 +130,7 @@ def test_an_impossible_batch_size_is_refused(batch_size):
 
 
 def test_an_epoch_holds_whole_accumulation_windows():
-    """Seven batches and windows of two: three steps, as two processes make of the same data; never a half one."""
+    """Seven batches in windows of two make three steps, as two processes do with the same data."""
     data = TensorData({"data": torch.arange(7.0)})
     assert len(StepLoader(data, 1, window=2)) == 6 and len(StepLoader(data, 1, world=2)) == 3
     with pytest.raises(ValueError, match="2 micro-batches exceeds the 7 training samples"):

@@ -1,4 +1,4 @@
-"""What the documents say is run: links, commands, code."""
+"""The links, commands and code of the documents are run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_compose(page):
-    """Every `fit` command that is shown: its words are accepted and its configuration is complete."""
+    """The words of every `fit` command shown are accepted and its configuration is complete."""
     text = page.read_text().replace("\\\n", " ")
     commands = re.findall(r"^(?:.*&& \.venv/bin/)?python -m distillkit fit (.+)$", text, re.M)
     commands += re.findall(r"^\| .*\| `fit (.+?)` \|$", text, re.M)
@@ -55,7 +55,7 @@ def test_commands_compose(page):
 
 
 def arguments(cls: type) -> set[str]:
-    """What a class takes, its bases' arguments included."""
+    """The arguments of a class, those of its bases included."""
     return {name for base in cls.__mro__ if "__init__" in vars(base) for name in signature(base.__init__).parameters}
 
 
@@ -79,7 +79,7 @@ def test_every_switch_that_fidelity_names_is_there():
 
 
 def unpack(page: str, folder: Path) -> list[list[str]]:
-    """Write the files that a page shows, each below its name in backticks; gives the words of its commands."""
+    """Writes the files that a page shows below their names; returns the words of its commands."""
     text = (ROOT / "docs" / page).read_text()
     for name, content in re.findall(
         r"^`([\w/]+\.(?:py|yaml))`[^\n]*(?:\n[^`\n]+)*:\n\n```\w+\n(.*?)```", text, re.S | re.M

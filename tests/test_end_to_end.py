@@ -1,4 +1,4 @@
-"""A user's session: fit, look, load, sample, evaluate, export, stop and go on; through the command line and the files."""
+"""A user's session through the command line: fit, load, sample, evaluate, export, stop, go on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def distil(*argv: str, code: int = 0, cwd: Path | None = None) -> str:
 
 
 def complaint(*argv: str, code: int = 2) -> str:
-    """The one sentence an impossible command gets, in this process, which has imported everything."""
+    """The one-sentence error of an impossible command, run in this process to save imports."""
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):
         assert front.main([*map(str, argv)]) == code, said.getvalue()
@@ -52,14 +52,14 @@ def complaint(*argv: str, code: int = 2) -> str:
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch):
-    """What a run in this process leaves in the environment is taken away again."""
+    """Removes the environment variables that a run in this process leaves."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", runs.OUT):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """The folder of a finished run of a two-step student on the digits, its network tiny so that it takes seconds."""
+    """The folder of a finished run: a two-step student on digits with a tiny network."""
     out = tmp_path_factory.mktemp("session") / "run"
     words = ["domain=image", "method=sid", "model.num_steps=2", "data.batch_size=4", "trainer.log_every_n_steps=2"]
     distil("fit", *words, *SHORT, "--out", out)
@@ -197,7 +197,7 @@ def test_validate_takes_the_run_s_own_checkpoint_or_refuses(copy, capsys, monkey
 
 
 def test_a_run_that_goes_on_from_its_last_step_leaves_everything_again(copy, tmp_path):
-    """As after a kill in the evaluation, or on another machine, where there is no config.yaml yet."""
+    """As after a kill in the evaluation, or on another machine without a config.yaml yet."""
     last = ["--ckpt_path", copy / "checkpoints" / "last.ckpt"]
     distil("fit", "--config", copy / "config.yaml", *last, "--out", tmp_path / "new")
     names = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
@@ -296,7 +296,7 @@ def test_a_checkpoint_that_is_missing_truncated_or_foreign(copy, tmp_path):
 
 
 def test_no_way_of_naming_a_checkpoint_unpickles_it(copy, tmp_path):
-    """Flag, config.yaml, switch, environment: what could run code is refused before it is opened."""
+    """Flag, config.yaml, switch, environment: a pickle is refused before it is opened."""
 
     class Evil:
         def __reduce__(self):

@@ -66,7 +66,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
 
 
 def test_the_temporary_file_keeps_the_suffix(tmp_path):
-    """Writers that look at the suffix (images, arrays) must see the final one, in the same folder for an atomic move."""
+    """Writers of images and arrays look at the suffix; the same folder makes the move atomic."""
     seen = []
     write_atomic(tmp_path / "a.png", seen.append)
     assert seen[0].suffix == ".png" and seen[0].parent == tmp_path and seen[0].name != "a.png"
@@ -223,7 +223,7 @@ def test_yaml_that_would_fill_memory_or_fail_inside_is_refused(content, message,
 
 
 def test_plain_aliases_are_read(tmp_path):
-    """What people write to say something once."""
+    """Aliases with which people write something once."""
     (tmp_path / "a.yaml").write_text("a: &a [1, 2]\nb: *a\nc: {d: *a}")
     assert read_yaml(tmp_path / "a.yaml") == {"a": [1, 2], "b": [1, 2], "c": {"d": [1, 2]}}
 

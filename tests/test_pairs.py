@@ -1,4 +1,4 @@
-"""Pairs of a teacher: the same in memory and on disk, made once, made anew where damaged, refused where they are others."""
+"""Pairs of a teacher: equal in memory and on disk, made once, repaired, and refused if foreign."""
 
 import math
 import multiprocessing
@@ -70,7 +70,7 @@ def numbers(folder):
     return sorted(path.name for path in folder.glob("pairs-*"))
 
 
-# What pairs are
+# The definition of pairs
 
 
 def test_a_pair_is_the_teachers_own_sample_from_the_noise_for_the_condition():
@@ -82,7 +82,7 @@ def test_a_pair_is_the_teachers_own_sample_from_the_noise_for_the_condition():
 
 
 def test_up_to_a_shard_they_are_what_the_teacher_makes_in_one_call(monkeypatch):
-    """What LSD learnt from before there was a store, bit for bit: at the shard's real size, of noise and of tokens."""
+    """At the shard's real size pairs of noise and of tokens are one call's samples, bit for bit."""
     monkeypatch.undo()
     teacher = neural()
     assert store.SHARD == 4096
@@ -121,7 +121,7 @@ def test_the_seed_decides():
 
 
 def test_sets_of_other_sizes_are_padded_to_the_longest(tmp_path):
-    """Training data may end with their longest sample; later shards are longer or shorter than the first."""
+    """Later shards may be longer or shorter than the first, up to the longest training sample."""
 
     class Sets:
         lengths = torch.tensor([2] * 16 + [5] * 16 + [3] * 8)

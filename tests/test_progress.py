@@ -157,7 +157,7 @@ def test_clock():
     assert [clock(s) for s in (0.4, 7, 59.6, 750, 3723)] == ["0:00", "0:07", "1:00", "12:30", "1:02:03"]
 
 
-# What is no training step
+# Work outside of training steps
 
 
 def work(monkeypatch, models, seconds):
@@ -249,7 +249,7 @@ def test_calls_of_a_network_count_themselves():
 
 
 def test_samplers_count_what_they_call():
-    """Of students, of teachers with one and with two calls a step, guided, and of tokens: the end is 100 %."""
+    """Students, guided and two-call teachers and discrete diffusion models all end at 100 %."""
     from helpers import neural
 
     from distillkit.discrete.exact import Table, potts

@@ -24,7 +24,7 @@ def command(number: int) -> str:
 
 
 def test_the_main_job_runs(tmp_path):
-    """What follows the installation in the first command, shortened."""
+    """The first command runs after its installation part, shortened."""
     create, install, run = command(1).split(" && ")
     assert create == "python3 -m venv .venv" and install == ".venv/bin/pip install -e ."
     words = shlex.split(run)

@@ -137,14 +137,14 @@ def test_only_recorded_classes_are_built(path):
     ids=["no module", "no class", "no text", "unknown argument", "a list", "abstract"],
 )
 def test_damaged_specs_are_refused_in_one_sentence(spec):
-    """What a newer version or a bad copy wrote: an error for people, not a traceback from inside."""
+    """Specs of a newer version or a bad copy raise an error for people, in one sentence."""
     with pytest.raises(ValueError) as error:
         from_spec(spec)
     assert "\n" not in str(error.value)
 
 
 def test_a_folder_cannot_extend_whom_its_reader_trusts(tmp_path):
-    """A teacher that a folder names reads a folder itself: it is handed the reader's own trust, whatever the yaml says."""
+    """A teacher named by a folder reads its own folder with the reader's trust, not the yaml's."""
     (tmp_path / "teacher.yaml").write_text("{denoiser: {class_path: evil.Denoiser}, event_shape: [2]}")
     teacher = "distillkit.teachers.folder.FolderTeacher"
     with pytest.raises(ValueError, match="names class evil.Denoiser, which is outside"):

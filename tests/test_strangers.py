@@ -1,4 +1,4 @@
-"""A student or teacher folder comes from a stranger: each way in which it could choose what runs, what is read or how much."""
+"""A stranger's student or teacher folder may not choose the code, the files or the size it uses."""
 
 import copy
 import re
@@ -91,7 +91,7 @@ def words(verb, folder, tmp_path):
 
 
 def refused(capsys, *argv):
-    """What is said in one sentence with exit code 2."""
+    """The one-sentence error of a command with exit code 2."""
     code = front.main([str(word) for word in argv])
     err = capsys.readouterr().err
     assert code == 2 and err.count("\n") == 1, (code, err)
@@ -112,7 +112,7 @@ def test_the_folder_itself_is_fine(folder, built, tmp_path):
         assert front.main(words(verb, folder, tmp_path)) == 0
 
 
-# What runs
+# Code that runs
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_whoever_types_the_command_may_trust_a_package(folder, built, trap, tmp_
 
 
 def test_a_folder_does_not_choose_whom_to_trust(folder, built, trap, tmp_path, capsys):
-    """Not for itself, not for the teacher's folder that it brings along; and what its caller trusts holds there too."""
+    """Its own `trust` counts neither for it nor for its teacher's folder; the caller's for both."""
     teacher = folder / "teacher"
     Teacher(network(), (2,)).save(teacher)
     put(teacher, "denoiser/init_args/network/class_path", f"{TRAP}.Net", "teacher.yaml")
@@ -234,7 +234,7 @@ def test_nothing_is_imported_from_the_folder_that_one_stands_in(folder):
     assert not (folder / "sprung").exists()
 
 
-# What is read
+# Files that are read
 
 
 @pytest.fixture
@@ -371,7 +371,7 @@ def test_absurd_sizes_are_refused_before_memory_or_time_is_spent(at, value, fold
 
 @pytest.mark.parametrize("sampler", [True, False])
 def test_a_teacher_without_weights_is_no_larger_than_what_it_reads(sampler, folder, tmp_path, capsys):
-    """Of gigabytes that a few words ask for, as `sample` makes it for a sampler and `evaluate` for any student."""
+    """A few words ask for gigabytes; `sample` (of a sampler) and `evaluate` refuse them."""
     from distillkit.diffusion.learned import LearnedSolver
     from distillkit.spec import to_spec
     from distillkit.students.sampler import SamplerStudent
@@ -396,7 +396,7 @@ def test_data_that_would_fill_the_memory_end_early(folder, monkeypatch):
         set_up(made_with(student, folder, (), "data")["data"])
 
 
-# What is in it
+# Values in the folder
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1.0])
@@ -473,7 +473,7 @@ def places(value, at=()):
 
 @pytest.mark.parametrize("file", ["student.yaml", "teacher.yaml"])
 def test_any_value_of_the_wrong_kind_anywhere_is_one_sentence(file, folder, tmp_path):
-    """Whatever is put in whatever place: it loads, or it is refused for a reason; nothing fails inside."""
+    """Any value in any place either loads or is refused for a reason; nothing fails inside."""
     Teacher(network(), (2,)).save(tmp_path / "t")
     at = folder if file == "student.yaml" else tmp_path / "t"
     config = yaml.safe_load((at / file).read_text())

@@ -1,4 +1,4 @@
-"""The package without its checkout: a built wheel carries configuration and weights and works anywhere."""
+"""A built wheel carries configuration and weights and works without the checkout."""
 
 from __future__ import annotations
 

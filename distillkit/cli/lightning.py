@@ -1,4 +1,4 @@
-"""LightningCLI over the composed configuration. Imported only when a verb needs Lightning."""
+"""LightningCLI over the composed configuration; imported only when a verb needs Lightning."""
 
 import logging
 import os
@@ -29,8 +29,8 @@ from distillkit.report.logger import MetricsLogger, needs_package
 FIND_UNUSED = "ddp{}_find_unused_parameters_true"
 NOISE = (
     ".*does not have many workers.*",
-    ".*in eval mode at the start of training.*",  # the teacher stays there on purpose
-    ".*Checkpoint directory .* exists and is not empty.*",  # so it is when a run continues
+    ".*in eval mode at the start of training.*",  # the teacher stays in it on purpose
+    ".*Checkpoint directory .* exists and is not empty.*",  # the case of a run that continues
     ".*smaller than the logging interval.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ".*has no attribute.*_pytree.*",
@@ -43,7 +43,14 @@ LEAVES = {Checkpoint: "checkpoints/last.ckpt to go on from", Finish: "student, e
 
 
 def run(verb: str, flags: Sequence[str], out: str | None, name: str) -> int:
-    """Run `fit`, `validate` or `test` with LightningCLI's flags."""
+    """Runs `fit`, `validate` or `test` with LightningCLI's flags and returns the exit code 0.
+
+    Args:
+        verb, flags, out, name: see `CLI`.
+
+    Raises:
+        UsageError: the configuration cannot be run.
+    """
     set_threads()
     quiet()
     CLI(verb, flags, out, name)
@@ -51,7 +58,13 @@ def run(verb: str, flags: Sequence[str], out: str | None, name: str) -> int:
 
 
 def set_threads() -> None:
-    """One torch thread where there is no GPU: with small networks, more of them wait for each other."""
+    """Sets one torch thread, or DISTILLKIT_THREADS of them, where there is no GPU.
+
+    With small networks more threads wait for each other.
+
+    Raises:
+        UsageError: DISTILLKIT_THREADS is not a whole number of at least 1.
+    """
     if not torch.cuda.is_available():
         given = os.environ.get("DISTILLKIT_THREADS", "1")
         if not given.isdecimal() or int(given) < 1:
@@ -60,7 +73,7 @@ def set_threads() -> None:
 
 
 def quiet() -> None:
-    """Leave on the screen what a user of distillkit can act on."""
+    """Hides Lightning's messages that a user of distillkit cannot act on."""
     for package in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
         logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.WARNING)
@@ -69,10 +82,13 @@ def quiet() -> None:
 
 
 class Start(Callback):
-    """Writes RUN/config.yaml at the last moment before the first batch.
+    """Writes RUN/config.yaml right before the first batch.
 
-    What is refused before that is wrong usage and leaves nothing behind; what breaks after it is a
-    failure.
+    An error before that is wrong usage and leaves nothing behind; a later one is a failure.
+
+    Args:
+        folder: the run folder.
+        text: the content of config.yaml.
     """
 
     def __init__(self, folder: Path, text: str):
@@ -88,7 +104,7 @@ class Start(Callback):
                     print(f"note: without the callback {kind.__name__} this run leaves no {lost}", flush=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.done:  # the checkpoint was of the last step, so that training neither began nor ended
+        if not self.done:  # the checkpoint was of the last step: training neither began nor ended
             self.on_train_start(trainer, pl_module)
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, Checkpoint):
@@ -96,11 +112,13 @@ class Start(Callback):
 
 
 def refuse_values_let_through(node: Any, path: str) -> None:
-    """Refuse what jsonargparse lets through: `model.student=1` for settings such as `model.student.lr`, null for a switch.
+    """Raises UsageError for values that jsonargparse lets through.
+
+    They are `model.student=1` for settings such as `model.student.lr`, and null for a switch.
 
     Args:
-        node: of the parsed configuration.
-        path: its key.
+        node: a node of the parsed configuration.
+        path: the key of the node.
     """
     if isinstance(node, list):
         for inner in node:
@@ -120,13 +138,17 @@ def refuse_values_let_through(node: Any, path: str) -> None:
 
 
 class CLI(LightningCLI):
-    """One verb, with its run folder.
+    """LightningCLI with one verb and a run folder; runs when constructed.
 
     Args:
         verb: fit, validate or test.
         flags: LightningCLI's command line, `--config` included.
-        out: the run folder, if the user gave one.
-        name: the new run folder is runs/NAME-NUMBER if the user gave none.
+        out: the run folder that the user gave; None means a new folder runs/NAME-NUMBER.
+        name: NAME of that new folder.
+
+    Raises:
+        UsageError: the configuration cannot be run; nothing was trained.
+        Interrupted: Ctrl-C stopped the run outside of a training step.
     """
 
     def __init__(self, verb: str, flags: Sequence[str], out: str | None, name: str):
@@ -177,7 +199,7 @@ class CLI(LightningCLI):
             raise UsageError(condense(str(error), self._parser(self.verb).get_defaults().keys())) from error
 
     def _parse_ckpt_path(self) -> None:
-        """The checkpoint never overrides the command (Lightning's own version lets its hyper-parameters win)."""
+        """Does nothing: Lightning's version lets the checkpoint's values override the command."""
 
     # ---- the run folder
 
@@ -200,8 +222,7 @@ class CLI(LightningCLI):
             checks.ends(config.trainer)
         elif config.trainer[limit := f"limit_{'val' if self.verb == 'validate' else self.verb}_batches"] == 0:
             raise UsageError(f"trainer.{limit}=0 leaves nothing to measure: give at least 1")
-        # what is saved knows neither where the run was kept nor what it continued: it can be run
-        # again elsewhere
+        # the saved configuration names neither run folder nor checkpoint, so it runs anywhere
         self._dump_config()
         if lacking := capabilities.lacking(self.config_dump):
             raise UsageError(lacking)
@@ -216,7 +237,13 @@ class CLI(LightningCLI):
                 arguments.save_dir = str(self.folder)
 
     def find_checkpoint(self, config: Any) -> str | None:
-        """The checkpoint of the command line or of its config.yaml, for Lightning by its absolute path; pickles are not read."""
+        """The checkpoint of the command line or of its config.yaml; None if there is none.
+
+        For Lightning, `config` gets its absolute path, and pickles are not read.
+
+        Raises:
+            UsageError: weights_only asks for pickles, or the checkpoint cannot be used.
+        """
         if config.weights_only not in (None, True):
             raise UsageError("weights_only is no choice: checkpoints hold plain tensors and are never unpickled")
         given = config.ckpt_path
@@ -227,8 +254,14 @@ class CLI(LightningCLI):
         return checkpoint
 
     def own_checkpoint(self, config: Any) -> Path:
-        """The last checkpoint of the run whose folder or config.yaml the command names."""
-        files = [str(file) for file in config.get("config") or () if file is not None]  # None: words, which are no file
+        """The last checkpoint of the run whose folder or config.yaml the command names.
+
+        Raises:
+            UsageError: there is none.
+        """
+        files = [
+            str(file) for file in config.get("config") or () if file is not None
+        ]  # None: the words, which are no file
         homes = [Path(self.out)] if self.out else [Path(file).parent for file in files]
         for last in (home / "checkpoints" / runs.LAST for home in homes):
             if last.is_file():
@@ -238,14 +271,14 @@ class CLI(LightningCLI):
         )
 
     def interrupted(self) -> None:
-        """Ctrl-C outside of a training step, which saved nothing new."""
+        """Raises Interrupted after Ctrl-C outside of a training step; nothing new is saved then."""
         goes_on = self.verb == "fit" and (self.folder / "checkpoints" / runs.LAST).is_file()
         raise Interrupted(f"interrupted; go on with: {runs.continuation(self.folder)}" if goes_on else "interrupted")
 
     def _instantiate_trainer(self, *args: Any) -> Trainer:
         try:
             return super()._instantiate_trainer(*args)
-        except (TypeError, ImportError, RuntimeError) as error:  # what Lightning raises of values it cannot follow
+        except (TypeError, ImportError, RuntimeError) as error:  # Lightning's errors for values it cannot use
             raise UsageError(f"these trainer settings make no trainer: {one_line(error)}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

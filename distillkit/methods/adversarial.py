@@ -1,4 +1,4 @@
-"""A discriminator that several methods share: heads on the features of a denoiser, at noised samples (diffusion GAN)."""
+"""The discriminator of a diffusion GAN: heads on a denoiser's features at noised samples."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ LOSSES = {
 
 @dataclass(frozen=True)
 class Discriminator:
-    """What tells real from fake, and by which loss.
+    """The settings of a discriminator: the features that it sees, its loss and its penalty.
 
     Args:
-        taps: whose features the heads look at: those of the `fake_score`, which the discriminator's
-            loss then trains as well (DMD2, arXiv 2405.14867), or of the frozen `teacher`, of which
-            nothing is trained (LADD, arXiv 2403.12015).
-        layers: indices from 0 of the network's blocks, one head after each; None is one head on its
-            middle.
-        timed: heads that are told the noise level.
-        loss: `softplus`, non-saturating, which is also called `bce`; or `hinge`.
-        r1: weight of the gradient penalty on real samples beside the discriminator's loss; 0 spends
-            nothing on it.
-        r1_on: the gradient is that in the noised `images`, or in the `features` that the heads see.
+        taps: whose features the heads see. `fake_score`: the discriminator's loss trains the fake
+            score as well (DMD2, arXiv 2405.14867). `teacher`: the teacher is frozen and the heads
+            alone are trained (LADD, arXiv 2403.12015).
+        layers: indices from 0 of the network's blocks, one head after each; None means one head on
+            the network's middle features.
+        timed: whether the heads are conditioned on the noise level.
+        loss: `softplus` (non-saturating), also called `bce`; or `hinge`.
+        r1: weight of the gradient penalty on real samples; 0 does not compute it.
+        r1_on: the penalty takes the gradient in the noised `images` or in the `features`.
+
+    Raises:
+        ValueError: a value is not one of those named here, or r1 is negative.
     """
 
     taps: Literal["fake_score", "teacher"] = "fake_score"
@@ -65,7 +67,7 @@ class Discriminator:
         """New heads for the features of `tapped`.
 
         Raises:
-            ValueError: its network has no features, or not these.
+            ValueError: the network of `tapped` gives no features, or lacks a block of `layers`.
         """
         network = tapped.network
         if not hasattr(network, "feature_channels"):
@@ -84,19 +86,21 @@ class Discriminator:
         return nn.ModuleList(Head(width, self.timed) for width in widths)
 
     def logits(self, heads: nn.ModuleList, tapped: Denoiser, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """One logit of each head, [B, heads]; positive means real.
+        """The logits of all heads, [B, heads]; positive means real.
 
         Args:
-            heads: as made by `heads`.
-            tapped: the denoiser whose features they see.
-            x_t, t, cond: noised samples [B, ...], their times [B], their conditions.
+            heads: made by `heads`.
+            tapped: the denoiser whose features the heads see.
+            x_t: noised samples, [B, ...].
+            t: their noise levels, [B].
+            cond: their conditioning.
         """
         return self._judge(heads, tapped, self._features(tapped, x_t, t, cond), t)
 
     def penalised(
         self, heads: nn.ModuleList, tapped: Denoiser, x_t: Tensor, t: Tensor, cond: Cond
     ) -> tuple[Tensor, Tensor]:
-        """`logits` of noised real samples, and `r1` times their gradient penalty, a number."""
+        """The `logits` of noised real samples, and `r1` times their gradient penalty (a scalar)."""
         images = self.r1_on == "images"
         if images:
             x_t = x_t.detach().requires_grad_()
@@ -108,11 +112,11 @@ class Discriminator:
         return logits, self.r1 * r1_penalty(logits, [x_t] if images else features)
 
     def generator_loss(self, fake_logits: Tensor) -> Tensor:
-        """The student's loss; see `losses/gan.py`."""
+        """The student's loss, see `losses/gan.py`."""
         return LOSSES[self.loss][0](fake_logits)
 
     def discriminator_loss(self, fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-        """The heads' loss; see `losses/gan.py`."""
+        """The heads' loss, see `losses/gan.py`."""
         return LOSSES[self.loss][1](fake_logits, real_logits)
 
     def _features(self, tapped: Denoiser, x_t: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:

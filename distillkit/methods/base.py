@@ -1,10 +1,10 @@
-"""The Distiller: roles that take turns under automatic optimisation.
+"""The base of every method: roles that take turns under Lightning's automatic optimisation.
 
-A method is a subclass that names its roles and gives one loss for each. In every optimiser step
-exactly one role is trained: its parameters require gradients, everybody else's do not, and nothing
-else is in the graph. One optimiser holds one parameter group per role; idle roles have no gradient,
-so the optimiser neither moves nor decays them. Hence `global_step`, `max_steps`, accumulation,
-clipping, schedules, precision and strategies are Lightning's own.
+A method is a subclass that names its roles and gives one loss for each. Every optimiser step trains
+exactly one role: its parameters require gradients, those of other roles do not. One optimiser holds
+one parameter group per role. Idle roles have no gradient, so the optimiser neither moves nor decays
+them. Hence `global_step`, `max_steps`, accumulation, clipping, schedules, precision and strategies
+are Lightning's own.
 """
 
 from __future__ import annotations
@@ -29,21 +29,23 @@ from distillkit.methods.average import average_of, follow, keep_precise
 from distillkit.methods.turns import Turns
 from distillkit.students.base import Product
 
-WEIGHTS = "[0, 1000]"  # of the terms of a loss
+WEIGHTS = "[0, 1000]"  # the range of the weights of loss terms
 
 
 @dataclass(frozen=True)
 class Adam:
-    """How one role is optimised.
+    """The settings of one role's optimiser, and of the role's turns.
 
     Args:
-        lr: learning rate at the start.
-        betas: Adam's moment decays.
-        weight_decay: decoupled decay (AdamW).
+        lr: learning rate in (0, 10], which schedule and warm-up of the method scale.
+        betas: Adam's two moment decays, in [0, 1).
+        weight_decay: decoupled decay (AdamW), in [0, 1 / lr).
         clip: largest gradient norm of the role; None leaves gradients as they are.
-        updates: steps of this role in one cycle through all roles.
-        start: step of the run from which the role takes turns; before it the roles that have joined
-            cycle without it.
+        updates: steps of this role in one cycle through all roles, 1 to 1000.
+        start: step of the run at which the role joins; before it the other roles cycle without it.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     lr: float = 1e-4
@@ -74,25 +76,29 @@ class Distiller(LightningModule):
     """Base of every method.
 
     Args:
-        ema_halflife: half-life of the student's average, in training samples; 0 switches the
-            average off.
+        ema_halflife: half-life of the student's exponential moving average (EMA), in training
+            samples; 0 switches the EMA off.
         ema_rampup: the half-life never exceeds this share of the samples seen so far (EDM's rule).
-        schedule: of all learning rates over the run: `constant`, `linear` or `cosine` to zero.
-        warmup: steps of the run over which the learning rates rise from zero, whenever a role
-            joins.
-        max_bad_steps: stop after so many consecutive steps of one role with NaN or infinite
-            gradients (each is skipped).
+        schedule: all learning rates over the run: `constant`, or `linear` or `cosine` to zero.
+        warmup: steps of the run over which the learning rates rise from zero; they do not depend on
+            when a role joins.
+        max_bad_steps: stop after this many consecutive steps of one role with NaN or infinite
+            gradients; each such step is skipped.
 
     Attributes:
-        requires: what the method needs from teacher and data whatever its arguments are, see
+        requires: the capabilities that the method always needs from teacher and data, see
             `distillkit.capabilities`.
-        proof: what its default run on the exact teachers of the toy domain must reach, by metric;
-            tested for every method.
-        proof_steps: in how many steps a teacher that is left must reach it; None means at its best,
-            or that a student is left.
-        renamed: arguments of earlier versions, to what is said to whoever still gives one.
-        roles: role name to the names of the attributes (modules) it trains, in order of their
-            turns.
+        proof: the metrics that the method's default run on the exact teachers of the toy domain
+            must reach; tested for every method.
+        proof_steps: the solver steps in which a teacher as product must reach them; None means
+            those of its best settings. Not used if the product is a student.
+        renamed: names of arguments of earlier versions, each with the message for who still gives
+            one.
+        roles: names of the roles in order of their turns, each with the attributes (modules) that
+            it trains.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     requires: frozenset[str] = frozenset()
@@ -123,20 +129,20 @@ class Distiller(LightningModule):
         self.schedule, self.warmup, self.max_bad_steps = schedule, warmup, max_bad_steps
         self.seed = torch.initial_seed() % 2**31
         self.roles, self.settings = {}, {}
-        self._frozen: set[str] = set()  # of the roles' modules, what no role trains
+        self._frozen: set[str] = set()  # parameters of the roles' modules that no role trains
         self.ema: nn.Module | None = None
         self.target: nn.Module | None = None
-        self.register_buffer("bad_steps", torch.zeros(0, 2, dtype=torch.int64))  # of each role: consecutive, total
+        self.register_buffer("bad_steps", torch.zeros(0, 2, dtype=torch.int64))  # per role: consecutive, total
         self._micro, self._micro_step = 0, -1
         self._focused: str | None = None
 
     # Roles and turns
 
     def add_role(self, name: str, settings: Adam, **modules: nn.Module) -> None:
-        """Register trainable modules under their attribute names as one role; roles take turns in order of addition.
+        """Registers modules under their attribute names as one role.
 
-        The role trains those of their parameters that require gradients now; the others stay
-        frozen.
+        Roles take turns in order of addition. The role trains those parameters of the modules that
+        require gradients now; the others stay frozen.
         """
         for attribute, module in modules.items():
             setattr(self, attribute, module)
@@ -146,7 +152,7 @@ class Distiller(LightningModule):
         self.bad_steps = self.bad_steps.new_zeros(len(self.roles), 2)
 
     def role_parameters(self, role: str) -> list[nn.Parameter]:
-        """All parameters a role trains."""
+        """The parameters that `role` trains."""
         return [
             parameter
             for attribute in self.roles[role]
@@ -155,22 +161,22 @@ class Distiller(LightningModule):
         ]
 
     def turn(self, step: int) -> str:
-        """Whose optimiser step it is: every role that has joined `updates` times in a row, in order, over and over."""
+        """The role that trains in optimiser step `step`, see `Turns`."""
         return self.turns.role(step)
 
     def updates_before(self, role: str, step: int) -> int:
-        """How many steps `role` has made before `step`."""
+        """The number of steps that `role` has made before `step`."""
         return self.turns.before(role, step)
 
     def focus(self, role: str | None) -> None:
-        """Gradients for `role` only (None: for every role, as strategies expect at set-up)."""
+        """Requires gradients for `role` only, or for all roles (None), as strategies set up."""
         for name in self.roles:
             for parameter in self.role_parameters(name):
                 parameter.requires_grad_(role is None or name == role)
         self._focused = role
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The loss of the role whose turn it is: `<role>_loss(batch)`."""
+        """The loss `<role>_loss(batch)` of the role whose turn it is."""
         step = self.global_step
         self._micro = self._micro + 1 if step == self._micro_step else 0
         self._micro_step = step
@@ -181,12 +187,11 @@ class Distiller(LightningModule):
         self.log(f"{role}/loss", loss.detach())
         return loss
 
-    # Randomness: a function of (seed, micro-batch number, purpose), so that nothing has to be
-    # stored to resume exactly
+    # Randomness is a function of (seed, micro-batch index, purpose): none is stored to resume
 
     @property
     def micro_batch(self) -> int:
-        """Number of the current micro-batch over all steps, processes and accumulation rounds."""
+        """The index of this micro-batch over all steps, processes and accumulation rounds."""
         trainer = self._trainer
         world, accumulate = (trainer.world_size, trainer.accumulate_grad_batches) if trainer else (1, 1)
         rank = trainer.global_rank if trainer else 0
@@ -194,21 +199,27 @@ class Distiller(LightningModule):
         return (step * accumulate + self._micro) * world + rank
 
     def generator(self, purpose: str, shared: bool = False) -> torch.Generator:
-        """A generator of its own for this purpose; `shared` gives the same one on all ranks and micro-batches of a step."""
+        """A generator for `purpose` in this micro-batch.
+
+        With `shared` it is that of the whole step: one for all ranks and micro-batches.
+        """
         number = self.global_step if shared else self.micro_batch
         digest = hashlib.blake2b(f"{self.seed} {number} {purpose} {shared}".encode(), digest_size=8).digest()
         return torch.Generator(self.device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
     def randn(self, shape: tuple[int, ...], purpose: str) -> Tensor:
-        """Unit Gaussian noise, float32."""
+        """Unit Gaussian noise of this shape, float32."""
         return torch.randn(shape, generator=self.generator(purpose), device=self.device)
 
     def rand(self, num: int, purpose: str) -> Tensor:
-        """Uniform numbers in [0, 1), [num]."""
+        """Uniform numbers in [0, 1), float32 [num]."""
         return torch.rand(num, generator=self.generator(purpose), device=self.device)
 
     def randint(self, high: int, purpose: str) -> int:
-        """One integer in [0, high), the same on every rank and for all turns of a cycle; drawn on the CPU, without a sync."""
+        """One integer in [0, high), the same on every rank and in all steps of a cycle.
+
+        It is drawn on the CPU, without a device sync.
+        """
         if high == 1:
             return 0
         cycle = self.turns.cycle(self.global_step)
@@ -224,12 +235,12 @@ class Distiller(LightningModule):
         ]
         if self.schedule != "constant" and self.trainer.estimated_stepping_batches == math.inf:
             raise ValueError(f"schedule={self.schedule} needs to know the end of the run: give trainer.max_steps")
-        optimizer = torch.optim.AdamW(groups, fused=True)  # fused: skips a bad step on the device, see below
+        optimizer = torch.optim.AdamW(groups, fused=True)  # fused: it skips bad steps on the device, see below
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _lr_factor(self, step: int) -> float:
-        """What the learning rates are multiplied by at `step`."""
+        """The factor of all learning rates at `step`."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         if self.schedule == "constant":
             return rise
@@ -237,7 +248,10 @@ class Distiller(LightningModule):
         return rise * (1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        """Clip the role's own norm, and let the optimiser skip the step if the norm is not finite, without a host sync."""
+        """Clips the role's own norm; the optimiser skips the step if the norm is not finite.
+
+        Neither needs a host sync.
+        """
         role = self.turn(self.global_step)
         number = list(self.roles).index(role)
         optimizer = getattr(optimizer, "optimizer", optimizer)
@@ -261,11 +275,13 @@ class Distiller(LightningModule):
         self.check_steps(ended=True)
 
     def check_steps(self, ended: bool = False) -> None:
-        """Stop where a role learns nothing; looks at the device, so it is asked at log steps and when training has `ended`.
+        """Stops the run if the last steps of a role were skipped; syncs with the device.
 
-        At the end the run may be shorter than `max_bad_steps`: a role that made no good step is
-            refused, and one whose
-        last steps, at least two and a tenth of all, were bad.
+        The limit is `max_bad_steps`. A run that has `ended` may be shorter than that: its limit is
+        a tenth of the role's steps, but at least two, or all of them if there are fewer.
+
+        Raises:
+            Failure: a role reached the limit.
         """
         for role, (last, total) in zip(self.roles, self.bad_steps.tolist(), strict=True):
             steps = self.updates_before(role, self.global_step)
@@ -277,7 +293,7 @@ class Distiller(LightningModule):
                 )
 
     def skipped(self) -> dict[str, dict[str, int]]:
-        """How many steps each role has skipped, and of how many; for the yaml of what a run leaves."""
+        """The number of skipped steps and of all steps of each role, for the product's yaml."""
         return {
             role: {"skipped": total, "steps": self.updates_before(role, self.global_step)}
             for role, total in zip(self.roles, self.bad_steps[:, 1].tolist(), strict=True)
@@ -291,28 +307,31 @@ class Distiller(LightningModule):
         if self.target is not None and self._targeted in self.roles[role]:
             self.update_target(role)
 
-    # Averages: the product's, and a target of the loss
+    # Averages: the product's EMA and a target of the loss
 
     def keep_ema(self) -> None:
-        """Call once, when the student is in place: from now on `self.ema` is its float32 average, if it is to have one."""
+        """Starts `self.ema`, the float32 EMA of the student, unless `ema_halflife` is 0.
+
+        Call it once, when the student is in place.
+        """
         self.ema = average_of(self.student) if self.ema_halflife > 0 else None
 
     def keep_target(self, decay: float, of: str = "student") -> None:
-        """Call once, when the module `of` a role is in place: from now on `self.target` is its second average, for the loss.
+        """Starts `self.target`, a second float32 EMA for use in the loss.
 
-        `target <- decay target + (1 - decay) module` after every step of its role that was not
-        skipped (as in consistency models, arXiv 2303.01469). It is float32, in the checkpoints and
-        apart from the average that is exported.
+        Call it once, when the module is in place. After every step of the module's role that was
+        not skipped `target <- decay target + (1 - decay) module` (as in consistency models, arXiv
+        2303.01469). The target is in the checkpoints and independent of the exported EMA.
 
         Args:
             decay: in [0, 1); 0 is the module itself.
-            of: the attribute of the module.
+            of: the attribute name of the module.
         """
         checks.within("[0, 1)", decay=decay)
         self._decay, self._targeted, self.target = decay, of, average_of(getattr(self, of))
 
     def _apply(self, fn, recurse: bool = True):
-        """Whatever precision the module is cast to, the averages stay in float32."""
+        """Applies a cast or a move; the averages stay in float32 at any precision."""
         super()._apply(fn, recurse)
         for average in (self.ema, self.target):
             if average is not None:
@@ -320,10 +339,11 @@ class Distiller(LightningModule):
         return self
 
     def update_ema(self) -> None:
-        """`ema <- beta ema + (1 - beta) student`, beta = 0.5^(B / min(halflife, rampup * samples seen)).
+        """Updates `ema <- beta ema + (1 - beta) student`.
 
-        A skipped step is none here either: it moves nothing and its samples were not seen; said on
-            the device, without a sync.
+        `beta = 0.5^(B / min(halflife, rampup seen))`: B is the batch of one step over all
+        processes, `seen` the number of samples so far. A skipped step moves nothing and its samples
+        do not count. There is no device sync.
         """
         trainer = self.trainer
         batch = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
@@ -333,16 +353,16 @@ class Distiller(LightningModule):
         follow(self.ema, self.student, -torch.expm1(-math.log(2) * batch / halflife) * (consecutive == 0))
 
     def update_target(self, role: str) -> None:
-        """One step of the target after a step of `role`, which trains its module; a skipped step leaves it alone."""
+        """Updates the target after a step of `role`, which trains its module, unless skipped."""
         consecutive, _ = self.bad_steps[list(self.roles).index(role)]
         follow(self.target, getattr(self, self._targeted), (1 - self._decay) * (consecutive == 0).float())
 
     @property
     def best_student(self) -> nn.Module:
-        """What is evaluated and exported: the average if there is one."""
+        """The module that is evaluated and exported: the EMA if there is one, else the student."""
         return self.student if self.ema is None else self.ema
 
-    # Checkpoints: without the teacher, but with its name
+    # Checkpoints hold the teacher's hash, not its weights
 
     def state_dict(self, *args, **kwargs) -> dict[str, Any]:
         state = super().state_dict(*args, **kwargs)
@@ -350,7 +370,7 @@ class Distiller(LightningModule):
         return {key: value for key, value in state.items() if not key.startswith(prefix)}
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
-        if getattr(state_dict.get("bad_steps"), "ndim", 2) == 1:  # of all roles together, as older checkpoints have it
+        if getattr(state_dict.get("bad_steps"), "ndim", 2) == 1:  # older checkpoints: one for all roles
             state_dict = {**state_dict, "bad_steps": torch.zeros_like(self.bad_steps)}
         try:
             result = super().load_state_dict(state_dict, strict=False, assign=assign)
@@ -393,38 +413,38 @@ class Distiller(LightningModule):
         self.seed = facts["seed"]
 
     def teacher_hash(self) -> str | None:
-        """Hash of the teacher as it came, before a run in half precision rounds its weights; None without a teacher."""
+        """The hash of the teacher before half precision rounds it; None without a teacher."""
         if "teacher" not in self._modules:
             return None
         if not hasattr(self, "_fingerprint"):
             self._fingerprint = self.teacher.fingerprint()
         return self._fingerprint
 
-    # What a run leaves
+    # The product
 
     def conclude(self) -> bool:
-        """Decide what is decided once training is over, before anything is exported; true if something was.
+        """Makes the decisions that follow training, before the export; true if there were any.
 
-        What it leaves has to be in the checkpoint and to be a function of it: a run that died here
-            decides again.
+        Their results must be functions of the checkpoint and be kept in it: a run that dies here
+        decides again.
         """
         return False
 
     @abstractmethod
     def product(self) -> Product:
-        """What has been made so far: a student, a teacher. It may share weights with what is trained."""
+        """The product so far, a student or a teacher; it may share the trained modules' weights."""
 
     def facts(self) -> dict[str, Any]:
-        """What the yaml of the product says about how it was made."""
+        """Entries for the product's yaml on how it was made."""
         return {"method": type(self).__name__, "roles": [*self.roles], "skipped": self.skipped()}
 
     def export(self, folder: str | Path, **facts: Any) -> Path:
-        """Write the product's folder, with further facts in its yaml."""
+        """Writes the product's folder, with further `facts` in its yaml, and returns its path."""
         return self.product().save(folder, **{**self.facts(), **facts})
 
     @abstractmethod
     def sample(self, cond: dict[str, Tensor], num: int, seed: int) -> Tensor:
-        """Data that the product makes, [num, ...]; used by validation."""
+        """Samples of the product, in the shape of the data, [num, ...]; used by validation."""
 
     def setup(self, stage: str) -> None:
         checks.trainer(self.trainer)
@@ -443,11 +463,11 @@ class Distiller(LightningModule):
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """What the method needs from teacher and data with these arguments of its constructor, see `distillkit.capabilities`."""
+        """The capabilities that the method needs with these `arguments` of its constructor."""
         return cls.requires
 
     def require(self, data) -> None:
-        """Refuse a teacher and data that do not give what `requires` says; needs nothing loaded."""
+        """Raises ValueError if teacher and data do not provide `requires`; needs nothing loaded."""
         givers = [giver for giver in (getattr(self, "teacher", None), data) if giver is not None]
         given = frozenset().union(*(giver.provides for giver in givers))
         if any(getattr(giver, "guidable", False) for giver in givers):
@@ -457,7 +477,7 @@ class Distiller(LightningModule):
             raise ValueError(f"{capabilities.refusal(type(self), missing, names)}; {capabilities.WHERE}")
 
     def check_classes(self, data) -> None:
-        """Refuse data with another number of classes than what is trained knows; say which of them it does not use."""
+        """Raises ValueError if the data have another number of classes; warns of unused classes."""
         teacher = getattr(self, "teacher", None)
         for name, num in getattr(self if teacher is None else teacher, "classes", {}).items():
             if (there := data.classes.get(name, 0)) != num:
@@ -480,7 +500,7 @@ class Distiller(LightningModule):
                 )
 
     def check(self, data) -> None:
-        """Refuse, in one sentence, data that do not fit; called with the data set up."""
+        """Raises a one-sentence ValueError if the data do not fit; called with the data set up."""
 
     # Validation: the domain's metrics of generated samples against held-out data
 

@@ -1,4 +1,4 @@
-"""DMD2, improved distribution matching distillation (arXiv 2405.14867), and the original DMD (arXiv 2311.18828)."""
+"""DMD, distribution matching distillation (arXiv 2311.18828), and DMD2 (arXiv 2405.14867)."""
 
 from __future__ import annotations
 
@@ -22,33 +22,39 @@ from distillkit.teachers.base import Teacher
 
 
 class DMD(ScoreDistiller):
-    """Move the student along the difference of two denoisers: the teacher's, and one fitted to the student.
+    """Move the student along the difference of two denoisers: the teacher's and the student's own.
 
-    The fake score takes `fake_score.updates` steps for every `student.updates` (two time-scale
-    rule).
+    The second one, the fake score, is fitted to the student's samples. It takes
+    `fake_score.updates` steps for every `student.updates` (two time-scale rule).
 
     Args:
         teacher: the frozen teacher.
-        kappa: guidance of the teacher, 1 = none, or a range `[low, high]`.
-        guide_fake: guide the fake score with kappa too where it judges (SwiftBrush, arXiv
-            2312.05239). The student then rests at the teacher's unguided distribution, with the
-            guided teacher alone at the guided one. The fake score learns without condition from a
-            tenth of its samples, for it needs that branch.
-        weight: of each sample in the student's gradient: `none`, or `sigma_alpha`, the sigma(t)
-            alpha(t) that a variance preserving process has at this ratio of the two (SwiftBrush);
-            elsewhere sigma itself has no bound.
+        kappa: guidance scale of the teacher, 1 = none, or a range `[low, high]`.
+        guide_fake: guide the fake score in the student's loss with kappa too (SwiftBrush, arXiv
+            2312.05239). The student's fixed point is then the teacher's unguided distribution;
+            without, it is the guided one. The fake score is trained unconditionally on a tenth of
+            its samples, for it needs that branch.
+        weight: weight of each sample in the student's gradient. `sigma_alpha` is the sigma alpha of
+            a variance preserving process at the same ratio sigma / alpha (SwiftBrush); on other
+            processes sigma itself has no bound. `none` is 1.
         gan: weight of the adversarial loss against real data (DMD2 uses 3e-3); 0 needs no data.
         gan_discriminator: weight of the discriminator's loss beside the fake score's (DMD2 uses
             1e-2).
-        discriminator: what it looks at and its loss; the heads are trained in the fake score's
-            turn.
+        discriminator: the discriminator's features and loss; its heads are trained in the fake
+            score's turn.
         regression: weight of the original DMD's distance to teacher samples from the same noise
-            (paper 0.25); one step only.
-        num_pairs: teacher samples made at the start for the regression.
-        pairs_path: a folder that keeps them for other runs, see `Pairs`; None makes them anew in
-            memory.
-        student_times: None means uniform in EDM's warped level, its outer 2 % left out.
-        fake_times: None means the same without leaving any out.
+            (paper 0.25); one-step students only.
+        num_pairs: number of teacher samples made at the start for the regression.
+        pairs_path: a folder that keeps them for other runs, see `Pairs`; None keeps them in memory
+            only.
+        student_times: noise levels of the student's loss; None means uniform in EDM's warped level
+            without its outer 2 % at either end.
+        fake_times: noise levels of the fake score's loss; None means uniform in EDM's warped level.
+        student, fake_score: settings of the two roles' optimisers.
+
+    Raises:
+        ValueError: a value is out of range, or `regression` is asked for with several steps or a
+            range of kappa.
     """
 
     ranged = True
@@ -94,11 +100,11 @@ class DMD(ScoreDistiller):
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """A discriminator needs real samples, and features to look at."""
+        """The needs of the base; `gan` adds data and features."""
         return super().needs(arguments) | ({"data", "features"} if arguments.get("gan") else set())
 
     def make_roles(self, student: Adam, fake_score: Adam) -> None:
-        """The discriminator's heads share the fake score's turn, loss and clip."""
+        """Adds both roles; the discriminator's heads share the fake score's turn, loss and clip."""
         fake = self.new_fake_score()
         tapped = self.teacher.denoiser if self.discriminator.taps == "teacher" else fake
         heads = {"heads": self.discriminator.heads(tapped)} if self.gan else {}
@@ -130,7 +136,7 @@ class DMD(ScoreDistiller):
             x_g, cond = self.rollout(batch, "fake")
         t = self.fake_times(self.rand(len(x_g), "fake t"), self.teacher.process)
         told = cond
-        if cond and self.guide_fake and self.guides:  # it needs its unconditional branch
+        if cond and self.guide_fake and self.guides:  # the fake score needs an unconditional branch
             told = drop_condition(cond, self.null(cond), self.rand(len(x_g), "drop") < 0.1)
         loss = denoising_loss(self.fake_score, x_g, t, self.randn(x_g.shape, "fake eps"), told)
         if self.gan:
@@ -138,7 +144,10 @@ class DMD(ScoreDistiller):
         return loss
 
     def heads_loss(self, x_g: Tensor, cond: Cond, batch: dict[str, Tensor]) -> Tensor:
-        """The student's samples against the batch's own, each at noise levels of its own, and the gradient penalty."""
+        """The heads' loss on student samples and real ones, and the gradient penalty (a scalar).
+
+        Both kinds of samples are noised independently.
+        """
         x_0, real_cond = self.teacher.codec.encode(batch), self.real_condition(batch, cond)
         fake = self.logits(x_g, cond, "fake gan")
         if not self.discriminator.r1:
@@ -148,13 +157,13 @@ class DMD(ScoreDistiller):
         return self.discriminator.discriminator_loss(fake, real) + penalty
 
     def logits(self, x_0: Tensor, cond: Cond, purpose: str) -> Tensor:
-        """The discriminator's, at a noise level of its own (diffusion GAN)."""
+        """The discriminator's logits of x_0 noised at random levels (diffusion GAN), [B, heads]."""
         x_t, t = self.diffuse(x_0, self.fake_times, purpose)
         return self.discriminator.logits(self.heads, self.tapped, x_t, t, cond)
 
     @property
     def tapped(self) -> Denoiser:
-        """The denoiser whose features the discriminator looks at."""
+        """The denoiser whose features the discriminator sees."""
         return self.teacher.denoiser if self.discriminator.taps == "teacher" else self.fake_score
 
     def on_fit_start(self) -> None:

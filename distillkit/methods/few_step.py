@@ -1,4 +1,4 @@
-"""What methods share whose student has a network of its own, called once or a few times."""
+"""The base of methods whose student is a network of its own, called once or a few times."""
 
 from __future__ import annotations
 
@@ -16,30 +16,35 @@ from distillkit.students.few_step import FewStepStudent
 from distillkit.students.makers import Copy, Maker
 from distillkit.teachers.base import BaseTeacher, Teacher
 
-KAPPAS = "[0, 1000]"  # guidance scales: 0 is no condition at all
+KAPPAS = "[0, 1000]"  # guidance scales; 0 is no conditioning at all
 
 
 class FewStepDistiller(Distiller):
-    """A student with one network call at each of its times.
+    """A method whose student makes one network evaluation at each of its times.
 
-    A subclass adds the role `student` (and its own), then calls `keep_ema`.
+    A subclass adds the role `student` and roles of its own, then calls `keep_ema`.
 
     Args:
         teacher: the frozen teacher.
         student_maker: makes the student's denoiser; None copies the teacher's.
-        num_steps: network calls of the student; None means one, or as many as there are times.
-        times: the student's times, largest first, in the process's units; None spreads `num_steps`
+        num_steps: network evaluations of the student; None means one, or the number of `times`.
+        times: the student's times, largest first, in the process's units. None spreads `num_steps`
             of them over the process's own grid, from `t_init` down. A student that goes on from a
-            folder keeps its own, unless others or another number of them are given.
-        t_init: the largest time; None means where the teacher's sampling starts, or the first of
-            the times.
-        renoise: between steps, re-noise with fresh noise (true) or keep the noise the student
-            implies (false); None means fresh, or as the folder that it goes on from.
-        kappa: guidance scale of the teacher, 1 = none; a range `[low, high]` where a method takes
-            one: then the student is told a number of it, drawn for each sample in training, and may
-            be asked for any, see `Student.sample`.
-        noise_scale: by what the finished student multiplies the noise that it draws, see
-            `few_step`; training has 1. The paper on protein backbones takes 0.45.
+            folder keeps the folder's times, unless other times or another number are given.
+        t_init: the largest time; None means the level at which the teacher's sampling starts, or
+            the first of `times`.
+        renoise: between steps, re-noise with fresh noise (true) or keep the noise that the student
+            implies (false). None means true, or the value of the folder that the student goes on
+            from.
+        kappa: guidance scale of the teacher, 1 = none. Some methods take a range `[low, high]`: the
+            student is then conditioned on kappa, drawn for each sample in training, and samples
+            with any kappa of the range, see `Student.sample`.
+        noise_scale: factor of the noise that the finished student draws, in [0, 10], see
+            `few_step`; it is 1 in training. The paper on protein backbones takes 0.45.
+
+    Raises:
+        ValueError: a value is out of range, arguments contradict each other, or the teacher cannot
+            be guided.
     """
 
     requires = frozenset({"denoiser"})
@@ -75,30 +80,20 @@ class FewStepDistiller(Distiller):
         brought = self.student_maker.sampling
         if times is None and num_steps in (None, len(brought.get("times", ()))):
             times = brought.get("times")
-        process, num_steps = teacher.process, steps_of(num_steps, times, 1)
-        if t_init is not None:
-            checks.within(f"({process.t_min}, {process.t_max}]", t_init=t_init)
-        if times is None:
-            times = process.grid(num_steps + 1, teacher.start.level if t_init is None else t_init)[:-1].tolist()
-        elif (
-            not times or not times[-1] > 0 or not times[0] <= process.t_max or sorted(set(times), reverse=True) != times
-        ):
-            raise ValueError(f"times must fall and lie in (0, {process.t_max}], got {times}")
-        elif t_init is not None and not math.isclose(t_init, times[0]):
-            raise ValueError(f"t_init={t_init} and times={times} contradict: leave one of them out (null)")
+        times = times_of(teacher, num_steps, times, t_init)
         self.step_times = torch.tensor(times, dtype=torch.float64)  # no buffer, which half precision would round
-        self.num_steps, self.noise_scale = num_steps, noise_scale
+        self.num_steps, self.noise_scale = len(times), noise_scale
         self.renoise = brought.get("renoise", True) if renoise is None else renoise
 
     def make_student(self) -> Denoiser:
-        """The student's denoiser; with a range of kappa one that is told the number."""
+        """The student's denoiser, conditioned on kappa if that is a range."""
         return self.knowing_kappa(self.student_maker.make(self.teacher))
 
     def knowing_kappa(self, denoiser: Denoiser) -> Denoiser:
-        """The denoiser, told kappa where that is a range and it does not know it from before.
+        """The denoiser, conditioned on kappa from now on if that is a range.
 
         Raises:
-            ValueError: it knows it from before, of another range.
+            ValueError: the denoiser is conditioned on another range of kappa already.
         """
         knows = denoiser.told.get("kappa", {}).get("range")
         if knows and tuple(knows) != self.kappa_range:
@@ -111,12 +106,12 @@ class FewStepDistiller(Distiller):
 
     @property
     def guides(self) -> bool:
-        """Whether the teacher is guided: by another number than 1, or by a range of them."""
+        """Whether the teacher is guided: kappa is a range or not 1."""
         return self.kappa_range is not None or self.kappa != 1
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """Guidance needs conditions that have a null."""
+        """The needs of the base, and for guidance conditions that have a null."""
         return super().needs(arguments) | capabilities.guidance(arguments)
 
     # Conditions
@@ -127,7 +122,7 @@ class FewStepDistiller(Distiller):
     def null(self, cond: Cond) -> Cond:
         return self.teacher.null_condition(cond)
 
-    # What a run leaves
+    # The product
 
     def product(self) -> FewStepStudent:
         teacher = self.teacher
@@ -154,10 +149,10 @@ class FewStepDistiller(Distiller):
 
 
 def steps_of(num_steps: int | None, times: Sequence[float] | None, default: int) -> int:
-    """How many steps a student takes that was given their number, or their times, or neither.
+    """The student's number of steps: `num_steps`, the number of `times`, or `default`.
 
     Raises:
-        ValueError: both were given and contradict.
+        ValueError: `num_steps` and `times` contradict each other.
     """
     if num_steps is not None:
         checks.whole(1, 10_000, num_steps=num_steps)
@@ -172,8 +167,27 @@ def steps_of(num_steps: int | None, times: Sequence[float] | None, default: int)
     return len(times)
 
 
+def times_of(teacher: Teacher, num_steps: int | None, times: list[float] | None, t_init: float | None) -> list[float]:
+    """The student's times, largest first: `times`, or the process's own grid down from `t_init`.
+
+    Raises:
+        ValueError: the arguments contradict each other, or the times do not fall or are out of
+            range.
+    """
+    process, num_steps = teacher.process, steps_of(num_steps, times, 1)
+    if t_init is not None:
+        checks.within(f"({process.t_min}, {process.t_max}]", t_init=t_init)
+    if times is None:
+        return process.grid(num_steps + 1, teacher.start.level if t_init is None else t_init)[:-1].tolist()
+    if not times or not times[-1] > 0 or not times[0] <= process.t_max or sorted(set(times), reverse=True) != times:
+        raise ValueError(f"times must fall and lie in (0, {process.t_max}], got {times}")
+    if t_init is not None and not math.isclose(t_init, times[0]):
+        raise ValueError(f"t_init={t_init} and times={times} contradict: leave one of them out (null)")
+    return times
+
+
 def check_guidable(teacher: BaseTeacher, kappa: float) -> None:
-    """Refuse guidance of a teacher without an unconditional branch."""
+    """Raises ValueError if kappa is not 1 and the teacher has no unconditional branch."""
     if kappa != 1 and not teacher.guidable:
         raise ValueError(
             f"kappa={kappa} has nothing to guide: {teacher.id} has no unconditional branch; leave model.kappa at 1"
@@ -181,7 +195,7 @@ def check_guidable(teacher: BaseTeacher, kappa: float) -> None:
 
 
 def check_belongs(teacher: BaseTeacher, data) -> None:
-    """Refuse data that are not what the teacher makes."""
+    """Raises ValueError if shape, tokens or context frames of the data do not fit the teacher."""
     made = teacher.codec.data_shape(teacher.event_shape)
     if tuple(data.event_shape) != made:
         raise ValueError(
@@ -194,7 +208,7 @@ def check_belongs(teacher: BaseTeacher, data) -> None:
 
 
 def check_tokens(process, data) -> None:
-    """Refuse data that say how many tokens they have, for a process on another number."""
+    """Raises ValueError if the data declare another number of tokens than the process has."""
     own, other = getattr(process, "num_tokens", None), getattr(data, "num_tokens", None)
     if other is not None and own != other:
         raise ValueError(f"the data have {other} tokens, the process {own or 'none'}: choose a teacher of these data")

@@ -1,4 +1,4 @@
-"""What methods share that leave a teacher: a slow model for the next run to start from."""
+"""The base of methods whose product is a teacher: a slow model that the next run starts from."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from distillkit.teachers.base import BaseTeacher
 
 
 class TeacherDistiller(Distiller):
-    """Its role `student` trains the denoiser of a new teacher.
+    """A method whose role `student` trains the denoiser of a new teacher.
 
     Attributes:
-        teacher_class: the class of that teacher.
-        surroundings: what surrounds its denoiser: the other arguments of that class.
-        best: solver and steps at which it counts as at its best.
+        teacher_class: the class of the new teacher.
+        surroundings: the arguments of that class besides the denoiser.
+        best: the `solver` and `steps` with which the new teacher samples best.
     """
 
     teacher_class: type[BaseTeacher]
@@ -26,7 +26,10 @@ class TeacherDistiller(Distiller):
     best: dict[str, Any]
 
     def product(self) -> BaseTeacher:
-        """The averaged denoiser as a teacher, adapters merged; without an average a copy, for a teacher freezes it."""
+        """The new teacher: it holds the EMA, or without one a copy of the student; adapters merged.
+
+        A teacher freezes its denoiser, hence the copy.
+        """
         denoiser = copy.deepcopy(self.student) if self.ema is None else self.ema
         denoiser = denoiser.merged() if isinstance(denoiser, Denoiser) else denoiser
         teacher = self.teacher_class(denoiser, **self.surroundings)

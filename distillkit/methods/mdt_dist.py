@@ -1,4 +1,4 @@
-"""MDT-dist, marginal-data transport distillation (arXiv 2509.04406): velocity matching and velocity distillation."""
+"""MDT-dist, marginal-data transport distillation (arXiv 2509.04406)."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from distillkit.teachers.base import Teacher
 
 
 class MDTDist(FewStepDistiller):
-    """Fit the average velocity of the jump to data; no fake score, no discriminator, no target network.
+    """Fit the average velocity of the jump to data, without fake score or discriminator.
 
-    Velocity matching (VM) on noised data x: `|phi(x, tau) - sg[v(x, tau) - tau dphi/dtau]|^2`, phi
-    the student's and v the teacher's velocity in flow coordinates (see `diffusion/flow.py`).
-    Velocity distillation (VD) moves the student's one-step sample x_1 against the same residual,
-    found at x_1 noised again: its gradient is that of `2 (1 - tau) <sg[v - phi - tau dphi/dtau],
-    x_1>`, the student standing in for the score of its own samples. However many steps the student
-    will take, the one from its largest time is what VD trains.
+    Velocity matching (VM) on noised data x minimises
+    `|phi(x, tau) - sg[v(x, tau) - tau dphi/dtau]|^2`. phi is the student's and v the teacher's
+    velocity in flow coordinates, see `diffusion/flow.py`; sg is the stop-gradient, so there is no
+    target network. Velocity distillation (VD) moves the student's one-step sample x_1 against the
+    same residual, taken at x_1 noised again. Its gradient is that of
+    `2 (1 - tau) <sg[v - phi - tau dphi/dtau], x_1>`: the student stands in for the score of its own
+    samples. VD trains the step from the largest time only, however many steps the student has.
 
     Args:
         teacher: the frozen teacher.
@@ -44,24 +45,27 @@ class MDTDist(FewStepDistiller):
             released code has `LogNormal(1.0, 1.0)`. Levels are mapped in tau from the process's
             range onto the student's: from its largest time down to where a hop still fits (with
             `product` to the end).
-        tangent: how dphi/dtau is found: `fd`, one hop down the teacher's ODE; `product`, that hop
-            for tau phi as a whole (R = phi + (tau - delta) dphi/dtau - v), whose error is only the
-            hop's own, so that hops may be long; `jvp`, exact, forward mode, which needs operators
-            that have it, and a network that becomes the identity near the data by itself (`edm`,
-            `flow`).
-        delta: length of the hop in tau. With `product` phi = v is what VM asks for at the last
-            levels, where no hop fits: that is right up to O(delta), and without it the jumps of a
-            network that predicts x_0 could agree on anything. `fd` leaves these levels out: what
-            holds there is what the student starts from, so start from the teacher.
-        kappa: guidance scale of VM's teacher, 1 = none (w of the paper is kappa - 1: 41 there).
-        vd_kappa: guidance scale of VD's teacher (101 there); None means the same.
-        lambda_vm, lambda_vd: weights of the losses; VD alone has nothing that holds it.
+        tangent: the estimate of dphi/dtau. `fd`: one hop down the teacher's ODE. `product`: that
+            hop for tau phi as a whole, `R = phi + (tau - delta) dphi/dtau - v`; its error is only
+            the hop's own, so hops may be long. `jvp`: exact, in forward mode; it needs operators
+            with a forward derivative, and a network that becomes the identity near the data by
+            itself (`edm`, `flow`).
+        delta: length of the hop in tau. No hop fits at the last levels. With `product` VM's target
+            there is phi = v, which is right up to O(delta); without a target the jumps of a network
+            that predicts x_0 could agree on anything. `fd` leaves these levels out, so there the
+            student keeps its initial values: start from the teacher.
+        kappa: guidance scale of VM's teacher, 1 = none (TRELLIS: 41; the paper's w is kappa - 1).
+        vd_kappa: guidance scale of VD's teacher (TRELLIS: 101); None means kappa.
+        lambda_vm, lambda_vd: weights of the losses; with VD alone nothing pulls x_1 back.
         vd_start: the optimiser step from which VD counts; before it VM trains alone.
-        normalise_tangent: as released: dphi/dtau by its norm. A biased fixed point; for comparison
-            only.
-        unweighted_vd: as released: without the factor 1 - tau.
-        share_vd_noise: as released: x_1 is noised by the very noise of VM.
-        student: its optimiser.
+        normalise_tangent: divide dphi/dtau by its norm, as released. The fixed point is then
+            biased; for comparison only.
+        unweighted_vd: leave out the factor 1 - tau, as released.
+        share_vd_noise: noise x_1 with VM's noise, as released.
+        student: settings of the student's optimiser.
+
+    Raises:
+        ValueError: a value is out of range, or both weights are 0.
     """
 
     requires = frozenset({"denoiser", "data"})
@@ -96,17 +100,25 @@ class MDTDist(FewStepDistiller):
         self.lambda_vm, self.lambda_vd, self.vd_start = lambda_vm, lambda_vd, vd_start
         self.normalise_tangent, self.unweighted_vd = normalise_tangent, unweighted_vd
         self.share_vd_noise = share_vd_noise
-        process = teacher.process
-        ends = torch.tensor([process.t_min, process.t_max, self.step_times[0]], dtype=torch.float64)
-        self.low, self.high, last = flow_time(process, ends).tolist()
-        self.first = self.low + (0 if tangent == "jvp" else delta)  # the first level at which a hop fits
-        self.last = min(last, 1 - 1e-4)  # no ratio is infinite
-        if not 0 < delta < self.last - self.low:
-            raise ValueError(
-                f"delta must lie between 0 and the student's range {self.last - self.low:.3g}, got {delta}"
-            )
+        self.find_range()
         self.add_role("student", student, student=self.make_student())
         self.keep_ema()
+
+    def find_range(self) -> None:
+        """Sets the levels tau of the process, `low` to `high`, and of the loss, `first` to `last`.
+
+        Raises:
+            ValueError: `delta` is not inside the student's range.
+        """
+        process = self.teacher.process
+        ends = torch.tensor([process.t_min, process.t_max, self.step_times[0]], dtype=torch.float64)
+        self.low, self.high, last = flow_time(process, ends).tolist()
+        self.first = self.low + (0 if self.tangent == "jvp" else self.delta)  # the first level at which a hop fits
+        self.last = min(last, 1 - 1e-4)  # no ratio is infinite
+        if not 0 < self.delta < self.last - self.low:
+            raise ValueError(
+                f"delta must lie between 0 and the student's range {self.last - self.low:.3g}, got {self.delta}"
+            )
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
         cond, x_0 = self.condition(batch), self.teacher.codec.encode(batch)
@@ -118,7 +130,7 @@ class MDTDist(FewStepDistiller):
         return loss
 
     def velocity_matching(self, x_0: Tensor, tau: Tensor, eps: Tensor, cond: Cond) -> Tensor:
-        """`mean R^2` at noised data, with gradient through the bare phi alone."""
+        """The loss `mean R^2` at noised data; only the bare phi has a gradient."""
         x, student = noised(x_0, tau, eps), self.average_velocity(cond)
         phi = student(x, tau)
         with torch.no_grad():
@@ -127,7 +139,7 @@ class MDTDist(FewStepDistiller):
         return pull(phi, R, cond.get("mask"))
 
     def velocity_distillation(self, tau: Tensor, eps: Tensor, cond: Cond) -> Tensor:
-        """`mean ((1 - tau) R)^2` at noised one-step samples, with gradient through the sample alone."""
+        """The loss `mean ((1 - tau) R)^2` at noised samples x_1; only x_1 has a gradient."""
         t, noise = self.step_times[0], self.randn(eps.shape, "vd start")
         student = self.average_velocity(cond)
         with torch.autocast(self.device.type, enabled=False):
@@ -137,10 +149,13 @@ class MDTDist(FewStepDistiller):
             R = self.residual(student, x, tau, student(x, tau), cond, self.vd_kappa)
             self.log("student/vd", mean(R.square(), cond.get("mask")).sqrt())
             push = R if self.unweighted_vd else expand(1 - tau, R) * R
-        return pull(x_1, -push, cond.get("mask"))  # phi = noise - x_1 at the start: pushed down by R is x_1 pushed up
+        return pull(x_1, -push, cond.get("mask"))  # phi = noise - x_1 at the start: phi down is x_1 up
 
     def average_velocity(self, cond: Cond) -> Velocity:
-        """phi. In float32 whatever the trainer's precision: differences of rounded numbers are no derivatives."""
+        """The student's velocity phi, in float32 at any precision of the trainer.
+
+        Differences of rounded numbers would be no derivatives.
+        """
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             with torch.autocast(x_t.device.type, enabled=False):
@@ -149,7 +164,10 @@ class MDTDist(FewStepDistiller):
         return flow_velocity(denoise, self.teacher.process)
 
     def residual(self, student: Velocity, x: Tensor, tau: Tensor, phi: Tensor, cond: Cond, kappa: float) -> Tensor:
-        """`R = phi + tau dphi/dtau - v` along the ODE of the teacher guided by kappa; next to the data `phi - v`."""
+        """The residual `R = phi + tau dphi/dtau - v` along the ODE of the teacher guided by kappa.
+
+        It is `phi - v` at the last levels, where no hop fits.
+        """
         teacher, null = self.teacher, self.null(cond)
         v = flow_velocity(lambda x_t, t: guided(teacher.denoiser, x_t, t, cond, null, kappa), teacher.process)(x, tau)
         if self.tangent == "jvp":
@@ -162,7 +180,7 @@ class MDTDist(FewStepDistiller):
         return residual(phi, rate, v, tau - self.delta if self.tangent == "product" else tau)
 
     def levels(self, num: int) -> Tensor:
-        """`num` levels tau, within the student's range."""
+        """Draws `num` levels tau within the student's range, [num]."""
         share, process = self.rand(num, "tau"), self.teacher.process
         start = self.low if self.tangent == "product" else self.first
         if self.student_times is not None:

@@ -1,4 +1,4 @@
-"""One step by regression on pairs: the distillation stage of InstaFlow (arXiv 2309.06380) and of Rectified Flow (2209.03003)."""
+"""One-step regression on pairs: Rectified Flow (arXiv 2209.03003), InstaFlow (2309.06380)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from distillkit.teachers.base import Teacher
 
 
 class PairDistil(FewStepDistiller):
-    """Fit the student's sample to the teacher's from the same noise: `E d(G(z, c), x)` over pairs (z, x).
+    """Fit the student's sample to the teacher's from the same noise: `E d(G(z, c), x)` over pairs.
 
-    The minimiser is the teacher's own map from noise to data, which a network learns the better the
-    straighter the teacher's trajectories are: reflow first.
+    The minimiser is the teacher's own map from noise z to data x. A network learns it better the
+    straighter the teacher's trajectories are, so reflow first.
 
     Args:
         teacher: the frozen teacher.
-        num_pairs, pairs_path, steps: of the pairs, see `Pairs`.
-        solver: of the pairs, without draws; None means the teacher's best, or DDIM where that
-            draws.
-        distance: `huber`, pseudo-Huber per sample, or `l2`, the mean square; in the space diffused
-            in.
-        student: its optimiser.
+        num_pairs, pairs_path, steps: settings of the pairs, see `Pairs`.
+        solver: deterministic solver of the pairs; None means the teacher's best, or DDIM if that
+            one is stochastic.
+        distance: `huber`, pseudo-Huber per sample, or `l2`, the mean square; in the diffused space.
+        student: settings of the student's optimiser.
+
+    Raises:
+        ValueError: the student has more than one step, or the solver is stochastic.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class PairDistil(FewStepDistiller):
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
         z, x, cond = self.pairs.random(len(next(iter(batch.values()))), self.generator("pairs"))
-        t = self.step_times[0]  # of the student; whatever it is, the noise is the pair's
+        t = self.step_times[0]  # the student's level; the noise is the pair's in any case
         x_g = self.student(self.teacher.start(self.teacher.process, z, t, cond), t, cond)
         if self.distance == "l2":
             return mean((x_g - x).square(), cond.get("mask"))

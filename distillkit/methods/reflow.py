@@ -23,41 +23,46 @@ from distillkit.students.makers import Copy, Maker
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.trajectory import straightness
 
-TRAJECTORIES, PER_PAIR = 256, 1 / 16  # by how many straightness is measured: at most, and for each pair
-STEPS = 50  # of DDIM, by which it is measured
-NEAR = 1e-6  # of tau to 1, where the ratio of noise to signal would be infinite
+TRAJECTORIES, PER_PAIR = 256, 1 / 16  # trajectories measured for straightness: at most, and per pair
+STEPS = 50  # DDIM steps of that measurement
+NEAR = 1e-6  # least distance of tau from 1, where the ratio of noise to signal is infinite
 
 
 class Reflow(TeacherDistiller):
-    """Fit a denoiser to the teacher's own pairs of noise and sample, along the straight lines between them.
+    """Fit a denoiser to the straight lines between the teacher's noise and its sample.
 
-    A pair's line goes from what sampling starts from, `x_T`, to the sample x. In flow coordinates,
-    which every process has, it is `(1 - tau / tau_T) x + (tau / tau_T) x_T / (alpha_T + sigma_T)`,
-    and `E w |D(x_t, t, c) - x|^2` on it is flow matching with the pair's own noise (eq. 1 of the
-    paper). The fitted velocity is the mean velocity of the lines through a place: its flow keeps
-    the law of x, starts where the teacher's starts, and bends less. On a process that ends in pure
-    noise x_t is `alpha x + sigma z`; where signal is left at the end, z is replaced by the noise
-    that x_T is for x.
+    A pair's line goes from `x_T`, where sampling starts, to the sample x. In flow coordinates,
+    which every process has, it is `(1 - tau / tau_T) x + (tau / tau_T) x_T / (alpha_T + sigma_T)`.
+    The loss `E w |D(x_t, t, c) - x|^2` on it is flow matching with the pair's own noise (eq. 1 of
+    the paper). The fitted velocity at a point is the mean velocity of the lines through it. Its
+    flow keeps the law of x, starts where the teacher's starts, and bends less. On a process that
+    ends in pure noise x_t is `alpha x + sigma z`; where signal is left at the end, z is replaced by
+    the noise that leads from x to x_T.
 
-    What is left is a teacher, sampled by a solver without draws. It denoises the lines, not noised
-        data: its score is that
-    of no noised law, so `dmd` and `sid` should have the teacher it was made from.
+    The product is a teacher, to be sampled with a deterministic solver. It denoises the lines and
+    not noised data, so its score belongs to no noised law: give `dmd` and `sid` the original
+    teacher.
 
     Args:
         teacher: the frozen teacher.
         student_maker: makes the new denoiser; None copies the teacher's.
-        num_pairs, pairs_path, steps: of the pairs, see `Pairs`.
-        solver: of the pairs, without draws; None means the teacher's best, or DDIM where that
-            draws.
-        kappa: guidance scale of the pairs, 1 = none; the new teacher has it built in and is sampled
-            without.
+        num_pairs, pairs_path, steps: settings of the pairs, see `Pairs`.
+        solver: deterministic solver of the pairs; None means the teacher's best, or DDIM if that
+            one is stochastic.
+        kappa: guidance scale of the pairs, 1 = none. The new teacher has it built in and is sampled
+            without guidance.
         times: noise levels; None means uniform in tau.
-        drop: share of samples trained without their classes, so that the new teacher can be guided.
-        student: optimiser of the new denoiser.
+        drop: share of samples trained without their classes, in [0, 1), so that the new teacher can
+            be guided.
+        student: settings of the new denoiser's optimiser.
+
+    Raises:
+        ValueError: a value is out of range, the teacher cannot be guided, the solver is stochastic,
+            or the new denoiser is conditioned on further values.
     """
 
     requires = frozenset({"denoiser"})
-    proof_steps = 1  # at its best it is right before it is trained
+    proof_steps = 1  # with its best settings it passes untrained
     teacher_class = Teacher
 
     def __init__(
@@ -90,7 +95,7 @@ class Reflow(TeacherDistiller):
             "start": teacher.start,
         }
         self.best = {"solver": solver, "steps": steps or teacher.best["steps"]}
-        grid = teacher.grid(self.best["steps"])  # as of the pairs: some grids begin elsewhere if they are short
+        grid = teacher.grid(self.best["steps"])  # that of the pairs: the first time of some grids depends on the length
         self.first = grid[0]
         self.straightness: dict[str, float] = {}
         made = (student_maker or Copy()).make(teacher)
@@ -103,7 +108,7 @@ class Reflow(TeacherDistiller):
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """Guidance needs conditions that have a null."""
+        """The needs of the base, and for guidance conditions that have a null."""
         return super().needs(arguments) | capabilities.guidance(arguments)
 
     def on_fit_start(self) -> None:
@@ -119,7 +124,7 @@ class Reflow(TeacherDistiller):
         return denoising_loss(self.student, x, self.levels(len(x)), eps, cond)
 
     def levels(self, num: int) -> Tensor:
-        """`num` times from the last level to the first, uniform in tau unless told otherwise."""
+        """Draws `num` times from t_min to the first time: by `times`, or uniform in tau, [num]."""
         process, u, first = self.teacher.process, self.rand(num, "t"), float(self.first)
         if self.times is not None:
             return self.times(u, process).clamp_max(first)
@@ -135,12 +140,12 @@ class Reflow(TeacherDistiller):
 
     @property
     def trajectories(self) -> int:
-        """By how many straightness is measured: so few that it costs less than the pairs did."""
+        """The number of trajectories measured: so few that this costs less than the pairs did."""
         return min(TRAJECTORIES, max(1, int(PER_PAIR * self.pairs.num)))
 
     @torch.no_grad()
     def conclude(self) -> bool:
-        """Measure how straight both teachers are; nothing is decided."""
+        """Measures the straightness of both teachers' trajectories; decides nothing, so false."""
         data, num = self.trainer.datamodule, self.trajectories
         cond = {name: value.to(self.device) for name, value in self.teacher.condition(data.conditions(num)).items()}
         noise = self.teacher.noise(num, cond, self.seed).to(self.device)

@@ -1,4 +1,4 @@
-"""SiD, score identity distillation (arXiv 2404.04057), with its few-step, guided and adversarial forms.
+"""SiD, score identity distillation (arXiv 2404.04057): one-step, few-step, guided, adversarial.
 
 Few steps: arXiv 2505.12674. Guidance (LSG): arXiv 2406.01561. Real data (SiDA): arXiv 2410.14919.
 """
@@ -23,7 +23,7 @@ from distillkit.methods.base import WEIGHTS, Adam
 from distillkit.methods.score import ScoreDistiller
 from distillkit.teachers.base import Teacher
 
-# kappa of the teacher, of the fake score where it judges, of the fake score where it is trained
+# kappa of the teacher, of the fake score in the student's loss, of the fake score in its own loss
 GUIDANCE = {
     "lsg": lambda kappa: (kappa, kappa, kappa),
     "zero": lambda kappa: (kappa, 0.0, 0.0),
@@ -32,24 +32,31 @@ GUIDANCE = {
 
 
 class SiD(ScoreDistiller):
-    """Minimise a Fisher divergence between the noised student and the noised teacher, by the identity that makes it tractable.
+    """Minimise a Fisher divergence of the noised student to the noised teacher by score identities.
 
     Args:
         teacher: the frozen teacher.
-        alpha: weight of the squared term; 1.2 is best on images, above 1 a much too wide student
-            can run away.
+        alpha: weight of the squared term, in [-1, 2]. 1.2 is best on images; above 1 a student that
+            is much too wide can diverge.
         kappa: guidance scale, 1 = none.
         guidance: `lsg` guides teacher and fake score alike (long and short guidance); `zero` leaves
             the fake score unconditional (Zero-CFG); `anti` guides it with -1 (Anti-CFG).
-        gan: weight of SiDA's loss against real data, the fake score's own features being the
+        gan: weight of SiDA's loss against real data, with the fake score's own features as the
             discriminator (SiDA has 1e-4, see `losses/gan.py`); 0 needs no data.
         gan_discriminator: weight of the discriminator's loss beside the fake score's (SiDA has 1,
-            of EDM2's networks 100).
-        gan_start: how many steps the student makes before `gan` counts, while the discriminator
-            learns already (SiDA begins after 200,000 samples).
-        gan_clamp: logits beyond it do not move the student (SiDA has 10); None: all do.
-        student_times: None means uniform in EDM's warped level up to sigma 24.
-        fake_times: None means EDM's lognormal.
+            and 100 for EDM2's networks).
+        gan_start: student steps before `gan` counts; the discriminator learns from the start (SiDA
+            begins after 200,000 samples).
+        gan_clamp: logits beyond this value do not move the student (SiDA has 10); None means that
+            all do.
+        student_times: noise levels of the student's loss; None means uniform in EDM's warped level
+            up to sigma 24.
+        fake_times: noise levels of the fake score's loss; None means EDM's lognormal.
+        student, fake_score: settings of the two roles' optimisers.
+
+    Raises:
+        ValueError: a value is out of range, or the teacher lacks the unconditional branch that
+            `guidance` needs.
     """
 
     renamed = ScoreDistiller.renamed | {
@@ -98,7 +105,7 @@ class SiD(ScoreDistiller):
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """A discriminator needs real samples, and features to look at; a fake score without condition, conditions with a null."""
+        """The needs of the base; `gan` adds data and features, `guidance` perhaps conditions."""
         adversarial = {"data", "features"} if arguments.get("gan") else set()
         unconditional = {"classes"} if arguments.get("guidance", "lsg") != "lsg" else set()
         return super().needs(arguments) | adversarial | unconditional
@@ -120,7 +127,7 @@ class SiD(ScoreDistiller):
         with torch.no_grad():
             x_g, cond = self.rollout(batch, "fake")
         null = self.null(cond)
-        if cond and (self.judge_kappa != 1 or self.fit_kappa != 1):  # psi needs its unconditional branch
+        if cond and (self.judge_kappa != 1 or self.fit_kappa != 1):  # psi needs an unconditional branch
             cond = drop_condition(cond, null, self.rand(len(x_g), "drop") < 0.1)
         process = self.teacher.process
         t = self.fake_times(self.rand(len(x_g), "fake t"), process)
@@ -141,5 +148,8 @@ class SiD(ScoreDistiller):
         return loss
 
     def logits(self, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """Channel mean of the fake score's middle features: a logit per position without a new parameter (SiDA)."""
+        """The channel mean of the fake score's middle features: one logit per position (SiDA).
+
+        It adds no parameters.
+        """
         return self.fake_score.features(x_t, t, cond).mean(dim=1)

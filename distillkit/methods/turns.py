@@ -1,4 +1,7 @@
-"""Whose optimiser step it is: roles take turns, and a role may join late. All in closed form, so nothing is stored to resume."""
+"""The turns of the roles: which role each optimiser step trains.
+
+A role may join late. The answers are functions of the step, so nothing is stored to resume.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ class Rhythm(Protocol):
     """The settings of a role that say when it trains.
 
     Attributes:
-        updates: its steps in one cycle, at least 1.
-        start: the step of the run at which it joins, at least 0.
+        updates: the role's steps in one cycle, at least 1.
+        start: the step of the run at which the role joins, at least 0.
     """
 
     updates: int
@@ -19,10 +22,10 @@ class Rhythm(Protocol):
 
 
 class Turns:
-    """Every role that has joined makes `updates` steps in a row, in order of addition, over and over.
+    """A schedule in cycles: every role that has joined makes `updates` steps in a row.
 
-    The distinct starts cut the run into segments. A segment begins a new cycle, even where it cuts
-    the one before it short.
+    The roles follow each other in order of addition. The distinct starts cut the run into segments.
+    A segment begins a new cycle, even where it cuts the previous one short.
 
     Args:
         roles: the rhythm of each role, in order of addition.
@@ -34,7 +37,11 @@ class Turns:
         self.active = [{role: r.updates for role, r in roles.items() if r.start <= edge} for edge in self.edges]
 
     def role(self, step: int) -> str:
-        """The role that trains in `step`."""
+        """The role that trains in `step`, counted from 0.
+
+        Raises:
+            ValueError: every role starts after step 0.
+        """
         active, made = self._segments(step + 1)[-1]
         position = (made - 1) % sum(active.values())
         for role, updates in active.items():
@@ -44,7 +51,7 @@ class Turns:
         raise AssertionError
 
     def before(self, role: str, step: int) -> int:
-        """How many steps `role` has made before `step`."""
+        """The number of steps that `role` has made before `step`."""
         total = 0
         for active, made in self._segments(step):
             if role in active:
@@ -54,12 +61,12 @@ class Turns:
         return total
 
     def cycle(self, step: int) -> int:
-        """The number of the cycle that `step` belongs to, from 0; one that a start cuts short counts as one."""
+        """The index of the cycle of `step`, from 0; a cycle cut short by a start counts as one."""
         *past, (active, made) = self._segments(step + 1)
         return sum(-(-made // sum(active.values())) for active, made in past) + (made - 1) // sum(active.values())
 
     def _segments(self, step: int) -> list[tuple[dict[str, int], int]]:
-        """Of each segment that begins before `step`: the updates of its roles, and how many of its steps lie before `step`."""
+        """The segments begun before `step`: their roles' updates, their steps before `step`."""
         if not self.active[0]:
             late = " and ".join(f"model.{role}.start={start}" for role, start in self.starts.items())
             raise ValueError(f"{late} would leave nobody to train at step 0: leave one of them at 0")

@@ -1,8 +1,8 @@
-"""Teachers whose every answer is known in closed form: the ground on which methods are proved.
+"""Teachers in closed form, mixtures of Gaussians, on which methods are proved.
 
-All are mixtures of Gaussians. Under `x_t = alpha x_0 + sigma eps` a component N(m, C) becomes
-N(alpha m, alpha^2 C + sigma^2 I), so the denoiser, the score, the density and (for one Gaussian)
-the probability-flow map are formulas.
+Under `x_t = alpha x_0 + sigma eps` a component N(m, C) becomes N(alpha m, alpha^2 C + sigma^2 I).
+So the denoiser, the score, the density and (for one Gaussian) the probability-flow map are
+formulas.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ class Mixture(Recorded, nn.Module):
     """A mixture of Gaussians in D dimensions, float64 inside.
 
     Args:
-        means: [K][D].
-        covariances: [K][D][D].
-        weights: [K], scaled to sum to one; None means equal.
-        labels: [K], the class of each component; a condition keeps the components of its class.
-            None: no classes.
+        means: [K][D], finite.
+        covariances: [K][D][D], positive definite.
+        weights: [K], positive, scaled to sum to one; None means equal.
+        labels: [K], the class of each component; conditioning on a class keeps its components. None
+            means one class for all.
+
+    Raises:
+        ValueError: a value or a shape is not as described.
     """
 
     def __init__(self, means, covariances, weights=None, labels=None):
@@ -60,7 +63,7 @@ class Mixture(Recorded, nn.Module):
         self.register_buffer("labels", torch.as_tensor(labels))
 
     def _apply(self, fn, recurse: bool = True):
-        """Follow the module to another device, but stay in float64 under `.float()` or `.bfloat16()`."""
+        """Follows the module to another device, but stays in float64 whatever the cast."""
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
 
     @property
@@ -69,25 +72,32 @@ class Mixture(Recorded, nn.Module):
 
     @property
     def mean(self) -> Tensor:
-        """[D]."""
+        """The mean of the whole mixture, [D]."""
         return self.weights @ self.means
 
     @property
     def covariance(self) -> Tensor:
-        """[D, D], of the whole mixture."""
+        """The covariance of the whole mixture, [D, D]."""
         centred = self.means - self.mean
         within = torch.einsum("k,kde,ke,kfe->df", self.weights, self.axes, self.variances, self.axes)
         return within + torch.einsum("k,kd,ke->de", self.weights, centred, centred)
 
     def _responsibilities(self, x: Tensor, alpha: Tensor, sigma: Tensor, label: Tensor | None):
-        """Log joint density of x [B, D] and component, [B, K], with the whitened coordinates it is made of."""
+        """The log joint density of x [B, D] and component, [B, K].
+
+        Also returns the coordinates of x along each component's axes and their variances, both
+        [B, K, D].
+        """
         local = torch.einsum("bkd,kde->bke", x[:, None] - alpha[:, :, None] * self.means, self.axes)  # [B, K, D]
         variance = alpha[:, :, None] ** 2 * self.variances + sigma[:, :, None] ** 2
         log = self._log_weights(label) - 0.5 * (local**2 / variance + (2 * math.pi * variance).log()).sum(-1)
         return log, local, variance
 
     def _log_weights(self, label: Tensor | None) -> Tensor:
-        """Log weights given the class, [B, K] or [K]; a class that no component has (the null class) keeps them all."""
+        """The log weights given the class, [B, K], or [K] without labels.
+
+        A class without components (the null class) keeps them all.
+        """
         if label is None:
             return self.log_weights
         own = self.labels == label[:, None]
@@ -98,7 +108,13 @@ class Mixture(Recorded, nn.Module):
         return x.flatten(1).to(torch.float64), alpha, sigma
 
     def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """`E[x_0 | alpha x_0 + sigma eps = x]`, shaped and typed like x [B, ...]; alpha, sigma: [B] or scalars."""
+        """The posterior mean `E[x_0 | alpha x_0 + sigma eps = x]`, in shape and type of x.
+
+        Args:
+            x: noised samples, [B, ...].
+            alpha, sigma: signal and noise level, [B] or scalars.
+            label: classes [B]; None means the whole mixture.
+        """
         flat, alpha, sigma = self._flat(x, alpha, sigma)
         log, local, variance = self._responsibilities(flat, alpha, sigma, label)
         shrunk = alpha[:, :, None] * self.variances / variance * local
@@ -107,11 +123,11 @@ class Mixture(Recorded, nn.Module):
         return out.reshape(x.shape).to(x.dtype)
 
     def log_prob(self, x: Tensor, alpha=1.0, sigma=0.0, label: Tensor | None = None) -> Tensor:
-        """Log density of the noised mixture at x [B, ...], [B]."""
+        """The log density of the noised mixture at x [B, ...], [B]."""
         return self._responsibilities(*self._flat(x, alpha, sigma), label)[0].logsumexp(-1)
 
     def sample(self, num: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """`num` exact samples [num, D] and the component of each [num]."""
+        """Draws `num` exact samples, [num, D], and their components, [num]."""
         component = torch.multinomial(self.weights, num, replacement=True, generator=generator)
         noise = torch.randn((num, self.means.shape[1]), generator=generator, dtype=torch.float64)
         local = self.variances[component].sqrt() * noise
@@ -124,7 +140,7 @@ class ExactDenoiser(Denoiser):
     Args:
         mixture: the data distribution.
         process: the noising process.
-        condition: name of the categorical condition that selects components; None for none.
+        condition: name of the class that selects components; None means unconditional.
     """
 
     def __init__(self, mixture: Mixture, process: Process, condition: str | None = None):
@@ -139,9 +155,9 @@ class ExactDenoiser(Denoiser):
 
 
 class CorrectedDenoiser(Denoiser):
-    """A trainable denoiser that starts as the exact one: `D = exact + c_out F(c_in x_t)`, F zero at the start.
+    """A trainable denoiser that starts as the exact one: `D = exact + c_out F(c_in x_t)`.
 
-    What a copy of the teacher's weights is for neural teachers.
+    F is zero at the start. It stands in for the copy of a neural teacher's weights.
     """
 
     def __init__(self, exact: ExactDenoiser, network: nn.Module, told: dict[str, dict[str, Any]] | None = None):
@@ -165,7 +181,7 @@ class ExactTeacher(Teacher):
     Args:
         mixture: the data distribution.
         process: the noising process.
-        event_shape: shape of a sample, its size the mixture's dimension.
+        event_shape: shape of a sample, with D elements; None means [D].
         classes: `{name: number of classes}` if the mixture's components are labelled.
     """
 
@@ -186,7 +202,7 @@ class ExactTeacher(Teacher):
         return self.denoiser.mixture
 
     def frozen_network(self) -> MLP:
-        """The network that corrects it: there are no weights to copy, so it is drawn, always the same."""
+        """The correction network F: drawn with a fixed seed, for there are no weights to copy."""
         if not hasattr(self, "_network"):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
@@ -198,13 +214,17 @@ class ExactTeacher(Teacher):
         return CorrectedDenoiser(self.denoiser, network).requires_grad_(True).train()
 
     def exact_samples(self, num: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """A batch of real data: float32 samples and their classes."""
+        """Draws a batch of real data: float32 `data`, [num, *event_shape], and classes, [num]."""
         samples, component = self.mixture.sample(num, generator)
         batch = {"data": samples.reshape(num, *self.event_shape).float()}
         return batch | {name: self.mixture.labels[component] for name in self.classes}
 
     def flow_map(self, x: Tensor, t: float, s: float) -> Tensor:
-        """The probability-flow ODE from time t to time s, exact; one Gaussian only."""
+        """The exact solution at time s of the probability-flow ODE from x [B, ...] at time t.
+
+        Raises:
+            ValueError: the mixture has more than one component.
+        """
         if len(self.mixture.means) != 1:
             raise ValueError(
                 f"only a single Gaussian has a closed flow map, this mixture has {len(self.mixture.means)} components"
@@ -220,10 +240,10 @@ class ExactTeacher(Teacher):
 
 
 def exact(teacher: BaseTeacher) -> ExactTeacher:
-    """The exact teacher behind one that corrects it; an exact teacher itself.
+    """The exact teacher itself, or the one that a teacher with a `CorrectedDenoiser` corrects.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the teacher has no closed form.
     """
     if isinstance(teacher, ExactTeacher):
         return teacher

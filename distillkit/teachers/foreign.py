@@ -1,4 +1,4 @@
-"""Folders that the packages transformers and diffusers read: what in them would choose code or lead elsewhere is refused."""
+"""Checks of folders for transformers and diffusers: they may not choose code or lead elsewhere."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("diffusers", "transformers", None)  # whose classes a pipeline may be made of; None: a part that it lacks
+LIBRARIES = ("diffusers", "transformers", None)  # the sources of a pipeline's parts; None: an absent part
 
 
 def check_foreign(root: Path, own_code: bool = False) -> None:
-    """Refuse a folder of a model or a pipeline that chooses code.
+    """Checks that the folder of a model or a pipeline chooses no code.
 
     Args:
-        root: the folder; its configurations, and those of its sub-folders, are looked at.
-        own_code: it may name code of its own (`auto_map`), for the caller builds its network
-            without.
+        root: the folder; the configurations in it and in its sub-folders are checked.
+        own_code: allow code of its own (`auto_map`), for a caller that does not run it.
 
     Raises:
-        ValueError: it names code of its own, kernels of a hub, parts from other packages, or
-            another folder as its base.
+        ValueError: the folder names code of its own, kernels of a hub, parts from other packages,
+            or another model as its base; or a configuration is not readable.
     """
     for file in sorted({*root.glob("*/*.json"), *root.rglob("*.json")}):
         if file.name == "adapter_config.json":
@@ -51,7 +50,7 @@ def check_foreign(root: Path, own_code: bool = False) -> None:
 
 
 def _check_parts(file: Path, index: Any) -> None:
-    """The parts of a diffusers pipeline are classes of known libraries."""
+    """Checks that the parts of a diffusers pipeline are classes of known libraries."""
     for part, value in index.items() if isinstance(index, dict) else ():
         if isinstance(value, list) and (not value or value[0] not in LIBRARIES):
             raise ValueError(

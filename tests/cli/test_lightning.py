@@ -1,4 +1,4 @@
-"""LightningCLI behind the door: typed keys, run folders, resuming, and what is said when something breaks."""
+"""LightningCLI behind the front: typed keys, run folders, resuming, and messages on failure."""
 
 import errno
 import os
@@ -241,7 +241,7 @@ def test_tensorboard_writes_into_the_run_folder():
 
 
 def test_several_devices_take_turns_under_plain_ddp():
-    """Idle roles make plain DDP fail; here two processes do what one does with two accumulated micro-batches."""
+    """Idle roles break plain DDP; two processes equal one with two accumulated micro-batches."""
     two = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_fork"]
     fit("--out", "two", *two, "trainer.max_steps=3")
     fit("--out", "one", "trainer.max_steps=3", "trainer.accumulate_grad_batches=2")

@@ -1,4 +1,4 @@
-"""Words of the command line: paths are data, mistakes get the word to type, consoles and queues are as they are."""
+"""Words of the command line: paths as data, mistakes with the word to type, consoles, queues."""
 
 import ast
 import io

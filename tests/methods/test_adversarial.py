@@ -1,4 +1,4 @@
-"""The discriminator that methods share: what it looks at, who learns from it, its gradient penalty."""
+"""The discriminator that methods share: its features, who learns from it, its gradient penalty."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_heads_learn_in_the_fake_scores_turn_and_the_student_in_its_own(settings
 
 @pytest.mark.parametrize("taps", ["fake_score", "teacher"])
 def test_from_which_term_the_fake_score_learns(taps):
-    """The discriminator's loss reaches the fake score through its own features alone; the heads in either case."""
+    """The discriminator's loss trains the heads, and the fake score if its features are tapped."""
     model = made(taps=taps)
     x_g, cond = model.rollout(BATCH, "fake")
     model.focus("fake_score")
@@ -80,7 +80,7 @@ def test_from_which_term_the_fake_score_learns(taps):
 @pytest.mark.parametrize("taps", ["fake_score", "teacher"])
 @pytest.mark.parametrize("loss", ["softplus", "hinge"])
 def test_the_students_term_is_the_generators_loss_at_its_samples(taps, loss):
-    """Its gradient goes through the tapped network to x_g: on top of the loss without it, with its weight and sign."""
+    """The term adds, with its weight and sign, a gradient through the tapped network to x_g."""
     model, none = made(taps=taps, loss=loss), made(gan=1e-9, taps=taps, loss=loss)
     x_g, cond = model.rollout(BATCH, "student")
     x_t, t = model.diffuse(x_g, model.fake_times, "student gan")
@@ -139,7 +139,7 @@ def test_heads_that_are_told_the_level_begin_as_those_that_are_not():
 @pytest.mark.parametrize("taps", ["fake_score", "teacher"])
 @pytest.mark.parametrize("r1_on", ["images", "features"])
 def test_the_penalty_is_added_to_the_discriminators_loss(taps, r1_on):
-    """Value and gradient, with its weight: at the noised real samples, or at what the heads see of them."""
+    """The weighted penalty adds value and gradient at the noised real samples or their features."""
     plain, model = made(taps=taps, layers=[0, 1]), made(taps=taps, layers=[0, 1], r1=0.3, r1_on=r1_on)
     x_t, t = model.diffuse(BATCH["data"], model.fake_times, "real gan")
     cond = {"label": BATCH["label"]}

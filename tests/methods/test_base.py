@@ -1,4 +1,4 @@
-"""The machinery under every method: turns, gradients, averages, randomness, checkpoints; pretraining."""
+"""The base of every method: turns, gradients, averages, randomness, checkpoints; pretraining."""
 
 import copy
 import math
@@ -127,7 +127,7 @@ class Explode(torch.autograd.Function):
     "odd, skipped", [(lambda loss: loss + math.inf, 0), (lambda loss: loss - math.inf, 0), (Explode.apply, 1)]
 )
 def test_gradients_decide_and_not_the_number_that_is_shown(odd, skipped):
-    """A loss that overflows in a constant has taught all the same; a finite one whose gradient has no value has not."""
+    """An infinite loss with a finite gradient trains; a NaN gradient skips the step."""
 
     class Odd(Plain):
         def student_loss(self, batch):
@@ -220,7 +220,7 @@ def test_a_float16_gradient_is_measured_beyond_float16():
 
 
 def test_ema_is_edms_rule():
-    """beta = 0.5^(B / min(halflife, rampup * seen)), over student steps alone; the first steps follow, later ones average."""
+    """beta = 0.5^(B / min(halflife, rampup * seen)), over student steps alone."""
     settings = {"ema_halflife": 60.0, "ema_rampup": 0.5}
     states, _, _ = fit(Plain(student=Adam(lr=0.3), shadow=Adam(updates=2), **settings), 30)
     expected = [p.clone() for p in states[0].weights["student"]]
@@ -236,7 +236,7 @@ def test_ema_is_edms_rule():
 
 
 def test_samples_of_skipped_steps_do_not_age_the_average():
-    """After three bad steps the average follows as after none: with them in the count it would hold on to the start."""
+    """After three bad steps the average follows as after none; counted, they would slow it down."""
     settings = {"ema_halflife": 1e6, "ema_rampup": 0.5}
     states, _, _ = fit(Plain(student=Adam(lr=0.3), broken=(1, 3, 5), **settings), 8)
     share = 1 - 0.5 ** (8 / (0.5 * 8))
@@ -246,7 +246,7 @@ def test_samples_of_skipped_steps_do_not_age_the_average():
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 def test_averages_and_times_keep_their_precision(precision):
-    """In bfloat16 an average with beta near one would never move, and a step at 9.72 would be one at 9.75."""
+    """In bfloat16 an average with beta near one would never move, and 9.72 would become 9.75."""
     model = SiD(neural(), num_steps=3)
     times = model.step_times.tolist()
     fit(model, 4, precision=precision)
@@ -315,7 +315,7 @@ class Targeted(Plain):
 
 @pytest.mark.parametrize("of, first", [("student", 1), ("shadow", 0)])
 def test_a_target_follows_every_step_of_its_role_and_no_other(of, first):
-    """`target_n = decay^n w_0 + (1 - decay) sum_k decay^(n - k) w_k` after n steps, w_k the weights after the k-th."""
+    """`decay^n w_0 + (1 - decay) sum_k decay^(n - k) w_k` after n steps; w_k after the k-th."""
     model, decay, seen = Targeted(of=of, student=Adam(lr=0.3), shadow=Adam(lr=0.3)), 0.9, []
     update = model.optimizer_step
     model.optimizer_step = lambda *a, **k: (

@@ -1,4 +1,4 @@
-"""A codec between data and what is diffused: training sees encoded data, evaluators, validation and users decoded samples."""
+"""A codec: training sees encoded data; evaluators, validation and users see decoded samples."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""LSD and LSD+: exact numbers on small worlds of tokens, learned solvers on the plane, the guard, the folder."""
+"""LSD and LSD+: exact numbers on small token worlds, solvers on the plane, guard, folder."""
 
 import itertools
 import json
@@ -84,7 +84,7 @@ def fitted(cls, teacher, steps, **settings):
 
 
 def test_a_solution_that_is_no_number_is_skipped_and_counts_in_no_mean():
-    """Tokens have an optimiser of their own: it skips as every other, and the mean is over the solutions there were."""
+    """The optimiser for tokens skips bad steps too, and averages over the other solutions."""
     solutions = [float("nan"), 1.0, float("nan"), 4.0]
 
     class Told(LSD):
@@ -104,7 +104,7 @@ def test_a_solution_that_is_no_number_is_skipped_and_counts_in_no_mean():
     [(Uniform, 4, "tau_leap", (0.1211, 0.0507)), (Uniform, 8, "tau_leap", (0.0440, 0.0090))],
 )
 def test_matched_powers_in_exact_expectation(process, num, rule, published):
-    """Student's law and teacher's marginal are pushed and enumerated: bisection then gives the published numbers."""
+    """With both laws enumerated exactly, bisection gives the published numbers."""
     teacher = world(potts(3, 5, 1.5), process)
     den, times = teacher.denoiser, teacher.grid(num)
     sampler = LearnedSampler(den.process, times.tolist(), rule)
@@ -131,7 +131,7 @@ def test_matched_powers_in_exact_expectation(process, num, rule, published):
 
 
 def test_training_finds_the_powers_and_improves_the_exact_law():
-    """Uniform Potts, eight calls: plain KL 0.0268; powers in exact expectation 1, 2.58, 1.55 ... give 0.0087."""
+    """Uniform Potts, eight calls: plain KL 0.0268; exact powers 1, 2.58, 1.55 ... give 0.0087."""
     teacher = world(potts(3, 5, 1.5), Uniform)
     model = fitted(LSD, teacher, 2, num_steps=8, num_pairs=8192, guard=4096)
     assert model.verdict["kept"] == "learned" and model.student.log_scale.abs().max() == 0
@@ -141,7 +141,7 @@ def test_training_finds_the_powers_and_improves_the_exact_law():
 
 
 def test_under_absorbing_noise_the_teachers_states_have_the_students_masks():
-    """Potts, four calls: the powers in exact expectation are 1, 2.23, 1.22; without shared masks a batch may say 3."""
+    """Potts, four calls: exact powers 1, 2.23, 1.22; without shared masks a batch may give 3."""
     teacher = world(potts(3, 5, 1.5), Absorbing)
     sampler = LearnedSampler(teacher.process, teacher.grid(4).tolist())
     for seed in range(2):
@@ -161,7 +161,7 @@ def test_learned_times_help_as_well(process, plain):
 
 
 def test_on_a_hard_constraint_the_guard_has_the_last_word():
-    """Powers run into their bounds where a step can break a rule (absorbing countdown): the plain sampler's law is kept."""
+    """Powers hit their bounds where a step can break a rule; the plain sampler's law is kept."""
     teacher = world(mini_countdown(4, 4), Absorbing)
     model = fitted(LSD, teacher, 6, num_steps=4)
     plain = exact(teacher, LearnedSampler(teacher.process, teacher.grid(4).tolist()))
@@ -169,7 +169,7 @@ def test_on_a_hard_constraint_the_guard_has_the_last_word():
 
 
 def test_a_sampler_that_is_sharper_than_its_data_does_not_win():
-    """The best headline loses if an entropy, whose target is real data's, is further off than the plain sampler's by a tenth."""
+    """The best headline loses if its entropy is off by a tenth more than the plain sampler's."""
 
     class Data:
         @staticmethod
@@ -197,7 +197,7 @@ def test_a_sampler_that_is_sharper_than_its_data_does_not_win():
 
 
 def regressed(table, num, batch, couple, ratio=16, rounds=4):
-    """Closed-form scales, `rounds` times, for the states of later steps depend on the earlier scales."""
+    """Closed-form scales, `rounds` times: the states of later steps depend on earlier scales."""
     teacher = world(table, Absorbing)
     sampler = LearnedSampler(teacher.process, teacher.grid(num).tolist())
     for i in range(rounds):
@@ -208,7 +208,7 @@ def regressed(table, num, batch, couple, ratio=16, rounds=4):
 
 
 def test_the_paper_s_regression_shrinks_the_scales_and_harms():
-    """Independent runs: regression attenuation, not quality. Published: Phi 1 .6006 .3634, TV 0.1543 becomes 0.1853."""
+    """Independent runs attenuate: published Phi 1, 0.6006, 0.3634; TV 0.1543 becomes 0.1853."""
     teacher, sampler, scales = regressed(potts(3, 5, 1.5), 4, 3000, couple=False, ratio=8, rounds=3)
     assert scales.tolist() == pytest.approx([1, 0.6006, 0.3634], abs=0.03)
     sampler.log_scale.data = torch.tensor([1, 0.6006, 0.3634]).log()
@@ -356,7 +356,7 @@ def test_a_learned_solver_starts_as_ddim_and_contains_dpm_solver(process):
 
 
 def test_a_solver_reaches_its_teacher_s_samples(tmp_path):
-    """One dimension, three calls: DDIM's spread is far off, the learned solver's is the teacher's."""
+    """One dimension, three calls: DDIM's spread is far off, the learned solver's is exact."""
     from domains.toy.data import ToyData
 
     teacher = gaussian(1.0, 0.5)

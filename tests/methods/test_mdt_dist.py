@@ -1,4 +1,4 @@
-"""What MDT-dist adds to its loss: who is asked where, guided how, what each switch changes, and what is refused."""
+"""MDT-dist's own parts: its calls and their guidance, the effect of each switch, refusals."""
 
 import math
 from types import SimpleNamespace
@@ -127,7 +127,7 @@ def test_velocity_distillation_in_closed_form(process, unweighted):
 
 
 def test_matching_differentiates_the_bare_velocity_alone():
-    """Its gradient is 2 R dphi/dtheta over the elements, R found elsewhere and held: nothing through the hop."""
+    """The gradient is 2 R dphi/dtheta over the elements; R is constant, also through the hop."""
     model = MDTDist(neural(), lambda_vd=0.0)
     model.focus("student")
     cond = model.condition(BATCH)
@@ -165,7 +165,7 @@ def test_only_the_student_gets_gradient():
 
 @pytest.mark.parametrize("process", [VarianceExploding(), RectifiedFlow()], ids=["ve", "flow"])
 def test_both_tangents_agree_on_attention(process):
-    """Forward mode has no rule for fused attention: it must run, and agree with a short hop in float64."""
+    """Forward mode, without a rule for fused attention, must run and agree with a short hop."""
     network = DiT([2, 4, 4], width=16, depth=1, heads=2).double()
     torch.manual_seed(0)
     for parameter in network.parameters():
@@ -211,7 +211,7 @@ def test_levels_fill_the_students_range(process, times):
 @pytest.mark.parametrize("tangent", ["fd", "product"])
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_next_to_the_data_the_teachers_own_direction_is_the_target(process, tangent):
-    """Where no hop fits R = phi - v, so jumps that merely agree with each other (all to one point) do not rest there."""
+    """Where no hop fits R = phi - v, so jumps that all lead to one point are no fixed point."""
     model = MDTDist(neural(process), tangent=tangent, delta=0.05)
     x, cond = model.randn((8, 2), "x"), model.condition(BATCH)
     tau = torch.linspace(model.low, model.first - 1e-6, 8, dtype=x.dtype)
@@ -248,7 +248,7 @@ def test_guidance_reaches_either_teacher(monkeypatch):
 
 
 def test_a_guided_student_rests_at_the_guided_mean():
-    """Equal widths: kappa = 41 moves the mean to m_0 + 41 (m_c - m_0); one difference beside it there is a pull."""
+    """With equal widths kappa = 41 moves the mean to m_0 + 41 (m_c - m_0); beside it is a pull."""
     m_c, m_0, kappa = 0.4, 0.3, 41.0
     law = Mixture([[0.5], [m_c], [m_0]], [[[S**2]]] * 3, labels=[0, 1, 2])
     teacher = ExactTeacher(law, VarianceExploding(), classes=CLASSES)
@@ -287,7 +287,7 @@ def test_without_weight_a_loss_is_not_computed():
 
 @pytest.mark.parametrize("step", [0, 2, 3, 4])
 def test_distillation_counts_from_its_start_on(step):
-    """A function of the step alone, so a resumed run needs nothing else: before it VM to the bit, from then on the sum."""
+    """The loss is VM to the bit before that step and the sum from then on, also when resumed."""
     start, losses = 3, []
     for settings in ({"lambda_vd": 0.5, "vd_start": start}, {"lambda_vd": 0.0}, {"lambda_vd": 0.5}):
         torch.manual_seed(0)
@@ -301,7 +301,7 @@ def test_distillation_counts_from_its_start_on(step):
 
 @pytest.mark.parametrize("domain", ["toy", "image", "threed", "video", "protein"])
 def test_recipes_do_what_the_readme_says(domain):
-    """Velocity distillation was measured to help digits alone, in the second half; see docs/mdt_dist.md."""
+    """Velocity distillation was measured to help digits only, in the second half of the run."""
     composed = config.compose([f"domain={domain}", "method=mdt_dist"])[0]
     model = composed["model"]
     if domain == "image":

@@ -1,4 +1,4 @@
-"""Regression on pairs against closed forms: value, gradient, minimiser, and which noise belongs to which sample."""
+"""Regression on pairs against closed forms: value, gradient, minimiser, noise of each sample."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_the_mean_square_in_closed_form(process):
 
 
 def test_pseudo_huber_in_closed_form():
-    """A sample is off by `d = (mu - M) + (s - S) z`: `sqrt(d^2 + c^2) - c`, with the gradient `d / sqrt(d^2 + c^2)`."""
+    """`sqrt(d^2 + c^2) - c` with gradient `d / sqrt(d^2 + c^2)` at `d = (mu - M) + (s - S) z`."""
     model, line = on_a_line(M + 0.2, S - 0.1)
     off = [0.2 - 0.1, 0.2 + 0.1]  # at z = 1 and -1
     root = [math.hypot(d, C) for d in off]
@@ -72,7 +72,7 @@ def test_pseudo_huber_in_closed_form():
 
 @pytest.mark.parametrize("distance", ["huber", "l2"])
 def test_the_teachers_own_map_is_the_minimiser(distance):
-    """Pairs as the store makes them: the exact map of N(M, S^2) leaves only the error of the teacher's solver."""
+    """On the store's pairs the exact map of N(M, S^2) leaves only the teacher's solver error."""
     for sign in (1.0, 0.0, -1.0):
         model, line = on_a_line(M + 0.2 * sign, S * 1.3**sign, pairs=None, distance=distance, num_pairs=512)
         model.pairs.make(TensorData({"data": torch.zeros(4, 1)}), 3)
@@ -91,7 +91,7 @@ def test_another_noise_than_the_pairs_own_is_punished(distance):
 
 
 def test_unpaired_samples_would_shrink_to_their_mean():
-    """Regression on a sample that the noise does not decide has the mean for an answer: such solvers are refused."""
+    """If noise does not decide the sample, regression gives the mean: such solvers are refused."""
     z, other = f64(1, 1, -1, -1)[:, None], f64(1, -1, 1, -1)[:, None]
     model, line = on_a_line(M, S, pairs=(z, M + S * other), distance="l2")
     assert line.gradient(loss_of(model, 4))[1] == pytest.approx(2 * S)  # at s = S it pulls s down to zero

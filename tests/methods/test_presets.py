@@ -30,7 +30,7 @@ class Modes(nn.Module):
 
 
 def swiftbrush(*words):
-    """The preset on a mixture whose modes are classes, with exact parts; and the gradient of the student's shift."""
+    """The preset with exact parts on modes as classes; the gradient of the student's shift."""
     made = build("domain=toy", "method=swiftbrush", "teacher=labelled", "model.kappa=4.5", *TINY, *words).model
     made.student = Modes(made.teacher, float(made.step_times[0]))
     made.fake_score = made.teacher.denoiser

@@ -1,4 +1,4 @@
-"""Reflow against closed forms: its loss, the lines it trains on, where they start, and the teacher it leaves."""
+"""Reflow against closed forms: its loss, its lines and their start, and the teacher it leaves."""
 
 from types import SimpleNamespace
 
@@ -31,7 +31,7 @@ SMALL = {"num_pairs": 16, "steps": 3}
 
 
 class Straight(Denoiser):
-    """The flow of pairs (z, mu + s z): at x_t on the line of z it says where that line of `line` ends, `line.mu + line.s z`.
+    """The flow of pairs (z, mu + s z): at x_t on the line of z it returns `line.mu + line.s z`.
 
     Lines start at `sigma_T z`, so the factor of the sample is `alpha - sigma alpha_T / sigma_T`.
     """
@@ -84,7 +84,7 @@ def test_nothing_pulls_at_the_exact_flow_of_the_pairs(process):
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_loss_and_gradient_in_closed_form(process):
-    """`w ((mu - M)^2 + (s - S)^2)`, whatever the level: a wrong answer is as wrong all along its line."""
+    """`w ((mu - M)^2 + (s - S)^2)` at any level: an error is the same all along its line."""
     t = (process.t_min + process.t_max) / 2
     mu, s = M + 0.2, S - 0.1
     model, line = on_a_line(process, mu, s, times=Level(t))
@@ -96,7 +96,7 @@ def test_loss_and_gradient_in_closed_form(process):
 
 @pytest.mark.parametrize("t", [0.2, 0.5, 0.9])
 def test_the_velocity_has_the_slope_of_a_reflowed_gaussian(t):
-    """Row "reflow" of the closed forms: `(1 - S) / ((1 - t) S + t)` on a rectified flow, constant along a pair."""
+    """The slope is `(1 - S) / ((1 - t) S + t)` on a rectified flow, constant along a pair."""
     process = RectifiedFlow()
     flow = Straight(process)
     x = f64(0.0, 1.0)[:, None]
@@ -107,7 +107,7 @@ def test_the_velocity_has_the_slope_of_a_reflowed_gaussian(t):
 
 
 def test_shuffled_pairs_are_plain_flow_matching():
-    """Their best answer is the teacher's own denoiser; the reflowed one is wrong by `2 S^2` times the weight at pure noise."""
+    """The teacher's denoiser is optimal; at pure noise the reflowed one's loss is `2 S^2 w`."""
     process, (z, other) = RectifiedFlow(), sigma_points()
     shuffled = (z, M + S * other)
     model, _ = on_a_line(process, pairs=shuffled, times=Level(1.0))
@@ -207,7 +207,7 @@ def test_levels_are_uniform_in_tau_and_always_finite():
 
 
 def guided_teacher():
-    """Class 0 is N(1, 0.25), without a class N(0.2, 0.25): guided by kappa N(0.2 + 0.8 kappa, 0.25)."""
+    """Class 0 is N(1, 0.25), without a class N(0.2, 0.25), guided N(0.2 + 0.8 kappa, 0.25)."""
     mixture = Mixture([[1.0], [0.2]], [[[0.25]], [[0.25]]], labels=[0, 1])
     return ExactTeacher(mixture, RectifiedFlow(), classes={"label": 1})
 
@@ -270,7 +270,7 @@ def test_pairs_are_of_a_solver_by_which_noise_decides():
         Reflow(neural(), solver="oiler")
 
 
-# What is left
+# The product
 
 
 def test_it_leaves_a_teacher_that_loads(tmp_path):

@@ -1,4 +1,4 @@
-"""Score distillation: who is called, who learns, closed-form gradients; the claims of SiD and DMD."""
+"""Score distillation: calls, trained parts, closed-form gradients; the claims of SiD and DMD."""
 
 import math
 from types import SimpleNamespace
@@ -103,7 +103,7 @@ class Affine(nn.Module):
 
 
 def on_a_line(kind, mu, s, process=None, m=0.4, S=0.8, ratio=0.9, teacher=None, **kwargs):
-    """A method whose parts are those of the closed forms: exact teacher, affine student, best response, four points."""
+    """A method in closed form: exact teacher, affine student, its best response, four points."""
     process = process or VarianceExploding()
     model = kind(
         teacher or gaussian(m, S, process),
@@ -124,7 +124,7 @@ def on_a_line(kind, mu, s, process=None, m=0.4, S=0.8, ratio=0.9, teacher=None, 
     "process", [VarianceExploding(), VariancePreserving(), RectifiedFlow()], ids=["ve", "vp", "flow"]
 )
 def test_sid_step_has_the_closed_gradient(process):
-    """The whole student step, not the loss alone: with detached scores the mean's gradient would be twice as large."""
+    """The whole student step; with detached scores the mean's gradient would be twice as large."""
     m, S, r = 0.4, 0.8, 0.9
     for alpha in (0.5, 1.2):
         model, line = on_a_line(SiD, 1.1, S, process, alpha=alpha)
@@ -155,7 +155,7 @@ def test_dmd_step_has_the_closed_gradient(process):
     "process", [VarianceExploding(), VariancePreserving(), RectifiedFlow()], ids=["ve", "vp", "flow"]
 )
 def test_swiftbrushs_weight_is_sigma_alpha_once(process):
-    """The whole student step: (mu - m) r^2 / (S^2 + r^2) times sigma alpha, where these preserve variance; r is their ratio."""
+    """(mu - m) r^2 / (S^2 + r^2) times the variance-preserving sigma alpha of ratio r."""
     m, S, r = 0.4, 0.8, 0.9
     model, line = on_a_line(DMD, 1.1, S, process, weight="sigma_alpha")
     preserving = VariancePreserving()
@@ -167,7 +167,7 @@ def test_swiftbrushs_weight_is_sigma_alpha_once(process):
 
 
 def labelled(m_c, m_0, S=0.5):
-    """One class at m_c, all together at m_0: unlike a real mixture, so that guided means are closed forms."""
+    """One class at m_c, the null class at m_0, equal widths: guided means are closed forms."""
     law = Mixture([[0.5], [m_c], [m_0]], [[[S**2]]] * 3, labels=[0, 1, 2])
     return ExactTeacher(law, VarianceExploding(), classes=CLASSES)
 
@@ -176,10 +176,11 @@ def labelled(m_c, m_0, S=0.5):
 @pytest.mark.parametrize("guide_fake", [False, True])
 @pytest.mark.parametrize("mu, mu_0", [(1.0, -0.2), (-0.2 + 3 * 1.2, -0.2), (0.7, 0.1)])
 def test_where_guided_dmd_rests_depends_on_whose_fake_score_is_guided(kappa, guide_fake, mu, mu_0):
-    """g = (1 - a) {(mu_0 - m_0) + kappa [(mu - mu_0) - (m_c - m_0)]}, and with the teacher alone (1 - a) (mu - m_kappa).
+    """g = (1 - a) {(mu_0 - m_0) + kappa [(mu - mu_0) - (m_c - m_0)]} if both are guided.
 
-    So a student that is right where no guidance is (mu = m_c, mu_0 = m_0) rests if both are guided,
-    and moves on to m_kappa = m_0 + kappa (m_c - m_0) if the teacher alone is.
+    With the teacher alone guided it is (1 - a) (mu - m_kappa), m_kappa = m_0 + kappa (m_c - m_0).
+    So the unguided optimum (mu = m_c, mu_0 = m_0) rests if both are guided, and moves on to m_kappa
+    if the teacher alone is.
     """
     m_c, m_0, S, r = 1.0, -0.2, 0.5, 0.9
     model, line = on_a_line(DMD, mu, S, teacher=labelled(m_c, m_0), kappa=kappa, guide_fake=guide_fake)
@@ -219,7 +220,7 @@ def test_a_range_around_one_is_guidance_too():
 
 @pytest.mark.parametrize("kappa", [1.0, 3.0])
 def test_guided_dmd_rests_at_the_guided_mean(kappa):
-    """Teacher guided, fake score not: the fixed point is m_0 + kappa (m_c - m_0), and only there."""
+    """With the teacher alone guided, m_0 + kappa (m_c - m_0) is the only fixed point."""
     m_c, m_0, S = 1.0, -0.2, 0.5
     teacher = labelled(m_c, m_0, S)
     batch = {"data": torch.zeros(4, 1), "label": torch.ones(4, dtype=torch.long)}
@@ -230,7 +231,7 @@ def test_guided_dmd_rests_at_the_guided_mean(kappa):
 
 
 def test_sidas_adversarial_part_is_divided_by_what_its_other_part_is():
-    """Without a normaliser both are as they are: the part is `gan` times the mean of softplus(-logits)."""
+    """Without a normaliser the adversarial part is `gan` times the mean of softplus(-logits)."""
     plain, sida = pair(lambda **k: SiD(neural(), normalise=None, **k), gan=0.5, gan_clamp=None)
     added = sida.student_loss(BATCH) - plain.student_loss(BATCH)
     x_g, cond = sida.rollout(BATCH, "student")
@@ -241,7 +242,7 @@ def test_sidas_adversarial_part_is_divided_by_what_its_other_part_is():
 @pytest.mark.parametrize("kind", [SiD, DMD])
 @pytest.mark.parametrize("over", ["sample", "batch"])
 def test_the_loss_is_divided_by_the_distance_to_the_teacher(kind, over):
-    """The choice reaches the loss: what it changes is the loss without it over n of each sample, or over their mean."""
+    """The loss is divided by each sample's distance n, or by the mean of all n."""
     model, line = on_a_line(kind, 1.1, 0.8)
     z, eps = sigma_points()
     x_g = line(z)
@@ -264,7 +265,7 @@ def test_the_loss_is_divided_by_the_distance_to_the_teacher(kind, over):
     "process", [VarianceExploding(), VariancePreserving(), RectifiedFlow()], ids=["ve", "vp", "flow"]
 )
 def test_the_student_starts_from_noise_of_its_first_level(process):
-    """Zero signal and std sigma(t_init), not one: SiD's 2.5 on EDM, sigma_625 on Stable Diffusion."""
+    """No signal and std sigma(t_init), not 1: SiD's 2.5 on EDM, sigma_625 on Stable Diffusion."""
     t_init = {"VarianceExploding": 2.5, "VariancePreserving": 0.6, "RectifiedFlow": 0.7}[type(process).__name__]
     model = SiD(neural(process), t_init=t_init)
     seen = []
@@ -305,7 +306,7 @@ def test_only_the_last_step_is_matched_if_one_says_so(role):
 
 @pytest.mark.parametrize("kind", [SiD, DMD])
 def test_the_fake_score_and_nobody_else_knows_the_step(kind):
-    """Without the step it would follow the mixture of all of them, in which their errors may cancel."""
+    """Without the step it would follow the mixture of all steps, whose errors may cancel."""
     model = kind(neural(), num_steps=3)
     tables = {name for name in model.fake_score.network.state_dict() if "step" in name}
     assert tables == {"embed.told.step.weight"}
@@ -348,7 +349,7 @@ class Judge(nn.Module):
 
 
 def test_steps_whose_errors_cancel_in_the_mixture_are_pulled_back():
-    """Two steps, at m + 0.3 and m - 0.3: their mixture has the teacher's mean, yet each is pushed to m."""
+    """Steps at m + 0.3 and m - 0.3 have the teacher's mean together, yet each is pushed to m."""
     m, S = 0.4, 0.8
     for step, sign in ((0, 1), (1, -1)):
         model, line = on_a_line(DMD, m + 0.3 * sign, S, m=m, S=S, num_steps=2)
@@ -472,7 +473,7 @@ def gradients(loss, module):
 
 
 def test_sida_adds_the_published_share_of_its_adversarial_part():
-    """The released loss in its sums over pixels, its `lsg_gan` doubled and its `lsd` tripled, as are our weights."""
+    """The released loss, in sums over pixels, with `lsg_gan` doubled and `lsd` tripled, is ours."""
     batch = {"data": torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(5))}
     plain, sida = pair(lambda **k: SiD(picture_teacher(), alpha=1.0, **k), gan=2e-4, gan_discriminator=3.0)
     num = batch["data"][0].numel()
@@ -512,7 +513,7 @@ def test_sida_without_weight_is_sid():
 
 
 def test_sidas_student_waits_while_its_discriminator_learns():
-    """`gan_start` counts steps of the student, every second one here; a run that goes on from a checkpoint counts on."""
+    """`gan_start` counts student steps, here every second one, and goes on in a resumed run."""
     plain, sida = pair(lambda **k: SiD(neural(), **k), gan=1.0, gan_start=3)
 
     def joined(step):
@@ -634,7 +635,7 @@ def test_pairs_are_a_function_of_the_seed():
 
 
 def test_pairs_are_teacher_samples_from_the_same_noise():
-    """The exact flow of a Gaussian: x_0 = m + S / sqrt(S^2 + 80^2) (80 z - m); rows of noise, sample and class stay together."""
+    """A Gaussian's exact flow is x_0 = m + S / sqrt(S^2 + 80^2) (80 z - m); rows stay together."""
     model = began(
         DMD(gaussian(0.4, 0.9), student_maker=Fresh(MLP([1], width=8, depth=1)), regression=0.25, num_pairs=50)
     )
@@ -687,7 +688,7 @@ def test_steps_are_spread_over_the_processes_grid():
 
 
 class Next(nn.Module):
-    """Clips of two frames: the one that is given, and `b` times that plus noise of standard deviation w."""
+    """Clips of two frames: the context frame, and `b` times it plus noise of std w."""
 
     def __init__(self, b, w):
         super().__init__()
@@ -715,7 +716,7 @@ class Gone(Next):
 
 
 def going_on(clip, a=0.9, b=0.4, w=0.2, ratio=0.9, clips=3, method=DMD):
-    """A method in its closed form, on data that always begin with nothing; `clip` is the one that is trained."""
+    """A method in closed form on data with zero context frames; `clip` is the trained one."""
     teacher = Teacher(Gone(a, w), (1, 2, 1), context=("first",))
     model = method(teacher, student_times=Level(ratio), clips=clips)
     model.normalise = None
@@ -729,7 +730,7 @@ def going_on(clip, a=0.9, b=0.4, w=0.2, ratio=0.9, clips=3, method=DMD):
 
 @pytest.mark.parametrize("clip", [0, 1, 2])
 def test_a_student_that_goes_on_learns_from_frames_that_it_made(clip):
-    """All data begin with nothing, so its own frames alone say what follows what: dL/db = (b - a) E f^2 r^2/(w^2 + r^2)."""
+    """dL/db = (b - a) E f^2 r^2 / (w^2 + r^2): only frames f of its own differ from zero."""
     a, b, w, r = 0.9, 0.4, 0.2, 0.9
     model, batch = going_on(clip)
     loss = model.student_loss(batch)

@@ -1,4 +1,4 @@
-"""A teacher that starts elsewhere: its sampler, training and the student start there too, at the same level."""
+"""A teacher that does not start from noise: sampler, training and student start as it does."""
 
 import pytest
 import torch

@@ -23,7 +23,7 @@ MIXES = [
 
 
 def counted(mix, steps):
-    """`(role, number of the cycle)` of each step: whoever has joined stands in a queue, which a newcomer has rebuilt."""
+    """`(role, cycle)` of each step, by a queue of the joined roles that a newcomer rebuilds."""
     made, queue, cycle = [], [], -1
     for step in range(steps):
         if not queue or any(start == step for _, start in mix.values() if step):

@@ -1,4 +1,4 @@
-"""The teachers that prove the methods, proved themselves: by integration, by autograd, by the flow's own equation."""
+"""Exact teachers against integration, autograd and the equation of the flow."""
 
 import copy
 import math
@@ -26,7 +26,7 @@ def plane():
 
 
 def density(x, components):
-    """Of the clean mixture restricted to some components, written independently."""
+    """The density of the clean mixture restricted to some components, written independently."""
     total = sum(WEIGHTS[k] for k in components)
     parts = [
         WEIGHTS[k]
@@ -93,7 +93,7 @@ def test_every_sample_has_its_own_level_and_class():
 
 
 def test_plain_numbers_keep_their_precision():
-    """0.6 and 0.3 are not float32 numbers: levels, weights and times given as such must not be rounded to them."""
+    """Levels, weights and times such as 0.6 and 0.3 are not rounded to float32."""
     mixture, x = plane(), torch.zeros(1, 2).double()
     assert torch.equal(mixture.denoise(x, 0.6, 0.8), mixture.denoise(x, *f64(0.6, 0.8)))
     assert mixture.weights.tolist() == pytest.approx([0.3, 0.7], rel=1e-15)
@@ -202,7 +202,7 @@ def test_given_times_are_started_from_their_first():
 
 
 def test_a_stochastic_solver_needs_no_further_argument():
-    """`solver=ancestral` is offered by name, so it must run by name: the same samples every time."""
+    """`solver=ancestral` runs by its name alone and makes the same samples every time."""
     teacher, noise = gaussian(0.4, 0.9), torch.randn(2000, 1, generator=torch.Generator().manual_seed(0))
     found = teacher.sample(noise, {}, steps=100, solver="ancestral")
     assert found.std().item() == pytest.approx(0.9, rel=0.1)
@@ -215,7 +215,7 @@ def test_an_unknown_solver_is_refused_with_the_names():
 
 
 def test_guided_reference_is_the_guided_law():
-    """Two classes of equal width and a null class of its own: kappa = 3 moves the mean to m_0 + 3 (m_c - m_0)."""
+    """With a null class of equal width kappa = 3 moves the mean to m_0 + 3 (m_c - m_0)."""
     law = Mixture([[0.5], [1.0], [-0.2]], [[[0.25]]] * 3, labels=[0, 1, 2])
     teacher = ExactTeacher(law, VarianceExploding(), classes={"label": 2})
     found = teacher.sample(f64(1, -1)[:, None], {"label": torch.tensor([1, 1])}, kappa=3.0)
@@ -234,7 +234,7 @@ def test_any_event_shape(shape):
 
 
 def test_precision_survives_module_conversions():
-    """Lightning's half precision, `.float()` and `.double()` leave the law exact; samples keep their own type."""
+    """Casts such as Lightning's half precision leave the law exact; samples keep their own type."""
     mixture = line()
     for convert in (lambda m: m.float(), lambda m: m.bfloat16(), lambda m: m.to(torch.float16)):
         changed = convert(copy.deepcopy(mixture))

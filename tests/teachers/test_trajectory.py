@@ -1,4 +1,4 @@
-"""The states that a sampler visits, and the straightness of its trajectories, against closed forms."""
+"""The states of a sampler and the straightness of its trajectories against closed forms."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_the_teachers_best_is_what_is_recorded_if_nothing_is_said_and_a_new_run_
 
 
 def test_guided_states_have_the_mean_of_the_guided_law():
-    """Equal widths S: the guided denoiser is that of N(m_kappa, S^2), m_kappa = m_0 + kappa (m_c - m_0) = 3.4."""
+    """With equal widths S the guided law is N(m_0 + kappa (m_c - m_0), S^2), with mean 3.4."""
     mixture = Mixture([[1.0], [0.2]], [[[0.25]], [[0.25]]], labels=[0, 1])  # class 1 stands for none
     teacher = ExactTeacher(mixture, RectifiedFlow(), classes={"label": 1})
     times = torch.linspace(1, 0.3, 201, dtype=torch.float64)
@@ -73,7 +73,7 @@ def test_guided_states_have_the_mean_of_the_guided_law():
 @pytest.mark.parametrize("std", [0.5, 2.0])
 @pytest.mark.parametrize("process", [RectifiedFlow(), TrigFlow(), TrigFlow(sigma_data=1.0)], ids=repr)
 def test_a_gaussians_trajectories_bend_by_two_minus_half_pi_times_its_std(process, std):
-    """x = (1 - tau) m + s z, s^2 = (1 - tau)^2 S^2 + tau^2, so int s'^2 - (1 - S)^2 = (1 + S^2 - S pi / 2) - (1 - S)^2."""
+    """x = (1 - tau) m + s z, s^2 = (1 - tau)^2 S^2 + tau^2: the bend is int s'^2 - (1 - S)^2."""
     found, exact = extrapolated(gaussian(0.7, std, process)), (2 - math.pi / 2) * std
     assert found == pytest.approx(exact, rel=1e-3)
 
@@ -94,7 +94,7 @@ def test_that_integral_is_the_one_of_the_trajectories():
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_all_processes_share_the_flow(name):
-    """Where sampling starts with some signal left, tau ends a little below one and so do the paths."""
+    """Where sampling starts with some signal left, tau and the paths start a little below one."""
     assert extrapolated(gaussian(0.7, 0.5, PROCESSES[name])) == pytest.approx((2 - math.pi / 2) * 0.5, rel=0.05)
 
 
@@ -108,7 +108,7 @@ def test_elements_are_added_and_what_the_mask_leaves_out_is_not():
 
 
 class Reflowed(Denoiser):
-    """The exact flow after one reflow of N(0, S^2): along `x = ((1 - tau) S + tau) z` the velocity is `(1 - S) z`."""
+    """The flow after one reflow of N(0, S^2): velocity `(1 - S) z` at `((1 - tau) S + tau) z`."""
 
     def forward(self, x_t, t, cond=None):
         alpha, sigma = (expand(each, x_t) for each in (self.process.alpha(t), self.process.sigma(t)))
