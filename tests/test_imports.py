@@ -1,4 +1,4 @@
-"""Which module may import which: no circles, and the rooms one way. Every import counts, wherever it stands."""
+"""No import goes in a circle, and the rooms import one way. An import counts wherever it stands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Rooms and the rooms that they import, beside themselves and the ground: the files of `distillkit` that know no room.
+# Rooms and the rooms that they import, beside themselves and the ground: the files that know no room.
 GROUND = {"capabilities", "checks", "codec", "data", "errors", "files", "progress", "runs", "sources", "spec"}
 ROOMS = {
     "diffusion": set(),
@@ -38,9 +38,9 @@ ROOMS = {
     "cli": {"callbacks", "report", "methods", "evaluation", "students", "networks", "continuation"},
     "__main__": {"cli"},
 }
-# A teacher of tokens is named `discrete.teacher` in users' files, and is a teacher by what it imports.
+# A teacher of tokens stands in users' files as `discrete.teacher`; by what it imports it is a teacher.
 LODGERS = {"distillkit.discrete.teacher": "teachers"}
-# Domains that are made of another: of digits (data, metrics, pictures) and, for the frames of videos, of images.
+# Domains made of another: of digits (data, metrics, pictures) and, for frames of videos, of images.
 BORROW = {"discrete": {"image"}, "video": {"image"}}
 UNUSED_BY_DOMAINS = {"cli", "callbacks", "__main__"}
 
@@ -56,7 +56,7 @@ def name(path: Path) -> str:
 
 
 def imported(tree: ast.AST, package: str) -> set[str]:
-    """Everything that a module imports, dotted, as far as the text says it: `from a import b` gives a.b."""
+    """Dotted names of everything that a module imports: `from a import b` gives a.b."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -105,7 +105,7 @@ def circle(edges: dict[str, set[str]]) -> list[str] | None:
 
 
 def room(module: str) -> str:
-    """The room of a module of `distillkit`; "" is the package itself, which holds the version and loads the rest on demand."""
+    """The room of a module of `distillkit`; "" is the package itself, which loads the rest on demand."""
     if module in LODGERS:
         return LODGERS[module]
     part = module.removeprefix("distillkit").lstrip(".").partition(".")[0]

@@ -60,7 +60,7 @@ def load_extractor(kind: type[Net], path: Path) -> Net:
 
 
 def arguments(module: str, steps: int, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line of a script that trains an extractor to be shipped: `out`, `steps`, `seed` and the whole `command`.
+    """The words of a script that trains a shipped extractor: `out`, `steps`, `seed`, `command`.
 
     Args:
         module: the script, as it stands behind `python -m`.
@@ -77,7 +77,7 @@ def arguments(module: str, steps: int, argv: Sequence[str] | None = None) -> arg
 
 
 def ship(path: Path, train: Callable[[], Net]) -> tuple[Net, dict[str, Any]]:
-    """Trains a network, writes it to `path`, and gives it with what its card says: sha256, size, seconds of the CPU."""
+    """The network that `train` gives, written to `path`, and facts for its card (seconds of the CPU)."""
     start = time.process_time()
     net = train()
     seconds, content = time.process_time() - start, packed(net)

@@ -1,4 +1,4 @@
-"""Samples as evaluators take them: refused where nothing can be measured, rounded like a file, thinned out evenly.
+"""Samples as evaluators take them: refused if damaged, rounded like a file, thinned out evenly.
 
 N: samples.
 """

@@ -57,7 +57,7 @@ def look(parts: Iterable[Tensor], features: Features) -> Look:
 
 
 def averages(x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Features without a classifier: means over parts of the clip and of its changes, and over parts of frames."""
+    """Features without a classifier: means over parts of clips, of their changes and of frames."""
     frames = F.adaptive_avg_pool3d(x, (x.shape[2], 4, 4)).movedim(2, 1).flatten(2)
     moved = x.diff(dim=2).abs()
     whole, changes = (F.adaptive_avg_pool3d(y, (min(4, x.shape[2] - 1), 2, 2)).flatten(1) for y in (x, moved))
@@ -65,7 +65,7 @@ def averages(x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 
 def motion_apart(ours: Look, theirs: Look) -> dict[str, float]:
-    """How far clips are from a reference in the way they move: `motion_gap` and `spectrum`, see `VideoEvaluator`."""
+    """Distances from a reference in motion: `motion_gap` and `spectrum`, see `VideoEvaluator`."""
     return {
         "motion_gap": float(wasserstein_distance(ours.change, theirs.change)) / float(theirs.change.mean()),
         "spectrum": float((ours.spectrum - theirs.spectrum).square().mean().sqrt()),

@@ -92,11 +92,11 @@ class PromptEvaluator:
     """Compares clips with the teacher's at its best, where there are no real videos.
 
     `distance` (the headline): energy distance to the teacher's clips in averages over parts of a
-        clip and of its changes, each
-    in units of its standard deviation over the teacher's clips; with few clips two draws of one law
-    are not 0 apart: the teacher at its best has its distance from its own clips of another noise.
-    `motion_gap` and `spectrum`: as in `evaluation.VideoEvaluator`, against the teacher's clips; `motion` and
-    `flicker` stand for themselves. Whether a clip shows what was asked for is not measured.
+    clip and of its changes, each in units of its standard deviation over the teacher's clips; with
+    few clips two draws of one law are not 0 apart: the teacher at its best has its distance from
+    its own clips of another noise. `motion_gap` and `spectrum`: as in `evaluation.VideoEvaluator`,
+    against the teacher's clips; `motion` and `flicker` stand for themselves. Whether a clip shows
+    what was asked for is not measured.
 
     Args:
         event_shape: of clips, (3, F, H, W).

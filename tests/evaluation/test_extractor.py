@@ -1,4 +1,4 @@
-"""The scripts that train the extractors which are shipped: what they write, and that the shipped cards are theirs."""
+"""The scripts that train the shipped extractors: what they write, and that the cards are theirs."""
 
 import hashlib
 import re
