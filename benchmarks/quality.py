@@ -21,10 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from distillkit.evaluation.rows import BEST, REAL
 from distillkit.files import write_text
 from distillkit.report.quality import ARROWS, number, pretty
-
-BEST, REAL = "teacher at its best", "real data"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +14,8 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
+
+from distillkit.files import write_atomic
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -40,7 +45,7 @@ def load_extractor(kind: type[Net], path: Path) -> Net:
     Raises:
         ValueError: there is no such file, or it is damaged; the message says how to get it.
     """
-    command = f"python -m {kind.__module__} --out {path.parent}"
+    command = f"python -m {kind.__module__.rpartition('.')[0]}.ship --out {path.parent}"
     if not path.is_file():
         raise ValueError(f"no classifier at {path}; train it by: {command}")
     try:
@@ -52,3 +57,36 @@ def load_extractor(kind: type[Net], path: Path) -> Net:
     except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is no classifier of {kind.__module__} ({error!r}); copy it again") from None
     return net.eval().requires_grad_(False)
+
+
+def arguments(module: str, steps: int, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The words of a script that trains a shipped extractor: `out`, `steps`, `seed`, `command`.
+
+    Args:
+        module: the script, as it stands behind `python -m`.
+        steps: of training, where the command does not say.
+        argv: the command's words; None takes those of the process.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description="Train the features that are shipped.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights and their README.md")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    args.command = f"{parser.prog} --out {args.out} --steps {args.steps} --seed {args.seed}"
+    return args
+
+
+def ship(path: Path, train: Callable[[], Net]) -> tuple[Net, dict[str, Any]]:
+    """The network that `train` gives, written to `path`, and facts for its card (seconds of the CPU)."""
+    start = time.process_time()
+    net = train()
+    seconds, content = time.process_time() - start, packed(net)
+    write_atomic(path, lambda temporary: temporary.write_bytes(content))
+    facts = {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "kilobytes": len(content) / 1000,
+        "seconds": seconds,
+    }
+    print(json.dumps({"file": str(path)} | facts, indent=2))
+    return net, facts

@@ -18,8 +18,8 @@ import distillkit
 from distillkit.data import DistillData
 from distillkit.diffusion.denoiser import Cond
 from distillkit.evaluation.metrics import TooFew
+from distillkit.evaluation.rows import BEST, REAL
 from distillkit.progress import progress
-from distillkit.report.quality import BEST, REAL
 from distillkit.students.base import Student
 from distillkit.teachers.base import Teacher
 

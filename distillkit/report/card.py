@@ -48,16 +48,16 @@ def write_card(
 
 def facts_of(config: dict[str, Any], student: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
     """Domain, method, teacher and version, from the files that know them."""
-    model, data = config.get("model"), config.get("data")
-    teacher = evaluation.get("protocol", {}).get("teacher") or student.get("teacher")
+    model = config.get("model")
+    protocol = evaluation.get("protocol", {})
+    teacher = protocol.get("teacher") or student.get("teacher")
     if isinstance(teacher, dict):
         teacher = teacher.get("id")
-    domain = re.match(r"domains\.(\w+)", path_of(data) or "")
     return {
-        "domain": student.get("domain") or (domain[1] if domain else None),
+        "domain": student.get("domain") or protocol.get("evaluator", {}).get("domain"),
         "method": (path_of(model) or student.get("method") or "").rpartition(".")[2] or None,
         "teacher": teacher or (path_of(arguments_of(model).get("teacher")) or "").rpartition(".")[2] or None,
-        "version": student.get("distillkit") or evaluation.get("protocol", {}).get("distillkit"),
+        "version": student.get("distillkit") or protocol.get("distillkit"),
     }
 
 

@@ -12,6 +12,7 @@ import yaml
 from markupsafe import Markup
 from PIL import Image
 
+from distillkit.evaluation.rows import REAL
 from distillkit.files import read_yaml, write_text
 from distillkit.progress import duration
 from distillkit.report.card import arguments_of, facts_of, template
@@ -20,7 +21,6 @@ from distillkit.report.logger import read_metrics
 from distillkit.report.quality import (
     ARROWS,
     CUT,
-    REAL,
     cost_of,
     number,
     passes,

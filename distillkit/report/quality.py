@@ -8,9 +8,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from distillkit.evaluation.rows import BEST, REAL
+
 ARROWS = {"lower": "↓", "higher": "↑", "target": "→ real"}
 ACRONYMS = ("fad", "fid", "fvd", "kid", "mmd", "nll")
-BEST, REAL = "teacher at its best", "real data"  # names of rows
 FAR = 3.0  # times the floor of real data: a teacher beyond is far, if its many steps do not pay
 CUT = 0.05  # share of a student's values outside the data's range above which it is reported
 

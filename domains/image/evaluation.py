@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from distillkit.errors import install
 from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor, packed
+from distillkit.evaluation.samples import BEYOND, batches, check, eight_bits, outside
 from domains.image import features as extractors
 
 MOST_REFERENCES = 10_000  # larger held-out sets are thinned out evenly
 MOST_TRAINING = 50_000  # the same for the training data
 PIXEL_SIDE = 16
 CHUNK = 256  # images in one pass of the extractor
-BEYOND = 0.1  # how far outside of [-1, 1] a value must lie to count as `outside`: a twentieth of the range
 
 
 class ImageEvaluator:
@@ -87,12 +87,7 @@ class ImageEvaluator:
 
     def __call__(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
         """Metrics of samples [N, C, H, W] in [-1, 1], made for the conditions `cond`."""
-        if tuple(samples.shape[1:]) != self.event_shape:
-            got, expected = list(samples.shape[1:]), list(self.event_shape)
-            raise ValueError(f"samples have shape {got}, but this data has {expected}; give samples in data space")
-        if not samples.isfinite().all():
-            bad = int((~samples.isfinite().flatten(1).all(1)).sum())
-            raise ValueError(f"{bad} of {len(samples)} samples hold NaN or infinity: their model has diverged")
+        check(samples, self.event_shape)
         found = self._compare(self._scaled(self._raw([samples]))) | {"outside": outside(samples)}
         if self._sees_classes and "label" in cond:
             found["class_agreement"] = self._agreement(samples, cond["label"])
@@ -177,12 +172,12 @@ class ImageEvaluator:
 
     @cached_property
     def _training_MD(self) -> Tensor:
-        return self._scaled(self._raw(batch["data"] for batch in _batches(self.train, MOST_TRAINING)))
+        return self._scaled(self._raw(batch["data"] for batch in batches(self.train, CHUNK, MOST_TRAINING)))
 
     def _held_out(self) -> Iterator[dict[str, Tensor]]:
         total = sum(map(len, self.held_out))
         for part in self.held_out:
-            yield from _batches(part, max(1, MOST_REFERENCES * len(part) // total))
+            yield from batches(part, CHUNK, max(1, MOST_REFERENCES * len(part) // total))
 
     @torch.no_grad()
     def _raw(self, images: Iterable[Tensor]) -> Tensor:
@@ -256,22 +251,3 @@ def inception(path: Path) -> Extractor:
         return net.to(x_NCHW.device)(x_uint8)
 
     return Extractor(facts, features)
-
-
-def eight_bits(x: Tensor) -> Tensor:
-    """Images as a file would keep them: clamped to [-1, 1] and rounded to 256 levels."""
-    return ((x.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-
-
-def outside(x: Tensor) -> float:
-    """The share of values that lie clearly outside of [-1, 1]."""
-    return float((x.abs() > 1 + BEYOND).double().mean())
-
-
-def _batches(data: Any, most: int) -> Iterator[dict[str, Tensor]]:
-    """The whole data in order, or `most` items evenly spread over it."""
-    rows = torch.arange(len(data))
-    if len(data) > most:
-        rows = torch.linspace(0, len(data) - 1, most, dtype=torch.float64).round().long()
-    for chunk in rows.split(CHUNK):
-        yield data[chunk]

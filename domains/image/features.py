@@ -1,14 +1,8 @@
-"""Features to compare images by: a small classifier, and the command that trains the shipped one.
-
-    python -m domains.image.features --out domains/image/weights/features
+"""Features to compare images by: a small classifier; `ship.py` trains the shipped one.
 
 N: images; C, H, W: channels, height, width; F: features.
 """
 
-import argparse
-import hashlib
-import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distillkit.evaluation.extractor import once, packed
-from distillkit.files import write_atomic, write_text
+from distillkit.evaluation.extractor import once
 from distillkit.progress import counted
 
 SHIPPED = Path(__file__).parent / "weights" / "features" / "model.safetensors"
@@ -122,53 +115,5 @@ def _shifted(x_NCHW: Tensor, most: int, rng: torch.Generator) -> Tensor:
     return x_NCHW.movedim(1, -1)[index, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
-CARD = """# Feature extractor for handwritten digits
-
-A convolutional classifier (`domains.image.features.Classifier`, {parameters:,} parameters, {kilobytes:.0f} kB).
-Its 64 units before the head are the features that the image domain measures digits by: Frechet and kernel distance,
-precision, recall, density, coverage, distance to the training data. Its prediction gives the class agreement.
-
-- Data: the training split (1,297 images, 8 x 8, one channel, x = grey / 8 - 1) of scikit-learn's handwritten digits
-  (UCI Optical Recognition of Handwritten Digits, CC BY 4.0). It never saw the validation and test splits.
-- Accuracy: {val:.3f} on the validation split (250 images), {test:.3f} on the test split (250 images).
-- Training: {steps} steps of AdamW, batches of 128, seed {seed}, {seconds:.0f} s on one CPU core.
-- sha256 of `model.safetensors`: `{sha256}`
-
-Made by
-
-    {command}
-"""
-
-
-def main(argv: list[str] | None = None) -> None:
-    from domains.image.data import Digits
-
-    parser = argparse.ArgumentParser(prog="python -m domains.image.features", description="Train the digits' features.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and README.md")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-
-    train, val, test = Digits().load()
-    start = time.perf_counter()
-    net = train_classifier(train, 10, args.steps, args.seed)
-    seconds = time.perf_counter() - start
-    content = packed(net)
-    write_atomic(args.out / "model.safetensors", lambda temporary: temporary.write_bytes(content))
-    facts = {
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "kilobytes": len(content) / 1000,
-        "val": accuracy(net, val),
-        "test": accuracy(net, test),
-        "seconds": seconds,
-        "steps": args.steps,
-        "seed": args.seed,
-        "command": f"python -m domains.image.features --out {args.out} --steps {args.steps} --seed {args.seed}",
-    }
-    write_text(args.out / "README.md", CARD.format(**facts))
-    print(json.dumps(facts, indent=2))
-
-
 if __name__ == "__main__":
-    main()
+    raise SystemExit("error: python -m domains.image.features is now python -m domains.image.ship")

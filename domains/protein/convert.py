@@ -67,23 +67,9 @@ def convert(checkpoint: str | Path, folder: str | Path, cath: str | Path | None 
     folder = Path(folder)
     if (folder / CONFIG).exists():
         raise ValueError(f"{folder} holds a teacher already: give another folder")
-    held = read(checkpoint)
-    try:
-        config = plain(held["hyper_parameters"]["cfg_exp"])
-        settings, target, training = config["model"]["nn"], config["model"]["target_pred"], config.get("training") or {}
-        state = {name.removeprefix("nn."): value for name, value in held["state_dict"].items()}
-        if not isinstance(settings, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise TypeError("they are of other types")
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{checkpoint} is no checkpoint of Proteina: it lacks state_dict or hyper_parameters.cfg_exp.model ({error})"
-        ) from None
-    for name, value in GIVEN.items():
-        if settings.get(name, value) != value:
-            raise ValueError(f"{checkpoint} has model.nn.{name} = {settings[name]}; only {value} is known here")
-    state = {name: value for name, value in state.items() if not name.startswith(TRAINING_ONLY)}
-    state = merge_lora(state, config.get("lora") or {})
-    network = build(settings, target, state, checkpoint)
+    config, state = parts(read(checkpoint), checkpoint)
+    target = config["model"]["target_pred"]
+    network = build(config["model"]["nn"], target, state, checkpoint)
     fill_weights(network, state, checkpoint)
 
     denoiser = Denoiser(network, RectifiedFlow(), "flow" if target == "v" else "x0")
@@ -92,7 +78,7 @@ def convert(checkpoint: str | Path, folder: str | Path, cath: str | Path | None 
     teacher = Teacher(denoiser, (longest, 3), folds, context=("mask",))
     teacher.best = {"solver": "sde", "steps": 400}
     facts = {"id": Path(checkpoint).stem, "domain": "protein", "license": "that of the released checkpoint"}
-    teacher.save(folder, **facts, self_conditioning=bool(training.get("self_cond")))
+    teacher.save(folder, **facts, self_conditioning=bool((config.get("training") or {}).get("self_cond")))
     if tables:
         write_text(folder / CATH, json.dumps(tables))
     return folder
@@ -114,6 +100,29 @@ def read(path: str | Path) -> Any:
             f"{path} asks for {asked[1] or asked[2]}, which is no plain data, so that reading it could run code: where you "
             f"trust it, save its state_dict and hyper_parameters alone, as plain tensors, dicts and lists"
         ) from None
+
+
+def parts(held: Any, source: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration `cfg_exp` in a checkpoint, and the weights that sampling needs, LoRA merged.
+
+    Raises:
+        ValueError: the checkpoint lacks them, or describes what is not known here.
+    """
+    try:
+        config = plain(held["hyper_parameters"]["cfg_exp"])
+        settings, _, lora = config["model"]["nn"], config["model"]["target_pred"], config.get("lora") or {}
+        state = {name.removeprefix("nn."): value for name, value in held["state_dict"].items()}
+        if not isinstance(settings, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError("they are of other types")
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{source} is no checkpoint of Proteina: it lacks state_dict or hyper_parameters.cfg_exp.model ({error})"
+        ) from None
+    for name, value in GIVEN.items():
+        if settings.get(name, value) != value:
+            raise ValueError(f"{source} has model.nn.{name} = {settings[name]}; only {value} is known here")
+    state = {name: value for name, value in state.items() if not name.startswith(TRAINING_ONLY)}
+    return config, merge_lora(state, lora)
 
 
 def plain(value: Any) -> Any:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from distillkit.errors import optional
 from distillkit.evaluation import metrics
+from distillkit.evaluation.samples import check_finite, spread
 from domains.protein import geometry
 from domains.protein.designability import Designability
 from domains.protein.geometry import BOND, CLASH
@@ -127,9 +128,7 @@ class ProteinEvaluator:
             raise ValueError(
                 f"samples have shape {got}, but their mask asks for {expected}; give samples in data space"
             )
-        if not samples.isfinite().all():
-            bad = int((~samples.isfinite().flatten(1).all(1)).sum())
-            raise ValueError(f"{bad} of {len(samples)} samples hold NaN or infinity: their model has diverged")
+        check_finite(samples)
         x, mask = samples.float().cpu(), cond["mask"].cpu()
         found = {"frechet": metrics.frechet_distance(descriptors(x, mask), self._reference_descriptors)}
         found |= self._geometry(x, mask)
@@ -285,8 +284,3 @@ def _aligned(x: Tensor, mask_x: Tensor, y: Tensor, mask_y: Tensor, twice: bool) 
 def import_tmtools() -> Any:
     """`tmtools`, or how to get it."""
     return optional("tmtools", "protein", "data.tm=align, unlike gapless, needs")
-
-
-def spread(total: int, size: int) -> Tensor:
-    """`size` indices spread evenly over `total`."""
-    return torch.linspace(0, total - 1, min(size, total), dtype=torch.float64).round().long()

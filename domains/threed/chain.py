@@ -22,7 +22,7 @@ from distillkit.evaluation.pictures import save_picture
 from distillkit.students.base import Student
 from distillkit.students.provenance import allow, load
 from domains.threed import media
-from domains.threed.data import CHANNELS, shell, voxel_sets
+from domains.threed.lattice import CHANNELS, shell, voxel_sets
 
 STAGES = ("structure", "features")
 OTHER_NOISE = 2**32  # apart from the first stage's seed, so that the second does not draw the same numbers again

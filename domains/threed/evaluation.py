@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor, packed
+from distillkit.evaluation.samples import check_finite, spread
 from domains.threed import features as extractors
-from domains.threed.data import CORNERS
+from domains.threed.lattice import CORNERS
 from domains.threed.meshes import POINTS, Mesh, clouds, feature_meshes, seams, structure_meshes
 
 MOST_MESHES = 250  # shapes of a set that are turned into meshes, evenly spread over it
@@ -101,9 +102,7 @@ class ShapeEvaluator(ABC):
             raise ValueError(
                 f"samples have shape {got}, but this data has {list(expected)}; give samples in data space"
             )
-        if not samples.isfinite().all():
-            bad = int((~samples.isfinite().flatten(1).all(1)).sum())
-            raise ValueError(f"{bad} of {len(samples)} samples hold NaN or infinity: their model has diverged")
+        check_finite(samples)
         raw = self._raw(samples, cond)
         found = {
             "frechet": metrics.frechet_distance(
@@ -114,7 +113,7 @@ class ShapeEvaluator(ABC):
         meshes = self.meshes(*_thinned(samples, cond))
         ours, theirs = Surfaces(meshes), self._reference_surfaces
         size = min(len(ours), len(theirs))  # equally many of both, for the metrics depend on it
-        i, j = _spread(len(ours), size), _spread(len(theirs), size)
+        i, j = spread(len(ours), size), spread(len(theirs), size)
         across, within = chamfer(ours, theirs)[i][:, j], self._reference_chamfer[j][:, j]
         found |= compare_sets(across, chamfer(ours, ours)[i][:, i], within)
         found["volume"] = float(np.mean([mesh.volume for mesh in meshes]))
@@ -346,11 +345,6 @@ def _whole(data: Any) -> Batch:
     return data[torch.arange(len(data))]
 
 
-def _spread(total: int, size: int) -> Tensor:
-    """`size` indices spread evenly over `total`."""
-    return torch.linspace(0, total - 1, min(size, total), dtype=torch.float64).round().long()
-
-
 def _thinned(samples: Tensor, cond: Batch) -> tuple[Tensor, Batch]:
-    rows = _spread(len(samples), MOST_MESHES)
+    rows = spread(len(samples), MOST_MESHES)
     return samples[rows], {key: value[rows] for key, value in cond.items()}

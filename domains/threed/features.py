@@ -1,16 +1,10 @@
-"""Features to compare shapes by: a small classifier of voxel grids, and the command that trains the shipped ones.
-
-    python -m domains.threed.features --out domains/threed/weights/features
+"""Features to compare shapes by: a small classifier of voxel grids; `ship.py` trains the shipped ones.
 
 n: shapes; N: voxels of a padded set; C: channels; R: voxels along a side.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distillkit.evaluation.extractor import once, packed
-from distillkit.files import write_atomic, write_text
+from distillkit.evaluation.extractor import once
 from distillkit.progress import counted
-from domains.threed.data import CHANNELS
 from domains.threed.meshes import on_grid
 
 SHIPPED = Path(__file__).parent / "weights" / "features"  # holds structure.safetensors and features.safetensors
@@ -119,65 +111,5 @@ def accuracy(net: Classifier, data: Any, side: int) -> float:
     return hits / len(data)
 
 
-CARD = """# Feature extractors for procedural solids
-
-Two convolutional classifiers of voxel grids (`domains.threed.features.Classifier`), one for each stage. Their 64 units
-before the head, with mean and deviation of those of the first layer, are the features in which the evaluation takes the
-Frechet distance; their predictions give the class agreement.
-
-- Data: the training split of `domains.threed.solids.Solids` with its defaults (2,000 procedural shapes, five categories,
-  16^3 voxels). They never saw the validation and test splits (250 shapes each).
-{lines}
-- Training: {steps} steps of AdamW, batches of 64, seed {seed}.
-
-Made by
-
-    {command}
-"""
-
-LINE = """- `{name}.safetensors` ({channels} channels, {parameters:,} parameters, {kilobytes:.0f} kB): accuracy {val:.3f} on the
-  validation split, {test:.3f} on the test split; {seconds:.0f} s on one CPU core; sha256 `{sha256}`"""
-
-
-def main(argv: list[str] | None = None) -> None:
-    from domains.threed.data import FeaturesData, StructureData
-    from domains.threed.solids import Solids
-
-    parser = argparse.ArgumentParser(
-        prog="python -m domains.threed.features", description="Train the shapes' features."
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the weights and their README.md")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-
-    lines = []
-    for name, stage in (("structure", StructureData), ("features", FeaturesData)):
-        data = stage(Solids())
-        data.setup()
-        start = time.perf_counter()
-        net = train_classifier(data.train, data.classes["label"], data.side, args.steps, args.seed)
-        content = packed(net)
-        facts = {
-            "name": name,
-            "channels": 1 if name == "structure" else CHANNELS + 1,
-            "seconds": time.perf_counter() - start,
-            "parameters": sum(p.numel() for p in net.parameters()),
-            "kilobytes": len(content) / 1000,
-            "val": accuracy(net, data.val, data.side),
-            "test": accuracy(net, data.test, data.side),
-            "sha256": hashlib.sha256(content).hexdigest(),
-        }
-        write_atomic(
-            args.out / f"{name}.safetensors", lambda temporary, content=content: temporary.write_bytes(content)
-        )
-        lines.append(LINE.format(**facts))
-        print(json.dumps(facts))
-    command = f"python -m domains.threed.features --out {args.out} --steps {args.steps} --seed {args.seed}"
-    write_text(
-        args.out / "README.md", CARD.format(lines="\n".join(lines), steps=args.steps, seed=args.seed, command=command)
-    )
-
-
 if __name__ == "__main__":
-    main()
+    raise SystemExit("error: python -m domains.threed.features is now python -m domains.threed.ship")

@@ -43,6 +43,26 @@ def read_mesh(path: Path, up: str = "z", root: Path | None = None, said: list[st
         ValueError: the file cannot be read, or what it holds has no inside.
     """
     beside = Beside(path, path.parent if root is None else root)
+    vertices, faces, colours = _used(path, beside)
+    low, high = vertices.min(0), vertices.max(0)
+    extent = (high / 2 - low / 2).max() * 2
+    if not 0 < extent < np.inf:
+        raise ValueError(f"is {extent:g} long at its longest")
+    grain = 0 if path.suffix.lower() == ".obj" else _grain(vertices)
+    # in float64: far from the origin float32 has no digits left
+    vertices = (vertices - (low / 2 + high / 2)) * (EXTENT / extent)
+    kept, faces = _closed(vertices, faces)
+    vertices, colours = vertices[kept], None if colours is None else colours[kept]
+    if up == "y":
+        vertices = vertices[:, [0, 2, 1]] * [1, -1, 1]
+    if said is not None:
+        said += [f"{name} is not there or cannot be used" for name in dict.fromkeys(beside.lost)]
+        said += [f"where it lies its 32-bit numbers are {grain:g} apart"] if grain > extent / GRAINS else []
+    return Mesh(vertices.astype(np.float32), faces.astype(np.int64), colours)
+
+
+def _used(path: Path, beside: Beside) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """As `_surface`, of the vertices those that faces have, all of them numbers."""
     try:
         vertices, faces, colours = _surface(path, beside)
     except Exception as error:  # readers of many formats fail in many ways
@@ -53,29 +73,19 @@ def read_mesh(path: Path, up: str = "z", root: Path | None = None, said: list[st
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise ValueError("cannot be read: a face has vertices that are not there")
     used, faces = np.unique(faces, return_inverse=True)
-    vertices, faces = vertices[used], faces.reshape(-1, 3)
+    vertices, colours = vertices[used], None if colours is None else colours[used]
     if not np.isfinite(vertices).all():
         raise ValueError("cannot be read: a vertex is no number")
-    low, high = vertices.min(0), vertices.max(0)
-    extent = (high / 2 - low / 2).max() * 2
-    if not 0 < extent < np.inf:
-        raise ValueError(f"is {extent:g} long at its longest")
-    grain = 0 if path.suffix.lower() == ".obj" else _grain(vertices)
-    # in float64: far from the origin float32 has no digits left
-    vertices = (vertices - (low / 2 + high / 2)) * (EXTENT / extent)
-    kept = np.arange(len(vertices))
+    return vertices, faces.reshape(-1, 3), colours
+
+
+def _closed(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Closed surfaces of the faces [F, 3], and which vertices they have: where needed, those at one place are one."""
     try:
-        faces = closed(vertices, faces)
+        return np.arange(len(vertices)), closed(vertices, faces)
     except ValueError:
         kept, merged = import_trimesh().grouping.unique_rows(vertices, digits=MERGED)
-        vertices, faces = vertices[kept], closed(vertices[kept], merged.reshape(-1)[faces])
-    if up == "y":
-        vertices = vertices[:, [0, 2, 1]] * [1, -1, 1]
-    if said is not None:
-        said += [f"{name} is not there or cannot be used" for name in dict.fromkeys(beside.lost)]
-        said += [f"where it lies its 32-bit numbers are {grain:g} apart"] if grain > extent / GRAINS else []
-    colours = None if colours is None else colours[used][kept]
-    return Mesh(vertices.astype(np.float32), faces.astype(np.int64), colours)
+        return kept, closed(vertices[kept], merged.reshape(-1)[faces])
 
 
 def _grain(vertices: np.ndarray) -> float:

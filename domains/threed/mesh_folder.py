@@ -15,7 +15,8 @@ from scipy.spatial import cKDTree
 from distillkit import checks
 from distillkit.data import split
 from distillkit.sources import Source, drawn, listed
-from domains.threed.data import Shapes, Volumes, lattice_points
+from domains.threed.data import Shapes
+from domains.threed.lattice import Volumes, lattice_points
 from domains.threed.mesh_files import BESIDE, SUFFIXES, import_trimesh, read_mesh
 from domains.threed.meshes import Mesh
 

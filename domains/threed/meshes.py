@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distillkit.errors import optional
-from domains.threed.data import CORNERS
+from domains.threed.lattice import CORNERS
 
 POINTS = 1024  # of the cloud that stands for a surface
 LEVEL = 13 / 16  # 3/4 is half way for planes along the grid; edges and slants want more, to keep a solid's volume

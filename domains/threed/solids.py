@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from distillkit import checks
-from domains.threed.data import Shapes, Volumes, lattice_points, merged
+from domains.threed.data import Shapes
+from domains.threed.lattice import Volumes, lattice_points, merged
 
 CATEGORIES = ("box", "torus", "cone", "union", "difference")
 RADIUS = 0.42  # of the ball around the origin that every shape fits into: a voxel of sixteen is left around it

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from distillkit.evaluation import metrics
+from distillkit.evaluation.samples import check_finite
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
 FAR = 4.0  # std from every mode: an outlier (a 2-D Gaussian leaves 3.4e-4 of its mass beyond)
@@ -73,9 +74,7 @@ class ToyEvaluator:
         if list(samples.shape[1:]) != expected or len(samples) < 2:
             raise ValueError(f"samples must be [N, *{expected}] with N >= 2, got {list(samples.shape)}")
         x_ND = samples.detach().cpu().double().flatten(1)
-        if not x_ND.isfinite().all():
-            bad = int((~x_ND.isfinite().all(1)).sum())
-            raise ValueError(f"{bad} of {len(x_ND)} samples hold NaN or infinity: their model has diverged")
+        check_finite(x_ND)
         found = {
             "sliced_w2": metrics.sliced_wasserstein(x_ND, self._exact_ND, self.num_projections),
             "energy": metrics.energy_distance(x_ND, self._exact_ND[:ENERGY]),

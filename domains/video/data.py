@@ -15,10 +15,9 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.data import Batch, DistillData, TensorData
+from domains.video.clip import CLASSES, FRAMES, MOTIONS, SIDE
 
-MOTIONS = ("bounce", "crossing", "drift")
-FRAMES = 16  # of a clip of moving digits
-SIDE, DIGIT = 16, 8  # pixels along the side of the canvas and of a digit
+DIGIT = 8  # pixels along the side of a digit
 ROOM = SIDE - DIGIT  # how far a digit can go between the walls
 SPEED = (0.75, 1.25)  # pixels a frame: whatever its heading, a digit travels as far as the room is wide
 CHUNK = 500  # clips drawn at once
@@ -98,7 +97,7 @@ class MovingDigits(VideoData):
         if given >= FRAMES:
             raise ValueError(f"given must leave something of the {FRAMES} frames to make, got {given}")
         self.sizes, self.seed = (train, val, test), seed
-        self.event_shape, self.classes = (1, FRAMES, SIDE, SIDE), {"label": 10, "motion": len(MOTIONS)}
+        self.event_shape, self.classes = (1, FRAMES, SIDE, SIDE), dict(CLASSES)
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
         from domains.image.data import Digits

@@ -8,37 +8,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from scipy.stats import wasserstein_distance
 from torch import Tensor
-from torch.nn import functional as F
 
 from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor, packed
-from domains.image.evaluation import BEYOND, eight_bits, outside
+from distillkit.evaluation.samples import BEYOND, batches, check, eight_bits, outside
 from domains.video import features as extractors
-from domains.video.data import FRAMES, MOTIONS, SIDE
+from domains.video.clip import CLASSES, FRAMES, SIDE
 from domains.video.i3d import load as load_i3d
-from domains.video.motion import change, flicker, spectrum
+from domains.video.look import AVERAGES, CHUNK, Look, averages, look, motion_apart
 
 MOST_TRAINING = 2000  # training clips, evenly spread, among which the nearest is sought
-CHUNK = 128  # clips in one pass of the classifier
 NEIGHBOURS = 5
 
 Batch = dict[str, Tensor]
-
-
-class Look(NamedTuple):
-    """What is known of a set of clips."""
-
-    clips: Tensor  # features [N, D], float64
-    frames: Tensor  # features of single frames [N T, D'], float64
-    change: Tensor  # [N (T - 1)]
-    flicker: Tensor  # [N]
-    spectrum: Tensor  # decibels [T // 2]
-    classes: dict[str, Tensor]  # that the classifier sees, [N]
 
 
 class VideoEvaluator:
@@ -108,10 +94,10 @@ class VideoEvaluator:
 
     def __call__(self, samples: Tensor, cond: Batch) -> dict[str, float]:
         """Metrics of samples [N, C, T, H, W] in [-1, 1], made for the conditions `cond`."""
-        check_samples(samples, self.event_shape)
+        check(samples, self.event_shape)
         beyond = outside(samples)
         samples = eight_bits(samples.cpu())
-        ours, theirs = self._look([samples]), self._reference
+        ours, theirs = look([samples], self._features), self._reference
         clips, real = (metrics.standardise(look.clips, theirs.clips) for look in (ours, theirs))
         frames, real_frames = (metrics.standardise(look.frames, theirs.frames) for look in (ours, theirs))
         k = min(NEIGHBOURS, len(real) - 1)
@@ -121,8 +107,7 @@ class VideoEvaluator:
             "coverage": metrics.density_coverage(real, clips, k)[1],
             "nearest_train": metrics.nearest_distance(clips, self._training)[0],
             "motion": float(ours.change.mean()),
-            "motion_gap": float(wasserstein_distance(ours.change, theirs.change)) / float(theirs.change.mean()),
-            "spectrum": float((ours.spectrum - theirs.spectrum).square().mean().sqrt()),
+            **motion_apart(ours, theirs),
             "flicker": float(ours.flicker.mean()),
         }
         found["outside"] = beyond
@@ -144,8 +129,8 @@ class VideoEvaluator:
     def extractor(self) -> tuple[extractors.Classifier | None, dict[str, Any]]:
         """The classifier and what is known of it: the shipped one where it reads this data, else one fitted to it."""
         if not self.classes:
-            return None, {"name": "averages over parts of the clip and of its changes"}
-        if self.event_shape == (1, FRAMES, SIDE, SIDE) and self.classes == {"label": 10, "motion": len(MOTIONS)}:
+            return None, AVERAGES
+        if self.event_shape == (1, FRAMES, SIDE, SIDE) and self.classes == CLASSES:
             net = load_extractor(extractors.Classifier, extractors.SHIPPED)
             right = extractors.accuracy(net, self.reference)
             if min(right.values()) > 0.9:
@@ -161,64 +146,26 @@ class VideoEvaluator:
 
     @cached_property
     def _reference(self) -> Look:
-        return self._look(eight_bits(batch["data"]) for batch in _batches(self.reference))
+        parts = (eight_bits(batch["data"]) for batch in batches(self.reference, CHUNK))
+        return look(parts, self._features)
 
     @cached_property
     def _training(self) -> Tensor:
-        parts = [self._features(eight_bits(batch["data"]))[0] for batch in _batches(self.train, MOST_TRAINING)]
+        parts = [self._features(eight_bits(batch["data"]))[0] for batch in batches(self.train, CHUNK, MOST_TRAINING)]
         return metrics.standardise(torch.cat(parts).double(), self._reference.clips)
-
-    def _look(self, parts) -> Look:
-        clips, frames, changes, flickers, powers, sizes, classes = [], [], [], [], [], [], []
-        for part in parts:
-            for x in part.split(CHUNK):
-                of_clips, of_frames, seen = self._features(x)
-                clips.append(of_clips)
-                frames.append(of_frames.flatten(0, 1))
-                classes.append(seen)
-                changes.append(change(x).flatten())
-                flickers.append(flicker(x))
-                powers.append(10 ** (spectrum(x) / 10))
-                sizes.append(len(x))
-        share = torch.tensor(sizes) / sum(sizes)
-        power = 10 * (share @ torch.stack(powers)).log10()
-        seen = {name: torch.cat([part[name] for part in classes]) for name in classes[0]}
-        return Look(
-            torch.cat(clips).double(), torch.cat(frames).double(), torch.cat(changes), torch.cat(flickers), power, seen
-        )
 
     @torch.no_grad()
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Of clips [N, D] and of their frames [N, T, D'], and the classes that the classifier sees."""
-        net, classes = self.extractor[0], {}
-        if net:
-            frames = net.frames(x)
-            clips = net.clip(frames)
-            classes = {name: logits.argmax(1) for name, logits in net.logits(clips).items()}
-        else:
-            frames, clips = averages(x)
+        clips, frames, classes = seen(self.extractor[0], x) if self.extractor[0] else averages(x)
         return self.i3d(x) if self.i3d else clips, frames, classes
 
 
-def averages(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Instead of features: means over parts of frames [N, T, D'], of the clip and of its changes [N, D]."""
-    frames = F.adaptive_avg_pool3d(x, (x.shape[2], 4, 4)).movedim(2, 1).flatten(2)
-    whole, moved = (F.adaptive_avg_pool3d(y, (min(4, x.shape[2] - 1), 2, 2)).flatten(1) for y in (x, _moved(x)))
-    return frames, torch.cat([whole, moved], 1)
-
-
-def check_samples(samples: Tensor, event_shape: tuple[int, ...]) -> None:
-    """Refuse samples [N, ...] of another shape, or with numbers that are none."""
-    if tuple(samples.shape[1:]) != event_shape:
-        got, expected = list(samples.shape[1:]), list(event_shape)
-        raise ValueError(f"samples have shape {got}, but this data has {expected}; give samples in data space")
-    if not samples.isfinite().all():
-        bad = int((~samples.isfinite().flatten(1).all(1)).sum())
-        raise ValueError(f"{bad} of {len(samples)} samples hold NaN or infinity: their model has diverged")
-
-
-def _moved(x: Tensor) -> Tensor:
-    return x.diff(dim=2).abs()
+def seen(net: extractors.Classifier, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """A classifier's features of clips [N, D] and of their frames [N, T, D'], and the classes that it sees."""
+    frames = net.frames(x)
+    clips = net.clip(frames)
+    return clips, frames, {name: logits.argmax(1) for name, logits in net.logits(clips).items()}
 
 
 def _agreement(name: str) -> str:
@@ -227,12 +174,3 @@ def _agreement(name: str) -> str:
 
 def _rounded(right: dict[str, float]) -> dict[str, float]:
     return {name: round(share, 4) for name, share in right.items()}
-
-
-def _batches(data: Any, most: int | None = None):
-    """The whole data in order, or `most` clips evenly spread over it."""
-    rows = torch.arange(len(data))
-    if most and len(data) > most:
-        rows = torch.linspace(0, len(data) - 1, most, dtype=torch.float64).round().long()
-    for chunk in rows.split(CHUNK):
-        yield data[chunk]

@@ -1,16 +1,10 @@
-"""Features to compare videos by: a small space-time classifier, and the command that trains the shipped one.
-
-    python -m domains.video.features --out domains/video/weights/features
+"""Features to compare videos by: a small space-time classifier; `ship.py` trains the shipped one.
 
 N: clips; C: channels; T: frames; H, W: height, width; D: features.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distillkit.evaluation.extractor import once, packed
-from distillkit.files import write_atomic, write_text
+from distillkit.evaluation.extractor import once
 from distillkit.progress import counted
 from domains.image.features import LARGEST, shrunk
 from domains.image.features import Classifier as Frames
@@ -114,59 +107,5 @@ def accuracy(net: Classifier, data: Any) -> dict[str, float]:
     return {name: count / len(data) for name, count in hits.items()}
 
 
-CARD = """# Feature extractor for moving digits
-
-A space-time classifier (`domains.video.features.Classifier`, {parameters:,} parameters, {kilobytes:.0f} kB) of the digit and
-its motion. Its 64 units before the heads, with the changes of the frames' own 64 features, are what the video domain takes
-the Frechet video distance in; the frames' features give the distance of single frames; its predictions the agreement with
-the classes that were asked for.
-
-- Data: the training split of `domains.video.data.MovingDigits` with its defaults (5,000 procedural clips of 16 frames of
-  16 x 16 pixels, made of 1,297 of scikit-learn's handwritten digits, CC BY 4.0). It never saw a digit of the validation and
-  test splits (500 clips each).
-- Accuracy: {val} on the validation split, {test} on the test split.
-- Training: {steps} steps of AdamW, batches of {batch}, seed {seed}, {seconds:.0f} s on one CPU core.
-- sha256 of `model.safetensors`: `{sha256}`
-
-Made by
-
-    {command}
-"""
-
-
-def main(argv: list[str] | None = None) -> None:
-    from domains.video.data import MovingDigits
-
-    parser = argparse.ArgumentParser(prog="python -m domains.video.features", description="Train the videos' features.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and README.md")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-
-    data = MovingDigits()
-    data.setup()
-    start = time.process_time()
-    net = train_classifier(data.train, data.classes, args.steps, args.seed)
-    seconds, content = time.process_time() - start, packed(net)
-    write_atomic(args.out / "model.safetensors", lambda temporary: temporary.write_bytes(content))
-    right = {
-        part: ", ".join(f"{name} {share:.3f}" for name, share in accuracy(net, getattr(data, part)).items())
-        for part in ("val", "test")
-    }
-    facts = {
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "kilobytes": len(content) / 1000,
-        **right,
-        "seconds": seconds,
-        "steps": args.steps,
-        "batch": BATCH,
-        "seed": args.seed,
-        "command": f"python -m domains.video.features --out {args.out} --steps {args.steps} --seed {args.seed}",
-    }
-    write_text(args.out / "README.md", CARD.format(**facts))
-    print(json.dumps(facts, indent=2))
-
-
 if __name__ == "__main__":
-    main()
+    raise SystemExit("error: python -m domains.video.features is now python -m domains.video.ship")

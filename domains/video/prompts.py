@@ -11,15 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from scipy.stats import wasserstein_distance
 from torch import Tensor
 
 from distillkit import checks
 from distillkit.data import DistillData, TensorData
 from distillkit.evaluation import metrics
-from domains.image.evaluation import eight_bits
+from distillkit.evaluation.samples import check, eight_bits
 from domains.video import media
-from domains.video.evaluation import Look, VideoEvaluator, check_samples
+from domains.video.look import AVERAGES, Look, averages, look, motion_apart
 from domains.video.pipelines import VAE, latent_shape, read_prompts
 from domains.video.pipelines.files import local
 
@@ -89,15 +88,15 @@ class Prompts(DistillData):
         return SimpleNamespace(picture=media.picture, compare=media.compare, **at)
 
 
-class PromptEvaluator(VideoEvaluator):
+class PromptEvaluator:
     """Compares clips with the teacher's at its best, where there are no real videos.
 
     `distance` (the headline): energy distance to the teacher's clips in averages over parts of a
-        clip and of its changes, each
-    in units of its standard deviation over the teacher's clips; with few clips two draws of one law
-    are not 0 apart: the teacher at its best has its distance from its own clips of another noise.
-    `motion_gap` and `spectrum`: as in `VideoEvaluator`, against the teacher's clips; `motion` and
-    `flicker` stand for themselves. Whether a clip shows what was asked for is not measured.
+    clip and of its changes, each in units of its standard deviation over the teacher's clips; with
+    few clips two draws of one law are not 0 apart: the teacher at its best has its distance from
+    its own clips of another noise. `motion_gap` and `spectrum`: as in `evaluation.VideoEvaluator`,
+    against the teacher's clips; `motion` and `flicker` stand for themselves. Whether a clip shows
+    what was asked for is not measured.
 
     Args:
         event_shape: of clips, (3, F, H, W).
@@ -105,14 +104,13 @@ class PromptEvaluator(VideoEvaluator):
 
     headline = "distance"
     better = {"distance": "lower", "motion_gap": "lower", "spectrum": "lower"}
-    classes, i3d = {}, None
 
     def __init__(self, event_shape: tuple[int, ...]):
         self.event_shape = tuple(event_shape)
         self.look = lru_cache(maxsize=3)(self._rounded)  # by identity: the teacher's clips are looked at once
 
     def describe(self) -> dict[str, Any]:
-        facts = {"domain": "video", "features": self.extractor[1], "reference": "the teacher's samples"}
+        facts = {"domain": "video", "features": AVERAGES, "reference": "the teacher's samples"}
         return facts | {"pixels": "decoded, rounded to 8 bits"}
 
     def __call__(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
@@ -126,8 +124,7 @@ class PromptEvaluator(VideoEvaluator):
         near, far = (metrics.standardise(look.clips, theirs.clips) for look in (ours, theirs))
         return {
             "distance": metrics.energy_distance(near, far),
-            "motion_gap": float(wasserstein_distance(ours.change, theirs.change)) / float(theirs.change.mean()),
-            "spectrum": float((ours.spectrum - theirs.spectrum).square().mean().sqrt()),
+            **motion_apart(ours, theirs),
         }
 
     def floor(self, num_samples: int = 0) -> dict[str, float]:
@@ -135,5 +132,5 @@ class PromptEvaluator(VideoEvaluator):
         return {}
 
     def _rounded(self, samples: Tensor) -> Look:
-        check_samples(samples, self.event_shape)
-        return self._look(eight_bits(one.cpu()) for one in samples.split(1))
+        check(samples, self.event_shape)
+        return look((eight_bits(one.cpu()) for one in samples.split(1)), averages)

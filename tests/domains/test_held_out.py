@@ -1,17 +1,24 @@
-"""Validation never sees test data, a test never validation data; what both are, a finished run sees."""
+"""No part of the data holds an item of another; validation never sees test data, a test never validation data."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 from helpers import Pairs, neural, trainer
+from PIL import Image
 
 from distillkit.methods.dmd import DMD
-from domains.discrete.data import DigitData, TextData
-from domains.image.data import Digits
+from domains.discrete.data import DigitData, TextData, WorldData
+from domains.discrete.teacher import Countdown
+from domains.image.data import Digits, ImageFolder, NpzImages
 from domains.protein.data import ProteinData
 from domains.protein.folds import IdealFolds
 from domains.threed import features as threed_features
 from domains.threed.data import FeaturesData, StructureData
 from domains.threed.solids import Solids
+from domains.toy.data import ToyData
+from domains.toy.teacher import Circle, Gaussian
 from domains.video import features as video_features
 from domains.video.data import MovingDigits
 
@@ -26,6 +33,45 @@ SOURCES = {
     "features": lambda: FeaturesData(Solids(**FEW)),
     "protein": lambda: ProteinData(IdealFolds(**FEW)),
 }
+
+
+# Parts of one size: two that are drawn by the same generator would be equal.
+ALIKE = {"train": 12, "val": 12, "test": 12}
+DISTINCT = {
+    "gaussian": lambda: ToyData(Gaussian(), num_samples=5000),
+    "circle": lambda: ToyData(Circle(labelled=True), num_samples=5000),
+    "countdown": lambda: WorldData(Countdown(), num_samples=1000),
+    "digits": Digits,  # as bits some of them are equal, so tokens are not asked
+    "text": TextData,
+    "video": lambda: MovingDigits(**ALIKE),
+    "structure": lambda: StructureData(Solids(**ALIKE)),
+    "features": lambda: FeaturesData(Solids(**ALIKE)),
+    "protein": lambda: ProteinData(IdealFolds(**ALIKE)),
+    "npz": lambda: NpzImages("images.npz", val=0.3, test=0.3),
+    "image folder": lambda: ImageFolder("images", resolution=8, channels=1, val=0.3, test=0.3),
+}
+
+
+@pytest.mark.parametrize("source", DISTINCT)
+def test_no_item_lies_in_two_parts(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = np.random.RandomState(0).randint(0, 256, (40, 8, 8), np.uint8)
+    np.savez("images.npz", images=images)
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
+    data = DISTINCT[source]()
+    data.setup()
+    rows = {part: items(getattr(data, part)) for part in ("train", "val", "test")}
+    for part, own in rows.items():
+        assert len(set(own)) == len(own) > 1, f"{part} holds an item twice"
+    for one, other in itertools.combinations(rows, 2):
+        assert not set(rows[one]) & set(rows[other]), f"{one} and {other} share items"
+
+
+def items(part) -> list[bytes]:
+    """What identifies each item: its data."""
+    return [row.numpy().tobytes() for row in part[torch.arange(len(part))]["data"]]
 
 
 @pytest.fixture(autouse=True)

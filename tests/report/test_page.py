@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from rich.console import Console
 
-from distillkit.report.card import write_card
+from distillkit.report.card import facts_of, write_card
 from distillkit.report.curves import axis, curve, smooth, thin
 from distillkit.report.page import write_report
 from distillkit.report.quality import evaluation_table, number, quality_table, shortfalls, strip, times, verdict
@@ -120,6 +120,13 @@ def page_of(run):
     path = write_report(run)
     assert path == run / "report.html"
     return Page(path.read_text(encoding="utf-8"))
+
+
+def test_the_domain_is_what_the_run_recorded():
+    measured = {"protocol": {"evaluator": {"domain": "sound"}}}
+    assert facts_of({}, {"domain": "music"}, measured)["domain"] == "music"
+    assert facts_of({}, {}, measured)["domain"] == "sound"
+    assert facts_of({"data": {"class_path": "domains.image.data.Digits"}}, {}, {})["domain"] is None
 
 
 def test_the_report_says_what_was_measured(run):

@@ -63,19 +63,7 @@ def load(path: str, role: str, kind: type[nn.Module]) -> tuple[nn.Module, dict[s
         raise ValueError(f"{path} is a pickle, which is never opened: give TRELLIS's .safetensors with its .json")
     if model.is_dir():
         pipeline = read_json(model / "pipeline.json")
-        models = pipeline["args"].get("models", {})
-        models = models if isinstance(models, dict) else {}
-        if role not in models:
-            raise ValueError(
-                f"{model / 'pipeline.json'} names no {role}; it names {', '.join(sorted(models)) or 'none'}"
-            )
-        model = model / str(models[role])
-        if not model.resolve().is_relative_to(Path(path).resolve()):
-            raise ValueError(f"{path} looks for its {role} outside of itself ({models[role]}): copy it into the folder")
-        if not model.with_name(f"{model.name}.json").is_file():
-            raise ValueError(
-                f"{path} lacks {models[role]}.json, its {role}: copy it there, or give the .json of that model as the path"
-            )
+        model = named(model, role, pipeline["args"].get("models", {}))
     elif model.suffix in (".json", ".safetensors"):
         model = model.with_suffix("")
     config, weights = (model.with_name(model.name + end) for end in (".json", ".safetensors"))
@@ -94,6 +82,21 @@ def load(path: str, role: str, kind: type[nn.Module]) -> tuple[nn.Module, dict[s
         raise ValueError(f"{config} does not fit a {kind.__name__}: {error}") from None
     fill_weights(network, read_weights(weights), weights)
     return network, pipeline
+
+
+def named(folder: Path, role: str, models: Any) -> Path:
+    """The model that plays `role`, by what pipeline.json says of its `models`; without the end of its files' names."""
+    models = models if isinstance(models, dict) else {}
+    if role not in models:
+        raise ValueError(f"{folder / 'pipeline.json'} names no {role}; it names {', '.join(sorted(models)) or 'none'}")
+    model = folder / str(models[role])
+    if not model.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{folder} looks for its {role} outside of itself ({models[role]}): copy it into the folder")
+    if not model.with_name(f"{model.name}.json").is_file():
+        raise ValueError(
+            f"{folder} lacks {models[role]}.json, its {role}: copy it there, or give the .json of that model as the path"
+        )
+    return model
 
 
 def load_decoder(path: str) -> SparseStructureDecoder:

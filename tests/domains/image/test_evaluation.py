@@ -8,10 +8,11 @@ import torch
 
 from distillkit.data import TensorData
 from distillkit.evaluation.extractor import load_extractor, packed
+from distillkit.evaluation.samples import eight_bits
 from domains.image import features as extractors
 from domains.image import media
 from domains.image.data import Digits
-from domains.image.evaluation import ImageEvaluator, eight_bits
+from domains.image.evaluation import ImageEvaluator
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +94,6 @@ def test_it_is_deterministic_and_ignores_what_a_file_would_lose(digits, evaluato
     assert evaluator(x, cond) == found
     lost = evaluator(torch.where(x == 1, torch.tensor(7.0), eight_bits(x) + 1e-4), cond)
     assert lost.pop("outside") > found.pop("outside") == 0 and lost == found
-
-
-def test_eight_bits():
-    assert eight_bits(torch.tensor([-3.0, -1.0, 1.0, 2.0])).tolist() == [-1, -1, 1, 1]
-    levels = eight_bits(torch.linspace(-1, 1, 10_000))
-    assert len(levels.unique()) == 256
 
 
 def test_bad_samples_are_refused(digits, evaluator):

@@ -12,7 +12,7 @@ from distillkit.spec import Recorded
 from distillkit.students.base import Student
 from distillkit.students.few_step import FewStepStudent
 from domains.threed import chain
-from domains.threed.data import shell, voxel_sets
+from domains.threed.lattice import shell, voxel_sets
 
 CLASSES = {"label": 5}
 

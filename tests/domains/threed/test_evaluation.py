@@ -8,9 +8,10 @@ import torch
 from scipy.spatial import cKDTree
 
 from distillkit.evaluation.extractor import load_extractor, packed
-from domains.threed import evaluation, features
-from domains.threed.data import FeaturesData, StructureData, lattice_points
+from domains.threed import evaluation, features, ship
+from domains.threed.data import FeaturesData, StructureData
 from domains.threed.evaluation import CELLS, Surfaces, chamfer, compare_sets
+from domains.threed.lattice import lattice_points
 from domains.threed.meshes import Mesh, marching_cubes
 from domains.threed.solids import Solids
 
@@ -185,13 +186,13 @@ def test_weights_come_back(tmp_path):
 
 def test_the_command_trains_both(tmp_path, monkeypatch):
     monkeypatch.setattr("domains.threed.solids.Solids.__init__", _few(Solids.__init__))
-    features.main(["--out", str(tmp_path), "--steps", "2"])
+    ship.main(["--out", str(tmp_path), "--steps", "2"])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "README.md",
         "features.safetensors",
         "structure.safetensors",
     ]
-    assert "--steps 2 --seed 0" in (tmp_path / "README.md").read_text()
+    assert f"python -m domains.threed.ship --out {tmp_path} --steps 2 --seed 0" in (tmp_path / "README.md").read_text()
 
 
 def _few(original):

@@ -11,16 +11,8 @@ import torch
 from PIL import Image
 
 from domains.threed import media
-from domains.threed.data import (
-    FeaturesData,
-    StructureData,
-    Volumes,
-    lattice_points,
-    occupied,
-    shell,
-    voxel_features,
-    voxel_sets,
-)
+from domains.threed.data import FeaturesData, StructureData
+from domains.threed.lattice import Volumes, lattice_points, occupied, shell, voxel_features, voxel_sets
 from domains.threed.mesh_folder import MeshFolder, on_lattice, read_mesh, winding
 from domains.threed.meshes import Mesh, feature_meshes, lattice_distance, marching_cubes, seams, structure_meshes
 from domains.threed.solids import Solids

@@ -5,18 +5,8 @@ import math
 import pytest
 import torch
 
-from domains.threed.data import (
-    CORNERS,
-    FeaturesData,
-    Shapes,
-    StructureData,
-    Volumes,
-    depth,
-    lattice_points,
-    occupied,
-    shell,
-    voxel_sets,
-)
+from domains.threed.data import FeaturesData, Shapes, StructureData
+from domains.threed.lattice import CORNERS, Volumes, depth, lattice_points, occupied, shell, voxel_sets
 from domains.threed.solids import CATEGORIES, Solids, box_distance, cone_distance, torus_distance
 
 SMALL = {"train": 20, "val": 5, "test": 5}

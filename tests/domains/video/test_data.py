@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from domains.image.data import Digits
-from domains.video.data import DIGIT, FRAMES, MOTIONS, ROOM, SIDE, SPEED, MovingDigits, clips, drawn, folded, paths
+from domains.video.clip import FRAMES, MOTIONS, SIDE
+from domains.video.data import DIGIT, ROOM, SPEED, MovingDigits, clips, drawn, folded, paths
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from distillkit.evaluation.extractor import load_extractor, packed
-from domains.video import evaluation, features, media
+from domains.video import evaluation, features, media, ship
 from domains.video.data import MovingDigits
 from domains.video.motion import ROUNDING, change, flicker, spectrum
 
@@ -156,11 +156,11 @@ def test_weights_come_back_and_the_command_writes_them(tmp_path, monkeypatch):
     x = torch.randn(2, 3, 8, 32, 32)
     assert torch.equal(again.clip(again.frames(x)), net.eval().clip(net.frames(x)))
     assert again.clip(again.frames(x)).shape == (2, 128)
-    with pytest.raises(ValueError, match="python -m domains.video.features --out"):
+    with pytest.raises(ValueError, match="python -m domains.video.ship --out"):
         load_extractor(features.Classifier, tmp_path / "none.safetensors")
     original = MovingDigits.__init__
     monkeypatch.setattr(MovingDigits, "__init__", lambda self: original(self, train=40, val=10, test=10))
-    features.main(["--out", str(tmp_path / "made"), "--steps", "2"])
+    ship.main(["--out", str(tmp_path / "made"), "--steps", "2"])
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["README.md", "model.safetensors"]
     assert "--steps 2 --seed 0" in (tmp_path / "made" / "README.md").read_text()
 

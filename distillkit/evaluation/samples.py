@@ -1,0 +1,50 @@
+"""Samples as evaluators take them: refused if damaged, rounded like a file, thinned out evenly.
+
+N: samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BEYOND = 0.1  # how far outside of [-1, 1] a value must lie to count as `outside`: a twentieth of the range
+
+
+def check(samples: Tensor, event_shape: tuple[int, ...]) -> None:
+    """Refuse samples [N, *event_shape] of another shape, or that hold NaN or infinity."""
+    if tuple(samples.shape[1:]) != tuple(event_shape):
+        got, expected = list(samples.shape[1:]), list(event_shape)
+        raise ValueError(f"samples have shape {got}, but this data has {expected}; give samples in data space")
+    check_finite(samples)
+
+
+def check_finite(samples: Tensor) -> None:
+    """Refuse samples [N, ...] that hold NaN or infinity."""
+    if not samples.isfinite().all():
+        bad = int((~samples.isfinite().flatten(1).all(1)).sum())
+        raise ValueError(f"{bad} of {len(samples)} samples hold NaN or infinity: their model has diverged")
+
+
+def eight_bits(x: Tensor) -> Tensor:
+    """Pixels as a file would keep them: clamped to [-1, 1] and rounded to 256 levels."""
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+def outside(x: Tensor) -> float:
+    """The share of values that lie clearly outside of [-1, 1]."""
+    return float((x.abs() > 1 + BEYOND).double().mean())
+
+
+def spread(total: int, most: int) -> Tensor:
+    """Indices [min(most, total)] int64, spread evenly over `total`."""
+    return torch.linspace(0, total - 1, min(most, total), dtype=torch.float64).round().long()
+
+
+def batches(data: Any, size: int, most: int | None = None) -> Iterator[dict[str, Tensor]]:
+    """The whole data in order, or `most` items evenly spread over it, in batches of `size`."""
+    for rows in spread(len(data), most or len(data)).split(size):
+        yield data[rows]

@@ -1,0 +1,174 @@
+"""No import goes in a circle, and the rooms import one way. An import counts wherever it stands."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Rooms and the rooms that they import, beside themselves and the ground: the files that know no room.
+GROUND = {"capabilities", "checks", "codec", "data", "errors", "files", "progress", "runs", "sources", "spec"}
+ROOMS = {
+    "diffusion": set(),
+    "continuation": {"diffusion"},
+    "discrete": {"diffusion"},
+    "networks": {"diffusion", "discrete"},
+    "losses": {"diffusion", "discrete"},
+    "teachers": {"networks", "diffusion", "discrete"},  # an exact teacher makes its students' networks
+    "pairs": {"teachers", "diffusion"},
+    "students": {"teachers", "networks", "diffusion", "discrete"},  # one that is measured is called like its teacher
+    "evaluation": {"students", "teachers", "diffusion"},
+    "report": {"evaluation"},  # the names of rows alone
+    "methods": {
+        "continuation",
+        "evaluation",
+        "students",
+        "losses",
+        "pairs",
+        "teachers",
+        "networks",
+        "diffusion",
+        "discrete",
+    },
+    "callbacks": {"report", "evaluation", "students"},
+    "cli": {"callbacks", "report", "methods", "evaluation", "students", "networks", "continuation"},
+    "__main__": {"cli"},
+}
+# A teacher of tokens stands in users' files as `discrete.teacher`; by what it imports it is a teacher.
+LODGERS = {"distillkit.discrete.teacher": "teachers"}
+# Domains made of another: of digits (data, metrics, pictures) and, for frames of videos, of images.
+BORROW = {"discrete": {"image"}, "video": {"image"}}
+UNUSED_BY_DOMAINS = {"cli", "callbacks", "__main__"}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    paths = [path for package in ("distillkit", "domains") for path in (ROOT / package).rglob("*.py")]
+    return {name(path.relative_to(ROOT)): path for path in paths}
+
+
+def name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(tree: ast.AST, package: str) -> set[str]:
+    """Dotted names of everything that a module imports: `from a import b` gives a.b."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "import_module":
+            found |= {arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+    return found
+
+
+@cache
+def graph() -> dict[str, set[str]]:
+    """Of every module the modules of ours that it imports."""
+    found = {}
+    for module, path in modules().items():
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        names = imported(ast.parse(path.read_text(encoding="utf-8")), package)
+        found[module] = {known for full in names if (known := nearest(full))} - {module}
+    return found
+
+
+def nearest(full: str) -> str | None:
+    """The module of ours that a dotted name is, or lies in."""
+    while full and full not in modules():
+        full = full.rpartition(".")[0]
+    return full or None
+
+
+def circle(edges: dict[str, set[str]]) -> list[str] | None:
+    """Some circle, or None."""
+    done: set[str] = set()
+
+    def follow(at: str, way: list[str]) -> list[str] | None:
+        if at in way:
+            return [*way[way.index(at) :], at]
+        if at in done:
+            return None
+        found = next((found for after in sorted(edges.get(at, ())) if (found := follow(after, [*way, at]))), None)
+        done.add(at)
+        return found
+
+    return next((found for start in sorted(edges) if (found := follow(start, []))), None)
+
+
+def room(module: str) -> str:
+    """The room of a module of `distillkit`; "" is the package itself, which loads the rest on demand."""
+    if module in LODGERS:
+        return LODGERS[module]
+    part = module.removeprefix("distillkit").lstrip(".").partition(".")[0]
+    return "ground" if part in GROUND else part
+
+
+def edges(package: str) -> list[tuple[str, str]]:
+    inside = [(a, b) for a, found in graph().items() for b in sorted(found)]
+    return [(a, b) for a, b in inside if a.partition(".")[0] == package]
+
+
+def test_the_imports_are_all_seen():
+    text = """
+import one
+if TYPE_CHECKING:
+    from two import a
+def f():
+    from . import b
+    from ..three.four import c as d
+    return import_module("five")
+"""
+    assert imported(ast.parse(text), "x.y") == {"one", "two.a", "x.y.b", "x.three.four.c", "five"}
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}}) is None
+    assert len(graph()) > 100 and sum(map(len, graph().values())) > 300
+
+
+def test_no_circle():
+    found = circle(graph())
+    assert not found, " -> ".join(found)
+
+
+def test_no_circle_of_rooms():
+    assert not (found := circle(ROOMS)), " -> ".join(found)
+
+
+@pytest.mark.parametrize("own", ["ground", *ROOMS])
+def test_rooms_import_one_way(own):
+    allowed = ROOMS.get(own, set()) | {own, "ground", ""}
+    assert not [f"{a} -> {b}" for a, b in edges("distillkit") if room(a) == own and room(b) not in allowed]
+
+
+def test_every_room_is_in_the_table():
+    assert {room(module) for module in modules() if module.startswith("distillkit")} <= {"", "ground", *ROOMS}
+
+
+def test_the_framework_knows_no_domain():
+    assert not [f"{a} -> {b}" for a, b in edges("distillkit") if b.startswith("domains")]
+
+
+def test_domains_use_neither_the_door_nor_callbacks():
+    found = edges("domains")
+    assert not [f"{a} -> {b}" for a, b in found if b.startswith("distillkit.") and room(b) in UNUSED_BY_DOMAINS]
+
+
+def test_domains_borrow_from_few():
+    for a, b in edges("domains"):
+        own, other = a.split(".")[1], b.partition(".")[2].partition(".")[0]
+        if b.startswith("domains."):
+            assert other in {own} | BORROW.get(own, set()), f"{a} -> {b}"
+
+
+def test_scripts_that_train_what_is_shipped_are_imported_by_nobody():
+    scripts = {module for module in modules() if module.endswith(".ship")}
+    assert scripts
+    assert not [f"{a} -> {b}" for a, found in graph().items() for b in found & scripts]
