@@ -84,6 +84,18 @@ def paper(method: str, words: Sequence[str] = ()) -> str:
     return next((line.removeprefix("paper:").strip() for line in lines if line.startswith("paper:")), "")
 
 
+def target(method: str, words: Sequence[str] = ()) -> str:
+    """The class path of a method, before a domain's recipe has its say; empty if its yaml does not compose."""
+    places = tuple(words)
+    if (parts := _file("method", method, places)) is None:
+        try:
+            return str(compose([*places, f"method={method}", "~recipe"])[0].model._target_)
+        except UsageError:
+            return ""
+    found = [keys["model"]["_target_"] for keys in parts if "_target_" in (keys.get("model") or {})]
+    return str(found[-1]) if found else ""
+
+
 def _comment(group: str, choice: str, words: Sequence[str]) -> list[str]:
     """The lines of the comment at the top of a configuration file, without `@package`."""
     if (file := _path(group, choice, words)) is None:
@@ -274,21 +286,28 @@ def _reached(cfg: Any, changes: Sequence[str], places: tuple[str, ...]) -> Any:
     return cfg
 
 
-@cache
 def recipe_of(folder: str, method: str, places: tuple[str, ...] = ()) -> str:
     """The recipe of a method in a folder (a domain, or DOMAIN/STAGE): its own, else that of the method it builds on.
 
     It need not exist.
     """
+    for name in _lineage(method, places):
+        if _path("recipe", f"{folder}/{name}", places):
+            return f"{folder}/{name}"
+    return f"{folder}/{method}"
+
+
+@cache
+def _lineage(method: str, places: tuple[str, ...]) -> tuple[str, ...]:
+    """A method, and those that its yaml builds on."""
     from omegaconf import OmegaConf
 
-    if _path("recipe", f"{folder}/{method}", places) is None and (file := _path("method", method, places)):
-        with hydra_errors():
-            below = OmegaConf.to_container(OmegaConf.load(file).get("defaults", OmegaConf.create([])))
-        for base in [entry for entry in below if isinstance(entry, str) and entry != "_self_"]:
-            if _path("recipe", name := recipe_of(folder, base, places), places):
-                return name
-    return f"{folder}/{method}"
+    if (file := _path("method", method, places)) is None:
+        return (method,)
+    with hydra_errors():
+        below = OmegaConf.to_container(OmegaConf.load(file)).get("defaults") or ()
+    bases = [entry for entry in below if isinstance(entry, str) and entry != "_self_"]
+    return (method, *(name for base in bases for name in _lineage(base, places)))
 
 
 def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
@@ -367,13 +386,9 @@ def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
     """Refuse keys at the top and under `vars` that nothing would read, and parts that are no class."""
     from omegaconf import OmegaConf
 
-    names = sorted({*HANDED_OVER, *SCRATCH, *groups(words)})
     for key in map(str, cfg):
-        if key not in names:
-            word = next((w for word in words if (w := word.lstrip("+").partition("=")[0]).split(".")[0] == key), key)
-            deeper = [name for name in typed_keys(cfg) if name.endswith(f".{word}")]
-            near = f" (did you mean {' or '.join(map(repr, deeper[:3]))}?)" if deeper else did_you_mean(key, names)
-            raise UsageError(f"no key {key!r} at the top{near}; there are: {', '.join(names)}")
+        if key not in (*HANDED_OVER, *SCRATCH):
+            refuse_top(key, cfg, words)
     plain = OmegaConf.to_container(cfg, resolve=False)
     refuse_moved(plain, "your configuration")
     for part, group in {"model": "method", "data": "data"}.items():
@@ -386,6 +401,16 @@ def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
     refuse_unread(plain, words)
     for kind in ("callbacks", "logger"):
         refuse_no_classes(kind, plain["vars"].get(kind))
+
+
+def refuse_top(key: str, cfg: Any, words: Sequence[str]) -> None:
+    """Refuse a key at the top that no group and no part of the run has."""
+    names = sorted({*HANDED_OVER, *SCRATCH, *groups(words)})
+    if key not in names:
+        word = next((w for word in words if (w := word.lstrip("+").partition("=")[0]).split(".")[0] == key), key)
+        deeper = [name for name in typed_keys(cfg) if name.endswith(f".{word}")]
+        near = f" (did you mean {' or '.join(map(repr, deeper[:3]))}?)" if deeper else did_you_mean(key, names)
+        raise UsageError(f"no key {key!r} at the top{near}; there are: {', '.join(names)}")
 
 
 def refuse_unread(plain: dict[str, Any], words: Sequence[str]) -> None:
