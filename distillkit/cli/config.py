@@ -228,27 +228,44 @@ def hydra_errors() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def hydra_over(places: Sequence[str] = ()) -> Iterator[None]:
+    """Hydra over our configurations, whose config.yaml asks for `recipe_of`; its errors are one sentence.
+
+    Args:
+        places: words with further configuration folders.
+    """
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    def find(folder: str, method: str) -> str:
+        return recipe_of(folder, method, tuple(places))
+
+    OmegaConf.register_new_resolver("recipe_of", find, replace=True)
+    with hydra_errors(), initialize_config_dir(str(conf_dirs()[0]), version_base="1.3"):
+        yield
+
+
 def compose(words: Sequence[str]) -> tuple[Any, dict[str, str]]:
     """The composed configuration (a DictConfig, interpolations not yet followed) and the choice made in every group."""
-    changes, places = overrides(words), _places(words)
+    changes, places = overrides(words), places_of(words)
     cfg, choices = _compose(changes, places)
     cfg = _reached(cfg, changes, places)
     refuse_unknown(cfg, words)
     return cfg, choices
 
 
-def _places(words: Sequence[str]) -> tuple[str, ...]:
+def places_of(words: Sequence[str]) -> tuple[str, ...]:
     """The words with further configuration folders."""
     return tuple(word for word in words if word.lstrip("+").startswith(SEARCH_PATH))
 
 
 def _compose(changes: Sequence[str], places: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
     """What Hydra makes of its overrides, unchecked."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf, open_dict
+    from hydra import compose
+    from omegaconf import open_dict
 
-    OmegaConf.register_new_resolver("recipe_of", lambda folder, method: recipe_of(folder, method, places), replace=True)
-    with hydra_errors(), initialize_config_dir(str(conf_dirs()[0]), version_base="1.3"):
+    with hydra_over(places):
         cfg = compose("config", changes, return_hydra_config=True)
     made = cfg.hydra.runtime.choices.items()
     choices = {group: name for group, name in made if name and not re.search("^hydra/|@", group)}
