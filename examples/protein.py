@@ -32,7 +32,6 @@ def main(steps: int = 400, out: str = "runs/example-protein") -> None:
         student=Adam(lr=3e-4, betas=(0.0, 0.99), clip=1.0),
         fake_score=Adam(lr=5e-4, betas=(0.0, 0.99), clip=1.0),
         ema_halflife=1_000,
-        schedule="cosine",
     )
     trainer = Trainer(
         max_steps=steps,  # of both roles: half of them are the student's

@@ -32,7 +32,6 @@ def distil(teacher: Teacher, data: DistillData, steps: int, folder: Path) -> Non
         student_times=levels,
         fake_times=levels,
         ema_halflife=2_000,
-        schedule="cosine",
     )
     trainer = Trainer(
         max_steps=steps,  # of both roles: a third of them are the student's

@@ -30,7 +30,6 @@ def main(steps: int = 4000, out: str = "runs/example-toy") -> None:
         student_times=LogNormal(-0.5, 1.2),  # noise of the size of a mode, to that of the circle
         fake_times=LogNormal(-0.5, 1.4),
         ema_halflife=20_000,
-        schedule="cosine",
     )
     trainer = Trainer(
         max_steps=steps,  # of all roles together: here every fourth one is the student's

@@ -32,7 +32,6 @@ def main(steps: int = 600, out: str = "runs/example-video") -> None:
         student_times=levels,
         fake_times=levels,
         ema_halflife=2_000,
-        schedule="cosine",
     )
     trainer = Trainer(
         max_steps=steps,  # of both roles: a third of them are the student's

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import distillkit
+from distillkit.cli import matrix
 
 ROOT = Path(__file__).parents[1]
 SHORT = "trainer.max_steps=4 vars.callbacks.finish.num_samples=32 data.batch_size=4 --out run"
@@ -31,6 +32,11 @@ def test_the_main_job_runs(tmp_path):
     assert words[:3] == [".venv/bin/python", "-m", "distillkit"]
     subprocess.run([sys.executable, *words[1:], *SHORT.split()], check=True, cwd=tmp_path, timeout=300)
     assert distillkit.load_student(tmp_path / "run").sample(2).isfinite().all()
+
+
+def test_the_tables_are_those_of_list():
+    """Mend: paste what `python -m distillkit list --markdown` prints."""
+    assert matrix.markdown() in (ROOT / "README.md").read_text()
 
 
 def test_the_second_command_passes_the_tests():

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -61,26 +62,51 @@ def announced() -> tuple[str, ...]:
 
 
 def groups(words: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Every config group and its choices."""
+    """Every config group and its choices; those of `recipe` lie deeper and are DOMAIN/METHOD."""
     found: dict[str, set[str]] = {}
     for top in conf_dirs(words):
         for folder in top.iterdir():
             if folder.is_dir() and not folder.name.startswith(("_", ".")):
-                found.setdefault(folder.name, set()).update(file.stem for file in folder.glob("*.yaml"))
+                files = folder.rglob("*.yaml") if folder.name == "recipe" else folder.glob("*.yaml")
+                names = {file.relative_to(folder).with_suffix("").as_posix() for file in files}
+                found.setdefault(folder.name, set()).update(names)
     return {group: sorted(names) for group, names in sorted(found.items())}
 
 
 def describe(group: str, choice: str, words: Sequence[str] = ()) -> str:
-    """The first comment of a configuration file (after its `@package` line): what the choice is, in a line."""
-    for top in conf_dirs(words):
-        file = top / group / f"{choice}.yaml"
-        if file.is_file():
-            for line in file.read_text(encoding="utf-8").splitlines():
-                if not line.startswith("#"):
-                    break
-                if "@package" not in line:
-                    return line.lstrip("# ").strip()
-    return ""
+    """The first line of a configuration file's comment: what the choice is."""
+    return next(iter(_comment(group, choice, words)), "")
+
+
+def paper(method: str, words: Sequence[str] = ()) -> str:
+    """Where a method was published: the line `paper: ...` in the comment of its yaml; empty if there is none."""
+    lines = _comment("method", method, words)
+    return next((line.removeprefix("paper:").strip() for line in lines if line.startswith("paper:")), "")
+
+
+def target(method: str, words: Sequence[str] = ()) -> str:
+    """The class path of a method, before a domain's recipe has its say; empty if its yaml does not compose."""
+    places = tuple(words)
+    if (parts := _file("method", method, places)) is None:
+        try:
+            return str(compose([*places, f"method={method}", "~recipe"])[0].model._target_)
+        except UsageError:
+            return ""
+    found = [keys["model"]["_target_"] for keys in parts if "_target_" in (keys.get("model") or {})]
+    return str(found[-1]) if found else ""
+
+
+def _comment(group: str, choice: str, words: Sequence[str]) -> list[str]:
+    """The lines of the comment at the top of a configuration file, without `@package`."""
+    if (file := _path(group, choice, words)) is None:
+        return []
+    lines = takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    return [line.lstrip("# ").strip() for line in lines if "@package" not in line]
+
+
+def _path(group: str, choice: str, words: Sequence[str]) -> Path | None:
+    """The file of a choice, ours before those of others."""
+    return next((file for top in conf_dirs(words) if (file := top / group / f"{choice}.yaml").is_file()), None)
 
 
 def to_override(word: str, known: dict[str, list[str]]) -> str:
@@ -94,15 +120,16 @@ def to_override(word: str, known: dict[str, list[str]]) -> str:
         return word
     if key not in known:
         return f"++{word}"
-    there = ", ".join(known[key]) or "none yet"
+    lie = "conf/recipe/DOMAIN/METHOD.yaml is taken by itself, recipe=DOMAIN/METHOD takes another"
+    there = lie if key == "recipe" else f"there are: {', '.join(known[key]) or 'none yet'}"
     if not value:
-        raise UsageError(f"{key}= chooses nothing; there are: {there}")
+        raise UsageError(f"{key}= chooses nothing; {there}")
     for choice in value.split(","):
         if choice not in known[key] and re.fullmatch(r"[^\[({$'\"]+", choice) and choice != "null":
             wanted = (
                 f"; a folder is {key}=folder {key}.path={choice}" if "folder" in known[key] and "/" in choice else ""
             )
-            raise UsageError(f"no {key} {choice!r}{did_you_mean(choice, known[key])}; there are: {there}{wanted}")
+            raise UsageError(f"no {key} {choice!r}{did_you_mean(choice, known[key])}; {there}{wanted}")
     return word
 
 
@@ -201,30 +228,109 @@ def hydra_errors() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def hydra_over(places: Sequence[str] = ()) -> Iterator[None]:
+    """Hydra over our configurations, whose config.yaml asks for `recipe_of`; its errors are one sentence.
+
+    Args:
+        places: words with further configuration folders.
+    """
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    def find(folder: str, method: str) -> str:
+        return recipe_of(folder, method, tuple(places))
+
+    OmegaConf.register_new_resolver("recipe_of", find, replace=True)
+    with hydra_errors(), initialize_config_dir(str(conf_dirs()[0]), version_base="1.3"):
+        yield
+
+
 def compose(words: Sequence[str]) -> tuple[Any, dict[str, str]]:
     """The composed configuration (a DictConfig, interpolations not yet followed) and the choice made in every group."""
-    cfg, choices = _compose(overrides(words))
+    changes, places = overrides(words), places_of(words)
+    cfg, choices = _compose(changes, places)
+    cfg = _reached(cfg, changes, places)
     refuse_unknown(cfg, words)
     return cfg, choices
 
 
-def _compose(changes: Sequence[str]) -> tuple[Any, dict[str, str]]:
+def places_of(words: Sequence[str]) -> tuple[str, ...]:
+    """The words with further configuration folders."""
+    return tuple(word for word in words if word.lstrip("+").startswith(SEARCH_PATH))
+
+
+def _compose(changes: Sequence[str], places: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
     """What Hydra makes of its overrides, unchecked."""
-    from hydra import compose, initialize_config_dir
+    from hydra import compose
     from omegaconf import open_dict
 
-    with hydra_errors(), initialize_config_dir(str(conf_dirs()[0]), version_base="1.3"):
+    with hydra_over(places):
         cfg = compose("config", changes, return_hydra_config=True)
-    choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if not k.startswith("hydra/") and v}
+    made = cfg.hydra.runtime.choices.items()
+    choices = {group: name for group, name in made if name and not re.search("^hydra/|@", group)}
     with open_dict(cfg):
         del cfg["hydra"]
     return cfg, choices
 
 
+def _reached(cfg: Any, changes: Sequence[str], places: tuple[str, ...]) -> Any:
+    """The configuration with words that reach into what an interpolation brings, such as model.student_times.mean.
+
+    Hydra leaves the keys of these words alone there, so they are put into what is brought.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    deep = [change for change in changes if re.match(r"\++(model|data)\.\w+\.", change)]
+    nodes = dict.fromkeys(".".join(change.lstrip("+").split(".")[:2]) for change in deep)
+    said = {change.lstrip("+").partition("=")[0] for change in deep}
+    alone = [
+        node
+        for node in nodes
+        if OmegaConf.is_dict(there := OmegaConf.select(cfg, node)) and all(f"{node}.{key}" in said for key in there)
+    ]
+    if not alone:
+        return cfg
+    deep = [change for change in deep if change.lstrip("+").startswith(tuple(f"{node}." for node in alone))]
+    cfg, _ = _compose([change for change in changes if change not in deep], places)
+    OmegaConf.set_struct(cfg, False)
+    for node in alone:
+        if OmegaConf.is_dict(brought := OmegaConf.select(cfg, node)):
+            OmegaConf.update(cfg, node, brought.copy(), merge=False)
+    for change in OverridesParser.create().parse_overrides(deep):
+        OmegaConf.update(cfg, change.key_or_group, change.value(), merge=True, force_add=True)
+    return cfg
+
+
+def recipe_of(folder: str, method: str, places: tuple[str, ...] = ()) -> str:
+    """The recipe of a method in a folder (a domain, or DOMAIN/STAGE): its own, else that of the method it builds on.
+
+    It need not exist.
+    """
+    for name in _lineage(method, places):
+        if _path("recipe", f"{folder}/{name}", places):
+            return f"{folder}/{name}"
+    return f"{folder}/{method}"
+
+
+@cache
+def _lineage(method: str, places: tuple[str, ...]) -> tuple[str, ...]:
+    """A method, and those that its yaml builds on."""
+    from omegaconf import OmegaConf
+
+    if (file := _path("method", method, places)) is None:
+        return (method,)
+    with hydra_errors():
+        below = OmegaConf.to_container(OmegaConf.load(file)).get("defaults") or ()
+    bases = [entry for entry in below if isinstance(entry, str) and entry != "_self_"]
+    return (method, *(name for base in bases for name in _lineage(base, places)))
+
+
 def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
     """The composed configuration of a domain and a method, as `compose` gives it; of many pairs each domain is composed once.
 
-    The files of the method and of the pair's recipe come after everything else, so they are merged
+    The files of the method and of the pair's recipes come after everything else, so they are merged
     into the domain's configuration, with the files that they build on. What chooses groups in
     another way is left to Hydra.
 
@@ -234,11 +340,13 @@ def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
     from omegaconf import OmegaConf
 
     places = tuple(words)
-    files = [_file("method", method, places), _file("recipe", f"{domain}/{method}", places)]
+    cfg, stage = _domain(domain, places)
+    recipes = [recipe_of(folder, method, places) for folder in (domain, f"{domain}/{stage}")]
+    files = [_file("method", method, places), *(_file("recipe", recipe, places) for recipe in recipes)]
     if None in files:
         return compose([*words, f"domain={domain}", f"method={method}"])[0]
     with hydra_errors():
-        cfg, added = _domain(domain, places), []
+        added = []
         for keys in [keys for parts in files for keys in parts]:
             anew = {"override", *keys.get("override", ())}
             cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in anew]) if len(anew) > 1 else cfg
@@ -250,13 +358,14 @@ def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
 
 
 @cache
-def _domain(domain: str, words: tuple[str, ...]) -> Any:
-    """A domain's configuration with no method and no recipe."""
+def _domain(domain: str, places: tuple[str, ...]) -> tuple[Any, str]:
+    """A domain's configuration with no method and no recipe, and its stage (`none` where it has none)."""
     from omegaconf import OmegaConf
 
-    cfg, _ = _compose([f"domain={domain}", "~method", "recipe=none", *overrides(words)])
+    alone = [f"domain={domain}", "~method", "recipe=none", "recipe@_global_=none"]
+    cfg, choices = _compose([*alone, *overrides(places)], places)
     OmegaConf.set_struct(cfg, False)
-    return cfg
+    return cfg, choices.get("stage", "none")
 
 
 @cache
@@ -267,8 +376,7 @@ def _file(group: str, choice: str, words: tuple[str, ...]) -> tuple[Any, ...] | 
     """
     from omegaconf import OmegaConf
 
-    file = next((file for top in conf_dirs(words) if (file := top / group / f"{choice}.yaml").is_file()), None)
-    if file is None:
+    if (file := _path(group, choice, words)) is None:
         return ()
     with hydra_errors():
         keys = OmegaConf.load(file)
@@ -284,8 +392,7 @@ def _file(group: str, choice: str, words: tuple[str, ...]) -> tuple[Any, ...] | 
             continue
         (what, chosen), *more = entry.items()
         other = what.removeprefix("override /")
-        places = [top / other / f"{chosen}.yaml" for top in conf_dirs(words)]
-        there = next((place for place in places if place.is_file()), None)
+        there = _path(other, chosen, words)
         if more or other == what or there is None or "@package" in there.read_text(encoding="utf-8"):
             return None
         parts.append({"override": [other], other: OmegaConf.load(there)})
@@ -293,50 +400,62 @@ def _file(group: str, choice: str, words: tuple[str, ...]) -> tuple[Any, ...] | 
 
 
 def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
-    """Refuse keys at the top and under `vars` that nothing would read, and callbacks and loggers that are no class."""
+    """Refuse keys at the top and under `vars` that nothing would read, and parts that are no class."""
     from omegaconf import OmegaConf
 
-    names = sorted({*HANDED_OVER, *SCRATCH, *groups(words)})
     for key in map(str, cfg):
-        if key not in names:
-            word = next((w for word in words if (w := word.lstrip("+").partition("=")[0]).split(".")[0] == key), key)
-            deeper = [name for name in typed_keys(cfg) if name.endswith(f".{word}")]
-            near = f" (did you mean {' or '.join(map(repr, deeper[:3]))}?)" if deeper else did_you_mean(key, names)
-            raise UsageError(f"no key {key!r} at the top{near}; there are: {', '.join(names)}")
+        if key not in (*HANDED_OVER, *SCRATCH):
+            refuse_top(key, cfg, words)
     plain = OmegaConf.to_container(cfg, resolve=False)
     refuse_moved(plain, "your configuration")
-    for part in ("model", "data"):
+    for part, group in {"model": "method", "data": "data"}.items():
         node = plain.get(part)
         followed = node is None or (isinstance(node, str) and "${" in node)
         if not followed and not (isinstance(node, dict) and node.get("_target_")):
-            choices = {"model": "method", "data": "data"}[part]
-            raise UsageError(
-                f"{part} is no class: choose one with {choices}=..., or give {part}._target_=PACKAGE.CLASS"
-            )
+            raise UsageError(f"{part} is no class: choose one with {group}=..., or give {part}._target_=PACKAGE.CLASS")
     if not isinstance(plain.get("vars"), dict):
         raise UsageError(f"vars holds further keys, such as vars.callbacks, and cannot be {plain.get('vars')!r}")
-    read = {*re.findall(r"\bvars\.(\w+)", str(plain)), "callbacks", "logger"}
-    if any(word.lstrip("+").startswith("vars.student_network") for word in words):
+    refuse_unread(plain, words)
+    for kind in ("callbacks", "logger"):
+        refuse_no_classes(kind, plain["vars"].get(kind))
+
+
+def refuse_top(key: str, cfg: Any, words: Sequence[str]) -> None:
+    """Refuse a key at the top that no group and no part of the run has."""
+    names = sorted({*HANDED_OVER, *SCRATCH, *groups(words)})
+    if key not in names:
+        word = next((w for word in words if (w := word.lstrip("+").partition("=")[0]).split(".")[0] == key), key)
+        deeper = [name for name in typed_keys(cfg) if name.endswith(f".{word}")]
+        near = f" (did you mean {' or '.join(map(repr, deeper[:3]))}?)" if deeper else did_you_mean(key, names)
+        raise UsageError(f"no key {key!r} at the top{near}; there are: {', '.join(names)}")
+
+
+def refuse_unread(plain: dict[str, Any], words: Sequence[str]) -> None:
+    """Refuse words under `vars` that no interpolation reads, be it another of `vars` that is read."""
+    said = {match[1]: match[0] for word in words if (match := re.match(r"vars\.(\w+)[^=]*", word.lstrip("+")))}
+    if "student_network" in said:
         raise UsageError(
             "vars.student_network is now said with makers: student=fresh network=... (and fake_score=fresh)"
         )
-    said = {match[1]: match[0] for word in words if (match := re.match(r"vars\.(\w+)[^=]*", word.lstrip("+")))}
+    read, text = {"callbacks", "logger"}, str({key: node for key, node in plain.items() if key != "vars"})
+    while more := {*re.findall(r"\bvars\.(\w+)", text)} - read:
+        read |= more
+        text = str([plain["vars"].get(name) for name in more])
     for name, key in said.items():
         if name not in read:
             raise UsageError(f"nothing in this run reads {key}{did_you_mean(name, read, 'vars.')}")
-    for kind in ("callbacks", "logger"):
-        parts = plain["vars"].get(kind)
-        if not isinstance(parts, dict):
-            raise UsageError(
-                f"vars.{kind} holds one key for each part, such as vars.{kind}.NAME, and cannot be {parts!r}"
-            )
-        whole = [name for name, part in parts.items() if isinstance(part, dict) and part.get("_target_")]
-        for name in parts.keys() - whole:
-            leave = f"; '~vars.{kind}.{name}' leaves it out" if parts[name] is None else ""
-            there = f"; there are: {', '.join(whole) or 'none'}{leave}"
-            raise UsageError(
-                f"vars.{kind}.{name} has no _target_, the class to build{did_you_mean(name, whole, f'vars.{kind}.')}{there}"
-            )
+
+
+def refuse_no_classes(kind: str, parts: Any) -> None:
+    """Refuse callbacks, or loggers, that are no class."""
+    if not isinstance(parts, dict):
+        raise UsageError(f"vars.{kind} holds one key for each part, such as vars.{kind}.NAME, and cannot be {parts!r}")
+    whole = [name for name, part in parts.items() if isinstance(part, dict) and part.get("_target_")]
+    for name in parts.keys() - whole:
+        near = did_you_mean(name, whole, f"vars.{kind}.")
+        leave = f"; '~vars.{kind}.{name}' leaves it out" if parts[name] is None else ""
+        there = f"; there are: {', '.join(whole) or 'none'}{leave}"
+        raise UsageError(f"vars.{kind}.{name} has no _target_, the class to build{near}{there}")
 
 
 def refuse_moved(plain: Any, where: str) -> None:

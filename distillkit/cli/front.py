@@ -119,7 +119,8 @@ def help_text(verb: str | None = None, words: Sequence[str] = ()) -> str:
         head = f"{USAGE.replace('VERB', verb)}\n\n{verb}: {VERBS[verb]}."
     else:
         head = USAGE + "\n\nverbs:\n" + "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
-    choices = "\n".join(f"  {group:<11} {' '.join(names)}" for group, names in config.groups(words).items() if names)
+    known = {group: names for group, names in config.groups(words).items() if names and group != "recipe"}
+    choices = "\n".join(f"  {group:<11} {' '.join(names)}" for group, names in known.items())
     return (
         f"{head}\n\ngroups and their choices (then any key, such as model.student.lr=1e-4; --show prints them all):\n{choices}"
         f"\n\n{FLAGS}\n\n{EXAMPLES}"
@@ -211,36 +212,17 @@ def refuse_words_as_flags(call: Call) -> None:
 
 def train(verb: str, call: Call) -> int:
     """One run of a training verb."""
-    cfg = handed = None
+    cfg, name = None, ""
     flags = [token for flag in call.flags for token in (["--help"] if flag == ["--help=all"] else flag)]
-    rerun = call.value("--config", "-c")
-    if rerun is not None:
-        if call.words or call.show:
-            change = f" --{call.words[0].lstrip('+')}" if call.words and "=" in call.words[0] else ""
-            raise UsageError(
-                f"--config brings a whole configuration, so change it with flags, not words:{change or ' --a.b=c'}"
-            )
-        if not os.path.isfile(rerun):
-            raise UsageError(f"--config: there is no file {rerun[:200]}")
-        from distillkit.files import read_yaml
-
-        try:
-            recorded = read_yaml(rerun)
-        except ValueError as error:
-            raise UsageError(f"--config: {error}") from error
-        config.refuse_moved(recorded, rerun)
+    if (rerun := call.value("--config", "-c")) is not None:
+        check_rerun(rerun, call)
         name = runs.name_of(rerun)
     else:
         cfg, choices = config.compose(call.words)
         if call.show:
             show(cfg, choices)
             return 0
-        for key in config.unused(cfg, call.words):
-            mend = "; a student with another network is student=fresh" if key == "network" else ""
-            note(f"nothing in this run uses {key!r}, so what the command says about it changes nothing{mend}")
-        for key, times in Counter(word.lstrip("+").partition("=")[0] for word in call.words).items():
-            if times > 1:
-                note(f"{key} is given {times} times, and the last one counts")
+        tell_what_is_lost(cfg, call.words)
         name = f"{choices.get('domain', 'run')}-{choices.get('method', verb)}"
         handed = config.hand_over(cfg)
         by_hand = any(
@@ -256,6 +238,34 @@ def train(verb: str, call: Call) -> int:
         return run_lightning(verb, flags, out=call.out, name=name)
     except UsageError as error:
         raise UsageError(config.as_typed(str(error), cfg) if cfg else error) from error
+
+
+def check_rerun(file: str, call: Call) -> None:
+    """Refuse a `--config` that is no configuration of this version, and words beside it."""
+    if call.words or call.show:
+        change = f" --{call.words[0].lstrip('+')}" if call.words and "=" in call.words[0] else ""
+        raise UsageError(
+            f"--config brings a whole configuration, so change it with flags, not words:{change or ' --a.b=c'}"
+        )
+    if not os.path.isfile(file):
+        raise UsageError(f"--config: there is no file {file[:200]}")
+    from distillkit.files import read_yaml
+
+    try:
+        recorded = read_yaml(file)
+    except ValueError as error:
+        raise UsageError(f"--config: {error}") from error
+    config.refuse_moved(recorded, file)
+
+
+def tell_what_is_lost(cfg: Any, words: Sequence[str]) -> None:
+    """A note for each word that changes nothing."""
+    for key in config.unused(cfg, words):
+        mend = "; a student with another network is student=fresh" if key == "network" else ""
+        note(f"nothing in this run uses {key!r}, so what the command says about it changes nothing{mend}")
+    for key, times in Counter(word.lstrip("+").partition("=")[0] for word in words).items():
+        if times > 1:
+            note(f"{key} is given {times} times, and the last one counts")
 
 
 def note(text: str) -> None:

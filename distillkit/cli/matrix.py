@@ -2,18 +2,22 @@
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 from distillkit import capabilities
 from distillkit.cli import config, declarations
 from distillkit.errors import Arguments, UsageError, one_line
 
+Rows = dict[str, tuple[str, ...]]  # name to the cells beside it
+COLUMNS = ("paper", "mechanism", "about")  # of a method
+
 
 def show(args: Sequence[str]) -> None:
     """Domains, methods, and which go together."""
     parser = Arguments("python -m distillkit list", description="Show domains, methods, and which go together.")
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--markdown", action="store_true", help="the tables of the README: methods, then domains")
     parser.add_argument("words", nargs="*", metavar="hydra.searchpath=[...]", help="configuration folders of your own")
     options = parser.parse_args(args)
     places = tuple(options.words)
@@ -21,24 +25,58 @@ def show(args: Sequence[str]) -> None:
         raise UsageError(
             f"list: {other[0]!r} changes nothing here; what list takes is {config.SEARCH_PATH}[file://FOLDER]"
         )
-    known = config.groups(places)
-    domains = {name: config.describe("domain", name, places) for name in known.get("domain", ())}
-    methods = {name: config.describe("method", name, places) for name in known.get("method", ())}
-    for method in methods:
-        methods[method] = methods[method] or about(method, next(iter(domains), ""), places)
+    domains, methods = domains_of(places), methods_of(places)
+    if options.markdown:
+        print(markdown(places), end="")
+        return
     matrix = {domain: {method: compatibility(domain, method, places) for method in methods} for domain in domains}
     if options.json:
-        print(json.dumps({"domains": domains, "methods": methods, "matrix": matrix}, indent=1))
+        facts = {name: dict(zip(COLUMNS, cells, strict=True)) for name, cells in methods.items()}
+        about = {name: text for name, (text,) in domains.items()}
+        print(json.dumps({"domains": about, "methods": facts, "matrix": matrix}, indent=1))
         return
+    print_tables(domains, methods, matrix)
 
+
+def domains_of(places: tuple[str, ...] = ()) -> Rows:
+    """Every domain with what it is."""
+    return {name: (config.describe("domain", name, places),) for name in config.groups(places).get("domain", ())}
+
+
+def methods_of(places: tuple[str, ...] = ()) -> Rows:
+    """Every method with its paper, the class that does it, and what it is; empty where nothing says so."""
+    rows = {}
+    for name in config.groups(places).get("method", ()):
+        path = config.target(name, places)
+        text = config.describe("method", name, places) or about(path)
+        rows[name] = (config.paper(name, places), path.rpartition(".")[2], text)
+    return rows
+
+
+def markdown(places: tuple[str, ...] = ()) -> str:
+    """The tables of the README."""
+
+    def table(head: Iterable[str], rows: Rows) -> str:
+        lines = [head, ["---"] * len([*head]), *([f"`{name}`", *cells] for name, cells in rows.items())]
+        return "".join(f"| {' | '.join(cell or '-' for cell in line)} |\n" for line in lines)
+
+    methods = table(("method", "paper", "mechanism", "what it is"), methods_of(places))
+    return f"{methods}\n{table(('domain', 'what it is'), domains_of(places))}"
+
+
+def print_tables(domains: Rows, methods: Rows, matrix: dict[str, dict[str, str | None]]) -> None:
+    """What a person is shown: the two tables, which pairs go together, and why others do not."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
-    for title, rows in (("domain", domains), ("method", methods)):
-        table = Table(title, "what it is", box=None, title_justify="left", padding=(0, 2, 0, 0))
-        for name, text in rows.items():
-            table.add_row(name, text or "-")
+    for head, rows in ((("domain",), domains), (("method", "paper", "mechanism"), methods)):
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for title in head:
+            table.add_column(title, no_wrap=True)
+        table.add_column("what it is")
+        for name, cells in rows.items():
+            table.add_row(name, *(escaped(cell or "-") for cell in cells))
         console.print(table)
         console.print()
     table = Table("", *domains, box=None, padding=(0, 2, 0, 0))
@@ -48,11 +86,16 @@ def show(args: Sequence[str]) -> None:
         for domain in domains:
             reason = matrix[domain][method]
             cells.append("yes" if reason is None else f"no [{reasons.setdefault(reason, len(reasons) + 1)}]")
-        table.add_row(method, *(cell.replace("[", r"\[") for cell in cells))
+        table.add_row(method, *map(escaped, cells))
     console.print(table)
     for reason, number in reasons.items():
         console.print(f"[{number}] {reason}", markup=False)
     console.print("\nrun one: python -m distillkit fit domain=DOMAIN method=METHOD", markup=False)
+
+
+def escaped(text: str) -> str:
+    """The text with brackets that are not read as a style."""
+    return text.replace("[", r"\[")
 
 
 @cache
@@ -71,10 +114,9 @@ def compatibility(domain: str, method: str, places: tuple[str, ...] = ()) -> str
         return f"{method} in {domain} cannot be imported: {type(error).__name__}: {one_line(error)}"
 
 
-def about(method: str, domain: str, places: Sequence[str] = ()) -> str:
-    """The first line of a method's class: what to say when its yaml says nothing."""
+def about(path: str) -> str:
+    """The first line of a class: what to say of a method whose yaml says nothing."""
     try:
-        path = config.pair(domain, method, places).model._target_
         return inspect.getdoc(declarations.read(path)).splitlines()[0]
     except Exception:
         return ""

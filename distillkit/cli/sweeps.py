@@ -154,7 +154,6 @@ def sweep(verb: str, words: Sequence[str], flags: Sequence[str], out: str | None
     changes = config.overrides(words, sweep=True)
     folder = runs.claim(out, "sweep").resolve()
     os.environ.pop(runs.OUT, None)
-    from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     quiet = [
@@ -165,11 +164,7 @@ def sweep(verb: str, words: Sequence[str], flags: Sequence[str], out: str | None
     ]
     made = Sweep(verb, flags, folder)
     try:
-        with (
-            config.hydra_errors(),
-            made.signals(),
-            initialize_config_dir(str(config.conf_dirs()[0]), version_base="1.3"),
-        ):
+        with made.signals(), config.hydra_over(config.places_of(words)):
             jobs = GlobalHydra.instance().hydra.multirun("config", made.job, [*changes, *quiet], False)
             for done in (job for batch in jobs for job in batch):
                 done.return_value  # noqa: B018 (raises what broke a job before its start)

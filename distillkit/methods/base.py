@@ -79,7 +79,8 @@ class Distiller(LightningModule):
         ema_halflife: half-life of the student's exponential moving average (EMA), in training
             samples; 0 switches the EMA off.
         ema_rampup: the half-life never exceeds this share of the samples seen so far (EDM's rule).
-        schedule: all learning rates over the run: `constant`, or `linear` or `cosine` to zero.
+        schedule: all learning rates over the run: `constant`, or `linear` or `cosine` to zero, which
+            need to know where the run ends.
         warmup: steps of the run over which the learning rates rise from zero; they do not depend on
             when a role joins.
         max_bad_steps: stop after this many consecutive steps of one role with NaN or infinite
@@ -114,7 +115,7 @@ class Distiller(LightningModule):
         self,
         ema_halflife: float = 500_000,
         ema_rampup: float = 0.05,
-        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        schedule: Literal["constant", "linear", "cosine"] = "cosine",
         warmup: int = 0,
         max_bad_steps: int = 20,
     ):
@@ -234,7 +235,9 @@ class Distiller(LightningModule):
             for role, s in self.settings.items()
         ]
         if self.schedule != "constant" and self.trainer.estimated_stepping_batches == math.inf:
-            raise ValueError(f"schedule={self.schedule} needs to know the end of the run: give trainer.max_steps")
+            raise ValueError(
+                f"schedule={self.schedule} needs to know the end of the run: give trainer.max_steps, or model.schedule=constant"
+            )
         optimizer = torch.optim.AdamW(groups, fused=True)  # fused: it skips bad steps on the device, see below
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

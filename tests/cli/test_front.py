@@ -171,7 +171,7 @@ def test_help_is_light(tmp_path):
     for verb in front.VERBS:
         assert re.search(rf"^  {verb} ", done.stdout, re.M)
     for group, names in config.groups().items():
-        assert not names or re.search(rf"^  {group} +{' '.join(names)}$", done.stdout, re.M)
+        assert not names or group == "recipe" or re.search(rf"^  {group} +{' '.join(names)}$", done.stdout, re.M)
     assert done.stdout.count("  python -m distillkit fit ") >= 3
 
 
@@ -378,6 +378,11 @@ def test_list_json(capsys):
     shown = json.loads(capsys.readouterr().out)
     known = config.groups()
     assert [*shown["domains"]] == known.get("domain", []) and [*shown["methods"]] == known.get("method", [])
+    facts = shown["methods"]["swiftbrush"]
+    assert (
+        facts["paper"] == "arXiv 2312.05239" and facts["mechanism"] == "DMD" and facts["about"].startswith("SwiftBrush")
+    )
+    assert all(entry["paper"] and entry["about"] for entry in shown["methods"].values())
     for row in shown["matrix"].values():
         assert [*row] == [*shown["methods"]]
         assert all(reason is None or isinstance(reason, str) for reason in row.values())

@@ -291,10 +291,66 @@ def test_list_and_help_show_own_domains_and_methods(capsys, monkeypatch):
     monkeypatch.setattr(config, "groups", few)
     assert front.main(["list", CONF, "--json"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
-    assert shown["domains"]["dummy"] == "One number." and shown["methods"]["chase"] == "Follow the teacher."
+    assert shown["domains"]["dummy"] == "One number." and shown["methods"]["chase"] == {
+        "paper": "",
+        "mechanism": "Chase",
+        "about": "Follow the teacher.",
+    }
     assert shown["matrix"]["dummy"]["chase"] is None and shown["matrix"]["toy"]["dmd"] is None
     assert shown["matrix"]["dummy"]["picky"] == "Picky needs features, which Point and Numbers do not give"
     matrix.compatibility.cache_clear()
+
+
+def test_recipes_are_no_choices_but_another_one_can_be_had(capsys):
+    assert front.main(["--help"]) == 0
+    assert not re.search("^  recipe", capsys.readouterr().out, re.M)
+    said = complaint(capsys, "fit", "domain=toy", "recipe=image/sidd", "--show")
+    assert said.startswith("no recipe 'image/sidd' (did you mean 'image/sid'") and said.count(",") < 3
+    cfg, choices = config.compose(["domain=toy", "method=sid", "recipe=image/sid"])
+    other = config.compose(["domain=image", "method=sid"])[0]
+    assert choices["recipe"] == "image/sid" and cfg.trainer.max_steps == other.trainer.max_steps
+
+
+def test_a_preset_takes_the_recipe_of_its_method_unless_it_has_one():
+    dmd, msd, brush = (config.compose(["domain=image", f"method={name}"])[0] for name in ("dmd", "msd", "swiftbrush"))
+    assert msd.model.gan == dmd.model.gan == 0.01 and msd.trainer == dmd.trainer
+    assert brush.model.gan == 0.0 and brush.trainer == dmd.trainer
+
+
+def test_a_stage_may_have_a_recipe_of_its_own(tmp_path):
+    """It comes after that of the domain, for presets too, and in its stage alone."""
+    (tmp_path / "recipe" / "video" / "continuation").mkdir(parents=True)
+    text = "# @package _global_\nmodel: {kappa: 3.0}\ntrainer: {max_steps: 7}\n"
+    (tmp_path / "recipe" / "video" / "continuation" / "dmd.yaml").write_text(text)
+    place = f"hydra.searchpath=[file://{tmp_path}]"
+    clip = config.compose([place, "domain=video", "method=dmd"])[0]
+    assert "kappa" not in clip.model and clip == config.pair("video", "dmd", (place,))
+    for method in ("dmd", "msd"):
+        late = config.compose([place, "domain=video", "stage=continuation", f"method={method}"])[0]
+        assert late.model.kappa == 3.0 and late.trainer.max_steps == 7
+        assert late.model.student == clip.model.student  # of the domain's recipe
+    moved = tmp_path / "recipe" / "video" / "clip"
+    moved.mkdir()
+    (moved / "sid.yaml").write_text(text)
+    assert config.pair("video", "sid", (place,)) == config.compose([place, "domain=video", "method=sid"])[0]
+    assert config.pair("video", "sid", (place,)).trainer.max_steps == 7
+
+
+def test_words_reach_into_what_a_domain_says():
+    words = ["domain=threed", "method=sid", "model.fake_times.mean=0.1"]
+    model = config.hand_over(config.compose(words)[0])["model"]["init_args"]
+    assert model["fake_times"]["init_args"] == {"mean": 0.1, "std": 1.4}
+    assert model["student_times"]["init_args"] == {"mean": 0.7, "std": 1.4}
+    words = ["domain=threed", "method=sid", "vars.levels.mean=0.2", "model.student_times.std=2.0"]
+    model = config.hand_over(config.compose(words)[0])["model"]["init_args"]
+    assert model["fake_times"]["init_args"] == {"mean": 0.2, "std": 1.4}
+    assert model["student_times"]["init_args"] == {"mean": 0.2, "std": 2.0}
+
+
+def test_what_only_unread_variables_read_is_read_by_nothing():
+    words = ["domain=threed", "method=lsd", "vars.levels.mean=0.2"]  # student_levels reads it, and lsd reads neither
+    with pytest.raises(UsageError, match="nothing in this run reads vars.levels.mean"):
+        config.compose(words)
 
 
 def test_list_takes_folders_alone(capsys):

@@ -351,10 +351,10 @@ def test_a_target_without_decay_is_the_module_itself():
 @pytest.mark.parametrize("cut", [1, 2])
 def test_a_target_is_in_the_checkpoint_and_nowhere_else(cut, tmp_path):
     torch.manual_seed(0)  # of all three runs
-    straight, again = Targeted(), Targeted()
-    _, run, _ = fit(straight, cut)
+    again, short = Targeted(schedule="constant"), Targeted(schedule="constant")
+    _, run, _ = fit(short, cut)
     run.save_checkpoint(tmp_path / "cut.ckpt")
-    straight = Targeted()
+    straight = Targeted(schedule="constant")
     fit(straight, 5)
     trainer(5).fit(again, Pairs(batch_size=8), ckpt_path=tmp_path / "cut.ckpt", weights_only=True)
     assert same(dict(straight.state_dict()), dict(again.state_dict()))
