@@ -66,8 +66,9 @@ def _code(function: Callable, old: str, new: str) -> CodeType:
     if (found := body.count(old)) != 1:
         raise ValueError(f"{old!r} stands {found} times in {function.__qualname__}, not once: make the mutation anew")
     free = function.__code__.co_freevars  # a method's `__class__`, say: bound by a function around it
+    head[0] = head[0].replace(f"def {function.__name__}(", "def mutant(", 1)  # a method may call a function of its own name
     inner = textwrap.indent("".join(head) + body.replace(old, new), "    ")
-    outer = f"def outer({', '.join(free)}):\n{inner}\n    return {function.__name__}\n"
+    outer = f"def outer({', '.join(free)}):\n{inner}\n    return mutant\n"
     made: dict = {}
     flags = __future__.annotations.compiler_flag
     exec(compile(outer, f"<{function.__qualname__} with {new!r}>", "exec", flags), dict(function.__globals__), made)
