@@ -1,6 +1,7 @@
 """Proof that a test can fail: a function runs with one piece of its source replaced, and the test must notice."""
 
 import __future__
+
 import ast
 import inspect
 import textwrap
@@ -66,7 +67,9 @@ def _code(function: Callable, old: str, new: str) -> CodeType:
     if (found := body.count(old)) != 1:
         raise ValueError(f"{old!r} stands {found} times in {function.__qualname__}, not once: make the mutation anew")
     free = function.__code__.co_freevars  # a method's `__class__`, say: bound by a function around it
-    head[0] = head[0].replace(f"def {function.__name__}(", "def mutant(", 1)  # a method may call a function of its own name
+    head[0] = head[0].replace(
+        f"def {function.__name__}(", "def mutant(", 1
+    )  # a method may call a function of its own name
     inner = textwrap.indent("".join(head) + body.replace(old, new), "    ")
     outer = f"def outer({', '.join(free)}):\n{inner}\n    return mutant\n"
     made: dict = {}

@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from distillkit.files import hash_weights, load_weights, read_weights, read_yaml, save_weights, write_atomic, write_text, write_yaml
+from distillkit.files import (
+    hash_weights,
+    load_weights,
+    read_weights,
+    read_yaml,
+    save_weights,
+    write_atomic,
+    write_text,
+    write_yaml,
+)
 
 
 class Trap:
@@ -113,7 +122,10 @@ def test_the_hash_is_of_names_and_weights():
     """Weights that change places, under the same names or others, are other weights."""
 
     def digest(**weights):
-        module, found = nn.ParameterDict({name: nn.Parameter(value) for name, value in weights.items()}), hashlib.sha256()
+        module, found = (
+            nn.ParameterDict({name: nn.Parameter(value) for name, value in weights.items()}),
+            hashlib.sha256(),
+        )
         hash_weights(found, module)
         return found.hexdigest()
 

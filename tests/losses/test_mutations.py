@@ -1,5 +1,7 @@
 """The closed-form tests of the losses can fail: each fault of the table is noticed by the test that stands beside it."""
 
+# ruff: noqa: E501 (a fault is a row of a table)
+
 from functools import partial
 
 import pytest
@@ -46,7 +48,9 @@ SID = [
 ]  # fmt: skip
 
 dmd_mean, dmd_scale = partial(test_dmd.test_mean_gradient, VE), partial(test_dmd.test_scale_gradient, 1.7, VE)
-dmd_g = {over: partial(test_dmd.test_the_gradient_is_g_over_the_number_of_elements, over) for over in ("sample", "batch")}
+dmd_g = {
+    over: partial(test_dmd.test_the_gradient_is_g_over_the_number_of_elements, over) for over in ("sample", "batch")
+}
 dmd_weight = partial(test_dmd.test_the_weight_multiplies_the_injected_gradient, None)
 dmd_sets = partial(test_sets.test_losses_of_a_padded_batch_are_the_mean_of_the_samples_alone, dmd_loss)
 DMD = [
@@ -94,7 +98,10 @@ MEANS = [
     (reduce.mean_per_sample, "over the batch too", "tuple(range(1, x.ndim))", "tuple(range(x.ndim))", test_dmd.test_mean_per_sample_broadcasts_back),
 ]  # fmt: skip
 
-no_residual, hop = partial(test_mdt.test_no_residual_at_the_exact_jump, VE), partial(test_mdt.test_the_fixed_point_of_a_hop_is_the_published_one, 0.1)
+no_residual, hop = (
+    partial(test_mdt.test_no_residual_at_the_exact_jump, VE),
+    partial(test_mdt.test_the_fixed_point_of_a_hop_is_the_published_one, 0.1),
+)
 short_hop = partial(test_mdt.test_a_hop_leaves_a_residual_of_its_own_length, VE)
 sample_pull = partial(test_mdt.test_distillation_pulls_samples_back, 0.3, 0.4, 0, -0.117)
 back = partial(test_mdt.test_gradient_back_to_the_exact_jump, "scale", 0.5, 0.1429)

@@ -587,6 +587,16 @@ def test_dmd2s_discriminator_has_levels_and_noise_of_its_own():
     assert not seen[0][0].requires_grad and seen[2][0].requires_grad
 
 
+def test_dmd2s_discriminator_is_shown_the_student_and_the_data():
+    model, seen = DMD(neural(), gan=0.1), []
+    model.logits = lambda x_0, cond, purpose: seen.append((x_0, cond["label"], purpose)) or torch.zeros(8, 1)
+    model.fake_score_loss(BATCH), model.student_loss(BATCH)
+    x_g = [model.rollout(BATCH, purpose)[0] for purpose in ("fake", "student")]
+    for (shown, label, _), expected in zip(seen, [x_g[0], BATCH["data"], x_g[1]], strict=True):
+        assert torch.equal(shown, expected) and torch.equal(label, BATCH["label"])
+    assert [purpose for *_, purpose in seen] == ["fake gan", "real gan", "student gan"]
+
+
 def test_dmd2s_losses_add_up():
     """Head logits: positive is real for the discriminator, and the student wants it."""
     settings = {"gan": 0.5, "gan_discriminator": 0.25}

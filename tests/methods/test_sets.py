@@ -131,7 +131,7 @@ def padded(values: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor
 
 
 KINDS = {  # of losses: method, its settings, and the role that has it
-    "sid": (SiD, {}, "student"),
+    "sid": (SiD, {"normalise": None}, "student"),
     "sid over the batch": (SiD, {"normalise": "batch"}, "student"),
     "sid's fake score": (SiD, {}, "fake_score"),
     "dmd": (DMD, {}, "student"),
