@@ -324,6 +324,20 @@ def test_a_few_step_student_stops_where_all_ranks_stop():
     assert all(found[step] == found[step + 1] for step in range(0, 24, 2)) and model.turn(0) == "fake_score"
 
 
+@pytest.mark.parametrize("kind", [SiD, DMD])
+def test_training_takes_the_steps_that_the_finished_student_takes(kind):
+    """The same times, start and noise of every step; between steps fresh noise or that which it implies, as one says."""
+    made = []
+    for renoise in (True, False):
+        model = kind(neural(), num_steps=3, matched="last", renoise=renoise, ema_halflife=0)
+        model.seed = 7
+        wake(model.student, 1)
+        draw = lambda i, model=model: model.randn((8, 2), f"student noise {i}")  # noqa: E731
+        made.append(model.rollout(BATCH, "student")[0])
+        torch.testing.assert_close(model.product()(draw(0), model.condition(BATCH), draw), made[-1].detach())
+    assert not torch.allclose(*made, atol=1e-2)
+
+
 @pytest.mark.parametrize("role", ["student", "fake_score"])
 def test_only_the_last_step_is_matched_if_one_says_so(role):
     model, calls = SiD(neural(), num_steps=3, matched="last"), []
