@@ -12,6 +12,7 @@ from mutations import Mutation, prove
 from distillkit.methods import dmd as dmd_module
 from distillkit.methods import sid as sid_module
 from distillkit.methods.dmd import DMD
+from distillkit.methods.few_step import FewStepDistiller
 from distillkit.methods.mdt_dist import MDTDist
 from distillkit.methods.score import ScoreDistiller
 from distillkit.methods.sid import SiD
@@ -140,7 +141,12 @@ steps, first = (
     partial(test_score.test_the_fake_score_and_nobody_else_knows_the_step, SiD),
     test_score.test_the_first_of_several_steps_is_the_one_step_student,
 )
+taken = partial(test_score.test_training_takes_the_steps_that_the_finished_student_takes, SiD)
 ROLLOUT = [
+    (ScoreDistiller.generate, "fresh noise whatever one says", "self.renoise", "True", taken),
+    (ScoreDistiller.generate, "one noise for all steps", "noise {i}", "noise 0", taken),
+    (FewStepDistiller.product, "a student that has fresh noise whatever one says", "self.renoise", "True", taken),
+    (FewStepDistiller.product, "a student that starts a step late", "self.step_times.tolist()", "self.step_times.tolist()[1:]", taken),
     (ScoreDistiller.rollout, "the fake score told another step", "torch.full((len(x_g),), self.step", "torch.full((len(x_g),), 0", steps),
     (ScoreDistiller.rollout, "always the last step", "purpose, self.step)", "purpose, self.num_steps - 1)", first),
     (ScoreDistiller.rollout, "always the first step", "purpose, self.step)", "purpose, 0)", partial(test_score.test_only_the_last_step_is_matched_if_one_says_so, "student")),
