@@ -1,5 +1,6 @@
 """Whole files or none, and weights that are never unpickled."""
 
+import hashlib
 import os
 import pickle
 import stat
@@ -9,7 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from distillkit.files import load_weights, read_weights, read_yaml, save_weights, write_atomic, write_text, write_yaml
+from distillkit.files import (
+    hash_weights,
+    load_weights,
+    read_weights,
+    read_yaml,
+    save_weights,
+    write_atomic,
+    write_text,
+    write_yaml,
+)
 
 
 class Trap:
@@ -106,6 +116,23 @@ def test_half_precision_weights_fill_a_float32_module(tmp_path):
     path = save_weights(tmp_path / "w.safetensors", nn.Linear(3, 4).bfloat16())
     load_weights(module, path)
     assert module.weight.dtype == torch.float32 and torch.equal(module.weight, read_weights(path)["weight"].float())
+
+
+def test_the_hash_is_of_names_and_weights():
+    """Weights that change places, under the same names or others, are other weights."""
+
+    def digest(**weights):
+        module, found = (
+            nn.ParameterDict({name: nn.Parameter(value) for name, value in weights.items()}),
+            hashlib.sha256(),
+        )
+        hash_weights(found, module)
+        return found.hexdigest()
+
+    one, two = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    assert digest(a=one, b=two) == digest(b=two, a=one)
+    others = [digest(a=two, b=one), digest(a=one, c=two), digest(b=one, c=two), digest(a=torch.cat([one, two]))]
+    assert len({digest(a=one, b=two), *others}) == 5
 
 
 def one_sentence(error):

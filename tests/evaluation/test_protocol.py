@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import numpy as np
 import pytest
 import torch
 from dummy.parts import Places
-from helpers import trainer
+from helpers import trainer, wake
 
 from distillkit.callbacks.finish import finish
 from distillkit.cli import products as student_verbs
+from distillkit.data import TensorData
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import VarianceExploding
 from distillkit.errors import UsageError
@@ -95,6 +97,35 @@ def test_what_a_run_leaves_for_a_student_with_a_context(tmp_path):
     ):
         with pytest.raises(UsageError, match=message):
             verb([str(run), "--trust", "dummy", *words])
+
+
+class Labelled(Places):
+    """The same places in two classes."""
+
+    classes = {"label": 2}
+
+    def load(self):
+        return tuple(TensorData(part.tensors | {"label": torch.arange(len(part)) % 2}) for part in super().load())
+
+
+def test_a_guided_run_is_evaluated_and_pictured_with_its_guidance(tmp_path):
+    network = MLP([2], width=8, depth=1, classes={"label": 2})
+    guidable = Teacher(Denoiser(wake(network), VarianceExploding()), (2,), {"label": 2}, ("place",))
+    guidable.best = {"solver": "heun", "steps": 5}
+    own, generate, kappas = SiD(guidable, kappa=2.0), guidable.generate, []
+
+    def watched(*args, **kwargs):
+        kappas.append(inspect.signature(generate).bind(*args, **kwargs).arguments["kappa"])
+        return generate(*args, **kwargs)
+
+    guidable.generate = watched
+    finish(own, Labelled(), tmp_path, num_samples=16)
+    assert set(kappas) == {2.0} and len(kappas) > 3
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["protocol"]["kappa"] == 2
+    guided, plain = (rows(evaluate(Labelled(), guidable, num_samples=16, kappa=kappa)) for kappa in (2.0, 1.0))
+    best = "teacher at its best"
+    assert rows(found)[best] == pytest.approx(guided[best]) and guided[best] != pytest.approx(plain[best], rel=1e-2)
 
 
 def test_pictures_and_evaluation_can_be_left_out(tmp_path):

@@ -219,20 +219,48 @@ def test_a_float16_gradient_is_measured_beyond_float16():
 # The average
 
 
-def test_ema_is_edms_rule():
-    """beta = 0.5^(B / min(halflife, rampup * seen)), over student steps alone."""
-    settings = {"ema_halflife": 60.0, "ema_rampup": 0.5}
-    states, _, _ = fit(Plain(student=Adam(lr=0.3), shadow=Adam(updates=2), **settings), 30)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ema_is_edms_rule(accumulate):
+    """beta = 0.5^(B / min(halflife, rampup * seen)), over student steps alone.
+
+    B counts the samples of all rounds of a step. The ramp reaches the half-life in the fifth step,
+    or the third.
+    """
+    settings = {"ema_halflife": 20.0, "ema_rampup": 0.5}
+    model = Plain(student=Adam(lr=0.3), shadow=Adam(updates=2), **settings)
+    states, _, _ = fit(model, 30, accumulate_grad_batches=accumulate)
     expected = [p.clone() for p in states[0].weights["student"]]
-    seen = 0
-    for step, after in enumerate(states[1:]):
+    seen, batch = 0, 8 * accumulate
+    for step, after in enumerate(states[accumulate::accumulate]):
         if step % 3 == 2:
-            seen += 8
-            beta = 0.5 ** (8 / min(60.0, 0.5 * seen))
+            seen += batch
+            beta = 0.5 ** (batch / min(20.0, 0.5 * seen))
             expected = [beta * e + (1 - beta) * p for e, p in zip(expected, after.weights["student"], strict=True)]
         for found, want in zip(after.ema, expected, strict=True):
             torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(states[-1].ema[0], states[-1].weights["student"][0], atol=1e-3)
+    assert seen > 20 / 0.5 and not torch.allclose(states[-1].ema[0], states[-1].weights["student"][0], atol=1e-3)
+
+
+class Normed(Plain):
+    """A student that counts what it sees."""
+
+    def __init__(self):
+        Distiller.__init__(self)
+        self.broken = ()
+        torch.manual_seed(0)
+        self.add_role("shadow", Adam(lr=0.01), shadow=nn.Linear(2, 2))
+        self.add_role("student", Adam(lr=0.01), student=nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2)))
+        self.keep_ema()
+
+
+def test_the_average_has_the_students_buffers():
+    """They are no weights to be averaged, and without them what is exported would normalise by those of the start."""
+    model = Normed()
+    start = {name: buffer.clone() for name, buffer in model.ema.named_buffers()}
+    fit(model, 6)
+    own, found = dict(model.student.named_buffers()), dict(model.ema.named_buffers())
+    assert same(own, found) and found["0.num_batches_tracked"] == 3
+    assert all(not torch.equal(found[name], before) for name, before in start.items())
 
 
 def test_samples_of_skipped_steps_do_not_age_the_average():

@@ -305,14 +305,16 @@ def test_one_call_costs_the_entropy_of_the_marginals():
     assert costs[0, 1] > 0 and costs[1, 2] > 0 and costs[0, 0].isinf() and costs[1, 1].isinf()
 
 
-def test_dynamic_programming_finds_what_enumeration_finds():
-    generator = torch.Generator().manual_seed(0)
-    costs = torch.rand(7, 8, generator=generator, dtype=torch.float64)
-    costs = torch.where(torch.arange(8) > torch.arange(7)[:, None], costs, torch.inf)
+@pytest.mark.parametrize("num", [1, 2, 3, 5])
+def test_dynamic_programming_finds_what_enumeration_finds(num):
+    """The last step's cost included, which one set of costs alone may not need."""
     times = torch.linspace(1, 0.1, 7, dtype=torch.float64)
-    paths = [(0, *middle, 7) for middle in itertools.combinations(range(1, 7), 2)]
-    best = min(paths, key=lambda path: sum(float(costs[a, b]) for a, b in itertools.pairwise(path)))
-    assert torch.equal(cheapest_times(costs, times, 3), times[list(best[:-1])])
+    paths = [(0, *middle, 7) for middle in itertools.combinations(range(1, 7), num - 1)]
+    for seed in range(20):
+        costs = torch.rand(7, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        costs = torch.where(torch.arange(8) > torch.arange(7)[:, None], costs, torch.inf)
+        best = min(paths, key=lambda path: sum(float(costs[a, b]) for a, b in itertools.pairwise(path)))
+        assert torch.equal(cheapest_times(costs, times, num), times[list(best[:-1])])
 
 
 def test_jump_your_steps_splits_where_the_gain_is_largest():

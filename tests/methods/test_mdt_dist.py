@@ -233,6 +233,18 @@ def test_lognormal_levels_are_the_released_logit_normal():
     assert model.levels(20_000).median().item() == pytest.approx(0.01 + 0.99 * torch.sigmoid(f64(1.0)).item(), abs=0.01)
 
 
+def test_levels_are_mapped_from_the_processs_range_onto_the_students():
+    """In tau: the median, sigmoid(1), is as far along the one as it is along the other; a hop fits at the lower end."""
+    process = PROCESSES["latent"]
+    model = MDTDist(neural(process), student_times=LogNormal(1.0, 1.0), t_init=0.8 * process.t_max, delta=0.05)
+    ends = torch.tensor([process.t_min, process.t_max, 0.8 * process.t_max], dtype=torch.float64)
+    low, high, last = flow_time(process, ends).tolist()
+    share = (torch.sigmoid(f64(1.0)).item() - low) / (high - low)
+    expected = low + 0.05 + (last - low - 0.05) * share
+    assert model.levels(20_000).median().item() == pytest.approx(expected, abs=0.01)
+    assert high - last > 0.05 and high < 0.95
+
+
 # Guidance and switches
 
 
@@ -283,6 +295,12 @@ def test_without_weight_a_loss_is_not_computed():
     vm, one, part = (model.student_loss(BATCH) for model in (alone, both, half))
     torch.testing.assert_close(part, (vm + one) / 2)
     assert one > vm
+
+
+def test_the_weight_of_matching_counts():
+    alone, half = (MDTDist(neural(), lambda_vm=weight, lambda_vd=0.0) for weight in (1.0, 0.5))
+    half.seed = alone.seed
+    torch.testing.assert_close(half.student_loss(BATCH), alone.student_loss(BATCH) / 2)
 
 
 @pytest.mark.parametrize("step", [0, 2, 3, 4])

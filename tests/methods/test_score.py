@@ -15,7 +15,9 @@ from distillkit.data import TensorData
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving
 from distillkit.diffusion.times import Times
+from distillkit.losses.denoising import denoising_loss
 from distillkit.methods.dmd import DMD
+from distillkit.methods.score import ScoreDistiller
 from distillkit.methods.sid import SiD
 from distillkit.networks.mlp import MLP
 from distillkit.networks.unet import UNet
@@ -49,6 +51,37 @@ def test_only_the_role_in_turn_gets_gradient(name, num_steps):
             assert (parameter.grad is not None) == (id(parameter) in own), f"{key} in the turn of {role}"
         assert sum(p.grad.abs().sum() for p in model.role_parameters(role)) > 1e-6
     assert not any(p.requires_grad for p in model.teacher.parameters())
+
+
+def test_these_are_all_methods_of_this_kind():
+    kinds = {kind for kind in subclasses(ScoreDistiller) if kind.__module__.startswith("distillkit.methods")}
+    assert kinds == {type(make()) for make in METHODS.values()}
+
+
+def subclasses(kind):
+    own = kind.__subclasses__()
+    return set(own).union(*map(subclasses, own))
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_fake_score_is_fitted_to_the_students_samples(name, num_steps, monkeypatch):
+    """Not to the data, which are a discriminator's alone: without one the loss knows nothing of them."""
+    model, fitted = METHODS[name](num_steps=num_steps), []
+    wake(model.student, 1), wake(model.fake_score, 2)
+    for module in (dmd_module, sid_module):
+        original = module.denoising_loss
+        monkeypatch.setattr(module, "denoising_loss", lambda *a, o=original: fitted.append(a) or o(*a))
+    others = BATCH | {"data": BATCH["data"] + 3}
+    losses = [model.fake_score_loss(batch).item() for batch in (BATCH, others)]
+    x_g, cond = model.rollout(BATCH, "fake")
+    t = model.fake_times(model.rand(8, "fake t"), model.teacher.process)
+    for denoiser, x_0, times, eps, _, *_ in fitted:
+        assert denoiser is model.fake_score and torch.equal(x_0, x_g) and not x_0.requires_grad
+        assert torch.equal(times, t) and torch.equal(eps, model.randn((8, 2), "fake eps"))
+    assert (losses[0] == losses[1]) == (not model.gan)
+    if name in ("dmd", "dmd guided", "sid"):  # told everything, and without guidance of its own
+        assert losses[0] == denoising_loss(model.fake_score, x_g, t, model.randn((8, 2), "fake eps"), cond).item()
 
 
 def spy_on_inputs(monkeypatch, denoiser):
@@ -290,6 +323,20 @@ def test_a_few_step_student_stops_where_all_ranks_stop():
     assert set(found.values()) == {1, 2, 3}
     # the student is judged by a fake score that has just seen the same step
     assert all(found[step] == found[step + 1] for step in range(0, 24, 2)) and model.turn(0) == "fake_score"
+
+
+@pytest.mark.parametrize("kind", [SiD, DMD])
+def test_training_takes_the_steps_that_the_finished_student_takes(kind):
+    """The same times, start and noise of every step; between steps fresh noise or that which it implies, as one says."""
+    made = []
+    for renoise in (True, False):
+        model = kind(neural(), num_steps=3, matched="last", renoise=renoise, ema_halflife=0)
+        model.seed = 7
+        wake(model.student, 1)
+        draw = lambda i, model=model: model.randn((8, 2), f"student noise {i}")  # noqa: E731
+        made.append(model.rollout(BATCH, "student")[0])
+        torch.testing.assert_close(model.product()(draw(0), model.condition(BATCH), draw), made[-1].detach())
+    assert not torch.allclose(*made, atol=1e-2)
 
 
 @pytest.mark.parametrize("role", ["student", "fake_score"])
@@ -555,6 +602,16 @@ def test_dmd2s_discriminator_has_levels_and_noise_of_its_own():
     assert not seen[0][0].requires_grad and seen[2][0].requires_grad
 
 
+def test_dmd2s_discriminator_is_shown_the_student_and_the_data():
+    model, seen = DMD(neural(), gan=0.1), []
+    model.logits = lambda x_0, cond, purpose: seen.append((x_0, cond["label"], purpose)) or torch.zeros(8, 1)
+    model.fake_score_loss(BATCH), model.student_loss(BATCH)
+    x_g = [model.rollout(BATCH, purpose)[0] for purpose in ("fake", "student")]
+    for (shown, label, _), expected in zip(seen, [x_g[0], BATCH["data"], x_g[1]], strict=True):
+        assert torch.equal(shown, expected) and torch.equal(label, BATCH["label"])
+    assert [purpose for *_, purpose in seen] == ["fake gan", "real gan", "student gan"]
+
+
 def test_dmd2s_losses_add_up():
     """Head logits: positive is real for the discriminator, and the student wants it."""
     settings = {"gan": 0.5, "gan_discriminator": 0.25}
@@ -642,6 +699,17 @@ def test_pairs_are_teacher_samples_from_the_same_noise():
     noise, y, _ = model.pairs.random(20, model.generator("pairs"))
     torch.testing.assert_close(y, 0.4 + 0.9 / math.hypot(0.9, 80) * (80 * noise - 0.4), rtol=0.02, atol=0.02)
     assert len(set(noise.flatten().tolist())) > 10
+
+
+def test_pairs_are_guided_as_the_teacher_is():
+    """y = the teacher's sample from the pair's noise for its class with kappa 3, and no other."""
+    teacher = labelled(1.0, -0.2)
+    teacher.best = {"solver": "heun", "steps": 8}
+    student = Fresh(MLP([1], width=8, depth=1, classes=CLASSES))
+    model = began(DMD(teacher, student_maker=student, kappa=3.0, regression=0.25, num_pairs=20))
+    noise, y, cond = model.pairs.draw(torch.arange(20))
+    torch.testing.assert_close(y, teacher.sample(noise, cond, kappa=3.0))
+    assert (y - teacher.sample(noise, cond)).abs().max() > 1
 
 
 def test_regression_is_added_with_its_weight():

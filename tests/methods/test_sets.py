@@ -11,6 +11,9 @@ from distillkit.losses.dmd import dmd_loss, regression_loss
 from distillkit.losses.reduce import distance_scale, mean, mean_per_sample
 from distillkit.losses.sid import sid_loss
 from distillkit.methods.dmd import DMD
+from distillkit.methods.mdt_dist import MDTDist
+from distillkit.methods.pairs import PairDistil
+from distillkit.methods.reflow import Reflow
 from distillkit.methods.sid import SiD
 from distillkit.spec import Recorded
 from distillkit.students.base import load_student
@@ -116,6 +119,62 @@ def test_gradients_do_not_depend_on_what_lies_in_the_padding(method, role):
         gradients.append([p.grad for p in model.role_parameters(role)])
     assert any(g.abs().sum() > 0 for g in gradients[0])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def padded(values: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
+    """The sets with more padding, whose content is none of the data's."""
+    made = {}
+    for name, value in values.items():
+        tail = value.new_full((len(value), size - value.shape[1], *value.shape[2:]), False if name == "mask" else 0)
+        made[name] = torch.cat([value, tail], 1)
+    return made
+
+
+KINDS = {  # of losses: method, its settings, and the role that has it
+    "sid": (SiD, {"normalise": None}, "student"),
+    "sid over the batch": (SiD, {"normalise": "batch"}, "student"),
+    "sid's fake score": (SiD, {}, "fake_score"),
+    "dmd": (DMD, {}, "student"),
+    "dmd over the batch": (DMD, {"normalise": "batch"}, "student"),
+    "dmd weighted": (DMD, {"weight": "sigma_alpha", "normalise": None}, "student"),
+    "dmd with pairs": (DMD, {"regression": 1.0}, "student"),
+    "dmd's fake score": (DMD, {}, "fake_score"),
+    "pairs": (PairDistil, {}, "student"),
+    "pairs l2": (PairDistil, {"distance": "l2"}, "student"),
+    "reflow": (Reflow, {}, "student"),
+    "velocity matching": (MDTDist, {"lambda_vd": 0.0}, "student"),
+    "velocity distillation": (MDTDist, {"lambda_vm": 0.0}, "student"),
+    "the released norm": (MDTDist, {"normalise_tangent": True, "lambda_vd": 0.0}, "student"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sets_padded_further_have_the_same_loss(kind):
+    """From 6 places to 12 with shared noise, the padding's own being large: who forgets the mask counts it."""
+    method, settings, role = KINDS[kind]
+    noise, losses = {}, []
+    for size in (6, 12):
+        torch.manual_seed(0)
+        model = method(teacher(), **settings)
+        generator = torch.Generator().manual_seed(9)
+        for name in ("student", "fake_score"):
+            if hasattr(model, name):
+                nn.init.normal_(getattr(model, name).network.out.weight, generator=generator)
+
+        def drawn(shape, purpose, size=size):
+            if purpose not in noise:
+                noise[purpose] = torch.randn(len(SIZES), 12, 2, generator=torch.Generator().manual_seed(len(noise)))
+            return noise[purpose][:, :size]
+
+        model.randn, model.seed = drawn, 3
+        given = padded(batch(), size)
+        if hasattr(model, "pairs"):
+            z, y = (drawn(None, name) for name in ("z", "y"))
+            cond = {"place": given["place"], "mask": given["mask"]}
+            model.pairs.random = lambda num, generator, z=z, y=y, cond=cond: (z, y, cond)
+        losses.append(getattr(model, f"{role}_loss")(given))
+    assert losses[0].abs() > 1e-3
+    torch.testing.assert_close(*losses)
 
 
 def test_sidas_discriminator_weighs_a_set_by_its_own_number_of_elements():

@@ -226,6 +226,7 @@ def test_a_missing_key_is_named(key, folder):
         ("times", []),
         ("times", "soon"),
         ("times", [0.2, 1.0]),
+        ("times", [0.5, 0.5]),
         ("event_shape", 2),
         ("denoiser", "MLP"),
         ("classes", [3]),

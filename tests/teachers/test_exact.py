@@ -209,6 +209,18 @@ def test_a_stochastic_solver_needs_no_further_argument():
     assert torch.equal(found, teacher.sample(noise, {}, steps=100, solver="ancestral"))
 
 
+@pytest.mark.parametrize("kappa", [3.0, torch.tensor([0.0, 1.0, 3.0, -1.0, 2.0])], ids=["one", "each"])
+def test_generating_is_sampling_from_the_seeds_noise_with_the_same_guidance(kappa):
+    """Cut into chunks, every sample keeps its noise, its class and its kappa."""
+    law = Mixture([[0.5], [1.0], [-0.2]], [[[0.25]]] * 3, labels=[0, 1, 2])
+    teacher = ExactTeacher(law, VarianceExploding(), classes={"label": 2})
+    cond, noise = {"label": torch.arange(5) % 2}, teacher.noise(5, {}, 5)
+    found = teacher.generate(5, cond, 5, kappa=kappa, chunk=2)
+    torch.testing.assert_close(found, teacher.sample(noise, cond, kappa=kappa))
+    assert not torch.allclose(found, teacher.sample(noise, cond), atol=0.1)
+    assert not torch.equal(noise, teacher.noise(5, {}, 6))
+
+
 def test_an_unknown_solver_is_refused_with_the_names():
     with pytest.raises(ValueError, match="ddim"):
         gaussian(0.4, 0.9).sample(torch.zeros(1, 1), {}, solver="dimm")
