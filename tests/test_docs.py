@@ -91,6 +91,13 @@ def arguments(cls: type) -> set[str]:
     return {name for base in cls.__mro__ if "__init__" in vars(base) for name in signature(base.__init__).parameters}
 
 
+def model(method: str, *words: str) -> type:
+    """The class of a method, which may be another one for discrete diffusion."""
+    path = config.hand_over(config.compose([*words, f"method={method}"])[0])["model"]["class_path"]
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
 def test_every_switch_that_fidelity_names_is_there():
     """`model.X` is an argument of the classes of its section; `model.student.X` one of Adam's."""
     _, everybody, *sections = re.split(r"^## ", (ROOT / "docs" / "fidelity.md").read_text(), flags=re.M)
@@ -98,10 +105,7 @@ def test_every_switch_that_fidelity_names_is_there():
     named = {name: text for text in sections for name in re.findall(r"`(\w+)`", text.splitlines()[0])}
     assert named.keys() == methods.keys(), "a section for each method, and for no other"
     for method, text in named.items():
-        module, _, cls = config.hand_over(config.compose([f"method={method}"])[0])["model"]["class_path"].rpartition(
-            "."
-        )
-        taken = arguments(getattr(import_module(module), cls))
+        taken = arguments(model(method)) | arguments(model(method, "domain=discrete"))
         switches = set(re.findall(r"model\.(\w+(?:\.\w+)?)", everybody + text))
         assert len(switches) > 5
         for switch in switches:
