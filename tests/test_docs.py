@@ -161,6 +161,8 @@ def test_the_domain_of_the_docs_trains_a_teacher_and_a_student(tmp_path, monkeyp
     run_from(tmp_path, monkeypatch, pretrain, [*distil, "--out", "run"])
     assert (tmp_path / "run" / "student" / "student.yaml").is_file()
     assert (tmp_path / "run" / "samples").is_dir()
+    assert front.main(["sample", "run", "-n", "2"]) == 2  # its data are a class from outside
+    assert front.main(["sample", "run", "-n", "2", "--trust", "waves"]) == 0
 
 
 def test_the_network_of_the_docs_trains_and_samples(tmp_path, monkeypatch, capsys):
