@@ -19,22 +19,54 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "examples" / "README.md",
 ]
+EACH = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def links(page: Path) -> list[tuple[Path, str]]:
+    """The files that a page links to, each with the section it names (or nothing)."""
+    found = re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", page.read_text())
+    return [((page.parent / file).resolve() if file else page, section) for file, section in found]
+
+
+def sections(page: Path) -> set[str]:
+    """Its headings, as links name them."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@EACH
 def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        assert link.startswith("http") or (page.parent / link).exists(), f"{page.name} links to {link}"
+    for file, section in links(page):
+        assert file.exists(), f"{page.name} links to {file}"
+        assert not section or section in sections(file), f"{page.name} links to {file.name}#{section}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_page_is_reached_from_the_readme():
+    reached, left = set(), [ROOT / "README.md"]
+    while left:
+        page = left.pop()
+        if page not in reached:
+            reached.add(page)
+            left += [file for file, _ in links(page) if file.suffix == ".md"]
+    assert not {*PAGES} - reached
+
+
+@EACH
+def test_prose_is_no_wider_than_100_columns(page):
+    """Tables, code and the addresses of links may be wider."""
+    prose = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.S | re.M)
+    for line in re.sub(r"\]\([^)]*\)", "]", prose).splitlines():
+        assert len(line) <= 100 or line.startswith(("|", "    ")), f"{page.name}: {line}"
+
+
+@EACH
 def test_commands_compose(page):
     """The words of every `fit` command shown are accepted and its configuration is complete."""
     text = page.read_text().replace("\\\n", " ")
@@ -59,6 +91,13 @@ def arguments(cls: type) -> set[str]:
     return {name for base in cls.__mro__ if "__init__" in vars(base) for name in signature(base.__init__).parameters}
 
 
+def model(method: str, *words: str) -> type:
+    """The class of a method, which may be another one for discrete diffusion."""
+    path = config.hand_over(config.compose([*words, f"method={method}"])[0])["model"]["class_path"]
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
 def test_every_switch_that_fidelity_names_is_there():
     """`model.X` is an argument of the classes of its section; `model.student.X` one of Adam's."""
     _, everybody, *sections = re.split(r"^## ", (ROOT / "docs" / "fidelity.md").read_text(), flags=re.M)
@@ -66,10 +105,7 @@ def test_every_switch_that_fidelity_names_is_there():
     named = {name: text for text in sections for name in re.findall(r"`(\w+)`", text.splitlines()[0])}
     assert named.keys() == methods.keys(), "a section for each method, and for no other"
     for method, text in named.items():
-        module, _, cls = config.hand_over(config.compose([f"method={method}"])[0])["model"]["class_path"].rpartition(
-            "."
-        )
-        taken = arguments(getattr(import_module(module), cls))
+        taken = arguments(model(method)) | arguments(model(method, "domain=discrete"))
         switches = set(re.findall(r"model\.(\w+(?:\.\w+)?)", everybody + text))
         assert len(switches) > 5
         for switch in switches:
@@ -100,9 +136,11 @@ def run_from(folder: Path, monkeypatch, *commands: list[str]) -> None:
         assert words[:3] == ["python", "-m", "distillkit"] and front.main([*words[3:], *SHORT]) == 0, words
 
 
-def test_the_method_of_the_docs_runs(tmp_path, monkeypatch):
-    run, _ = unpack("add_a_method.md", tmp_path)
+def test_the_method_of_the_docs_runs(tmp_path, monkeypatch, capsys):
+    run, (*_, listed, place), _ = unpack("add_a_method.md", tmp_path)
     run_from(tmp_path, monkeypatch, [*run, "--out", "run"])
+    capsys.readouterr()
+    assert front.main([listed, place]) == 0 and "diff_instruct" in capsys.readouterr().out
     assert (tmp_path / "run" / "student" / "student.yaml").is_file()
     recipe = (tmp_path / "run" / "config.yaml").read_text()
     assert "ema_rampup: 0.2" in recipe and "t_init: 4" in recipe  # of the recipe, which nobody named
@@ -111,7 +149,7 @@ def test_the_method_of_the_docs_runs(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_method_of_the_docs_passes_the_battery(tmp_path):
     """From its own folder, as the page says it."""
-    _, (_, *words) = unpack("add_a_method.md", tmp_path)
+    *_, (_, *words) = unpack("add_a_method.md", tmp_path)
     words = [word.replace("PATH/TO/distillkit", str(ROOT)) for word in words]
     done = subprocess.run([sys.executable, *words, "-q"], cwd=tmp_path, timeout=1800, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -123,6 +161,16 @@ def test_the_domain_of_the_docs_trains_a_teacher_and_a_student(tmp_path, monkeyp
     run_from(tmp_path, monkeypatch, pretrain, [*distil, "--out", "run"])
     assert (tmp_path / "run" / "student" / "student.yaml").is_file()
     assert (tmp_path / "run" / "samples").is_dir()
+    assert front.main(["sample", "run", "-n", "2"]) == 2  # its data are a class from outside
+    assert front.main(["sample", "run", "-n", "2", "--trust", "waves"]) == 0
+
+
+def test_the_network_of_the_docs_trains_and_samples(tmp_path, monkeypatch, capsys):
+    train, (*_, verb, run, number, num, trust, name) = unpack("bring_your_own_network.md", tmp_path)
+    run_from(tmp_path, monkeypatch, train)
+    assert front.main([verb, run, number, num]) == 2 and f"{trust} {name}" in capsys.readouterr().err
+    assert front.main([verb, run, number, num, trust, name]) == 0
+    assert next(tmp_path.glob(f"{run}/samples-*/samples.npz")).is_file()
 
 
 def test_the_teacher_of_the_docs_samples():

@@ -21,7 +21,7 @@ from domains.video.pipelines import VAE, CogVideoX, Wan, ask, read_prompts
 SIZE = {"frames": 9, "height": 16, "width": 32}
 PROMPTS = ["a cat runs", "a dog sleeps on the moon", "a cat on the moon"]
 NEGATIVE = "blurry"
-WITHIN = 1e-4  # of the pipelines' latents, whose standard deviation is about 1; documented in docs/video.md
+WITHIN = 1e-4  # of the pipelines' latents, of std about 1; see docs/measured/teachers_from_disk.md
 
 
 @pytest.fixture(scope="module")
