@@ -12,6 +12,7 @@ from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.guidance import drop_condition, null_condition
 from distillkit.methods.base import Adam, Distiller
 from distillkit.methods.few_step import check_tokens
+from distillkit.rollouts import Continuation
 from distillkit.spec import Recorded
 from distillkit.teachers.base import BaseTeacher
 
@@ -49,6 +50,8 @@ class DataDistiller(TeacherDistiller):
         event_shape: shape of one sample.
         classes: categorical conditions, `{batch key: number of classes}`.
         context: batch keys of further conditions, see `BaseTeacher`.
+        continuation: how a sample of the new teacher follows another; None means that it does not
+            go on.
         solver, steps: at which the teacher counts as at its best; kept in its folder. None is the
             kind's own solver.
         drop: share of samples trained without their condition, so that guidance is possible.
@@ -67,6 +70,7 @@ class DataDistiller(TeacherDistiller):
         steps: int = 18,
         drop: float = 0.1,
         student: Adam = Adam(lr=1e-3),
+        continuation: Continuation | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -76,7 +80,12 @@ class DataDistiller(TeacherDistiller):
         check_made_for(denoiser.network, event_shape)
         self.event_shape, self.classes, self.context = tuple(event_shape), dict(classes or {}), tuple(context or ())
         self.drop = drop
-        self.surroundings = {"event_shape": self.event_shape, "classes": self.classes, "context": self.context}
+        self.surroundings = {
+            "event_shape": self.event_shape,
+            "classes": self.classes,
+            "context": self.context,
+            "continuation": continuation,
+        }
         kind = self.teacher_class
         self.best = {"solver": solver or kind.best["solver"], "steps": steps}
         if self.best["solver"] not in kind.solvers:

@@ -20,7 +20,7 @@ class Pretrain(DataDistiller):
     Args:
         network: the network to train.
         process: the noising process.
-        event_shape: shape of one sample.
+        event_shape, classes, context: as in `DataDistiller`.
         prediction: what the network predicts, see `Denoiser`; None means `edm`.
         sigma_data: standard deviation of the data.
         times: distribution of training times; None means EDM's lognormal.
@@ -33,6 +33,8 @@ class Pretrain(DataDistiller):
         network: nn.Module,
         process: Process,
         event_shape: list[int],
+        classes: dict[str, int] | None = None,
+        context: list[str] | None = None,
         prediction: Literal["x0", "eps", "v", "flow", "edm"] | None = None,
         sigma_data: float = 0.5,
         times: Times | None = None,
@@ -43,7 +45,8 @@ class Pretrain(DataDistiller):
                 f"a network on tokens is trained by distillkit.methods.pretrain_tokens.PretrainTokens, Pretrain takes no "
                 f"{type(process).__name__}"
             )
-        super().__init__(Denoiser(network, process, prediction or "edm", sigma_data), event_shape, **kwargs)
+        denoiser = Denoiser(network, process, prediction or "edm", sigma_data)
+        super().__init__(denoiser, event_shape, classes, context, **kwargs)
         self.times = times or LogNormal()
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:

@@ -24,6 +24,7 @@ class PretrainTokens(DataDistiller):
         network: the network to train.
         process: the noising process.
         event_shape: (d,), tokens of one sample.
+        classes, context: as in `DataDistiller`.
         prediction: the network's outputs, the `mean` of clean tokens or the `ratio` of
             probabilities.
         sigma_data: null; tokens have no standard deviation.
@@ -37,6 +38,8 @@ class PretrainTokens(DataDistiller):
         network: nn.Module,
         process: DiscreteProcess,
         event_shape: list[int],
+        classes: dict[str, int] | None = None,
+        context: list[str] | None = None,
         prediction: Literal["mean", "ratio"] = "mean",
         sigma_data: None = None,
         **kwargs,
@@ -45,7 +48,7 @@ class PretrainTokens(DataDistiller):
             raise ValueError(f"a network on tokens predicts their mean or ratio, not {prediction!r}")
         scaled = isinstance(process, Absorbing)
         denoiser = Ratio(network, process, scaled) if prediction == "ratio" else Mean(network, process)
-        super().__init__(denoiser, event_shape, **kwargs)
+        super().__init__(denoiser, event_shape, classes, context, **kwargs)
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """The score entropy per token, `E w(t) sum_y ... / d`, see `score_entropy`."""

@@ -88,6 +88,7 @@ class Reflow(TeacherDistiller):
             "context": teacher.context,
             "codec": teacher.codec,
             "start": teacher.start,
+            "continuation": teacher.continuation,
         }
         self.best = {"solver": solver, "steps": steps or teacher.best["steps"]}
         grid = teacher.grid(self.best["steps"])  # as of the pairs: some grids begin elsewhere if they are short

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from distillkit.methods.lsd import LSD
+from distillkit.methods.lsd_tokens import LSDTokens
 from domains.discrete import media
 from domains.discrete.checkpoints import DDiTCheckpoint
 from domains.discrete.data import (
@@ -272,6 +272,6 @@ def test_a_teacher_of_digits_is_trained_distilled_and_sampled(tmp_path):
 
 
 def test_data_and_teacher_with_different_tokens_are_refused():
-    data, method = WorldData(Potts(num_tokens=3), num_samples=64), LSD(Potts(num_tokens=4), num_steps=2)
+    data, method = WorldData(Potts(num_tokens=3), num_samples=64), LSDTokens(Potts(num_tokens=4), num_steps=2)
     with pytest.raises(ValueError, match="the data have 3 tokens, the process 4"):
         method.check(data)
