@@ -39,11 +39,10 @@ class SavedTeacher(Recorded):
         """What the folder's kind offers, told by teacher.yaml alone; of one that cannot be read all there is to offer."""
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             config = read_yaml(Path(arguments["path"]) / CONFIG)
-            said = config.get("provides")
-            if said is None:  # an earlier version's
+            if "provides" in config:
+                discrete = "log_probs" in config["provides"]
+            else:  # an earlier version's
                 discrete = config["denoiser"]["class_path"].startswith(DISCRETE)
-            else:
-                discrete = "log_probs" in said
             return (DiscreteFolderTeacher if discrete else FolderTeacher).offers(arguments)
         return FolderTeacher.provides | DiscreteFolderTeacher.provides
 

@@ -371,7 +371,11 @@ def test_a_pair_that_list_says_no_to_is_refused_in_one_sentence(capsys):
     "args, said",
     [
         (["sample", "x", "-n", "0"], "sample: argument -n: must be at least 1, got 0 (see --help)"),
-        (["sample", "x", "--clips", "0"], "sample: argument --clips: must be at least 1, got 0 (see --help)"),
+        (["sample", "x", "--rollouts", "0"], "sample: argument --rollouts: must be at least 1, got 0 (see --help)"),
+        (
+            ["sample", "x", "--clips", "3"],
+            "sample: argument --clips: it is --rollouts now, so type --rollouts 3 (see --help)",
+        ),
         (["sample", "x", "--seed", "-1"], "sample: argument --seed: must be from 0 to 4294967295, got -1 (see --help)"),
         (
             ["evaluate", "x", "--num-samples", "1"],
