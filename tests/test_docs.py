@@ -6,12 +6,12 @@ import re
 import shlex
 import subprocess
 import sys
-from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
 import pytest
 
+from distillkit.capabilities import imported
 from distillkit.cli import config, front
 from distillkit.methods.base import Adam
 
@@ -60,16 +60,14 @@ def arguments(cls: type) -> set[str]:
 
 
 def test_every_switch_that_fidelity_names_is_there():
-    """`model.X` is an argument of the classes of its section; `model.student.X` one of Adam's."""
+    """`model.X` is an argument of a class of its section; `model.student.X` one of Adam's."""
     _, everybody, *sections = re.split(r"^## ", (ROOT / "docs" / "fidelity.md").read_text(), flags=re.M)
     methods = {name: [name] for name in config.groups()["method"]}
     named = {name: text for text in sections for name in re.findall(r"`(\w+)`", text.splitlines()[0])}
     assert named.keys() == methods.keys(), "a section for each method, and for no other"
     for method, text in named.items():
-        module, _, cls = config.hand_over(config.compose([f"method={method}"])[0])["model"]["class_path"].rpartition(
-            "."
-        )
-        taken = arguments(getattr(import_module(module), cls))
+        paths = {config.pair(domain, method).model._target_ for domain in config.groups()["domain"]}
+        taken = set().union(*(arguments(imported(path)) for path in paths))
         switches = set(re.findall(r"model\.(\w+(?:\.\w+)?)", everybody + text))
         assert len(switches) > 5
         for switch in switches:

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import os
 import re
 import shlex
@@ -446,3 +447,34 @@ def test_a_class_path_of_an_earlier_version_is_refused_with_the_new_one(tmp_path
     (tmp_path / "config.yaml").write_text("trainer: {logger: {class_path: distillkit.logger.MetricsLogger}}\n")
     assert front.main(["fit", "--config", str(tmp_path / "config.yaml")]) == 2
     assert "distillkit.logger.MetricsLogger is distillkit.report.logger.MetricsLogger now" in capsys.readouterr().err
+
+
+TOKENS = {"class_path": "domains.discrete.teacher.Text"}
+DIGITS = {"class_path": "domains.image.teacher.Digits"}
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "now"),
+    [
+        ("lsd.LSD", {"teacher": TOKENS}, "lsd_tokens.LSDTokens"),
+        ("lsd.LSDPlus", {"teacher": TOKENS}, "lsd_tokens.LSDTokens with learn_times: true"),
+        ("lsd.LSDPlus", {"teacher": DIGITS}, "lsd.LSD with learn_times: true"),
+        (
+            "pretrain.Pretrain",
+            {"process": {"class_path": "distillkit.discrete.process.Absorbing", "init_args": {"num_tokens": 3}}},
+            "pretrain_tokens.PretrainTokens",
+        ),
+    ],
+)
+def test_a_configuration_of_an_earlier_version_is_told_the_class_of_today(path, arguments, now, tmp_path, capsys):
+    file = tmp_path / "config.yaml"
+    old = f"distillkit.methods.{path}"
+    file.write_text(json.dumps({"model": {"class_path": old, "init_args": arguments}}))
+    assert front.main(["fit", "--config", str(file)]) == 2
+    assert capsys.readouterr().err == f"error: {old} is distillkit.methods.{now} now: change it in {file}\n"
+
+
+@pytest.mark.parametrize("path", ["lsd.LSD", "pretrain.Pretrain"])
+def test_classes_that_serve_a_gaussian_process_as_before_are_not_refused(path):
+    model = {"class_path": f"distillkit.methods.{path}", "init_args": {"teacher": DIGITS}}
+    config.refuse_moved({"model": model}, "config.yaml")
