@@ -37,7 +37,7 @@ from distillkit.discrete.process import Absorbing
 from distillkit.discrete.sampling import SAMPLERS
 from distillkit.evaluation.pictures import save_picture
 from distillkit.files import write_text
-from distillkit.methods.lsd import LSD, LSDPlus
+from distillkit.methods.lsd_tokens import LSDTokens
 from distillkit.report.quality import number
 from domains.discrete.data import DiscreteData, TextData, WorldData
 from domains.discrete.media import curves
@@ -119,14 +119,14 @@ def samplers(
         yield "tweedie, squared times", lambda: ("tweedie", process.grid(calls) ** 2)
     yield "tweedie, Jump-Your-Steps", lambda: ("tweedie", jumps(teacher, calls, seed))
     paper = {"objective": "score_l2", "couple": False, "rule": "euler", "guard": 0}
-    choices = {"LSD": (LSD, {}), "LSD+": (LSDPlus, {})}
+    choices = {"LSD": {}, "LSD+": {"learn_times": True}}
     if world.batch > 64:  # elsewhere a run of the teacher in 16 times as many calls takes too long
-        choices = {"LSD, the paper's regression": (LSD, paper), **choices}
-    for name, (cls, settings) in choices.items():
+        choices = {"LSD, the paper's regression": paper, **choices}
+    for name, settings in choices.items():
         settings = {"num_pairs": 2 * world.batch, "guard": world.guard, **settings}
         yield (
             name,
-            lambda cls=cls, settings=settings: learned(cls, teacher, data, calls, settings, rounds, world.batch, seed),
+            lambda settings=settings: learned(teacher, data, calls, settings, rounds, world.batch, seed),
         )
 
 
@@ -135,12 +135,10 @@ def jumps(teacher: Any, calls: int, seed: int) -> torch.Tensor:
     return jump_your_steps(teacher.denoiser, x_0, calls, fresh(seed, *x_0.shape, teacher.process.num_states)(0))
 
 
-def learned(
-    cls: type, teacher: Any, data: DiscreteData, calls: int, settings: dict, rounds: int, batch: int, seed: int
-) -> Made:
+def learned(teacher: Any, data: DiscreteData, calls: int, settings: dict, rounds: int, batch: int, seed: int) -> Made:
     """A trained sampler, and its times."""
     seed_everything(seed, verbose=False)
-    model = cls(teacher, num_steps=calls, **settings)
+    model = LSDTokens(teacher, num_steps=calls, **settings)
     data.batch_size = batch
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
     run = Trainer(max_steps=rounds, max_epochs=-1, enable_model_summary=False, accelerator="cpu", **silent)

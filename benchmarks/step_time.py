@@ -86,7 +86,10 @@ def methods() -> dict[str, type[Distiller]]:
     """Every method of `conf/method` that can be built from one image teacher."""
     found = {}
     for file in sorted(METHODS.glob("*.yaml")):
-        module, _, name = yaml.safe_load(file.read_text())["model"]["_target_"].rpartition(".")
+        target = (yaml.safe_load(file.read_text()).get("model") or {}).get("_target_")
+        if target is None:  # another method with other settings
+            continue
+        module, _, name = target.rpartition(".")
         cls = getattr(import_module(module), name)
         if issubclass(cls, ScoreDistiller | Pretrain):
             found[file.stem] = cls

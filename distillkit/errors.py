@@ -46,6 +46,15 @@ def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], 
     return read
 
 
+def moved(flag: str) -> Callable[[str], Any]:
+    """The type of an argument of argparse that earlier versions had: whoever gives it is told the new one."""
+
+    def read(text: str) -> NoReturn:
+        raise argparse.ArgumentTypeError(f"it is {flag} now, so type {flag} {text}")
+
+    return read
+
+
 def did_you_mean(name: str, names: Iterable[str], prefix: str = "", show: int = 3) -> str:
     """` (did you mean 'a' or 'b'?)`, or nothing without a near name; `prefix` goes before each."""
     known = {other.lower(): other for other in names}

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from distillkit import load_student
 from distillkit.cli.lightning import quiet
-from distillkit.methods.lsd import LSDPlus
+from distillkit.methods.lsd_tokens import LSDTokens
 from domains.discrete.data import WorldData
 from domains.discrete.media import curves
 from domains.discrete.teacher import Countdown
@@ -25,7 +25,7 @@ def main(steps: int = 4, out: str = "runs/example-discrete") -> None:
         num_tokens=8, length=32, noise="uniform"
     )  # its denoiser is a formula: nothing had to be trained
     data = WorldData(teacher, batch_size=256)
-    method = LSDPlus(teacher, num_steps=8, num_pairs=512, guard=NUM)
+    method = LSDTokens(teacher, num_steps=8, learn_times=True, num_pairs=512, guard=NUM)
     trainer = Trainer(
         max_steps=steps,  # each solves for all seven powers
         max_epochs=-1,

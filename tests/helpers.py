@@ -20,6 +20,7 @@ from distillkit.diffusion.process import (
     VariancePreserving,
 )
 from distillkit.networks.mlp import MLP
+from distillkit.rollouts import Continuation
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
@@ -115,6 +116,20 @@ class Affine(Codec):
 
     def data_shape(self, event_shape):
         return (*event_shape, 1)
+
+
+class Tail(Continuation):
+    """What follows a sample is made for its end, the condition `name`; it is not detached, so gradient that flows shows."""
+
+    def __init__(self, name: str = "before", axis: int = 2):
+        self.name, self.axis = name, axis
+
+    def __call__(self, cond, x_0):
+        shared = self.overlap(cond)
+        return {**cond, self.name: x_0.narrow(self.axis, x_0.shape[self.axis] - shared, shared)}
+
+    def overlap(self, cond):
+        return cond[self.name].shape[self.axis]
 
 
 class Pairs(DistillData):

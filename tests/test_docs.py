@@ -6,12 +6,12 @@ import re
 import shlex
 import subprocess
 import sys
-from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
 import pytest
 
+from distillkit.capabilities import imported
 from distillkit.cli import config, front
 from distillkit.methods.base import Adam
 
@@ -94,12 +94,11 @@ def arguments(cls: type) -> set[str]:
 def model(method: str, *words: str) -> type:
     """The class of a method, which may be another one for discrete diffusion."""
     path = config.hand_over(config.compose([*words, f"method={method}"])[0])["model"]["class_path"]
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
+    return imported(path)
 
 
 def test_every_switch_that_fidelity_names_is_there():
-    """`model.X` is an argument of the classes of its section; `model.student.X` one of Adam's."""
+    """`model.X` is an argument of a class of its section; `model.student.X` one of Adam's."""
     _, everybody, *sections = re.split(r"^## ", (ROOT / "docs" / "fidelity.md").read_text(), flags=re.M)
     methods = {name: [name] for name in config.groups()["method"]}
     named = {name: text for text in sections for name in re.findall(r"`(\w+)`", text.splitlines()[0])}

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 GROUND = {"capabilities", "checks", "codec", "data", "errors", "files", "progress", "runs", "sources", "spec"}
 ROOMS = {
     "diffusion": set(),
-    "continuation": {"diffusion"},
+    "rollouts": {"diffusion"},
     "discrete": {"diffusion"},
     "networks": {"diffusion", "discrete"},
     "losses": {"diffusion", "discrete"},
@@ -24,7 +24,7 @@ ROOMS = {
     "evaluation": {"students", "teachers", "diffusion"},
     "report": {"evaluation"},  # the names of rows alone
     "methods": {
-        "continuation",
+        "rollouts",
         "evaluation",
         "students",
         "losses",
@@ -35,7 +35,7 @@ ROOMS = {
         "discrete",
     },
     "callbacks": {"report", "evaluation", "students"},
-    "cli": {"callbacks", "report", "methods", "evaluation", "students", "networks", "continuation"},
+    "cli": {"callbacks", "report", "methods", "evaluation", "students", "networks", "rollouts"},
     "__main__": {"cli"},
 }
 # A teacher of tokens stands in users' files as `discrete.teacher`; by what it imports it is a teacher.

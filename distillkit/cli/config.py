@@ -23,7 +23,17 @@ from distillkit.errors import UsageError, did_you_mean, one_line
 HANDED_OVER = ("model", "data", "trainer", "seed_everything")
 SCRATCH = ("vars", "teacher", "network", "student", "fake_score")
 SEARCH_PATH = "hydra.searchpath="
-MOVED = {"distillkit.logger.MetricsLogger": "distillkit.report.logger.MetricsLogger"}  # class paths of earlier versions
+# class paths of earlier versions, and what they are now; of tokens, where a class served both
+MOVED = {
+    "distillkit.logger.MetricsLogger": "distillkit.report.logger.MetricsLogger",
+    "distillkit.methods.lsd.LSDPlus": "distillkit.methods.lsd.LSD with learn_times: true",
+}
+MOVED_TOKENS = {
+    "distillkit.methods.lsd.LSDPlus": "distillkit.methods.lsd_tokens.LSDTokens with learn_times: true",
+    "distillkit.methods.lsd.LSD": "distillkit.methods.lsd_tokens.LSDTokens",
+    "distillkit.methods.pretrain.Pretrain": "distillkit.methods.pretrain_tokens.PretrainTokens",
+}
+GONE = {"teacher=discrete_folder": "teacher=folder"}  # choices of earlier versions
 
 
 def conf_dirs(words: Sequence[str] = ()) -> list[Path]:
@@ -125,6 +135,8 @@ def to_override(word: str, known: dict[str, list[str]]) -> str:
     if not value:
         raise UsageError(f"{key}= chooses nothing; {there}")
     for choice in value.split(","):
+        if mend := GONE.get(f"{key}={choice}"):
+            raise UsageError(f"{key}={choice} is {mend} now, which tells by the folder what it holds")
         if choice not in known[key] and re.fullmatch(r"[^\[({$'\"]+", choice) and choice != "null":
             wanted = (
                 f"; a folder is {key}=folder {key}.path={choice}" if "folder" in known[key] and "/" in choice else ""
@@ -460,8 +472,11 @@ def refuse_no_classes(kind: str, parts: Any) -> None:
 
 def refuse_moved(plain: Any, where: str) -> None:
     """Refuse class paths that earlier versions wrote, with the new one."""
-    if old := next((old for old in MOVED if re.search(rf"(?<![\w.]){re.escape(old)}(?![\w.])", str(plain))), None):
-        raise UsageError(f"{old} is {MOVED[old]} now: change it in {where}")
+    said = str(plain)
+    on_tokens = re.search(r"'(class_path|_target_)': '[\w.]*\.discrete\.", said)
+    moved = MOVED | MOVED_TOKENS if on_tokens else MOVED
+    if old := next((old for old in moved if re.search(rf"(?<![\w.]){re.escape(old)}(?![\w.])", said)), None):
+        raise UsageError(f"{old} is {moved[old]} now: change it in {where}")
 
 
 def typed_keys(cfg: Any) -> list[str]:

@@ -89,7 +89,8 @@ def _nearest(wrong: str, owner: str | None, keys: Iterable[str], prefix: str) ->
     """Proposals for a wrong name, from the keys of the class or else of the command line."""
     if owner is None:
         return did_you_mean(wrong, keys)
-    if mend := getattr(_class(owner), "renamed", {}).get(wrong):
+    renamed = getattr(_class(owner), "renamed", {})
+    if mend := renamed.get(wrong) or renamed.get(wrong.partition(".")[0]):
         return f" any more: {mend}"
     names = keys_of(owner)
     tops = list(dict.fromkeys(name.partition(".")[0] for name in names))

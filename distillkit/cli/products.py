@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from argparse import SUPPRESS, Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distillkit.codec import Codec
-from distillkit.continuation import continued
-from distillkit.errors import Arguments, Failure, UsageError, number, optional
+from distillkit.errors import Arguments, Failure, UsageError, moved, number, optional
 from distillkit.evaluation.pictures import save_files, save_picture
 from distillkit.files import write_atomic, write_text
 from distillkit.networks.routed import Routed
+from distillkit.rollouts import Continuation, rolled_out
 from distillkit.spec import Outside, from_spec
+from distillkit.students.base import Student
 from distillkit.students.few_step import FewStepStudent
 from distillkit.students.provenance import allow, asked, load, made_with, set_up
 
@@ -47,8 +50,33 @@ def _writable(path: Path) -> Path:
 
 def sample(argv: Sequence[str]) -> int:
     """`sample STUDENT -n 64 --seed 1 --out DIR`: samples.npz and a picture."""
-    import numpy as np
+    args = _asked_to_sample(argv)
+    student = load(args.student, args.trust)
+    goes_on = _continuation(student, args) if args.rollouts > 1 else None
+    data, no_picture = _data_of(student, args)
+    cond = _conditions(student, data, args)
+    out = _new(args.out or Path(args.student) / f"samples-{args.seed}")
+    draw = partial(student.sample, kappa=args.kappa)
+    try:
+        samples = (
+            rolled_out(draw, goes_on, cond, args.rollouts, args.seed) if goes_on else draw(args.n, cond, args.seed)
+        )
+    except ValueError as error:  # a codec that may not be read, a guidance scale that it was not told
+        raise UsageError(str(error)) from error
+    _write_samples(out / "samples.npz", samples, cond)
+    if no_picture:
+        print(no_picture)
+    print(f"{args.n} samples in {out / 'samples.npz'}: array `samples`, shape {tuple(samples.shape)}")
+    if data is not None:
+        save_picture(out / "samples.png", data.media.picture(samples, cond))
+        print(f"picture: {out / 'samples.png'}")
+        for path in save_files(data.media, samples, cond, out):
+            print(f"file: {path}")
+    return 0
 
+
+def _asked_to_sample(argv: Sequence[str]) -> Namespace:
+    """The arguments of `sample`."""
     parser = Arguments(prog="distillkit sample", description="Draw samples from a student folder.")
     parser.add_argument("student", help="a student folder, or the run folder around it")
     parser.add_argument("-n", type=number(int, 1), default=64, help="how many (default 64)")
@@ -67,28 +95,53 @@ def sample(argv: Sequence[str]) -> int:
         "--kappa", type=number(float, 0), help="guidance scale, of a student that was told it (default: its middle)"
     )
     parser.add_argument(
-        "--clips",
+        "--rollouts",
         type=number(int, 1),
         default=1,
-        help="of a student that is given first frames: clips in a row (default 1)",
+        help="of a student that goes on from its own samples: how many in a row, joined to one (default 1)",
     )
+    parser.add_argument("--clips", type=moved("--rollouts"), help=SUPPRESS)
     allow(parser)
-    args = parser.parse_args(argv)
-    student = load(args.student, args.trust)
-    if args.clips > 1 and "first" not in student.context:
+    return parser.parse_args(argv)
+
+
+def _continuation(student: Student, args: Namespace) -> Continuation:
+    """How the student goes on; of a folder of an earlier version, which does not say it, how its teacher does."""
+    found = student.continuation
+    if found is None and student.context and "teacher" in (student.config.get("run") or {}):
+        found = made_with(student, args.student, args.trust, "teacher")["teacher"].continuation
+    if found is None:
         raise UsageError(
-            f"--clips {args.clips}: this student is not given first frames, so it cannot go on from its last"
+            f"--rollouts {args.rollouts}: neither this student nor its teacher says what comes after a sample "
+            f"(`continuation` in student.yaml), so it cannot go on from its own"
         )
-    data, no_picture, from_data = None, "", bool(student.context) and not student.examples
-    if from_data or "data" in (student.config.get("run") or {}):
-        try:
-            data = made_with(student, args.student, args.trust, "data")["data"]
-        except UsageError as error:
-            if from_data or not isinstance(error.__cause__, Outside):
-                raise
-            no_picture = f"no picture: {error.__cause__}"  # its media belong to the data
-        if from_data:
-            set_up(data)
+    return found
+
+
+def _data_of(student: Student, args: Namespace) -> tuple[Any, str]:
+    """The data that the student was made with, None if they are not to be had, and why there is no picture."""
+    needed = _from_data(student)
+    if not needed and "data" not in (student.config.get("run") or {}):
+        return None, ""
+    try:
+        data = made_with(student, args.student, args.trust, "data")["data"]
+    except UsageError as error:
+        if needed or not isinstance(error.__cause__, Outside):
+            raise
+        return None, f"no picture: {error.__cause__}"  # its media belong to the data
+    if needed:
+        set_up(data)
+    return data, ""
+
+
+def _from_data(student: Student) -> bool:
+    """Whether what it is asked about comes from held-out data, for its folder carries no examples."""
+    return bool(student.context) and not student.examples
+
+
+def _conditions(student: Student, data: Any, args: Namespace) -> dict[str, Tensor]:
+    """What the samples are made for."""
+    from_data = _from_data(student)
     cond = asked(student, data, args.n) if from_data else student.default_condition(args.n)
     for item in args.cond:
         name, _, value = item.partition("=")
@@ -104,32 +157,20 @@ def sample(argv: Sequence[str]) -> int:
             )
             raise UsageError(f"--cond {item} is not possible; this student's conditions are {possible}")
         cond[name] = torch.full((args.n,), int(value))
-    out = _new(args.out or Path(args.student) / f"samples-{args.seed}")
-    going_on = args.clips > 1
-    try:
-        samples = (
-            continued(partial(student.sample, kappa=args.kappa), cond, args.clips, args.seed)
-            if going_on
-            else student.sample(args.n, cond, args.seed, kappa=args.kappa)
-        )
-    except ValueError as error:  # a codec that may not be read, a guidance scale that it was not told
-        raise UsageError(str(error)) from error
+    return cond
+
+
+def _write_samples(file: Path, samples: Tensor, cond: dict[str, Tensor]) -> None:
+    """Samples and conditions as arrays of NumPy."""
+    import numpy as np
+
     arrays = {"samples": samples.numpy(), **{name: value.numpy() for name, value in cond.items()}}
 
     def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        with path.open("wb") as opened:
+            np.savez_compressed(opened, **arrays)
 
-    write_atomic(out / "samples.npz", write)
-    if no_picture:
-        print(no_picture)
-    print(f"{args.n} samples in {out / 'samples.npz'}: array `samples`, shape {tuple(samples.shape)}")
-    if data is not None:
-        save_picture(out / "samples.png", data.media.picture(samples, cond))
-        print(f"picture: {out / 'samples.png'}")
-        for path in save_files(data.media, samples, cond, out):
-            print(f"file: {path}")
-    return 0
+    write_atomic(file, write)
 
 
 # ---- evaluate

@@ -26,7 +26,7 @@ class DiscreteTeacher(BaseTeacher):
     Args:
         denoiser: `(x_t, t, cond) -> log pi` [B, d, S].
         event_shape: (d,).
-        classes, context, codec: as in `BaseTeacher`.
+        classes, context, codec, continuation: as in `BaseTeacher`.
     """
 
     denoiser_kind = DiscreteDenoiser

@@ -136,6 +136,7 @@ class FewStepDistiller(Distiller):
             noise_scale=self.noise_scale,
             start=teacher.start,
             codec=teacher.codec,
+            continuation=teacher.continuation,
         )
 
     def facts(self) -> dict[str, Any]:

@@ -93,6 +93,7 @@ class Reflow(TeacherDistiller):
             "context": teacher.context,
             "codec": teacher.codec,
             "start": teacher.start,
+            "continuation": teacher.continuation,
         }
         self.best = {"solver": solver, "steps": steps or teacher.best["steps"]}
         grid = teacher.grid(self.best["steps"])  # that of the pairs: the first time of some grids depends on the length

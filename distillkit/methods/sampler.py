@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from distillkit import capabilities, checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.methods.base import Adam, Distiller
-from distillkit.methods.few_step import KAPPAS, check_belongs, check_guidable
+from distillkit.methods.few_step import KAPPAS, check_belongs, check_guidable, steps_of
+from distillkit.pairs import Pairs
 from distillkit.progress import progress
 from distillkit.students.sampler import SamplerStudent
 from distillkit.teachers.base import BaseTeacher
@@ -33,10 +34,21 @@ class SamplerDistiller(Distiller):
         student: its optimiser.
         kappa: guidance scale of the teacher, 1 = none.
         guard: samples of a comparison; 0 keeps what was learned in any case.
+        num_pairs: samples of the teacher made at the start: what the student's are compared with.
+        pairs_path: a folder that keeps them for other runs, see `Pairs`; None makes them anew in
+            memory.
     """
 
     def __init__(
-        self, teacher: BaseTeacher, sampler: nn.Module, student: Adam, kappa: float = 1.0, guard: int = 2000, **kwargs
+        self,
+        teacher: BaseTeacher,
+        sampler: nn.Module,
+        student: Adam,
+        kappa: float = 1.0,
+        guard: int = 2000,
+        num_pairs: int = 4096,
+        pairs_path: str | None = None,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         checks.within(KAPPAS, kappa=kappa)
@@ -45,6 +57,7 @@ class SamplerDistiller(Distiller):
         check_guidable(teacher, kappa)
         self.requires = self.needs({"kappa": kappa})
         self.teacher, self.kappa, self.guard = teacher, kappa, guard
+        self.pairs = Pairs(teacher, num_pairs, pairs_path, kappa=kappa)
         self.add_role("student", student, student=sampler)
         self.keep_ema()
         self.verdict: dict[str, Any] = {}
@@ -53,6 +66,13 @@ class SamplerDistiller(Distiller):
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
         """Guidance needs conditions that have a null."""
         return super().needs(arguments) | capabilities.guidance(arguments)
+
+    def on_fit_start(self) -> None:
+        self.pairs.make(self.trainer.datamodule.train, self.seed, self.trainer.strategy)
+
+    def paired(self, batch: dict[str, Tensor]) -> tuple[Tensor | None, Tensor, Cond]:
+        """As many random pairs as the batch has samples, see `Pairs.random`."""
+        return self.pairs.random(len(next(iter(batch.values()))), self.generator("pairs"))
 
     @property
     def num_steps(self) -> int:
@@ -153,6 +173,23 @@ class SamplerDistiller(Distiller):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.verdict = dict(checkpoint["distillkit"].get("verdict", {}))
+
+
+def first_times(num_steps: int | None, times: list[float] | None, grid: Callable[[int], Tensor]) -> list[float]:
+    """The times at which a sampler starts, largest first.
+
+    Args:
+        num_steps: their number; None means six, or as many as there are times.
+        times: the times; None means `grid(num_steps)`.
+
+    Raises:
+        ValueError: there are fewer than two, or number and times contradict.
+    """
+    num_steps = steps_of(num_steps, times, 6)
+    times = grid(num_steps).tolist() if times is None else list(times)
+    if len(times) < 2:
+        raise ValueError(f"a sampler needs at least 2 steps to have something to learn, got {len(times)}")
+    return times
 
 
 GUARD_SEED = 4321

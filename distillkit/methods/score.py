@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from distillkit import checks
-from distillkit.continuation import following
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.sampling import few_step
 from distillkit.diffusion.times import Times
@@ -17,6 +16,8 @@ from distillkit.methods.base import Adam
 from distillkit.methods.few_step import FewStepDistiller
 from distillkit.students.makers import Copy, Maker
 from distillkit.teachers.base import Teacher
+
+ROW = "clip"  # in the names of the noise of samples in a row, as ever: another would change every run
 
 
 class ScoreDistiller(FewStepDistiller):
@@ -34,15 +35,17 @@ class ScoreDistiller(FewStepDistiller):
             is the one that counts, and the steps before it only lead up to it. With `each` the fake
             score is told the step: otherwise it would follow the mixture of all steps, and their
             errors could cancel each other in it for ever.
-        clips: of a teacher that is given `first` frames, how many clips the student makes in a row
-            in training, each from the last frames of the one before; a random one of them is
-            trained. So it learns from frames that it made itself, as it will see them when it goes
-            on (Self-Forcing, arXiv 2506.08009): the divergence between long videos is the sum over
-            their clips, each given what the student made before. No gradient flows from clip to
-            clip.
+        rollouts: of a teacher that proceeds, how many samples the student makes in a row in
+            training, each going on from the one before; a random one of them is trained. So it
+            learns from conditions that it made itself, as it will see them when it goes on
+            (Self-Forcing, arXiv 2506.08009): the divergence between long samples is the sum over
+            their parts, each given what the student made before. No gradient flows from one to the
+            next.
         fake_score_maker: makes the fake score's denoiser; None copies the teacher's, whatever the
             student is.
     """
+
+    renamed = FewStepDistiller.renamed | {"clips": "how many samples in a row is model.rollouts"}
 
     def __init__(
         self,
@@ -53,17 +56,18 @@ class ScoreDistiller(FewStepDistiller):
         fake_score: Adam,
         normalise: Normalise | None = "sample",
         matched: Literal["each", "last"] = "each",
-        clips: int = 1,
+        rollouts: int = 1,
         fake_score_maker: Maker | None = None,
         **kwargs,
     ):
         super().__init__(teacher, **kwargs)
-        checks.whole(1, clips=clips)
-        if clips > 1 and "first" not in teacher.context:
+        checks.whole(1, rollouts=rollouts)
+        if rollouts > 1 and teacher.continuation is None:
             raise ValueError(
-                f"clips={clips} need a teacher that is given first frames, {teacher.id} is not: leave model.clips at 1"
+                f"rollouts={rollouts} need a teacher that says what comes after a sample (`continuation` in its "
+                f"teacher.yaml), {teacher.id} does not: leave model.rollouts at 1"
             )
-        self.clips = clips
+        self.rollouts = rollouts
         self.student_times, self.fake_times = student_times, fake_times
         self.normalise, self.matched = normalise, matched
         self.fake_score_maker = fake_score_maker or Copy()
@@ -112,9 +116,9 @@ class ScoreDistiller(FewStepDistiller):
             cond = {**cond, "kappa": low + (high - low) * share}
         shape = self.teacher.shape(len(next(iter(batch.values()))), cond)
         with torch.no_grad():
-            for clip in range(self.randint(self.clips, "clip")):
-                made = self.generate(shape, cond, f"{purpose} clip {clip}", self.num_steps - 1)
-                cond = following(cond, self.teacher.codec.decode(made, cond))  # frames, not latents
+            for k in range(self.randint(self.rollouts, ROW)):
+                made = self.generate(shape, cond, f"{purpose} {ROW} {k}", self.num_steps - 1)
+                cond = self.teacher.proceed(cond, self.teacher.codec.decode(made, cond))
         x_g = self.generate(shape, cond, purpose, self.step)
         if self.tells_steps:
             cond = {**cond, "step": torch.full((len(x_g),), self.step, device=self.device)}
@@ -134,7 +138,7 @@ class ScoreDistiller(FewStepDistiller):
         return x_g
 
     def real_condition(self, batch: dict[str, Tensor], cond: Cond) -> Cond:
-        """`cond` for the batch's own samples: they go on from their own first frames."""
+        """`cond` for the batch's own samples: they follow what they really followed."""
         return {**cond, **{name: batch[name] for name in self.teacher.context}}
 
     def diffuse(self, x_0: Tensor, times: Times, purpose: str) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import distillkit
 from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Cond, number
 from distillkit.files import read_tensors, read_yaml, save_tensors, save_weights, write_yaml
+from distillkit.rollouts import Continuation
 from distillkit.spec import Outside, from_spec, named, to_spec, trusted_class
 
 WEIGHTS, CONFIG, EXAMPLES = "model.safetensors", "student.yaml", "conditions.safetensors"
@@ -42,6 +43,7 @@ class Student(nn.Module, ABC):
         codec: the map between data and samples; None means they are the same.
         config: the content of its folder's yaml.
         examples: some conditions with a context, `{name: [M, ...]}`, the defaults of `sample`.
+        continuation: how a sample follows another, the teacher's; None means that it ends there.
     """
 
     kind = "student"
@@ -54,10 +56,12 @@ class Student(nn.Module, ABC):
         codec: Codec | None = None,
         config: dict[str, Any] | None = None,
         examples: Cond | None = None,
+        continuation: Continuation | None = None,
     ):
         super().__init__()
         self.event_shape, self.classes, self.context = tuple(event_shape), dict(classes or {}), tuple(context)
         self.codec, self.config, self.examples = codec or Codec(), config or {}, examples or {}
+        self.continuation = continuation
 
     # Members of each kind of student
 
@@ -129,6 +133,8 @@ class Student(nn.Module, ABC):
     def facts(self) -> dict[str, Any]:
         """The student's own part of student.yaml."""
         own = {"codec": to_spec(self.codec)} if type(self.codec) is not Codec else {}
+        if self.continuation is not None:
+            own["continuation"] = to_spec(self.continuation)
         return {
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "num_steps": self.num_steps,

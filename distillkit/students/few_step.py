@@ -16,6 +16,7 @@ from distillkit.diffusion.sampling import few_step
 from distillkit.diffusion.start import Start
 from distillkit.files import load_weights
 from distillkit.progress import calls
+from distillkit.rollouts import Continuation
 from distillkit.spec import from_spec, named, to_spec
 from distillkit.students.base import MOST_STEPS, WEIGHTS, Student, check_origin, load_codec, refuse
 
@@ -26,7 +27,7 @@ class FewStepStudent(Student):
     Args:
         denoiser: `(x_t, t, cond) -> x_0`.
         times: decreasing times of the steps.
-        event_shape, classes, context, codec, config, examples: as in `Student`.
+        event_shape, classes, context, codec, config, examples, continuation: as in `Student`.
         renoise: between steps, fresh noise (true) or the noise that the student implies (false).
         noise_scale: factor on all noise that it draws, see `few_step`; training uses 1.
         start: the input of the first step; None means pure noise.
@@ -45,8 +46,9 @@ class FewStepStudent(Student):
         start: Start | None = None,
         codec: Codec | None = None,
         examples: Cond | None = None,
+        continuation: Continuation | None = None,
     ):
-        super().__init__(event_shape, classes, context, codec, config, examples)
+        super().__init__(event_shape, classes, context, codec, config, examples, continuation)
         self.denoiser, self._times = denoiser, list(times)
         self.renoise, self.noise_scale, self.start = renoise, noise_scale, start or Start()
         self.start.check(denoiser.process, self.context)
@@ -131,6 +133,7 @@ class FewStepStudent(Student):
         with named(file):
             denoiser = from_spec(config["denoiser"], trust, home, folder / WEIGHTS)
             start = from_spec(config["start"], trust, home) if "start" in config else None
+            going_on = from_spec(config["continuation"], trust, home) if "continuation" in config else None
         check_facts(config, file, denoiser)
         check_origin(config, file)
         times, scale = config["times"], config.get("noise_scale", 1.0)
@@ -140,6 +143,7 @@ class FewStepStudent(Student):
             "renoise": isinstance(config["renoise"], bool),
             "noise_scale": number(scale),
             "start": start is None or isinstance(start, Start),
+            "continuation": going_on is None or isinstance(going_on, Continuation),
         }
         refuse(config, file, sound)
         load_weights(denoiser, folder / WEIGHTS)
@@ -156,4 +160,5 @@ class FewStepStudent(Student):
                 scale,
                 start,
                 codec,
+                continuation=going_on,
             )

@@ -35,7 +35,8 @@ class SamplerStudent(Student):
         config: dict[str, Any] | None = None,
         examples: Cond | None = None,
     ):
-        super().__init__(teacher.event_shape, teacher.classes, teacher.context, teacher.codec, config, examples)
+        shape, classes, context = teacher.event_shape, teacher.classes, teacher.context
+        super().__init__(shape, classes, context, teacher.codec, config, examples, teacher.continuation)
         self.teacher, self.sampler, self.kappa = teacher, sampler, kappa
 
     @property
@@ -67,7 +68,8 @@ class SamplerStudent(Student):
 
     def facts(self):
         own = super().facts()
-        own.pop("codec", None)  # the teacher's
+        for name in ("codec", "continuation"):
+            own.pop(name, None)  # the teacher's
         teacher = {"id": self.teacher.id, "hash": self.teacher.fingerprint(), **to_spec(self.teacher)}
         return {
             **own,

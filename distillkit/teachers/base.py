@@ -22,6 +22,7 @@ from distillkit.diffusion.start import Start
 from distillkit.files import hash_weights, save_weights, write_yaml
 from distillkit.networks.adapters import Base, TeacherBase
 from distillkit.progress import calls
+from distillkit.rollouts import Continuation
 from distillkit.spec import Recorded, to_spec
 
 WEIGHTS, CONFIG = "model.safetensors", "teacher.yaml"
@@ -35,9 +36,10 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         event_shape: shape of one sample; of a padded set, with its largest size.
         classes: categorical conditions, `{batch key: number of classes}`; index `number of classes`
             is the null condition.
-        context: batch keys of what else a sample is made for (positions, a first frame, a `mask`):
-            tensors that guidance keeps and that have no null.
+        context: batch keys of what else a sample is made for (positions, an observation, a
+            `mask`): tensors that guidance keeps and that have no null.
         codec: between data and samples; None means they are the same.
+        continuation: how a sample follows another; None means that it does not go on.
 
     Attributes:
         denoiser_kind: the class of its denoiser.
@@ -63,10 +65,11 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         classes: dict[str, int] | None = None,
         context: Sequence[str] = (),
         codec: Codec | None = None,
+        continuation: Continuation | None = None,
     ):
         super().__init__()
         self.denoiser, self.event_shape, self.codec = denoiser, tuple(event_shape), codec or Codec()
-        self.classes, self.context = dict(classes or {}), tuple(context)
+        self.classes, self.context, self.continuation = dict(classes or {}), tuple(context), continuation
         self.requires_grad_(False).eval()
 
     @classmethod
@@ -111,6 +114,10 @@ class BaseTeacher(Recorded, nn.Module, ABC):
     def guidable(self) -> bool:
         """Whether there is an unconditional counterpart to guide away from."""
         return bool(self.classes)
+
+    def proceed(self, cond: Cond, x_0: Tensor) -> Cond | None:
+        """The condition of what comes after x_0 [B, ...], decoded and made for `cond`; None if nothing does."""
+        return None if self.continuation is None else self.continuation(cond, x_0)
 
     # Sampling
 
@@ -215,7 +222,10 @@ class BaseTeacher(Recorded, nn.Module, ABC):
     def facts(self) -> dict[str, Any]:
         """What teacher.yaml says about it besides the facts it is given."""
         own = {"codec": to_spec(self.codec)} if type(self.codec) is not Codec else {}
+        if self.continuation is not None:
+            own["continuation"] = to_spec(self.continuation)
         return {
+            "provides": sorted(self.provides),
             "best": self.best,
             "event_shape": list(self.event_shape),
             "classes": self.classes,
@@ -237,7 +247,7 @@ class Teacher(BaseTeacher):
     """A teacher of a Gaussian process: `denoiser(x_t, t, cond) -> x_0`.
 
     Args:
-        denoiser, event_shape, classes, context, codec: as in `BaseTeacher`.
+        denoiser, event_shape, classes, context, codec, continuation: as in `BaseTeacher`.
         start: where sampling begins; None means pure noise at the process's largest time.
     """
 
@@ -254,8 +264,9 @@ class Teacher(BaseTeacher):
         context: Sequence[str] = (),
         codec: Codec | None = None,
         start: Start | None = None,
+        continuation: Continuation | None = None,
     ):
-        super().__init__(denoiser, event_shape, classes, context, codec)
+        super().__init__(denoiser, event_shape, classes, context, codec, continuation)
         self.start = start or Start()
         self.start.check(self.process, self.context)
 

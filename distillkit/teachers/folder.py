@@ -11,6 +11,7 @@ from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import check_facts
 from distillkit.diffusion.start import Start
 from distillkit.files import load_weights, read_yaml
+from distillkit.rollouts import Continuation
 from distillkit.spec import from_spec, named
 from distillkit.teachers.base import CONFIG, WEIGHTS, Teacher
 
@@ -29,7 +30,7 @@ class Folder:
         home: the folder of a teacher that is given no path.
     """
 
-    parts: dict[str, type] = {"codec": Codec}  # recorded objects besides the denoiser
+    parts: dict[str, type] = {"codec": Codec, "continuation": Continuation}  # recorded objects besides the denoiser
     home: Path | None = None
 
     def __init__(self, path: str, trust: list[str] | None = None):
@@ -77,4 +78,4 @@ def _steps(value: Any) -> bool:
 class FolderTeacher(Folder, Teacher):
     """A teacher of a Gaussian process from a folder."""
 
-    parts = {"codec": Codec, "start": Start}
+    parts = {**Folder.parts, "start": Start}

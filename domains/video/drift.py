@@ -21,12 +21,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from distillkit.continuation import continued
 from distillkit.diffusion.denoiser import Cond
 from distillkit.errors import Arguments, UsageError, exit_code
 from distillkit.files import write_atomic, write_text
+from distillkit.rollouts import rolled_out
 from distillkit.students.provenance import allow, load, made_with, set_up
 from domains.video import media
+from domains.video.continuation import LastFrames
 
 SHOWN = ("frechet", "frame_frechet", "class_agreement", "motion_agreement", "motion")
 SEED = 1234
@@ -38,7 +39,7 @@ def drift(evaluator: Any, video: Tensor, cond: Cond, frames: int) -> dict[str, l
 
     Args:
         evaluator: of clips of `frames` frames.
-        video: as `continued` makes it.
+        video: as `rolled_out` makes it.
         cond: what it was made for, with `first` [N, C, given, H, W].
         frames: T.
     """
@@ -93,7 +94,7 @@ def measure(argv: Sequence[str]) -> None:
         models = {"teacher": own["teacher"].generate} | models
     curves = {}
     for name, sample in models.items():
-        video = continued(sample, cond, args.clips, SEED)
+        video = rolled_out(sample, LastFrames(), cond, args.clips, SEED)
         curves[name] = drift(evaluator, video, cond, data.event_shape[1])
         first = {key: value[:PICTURED] for key, value in cond.items()}
         media.save(video[:PICTURED], first, args.out / str(len(curves) - 1))

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import os
 import re
 import shlex
@@ -427,7 +428,11 @@ def test_a_pair_that_list_says_no_to_is_refused_in_one_sentence(capsys):
     "args, said",
     [
         (["sample", "x", "-n", "0"], "sample: argument -n: must be at least 1, got 0 (see --help)"),
-        (["sample", "x", "--clips", "0"], "sample: argument --clips: must be at least 1, got 0 (see --help)"),
+        (["sample", "x", "--rollouts", "0"], "sample: argument --rollouts: must be at least 1, got 0 (see --help)"),
+        (
+            ["sample", "x", "--clips", "3"],
+            "sample: argument --clips: it is --rollouts now, so type --rollouts 3 (see --help)",
+        ),
         (["sample", "x", "--seed", "-1"], "sample: argument --seed: must be from 0 to 4294967295, got -1 (see --help)"),
         (
             ["evaluate", "x", "--num-samples", "1"],
@@ -498,3 +503,34 @@ def test_a_class_path_of_an_earlier_version_is_refused_with_the_new_one(tmp_path
     (tmp_path / "config.yaml").write_text("trainer: {logger: {class_path: distillkit.logger.MetricsLogger}}\n")
     assert front.main(["fit", "--config", str(tmp_path / "config.yaml")]) == 2
     assert "distillkit.logger.MetricsLogger is distillkit.report.logger.MetricsLogger now" in capsys.readouterr().err
+
+
+TOKENS = {"class_path": "domains.discrete.teacher.Text"}
+DIGITS = {"class_path": "domains.image.teacher.Digits"}
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "now"),
+    [
+        ("lsd.LSD", {"teacher": TOKENS}, "lsd_tokens.LSDTokens"),
+        ("lsd.LSDPlus", {"teacher": TOKENS}, "lsd_tokens.LSDTokens with learn_times: true"),
+        ("lsd.LSDPlus", {"teacher": DIGITS}, "lsd.LSD with learn_times: true"),
+        (
+            "pretrain.Pretrain",
+            {"process": {"class_path": "distillkit.discrete.process.Absorbing", "init_args": {"num_tokens": 3}}},
+            "pretrain_tokens.PretrainTokens",
+        ),
+    ],
+)
+def test_a_configuration_of_an_earlier_version_is_told_the_class_of_today(path, arguments, now, tmp_path, capsys):
+    file = tmp_path / "config.yaml"
+    old = f"distillkit.methods.{path}"
+    file.write_text(json.dumps({"model": {"class_path": old, "init_args": arguments}}))
+    assert front.main(["fit", "--config", str(file)]) == 2
+    assert capsys.readouterr().err == f"error: {old} is distillkit.methods.{now} now: change it in {file}\n"
+
+
+@pytest.mark.parametrize("path", ["lsd.LSD", "pretrain.Pretrain"])
+def test_classes_that_serve_a_gaussian_process_as_before_are_not_refused(path):
+    model = {"class_path": f"distillkit.methods.{path}", "init_args": {"teacher": DIGITS}}
+    config.refuse_moved({"model": model}, "config.yaml")

@@ -18,6 +18,7 @@ from distillkit.discrete.worlds import sequences
 from distillkit.losses.discrete import score_entropy
 from distillkit.methods.base import Adam
 from distillkit.methods.pretrain import Pretrain
+from distillkit.methods.pretrain_tokens import PretrainTokens
 from distillkit.spec import Recorded, from_spec, to_spec
 from distillkit.teachers.folder import FolderTeacher
 
@@ -140,7 +141,8 @@ def test_an_unknown_solver_is_refused():
 def test_pretraining_on_tokens_lowers_the_bound_towards_the_entropy(process, prediction):
     data = Tokens(batch_size=256)
     torch.manual_seed(0)
-    model = Pretrain(Lookup(process(3).num_states), process(3), [2], prediction=prediction, student=Adam(lr=1e-2))
+    settings = {"prediction": prediction, "student": Adam(lr=1e-2)}
+    model = PretrainTokens(Lookup(process(3).num_states), process(3), [2], **settings)
     trainer(max_steps=300).fit(model, data)
     x_0, t = data.test.tensors["data"], (torch.arange(256) + 0.5) / 256
     bound = score_entropy(model.student, x_0, t, fresh(0, 256, 2, process(3).num_states)(0)).mean()
@@ -151,7 +153,9 @@ def test_pretraining_on_tokens_lowers_the_bound_towards_the_entropy(process, pre
 
 def test_a_prediction_of_the_other_world_is_refused():
     with pytest.raises(ValueError, match="mean or ratio"):
-        Pretrain(Lookup(4), Absorbing(3), [2], prediction="edm")
+        PretrainTokens(Lookup(4), Absorbing(3), [2], prediction="edm")
+    with pytest.raises(ValueError, match=r"pretrain_tokens.PretrainTokens, Pretrain takes no Absorbing"):
+        Pretrain(Lookup(4), Absorbing(3), [2])
 
 
 def test_noise_is_a_function_of_the_row():

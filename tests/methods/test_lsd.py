@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import gaussian, trainer
+from helpers import gaussian, neural, trainer
+from torch import nn
 
 from distillkit.data import DistillData, TensorData
 from distillkit.diffusion.learned import LearnedSolver, LearnedTimes
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
+from distillkit.discrete.denoiser import Mean
 from distillkit.discrete.elbo import cheapest_times, step_costs
 from distillkit.discrete.exact import Table, mini_countdown, potts
 from distillkit.discrete.jump import jump_your_steps, split_gain
@@ -23,7 +25,9 @@ from distillkit.discrete.noise import fresh
 from distillkit.discrete.process import Absorbing, Uniform
 from distillkit.discrete.teacher import DiscreteTeacher
 from distillkit.discrete.worlds import outer, positions, push, sequences
-from distillkit.methods.lsd import LSD, LSDPlus
+from distillkit.methods.lsd import LSD
+from distillkit.methods.lsd_tokens import LSDTokens
+from distillkit.spec import Recorded
 from distillkit.students.base import load_student
 
 torch.set_num_threads(1)
@@ -87,7 +91,7 @@ def test_a_solution_that_is_no_number_is_skipped_and_counts_in_no_mean():
     """The optimiser for tokens skips bad steps too, and averages over the other solutions."""
     solutions = [float("nan"), 1.0, float("nan"), 4.0]
 
-    class Told(LSD):
+    class Told(LSDTokens):
         def distance_from_solution(self, x_0, cond):
             return (self.student.log_power - solutions[self.global_step]).square().sum() / 2
 
@@ -133,7 +137,7 @@ def test_matched_powers_in_exact_expectation(process, num, rule, published):
 def test_training_finds_the_powers_and_improves_the_exact_law():
     """Uniform Potts, eight calls: plain KL 0.0268; exact powers 1, 2.58, 1.55 ... give 0.0087."""
     teacher = world(potts(3, 5, 1.5), Uniform)
-    model = fitted(LSD, teacher, 2, num_steps=8, num_pairs=8192, guard=4096)
+    model = fitted(LSDTokens, teacher, 2, num_steps=8, num_pairs=8192, guard=4096)
     assert model.verdict["kept"] == "learned" and model.student.log_scale.abs().max() == 0
     powers = model.student.log_power.exp()
     assert powers[0] == 1 and 1.9 < powers[1] < 3 and 1.2 < powers[2] < 1.9
@@ -153,7 +157,7 @@ def test_under_absorbing_noise_the_teachers_states_have_the_students_masks():
 @pytest.mark.parametrize("process, plain", [(Uniform, 0.1458), (Absorbing, 0.0668)])
 def test_learned_times_help_as_well(process, plain):
     teacher = world(potts(3, 5, 1.5), process)
-    model = fitted(LSDPlus, teacher, 2, num_steps=4)
+    model = fitted(LSDTokens, teacher, 2, num_steps=4, learn_times=True)
     times = model.student.times()
     assert times[0] == 1 and (times.diff() < 0).all() and times[-1] > 0
     assert exact(teacher, model.student)[1] < plain / 3
@@ -163,7 +167,7 @@ def test_learned_times_help_as_well(process, plain):
 def test_on_a_hard_constraint_the_guard_has_the_last_word():
     """Powers hit their bounds where a step can break a rule; the plain sampler's law is kept."""
     teacher = world(mini_countdown(4, 4), Absorbing)
-    model = fitted(LSD, teacher, 6, num_steps=4)
+    model = fitted(LSDTokens, teacher, 6, num_steps=4)
     plain = exact(teacher, LearnedSampler(teacher.process, teacher.grid(4).tolist()))
     assert exact(teacher, model.student)[0] <= plain[0] + 0.02
 
@@ -180,7 +184,7 @@ def test_a_sampler_that_is_sharper_than_its_data_does_not_win():
                 floor=lambda num: {"tv": 0.0, "entropy": 2.0},
             )
 
-    model = LSD(world(potts(3, 3, 1.5), Absorbing), num_steps=3)
+    model = LSDTokens(world(potts(3, 3, 1.5), Absorbing), num_steps=3)
     model._trainer = SimpleNamespace(datamodule=Data)
     measured = {
         "plain": {"tv": 0.3, "entropy": 2.1},
@@ -222,7 +226,7 @@ def test_shared_hitting_times_remove_the_harm():
 
 def test_what_regression_makes_worse_the_guard_puts_back():
     teacher = world(mini_countdown(4, 4), Absorbing)
-    model = fitted(LSD, teacher, 3, num_steps=4, objective="score_l2", couple=False, ratio=8)
+    model = fitted(LSDTokens, teacher, 3, num_steps=4, objective="score_l2", couple=False, ratio=8)
     assert model.verdict["kept"] == "plain" and model.verdict["plain"] < model.verdict["learned"]
     assert all((p == 0).all() for p in model.product().sampler.parameters())
     assert any((p != 0).any() for p in model.student.parameters())  # what is trained stays, for a run that goes on
@@ -231,10 +235,10 @@ def test_what_regression_makes_worse_the_guard_puts_back():
 def test_the_verdict_is_in_the_checkpoint_and_falls_when_training_goes_on():
     """A run that died before its verdict, in it or after it exports the same."""
     teacher = world(mini_countdown(4, 4), Absorbing)
-    model = fitted(LSD, teacher, 3, num_steps=4, objective="score_l2", couple=False, ratio=8)
+    model = fitted(LSDTokens, teacher, 3, num_steps=4, objective="score_l2", couple=False, ratio=8)
     saved = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(saved)
-    again = LSD(teacher, num_steps=4, objective="score_l2", couple=False, ratio=8)
+    again = LSDTokens(teacher, num_steps=4, objective="score_l2", couple=False, ratio=8)
     again.load_state_dict(saved["state_dict"])
     again.on_load_checkpoint(saved)
     assert again.verdict == model.verdict and not again.conclude()
@@ -280,10 +284,10 @@ def test_bisection_finds_a_root_keeps_to_its_bounds_and_leaves_what_does_not_rea
 
 def test_a_tokens_run_resumes_bit_equal(tmp_path):
     teacher = world(potts(3, 3, 1.5), Uniform)
-    settings = {"num_steps": 4, "num_pairs": 512, "guard": 0}
-    whole = fitted(LSDPlus, teacher, 5, **settings)
+    settings = {"num_steps": 4, "num_pairs": 512, "guard": 0, "learn_times": True}
+    whole = fitted(LSDTokens, teacher, 5, **settings)
     torch.manual_seed(0)
-    first, again = LSDPlus(teacher, **settings), LSDPlus(teacher, **settings)
+    first, again = LSDTokens(teacher, **settings), LSDTokens(teacher, **settings)
     run = trainer(max_steps=2)
     run.fit(first, World(teacher))
     run.save_checkpoint(tmp_path / "cut.ckpt")
@@ -363,7 +367,7 @@ def test_a_solver_reaches_its_teacher_s_samples(tmp_path):
 
     teacher = gaussian(1.0, 0.5)
     torch.manual_seed(0)
-    model = LSDPlus(teacher, num_steps=3, num_pairs=256, schedule="cosine", ema_halflife=0)
+    model = LSD(teacher, num_steps=3, learn_times=True, num_pairs=256, schedule="cosine", ema_halflife=0)
     trainer(max_steps=300).fit(model, ToyData(teacher, 512, batch_size=64))
     plain = teacher.generate(4096, {}, 5, "ddim", teacher.grid(4)[:-1])
     assert abs(plain.std() / 0.5 - 1) > 0.3
@@ -392,12 +396,63 @@ def test_one_step_has_nothing_to_learn():
         LSD(gaussian(0.0, 1.0), num_steps=1)
 
 
+# The pairs
+
+
+class Labelled(Recorded, nn.Module):
+    """Logits of tokens that depend on the class alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.label = nn.Embedding(3, 4)
+
+    def forward(self, x_t, t, cond):
+        return self.label(cond["label"])[:, None].expand(*x_t.shape, -1)
+
+
+class Parted(DistillData):
+    """Training samples are of class 0, held-out ones of class 1."""
+
+    classes, media = {"label": 2}, None
+
+    def __init__(self, teacher):
+        super().__init__(batch_size=8)
+        self.event_shape = teacher.event_shape
+
+    def load(self):
+        data = torch.zeros(48, *self.event_shape, dtype=torch.long)
+        train, held_out = (TensorData({"data": data, "label": torch.full((48,), label)}) for label in (0, 1))
+        return train, held_out, held_out
+
+    def build_evaluator(self, held_out):
+        return None
+
+
+@pytest.mark.parametrize("method", [LSD, LSDTokens])
+def test_pairs_are_of_the_run_s_seed_and_of_the_training_data_s_conditions(method):
+    torch.manual_seed(3)
+    teacher = neural() if method is LSD else DiscreteTeacher(Mean(Labelled(), Absorbing(3)), (5,), {"label": 2})
+    torch.manual_seed(3)
+    model = method(teacher, num_steps=2, num_pairs=30, guard=0)
+    assert model.seed == 3
+    trainer(max_steps=1).fit(model, Parted(teacher))
+    _, samples, cond = model.pairs.draw(torch.arange(30))
+    assert cond["label"].tolist() == [0] * 30
+    assert torch.equal(samples, teacher.generate(30, cond, 3))
+    assert not torch.equal(samples, teacher.generate(30, cond, 0))
+
+
+def test_each_kind_refuses_the_other_s_teacher_by_its_name():
+    with pytest.raises(ValueError, match=r"distillkit.methods.lsd_tokens.LSDTokens, LSD takes no DiscreteTeacher"):
+        LSD(world(potts(3, 3, 1.5), Absorbing))
+
+
 # The folder
 
 
 def test_a_folder_holds_the_numbers_and_brings_its_teacher(tmp_path):
     teacher = world(potts(3, 5, 1.5), Uniform)
-    model = fitted(LSD, teacher, 3, num_steps=4, num_pairs=256, guard=0)
+    model = fitted(LSDTokens, teacher, 3, num_steps=4, num_pairs=256, guard=0)
     model.export(tmp_path / "student", domain="world")
     student = load_student(tmp_path / "student")
     assert torch.equal(student.sample(100, seed=3), model.sample({}, 100, 3))
@@ -413,7 +468,7 @@ def test_a_folder_holds_the_numbers_and_brings_its_teacher(tmp_path):
 def test_a_teacher_that_is_gone_is_asked_for(tmp_path):
     from distillkit.files import read_yaml, write_yaml
 
-    model = fitted(LSD, world(potts(3, 3, 1.5), Uniform), 1, num_steps=3, num_pairs=64, guard=0)
+    model = fitted(LSDTokens, world(potts(3, 3, 1.5), Uniform), 1, num_steps=3, num_pairs=64, guard=0)
     model.export(tmp_path)
     config = read_yaml(tmp_path / "student.yaml")
     config["teacher"] |= {
@@ -430,7 +485,7 @@ def test_a_sampler_is_not_exported(tmp_path):
     from distillkit.cli.products import export
     from distillkit.errors import UsageError
 
-    fitted(LSD, world(potts(3, 3, 1.5), Uniform), 1, num_steps=3, num_pairs=64, guard=0).export(tmp_path / "s")
+    fitted(LSDTokens, world(potts(3, 3, 1.5), Uniform), 1, num_steps=3, num_pairs=64, guard=0).export(tmp_path / "s")
     with pytest.raises(UsageError, match="cannot be exported"):
         export([str(tmp_path / "s")])
 
@@ -453,6 +508,7 @@ def test_the_command_line_samples_and_evaluates_a_sampler(tmp_path):
 
 
 def test_guidance_of_a_teacher_without_a_null_class_is_refused():
-    assert LSD.needs({"kappa": 3.0}) == {"classes"} and LSD.needs({}) == frozenset()
+    assert LSD.needs({"kappa": 3.0}) == {"classes", "denoiser"} and LSD.needs({}) == {"denoiser"}
+    assert LSDTokens.needs({"kappa": 3.0}) == {"classes", "log_probs"}
     with pytest.raises(ValueError, match="kappa=3.0 has nothing to guide"):
         LSD(gaussian(0.4, 0.8), kappa=3.0)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import BATCH, CLASSES, Line, at, f64, fit, gaussian, neural, same, sigma_points, wake
+from helpers import BATCH, CLASSES, Line, Tail, at, f64, fit, gaussian, neural, same, sigma_points, wake
 from torch import nn
 
 import distillkit.methods.dmd as dmd_module
@@ -783,48 +783,63 @@ class Gone(Next):
         return torch.cat([first, self.b * first + seen * (x[:, :, 1:] - self.b * first)], dim=2)
 
 
-def going_on(clip, a=0.9, b=0.4, w=0.2, ratio=0.9, clips=3, method=DMD):
-    """A method in closed form on data with zero context frames; `clip` is the trained one."""
-    teacher = Teacher(Gone(a, w), (1, 2, 1), context=("first",))
-    model = method(teacher, student_times=Level(ratio), clips=clips)
+def going_on(last, a=0.9, b=0.4, w=0.2, ratio=0.9, rollouts=3, method=DMD):
+    """A method in its closed form, on data that always begin with nothing; the one after `last` others is trained."""
+    teacher = Teacher(Gone(a, w), (1, 2, 1), context=("first",), continuation=Tail("first"))
+    model = method(teacher, student_times=Level(ratio), rollouts=rollouts)
     model.normalise = None
     model.student, model.fake_score = Going(b, w), Gone(b, w)
     z = (torch.cartesian_prod(*[f64(1, -1)] * 4))[:, :, None, None, None].expand(-1, -1, 1, 2, 1)
     draws = {"student clip 0 noise 0": 0, "student clip 1 noise 0": 1, "student noise 0": 2, "student eps": 3}
     model.randn = lambda shape, purpose: z[:, draws[purpose]]
-    model.randint = lambda high, purpose: clip if purpose == "clip" else 0
+    model.randint = lambda high, purpose: last if purpose == "clip" else 0
     return model, {"data": torch.zeros(16, 1, 2, 1).double(), "first": torch.zeros(16, 1, 1, 1).double()}
 
 
-@pytest.mark.parametrize("clip", [0, 1, 2])
-def test_a_student_that_goes_on_learns_from_frames_that_it_made(clip):
-    """dL/db = (b - a) E f^2 r^2 / (w^2 + r^2): only frames f of its own differ from zero."""
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_a_student_that_goes_on_learns_from_what_it_made(last):
+    """All data begin with nothing, so its own frames alone say what follows what: dL/db = (b - a) E f^2 r^2/(w^2 + r^2)."""
     a, b, w, r = 0.9, 0.4, 0.2, 0.9
-    model, batch = going_on(clip)
+    model, batch = going_on(last)
     loss = model.student_loss(batch)
     found = torch.autograd.grad(loss, [model.student.b, model.student.w], materialize_grads=True)
-    square = (0, w**2, (1 + b**2) * w**2)[clip]  # of the frame that the trained clip was given
+    square = (0, w**2, (1 + b**2) * w**2)[last]  # of the frame that the trained one was given
     share = 0.5  # of the loss, a mean over two frames
     expected = share * (b - a) * square * r**2 / (w**2 + r**2)
     assert [g.item() for g in found] == pytest.approx([expected, 0], rel=1e-6, abs=1e-12)
 
 
-def test_all_roles_train_the_same_clip_and_each_is_drawn():
+@pytest.mark.parametrize("last", [1, 2])
+def test_no_gradient_flows_from_one_rollout_to_the_next(last):
+    model, batch = going_on(last)
+    x_g, cond = model.rollout(batch, "student")
+    assert x_g.requires_grad and cond["first"].abs().max() > 0 and not cond["first"].requires_grad
+
+
+def test_all_roles_train_the_same_rollout_and_each_is_drawn():
     model, _ = going_on(0)
     del model.randint
     drawn = [{at(model, step=step + turn).randint(3, "clip") for turn in range(6)} for step in range(0, 240, 6)]
     assert all(len(cycle) == 1 for cycle in drawn) and set.union(*drawn) == {0, 1, 2}
 
 
-def test_clips_in_a_row_need_first_frames():
-    with pytest.raises(ValueError, match="clips=2 need a teacher that is given first frames"):
-        DMD(neural(), clips=2)
-    with pytest.raises(ValueError, match="clips must be at least 1, got 0"):
-        SiD(neural(), clips=0)
+def test_samples_in_a_row_need_a_teacher_that_proceeds():
+    with pytest.raises(ValueError, match="rollouts=2 need a teacher that says what comes after a sample"):
+        DMD(neural(), rollouts=2)
+    with pytest.raises(ValueError, match="rollouts must be at least 1, got 0"):
+        SiD(neural(), rollouts=0)
+
+
+@pytest.mark.parametrize("method", ["dmd", "sid"])
+def test_the_former_word_for_rollouts_is_refused_with_the_new_one(method, capsys):
+    assert front.main(["fit", "domain=toy", f"method={method}", "model.clips=2"]) == 2
+    assert capsys.readouterr().err == (
+        "error: no key model.clips any more: how many samples in a row is model.rollouts\n"
+    )
 
 
 @pytest.mark.parametrize("method, module", [(DMD, dmd_module), (SiD, sid_module)])
-def test_real_clips_are_judged_by_their_own_first_frames(method, module, monkeypatch):
+def test_real_samples_are_judged_by_what_they_really_followed(method, module, monkeypatch):
     """The student goes on from frames that it made; the data do not."""
     model, batch = going_on(1, method=method)
     batch["first"] = batch["first"] + 0.3

@@ -530,7 +530,7 @@ def test_card_of_a_student(tmp_path):
 def test_card_of_a_teacher_without_evaluation(tmp_path):
     write_card(tmp_path, "teacher", {"id": "digits"}, None, None)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "FolderTeacher(" in card and "load_student" not in card
+    assert "SavedTeacher(" in card and "load_student" not in card
     assert "It has not been evaluated." in card and "Not stated." in card
     assert "samples.png" not in card and rows_of(card) == []
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from distillkit.methods.lsd import LSD
+from distillkit.methods.lsd_tokens import LSDTokens
 from domains.discrete import media
 from domains.discrete.checkpoints import DDiTCheckpoint
 from domains.discrete.data import (
@@ -262,7 +262,7 @@ def test_a_teacher_of_digits_is_trained_distilled_and_sampled(tmp_path):
     distil("fit", *digits, *tiny, "method=pretrain", "--out", tmp_path / "teacher")
     made = tmp_path / "teacher" / "teacher"
     assert {"model.safetensors", "teacher.yaml", "README.md"} <= {path.name for path in made.iterdir()}
-    teacher = ["teacher=discrete_folder", f"teacher.path={made}"]
+    teacher = ["teacher=folder", f"teacher.path={made}"]
     lsd = ["method=lsd", "model.num_steps=2", "model.num_pairs=32", "model.guard=0", "data.batch_size=16"]
     distil("fit", *digits, *teacher, *lsd, "trainer.max_steps=1", "--out", tmp_path / "student")
     distil("sample", tmp_path / "student", "-n", "10", "--out", tmp_path / "samples")
@@ -272,6 +272,6 @@ def test_a_teacher_of_digits_is_trained_distilled_and_sampled(tmp_path):
 
 
 def test_data_and_teacher_with_different_tokens_are_refused():
-    data, method = WorldData(Potts(num_tokens=3), num_samples=64), LSD(Potts(num_tokens=4), num_steps=2)
+    data, method = WorldData(Potts(num_tokens=3), num_samples=64), LSDTokens(Potts(num_tokens=4), num_steps=2)
     with pytest.raises(ValueError, match="the data have 3 tokens, the process 4"):
         method.check(data)

@@ -1,0 +1,67 @@
+"""Samples in a row: how a model goes on from its own, said by one object that teacher and student share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from distillkit import checks
+from distillkit.diffusion.denoiser import Cond
+from distillkit.spec import Recorded
+
+
+class Continuation(Recorded, ABC):
+    """How samples follow each other. A domain derives from it; teacher.yaml and student.yaml record it.
+
+    Attributes:
+        axis: of a batch of samples [B, ...], along which they follow each other; it may be
+            negative.
+    """
+
+    axis: int
+
+    @abstractmethod
+    def __call__(self, cond: Cond, x_0: Tensor) -> Cond:
+        """The condition of what comes after x_0 [B, ...], decoded and made for `cond`; without gradient."""
+
+    def overlap(self, cond: Cond) -> int:
+        """Length along `axis` of what a sample made for `cond` shares with the one before it."""
+        return 0
+
+
+def rolled_out(
+    sample: Callable[[int, Cond, int], Tensor],
+    continuation: Continuation | None,
+    cond: Cond,
+    rollouts: int,
+    seed: int = 0,
+) -> Tensor:
+    """Samples in a row, joined to one of each: where two overlap, it is the earlier one's part that stays.
+
+    Args:
+        sample: `(n, cond, seed)` to decoded samples [n, ...]: `Student.sample` or
+            `Teacher.generate`.
+        continuation: theirs.
+        cond: what the first sample is made for, at least one tensor [n, ...].
+        rollouts: how many in a row.
+        seed: of the noise; every sample in the row has its own.
+
+    Returns:
+        [n, ...], longer along the continuation's axis.
+
+    Raises:
+        ValueError: the model does not go on, or there is no sample to make.
+    """
+    checks.whole(1, rollouts=rollouts)
+    if continuation is None:
+        raise ValueError("this model does not say what comes after a sample: take one whose teacher proceeds")
+    num, axis, parts = len(next(iter(cond.values()))), continuation.axis, []
+    for k in range(rollouts):
+        made = sample(num, cond, seed * rollouts + k)
+        shared = continuation.overlap(cond) if k else 0
+        parts.append(made.narrow(axis, shared, made.shape[axis] - shared))
+        cond = continuation(cond, made)
+    return torch.cat(parts, dim=axis)

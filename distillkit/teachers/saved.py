@@ -1,0 +1,52 @@
+"""A teacher folder as the teacher that it holds, of a Gaussian process or of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from distillkit.discrete.teacher import DiscreteFolderTeacher, DiscreteTeacher
+from distillkit.files import read_yaml
+from distillkit.spec import Recorded
+from distillkit.teachers.base import CONFIG, BaseTeacher, Teacher
+from distillkit.teachers.folder import FolderTeacher
+
+DISCRETE = "distillkit.discrete."  # the denoiser of folders that do not say what they provide
+
+
+class SavedTeacher(Recorded):
+    """Stands in a configuration for the teacher of a folder; what is made of it is one of the kind that the folder says.
+
+    Args:
+        path: the folder.
+        trust: what the folder may do besides, see `distillkit.spec.from_spec`.
+    """
+
+    provides: frozenset[str] = frozenset()  # nothing is known before the folder is read, see `offers`
+
+    def __new__(cls, path: str, trust: list[str] | None = None) -> BaseTeacher:
+        # its own constructor says what is wrong with a folder that cannot be read
+        kind = FolderTeacher if "denoiser" in cls.offers({"path": path}) else DiscreteFolderTeacher
+        return kind(path, trust)
+
+    def __init__(self, path: str, trust: list[str] | None = None):
+        raise NotImplementedError  # it is there for parsers, which read its signature
+
+    @classmethod
+    def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """What the folder's kind offers, told by teacher.yaml alone; of one that cannot be read all there is to offer."""
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+            config = read_yaml(Path(arguments["path"]) / CONFIG)
+            if "provides" in config:
+                discrete = "log_probs" in config["provides"]
+            else:  # an earlier version's
+                discrete = config["denoiser"]["class_path"].startswith(DISCRETE)
+            return (DiscreteFolderTeacher if discrete else FolderTeacher).offers(arguments)
+        return FolderTeacher.provides | DiscreteFolderTeacher.provides
+
+
+# whoever asks for a teacher of either kind may be given a folder: `requires` tells whether it fits
+Teacher.register(SavedTeacher)
+DiscreteTeacher.register(SavedTeacher)

@@ -1,0 +1,23 @@
+"""Videos longer than a clip: a model that is given the first frames goes on from its own last ones."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distillkit.diffusion.denoiser import Cond
+from distillkit.rollouts import Continuation
+
+
+class LastFrames(Continuation):
+    """The last frames of a clip [B, C, T, H, W] are the `first` ones of the next, as many as were given.
+
+    They are cut to [-1, 1], and no gradient flows through them.
+    """
+
+    axis = 2
+
+    def __call__(self, cond: Cond, x_0: Tensor) -> Cond:
+        return {**cond, "first": x_0[:, :, -self.overlap(cond) :].detach().clamp(-1, 1)}
+
+    def overlap(self, cond: Cond) -> int:
+        return cond["first"].shape[2]
