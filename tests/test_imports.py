@@ -18,13 +18,18 @@ ROOMS = {
     "discrete": {"diffusion"},
     "networks": {"diffusion", "discrete"},
     "losses": {"diffusion", "discrete"},
-    "teachers": {"networks", "diffusion", "discrete"},  # an exact teacher makes its students' networks
+    "teachers": {"networks", "rollouts", "diffusion", "discrete"},  # an exact teacher makes its students' networks
     "pairs": {"teachers", "diffusion"},
-    "students": {"teachers", "networks", "diffusion", "discrete"},  # one that is measured is called like its teacher
+    "students": {
+        "teachers",
+        "networks",
+        "rollouts",
+        "diffusion",
+        "discrete",
+    },  # one that is measured is called like its teacher
     "evaluation": {"students", "teachers", "diffusion"},
     "report": {"evaluation"},  # the names of rows alone
     "methods": {
-        "rollouts",
         "evaluation",
         "students",
         "losses",

@@ -84,7 +84,7 @@ SID_FAKE = [
     ("the weight of the level left out", "(fake, real, weight,", "(fake, real, weight**0,", published),
     ("the real samples' noise not shared", "self.teacher.codec.encode(batch), eps", "self.teacher.codec.encode(batch), -eps", same_noise),
     ("fake samples for real ones", "self.teacher.codec.encode(batch), eps", "x_g, eps", same_noise),
-    ("real samples given the student's frames", "self.real_condition(batch, cond)", "cond", patched(test_score.test_real_clips_are_judged_by_their_own_first_frames, SiD, sid_module)),
+    ("real samples given what the student followed", "self.real_condition(batch, cond)", "cond", patched(test_score.test_real_samples_are_judged_by_what_they_really_followed, SiD, sid_module)),
     ("the mask not handed on", 'x_g, cond.get("mask")', "x_g", test_sets.test_sidas_discriminator_weighs_a_set_by_its_own_number_of_elements),
 ]  # fmt: skip
 
@@ -133,7 +133,7 @@ DMD_FAKE = [
 ]  # fmt: skip
 DMD_HEADS = [
     ("fake samples for real ones", "self.teacher.codec.encode(batch)", "x_g", test_score.test_dmd2s_discriminator_is_shown_the_student_and_the_data),
-    ("real samples given the student's frames", "self.real_condition(batch, cond)", "cond", patched(test_score.test_real_clips_are_judged_by_their_own_first_frames, DMD, dmd_module)),
+    ("real samples given what the student followed", "self.real_condition(batch, cond)", "cond", patched(test_score.test_real_samples_are_judged_by_what_they_really_followed, DMD, dmd_module)),
     ("one draw of noise for both", '"real gan"))', '"fake gan"))', test_score.test_samples_and_noise_are_fresh_for_either_turn),
 ]  # fmt: skip
 
@@ -155,7 +155,7 @@ ROLLOUT = [
     (ScoreDistiller.step.fget, "the step before the last", "self.num_steps - 1", "self.num_steps - 2", partial(test_score.test_only_the_last_step_is_matched_if_one_says_so, "student")),
     (ScoreDistiller.generate, "noise of size one", "self.teacher.start(self.teacher.process, eps, t, cond)", "eps", partial(test_score.test_the_student_starts_from_noise_of_its_first_level, VE)),
     (ScoreDistiller.diffuse, "the sample stopped", "add_noise(x_0,", "add_noise(x_0.detach(),", sid_step),
-    (ScoreDistiller.real_condition, "the student's frames", "batch[name]", "cond[name]", patched(test_score.test_real_clips_are_judged_by_their_own_first_frames, DMD, dmd_module)),
+    (ScoreDistiller.real_condition, "what the student followed", "batch[name]", "cond[name]", patched(test_score.test_real_samples_are_judged_by_what_they_really_followed, DMD, dmd_module)),
 ]  # fmt: skip
 
 either_vm, either_vd = (
