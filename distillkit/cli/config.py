@@ -37,15 +37,14 @@ GONE = {"teacher=discrete_folder": "teacher=folder"}  # choices of earlier versi
 
 
 def conf_dirs(words: Sequence[str] = ()) -> list[Path]:
-    """Our own conf (in a wheel inside the package, else at the top of the checkout), then those of others.
+    """Our own conf, then those of others.
 
     An installed package names its folder in the entry-point group `distillkit.conf`, for example in
     its pyproject.toml `[project.entry-points."distillkit.conf"]` with `mine = "my_package.conf"`.
     Any other folder is reached with `hydra.searchpath=[file:///path/to/conf]` or
     `hydra.searchpath=[pkg://package.conf]`.
     """
-    here = Path(__file__).resolve().parents[1]
-    found = [here / "conf" if (here / "conf").is_dir() else here.parent / "conf"]
+    found = [_own()]
     places = [f"pkg://{name}" for name in announced()]
     for word in words:
         if word.lstrip("+").startswith(SEARCH_PATH):
@@ -63,6 +62,13 @@ def conf_dirs(words: Sequence[str] = ()) -> list[Path]:
             raise UsageError(f"there is no configuration folder {place}")
         found += folders
     return found
+
+
+@cache
+def _own() -> Path:
+    """Our own configurations: in a wheel inside the package, else at the top of the checkout."""
+    here = Path(__file__).resolve().parents[1]
+    return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
 
 
 @cache
@@ -353,7 +359,8 @@ def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
 
     places = tuple(words)
     cfg, stage = _domain(domain, places)
-    recipes = [recipe_of(folder, method, places) for folder in (domain, f"{domain}/{stage}")]
+    folders = [domain, f"{domain}/{stage}"] if stage else [domain]
+    recipes = [recipe_of(folder, method, places) for folder in folders]
     files = [_file("method", method, places), *(_file("recipe", recipe, places) for recipe in recipes)]
     if None in files:
         return compose([*words, f"domain={domain}", f"method={method}"])[0]
@@ -371,13 +378,13 @@ def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
 
 @cache
 def _domain(domain: str, places: tuple[str, ...]) -> tuple[Any, str]:
-    """A domain's configuration with no method and no recipe, and its stage (`none` where it has none)."""
+    """A domain's configuration with no method and no recipe, and its stage; empty where it has none."""
     from omegaconf import OmegaConf
 
     alone = [f"domain={domain}", "~method", "recipe=none", "recipe@_global_=none"]
     cfg, choices = _compose([*alone, *overrides(places)], places)
     OmegaConf.set_struct(cfg, False)
-    return cfg, choices.get("stage", "none")
+    return cfg, choices.get("stage", "")
 
 
 @cache
