@@ -209,6 +209,20 @@ def test_a_stochastic_solver_needs_no_further_argument():
     assert torch.equal(found, teacher.sample(noise, {}, steps=100, solver="ancestral"))
 
 
+def test_a_teacher_that_is_guided_on_an_interval_is_sampled_so():
+    class Late(ExactTeacher):
+        def guidance(self, t, kappa):
+            return kappa if t < 1 else 1.0
+
+    law = Mixture([[0.5], [1.0], [-0.2]], [[[0.25]]] * 3, labels=[0, 1, 2])
+    teacher, cond = Late(law, VarianceExploding(), classes={"label": 2}), {"label": torch.tensor([1, 1])}
+    x, step = f64(0.3, -0.7)[:, None], teacher.stepper(cond, 3.0)
+    for t, kappa in ((f64(2.0)[0], 1.0), (f64(0.5)[0], 3.0)):
+        own, null = teacher.denoiser(x, t, cond), teacher.denoiser(x, t, teacher.null_condition(cond))
+        torch.testing.assert_close(step(x, t), null + kappa * (own - null))
+        assert (own - null).abs().min() > 0.05
+
+
 @pytest.mark.parametrize("kappa", [3.0, torch.tensor([0.0, 1.0, 3.0, -1.0, 2.0])], ids=["one", "each"])
 def test_generating_is_sampling_from_the_seeds_noise_with_the_same_guidance(kappa):
     """Cut into chunks, every sample keeps its noise, its class and its kappa."""
