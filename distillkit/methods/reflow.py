@@ -87,14 +87,8 @@ class Reflow(TeacherDistiller):
         self.teacher, self.kappa, self.times, self.drop = teacher, kappa, times, drop
         solver = ode_solver(teacher, solver)
         self.pairs = Pairs(teacher, num_pairs, pairs_path, kappa, solver, steps)
-        self.surroundings = {
-            "event_shape": teacher.event_shape,
-            "classes": teacher.classes,
-            "context": teacher.context,
-            "codec": teacher.codec,
-            "start": teacher.start,
-            "continuation": teacher.continuation,
-        }
+        shared = ("event_shape", "classes", "context", "codec", "start", "continuation")
+        self.surroundings = {name: getattr(teacher, name) for name in shared}
         self.best = {"solver": solver, "steps": steps or teacher.best["steps"]}
         grid = teacher.grid(self.best["steps"])  # that of the pairs: the first time of some grids depends on the length
         self.first = grid[0]
