@@ -30,6 +30,7 @@ ROOMS = {
     "evaluation": {"students", "teachers", "diffusion"},
     "report": {"evaluation"},  # the names of rows alone
     "methods": {
+        "rollouts",
         "evaluation",
         "students",
         "losses",
