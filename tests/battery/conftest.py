@@ -31,6 +31,7 @@ from distillkit.capabilities import imported
 from distillkit.cli import config
 from distillkit.cli.matrix import compatibility
 from distillkit.data import DistillData
+from distillkit.errors import UsageError
 from distillkit.methods.base import Distiller
 from tests.conftest import COST
 
@@ -79,6 +80,8 @@ def pytest_generate_tests(metafunc):
     asked = tuple(metafunc.config.getoption("--method", []))
     if "method" in metafunc.fixturenames:
         metafunc.parametrize("method", chosen(asked))
+    if "world" in metafunc.fixturenames:
+        metafunc.parametrize("world", worlds(), ids=str, scope="module")
     if "case" in metafunc.fixturenames:
         found, alone = cases(asked), metafunc.definition.get_closest_marker("per_family")
         marks = {case: [pytest.mark.slow] for case in found if alone and case not in families(asked).values()}
@@ -112,6 +115,45 @@ def families(asked: tuple[str, ...] = ()) -> dict[type, Case]:
     for case in cases(asked):
         found.setdefault(next(base for base in case.kind.__mro__ if base not in kinds), case)
     return found
+
+
+class World(NamedTuple):
+    """A domain, at one of its stages if it has several."""
+
+    domain: str
+    stage: str | None = None
+
+    @property
+    def words(self) -> list[str]:
+        return [f"domain={self.domain}", *([f"stage={self.stage}"] if self.stage else [])]
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, self))
+
+
+@cache
+def worlds() -> list[World]:
+    """Every domain, and every stage of those that have stages: one whose teacher lies where the domain's data lie."""
+    found = []
+    for domain in DOMAINS:
+        choices = config.compose([f"domain={domain}"])[1]
+        stages = config.groups()["stage"] if choices.get("stage") else [None]
+        found += [world for world in (World(domain, stage) for stage in stages) if at_home(world)]
+    return found
+
+
+def at_home(world: World) -> bool:
+    try:
+        chosen = config.compose(world.words)[0]
+    except UsageError:  # the stage of another domain
+        return False
+    teacher, data = (chosen[part]._target_.split(".")[:2] for part in ("teacher", "data"))
+    return teacher == data
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Who asks for one method does not want to see the domains again."""
+    return True if config.getoption("--method", []) and collection_path.name == "test_domains.py" else None
 
 
 def file_of(method: str) -> Path:
@@ -151,6 +193,14 @@ def made_of(chosen: dict[str, Any], *parts: str, seed: int = 0) -> SimpleNamespa
 def build(*words: str, seed: int = 0) -> SimpleNamespace:
     """`model` and `data` for these words."""
     return made_of(compose(*words), "model", "data", seed=seed)
+
+
+@cache
+def loaded(chosen: str) -> DistillData:
+    """The data of a configuration, given as JSON, set up once for all tests of this process."""
+    data = made_of({"data": json.loads(chosen)}, "data").data
+    data.setup()
+    return data
 
 
 def plane(method: str) -> list[str]:

@@ -14,18 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from distillkit.cli import config, front
 from distillkit.cli.matrix import compatibility
-from distillkit.data import DistillData
-from tests.battery.conftest import DOMAINS, FOREIGN, compose, file_of, made_of, small, tiny, weights
-
-LOADED: dict[str, DistillData] = {}  # by their configuration; what each method is checked against is loaded once
-
-
-def loaded(chosen: dict) -> DistillData:
-    key = json.dumps(chosen["data"])
-    if key not in LOADED:
-        LOADED[key] = made_of(chosen, "data").data
-        LOADED[key].setup()
-    return LOADED[key]
+from tests.battery.conftest import DOMAINS, FOREIGN, compose, file_of, loaded, made_of, small, tiny, weights
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -33,7 +22,7 @@ def test_every_pair_builds_or_is_refused_in_one_sentence(method, domain, tmp_pat
     reason = compatibility(domain, method, tuple(FOREIGN))
     chosen = config.hand_over(config.pair(domain, method, tuple(FOREIGN)))
     if reason is None:
-        model, data = made_of(chosen, "model").model, loaded(chosen)
+        model, data = made_of(chosen, "model").model, loaded(json.dumps(chosen["data"]))
         model.require(data)
         model.check(data)
     else:
