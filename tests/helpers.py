@@ -184,7 +184,7 @@ def heed_signals():
 
 
 class Command:
-    """`python -m distillkit ARGV` in a fork of this process, which has imported already what takes a new one seconds.
+    """`python -m distillkit ARGV` in a fork of this process, which has imported what costs a new one many seconds.
 
     Like `subprocess.Popen`: `pid`, `poll`, `wait`, `send_signal`, `kill` and `returncode`; `stdout`
     and `stderr` are what it has said so far.
@@ -193,12 +193,19 @@ class Command:
         argv: words and flags.
         cwd: the folder it runs in; None means this process's own.
         env: variables of its environment besides this process's own.
+        work: what is run instead of the command line; gets `argv`, as `sys.argv` has it too.
     """
 
     IMPORTED = ("cli.lightning", "cli.products", "report.page", "evaluation.pictures")  # in `distillkit`
     LEFT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED", runs.OUT)
 
-    def __init__(self, *argv: object, cwd: Path | None = None, env: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        *argv: object,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        work: Callable[[list[str]], int | None] = front.main,
+    ):
         self.argv, self.returncode = [*map(str, argv)], None
         self._said = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 (open as long as this object lives)
         for name in self.IMPORTED:
@@ -208,16 +215,16 @@ class Command:
             warnings.simplefilter("ignore")  # of forks beside threads: those of pytest-xdist do nothing here
             self.pid = os.fork()
         if not self.pid:
-            self._run(cwd, env or {})
+            self._run(cwd, env or {}, work)
 
-    def _run(self, cwd: Path | None, env: Mapping[str, str]) -> NoReturn:
+    def _run(self, cwd: Path | None, env: Mapping[str, str], work: Callable) -> NoReturn:
         """The child's whole life."""
         code = 1
         try:
             self._forget_the_tests()
             os.environ.update(env)
             os.chdir(cwd or ".")
-            code = front.main(self.argv)
+            code = work(self.argv) or 0
         except BaseException:
             traceback.print_exc()
         finally:

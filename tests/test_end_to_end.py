@@ -26,7 +26,8 @@ from distillkit import runs
 from distillkit.cli import front
 
 TINY = ["domain=toy", "network.width=16", "network.depth=2", "data.batch_size=32", "data.num_samples=256"]
-SHORT = ["trainer.max_steps=6", "vars.callbacks.finish.num_samples=64"]
+SHORT = ["trainer.max_steps=6", "vars.callbacks.finish.num_samples=32"]
+BARE = ["trainer.max_steps=2", "vars.callbacks.finish.num_samples=0", "vars.callbacks.finish.pictures=false"]
 
 
 def complaint(*argv: str, code: int = 2) -> str:
@@ -51,7 +52,7 @@ def no_cluster(monkeypatch):
 def run(tmp_path_factory) -> Path:
     """The folder of a finished run of a two-step student on the digits, its network tiny so that it takes seconds."""
     out = tmp_path_factory.mktemp("session") / "run"
-    words = ["domain=image", "method=sid", "model.num_steps=2", "data.batch_size=4", "trainer.log_every_n_steps=2"]
+    words = ["domain=image", "method=sid", "model.num_steps=2", "data.batch_size=16", "trainer.log_every_n_steps=2"]
     distil("fit", *words, *SHORT, "--out", out)
     return out
 
@@ -116,7 +117,7 @@ def test_sample_writes_what_the_student_gives(run, tmp_path):
 
 def test_evaluate_gives_the_same_numbers_again(copy):
     before = json.loads((copy / "evaluation.json").read_text())
-    said = distil("evaluate", copy, "--num-samples", "64")
+    said = distil("evaluate", copy, "--num-samples", "32")
     after = json.loads((copy / "evaluation.json").read_text())
     assert "Frechet" in said
     for old, new in zip(before["rows"], after["rows"], strict=True):
@@ -150,7 +151,7 @@ def test_pretrain_leaves_a_teacher_that_can_be_distilled(tmp_path):
     assert {"model.safetensors", "teacher.yaml", "README.md"} <= {
         p.name for p in (tmp_path / "teacher" / "teacher").iterdir()
     }
-    words = ["fit", "domain=image", "method=pretrain", "network.channels=8", "data.batch_size=8", *SHORT]
+    words = ["fit", "domain=image", "method=pretrain", "network.channels=8", "data.batch_size=8", *BARE]
     distil(*words, "--out", tmp_path / "digits")
     path = tmp_path / "digits" / "teacher"
     distil(
@@ -159,7 +160,7 @@ def test_pretrain_leaves_a_teacher_that_can_be_distilled(tmp_path):
         "method=dmd",
         "teacher=folder",
         f"teacher.path={path}",
-        *SHORT,
+        *BARE,
         "--out",
         tmp_path / "student",
     )

@@ -22,7 +22,13 @@ from distillkit.methods.leaves_teacher import TeacherDistiller
 from distillkit.teachers.base import BaseTeacher
 from tests.battery.conftest import METHODS, Case, World, composed, loaded, preset
 
-FEW_TRAINED = {"num_samples": 64, "train": 64, "num_pairs": 8, "guard": 0, "num_steps": 2}  # of what takes such an argument
+FEW_TRAINED = {
+    "num_samples": 64,
+    "train": 64,
+    "num_pairs": 8,
+    "guard": 0,
+    "num_steps": 2,
+}  # of what takes such an argument
 
 
 @pytest.fixture(scope="module")
