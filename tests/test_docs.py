@@ -115,7 +115,7 @@ def test_the_method_of_the_docs_passes_the_battery(tmp_path):
     words = [word.replace("PATH/TO/distillkit", str(ROOT)) for word in words]
     done = subprocess.run([sys.executable, *words, "-q"], cwd=tmp_path, timeout=1800, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert re.search(r"^20 passed, 2 deselected", done.stdout, re.M)
+    assert re.search(r"^19 passed, 3 deselected", done.stdout, re.M)
 
 
 def test_the_domain_of_the_docs_trains_a_teacher_and_a_student(tmp_path, monkeypatch):
