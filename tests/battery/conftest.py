@@ -198,8 +198,10 @@ def build(*words: str, seed: int = 0) -> SimpleNamespace:
 @cache
 def loaded(chosen: str) -> DistillData:
     """The data of a configuration, given as JSON, set up once for all tests of this process."""
+    began = cpu()
     data = made_of({"data": json.loads(chosen)}, "data").data
     data.setup()
+    SHARED.append(cpu() - began)
     return data
 
 
@@ -235,9 +237,12 @@ def one_thread():
 # What it costs
 
 
+SHARED: list[float] = []  # seconds of what no single test has to bear
+
+
 def cpu() -> float:
-    """Seconds of this process and of those it has waited for."""
-    return sum(os.times()[:4])
+    """Seconds of this process and of those it has waited for, without those that are shared."""
+    return sum(os.times()[:4]) - sum(SHARED)
 
 
 @pytest.hookimpl(tryfirst=True)
