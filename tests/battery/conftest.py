@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Mapping
 from functools import cache
 from inspect import signature
 from pathlib import Path
@@ -44,6 +45,7 @@ WORLDS = {  # where the law is known: the words for a small network on few data
     "discrete": ["data=world", "teacher=potts", *TINY],
 }
 FEW = {"num_pairs": 256, "steps": 4, "guard": 200}  # of a class that takes such an argument, where no law is proved
+FEWER = {"num_pairs": 8, "steps": 4, "guard": 0}  # where a sample takes longer than on the plane
 
 
 class Case(NamedTuple):
@@ -156,6 +158,12 @@ def pytest_ignore_collect(collection_path, config):
     return True if config.getoption("--method", []) and collection_path.name == "test_domains.py" else None
 
 
+def by_family() -> list[Any]:
+    """Every method, for `parametrize`; those that stand for no family with -m slow."""
+    first = {case.method for case in families().values()}
+    return [pytest.param(method, marks=() if method in first else pytest.mark.slow) for method in METHODS]
+
+
 def file_of(method: str) -> Path:
     """Its yaml."""
     (file,) = [file for top in config.conf_dirs(FOREIGN) if (file := top / "method" / f"{method}.yaml").is_file()]
@@ -211,12 +219,20 @@ def plane(method: str) -> list[str]:
     return ["domain=toy", f"method={method}", *(["teacher=labelled"] if refused else [])]
 
 
+def takes(kind: type) -> set[str]:
+    """The names of what a class or one of its bases is made of."""
+    return {name for base in kind.__mro__ for name in signature(base.__init__).parameters}
+
+
+def few(case: Case, numbers: Mapping[str, int] = FEW) -> list[str]:
+    """Words for such of these numbers as the class takes."""
+    return [f"model.{name}={value}" for name, value in numbers.items() if name in takes(case.kind)]
+
+
 def small(case: Case) -> list[str]:
     """The words of a run of a class that takes seconds, in the domain where it is the default."""
-    takes = {name for base in case.kind.__mro__ for name in signature(base.__init__).parameters}
-    few = [f"model.{name}={value}" for name, value in FEW.items() if name in takes]
     where = plane(case.method) if case.domain == "toy" else [f"domain={case.domain}", f"method={case.method}"]
-    return [*where, *WORLDS.get(case.domain, ["data.batch_size=4"]), *few]
+    return [*where, *WORLDS.get(case.domain, ["data.batch_size=4"]), *few(case)]
 
 
 def tiny(case: Case | str, *words: str, seed: int = 0) -> SimpleNamespace:

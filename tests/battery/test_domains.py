@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from distillkit.cli.matrix import compatibility
 from distillkit.evaluation.pictures import save_files
 from distillkit.methods.leaves_teacher import TeacherDistiller
 from distillkit.teachers.base import BaseTeacher
-from tests.battery.conftest import METHODS, Case, World, composed, loaded, preset
+from tests.battery.conftest import METHODS, Case, World, composed, loaded, preset, takes
 
 FEW_TRAINED = {
     "num_samples": 64,
@@ -124,9 +123,8 @@ def fewer(node: Any, key: str = "") -> Iterator[str]:
     """Words that let everything in a configuration train on little, whatever it is."""
     if isinstance(node, dict) and "class_path" in node:
         kind = imported(node["class_path"])
-        takes = {name for base in kind.__mro__ for name in signature(base.__init__).parameters}
         if not issubclass(kind, BaseTeacher):
-            yield from (f"++{key}.{name}={value}" for name, value in FEW_TRAINED.items() if name in takes)
+            yield from (f"++{key}.{name}={value}" for name, value in FEW_TRAINED.items() if name in takes(kind))
         for name, inner in node.get("init_args", {}).items():
             yield from fewer(inner, f"{key}.{name}")
 
