@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import cache
 from inspect import signature
@@ -111,12 +112,16 @@ def cases(asked: tuple[str, ...] = ()) -> list[Case]:
 
 @cache
 def families(asked: tuple[str, ...] = ()) -> dict[type, Case]:
-    """The bases of the methods that are no methods themselves, each with the first class built on it."""
-    found: dict[type, Case] = {}
+    """The bases of the methods that are no methods themselves, each with the first class built on it.
+
+    A class that is alone on a base of other bases is left out: a class of theirs stands for it.
+    """
+    found: dict[type, list[Case]] = defaultdict(list)
     kinds = {case.kind for case in cases(asked)}
     for case in cases(asked):
-        found.setdefault(next(base for base in case.kind.__mro__ if base not in kinds), case)
-    return found
+        found[next(base for base in case.kind.__mro__ if base not in kinds)].append(case)
+    above = {base for base in found for other in found if other is not base and issubclass(other, base)}
+    return {base: of[0] for base, of in found.items() if len(of) > 1 or base not in above}
 
 
 class World(NamedTuple):

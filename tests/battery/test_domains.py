@@ -101,9 +101,7 @@ def test_the_protocol_is_plain_data(data, held_out):
     assert json.loads(json.dumps(described)) == described and described
     assert evaluator.better[evaluator.headline] == "lower"
     assert set(evaluator.better.values()) <= {"lower", "higher", "target"}
-    assert set(evaluator.better) <= {*evaluator(*held_out), *getattr(evaluator, "too_few", lambda num: [])(96)} | {
-        *getattr(evaluator, "thorough", lambda x, cond: {})(*held_out)
-    }
+    assert {evaluator.headline} <= {*evaluator(*held_out)} <= {*evaluator.better}
 
 
 def test_media_show_and_save(data, held_out, tmp_path):
@@ -122,10 +120,12 @@ def test_media_show_and_save(data, held_out, tmp_path):
 def fewer(node: Any, key: str = "") -> Iterator[str]:
     """Words that let everything in a configuration train on little, whatever it is."""
     if isinstance(node, dict) and "class_path" in node:
-        kind = imported(node["class_path"])
-        if not issubclass(kind, BaseTeacher):
-            yield from (f"++{key}.{name}={value}" for name, value in FEW_TRAINED.items() if name in takes(kind))
-        for name, inner in node.get("init_args", {}).items():
+        kind, arguments = imported(node["class_path"]), node.get("init_args", {})
+        wanted = FEW_TRAINED.items() if not issubclass(kind, BaseTeacher) else ()
+        for name, value in wanted:
+            if name in takes(kind) and not (name == "num_steps" and arguments.get("times")):  # which say how many
+                yield f"++{key}.{name}={value}"
+        for name, inner in arguments.items():
             yield from fewer(inner, f"{key}.{name}")
 
 
@@ -155,9 +155,6 @@ def test_a_student_from_beginning_to_end(world, data, tmp_path, monkeypatch, cap
     rows = json.loads(Path("run", "evaluation.json").read_text())["rows"]
     assert rows[0]["name"] == "student" and data.evaluator().headline in rows[0]["metrics"]
     assert all(np.isfinite(value) for row in rows for value in row["metrics"].values())
-    door("export", "run", "--format", "safetensors", code=2 if student.not_exported else 0)
-    assert (
-        student.not_exported
-        or Path("run", "student", "student.safetensors").is_file()
-        or [*Path("run").glob("*.safetensors")]
-    )
+    refused = bool(student.not_exported)
+    door("export", "run", "--format", "safetensors", "--out", "student.safetensors", code=2 if refused else 0)
+    assert Path("student.safetensors").is_file() != refused
