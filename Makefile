@@ -13,7 +13,7 @@ $(VENV)/.dev: pyproject.toml
 	@touch $@
 
 test: setup
-	@$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
+	@$(VENV)/bin/python -m pytest -q -n 2 --dist worksteal
 
 lint: setup
 	$(VENV)/bin/python -m ruff format --check .

@@ -1,14 +1,28 @@
-"""What several test files build on: one of each process, exact teachers, expectations without sampling error."""
+"""What several test files build on: the command line, processes, exact teachers, expectations without sampling error."""
 
+import contextlib
 import copy
+import importlib
+import logging
+import os
 import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
 import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from distillkit import runs
+from distillkit.cli import front
 from distillkit.codec import Codec
 from distillkit.data import DistillData, TensorData
 from distillkit.diffusion.denoiser import Denoiser
@@ -182,6 +196,128 @@ def heed_signals():
     """For `preexec_fn`: whoever started the tests may ignore signals, and what they start inherits that."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+
+
+class Command:
+    """`python -m distillkit ARGV` in a fork of this process, which has imported what costs a new one many seconds.
+
+    Like `subprocess.Popen`: `pid`, `poll`, `wait`, `send_signal`, `kill` and `returncode`; `stdout`
+    and `stderr` are what it has said so far.
+
+    Args:
+        argv: words and flags.
+        cwd: the folder it runs in; None means this process's own.
+        env: variables of its environment besides this process's own.
+        work: what is run instead of the command line; gets `argv`, as `sys.argv` has it too.
+    """
+
+    IMPORTED = ("cli.lightning", "cli.products", "report.page", "evaluation.pictures")  # in `distillkit`
+    LEFT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED", runs.OUT)
+
+    def __init__(
+        self,
+        *argv: object,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        work: Callable[[list[str]], int | None] = front.main,
+    ):
+        self.argv, self.returncode = [*map(str, argv)], None
+        self._said = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 (open as long as this object lives)
+        for name in self.IMPORTED:
+            importlib.import_module(f"distillkit.{name}")
+        torch.set_num_threads(1)  # a fork has none of the other threads, and would wait for them
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of forks beside threads: those of pytest-xdist do nothing here
+            self.pid = os.fork()
+        if not self.pid:
+            self._run(cwd, env or {}, work)
+
+    def _run(self, cwd: Path | None, env: Mapping[str, str], work: Callable) -> NoReturn:
+        """The child's whole life."""
+        code = 1
+        try:
+            self._forget_the_tests()
+            os.environ.update(env)
+            os.chdir(cwd or ".")
+            code = work(self.argv) or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    def _forget_the_tests(self) -> None:
+        """Streams, signals, warnings, logs and variables are what a new interpreter has."""
+        for number, file in enumerate(self._said, 1):
+            os.dup2(file.fileno(), number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+        heed_signals()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        warnings.resetwarnings()
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)
+        logging.root.handlers.clear()
+        for logger in logging.root.manager.loggerDict.values():
+            for handler in getattr(logger, "handlers", ()):
+                if isinstance(handler, logging.StreamHandler):
+                    handler.setStream(sys.stderr)
+        for name in self.LEFT:
+            os.environ.pop(name, None)
+        sys.argv = ["distillkit", *self.argv]
+
+    @property
+    def stdout(self) -> str:
+        return self._text(0)
+
+    @property
+    def stderr(self) -> str:
+        return self._text(1)
+
+    def _text(self, number: int) -> str:
+        file = self._said[number].fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode()
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> int:
+        """The exit code, negative if a signal ended it."""
+        self.until(lambda: False, timeout)
+        return self.returncode
+
+    def until(self, event: Callable[[], bool], timeout: float = 300) -> None:
+        """Return once something has happened or the process has ended; one that takes too long is killed."""
+        end = time.monotonic() + timeout
+        while self.poll() is None and not event():
+            if time.monotonic() > end:
+                self.kill()
+                raise subprocess.TimeoutExpired(self.argv, timeout, self.stdout, self.stderr)
+            time.sleep(0.005)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+        if self.returncode is None:
+            _, status = os.waitpid(self.pid, 0)
+            self.returncode = os.waitstatus_to_exitcode(status)
+
+
+def distil(*argv: object, code: int = 0, cwd: Path | None = None, timeout: float = 300) -> str:
+    """Run the command line in a process of its own; its output, after the exit code was checked."""
+    command = Command(*argv, cwd=cwd)
+    said = command.wait(timeout), command.stdout, command.stderr
+    assert said[0] == code, "exit {}\n{}\n{}".format(*said)
+    assert "Traceback" not in said[2]
+    return said[1] + said[2]
 
 
 def same(one, two):

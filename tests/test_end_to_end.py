@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import heed_signals
+from helpers import Command, distil
 from PIL import Image
 
 import distillkit
@@ -26,17 +26,8 @@ from distillkit import runs
 from distillkit.cli import front
 
 TINY = ["domain=toy", "network.width=16", "network.depth=2", "data.batch_size=32", "data.num_samples=256"]
-SHORT = ["trainer.max_steps=6", "vars.callbacks.finish.num_samples=64"]
-
-
-def distil(*argv: str, code: int = 0, cwd: Path | None = None) -> str:
-    """Run the command line in a process of its own; its output, after the exit code was checked."""
-    done = subprocess.run(
-        [sys.executable, "-m", "distillkit", *map(str, argv)], capture_output=True, text=True, cwd=cwd, timeout=300
-    )
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+SHORT = ["trainer.max_steps=6", "vars.callbacks.finish.num_samples=32"]
+BARE = ["trainer.max_steps=2", "vars.callbacks.finish.num_samples=0", "vars.callbacks.finish.pictures=false"]
 
 
 def complaint(*argv: str, code: int = 2) -> str:
@@ -61,7 +52,7 @@ def no_cluster(monkeypatch):
 def run(tmp_path_factory) -> Path:
     """The folder of a finished run: a two-step student on digits with a tiny network."""
     out = tmp_path_factory.mktemp("session") / "run"
-    words = ["domain=image", "method=sid", "model.num_steps=2", "data.batch_size=4", "trainer.log_every_n_steps=2"]
+    words = ["domain=image", "method=sid", "model.num_steps=2", "data.batch_size=16", "trainer.log_every_n_steps=2"]
     distil("fit", *words, *SHORT, "--out", out)
     return out
 
@@ -126,7 +117,7 @@ def test_sample_writes_what_the_student_gives(run, tmp_path):
 
 def test_evaluate_gives_the_same_numbers_again(copy):
     before = json.loads((copy / "evaluation.json").read_text())
-    said = distil("evaluate", copy, "--num-samples", "64")
+    said = distil("evaluate", copy, "--num-samples", "32")
     after = json.loads((copy / "evaluation.json").read_text())
     assert "Frechet" in said
     for old, new in zip(before["rows"], after["rows"], strict=True):
@@ -160,7 +151,7 @@ def test_pretrain_leaves_a_teacher_that_can_be_distilled(tmp_path):
     assert {"model.safetensors", "teacher.yaml", "README.md"} <= {
         p.name for p in (tmp_path / "teacher" / "teacher").iterdir()
     }
-    words = ["fit", "domain=image", "method=pretrain", "network.channels=8", "data.batch_size=8", *SHORT]
+    words = ["fit", "domain=image", "method=pretrain", "network.channels=8", "data.batch_size=8", *BARE]
     distil(*words, "--out", tmp_path / "digits")
     path = tmp_path / "digits" / "teacher"
     distil(
@@ -169,7 +160,7 @@ def test_pretrain_leaves_a_teacher_that_can_be_distilled(tmp_path):
         "method=dmd",
         "teacher=folder",
         f"teacher.path={path}",
-        *SHORT,
+        *BARE,
         "--out",
         tmp_path / "student",
     )
@@ -214,21 +205,11 @@ def test_a_run_that_goes_on_from_its_last_step_leaves_everything_again(copy, tmp
 def test_a_stopped_run_says_how_to_go_on(number, tmp_path):
     words = ["fit", *TINY, "method=dmd", "trainer.max_steps=100000", "vars.callbacks.finish.num_samples=0"]
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "distillkit", *words, "--out", str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_signals,
-    )
-    try:
-        for line in process.stdout:
-            if line.startswith("step "):
-                break
-        os.kill(process.pid, number)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    process = Command(*words, "--out", out)
+    process.until(lambda: re.search("^step ", process.stdout, re.M))
+    process.send_signal(number)
+    process.wait(timeout=60)
+    errors = process.stderr
     assert process.returncode == 130 and "Traceback" not in errors
     step = int(re.search(r"stopped at step (\d+)", errors)[1])
     command = re.search(r"python -m distillkit (fit .*)$", errors, re.M)[1].split()

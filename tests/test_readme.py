@@ -42,7 +42,7 @@ def test_the_tables_are_those_of_list():
 def test_the_second_command_passes_the_tests():
     assert command(2) == "make test"
     recipe = (ROOT / "Makefile").read_text().split("\ntest: ")[1].splitlines()[1]
-    assert recipe.strip().endswith("-m pytest -q -n 2 --dist loadfile")
+    assert recipe.strip().endswith("-m pytest -q -n 2 --dist worksteal")
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
-"""The battery finds every method by itself: whatever lies in conf/method is put through all proofs.
+"""The battery finds every method and every domain by itself, in conf, and puts them through all proofs.
 
-A preset, another method with other settings, has the same class: what is `per_class` was proved
-    there.
+`method`: every yaml. `case`: every class, in the domain where it is the default; a preset, another
+    method with other settings, has the class of that one. `per_family`: of the classes that share a
+    base one stands for all, the others run with -m slow.
 
 So are the methods of an installed package that announces its configuration folder. Of any other
 folder:
@@ -13,8 +14,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import cache
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -22,16 +29,43 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import seed_everything
 
+from distillkit.capabilities import imported
 from distillkit.cli import config
 from distillkit.cli.matrix import compatibility
 from distillkit.data import DistillData
+from distillkit.errors import UsageError
 from distillkit.methods.base import Distiller
+from tests.conftest import COST
 
 FOREIGN: list[str] = []  # what --conf adds to every command line
 METHODS = config.groups()["method"]
 DOMAINS = config.groups()["domain"]
 TINY = ["network.width=16", "network.depth=2", "data.batch_size=32", "data.num_samples=256"]
-FEW_PAIRS = dict.fromkeys(("reflow", "pairs"), ["model.num_pairs=256", "model.steps=4"])  # of a run that proves no law
+WORLDS = {  # where the law is known: the words for a small network on few data
+    "toy": TINY,
+    "discrete": ["data=world", "teacher=potts", *TINY],
+}
+FEW = {"num_pairs": 256, "steps": 4, "guard": 200}  # of a class that takes such an argument, where no law is proved
+FEWER = {"num_pairs": 8, "steps": 4, "guard": 0}  # where a sample takes longer than on the plane
+
+
+class Case(NamedTuple):
+    """A class of methods, by a method and a domain that give it."""
+
+    method: str
+    domain: str = "toy"
+
+    @property
+    def path(self) -> str:
+        """Of the class."""
+        return config.pair(self.domain, self.method, tuple(FOREIGN)).model._target_
+
+    @property
+    def kind(self) -> type[Distiller]:
+        return imported(self.path)
+
+    def __str__(self) -> str:
+        return self.method if self.domain == "toy" else f"{self.method}-{self.domain}"
 
 
 def pytest_addoption(parser):
@@ -45,13 +79,94 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    """`method` is each method there is, or each that was asked for; where classes are proved, none that is a preset."""
+    """`method` is each method there is, or each that was asked for; `case` each of their classes."""
+    asked = tuple(metafunc.config.getoption("--method", []))
     if "method" in metafunc.fixturenames:
-        there, asked = config.groups(FOREIGN)["method"], metafunc.config.getoption("--method", [])
-        if strange := sorted(set(asked) - set(there)):
-            raise pytest.UsageError(f"no method {strange[0]!r}: --conf FOLDER says where it is; there are: {there}")
-        chosen, per_class = asked or there, metafunc.definition.get_closest_marker("per_class")
-        metafunc.parametrize("method", [method for method in chosen if not (per_class and preset(method))])
+        metafunc.parametrize("method", chosen(asked))
+    if "world" in metafunc.fixturenames:
+        metafunc.parametrize("world", worlds(), ids=str, scope="module")
+    if "case" in metafunc.fixturenames:
+        found, alone = cases(asked), metafunc.definition.get_closest_marker("per_family")
+        marks = {case: [pytest.mark.slow] for case in found if alone and case not in families(asked).values()}
+        metafunc.parametrize("case", [pytest.param(case, id=str(case), marks=marks.get(case, ())) for case in found])
+
+
+def chosen(asked: tuple[str, ...]) -> list[str]:
+    there = config.groups(FOREIGN)["method"]
+    if strange := sorted(set(asked) - set(there)):
+        raise pytest.UsageError(f"no method {strange[0]!r}: --conf FOLDER says where it is; there are: {there}")
+    return [*asked] or there
+
+
+@cache
+def cases(asked: tuple[str, ...] = ()) -> list[Case]:
+    """Every class once; on the plane if it is the default there."""
+    found: dict[str, Case] = {}
+    for domain in sorted(DOMAINS, key=lambda domain: domain != "toy"):
+        for method in chosen(asked):
+            case = Case(method, domain)
+            if not preset(method) and (domain == "toy" or compatibility(domain, method, tuple(FOREIGN)) is None):
+                found.setdefault(case.path, case)
+    return [*found.values()]
+
+
+@cache
+def families(asked: tuple[str, ...] = ()) -> dict[type, Case]:
+    """The bases of the methods that are no methods themselves, each with the first class built on it.
+
+    A class that is alone on a base of other bases is left out: a class of theirs stands for it.
+    """
+    found: dict[type, list[Case]] = defaultdict(list)
+    kinds = {case.kind for case in cases(asked)}
+    for case in cases(asked):
+        found[next(base for base in case.kind.__mro__ if base not in kinds)].append(case)
+    above = {base for base in found for other in found if other is not base and issubclass(other, base)}
+    return {base: of[0] for base, of in found.items() if len(of) > 1 or base not in above}
+
+
+class World(NamedTuple):
+    """A domain, at one of its stages if it has several."""
+
+    domain: str
+    stage: str | None = None
+
+    @property
+    def words(self) -> list[str]:
+        return [f"domain={self.domain}", *([f"stage={self.stage}"] if self.stage else [])]
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, self))
+
+
+@cache
+def worlds() -> list[World]:
+    """Every domain, and every stage of those that have stages: one whose teacher lies where the domain's data lie."""
+    found = []
+    for domain in DOMAINS:
+        choices = config.compose([f"domain={domain}"])[1]
+        stages = config.groups()["stage"] if choices.get("stage") else [None]
+        found += [world for world in (World(domain, stage) for stage in stages) if at_home(world)]
+    return found
+
+
+def at_home(world: World) -> bool:
+    try:
+        chosen = config.compose(world.words)[0]
+    except UsageError:  # the stage of another domain
+        return False
+    teacher, data = (chosen[part]._target_.split(".")[:2] for part in ("teacher", "data"))
+    return teacher == data
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Who asks for one method does not want to see the domains again."""
+    return True if config.getoption("--method", []) and collection_path.name == "test_domains.py" else None
+
+
+def by_family() -> list[Any]:
+    """Every method, for `parametrize`; those that stand for no family with -m slow."""
+    first = {case.method for case in families().values()}
+    return [pytest.param(method, marks=() if method in first else pytest.mark.slow) for method in METHODS]
 
 
 def file_of(method: str) -> Path:
@@ -60,28 +175,47 @@ def file_of(method: str) -> Path:
     return file
 
 
+@cache
 def preset(method: str) -> bool:
     """Whether it is another method with other settings: its yaml builds on that one's."""
     entries = (yaml.safe_load(file_of(method).read_text()) or {}).get("defaults", ())
     return any(isinstance(entry, str) and entry != "_self_" for entry in entries)
 
 
-def compose(*words: str) -> dict:
-    """The configuration LightningCLI would get for these words."""
-    return config.hand_over(config.compose([*FOREIGN, *words])[0])
+@cache
+def composed(*words: str) -> str:
+    """JSON of the configuration LightningCLI would get for these words."""
+    return json.dumps(config.hand_over(config.compose([*words])[0]))
+
+
+def compose(*words: str) -> dict[str, Any]:
+    return json.loads(composed(*FOREIGN, *words))
+
+
+def made_of(chosen: dict[str, Any], *parts: str, seed: int = 0) -> SimpleNamespace:
+    """The `parts` of a configuration, built and type-checked as the command line does."""
+    parser = ArgumentParser(exit_on_error=False)
+    for part, base in (("model", Distiller), ("data", DistillData)):
+        if part in parts:
+            parser.add_subclass_arguments(base, part)
+    seed_everything(seed, verbose=False)
+    made = parser.instantiate(parser.parse_object({part: json.loads(json.dumps(chosen[part])) for part in parts}))
+    return SimpleNamespace(**{part: made[part] for part in parts}, config=chosen)
 
 
 def build(*words: str, seed: int = 0) -> SimpleNamespace:
-    """`model` and `data` for these words, built and type-checked as the command line does."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Distiller, "model")
-    parser.add_subclass_arguments(DistillData, "data")
-    chosen = compose(*words)
-    seed_everything(seed, verbose=False)
-    made = parser.instantiate(
-        parser.parse_object({key: json.loads(json.dumps(chosen[key])) for key in ("model", "data")})
-    )
-    return SimpleNamespace(model=made.model, data=made.data, config=chosen)
+    """`model` and `data` for these words."""
+    return made_of(compose(*words), "model", "data", seed=seed)
+
+
+@cache
+def loaded(chosen: str) -> DistillData:
+    """The data of a configuration, given as JSON, set up once for all tests of this process."""
+    began = cpu()
+    data = made_of({"data": json.loads(chosen)}, "data").data
+    data.setup()
+    SHARED.append(cpu() - began)
+    return data
 
 
 def plane(method: str) -> list[str]:
@@ -90,9 +224,25 @@ def plane(method: str) -> list[str]:
     return ["domain=toy", f"method={method}", *(["teacher=labelled"] if refused else [])]
 
 
-def tiny(method: str, *words: str, seed: int = 0) -> SimpleNamespace:
-    """A method on the plane with a network of a few hundred weights."""
-    return build(*plane(method), *TINY, *FEW_PAIRS.get(method, []), *words, seed=seed)
+def takes(kind: type) -> set[str]:
+    """The names of what a class or one of its bases is made of."""
+    return {name for base in kind.__mro__ for name in signature(base.__init__).parameters}
+
+
+def few(case: Case, numbers: Mapping[str, int] = FEW) -> list[str]:
+    """Words for such of these numbers as the class takes."""
+    return [f"model.{name}={value}" for name, value in numbers.items() if name in takes(case.kind)]
+
+
+def small(case: Case) -> list[str]:
+    """The words of a run of a class that takes seconds, in the domain where it is the default."""
+    where = plane(case.method) if case.domain == "toy" else [f"domain={case.domain}", f"method={case.method}"]
+    return [*where, *WORLDS.get(case.domain, ["data.batch_size=4"]), *few(case)]
+
+
+def tiny(case: Case | str, *words: str, seed: int = 0) -> SimpleNamespace:
+    """A method with a network of a few hundred weights; on the plane if only its name is given."""
+    return build(*small(Case(case) if isinstance(case, str) else case), *words, seed=seed)
 
 
 def weights(model: Distiller) -> dict[str, torch.Tensor]:
@@ -103,3 +253,34 @@ def weights(model: Distiller) -> dict[str, torch.Tensor]:
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+# What it costs
+
+
+SHARED: list[float] = []  # seconds of what no single test has to bear
+
+
+def cpu() -> float:
+    """Seconds of this process and of those it has waited for, without those that are shared."""
+    return sum(os.times()[:4]) - sum(SHARED)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    item.began = cpu()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item):
+    result = yield
+    given = getattr(getattr(item, "callspec", None), "params", {})
+    if "case" in given:
+        proof = item.get_closest_marker("per_family") or item.get_closest_marker("slow")
+        of = "kill and law of a family" if proof else "class", str(given["case"])
+    elif "method" in given:
+        of = "preset" if preset(given["method"]) else "class", given["method"]
+    else:
+        of = "domain", str(next(iter(given.values()), "all"))
+    item.user_properties.append((COST, [*of, cpu() - item.began]))
+    return result

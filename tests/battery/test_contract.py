@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
-from helpers import trainer
+from helpers import Command, distil, trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
-from distillkit.cli import front
+from distillkit.cli import config, front
 from distillkit.cli.matrix import compatibility
-from tests.battery.conftest import DOMAINS, FEW_PAIRS, FOREIGN, TINY, build, compose, file_of, tiny, weights
+from tests.battery.conftest import DOMAINS, FOREIGN, compose, file_of, loaded, made_of, small, takes, tiny, weights
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_pair_builds_or_is_refused_in_one_sentence(method, domain, tmp_path, monkeypatch, capsys):
     reason = compatibility(domain, method, tuple(FOREIGN))
+    chosen = config.hand_over(config.pair(domain, method, tuple(FOREIGN)))
     if reason is None:
-        made = build(f"domain={domain}", f"method={method}")
-        made.model.require(made.data)
-        made.data.setup()
-        made.model.check(made.data)
+        model, data = made_of(chosen, "model").model, loaded(json.dumps(chosen["data"]))
+        model.require(data)
+        model.check(data)
     else:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(torch.nn.Module, "__init__", lambda *_, **__: pytest.fail("something was built"))
@@ -36,13 +32,24 @@ def test_every_pair_builds_or_is_refused_in_one_sentence(method, domain, tmp_pat
         said, end = capsys.readouterr().err.split("; ")
         assert said == f"error: {reason}" and end == "`python -m distillkit list` shows what goes together\n"
         needed, lacked = re.fullmatch(r"error: (\w+).* needs ([\w ]+), which .*", said).groups()
-        model = str(compose(f"domain={domain}", f"method={method}")["model"])
-        assert lacked and needed in re.findall(r"'class_path': '[\w.]*?(\w+)'", model)
+        assert lacked and needed in re.findall(r"'class_path': '[\w.]*?(\w+)'", str(chosen["model"]))
         assert not [*tmp_path.iterdir()]
 
 
-def test_max_steps_counts_optimiser_steps(method):
-    made, calls = tiny(method), []
+def test_every_role_takes_a_finite_step(method):
+    """One cycle of turns, which a preset's settings have part in."""
+    made = tiny(method)
+    trainer(max_steps=cycle(made.model)).fit(made.model, made.data)
+    assert not made.model.bad_steps.any()
+
+
+def cycle(model) -> int:
+    """The steps until every role has had its turns."""
+    return sum(settings.updates for settings in model.settings.values())
+
+
+def test_max_steps_counts_optimiser_steps(case):
+    made, calls = tiny(case), []
     step = made.model.training_step
     made.model.training_step = lambda batch, batch_idx: calls.append(batch_idx) or step(batch, batch_idx)
     run = trainer(max_steps=10)
@@ -51,9 +58,8 @@ def test_max_steps_counts_optimiser_steps(method):
     assert not made.model.bad_steps.any()  # all finite
 
 
-@pytest.mark.per_class
-def test_only_the_role_in_turn_moves(method):
-    made = tiny(method, "model.student.weight_decay=0.1")
+def test_only_the_role_in_turn_moves(case):
+    made = tiny(case, *(["model.student.weight_decay=0.1"] if "student" in takes(case.kind) else []))
 
     class Watch(Callback):
         turns: list = []
@@ -71,16 +77,14 @@ def test_only_the_role_in_turn_moves(method):
                 )
 
     watch = Watch()
-    cycle = sum(settings.updates for settings in made.model.settings.values())
-    trainer(max_steps=2 * cycle, callbacks=[watch]).fit(made.model, made.data)
+    trainer(max_steps=2 * cycle(made.model), callbacks=[watch]).fit(made.model, made.data)
     assert {role: watch.turns.count(role) for role in made.model.roles} == {
         role: 2 * settings.updates for role, settings in made.model.settings.items()
     }
 
 
-@pytest.mark.per_class
-def test_teacher_is_untouched(method):
-    made = tiny(method)
+def test_teacher_is_untouched(case):
+    made = tiny(case)
     teacher = getattr(made.model, "teacher", None)
     if teacher is None:
         assert not any(key.startswith("teacher.") for key in made.model.state_dict())
@@ -92,39 +96,39 @@ def test_teacher_is_untouched(method):
     assert not any(key.startswith("teacher.") for key in made.model.state_dict())
 
 
-@pytest.mark.per_class
-def test_training_is_deterministic_and_seeded(method):
+def test_training_is_deterministic_and_seeded(case):
     runs = []
     for seed in (0, 0, 1):
-        made = tiny(method, seed=seed)
+        made = tiny(case, seed=seed)
         trainer(max_steps=7).fit(made.model, made.data)
         runs.append(weights(made.model))
     assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
     assert any(not torch.equal(runs[0][key], runs[2][key]) for key in runs[0])
 
 
-@pytest.mark.per_class
-@pytest.mark.parametrize("cut", [7, 8, 13])  # inside an epoch of eight batches, at its end, in the second
-def test_resume_is_bit_equal(method, cut, tmp_path):
-    class SaveOnce(Callback):
+def test_resume_is_bit_equal(case, tmp_path):
+    cuts = (7, 8, 13)  # inside an epoch of eight batches, at its end, in the second
+
+    class Save(Callback):
         def on_train_batch_end(self, trainer, *_):
-            if trainer.global_step == cut:
-                trainer.save_checkpoint(tmp_path / "cut.ckpt")
+            if trainer.global_step in cuts:
+                trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
 
-    straight = tiny(method)
-    trainer(max_steps=20, callbacks=[SaveOnce()]).fit(straight.model, straight.data)
-    second = tiny(method)
-    trainer(max_steps=20).fit(second.model, second.data, ckpt_path=tmp_path / "cut.ckpt", weights_only=True)
-    expected, got = weights(straight.model), weights(second.model)
-    different = [key for key in expected if not torch.equal(expected[key], got[key])]
-    assert not different, f"resumed at step {cut}, these differ: {different[:5]}"
+    straight = tiny(case)
+    trainer(max_steps=20, callbacks=[Save()]).fit(straight.model, straight.data)
+    expected = weights(straight.model)
+    for cut in cuts:
+        second = tiny(case)
+        trainer(max_steps=20).fit(second.model, second.data, ckpt_path=tmp_path / f"{cut}.ckpt", weights_only=True)
+        got = weights(second.model)
+        different = [key for key in expected if not torch.equal(expected[key], got[key])]
+        assert not different, f"resumed at step {cut}, these differ: {different[:5]}"
 
 
-@pytest.mark.per_class
-def test_two_processes_equal_one_with_two_micro_batches(method, tmp_path):
-    alone = tiny(method)
+def test_two_processes_equal_one_with_two_micro_batches(case, tmp_path):
+    alone = tiny(case)
     trainer(max_steps=6, accumulate_grad_batches=2).fit(alone.model, alone.data)
-    together = tiny(method)
+    together = tiny(case)
 
     class Keep(Callback):
         def on_train_end(self, trainer, model):
@@ -140,58 +144,24 @@ def test_two_processes_equal_one_with_two_micro_batches(method, tmp_path):
         )
 
 
-@pytest.mark.per_class
-def test_killed_and_resumed_from_the_command_line(method, tmp_path):
+@pytest.mark.per_family
+def test_killed_and_resumed_from_the_command_line(case, tmp_path):
     """SIGKILL in the middle; the resumed run's last checkpoint equals that of a run that was left alone, bit for bit."""
-
-    def command(out: str, *more: str) -> list[str]:
-        words = [
-            *FOREIGN,
-            "domain=toy",
-            f"method={method}",
-            *TINY,
-            *FEW_PAIRS.get(method, []),
-            "vars.callbacks.checkpoint.every=5",
-        ]
-        words += ["vars.callbacks.finish.num_samples=0", "trainer.limit_val_batches=0"]
-        return [
-            sys.executable,
-            "-m",
-            "distillkit",
-            "fit",
-            *words,
-            "trainer.max_steps=600",
-            "--out",
-            str(tmp_path / out),
-            *more,
-        ]
-
-    subprocess.run(command("whole"), check=True, capture_output=True, timeout=300)
+    steps = 300
+    words = [*FOREIGN, *small(case), f"trainer.max_steps={steps}", "vars.callbacks.checkpoint.every=5"]
+    words += ["vars.callbacks.finish.num_samples=0", "trainer.limit_val_batches=0"]
+    distil("fit", *words, "--out", tmp_path / "whole")
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
-    process = subprocess.Popen(command("cut"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(3000):
-        if last.exists() or process.poll() is not None:
-            break
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    step = torch.load(last, weights_only=True)["global_step"]
-    assert 0 < step < 600
-    resumed = [
-        sys.executable,
-        "-m",
-        "distillkit",
-        "fit",
-        "--config",
-        str(tmp_path / "cut" / "config.yaml"),
-        "--ckpt_path",
-        str(last),
-    ]
-    subprocess.run(resumed, check=True, capture_output=True, timeout=300)
+    process = Command("fit", *words, "--out", tmp_path / "cut")
+    process.until(last.exists)
+    process.kill()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    assert 0 < torch.load(last, weights_only=True)["global_step"] < steps
+    distil("fit", "--config", tmp_path / "cut" / "config.yaml", "--ckpt_path", last)
     whole, again = (
         torch.load(tmp_path / out / "checkpoints" / "last.ckpt", weights_only=True) for out in ("whole", "cut")
     )
-    assert whole["global_step"] == again["global_step"] == 600
+    assert whole["global_step"] == again["global_step"] == steps
     assert all(torch.equal(value, again["state_dict"][key]) for key, value in whole["state_dict"].items())
 
 

@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import Command
 
 from distillkit.files import hash_weights
-from tests.battery.conftest import FEW_PAIRS, TINY
+from tests.battery.conftest import FOREIGN, Case, small
 
 SHORT = ["trainer.max_steps=60", "vars.callbacks.checkpoint.every=7", "vars.callbacks.finish.num_samples=2000"]
-# the moment of each kill: what has just appeared in the run folder; the last is a run that had
-# ended
-MOMENTS = ("config.yaml", "checkpoints/last.ckpt", "samples", "evaluation.json", None)
+MOMENTS = (  # of each kill: what has just appeared in the run folder; the last is a run that had ended
+    "config.yaml",
+    "checkpoints/last.ckpt",
+    "samples",
+    "evaluation.json",
+    None,
+)
 
 
-def start(method: str, out: Path, elsewhere: Path) -> subprocess.Popen:
+def start(case: Case, out: Path, elsewhere: Path) -> Command:
     """A run that goes on from where the last one in this folder ended, with its temporary folder elsewhere."""
-    learned = ["model.num_pairs=256", "model.guard=2000"] if method.startswith("lsd") else FEW_PAIRS.get(method, [])
-    words = ["fit", "domain=toy", f"method={method}", *TINY, *SHORT, *learned, "--out", out, "--ckpt_path", "last"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "distillkit", *map(str, words)],
-        env={**os.environ, "TMPDIR": str(elsewhere)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = [*FOREIGN, *small(case), *SHORT, "--out", out, "--ckpt_path", "last"]
+    return Command("fit", *words, env={"TMPDIR": str(elsewhere)})
 
 
 def left(out: Path) -> dict[str, str]:
@@ -54,22 +48,20 @@ def left(out: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.slow
-@pytest.mark.per_class
-def test_a_run_killed_at_any_moment_leaves_what_it_would_have_left(method, tmp_path):
+@pytest.mark.slow  # six runs with their evaluation, of each class
+def test_a_run_killed_at_any_moment_leaves_what_it_would_have_left(case, tmp_path):
     elsewhere = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path  # as a rule another file system
-    whole = start(method, tmp_path / "whole", elsewhere)
-    assert whole.wait(timeout=300) == 0, whole.stderr.read()
+    whole = start(case, tmp_path / "whole", elsewhere)
+    assert whole.wait() == 0, whole.stderr
     expected = left(tmp_path / "whole")
     for number, moment in enumerate(MOMENTS):
         out = tmp_path / str(number)
-        run = start(method, out, elsewhere)
-        while moment and run.poll() is None and not (out / moment).exists():
-            time.sleep(0.005)
+        run = start(case, out, elsewhere)
         if moment:
-            run.send_signal(signal.SIGKILL)
-        assert run.wait(timeout=300) == (-signal.SIGKILL if moment else 0), f"{moment} came too late"
-        again = start(method, out, elsewhere)
-        assert again.wait(timeout=300) == 0, again.stderr.read()
+            run.until((out / moment).exists)
+            run.kill()
+        assert run.wait() == (-signal.SIGKILL if moment else 0), f"{moment} came too late"
+        again = start(case, out, elsewhere)
+        assert again.wait() == 0, again.stderr
         assert left(out) == expected, f"killed when {moment or 'all'} was there"
         assert not [path for path in out.rglob(".*")], "debris of the kill"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
-from helpers import trainer
+from helpers import distil, trainer
 from torch import nn
 
 from distillkit.methods.base import Distiller
 from distillkit.methods.score import ScoreDistiller
-from tests.battery.conftest import FOREIGN, plane, tiny
+from tests.battery.conftest import FOREIGN, Case, plane, tiny
 
 
 class ExactStudent(nn.Module):
@@ -75,65 +74,49 @@ def test_a_pull_back_from_anywhere_else(distiller):
         assert sign * shift.sum() > 0 and sign * scale.sum() > 0, (sign, shift, scale)
 
 
-def default_run(method: str, teacher: str, folder, *words: str) -> dict[str, float]:
+def default_run(kind: type[Distiller], folder: Path, *words: str) -> dict[str, float]:
     """Metrics of the student, or of the teacher that is left, after `fit` as a user types it."""
-    command = [
-        sys.executable,
-        "-m",
-        "distillkit",
-        "fit",
-        *FOREIGN,
-        "domain=toy",
-        f"method={method}",
-        f"teacher={teacher}",
-        *words,
-    ]
-    subprocess.run([*command, "vars.callbacks.finish.num_samples=20000", "--out", str(folder)], check=True, timeout=900)
+    distil("fit", *FOREIGN, "domain=toy", *words, "--out", folder, timeout=900)
     rows = json.loads((folder / "evaluation.json").read_text())["rows"]
-    steps = kind(method).proof_steps
-    return next(row for row in rows if steps in (None, row.get("steps")))["metrics"]
+    return next(row for row in rows if kind.proof_steps in (None, row.get("steps")))["metrics"]
 
 
-def kind(method: str) -> type[Distiller]:
-    return type(tiny(method).model)
+def on_the_plane(case: Case) -> None:
+    if case.domain != "toy":
+        pytest.skip("no class of the plane: what it reaches is proved in the tests of its own world")
 
 
-def proof(method: str, teacher: str) -> dict[str, float]:
-    return kind(method).proof[teacher]
-
-
-IN_THE_SLOW_LANE = {"pairs", "reflow"}  # mostly the teacher's own sampling; their closed forms stand in tests/methods
-
-
-@pytest.mark.per_class
-def test_a_third_of_the_default_run_reaches_the_gaussian(method, tmp_path):
-    if method in IN_THE_SLOW_LANE:
-        pytest.skip("the slow lane has the whole run")
-    reached = default_run(method, "gaussian", tmp_path / "run", "trainer.max_steps=2000")
-    for metric, bound in proof(method, "gaussian").items():
+@pytest.mark.per_family
+def test_a_third_of_the_default_run_reaches_the_gaussian(case, tmp_path):
+    on_the_plane(case)
+    words = [f"method={case.method}", "teacher=gaussian", "trainer.max_steps=2000"]
+    reached = default_run(case.kind, tmp_path / "run", *words)
+    for metric, bound in case.kind.proof["gaussian"].items():
         assert reached[metric] <= bound, f"{metric} {reached[metric]:.3f} after 2000 steps"
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # minutes each
 @pytest.mark.parametrize("teacher", ["gaussian", "mixture"])
 def test_the_default_run_reaches_the_law(method, teacher, tmp_path):
     if "teacher=labelled" in plane(method):
         pytest.skip("it needs classes, which these laws do not have")
-    reached = default_run(method, teacher, tmp_path / "run")
-    for metric, bound in proof(method, teacher).items():
+    kind = Case(method).kind
+    words = [f"method={method}", f"teacher={teacher}", "vars.callbacks.finish.num_samples=20000"]
+    reached = default_run(kind, tmp_path / "run", *words)
+    for metric, bound in kind.proof[teacher].items():
         assert reached[metric] <= bound, f"{metric} {reached[metric]:.3f}"
     assert teacher == "gaussian" or reached["modes_found"] == 8
 
 
-@pytest.mark.per_class
-def test_a_wrong_start_is_a_wrong_start(method):
+def test_a_wrong_start_is_a_wrong_start(case):
     """What the runs above have to overcome: before training the law is missed by far."""
-    made = tiny(method, "model.student.lr=1e-9")
+    on_the_plane(case)
+    made = tiny(case, "model.student.lr=1e-9")
     trainer(max_steps=1).fit(made.model, made.data)
-    if steps := kind(method).proof_steps:
+    if steps := case.kind.proof_steps:
         product = made.model.product()
-        samples = product.generate(5000, {}, 0, *product.few_step_choices(steps)[0])
+        samples = product.generate(1000, {}, 0, *product.few_step_choices(steps)[0])
     else:
-        samples = made.model.sample({}, 5000, 0)
+        samples = made.model.sample({}, 1000, 0)
     metrics = made.data.evaluator()(samples, {})
     assert metrics["std_error"] > 0.3

@@ -284,13 +284,14 @@ def test_a_place_that_cannot_be_written(tmp_path, capsys):
 
 
 def test_sweep_runs_each_job_in_a_fresh_process(tmp_path):
-    words = [*DUMMY, "model.rate=1,2", "teacher=point,far", "-m", "--ckpt_path", "none.ckpt", "--out", "sweep"]
-    done = door("fit", *words, cwd=tmp_path)
+    words = ["domain=toy", "method=sid", "model.kappa=2,3", "teacher=gaussian,mixture", "-m", "--out", "sweep"]
+    done = door("fit", *words, cwd=tmp_path)  # each is refused before torch is imported
     assert done.returncode == 1
-    assert done.stderr.count("error: --ckpt_path: there is no file none.ckpt") == 4
+    for kappa, teacher in (("2", "Gaussian"), ("2", "Circle"), ("3", "Gaussian"), ("3", "Circle")):
+        assert done.stderr.count(f"error: SiD with kappa={kappa} needs classes, which {teacher} and") == 1
     assert "4 runs in" in done.stdout
-    rows = re.findall(r"^  (\d)   failed \(2\) .* model.rate=(\d) teacher=(\w+)$", done.stdout, re.M)
-    assert rows == [("0", "1", "point"), ("1", "1", "far"), ("2", "2", "point"), ("3", "2", "far")]
+    rows = re.findall(r"^  (\d)   failed \(2\) .* model.kappa=(\d) teacher=(\w+)$", done.stdout, re.M)
+    assert rows == [("0", "2", "gaussian"), ("1", "2", "mixture"), ("2", "3", "gaussian"), ("3", "3", "mixture")]
 
 
 def test_sweep_hands_on_words_flags_and_folders(tmp_path, capsys, monkeypatch):

@@ -2,13 +2,11 @@
 
 import itertools
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import gaussian, neural, trainer
+from helpers import distil, gaussian, neural, trainer
 from torch import nn
 
 from distillkit.data import DistillData, TensorData
@@ -500,7 +498,7 @@ def test_the_command_line_samples_and_evaluates_a_sampler(tmp_path):
         ["evaluate", str(run), "--num-samples", "100"],
     ]
     for command in commands:
-        subprocess.run([sys.executable, "-m", "distillkit", *command], check=True, timeout=300)
+        distil(*command)
     assert (run / "samples-0" / "samples.npz").is_file() and (run / "student" / "README.md").is_file()
     rows = json.loads((run / "evaluation.json").read_text())["rows"]
     assert [row.get("network_passes") for row in rows[:3]] == [6, 79, 6]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from helpers import distil
 
 from distillkit.methods.lsd_tokens import LSDTokens
 from domains.discrete import media
@@ -251,12 +250,6 @@ def test_curves_draw_one_line_for_each_sampler():
 
 @pytest.mark.slow
 def test_a_teacher_of_digits_is_trained_distilled_and_sampled(tmp_path):
-    def distil(*words):
-        command = [sys.executable, "-m", "distillkit", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
     digits = ["domain=discrete", "data=digit_tokens", "vars.callbacks.finish.num_samples=0"]
     tiny = ["network.width=16", "network.depth=1", "model.steps=4", "data.batch_size=16", "trainer.max_steps=4"]
     distil("fit", *digits, *tiny, "method=pretrain", "--out", tmp_path / "teacher")

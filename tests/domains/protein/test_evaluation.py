@@ -19,16 +19,11 @@ from domains.protein.evaluation import ProteinEvaluator, descriptors, jensen_sha
 from domains.protein.folds import IdealFolds
 from domains.protein.teacher import WEIGHTS, Folds
 from domains.protein.viewer import page
-from tests.battery.conftest import METHODS, build
+from tests.battery.conftest import FEWER, Case, build, by_family, few
 
 trained = pytest.mark.skipif(not (WEIGHTS / "folds").is_dir(), reason="the embedded teacher is not here")
 STORE = Path(os.environ.get("DISTILLKIT_DATA", "none")) / "protein"  # a folder of real data sets, if there is one
 SMALL = ["data.chains.train=48", "data.chains.val=9", "data.chains.test=9", "data.batch_size=4"]
-CHEAP = {
-    "pretrain": ["network.width=16"],
-    **dict.fromkeys(("lsd", "lsd_plus"), ["model.num_pairs=8", "model.guard=0"]),
-    **dict.fromkeys(("reflow", "pairs"), ["model.num_pairs=8", "model.steps=4"]),
-}
 
 
 @pytest.fixture(scope="module")
@@ -290,9 +285,9 @@ def test_what_does_not_fit_the_columns_is_refused():
 
 
 @trained
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", by_family())
 def test_every_method_takes_steps(method):
-    own = build("domain=protein", f"method={method}", *SMALL, *CHEAP.get(method, []))
+    own = build("domain=protein", f"method={method}", "network.width=16", *SMALL, *few(Case(method, "protein"), FEWER))
     own.model.require(own.data)
     own.data.setup()
     own.model.check(own.data)

@@ -8,15 +8,10 @@ from safetensors.torch import load_file
 from distillkit.cli import config
 from distillkit.errors import UsageError
 from domains.threed.teacher import WEIGHTS
-from tests.battery.conftest import METHODS, build
+from tests.battery.conftest import FEWER, Case, build, by_family, few
 
 SMALL = ["data.shapes.train=40", "data.shapes.val=10", "data.shapes.test=20", "data.batch_size=4"]
 STAGES = ("structure", "features")
-CHEAP = {
-    "pretrain": ["network.width=16"],
-    **dict.fromkeys(("lsd", "lsd_plus"), ["model.num_pairs=8", "model.guard=0"]),
-    **dict.fromkeys(("reflow", "pairs"), ["model.num_pairs=8", "model.steps=4"]),
-}
 
 
 def made(stage: str, *words: str):
@@ -24,9 +19,9 @@ def made(stage: str, *words: str):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", by_family())
 def test_every_method_takes_steps_in_both_stages(method, stage):
-    own = made(stage, f"method={method}", *CHEAP.get(method, []))
+    own = made(stage, f"method={method}", "network.width=16", *few(Case(method, "threed"), FEWER))
     own.model.require(own.data)
     own.data.setup()
     own.model.check(own.data)

@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers import wake
+from helpers import distil, wake
 
 from distillkit import load_student
 from distillkit.cli.products import sample
@@ -19,13 +17,6 @@ from domains.video import drift
 from tests.battery.conftest import build
 
 SMALL = ["data.train=60", "data.val=60", "data.test=40", "data.batch_size=2", "model.num_steps=1"]
-
-
-def distil(*words):
-    done = subprocess.run(
-        [sys.executable, "-m", "distillkit", *map(str, words)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

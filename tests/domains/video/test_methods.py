@@ -8,15 +8,10 @@ from distillkit import load_student
 from distillkit.cli import config
 from distillkit.errors import UsageError
 from domains.video.teacher import WEIGHTS
-from tests.battery.conftest import METHODS, build
+from tests.battery.conftest import FEWER, Case, build, by_family, few
 
 SMALL = ["data.train=30", "data.val=10", "data.test=20", "data.batch_size=4"]
 CONTEXTS = {"classes": [], "first": ["stage=continuation"]}
-CHEAP = {
-    **dict.fromkeys(("lsd", "lsd_plus"), ["model.num_pairs=8", "model.guard=0"]),
-    **dict.fromkeys(("reflow", "pairs"), ["model.num_pairs=8", "model.steps=4"]),
-    "pretrain": ["network.channels=8"],
-}
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +27,9 @@ def teachers(tmp_path_factory):
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", by_family())
 def test_every_method_takes_steps(method, context, teachers, tmp_path):
-    words = CHEAP.get(method, []) + CONTEXTS[context]
+    words = ["network.channels=8", *few(Case(method, "video"), FEWER), *CONTEXTS[context]]
     if method != "pretrain":
         words += ["teacher=folder", f"teacher.path={teachers[context]}"]
     own = build("domain=video", f"method={method}", *SMALL, *words)

@@ -1,0 +1,30 @@
+"""What every run of the tests does: it keeps the garbage collector short, and says what the battery cost."""
+
+from __future__ import annotations
+
+import gc
+from collections import defaultdict
+
+COST = "battery_cost"  # (kind, name, CPU seconds) of a test, among its report's properties
+
+
+def pytest_collection_finish(session):
+    """What is imported by now stays to the end, so that the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line for each kind: what one more method, preset or domain adds to the tests."""
+    costs: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    for report in reports:
+        for key, value in getattr(report, "user_properties", ()) if getattr(report, "when", "") == "teardown" else ():
+            if key == COST:
+                kind, name, seconds = value
+                costs[kind][name] += seconds
+    for kind, of in sorted(costs.items()):
+        worst = max(of, key=of.get)
+        mean = sum(of.values()) / len(of)
+        text = f"battery: {kind}: CPU seconds {mean:.1f} on average of {len(of)}, at most {of[worst]:.1f} ({worst})"
+        terminalreporter.write_line(text)
