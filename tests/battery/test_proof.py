@@ -76,7 +76,8 @@ def test_a_pull_back_from_anywhere_else(distiller):
 
 def default_run(kind: type[Distiller], folder: Path, *words: str) -> dict[str, float]:
     """Metrics of the student, or of the teacher that is left, after `fit` as a user types it."""
-    distil("fit", *FOREIGN, "domain=toy", *words, "--out", folder, timeout=900)
+    words = ["domain=toy", *words, "vars.callbacks.finish.num_samples=20000"]
+    distil("fit", *FOREIGN, *words, "--out", folder, timeout=900)
     rows = json.loads((folder / "evaluation.json").read_text())["rows"]
     return next(row for row in rows if kind.proof_steps in (None, row.get("steps")))["metrics"]
 
@@ -101,8 +102,7 @@ def test_the_default_run_reaches_the_law(method, teacher, tmp_path):
     if "teacher=labelled" in plane(method):
         pytest.skip("it needs classes, which these laws do not have")
     kind = Case(method).kind
-    words = [f"method={method}", f"teacher={teacher}", "vars.callbacks.finish.num_samples=20000"]
-    reached = default_run(kind, tmp_path / "run", *words)
+    reached = default_run(kind, tmp_path / "run", f"method={method}", f"teacher={teacher}")
     for metric, bound in kind.proof[teacher].items():
         assert reached[metric] <= bound, f"{metric} {reached[metric]:.3f}"
     assert teacher == "gaussian" or reached["modes_found"] == 8
