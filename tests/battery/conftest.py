@@ -1,8 +1,8 @@
 """The battery finds every method and every domain by itself, in conf, and puts them through all proofs.
 
 `method`: every yaml. `case`: every class, in the domain where it is the default; a preset, another
-    method with other settings, has the class of that one. `per_family`: of the classes that share a
-    base one stands for all, the others run with -m slow.
+method with other settings, has the class of that one. `per_family`: of the classes that share a
+base one stands for all, the others run with -m slow.
 
 So are the methods of an installed package that announces its configuration folder. Of any other
 folder:
