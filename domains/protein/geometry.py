@@ -38,7 +38,7 @@ def bonds(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def angles(x: Tensor, mask: Tensor) -> Tensor:
-    """Virtual angle at residue i between i - 1 and i + 1, in [0, 180]: [B, N - 2], at place i - 1."""
+    """Virtual angle at residue i between i - 1 and i + 1, in [0, 180]; [B, N - 2], place i - 1."""
     step = F.normalize(blanked(x, mask).diff(dim=1), dim=-1)
     return torch.rad2deg((-step[:, :-1] * step[:, 1:]).sum(-1).clamp(-1, 1).acos())
 
