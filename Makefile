@@ -25,8 +25,8 @@ format: setup
 
 check: lint test
 
-# The lane of torchvision, torchaudio and open3d: the package index's own builds of torch (several GB), even where pip
-# knows of a local CPU build, because only those can be imported together.
+# The lane of torchvision, torchaudio and open3d. It takes the package index's own builds of torch
+# (several GB), even where pip knows of a local CPU build: only those can be imported together.
 test-full: $(FULL)/.dev
 	@$(FULL)/bin/python -m pytest -q -m full
 

@@ -47,7 +47,7 @@ def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], 
 
 
 def moved(flag: str) -> Callable[[str], Any]:
-    """The type of an argument of argparse that earlier versions had: whoever gives it is told the new one."""
+    """The argparse type of an argument of earlier versions: its error names the new one."""
 
     def read(text: str) -> NoReturn:
         raise argparse.ArgumentTypeError(f"it is {flag} now, so type {flag} {text}")

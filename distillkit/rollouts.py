@@ -1,4 +1,7 @@
-"""Samples in a row: how a model goes on from its own, said by one object that teacher and student share."""
+"""Rollouts: samples in a row, each conditioned on the one before.
+
+One `Continuation` says how they follow each other; teacher and student share it.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,12 @@ from distillkit.spec import Recorded
 
 
 class Continuation(Recorded, ABC):
-    """How samples follow each other. A domain derives from it; teacher.yaml and student.yaml record it.
+    """How samples follow each other.
+
+    A domain derives from it; teacher.yaml and student.yaml record it.
 
     Attributes:
-        axis: of a batch of samples [B, ...], along which they follow each other; it may be
+        axis: axis of a batch of samples [B, ...] along which they follow each other; may be
             negative.
     """
 
@@ -25,10 +30,15 @@ class Continuation(Recorded, ABC):
 
     @abstractmethod
     def __call__(self, cond: Cond, x_0: Tensor) -> Cond:
-        """The condition of what comes after x_0 [B, ...], decoded and made for `cond`; without gradient."""
+        """The conditioning of the sample after x_0, without gradient.
+
+        Args:
+            cond: the conditioning of x_0.
+            x_0: the sample [B, ...], decoded.
+        """
 
     def overlap(self, cond: Cond) -> int:
-        """Length along `axis` of what a sample made for `cond` shares with the one before it."""
+        """Length along `axis` that a sample made for `cond` shares with the one before it."""
         return 0
 
 
@@ -39,14 +49,14 @@ def rolled_out(
     rollouts: int,
     seed: int = 0,
 ) -> Tensor:
-    """Samples in a row, joined to one of each: where two overlap, it is the earlier one's part that stays.
+    """Samples in a row, joined to one; where two overlap, the earlier one's part stays.
 
     Args:
         sample: `(n, cond, seed)` to decoded samples [n, ...]: `Student.sample` or
             `Teacher.generate`.
-        continuation: theirs.
-        cond: what the first sample is made for, at least one tensor [n, ...].
-        rollouts: how many in a row.
+        continuation: that of the model.
+        cond: conditioning of the first sample, at least one tensor [n, ...].
+        rollouts: number of samples in a row.
         seed: of the noise; every sample in the row has its own.
 
     Returns:

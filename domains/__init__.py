@@ -1,1 +1,4 @@
-"""One package per domain: its data, teachers, evaluation and pictures. Nothing here knows a distillation method."""
+"""One package per domain: its data, teachers, evaluation and pictures.
+
+Nothing here knows a distillation method.
+"""

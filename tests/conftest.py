@@ -1,4 +1,4 @@
-"""What every run of the tests does: it keeps the garbage collector short, and says what the battery cost."""
+"""Settings of every run of the tests: short garbage collection, the cost of the battery."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ COST = "battery_cost"  # (kind, name, CPU seconds) of a test, among its report's
 
 
 def pytest_collection_finish(session):
-    """What is imported by now stays to the end, so that the collector need not look through it again and again."""
+    """Freezes all objects imported so far, so that the collector does not look through them."""
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""What several test files build on: the command line, processes, exact teachers, expectations without sampling error."""
+"""Helpers of several test files: command line, processes, exact teachers, expectations."""
 
 import contextlib
 import copy
@@ -64,7 +64,10 @@ def gaussian(mean: float, std: float, process=None) -> ExactTeacher:
 
 
 def sigma_points() -> tuple[Tensor, Tensor]:
-    """(z, eps), [4, 1] each: their plain average is the expectation over two unit Gaussians for every cubic polynomial."""
+    """(z, eps), [4, 1] each, whose plain average is the expectation of every cubic polynomial.
+
+    z and eps are unit Gaussians.
+    """
     root = 2**0.5
     return f64(root, -root, 0, 0)[:, None], f64(0, 0, root, -root)[:, None]
 
@@ -117,7 +120,10 @@ def neural(process=None, **surroundings):
 
 
 class Affine(Codec):
-    """Data are `scale x + 1 + label`, with one more axis: what is decoded twice, never or for others shows."""
+    """A codec for data `scale x + 1 + label` with one more axis.
+
+    A sample decoded twice, never or for other conditions shows.
+    """
 
     def __init__(self, scale: float = 2.0):
         self.scale = scale
@@ -133,7 +139,10 @@ class Affine(Codec):
 
 
 class Tail(Continuation):
-    """What follows a sample is made for its end, the condition `name`; it is not detached, so gradient that flows shows."""
+    """A continuation whose condition `name` is the end of the sample before.
+
+    It is not detached, so gradient that flows shows.
+    """
 
     def __init__(self, name: str = "before", axis: int = 2):
         self.name, self.axis = name, axis
@@ -193,13 +202,13 @@ def fit(model, max_steps, **settings):
 
 
 def heed_signals():
-    """For `preexec_fn`: whoever started the tests may ignore signals, and what they start inherits that."""
+    """For `preexec_fn`: children inherit ignored signals from the parent of the tests."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 
 class Command:
-    """`python -m distillkit ARGV` in a fork of this process, which has imported what costs a new one many seconds.
+    """`python -m distillkit ARGV` in a fork of this process, whose imports cost many seconds.
 
     Like `subprocess.Popen`: `pid`, `poll`, `wait`, `send_signal`, `kill` and `returncode`; `stdout`
     and `stderr` are what it has said so far.
@@ -292,7 +301,7 @@ class Command:
         return self.returncode
 
     def until(self, event: Callable[[], bool], timeout: float = 300) -> None:
-        """Return once something has happened or the process has ended; one that takes too long is killed."""
+        """Return once it has happened or the process has ended; kill one that takes too long."""
         end = time.monotonic() + timeout
         while self.poll() is None and not event():
             if time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""Proof that a test can fail: a function runs with one piece of its source replaced, and the test must notice."""
+"""Proof that a test can fail: it must notice one replaced piece of a function's source."""
 
 import __future__
 
@@ -36,7 +36,7 @@ class Mutation:
 
 
 def prove(mutation: Mutation) -> None:
-    """The check passes on the code as it is and fails an assertion, not otherwise, under the mutation."""
+    """The check passes on the code as it is, and fails by an assertion under the mutation."""
     mutation.check()
     with mutated(mutation.function, mutation.old, mutation.new), pytest.raises(AssertionError):
         mutation.check()
@@ -44,7 +44,9 @@ def prove(mutation: Mutation) -> None:
 
 @contextmanager
 def mutated(function: Callable, old: str, new: str) -> Iterator[None]:
-    """Within, `function` runs with `old` replaced, for whoever holds it: its code is exchanged, the object stays.
+    """A context in which `function` runs with `old` replaced, for everyone who holds it.
+
+    Its code is exchanged, the object stays.
 
     Raises:
         ValueError: `old` does not stand exactly once in its statements, which then have changed.
@@ -58,7 +60,7 @@ def mutated(function: Callable, old: str, new: str) -> Iterator[None]:
 
 
 def _code(function: Callable, old: str, new: str) -> CodeType:
-    """The function's code with one replacement; its docstring is left out, for it says many things again."""
+    """The function's code with one replacement, without its docstring, which repeats much of it."""
     lines = textwrap.dedent(inspect.getsource(function)).splitlines(keepends=True)
     (parsed,) = ast.parse("".join(lines)).body
     documented = ast.get_docstring(parsed) is not None

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Rooms and the rooms that they import, beside themselves and the ground: the files that know no room.
+# Rooms and the rooms that they import, beside themselves and the ground (the files without a
+# room).
 GROUND = {"capabilities", "checks", "codec", "data", "errors", "files", "progress", "runs", "sources", "spec"}
 ROOMS = {
     "diffusion": set(),
@@ -44,7 +45,7 @@ ROOMS = {
     "cli": {"callbacks", "report", "methods", "evaluation", "students", "networks", "rollouts"},
     "__main__": {"cli"},
 }
-# A teacher of tokens stands in users' files as `discrete.teacher`; by what it imports it is a teacher.
+# The discrete teacher has the path `discrete.teacher` in users' files, but imports as a teacher.
 LODGERS = {"distillkit.discrete.teacher": "teachers"}
 # Domains made of another: of digits (data, metrics, pictures) and, for frames of videos, of images.
 BORROW = {"discrete": {"image"}, "video": {"image"}}
@@ -78,7 +79,7 @@ def imported(tree: ast.AST, package: str) -> set[str]:
 
 @cache
 def graph() -> dict[str, set[str]]:
-    """Of every module the modules of ours that it imports."""
+    """For every module of ours the modules of ours that it imports."""
     found = {}
     for module, path in modules().items():
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
@@ -111,7 +112,7 @@ def circle(edges: dict[str, set[str]]) -> list[str] | None:
 
 
 def room(module: str) -> str:
-    """The room of a module of `distillkit`; "" is the package itself, which loads the rest on demand."""
+    """The room of a module of `distillkit`, or "" for the package itself, which loads on demand."""
     if module in LODGERS:
         return LODGERS[module]
     part = module.removeprefix("distillkit").lstrip(".").partition(".")[0]

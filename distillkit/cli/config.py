@@ -1,7 +1,9 @@
-"""Hydra's side of the command line: where configurations live, how words change them, how Lightning gets them.
+"""Hydra's side of the command line: where configurations live and how words change them.
+
+Hands the composed configuration to Lightning.
 
 Listing the groups needs the standard library only, composing needs Hydra: nothing is imported
-    before that.
+before that.
 """
 
 import json
@@ -23,7 +25,7 @@ from distillkit.errors import UsageError, did_you_mean, one_line
 HANDED_OVER = ("model", "data", "trainer", "seed_everything")
 SCRATCH = ("vars", "teacher", "network", "student", "fake_score")
 SEARCH_PATH = "hydra.searchpath="
-# class paths of earlier versions, and what they are now; of tokens, where a class served both
+# class paths of earlier versions to those of now; in MOVED_TOKENS for discrete diffusion
 MOVED = {
     "distillkit.logger.MetricsLogger": "distillkit.report.logger.MetricsLogger",
     "distillkit.methods.lsd.LSDPlus": "distillkit.methods.lsd.LSD with learn_times: true",
@@ -37,7 +39,7 @@ GONE = {"teacher=discrete_folder": "teacher=folder"}  # choices of earlier versi
 
 
 def conf_dirs(words: Sequence[str] = ()) -> list[Path]:
-    """Our own conf, then those of others.
+    """The folders of configurations: the package's own, then those of others.
 
     An installed package names its folder in the entry-point group `distillkit.conf`, for example in
     its pyproject.toml `[project.entry-points."distillkit.conf"]` with `mine = "my_package.conf"`.
@@ -66,7 +68,7 @@ def conf_dirs(words: Sequence[str] = ()) -> list[Path]:
 
 @cache
 def _own() -> Path:
-    """Our own configurations: in a wheel inside the package, else at the top of the checkout."""
+    """The folder of the own configurations: in a wheel in the package, else in the checkout."""
     here = Path(__file__).resolve().parents[1]
     return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
 
@@ -78,7 +80,7 @@ def announced() -> tuple[str, ...]:
 
 
 def groups(words: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Every config group and its choices; those of `recipe` lie deeper and are DOMAIN/METHOD."""
+    """Every config group and its choices; a choice of `recipe` is DOMAIN/METHOD."""
     found: dict[str, set[str]] = {}
     for top in conf_dirs(words):
         for folder in top.iterdir():
@@ -90,18 +92,18 @@ def groups(words: Sequence[str] = ()) -> dict[str, list[str]]:
 
 
 def describe(group: str, choice: str, words: Sequence[str] = ()) -> str:
-    """The first line of a configuration file's comment: what the choice is."""
+    """The first line of a configuration file's comment, which describes the choice."""
     return next(iter(_comment(group, choice, words)), "")
 
 
 def paper(method: str, words: Sequence[str] = ()) -> str:
-    """Where a method was published: the line `paper: ...` in the comment of its yaml; empty if there is none."""
+    """The source of a method: `paper: ...` in the comment of its yaml; empty if there is none."""
     lines = _comment("method", method, words)
     return next((line.removeprefix("paper:").strip() for line in lines if line.startswith("paper:")), "")
 
 
 def target(method: str, words: Sequence[str] = ()) -> str:
-    """The class path of a method, before a domain's recipe has its say; empty if its yaml does not compose."""
+    """The class path of a method, without a domain's recipe; empty if its yaml does not compose."""
     places = tuple(words)
     if (parts := _file("method", method, places)) is None:
         try:
@@ -126,7 +128,10 @@ def _path(group: str, choice: str, words: Sequence[str]) -> Path | None:
 
 
 def to_override(word: str, known: dict[str, list[str]]) -> str:
-    """`a.b=c` becomes `++a.b=c`, so that Hydra lets through what only a signature knows; LightningCLI checks it."""
+    """`++a.b=c` for `a.b=c`, so that Hydra admits keys that only a signature has.
+
+    LightningCLI checks these keys.
+    """
     if word.startswith(("+", "~")):
         return word
     key, equals, value = word.partition("=")
@@ -152,7 +157,7 @@ def to_override(word: str, known: dict[str, list[str]]) -> str:
 
 
 def _instead(word: str, known: dict[str, list[str]]) -> str:
-    """What somebody may have meant by a word without a key or a value."""
+    """A suggestion for a word without a key or a value."""
     if word in known:
         return f"{word}={(known[word] or ['CHOICE'])[0]}"
     homes = [f"{group}={word}" for group, names in known.items() if word in names]
@@ -160,21 +165,21 @@ def _instead(word: str, known: dict[str, list[str]]) -> str:
 
 
 def quoted(text: str) -> str:
-    """The text in quotes, so that neither Hydra's grammar nor OmegaConf's interpolation reads anything into it."""
+    """The text in quotes, which Hydra's grammar and OmegaConf's interpolation leave as it is."""
     text = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)
     return '"' + re.sub(r'(\\*)("|\Z)', lambda match: 2 * match[1] + (r"\"" if match[2] else ""), text) + '"'
 
 
 def on_disk(value: str) -> str | None:
-    """The path that a value is: of something that exists, or one that begins with `~`, which is followed."""
+    """The value as a path if it is one: of something that exists, or with a `~`, expanded."""
     return value if os.path.exists(value) else home if (home := os.path.expanduser(value)) != value else None
 
 
 def as_it_stands(word: str, known: dict[str, list[str]]) -> str:
-    """`a.b=PATH` with the path quoted, whatever is in it; `a.b=PATH,PATH` with each of them, for a sweep.
+    """The word `a.b=PATH` with the path quoted; in a sweep `a.b=PATH,PATH` with each of them.
 
     A number is a path only under a key that asks for one: a folder called 4 does not change
-        trainer.max_steps=4.
+    trainer.max_steps=4.
     """
     key, equals, value = word.partition("=")
     if not equals or key.lstrip("+") in known or word.startswith("~") or re.search("[/@]|^hydra[.]", key):
@@ -202,7 +207,7 @@ def overrides(words: Sequence[str], sweep: bool = False) -> list[str]:
 
 
 def check(word: str, change: str, known: dict[str, list[str]], sweep: bool) -> None:
-    """Refuse a word that Hydra's grammar does not take, with the one to type instead."""
+    """Refuse a word that Hydra's grammar does not take; the error gives the one to type."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -225,7 +230,7 @@ def check(word: str, change: str, known: dict[str, list[str]], sweep: bool) -> N
 
 @contextmanager
 def hydra_errors() -> Iterator[None]:
-    """Hydra's and OmegaConf's errors as one sentence."""
+    """Turns Hydra's and OmegaConf's errors into one sentence."""
     from hydra.errors import HydraException
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -248,7 +253,9 @@ def hydra_errors() -> Iterator[None]:
 
 @contextmanager
 def hydra_over(places: Sequence[str] = ()) -> Iterator[None]:
-    """Hydra over our configurations, whose config.yaml asks for `recipe_of`; its errors are one sentence.
+    """Hydra over the configurations, whose config.yaml asks for `recipe_of`.
+
+    Errors are one sentence.
 
     Args:
         places: words with further configuration folders.
@@ -265,7 +272,10 @@ def hydra_over(places: Sequence[str] = ()) -> Iterator[None]:
 
 
 def compose(words: Sequence[str]) -> tuple[Any, dict[str, str]]:
-    """The composed configuration (a DictConfig, interpolations not yet followed) and the choice made in every group."""
+    """The composed configuration and the choice made in every group.
+
+    The configuration is a DictConfig whose interpolations are not yet resolved.
+    """
     changes, places = overrides(words), places_of(words)
     cfg, choices = _compose(changes, places)
     cfg = _reached(cfg, changes, places)
@@ -274,12 +284,12 @@ def compose(words: Sequence[str]) -> tuple[Any, dict[str, str]]:
 
 
 def places_of(words: Sequence[str]) -> tuple[str, ...]:
-    """The words with further configuration folders."""
+    """The words that name further configuration folders."""
     return tuple(word for word in words if word.lstrip("+").startswith(SEARCH_PATH))
 
 
 def _compose(changes: Sequence[str], places: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
-    """What Hydra makes of its overrides, unchecked."""
+    """The configuration that Hydra composes of its overrides, unchecked, and the choices."""
     from hydra import compose
     from omegaconf import open_dict
 
@@ -293,9 +303,10 @@ def _compose(changes: Sequence[str], places: tuple[str, ...]) -> tuple[Any, dict
 
 
 def _reached(cfg: Any, changes: Sequence[str], places: tuple[str, ...]) -> Any:
-    """The configuration with words that reach into what an interpolation brings, such as model.student_times.mean.
+    """The configuration with words that reach into the value of an interpolation.
 
-    Hydra leaves the keys of these words alone there, so they are put into what is brought.
+    An example is model.student_times.mean. Hydra does not merge such a word into the value, so that
+    is done here.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
@@ -322,9 +333,9 @@ def _reached(cfg: Any, changes: Sequence[str], places: tuple[str, ...]) -> Any:
 
 
 def recipe_of(folder: str, method: str, places: tuple[str, ...] = ()) -> str:
-    """The recipe of a method in a folder (a domain, or DOMAIN/STAGE): its own, else that of the method it builds on.
+    """The recipe of a method in a folder (a domain, or DOMAIN/STAGE).
 
-    It need not exist.
+    It is its own, else that of the method it builds on. It need not exist.
     """
     for name in _lineage(method, places):
         if _path("recipe", f"{folder}/{name}", places):
@@ -334,7 +345,7 @@ def recipe_of(folder: str, method: str, places: tuple[str, ...] = ()) -> str:
 
 @cache
 def _lineage(method: str, places: tuple[str, ...]) -> tuple[str, ...]:
-    """A method, and those that its yaml builds on."""
+    """A method, and the methods that its yaml builds on."""
     from omegaconf import OmegaConf
 
     if (file := _path("method", method, places)) is None:
@@ -346,14 +357,14 @@ def _lineage(method: str, places: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
-    """The composed configuration of a domain and a method, as `compose` gives it; of many pairs each domain is composed once.
+    """The composed configuration of a domain and a method, as `compose` gives it.
 
-    The files of the method and of the pair's recipes come after everything else, so they are merged
-    into the domain's configuration, with the files that they build on. What chooses groups in
-    another way is left to Hydra.
+    For many pairs each domain is composed once: the files of the method and of the pair's recipes
+    come after everything else, so they, and the files that they build on, are merged into the
+    domain's configuration. Files that choose groups in another way are left to Hydra.
 
     Args:
-        words: with further configuration folders.
+        words: those that name further configuration folders.
     """
     from omegaconf import OmegaConf
 
@@ -378,7 +389,7 @@ def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
 
 @cache
 def _domain(domain: str, places: tuple[str, ...]) -> tuple[Any, str]:
-    """A domain's configuration with no method and no recipe, and its stage; empty where it has none."""
+    """A domain's configuration without method and recipe, and its stage (empty if it has none)."""
     from omegaconf import OmegaConf
 
     alone = [f"domain={domain}", "~method", "recipe=none", "recipe@_global_=none"]
@@ -389,9 +400,10 @@ def _domain(domain: str, places: tuple[str, ...]) -> tuple[Any, str]:
 
 @cache
 def _file(group: str, choice: str, words: tuple[str, ...]) -> tuple[Any, ...] | None:
-    """What the file of a choice, and those that it builds on, add to the whole configuration, in order; None: Hydra knows.
+    """The additions of a choice's file, and of those that it builds on, to the configuration.
 
-    Nothing if there is no such file. Under `override` stand the groups that it chooses anew.
+    They are in order. Empty if there is no such file; None if only Hydra can tell. The groups that
+    a file chooses anew are under `override`.
     """
     from omegaconf import OmegaConf
 
@@ -419,7 +431,7 @@ def _file(group: str, choice: str, words: tuple[str, ...]) -> tuple[Any, ...] | 
 
 
 def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
-    """Refuse keys at the top and under `vars` that nothing would read, and parts that are no class."""
+    """Refuse unknown keys at the top and under `vars`, and parts that are no class."""
     from omegaconf import OmegaConf
 
     for key in map(str, cfg):
@@ -450,7 +462,7 @@ def refuse_top(key: str, cfg: Any, words: Sequence[str]) -> None:
 
 
 def refuse_unread(plain: dict[str, Any], words: Sequence[str]) -> None:
-    """Refuse words under `vars` that no interpolation reads, be it another of `vars` that is read."""
+    """Refuse words under `vars` that no interpolation in use reads."""
     said = {match[1]: match[0] for word in words if (match := re.match(r"vars\.(\w+)[^=]*", word.lstrip("+")))}
     if "student_network" in said:
         raise UsageError(
@@ -487,7 +499,7 @@ def refuse_moved(plain: Any, where: str) -> None:
 
 
 def typed_keys(cfg: Any) -> list[str]:
-    """Every key that words may set, those included that only the signature of a chosen class knows."""
+    """Every key that words may set, including those that only a chosen class's signature has."""
     from omegaconf import OmegaConf
 
     from distillkit.cli.messages import keys_of
@@ -501,13 +513,16 @@ def typed_keys(cfg: Any) -> list[str]:
 
 
 def as_typed(message: str, cfg: Any) -> str:
-    """A message about what Lightning was handed, with the keys as words set them: `teacher.path` for `model.teacher.path`."""
+    """A message about Lightning's configuration, with keys as words set them.
+
+    For example `teacher.path` for `model.teacher.path`.
+    """
     from omegaconf import OmegaConf
 
     plain = OmegaConf.to_container(cfg, resolve=False)
 
     def source(node: Any) -> str | None:
-        """The key that an interpolation follows to the end."""
+        """The key at the end of a chain of interpolations."""
         found = None
         while isinstance(node, str) and (match := re.fullmatch(r"\$\{([\w.]+)\}", node)):
             found, node = match[1], plain
@@ -528,7 +543,7 @@ def as_typed(message: str, cfg: Any) -> str:
 
 
 def unused(cfg: Any, words: Sequence[str]) -> list[str]:
-    """Scratch keys that the words speak of and no interpolation reads (a teacher, when a method takes none)."""
+    """Scratch keys in words that no interpolation reads, such as a teacher for `pretrain`."""
     from omegaconf import OmegaConf
 
     said = {re.split(r"[.=]", word.lstrip("+~"))[0] for word in words}
@@ -552,7 +567,10 @@ def to_class_path(node: Any) -> Any:
 
 
 def hand_over(cfg: Any, parts: Sequence[str] = HANDED_OVER) -> dict[str, Any]:
-    """The composed configuration as LightningCLI takes it, or `parts` of it: interpolations followed, scratch dropped."""
+    """The composed configuration, or `parts` of it, as LightningCLI takes it.
+
+    Interpolations are resolved, scratch keys dropped.
+    """
     from omegaconf import OmegaConf
 
     with hydra_errors():
@@ -564,5 +582,5 @@ def hand_over(cfg: Any, parts: Sequence[str] = HANDED_OVER) -> dict[str, Any]:
 
 
 def text(handed: dict[str, Any]) -> str:
-    """JSON that LightningCLI's YAML reads back: YAML does not join two escaped surrogates to one sign."""
+    """JSON that LightningCLI's YAML reads back; surrogate pairs become one sign."""
     return re.sub(r"\\ud[89ab]..\\ud[c-f]..", lambda pair: json.loads(f'"{pair[0]}"'), json.dumps(handed))

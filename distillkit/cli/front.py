@@ -71,7 +71,7 @@ class Call:
     help: bool = False
 
     def value(self, *names: str) -> str | None:
-        """The last value given to a flag; an empty one if its value is missing."""
+        """The last value given to a flag; empty if its value is missing."""
         found = None
         for flag in self.flags:
             name, equals, value = flag[0].partition("=")
@@ -81,7 +81,10 @@ class Call:
 
 
 def split(tokens: Sequence[str]) -> Call:
-    """Sort tokens into words and flags. A word without `=` right after a flag without `=` is the flag's value."""
+    """Sort tokens into words and flags.
+
+    A word without `=` right after a flag without `=` is the flag's value.
+    """
     call = Call()
     waiting = False  # the last token was a flag that may take a value
     for token in tokens:
@@ -106,7 +109,7 @@ def split(tokens: Sequence[str]) -> Call:
 
 
 def at_home(flag: list[str]) -> list[str]:
-    """A flag whose value is a path, with its `~` followed."""
+    """A flag whose value is a path, with its `~` expanded."""
     name, equals, value = flag[0].partition("=")
     if name not in ALWAYS_VALUED:
         return flag
@@ -114,7 +117,10 @@ def at_home(flag: list[str]) -> list[str]:
 
 
 def help_text(verb: str | None = None, words: Sequence[str] = ()) -> str:
-    """What `--help` shows; of `words` only a search path counts, whose groups and choices are shown too."""
+    """The text of `--help`.
+
+    A search path among `words` adds its groups and choices; other words have no effect.
+    """
     if verb:
         head = f"{USAGE.replace('VERB', verb)}\n\n{verb}: {VERBS[verb]}."
     else:
@@ -128,7 +134,10 @@ def help_text(verb: str | None = None, words: Sequence[str] = ()) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run a command line and return its exit code.
+
+    0: done; 1: failed; 2: wrong usage; 130: interrupted.
+    """
     console.forgive()
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
@@ -201,7 +210,7 @@ def run(tokens: Sequence[str], debug: bool = False) -> int:
 
 
 def refuse_words_as_flags(call: Call) -> None:
-    """`--domain=image` was meant as a word."""
+    """Refuse `--domain=image`, which is written as a word."""
     known = config.groups(call.words)
     for flag in call.flags:
         name, _, value = "=".join(flag).lstrip("-").partition("=")
@@ -259,7 +268,7 @@ def check_rerun(file: str, call: Call) -> None:
 
 
 def tell_what_is_lost(cfg: Any, words: Sequence[str]) -> None:
-    """A note for each word that changes nothing."""
+    """Prints a note for each word that changes nothing."""
     for key in config.unused(cfg, words):
         mend = "; a student with another network is student=fresh" if key == "network" else ""
         note(f"nothing in this run uses {key!r}, so what the command says about it changes nothing{mend}")
@@ -273,7 +282,10 @@ def note(text: str) -> None:
 
 
 def refuse_what_lacks(handed: dict[str, Any]) -> None:
-    """What `CLI` refuses too, before torch and Lightning are imported; silent where the sources do not tell."""
+    """Refuse a method that needs more than teacher and data offer, as `CLI` does.
+
+    This is done before torch and Lightning are imported. Silent where the sources do not tell.
+    """
     reason = None
     with suppress(Exception):
         reason = capabilities.lacking(handed, declarations.read)
@@ -282,7 +294,7 @@ def refuse_what_lacks(handed: dict[str, Any]) -> None:
 
 
 def explain(flag: str, handed: dict[str, Any]) -> str:
-    """`--model.help` asks about the chosen class."""
+    """`--model.help` and `--data.help` with the class that was chosen; other flags as they are."""
     part = flag.removeprefix("--").removesuffix(".help")
     return (
         f"{flag}={handed[part]['class_path']}" if flag in ("--model.help", "--data.help") and part in handed else flag

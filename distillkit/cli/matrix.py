@@ -14,7 +14,7 @@ COLUMNS = ("paper", "mechanism", "about")  # of a method
 
 
 def show(args: Sequence[str]) -> None:
-    """Domains, methods, and which go together."""
+    """Prints domains, methods, and which go together."""
     parser = Arguments("python -m distillkit list", description="Show domains, methods, and which go together.")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--markdown", action="store_true", help="the tables of the README: methods, then domains")
@@ -39,12 +39,12 @@ def show(args: Sequence[str]) -> None:
 
 
 def domains_of(places: tuple[str, ...] = ()) -> Rows:
-    """Every domain with what it is."""
+    """Every domain with its description."""
     return {name: (config.describe("domain", name, places),) for name in config.groups(places).get("domain", ())}
 
 
 def methods_of(places: tuple[str, ...] = ()) -> Rows:
-    """Every method with its paper, the class that does it, and what it is; empty where nothing says so."""
+    """Every method with its paper, its class and its description; empty cells where unknown."""
     rows = {}
     for name in config.groups(places).get("method", ()):
         path = config.target(name, places)
@@ -65,7 +65,7 @@ def markdown(places: tuple[str, ...] = ()) -> str:
 
 
 def print_tables(domains: Rows, methods: Rows, matrix: dict[str, dict[str, str | None]]) -> None:
-    """What a person is shown: the two tables, which pairs go together, and why others do not."""
+    """Print the two tables, which pairs go together, and why others do not."""
     from rich.console import Console
     from rich.table import Table
 
@@ -94,7 +94,7 @@ def print_tables(domains: Rows, methods: Rows, matrix: dict[str, dict[str, str |
 
 
 def escaped(text: str) -> str:
-    """The text with brackets that are not read as a style."""
+    """The text with its brackets escaped, so that they are not read as a style."""
     return text.replace("[", r"\[")
 
 
@@ -115,7 +115,7 @@ def compatibility(domain: str, method: str, places: tuple[str, ...] = ()) -> str
 
 
 def about(path: str) -> str:
-    """The first line of a class: what to say of a method whose yaml says nothing."""
+    """The first line of a class: the description of a method whose yaml has none."""
     try:
         return inspect.getdoc(declarations.read(path)).splitlines()[0]
     except Exception:

@@ -106,7 +106,10 @@ def _asked_to_sample(argv: Sequence[str]) -> Namespace:
 
 
 def _continuation(student: Student, args: Namespace) -> Continuation:
-    """How the student goes on; of a folder of an earlier version, which does not say it, how its teacher does."""
+    """The student's continuation, else its teacher's.
+
+    Folders of earlier versions do not record it.
+    """
     found = student.continuation
     if found is None and student.context and "teacher" in (student.config.get("run") or {}):
         found = made_with(student, args.student, args.trust, "teacher")["teacher"].continuation
@@ -119,7 +122,10 @@ def _continuation(student: Student, args: Namespace) -> Continuation:
 
 
 def _data_of(student: Student, args: Namespace) -> tuple[Any, str]:
-    """The data that the student was made with, None if they are not to be had, and why there is no picture."""
+    """The data that the student was made with, and why there is no picture.
+
+    The data are None if they cannot be had.
+    """
     needed = _from_data(student)
     if not needed and "data" not in (student.config.get("run") or {}):
         return None, ""
@@ -135,12 +141,12 @@ def _data_of(student: Student, args: Namespace) -> tuple[Any, str]:
 
 
 def _from_data(student: Student) -> bool:
-    """Whether what it is asked about comes from held-out data, for its folder carries no examples."""
+    """Whether its conditions come from held-out data because its folder carries no examples."""
     return bool(student.context) and not student.examples
 
 
 def _conditions(student: Student, data: Any, args: Namespace) -> dict[str, Tensor]:
-    """What the samples are made for."""
+    """The conditions of the samples."""
     from_data = _from_data(student)
     cond = asked(student, data, args.n) if from_data else student.default_condition(args.n)
     for item in args.cond:

@@ -74,16 +74,17 @@ class DiscreteTeacher(BaseTeacher):
         return torch.cat(parts)
 
     def clean_samples(self, num: int, cond: Cond, seed: int, kappa: float = 1.0) -> Tensor:
-        """`num` samples of the model itself, as good as they get: exact draws if there are any, else the slow reference's."""
+        """`num` exact draws from the model if it has them, else samples of the slow reference."""
         if isinstance(self.denoiser, Exact) and kappa == 1:
             return self.denoiser.draw(num, torch.Generator().manual_seed(seed))
         return self.generate(num, cond, seed, kappa=kappa, decode=False)
 
     def few_step_choices(self, passes, own=()):
-        """Every sampler that aims at the model's law, on even times; Tweedie's also on squared ones, Jump-Your-Steps and `own`.
+        """Every sampler that aims at the model's law, on even times.
 
-        Samplers with two calls a step get the most steps that fit. The confidence sampler seeks
-        modes and is left out.
+        Tweedie's also has squared times, those of Jump-Your-Steps and the `own` ones. Samplers with
+        two calls a step get the most steps that fit. The confidence sampler seeks modes and is left
+        out.
         """
         even = self.grid(passes)
         if passes == 1:
@@ -107,4 +108,7 @@ class DiscreteTeacher(BaseTeacher):
 
 
 class DiscreteFolderTeacher(Folder, DiscreteTeacher):
-    """A model of tokens from `model.safetensors` and `teacher.yaml`, see `distillkit.teachers.folder.Folder`."""
+    """A discrete diffusion model from `model.safetensors` and `teacher.yaml`.
+
+    See `distillkit.teachers.folder.Folder`.
+    """

@@ -60,12 +60,14 @@ def load_extractor(kind: type[Net], path: Path) -> Net:
 
 
 def arguments(module: str, steps: int, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The words of a script that trains a shipped extractor: `out`, `steps`, `seed`, `command`.
+    """The arguments of a script that trains a shipped extractor.
+
+    They are `out`, `steps`, `seed` and `command`.
 
     Args:
-        module: the script, as it stands behind `python -m`.
-        steps: of training, where the command does not say.
-        argv: the command's words; None takes those of the process.
+        module: the script's module name, as for `python -m`.
+        steps: default number of training steps.
+        argv: the command line; None takes that of the process.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description="Train the features that are shipped.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and their README.md")
@@ -77,7 +79,7 @@ def arguments(module: str, steps: int, argv: Sequence[str] | None = None) -> arg
 
 
 def ship(path: Path, train: Callable[[], Net]) -> tuple[Net, dict[str, Any]]:
-    """The network that `train` gives, written to `path`, and facts for its card (seconds of the CPU)."""
+    """The network of `train`, written to `path`, and facts for its card (CPU seconds)."""
     start = time.process_time()
     net = train()
     seconds, content = time.process_time() - start, packed(net)

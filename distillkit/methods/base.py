@@ -79,8 +79,8 @@ class Distiller(LightningModule):
         ema_halflife: half-life of the student's exponential moving average (EMA), in training
             samples; 0 switches the EMA off.
         ema_rampup: the half-life never exceeds this share of the samples seen so far (EDM's rule).
-        schedule: all learning rates over the run: `constant`, or `linear` or `cosine` to zero, which
-            need to know where the run ends.
+        schedule: all learning rates over the run: `constant`, or `linear` or `cosine` to zero,
+            which need to know where the run ends.
         warmup: steps of the run over which the learning rates rise from zero; they do not depend on
             when a role joins.
         max_bad_steps: stop after this many consecutive steps of one role with NaN or infinite

@@ -53,10 +53,10 @@ class DataDistiller(TeacherDistiller):
         event_shape: shape of one sample.
         classes: categorical conditions, `{batch key: number of classes}`.
         context: batch keys of further conditions, see `BaseTeacher`.
-        continuation: how a sample of the new teacher follows another; None means that it does not
-            go on.
-        solver, steps: at which the teacher counts as at its best; kept in its folder. None is the
-            kind's own solver.
+        continuation: how a sample of the new teacher follows another; None means that samples do
+            not follow each other.
+        solver, steps: those with which the new teacher samples best; kept in its folder. None is
+            the kind's own solver.
         drop: share of samples trained without their condition, so that guidance is possible.
         student: optimiser of the network (the role is called student, as everywhere).
     """

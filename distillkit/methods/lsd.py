@@ -1,4 +1,4 @@
-"""LSD and LSD+, learnable sampler distillation (arXiv 2509.19962), as a learned solver of a Gaussian process."""
+"""LSD and LSD+, learnable sampler distillation (arXiv 2509.19962), of a Gaussian process."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from distillkit.teachers.base import Teacher
 
 
 class LSD(SamplerDistiller):
-    """Learn the coefficients of a multistep solver, so that its samples are the teacher's from the same noise.
+    """Learn the coefficients of a multistep solver whose samples match the teacher's.
 
-    They follow the gradient through the whole run (LD3, arXiv 2405.15506; S4S, arXiv 2502.17423).
-    The teacher's network is called as it is.
+    Both start from the same noise. The coefficients follow the gradient through the whole run (LD3,
+    arXiv 2405.15506; S4S, arXiv 2502.17423). The teacher's network stays as it is.
 
     Args:
         teacher: the frozen teacher.
-        num_steps: network calls of the student; None means six, or as many as there are times.
-        times: where they start, largest first; None means the teacher's own grid.
+        num_steps: number of network evaluations of the student; None means six, or the number of
+            `times`.
+        times: the initial times, largest first; None means the teacher's own grid.
         learn_times: whether the times follow the same gradient (LSD+).
         student: optimiser.
     """

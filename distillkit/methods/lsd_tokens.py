@@ -1,4 +1,4 @@
-"""LSD and LSD+, learnable sampler distillation (arXiv 2509.19962), for tokens."""
+"""LSD and LSD+, learnable sampler distillation (arXiv 2509.19962), for discrete diffusion."""
 
 from __future__ import annotations
 
@@ -24,29 +24,32 @@ TIMES_SEED = 8765
 
 
 class LSDTokens(SamplerDistiller):
-    """Learn a power of the score, or its scale, for each step of a sampler of tokens.
+    """Learn a power or a scale of the score for each step of a discrete diffusion sampler.
 
-    Each optimiser step solves for the numbers outright, and the solutions are averaged over the
-    steps: `mean_match` finds, one step of the sampler after the other, the power of the score after
-    which the model is as sure of the student's states as of the teacher's; `score_l2` is the
-    paper's own regression of scores (eq. 6), for scales, here to be compared with.
+    Each optimiser step computes the optimal numbers in closed form, and these solutions are
+    averaged over the steps. `mean_match` finds, one step of the sampler after the other, the power
+    of the score with which the model is as sure of the student's states as of the teacher's.
+    `score_l2` is the paper's own regression of scores (eq. 6), which finds scales; it is here for
+    comparison.
 
-    With `learn_times` (LSD+) the times come first: even, squared, those that minimise the evidence
-    bound of the student's run (by dynamic programming over `fine` times) and those of
-    Jump-Your-Steps; the ones with which the plain sampler is best by the domain's metrics are
-    taken, even ones unless others are a tenth better. Then powers are matched on them.
+    With `learn_times` (LSD+) the times come first. The candidates are even times, squared times,
+    those that minimise the evidence bound of the student's run (by dynamic programming over `fine`
+    times) and those of Jump-Your-Steps. The candidate with which the plain sampler is best by the
+    domain's metrics wins, but even times unless another is a tenth better. Then powers are matched
+    on these times.
 
     Args:
         teacher: the frozen teacher.
-        num_steps: network calls of the student; None means six, or as many as there are times.
-        times: where they start, largest first; None means the teacher's own grid.
+        num_steps: number of network evaluations of the student; None means six, or the number of
+            `times`.
+        times: the initial times, largest first; None means the teacher's own grid.
         learn_times: whether the times are learned as well (LSD+).
         objective: `mean_match` or `score_l2`, see above.
         rule: the plain sampler that is adjusted.
         couple: of `score_l2`, whether teacher and student unmask positions at the same hitting
             times; the paper does not say.
-        ratio: of `score_l2`, steps of the teacher for each of the student's.
-        fine: of `learn_times`, times among which the evidence bound chooses.
+        ratio: of `score_l2`, number of steps of the teacher for each of the student's.
+        fine: of `learn_times`, number of times among which the evidence bound chooses.
     """
 
     requires = frozenset({"log_probs"})
@@ -77,7 +80,7 @@ class LSDTokens(SamplerDistiller):
         self.learn_times, self.fine = learn_times, fine
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Half the squared distance from this batch's solution."""
+        """Half the squared distance from the solution of this batch."""
         _, x_0, cond = self.paired(batch)
         if self.learn_times and self.global_step == 0 and self._micro == 0:
             self.choose_times()
@@ -94,7 +97,10 @@ class LSDTokens(SamplerDistiller):
         return fresh(seed, num, self.teacher.event_shape[0], self.teacher.process.num_states, self.device)
 
     def distance_from_solution(self, x_0: Tensor, cond: Cond) -> Tensor:
-        """Half the squared distance of the numbers from the solution for the clean samples x_0 [B, d]."""
+        """Half the squared distance of the learned numbers from the solution for x_0 [B, d].
+
+        x_0 are clean samples.
+        """
         noise = self.draws(len(x_0), "student")
         if self.objective == "mean_match":
             powers = match_powers(self.denoiser(), self.student, x_0, noise, cond)
@@ -114,7 +120,7 @@ class LSDTokens(SamplerDistiller):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        """Nothing is clipped, and the mean is over the solutions that there were: a bad one was skipped."""
+        """Clips nothing, and counts the solutions for their mean: a bad one was skipped."""
         super().configure_gradient_clipping(optimizer, 0.0)
         num = self.global_step + 1
         for parameter in self.student.parameters():

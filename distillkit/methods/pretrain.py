@@ -1,4 +1,4 @@
-"""Train a teacher: denoising score matching, condition dropout, an averaged network."""
+"""Train a teacher: denoising score matching, condition dropout, EMA."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from distillkit.teachers.base import Teacher
 
 
 class Pretrain(DataDistiller):
-    """Fit a denoiser to data (EDM arXiv 2206.00364 for `edm`, DDPM for `eps`, flow matching arXiv 2210.02747 for `flow`).
+    """Fit a denoiser to data.
+
+    Sources: EDM (arXiv 2206.00364) for `edm`, DDPM for `eps`, flow matching (arXiv 2210.02747) for
+    `flow`.
 
     Args:
         network: the network to train.

@@ -1,4 +1,4 @@
-"""Train a teacher of tokens: score entropy, condition dropout, an averaged network."""
+"""Train a discrete diffusion teacher: score entropy, condition dropout, EMA."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ T_MIN = 1e-3  # below it the weight of a sample, 1 / t, has no bound
 
 
 class PretrainTokens(DataDistiller):
-    """Fit a denoiser to tokens: the evidence bound of MDLM and UDLM (`mean`) or SEDD (`ratio`), nats a token.
+    """Fit a discrete denoiser to tokens, by an evidence bound in nats a token.
+
+    The bound is that of MDLM and UDLM for `mean`, of SEDD for `ratio`.
 
     Args:
         network: the network to train.

@@ -1,4 +1,7 @@
-"""What methods share whose student is a sampler of a few dozen numbers: the network stays the teacher's, frozen."""
+"""Base of methods whose student is a sampler with a few dozen learned numbers.
+
+The network stays the teacher's, frozen.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +24,21 @@ from distillkit.teachers.base import BaseTeacher
 
 
 class SamplerDistiller(Distiller):
-    """A student that calls the teacher's own network, at times and with coefficients that are learned.
+    """A student that calls the teacher's own network with learned times and coefficients.
 
-    Its one role, `student`, is an `nn.Module` that `Teacher.generate` takes for a solver and that
-    starts as a plain sampler. At the end the learned and the plain sampler draw from the same
-    noise, and the better one by the domain's headline metric is exported, so a run never ends worse
-    than it began.
+    Its one role, `student`, is an `nn.Module` that `Teacher.generate` takes for a solver. It starts
+    as a plain sampler. At the end the learned and the plain sampler draw from the same noise, and
+    the better one by the domain's headline metric is exported. So a run never ends worse than it
+    began.
 
     Args:
         teacher: the frozen teacher.
         sampler: the student.
         student: its optimiser.
         kappa: guidance scale of the teacher, 1 = none.
-        guard: samples of a comparison; 0 keeps what was learned in any case.
-        num_pairs: samples of the teacher made at the start: what the student's are compared with.
+        guard: number of samples in that comparison; 0 always keeps the learned sampler.
+        num_pairs: number of the teacher's samples made at the start, to which the student is
+            compared.
         pairs_path: a folder that keeps them for other runs, see `Pairs`; None makes them anew in
             memory.
     """
@@ -64,7 +68,7 @@ class SamplerDistiller(Distiller):
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """Guidance needs conditions that have a null."""
+        """`classes` or a condition with a null, where there is guidance."""
         return super().needs(arguments) | capabilities.guidance(arguments)
 
     def on_fit_start(self) -> None:
@@ -82,7 +86,7 @@ class SamplerDistiller(Distiller):
         return self.teacher.condition(batch)
 
     def product(self) -> SamplerStudent:
-        """What has been learned, or once there is a verdict what is kept of it."""
+        """The learned sampler, or the one that the comparison kept."""
         sampler = self.best_student
         if reset := self.choices()[self.verdict.get("kept", "learned")]:
             sampler = copy.deepcopy(sampler)
@@ -102,7 +106,10 @@ class SamplerDistiller(Distiller):
     # The guard
 
     def measure(self, seed: int) -> dict[str, float]:
-        """The domain's metrics of `guard` samples of the student; where these are no numbers, an infinite headline alone."""
+        """The domain's metrics of `guard` samples of the student.
+
+        An infinite headline alone, where they are no numbers.
+        """
         data = self.trainer.datamodule
         num = self.guard or 256
         cond = self.teacher.condition(data.conditions(num))
@@ -112,11 +119,11 @@ class SamplerDistiller(Distiller):
         return {name: float(v) for name, v in data.evaluator()(samples, cond).items()}
 
     def best_of(self, measured: dict[str, dict[str, float]], reference: str, margin: float = 0.0) -> str:
-        """The name with the best headline, among those that keep what real data have; others win by the share `margin`.
+        """The name with the best headline, among those that keep the targets.
 
         Where a metric has a target (an entropy, say), none may be further from it than `reference`
-        is, by more than a tenth of the target: a sampler that is sharper than its data does not
-        win.
+        is by more than a tenth of the target: a sampler that is sharper than its data does not win.
+        Others than `reference` win by the share `margin`.
         """
         evaluator = self.trainer.datamodule.evaluator()
         real = evaluator.floor(self.guard or 256)
@@ -135,7 +142,7 @@ class SamplerDistiller(Distiller):
         return min(filter(admitted, measured), key=handicapped, default=reference)
 
     def choices(self) -> dict[str, tuple[str, ...]]:
-        """What is compared at the end: a name, and the parameters that are put back to where they began."""
+        """The samplers compared at the end: name to the parameters that are reset."""
         every = tuple(name for name, _ in self.best_student.named_parameters())
         coefficients = tuple(name for name in every if not name.startswith("times."))
         between = {"times alone": coefficients} if coefficients != every else {}

@@ -1,4 +1,7 @@
-"""What score distillation methods share: a few-step student, a fake score that follows it, a teacher that both start from."""
+"""Base of score distillation methods.
+
+A few-step student is trained with a fake score that follows it; both start from the teacher.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from distillkit.methods.few_step import FewStepDistiller
 from distillkit.students.makers import Copy, Maker
 from distillkit.teachers.base import Teacher
 
-ROW = "clip"  # in the names of the noise of samples in a row, as ever: another would change every run
+ROW = "clip"  # part of the names of the noise of samples in a row: another would change every run
 
 
 class ScoreDistiller(FewStepDistiller):
-    """Base of methods whose student gradient compares the teacher's score with a score of the student's own samples.
+    """Base of methods that compare the teacher's score with a score of the student's samples.
 
     Args:
         teacher: the frozen teacher.
@@ -30,19 +33,18 @@ class ScoreDistiller(FewStepDistiller):
         student, fake_score: optimisers of the two roles.
         normalise: the student's loss is divided by the mean of |x_g - teacher's x_0|, of each
             `sample` or the whole `batch`; None leaves it as it is.
-        matched: which outputs of a student of several steps are matched with the teacher: `each`,
-            one step drawn at random in every cycle (arXiv 2505.12674); or the `last` alone, which
-            is the one that counts, and the steps before it only lead up to it. With `each` the fake
-            score is told the step: otherwise it would follow the mixture of all steps, and their
-            errors could cancel each other in it for ever.
-        rollouts: of a teacher that proceeds, how many samples the student makes in a row in
-            training, each going on from the one before; a random one of them is trained. So it
-            learns from conditions that it made itself, as it will see them when it goes on
-            (Self-Forcing, arXiv 2506.08009): the divergence between long samples is the sum over
-            their parts, each given what the student made before. No gradient flows from one to the
-            next.
-        fake_score_maker: makes the fake score's denoiser; None copies the teacher's, whatever the
-            student is.
+        matched: which outputs of a student of several steps are matched with the teacher. `each`:
+            one step drawn at random in every cycle (arXiv 2505.12674). `last`: the last step alone,
+            which is the one that counts; the steps before it only lead up to it. With `each` the
+            fake score is told the step: otherwise it would follow the mixture of all steps, and
+            their errors could cancel each other in it for ever.
+        rollouts: number of samples that the student makes in a row in training, each conditioned on
+            the one before; needs a teacher with a continuation. A random one of them is trained. So
+            the student learns from conditions that it made itself, as at inference (Self-Forcing,
+            arXiv 2506.08009): the divergence between long samples is the sum over their parts, each
+            given what the student made before. Gradients stop between samples.
+        fake_score_maker: makes the fake score's denoiser; None copies the teacher's for every
+            student.
     """
 
     renamed = FewStepDistiller.renamed | {"clips": "how many samples in a row is model.rollouts"}
@@ -75,12 +77,12 @@ class ScoreDistiller(FewStepDistiller):
         self.keep_ema()
 
     def make_roles(self, student: Adam, fake_score: Adam) -> None:
-        """The fake score's turn comes first, so that it has seen the student before it steers it."""
+        """Makes the roles. The fake score comes first: it sees the student before it steers it."""
         self.add_role("fake_score", fake_score, fake_score=self.new_fake_score())
         self.add_role("student", student, student=self.make_student())
 
     def new_fake_score(self) -> Denoiser:
-        """The fake score, which knows the steps of the student apart if each of them is matched."""
+        """The fake score; it is conditioned on the student's step if each step is matched."""
         fake = self.knowing_kappa(self.fake_score_maker.make(self.teacher))
         if self.tells_steps:
             if not fake.tellable:
@@ -99,15 +101,16 @@ class ScoreDistiller(FewStepDistiller):
 
     @property
     def step(self) -> int:
-        """The student's step of this cycle, the same for the whole batch, all roles and all ranks."""
+        """The student's step of this cycle, the same for the batch, all roles and all ranks."""
         return self.randint(self.num_steps, "stop") if self.matched == "each" else self.num_steps - 1
 
     def rollout(self, batch: dict[str, Tensor], purpose: str) -> tuple[Tensor, Cond]:
-        """Samples of this cycle's `step` of the student, with gradient in that step only, and what they were made for.
+        """Samples of this cycle's `step` of the student, and their conditioning.
 
-        The steps before it run as they do at inference (backward simulation, arXiv 2405.14867). All
-        roles see the same step in one cycle, so the fake score has just followed the very step that
-        it judges. The condition that is returned names it, for the fake score; nobody else asks.
+        The gradient flows through that step only. The steps before it run as at inference (backward
+        simulation, arXiv 2405.14867). All roles see the same step in one cycle, so the fake score
+        has just followed the step that it judges. The conditioning names the step, for the fake
+        score alone.
         """
         cond = self.condition(batch)
         if self.kappa_range:
@@ -138,11 +141,11 @@ class ScoreDistiller(FewStepDistiller):
         return x_g
 
     def real_condition(self, batch: dict[str, Tensor], cond: Cond) -> Cond:
-        """`cond` for the batch's own samples: they follow what they really followed."""
+        """`cond` for the batch's own samples, which follow the data before them."""
         return {**cond, **{name: batch[name] for name in self.teacher.context}}
 
     def diffuse(self, x_0: Tensor, times: Times, purpose: str) -> tuple[Tensor, Tensor]:
-        """`(x_t, t)` at levels drawn from `times`; gradient flows through x_0."""
+        """`(x_t, t)` at noise levels drawn from `times`; gradient flows through x_0."""
         process = self.teacher.process
         t = times(self.rand(len(x_0), f"{purpose} t"), process)
         return process.add_noise(x_0, self.randn(x_0.shape, f"{purpose} eps"), t), t

@@ -29,27 +29,30 @@ WEIGHTS, CONFIG = "model.safetensors", "teacher.yaml"
 
 
 class BaseTeacher(Recorded, nn.Module, ABC):
-    """A frozen denoiser and what surrounds it. Always in eval mode, never trained, never stored in a checkpoint.
+    """A frozen denoiser and its surroundings.
+
+    It is always in eval mode, never trained, and never stored in a checkpoint.
 
     Args:
         denoiser: a `denoiser_kind`.
         event_shape: shape of one sample; of a padded set, with its largest size.
         classes: categorical conditions, `{batch key: number of classes}`; index `number of classes`
             is the null condition.
-        context: batch keys of what else a sample is made for (positions, an observation, a
-            `mask`): tensors that guidance keeps and that have no null.
+        context: batch keys of the other conditions (positions, an observation, a `mask`): tensors
+            that guidance keeps and that have no null.
         codec: between data and samples; None means they are the same.
-        continuation: how a sample follows another; None means that it does not go on.
+        continuation: how a sample follows another; None means that samples do not follow each
+            other.
 
     Attributes:
         denoiser_kind: the class of its denoiser.
         solvers: its samplers by name.
-        best: solver and steps at which the teacher is at its best (the quality a student is
-            measured against).
+        best: the solver and the number of steps with which the teacher samples best. A student's
+            quality is measured against these samples.
         provides: what methods may ask for: `denoiser` (continuous diffusion), `features`
             (activations for GAN heads), `log_probs` (a discrete diffusion model). See
             `distillkit.capabilities`.
-        kind: of what a run leaves: its folder is called so.
+        kind: name of the folder that holds the product of a run.
     """
 
     kind = "teacher"
@@ -87,7 +90,7 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         return type(self).__name__
 
     def train(self, mode: bool = True):
-        """A teacher stays in eval mode."""
+        """Does nothing: a teacher stays in eval mode."""
         return super().train(False)
 
     @property
@@ -97,7 +100,7 @@ class BaseTeacher(Recorded, nn.Module, ABC):
     # Conditions
 
     def condition(self, batch: dict[str, Tensor]) -> Cond:
-        """What the denoiser is conditioned on, from a batch."""
+        """The conditioning of the denoiser, from a batch."""
         names = (*self.classes, *self.context)
         missing = [name for name in names if name not in batch]
         if missing:
@@ -112,17 +115,25 @@ class BaseTeacher(Recorded, nn.Module, ABC):
 
     @property
     def guidable(self) -> bool:
-        """Whether there is an unconditional counterpart to guide away from."""
+        """Whether there is an unconditional counterpart for guidance."""
         return bool(self.classes)
 
     def proceed(self, cond: Cond, x_0: Tensor) -> Cond | None:
-        """The condition of what comes after x_0 [B, ...], decoded and made for `cond`; None if nothing does."""
+        """The conditioning of the sample after x_0, or None if nothing follows it.
+
+        Args:
+            cond: the conditioning of x_0.
+            x_0: the sample [B, ...], decoded.
+        """
         return None if self.continuation is None else self.continuation(cond, x_0)
 
     # Sampling
 
     def solver(self, name: Any) -> Any:
-        """A sampler by name; None means the teacher's best; a sampler itself (a learned one) is returned as it is."""
+        """A sampler by name; None means the teacher's best.
+
+        A sampler itself (a learned one) is returned as it is.
+        """
         name = name or self.best["solver"]
         if not isinstance(name, str):
             return name
@@ -132,19 +143,19 @@ class BaseTeacher(Recorded, nn.Module, ABC):
 
     @abstractmethod
     def grid(self, steps: int) -> Tensor:
-        """The `steps` decreasing times that its sampler visits, float64."""
+        """The `steps` decreasing times that the teacher's sampler visits, float64."""
 
     @abstractmethod
     def sample(
         self, noise: Any, cond: Cond, steps: int | None = None, solver: Any = None, kappa: float | Tensor = 1.0
     ) -> Tensor:
-        """The slow reference: one sample [*event_shape] for each condition.
+        """Samples of the slow reference: one [*event_shape] for each condition.
 
         Args:
             noise: see the kind of teacher.
             cond: one condition per sample.
-            steps, solver: None means the teacher's best; `steps` counts times, the last is for the
-                call that denoises.
+            steps, solver: None means the teacher's best; `steps` counts times, the last one
+                included, at which the denoiser is called once more.
             kappa: guidance scale, 1 = none.
         """
 
@@ -160,25 +171,29 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         chunk: int = 500,
         decode: bool = True,
     ) -> Tensor:
-        """`num` samples of `sample` as data, on the CPU, from the noise that students start from with this seed.
+        """`num` samples of `sample` as data, on the CPU.
+
+        Students start from the same noise with this seed.
 
         Args:
             num, cond, seed, decode: as in `Student.sample`.
             solver, times, kappa: as in `sample`; of a Gaussian process kappa may be one per sample,
                 [num].
-            chunk: samples of one network call.
+            chunk: number of samples in one network evaluation.
         """
 
     @abstractmethod
     def network_passes(self, solver: str, num_times: int) -> int:
-        """Calls of the denoiser in a run of the solver over so many times."""
+        """Number of calls of the denoiser in a run of the solver over so many times."""
 
     @abstractmethod
     def few_step_choices(self, passes: int, own: Sequence[float] = ()) -> list[tuple[str, Tensor]]:
-        """Simple samplers with that many network passes, by name and times: what a student has to beat.
+        """Simple samplers with that many network evaluations, by name and times.
+
+        A student must beat them.
 
         Args:
-            passes: network passes.
+            passes: number of network evaluations.
             own: times of the student.
         """
 
@@ -195,32 +210,35 @@ class BaseTeacher(Recorded, nn.Module, ABC):
     # What a folder keeps
 
     def new_denoiser(self, network: nn.Module | None = None) -> Any:
-        """A trainable denoiser on the same process: a copy of the teacher's, or one with a copy of the given network."""
+        """A trainable denoiser on the same process.
+
+        It has a copy of the teacher's network, or of the given one.
+        """
         own = self.denoiser
         made = copy.deepcopy(own) if network is None else own.with_network(copy.deepcopy(network))
         return made.requires_grad_(True).train()
 
     def frozen_network(self) -> nn.Module:
-        """The network that adapters are put on, shared, never copied."""
+        """The network under the adapters; shared, never copied."""
         return self.denoiser.network
 
     def base(self) -> Base:
-        """Where adapters find that network again."""
+        """The record by which adapters find that network again."""
         return TeacherBase(self)
 
     def begins(self) -> str:
-        """Where its sampling starts, as text for its hash; empty for noise alone."""
+        """The start of sampling as text for the teacher's hash; empty for noise alone."""
         return ""
 
     def fingerprint(self) -> str:
-        """sha256 of the weights, of how they are read and of where sampling starts."""
+        """sha256 of the weights, of how they are read and of the start of sampling."""
         said = json.dumps(to_spec(self.denoiser), sort_keys=True) + self.begins()
         digest = hashlib.sha256(said.encode())
         hash_weights(digest, self)
         return digest.hexdigest()
 
     def facts(self) -> dict[str, Any]:
-        """What teacher.yaml says about it besides the facts it is given."""
+        """The facts in teacher.yaml besides those that `save` is given."""
         own = {"codec": to_spec(self.codec)} if type(self.codec) is not Codec else {}
         if self.continuation is not None:
             own["continuation"] = to_spec(self.continuation)
@@ -248,7 +266,7 @@ class Teacher(BaseTeacher):
 
     Args:
         denoiser, event_shape, classes, context, codec, continuation: as in `BaseTeacher`.
-        start: where sampling begins; None means pure noise at the process's largest time.
+        start: the start of sampling; None means pure noise at the process's largest time.
     """
 
     denoiser_kind = Denoiser
@@ -275,7 +293,10 @@ class Teacher(BaseTeacher):
         return self.denoiser.process
 
     def shape(self, num: int, cond: Cond) -> tuple[int, ...]:
-        """Of `num` samples: a set takes its size from its mask, everything else is `event_shape`."""
+        """The shape of `num` samples.
+
+        A set takes its size from its mask, everything else is `event_shape`.
+        """
         return set_shape(num, self.event_shape, cond.get("mask"))
 
     def noise(self, num: int, cond: Cond, seed: int) -> Tensor:
@@ -286,7 +307,9 @@ class Teacher(BaseTeacher):
         return self.process.grid(steps, self.start.level)
 
     def guidance(self, t: Tensor, kappa: float | Tensor) -> float | Tensor:
-        """The guidance scale at time t (a scalar); a teacher that is guided on an interval only says so here.
+        """The guidance scale at time t (a scalar).
+
+        A teacher that is guided on an interval only overrides it.
 
         Args:
             t: the time.
@@ -305,7 +328,7 @@ class Teacher(BaseTeacher):
         draw: Callable[[int], Tensor] | None = None,
         times: Tensor | None = None,
     ) -> Tensor:
-        """The slow reference: `noise` [B, *event_shape] to samples.
+        """Samples of the slow reference from `noise` [B, *event_shape].
 
         Args:
             noise: unit Gaussian.
@@ -337,7 +360,10 @@ class Teacher(BaseTeacher):
         return solver(self.stepper(cond, kappa), self.process, x, times, draw or fresh)
 
     def stepper(self, cond: Cond, kappa: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """`denoise(x, t)` for one run of a solver, which calls it along its times; where steps see the one before, says how."""
+        """`denoise(x, t)` for one run of a solver, which calls it along its times.
+
+        A teacher whose steps see the one before overrides it.
+        """
         null = self.null_condition(cond)
         return lambda x, t: guided(self.denoiser, x, t, cond, null, self.guidance(t, kappa))
 
@@ -352,9 +378,9 @@ class Teacher(BaseTeacher):
         return torch.cat(parts)
 
     def few_step_choices(self, passes, own=()):
-        """One-pass solvers on the full grid, one that stops earlier, and `own` times.
+        """One-pass solvers on the full grid, on one that stops earlier, and on the `own` times.
 
-        With few steps the full grid wastes its last one on a level without noise; with one step all
+        With few steps the full grid wastes its last one on a level without noise. With one step all
         choices are the same.
         """
         grids = [self.grid(passes), self.grid(passes + 1)[:-1]]

@@ -1,4 +1,4 @@
-"""A teacher that lives in a folder: what `method=pretrain` writes and what the embedded teachers are."""
+"""Teachers that live in a folder: those of `method=pretrain` and the embedded ones."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ class Folder:
     """Mixin of teachers: a denoiser from `model.safetensors` and `teacher.yaml`.
 
     Args:
-        path: the folder.
-        trust: what the folder may do besides, see `distillkit.spec.from_spec`: packages whose
+        trust: further permissions of the folder, see `distillkit.spec.from_spec`: packages whose
             network classes it may name, and paths outside of it that it may read.
 
     Attributes:
@@ -61,7 +60,10 @@ class Folder:
 
     @classmethod
     def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """With the classes in teacher.yaml, the only file that is read; the constructor says what is wrong with a folder."""
+        """As of the class, with the classes in teacher.yaml, the only file that is read.
+
+        The constructor raises the errors of a folder.
+        """
         with suppress(OSError, ValueError, TypeError):
             arguments = {**arguments, **read_yaml(Path(arguments.get("path", cls.home)) / CONFIG)}
         return super().offers(arguments)

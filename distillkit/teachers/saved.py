@@ -1,4 +1,4 @@
-"""A teacher folder as the teacher that it holds, of a Gaussian process or of tokens."""
+"""A teacher folder as its teacher: of a Gaussian process or of discrete diffusion."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ DISCRETE = "distillkit.discrete."  # the denoiser of folders that do not say wha
 
 
 class SavedTeacher(Recorded):
-    """Stands in a configuration for the teacher of a folder; what is made of it is one of the kind that the folder says.
+    """Stands in a configuration for the teacher of a folder, of the kind that the folder says.
 
     Args:
         path: the folder.
-        trust: what the folder may do besides, see `distillkit.spec.from_spec`.
+        trust: further permissions of the folder, see `distillkit.spec.from_spec`.
     """
 
     provides: frozenset[str] = frozenset()  # nothing is known before the folder is read, see `offers`
@@ -36,7 +36,10 @@ class SavedTeacher(Recorded):
 
     @classmethod
     def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """What the folder's kind offers, told by teacher.yaml alone; of one that cannot be read all there is to offer."""
+        """The capabilities of the folder's kind, by teacher.yaml alone.
+
+        A folder that cannot be read has all of them.
+        """
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             config = read_yaml(Path(arguments["path"]) / CONFIG)
             if "provides" in config:

@@ -1,7 +1,6 @@
-"""Data of tokens: `data` [B, d] int64 in 0 .. S-1 and, where the source has classes, `label` [B] int64.
+"""Discrete data: `data` [B, d] int64 in 0 .. S-1 and, where there are classes, `label` [B] int64.
 
-N: sequences; B: batch; d: length of a sequence; S: number of real tokens (a mask is not among
-    them).
+N: sequences; B: batch; d: length of a sequence; S: number of tokens, not counting a mask.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_
 
 
 class DiscreteData(DistillData):
-    """What all data of tokens have in common.
+    """Base of all discrete data.
 
     Attributes:
         num_tokens: S.
@@ -233,9 +232,10 @@ def read_tokenizer(path: str) -> Any:
 
 
 class DigitData(DiscreteData):
-    """Scikit-learn's handwritten digits in black and white: d = 64 tokens row by row, 1 where grey >= 8 of 16, ten classes.
+    """Scikit-learn's handwritten digits in black and white, ten classes.
 
-    The split is that of the image domain, and so are the metrics.
+    A sample has d = 64 tokens row by row, 1 where grey >= 8 of 16. The split and the metrics are
+    those of the image domain.
     """
 
     pictured = 64
@@ -317,14 +317,17 @@ def read_text(file: Path) -> str:
 
 
 def with_paragraphs(text: str) -> str:
-    """A text in which paragraphs end at empty lines: where it has none, each line long enough to be prose is one."""
+    """A text in which paragraphs end at empty lines.
+
+    Where it has no empty line, each line long enough to be prose becomes a paragraph.
+    """
     if re.search(r"\n\s*\n", text.strip()):
         return text
     return "\n\n".join(gathered(text.strip().split("\n"), PARAGRAPH))
 
 
 def gathered(lines: Iterable[str], shortest: int) -> list[str]:
-    """Lines, of which short ones are put together with those that follow."""
+    """Lines; a short one is joined to those that follow it."""
     found, short = [], ""
     for line in lines:
         short = f"{short}\n{line}" if short else line
@@ -359,7 +362,10 @@ def normalise(text: str, alphabet: str = ALPHABET) -> str:
 
 
 def spelt(character: str, alphabet: str) -> str:
-    """A character as it is if the alphabet has it, else in lower case if it has that, else without accents and so on."""
+    """A character in the alphabet's spelling.
+
+    The first that the alphabet has: as it is, in lower case, without accents, both.
+    """
     plain = "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
     ways = (character, character.lower(), plain, plain.lower())
     return next((way for way in ways if all(c in alphabet for c in way)), plain.lower())

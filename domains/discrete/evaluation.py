@@ -1,4 +1,6 @@
-"""How good sequences of tokens are. Nothing here is better for being sharper: likelihood never stands without entropy.
+"""How good sequences of tokens are.
+
+No metric here rewards sharpness alone: likelihood never stands without entropy.
 
 N: sequences; d: length; S: number of tokens.
 """
@@ -23,19 +25,20 @@ LISTED = 4096  # sequences of the largest world whose whole law is compared
 
 
 class WorldEvaluator:
-    """Samples [N, d] against a law that is known.
+    """Compares samples [N, d] with a law that is known.
 
-    Every world: `pair_tv`, total variation between the neighbours (x^i, x^{i+1}) of the samples,
-        all positions together, and
-    theirs; `entropy`, nats of a token given the one before it, in the samples: falls below the
-    world's own when a sampler sharpens, and rises when it forgets neighbours. A world whose
-    sequences all have a probability adds `nll`, nats per token under the true law: below that of
-    real data means sharpened. A world of at most 4096 sequences adds `tv`, between the frequencies
-    of whole sequences and their probabilities (biased upwards by the number of samples, so look at
-    the floor). A countdown adds how often the rule is broken: `pair_error` of all neighbours,
-    `error` of those after x^i > 0, `sequence_error` of sequences; `released_error` counts as a
-    published counter does (only every second pair, over d); and the share of `zeros`, because a
-    sample of zeros alone breaks no rule.
+    - `pair_tv`: total variation between the neighbours (x^i, x^{i+1}) of the samples, all positions
+      together, and the world's.
+    - `entropy`: nats of a token given the one before it. Below the world's own where a sampler
+      sharpens, above it where neighbours are forgotten.
+    - `nll`, where every sequence has a probability: nats per token under the true law. Below that
+      of real data means sharpened.
+    - `tv`, of worlds of at most 4096 sequences: between the frequencies of whole sequences and
+      their probabilities. It is biased upwards by the number of samples, so look at the floor.
+    - Countdowns only, how often the rule is broken: `pair_error` of all neighbours, `error` of
+      those after x^i > 0, `sequence_error` of sequences. `released_error` counts as a published
+      counter does (only every second pair, over d).
+    - `zeros`, countdowns only: share of zeros, because a sample of zeros alone breaks no rule.
 
     Args:
         teacher: the world.
@@ -91,18 +94,21 @@ class WorldEvaluator:
         return metrics
 
     def of_law(self, law: Tensor) -> dict[str, float]:
-        """`tv` and `kl` = KL(world | sampler) in nats of a sampler whose law [S, ..., S] is known: no sampling error at all."""
+        """`tv`, and `kl` = KL(world | sampler) in nats, of a sampler whose law is known.
+
+        Free of sampling error. `law` is [S, ..., S].
+        """
         if self.table is None:
             raise ValueError(f"a world of {self.num_tokens}^{self.length} sequences is too large to be listed")
         return {"tv": float(total_variation(law, self.table)), "kl": float(kl(self.table, law))}
 
     def floor(self, num_samples: int) -> dict[str, float]:
-        """What as many exact draws get."""
+        """Metrics of as many exact draws."""
         return self(self.law.draw(num_samples, torch.Generator().manual_seed(self.seed)))
 
 
 def countdown_errors(samples: Tensor) -> dict[str, float]:
-    """How often sequences [N, d] break the rule that x - 1 follows x > 0, in four counts that are all in use.
+    """How often sequences [N, d] break the rule that x - 1 follows x > 0, in four counts in use.
 
     The released counter of Jump-Your-Steps forgets what it compared, so a tested pair is never
     followed by another; it comes out at about half of `pair_error`.
@@ -124,15 +130,19 @@ def countdown_errors(samples: Tensor) -> dict[str, float]:
 
 
 class TextEvaluator:
-    """Samples [N, d] of text against text that nobody trained on.
+    """Compares samples [N, d] of text with text that nobody trained on.
 
-    `trigram_tv`, the headline: total variation between the three-character sequences of the samples
-        and of the held-out
-    text; a sampler that repeats itself misses it as one does that errs. `perplexity` of a character
-    under a judge, an n-gram model of the held-out text: below that of real text means sharpened.
-    `entropy` of the characters inside a sample, nats, averaged over samples. `distinct`: different
-    4-grams as a share of all (falls with the number of samples, alike in each row). `copied`: share
-    of 12-character windows that occur in the training text; far above real text means memorised.
+    - `trigram_tv`, the headline: total variation between the three-character sequences of the
+      samples and of the held-out text. A sampler that repeats itself misses it as one that errs
+      does.
+    - `perplexity`: of a character under a judge, an n-gram model of the held-out text. Below that
+      of real text means sharpened.
+    - `entropy`: of the characters inside a sample, nats, averaged over samples.
+    - `distinct`: different 4-grams as a share of all; falls with the number of samples, alike in
+      each row.
+    - `copied`: share of 12-character windows that occur in the training text. Far above real text
+      means memorised.
+
     For vocabularies so large that n-grams do not fit into 64 bits, n is smaller throughout.
 
     Args:
@@ -188,13 +198,16 @@ class TextEvaluator:
         return float(torch.isin(codes(samples, self.window, self.num_tokens), self._seen).double().mean())
 
     def floor(self, num_samples: int) -> dict[str, float]:
-        """Real text: as many training blocks against the held-out text; `copied` is that of held-out blocks."""
+        """Metrics of real text: as many training blocks against the held-out text.
+
+        `copied` is that of held-out blocks.
+        """
         rows = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))[:num_samples]
         return self(self.train[rows]) | {"copied": self._copied(self.held_out)}
 
 
 class DigitEvaluator(ImageEvaluator):
-    """Digits of tokens, measured as the image domain measures digits: 0 is black (-1), 1 is white (+1)."""
+    """Digits as tokens, measured as the image domain measures digits: 0 is black, 1 is white."""
 
     def __init__(self, train: TensorData, held_out: Sequence[TensorData], classes: dict[str, int]):
         super().__init__(_pictures(train), [_pictures(part) for part in held_out], classes)
@@ -226,7 +239,7 @@ def unigram_entropy(samples: Tensor, num_tokens: int) -> Tensor:
 
 
 def frequencies(*sets: Tensor) -> list[Tensor]:
-    """Of the numbers that occur in any of the sets, in each of them, float64."""
+    """Frequencies [K] float64, for each set, of the K numbers that occur in any of the sets."""
     _, where = torch.cat([numbers.flatten() for numbers in sets]).unique(return_inverse=True)
     return [count(part, int(where.max()) + 1) for part in where.split([numbers.numel() for numbers in sets])]
 
@@ -237,7 +250,7 @@ def count(numbers: Tensor, size: int) -> Tensor:
 
 
 def check(samples: Tensor, length: int, num_tokens: int) -> None:
-    """Refuse what are no samples of the data: another shape, numbers that are no tokens, a mask that was left."""
+    """Refuse what is no sample: another shape, numbers that are no tokens, a mask that was left."""
     if samples.ndim != 2 or samples.shape[1] != length or samples.is_floating_point():
         raise ValueError(
             f"samples must be integers [N, {length}], got {samples.dtype} {list(samples.shape)}; decode them first"

@@ -1,4 +1,4 @@
-"""A judge of text that no diffusion model trained: an n-gram model, built from held-out text in a fraction of a second."""
+"""An n-gram model of held-out text that judges samples; no diffusion model trained it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Judge:
-    """An n-gram model with Witten and Bell's smoothing (IEEE Trans. Inf. Theory 37, 1991, method C).
+    """An n-gram model with Witten and Bell's smoothing (IEEE Trans. Inf. Theory 37, 1991, C).
 
         p(w | h) = (count(h w) + types(h) p(w | h without its first symbol)) / (count(h) + types(h))
 

@@ -1,8 +1,7 @@
-"""Masked language models as teachers, from a directory on this machine: those of the package transformers, LLaDA, Dream.
+"""Masked language models from a local directory as teachers: transformers', LLaDA, Dream.
 
 Nothing is downloaded and no code that comes with a checkpoint is run: LLaDA is Llama and Dream is
-    Qwen2, both of transformers,
-with attention in both directions.
+Qwen2, both of transformers, with attention in both directions.
 """
 
 from __future__ import annotations
@@ -25,19 +24,18 @@ from domains.discrete.checkpoints import read_config
 
 
 class MaskedLM(Recorded, nn.Module):
-    """A masked language model as a network of absorbing noise: it looks at x_t alone.
+    """A masked language model as a network of absorbing noise; it sees x_t alone.
 
     Our mask is the last state, a model's stands anywhere in its vocabulary: the two change places
-    on the way in and out. So its tokens keep their numbers, only the last one is called by the
-    number of the mask.
+    on the way in and out. Tokens keep their numbers, except the last one, which takes the mask's.
 
     Args:
         model: `model(input_ids=[B, d]).logits` [B, d, V]; `Recorded`, as everything that goes into
             folders.
         mask: the model's number of the mask token.
         vocabulary: V; further entries of the logits are dropped.
-        shift: the logits at a position speak of the next one, as in models that began as
-            autoregressive ones (Dream).
+        shift: whether the logits at a position are those of the next one, as in models that began
+            as autoregressive ones (Dream).
     """
 
     def __init__(self, model: nn.Module, mask: int, vocabulary: int, shift: bool = False):
@@ -54,13 +52,13 @@ class MaskedLM(Recorded, nn.Module):
         return logits[..., self.swap(order)]
 
     def swap(self, tokens: Tensor) -> Tensor:
-        """The model's numbers of our tokens, and ours of the model's."""
+        """Our tokens by the model's numbers, and the model's by ours."""
         last = self.vocabulary - 1
         return torch.where(tokens == self.mask, last, torch.where(tokens == last, self.mask, tokens))
 
 
 class Pretrained(Recorded, nn.Module):
-    """A masked language model from a directory: one that the package transformers knows, LLaDA, or Dream.
+    """A masked language model from a directory: one that transformers knows, LLaDA, or Dream.
 
     Args:
         path: a local directory with `config.json` and safetensors, in one file or in shards.
@@ -162,11 +160,11 @@ ARCHITECTURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]
 
 
 class TransformersTeacher(DiscreteTeacher):
-    """A masked language model from a local directory: one that the package transformers knows, LLaDA, or Dream.
+    """A masked language model from a local directory: one of transformers', LLaDA, or Dream.
 
-    Others that bring their own code are not loaded, for that code would have to be run: load them
-        yourself and wrap them,
-    `DiscreteTeacher(Mean(MaskedLM(model, mask, vocabulary), Absorbing(vocabulary - 1)), (d,))`.
+    Others that bring their own code are not loaded, for that code would have to be run. Load them
+    yourself and wrap them: `DiscreteTeacher(Mean(MaskedLM(model, mask, vocabulary),
+    Absorbing(vocabulary - 1)), (d,))`.
 
     Args:
         path: the directory, with `config.json` and safetensors.

@@ -1,4 +1,4 @@
-"""Pictures of tokens: pages of text, strips of colour, bitmaps; and curves of quality against steps."""
+"""Pictures of tokens (text, strips of colour, bitmaps), and curves of quality against steps."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ def page(lines: Sequence[str]) -> Image.Image:
 
 
 def curves(results: Mapping[str, Mapping[int, float]], metric: str, real: float | None = None) -> Image.Image:
-    """A metric against network calls, both logarithmic: one line for each sampler.
+    """A metric against network evaluations, both logarithmic: one line for each sampler.
 
     Args:
-        results: sampler to {network calls: value}.
+        results: sampler to {network evaluations: value}.
         metric: its name.
         real: the value of real data, drawn dashed.
     """

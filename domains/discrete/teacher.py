@@ -81,7 +81,9 @@ class Potts(World):
 
 
 class Countdown(World):
-    """A hard constraint: x - 1 follows x > 0, after 0 anything may come. The synthetic task of Jump-Your-Steps and LSD.
+    """A hard constraint: x - 1 follows x > 0, after 0 anything may come.
+
+    The synthetic task of Jump-Your-Steps and LSD.
 
     Args:
         num_tokens: S.
@@ -99,7 +101,9 @@ class Countdown(World):
 
 
 class Text(DiscreteFolderTeacher):
-    """The embedded teachers of English prose (27 characters, blocks of 64); their model cards say how they were trained.
+    """The embedded teachers of English prose (27 characters, blocks of 64).
+
+    Their model cards say how they were trained.
 
     Args:
         noise: of the process, `absorbing` or `uniform`.

@@ -1,4 +1,4 @@
-"""Image data: `data` [B, C, H, W] float32 in [-1, 1] and, where the source has classes, `label` [B] int64.
+"""Images `data` [B, C, H, W] float32 in [-1, 1] and, where there are classes, `label` [B] int64.
 
 N: images; B: batch; C, H, W: channels, height, width.
 """
@@ -27,7 +27,7 @@ WHITE = (255, 255, 255, 255)
 
 
 class ImageData(DistillData):
-    """What all image data has in common: how it is measured and shown.
+    """Base of all image data: how it is measured and shown.
 
     Args:
         batch_size: images in a batch.
@@ -58,9 +58,8 @@ class ImageData(DistillData):
 class Digits(ImageData):
     """Scikit-learn's 1,797 handwritten digits, [1, 8, 8], x = grey / 8 - 1, ten classes; std 0.75.
 
-    The split is the same for ever (train 1,297, val 250, test 250, classes in proportion): shipped
-        weights saw the
-    training part alone.
+    The split never changes (train 1,297, val 250, test 250, classes in proportion): the shipped
+    weights saw the training part alone.
     """
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
@@ -77,9 +76,8 @@ class NpzImages(ImageData):
     """Images in one .npz file.
 
     Keys: `images` (or OpenAI's `arr_0`) uint8 [N, H, W] or [N, H, W, C] with C = 1, 3 or 4
-        (transparency goes over
-    white); optionally `labels` (or `arr_1`) integers [N]. Only uint8: a float array does not say
-    its range.
+    (transparency goes over white); optionally `labels` (or `arr_1`) integers [N]. Only uint8: a
+    float array does not say its range.
 
     Args:
         path: the file.
@@ -250,7 +248,7 @@ class ImageFolder(ImageData):
 
 
 class Files:
-    """Image files as a data set: `files[indices]` decodes these images, in parallel, into a batch."""
+    """Image files as a data set: `files[indices]` decodes these, in parallel, into a batch."""
 
     def __init__(
         self, paths: Sequence[Path], label: Sequence[int] | None, decode: Callable[[Path], Tensor], workers: int
@@ -276,7 +274,10 @@ class Files:
 
 
 def from_uint8(images: np.ndarray, source: str) -> Tensor:
-    """uint8 [N, H, W] or [N, H, W, C] to float32 [N, C, H, W] in [-1, 1]; transparency goes over white."""
+    """uint8 [N, H, W] or [N, H, W, C] as float32 [N, C, H, W] in [-1, 1].
+
+    Transparency goes over white.
+    """
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         raise ValueError(f"{source} holds NaN or infinity among its pixels; mend the file")
     if images.dtype != np.uint8:
@@ -312,7 +313,10 @@ def opened(path: Path) -> Image.Image:
 
 
 def fault(path: Path) -> str | None:
-    """Why an image file cannot be used, or None. Decodes the whole file, a JPEG at an eighth of its size."""
+    """Why an image file cannot be used, or None.
+
+    Decodes the whole file, a JPEG at an eighth of its size.
+    """
     try:
         with opened(path) as image:
             image.draft(None, (1, 1))

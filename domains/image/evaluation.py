@@ -27,15 +27,16 @@ CHUNK = 256  # images in one pass of the extractor
 
 
 class ImageEvaluator:
-    """Compares images with held-out data, in a feature space.
+    """Compares images with held-out data (validation and test together), in a feature space.
 
-    The metrics (held-out data = validation and test together): `frechet` between Gaussians fitted
-    to the features (the headline); `kernel` MMD^2; `precision` and `recall` (k = 3); `density` and
-    `coverage` (k = 5); `class_agreement`, the share of samples in which the classifier sees the
-    class that was asked for; `nearest_train`, the mean distance to the nearest training sample:
-    compare it with that of the real data, for a model that copies its training data comes out far
-    below. Values are cut to [-1, 1] first, as a file would keep them; `outside` is the share of
-    those that lie clearly beyond.
+    - `frechet`, the headline: between Gaussians fitted to the features.
+    - `kernel`: MMD^2.
+    - `precision` and `recall` (k = 3); `density` and `coverage` (k = 5).
+    - `class_agreement`: share of samples in which the classifier sees the class that was asked for.
+    - `nearest_train`: mean distance to the nearest training sample. Compare it with that of the
+      real data: a model that copies its training data comes out far below.
+    - `outside`: share of values clearly beyond [-1, 1]. All values are cut to [-1, 1] before they
+      are measured, as a file would keep them.
 
     Args:
         train: the training data, len() and train[indices] -> {"data": [N, C, H, W], "label": [N]}.
@@ -94,12 +95,12 @@ class ImageEvaluator:
         return found
 
     def floor(self, num_samples: int | None = None) -> dict[str, float]:
-        """What real data gets: training images (by default as many as are held out) against the held-out data.
+        """Metrics of real data: training images against the held-out data.
 
         Give `num_samples` the number of samples of the model beside it: the distances are biased by
-            it, alike for both.
-        Where the training data would look perfect by construction (its own nearest neighbour, the
-        labels its classifier was fitted to) the value is that of the held-out data.
+        it, alike for both; by default it is the number held out. Where the training data would look
+        perfect by construction (its own nearest neighbour, the labels its classifier was fitted to)
+        the value is that of the held-out data.
         """
         size = min(num_samples or len(self._reference_ND), len(self._training_MD))
         rows = np.random.RandomState(0).permutation(len(self._training_MD))[:size]
@@ -125,7 +126,7 @@ class ImageEvaluator:
         return classifier(net, name, sha256, self._accuracy(net))
 
     def _shipped(self) -> "Extractor | None":
-        """The extractor for digits, where the data has their shape and the classifier in fact reads it."""
+        """The extractor for digits, if the data has their shape and the classifier can read it."""
         if self.event_shape != (1, 8, 8) or self.num_classes != 10:
             return None
         net = load_extractor(extractors.Classifier, extractors.SHIPPED)
@@ -155,7 +156,7 @@ class ImageEvaluator:
         return found
 
     def too_few(self, num_samples: int) -> list[str]:
-        """The metrics that are left out, for so many samples, or the images held out, are too few."""
+        """The metrics left out because so many samples, or the images held out, are too few."""
         least = min(num_samples, len(self._reference_ND))
         return [name for name, needed in self.needs.items() if least < needed]
 
@@ -194,9 +195,9 @@ class ImageEvaluator:
 class Extractor:
     """Images [N, C, H, W] in [-1, 1] to features [N, D].
 
-    `predict` gives class numbers [N], where it can. `standardised`: whether every feature is to
-    count alike. Learned features are; pixels keep their common unit, for one that is almost
-    constant would count most; Inception's keep theirs, for the published numbers do.
+    `predict` gives class numbers [N], where it can. `standardised` says whether every feature
+    counts alike. Learned features do. Pixels keep their common unit, since one that is almost
+    constant would count most. Inception's keep theirs, as in the published numbers.
     """
 
     facts: dict[str, Any]
@@ -225,7 +226,7 @@ def classifier(net: extractors.Classifier, name: str, sha256: str, held_out_accu
 
 
 def inception(path: Path) -> Extractor:
-    """InceptionV3, 2048 features, the network of the published FID numbers; the weights come from the user."""
+    """InceptionV3's 2048 features, as in the published FID numbers; the user has the weights."""
     if not path.is_file():
         raise ValueError(f"no Inception weights at {path}; give data.features=inception:/path/to/weights.pth")
     try:

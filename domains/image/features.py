@@ -60,7 +60,9 @@ class Classifier(nn.Module):
 
 @once
 def train_classifier(data: Any, classes: int, steps: int = STEPS, seed: int = 0, device: str = "cpu") -> Classifier:
-    """A classifier fitted to `data` (len() and data[indices] -> {"data", "label"}); the global generator is untouched.
+    """A classifier fitted to `data`, len() and data[indices] -> {"data", "label"}.
+
+    The global generator is untouched.
 
     AdamW with a cosine schedule; every image is shifted by up to an eighth of its side (at least
     one pixel), so the features forgive what the eye forgives.
@@ -97,7 +99,7 @@ def accuracy(net: Classifier, data: Any) -> float:
 
 
 def shrunk(x_NCHW: Tensor, side: int) -> Tensor:
-    """Images whose longer side is at most `side` pixels (antialiased); smaller ones stay as they are."""
+    """Images whose longer side is at most `side` pixels (antialiased); smaller ones are kept."""
     longest = max(x_NCHW.shape[-2:])
     if longest <= side:
         return x_NCHW
@@ -106,7 +108,10 @@ def shrunk(x_NCHW: Tensor, side: int) -> Tensor:
 
 
 def _shifted(x_NCHW: Tensor, most: int, rng: torch.Generator) -> Tensor:
-    """Each image moved by a random whole number of pixels, at most `most` each way; the edge pixels are repeated."""
+    """Each image moved by a random whole number of pixels, at most `most` each way.
+
+    The edge pixels are repeated.
+    """
     n, _, height, width = x_NCHW.shape
     by = torch.randint(-most, most + 1, (2, n, 1), generator=rng)
     rows = (torch.arange(height) + by[0]).clamp(0, height - 1).to(x_NCHW.device)

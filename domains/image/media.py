@@ -12,7 +12,10 @@ GREY = (96, 96, 96)
 
 
 def picture(samples: Tensor, cond: dict[str, Tensor] | None = None, columns: int = 8) -> Image.Image:
-    """Samples [N, C, H, W] in [-1, 1] as a grid, row by row; small images are enlarged by whole pixels."""
+    """Samples [N, C, H, W] in [-1, 1] as a grid, row by row.
+
+    Small images are enlarged by whole pixels.
+    """
     cells = _cells(samples)
     columns = min(columns, len(cells))
     width, height = cells[0].width + GAP, cells[0].height + GAP
@@ -24,7 +27,7 @@ def picture(samples: Tensor, cond: dict[str, Tensor] | None = None, columns: int
 
 
 def compare(rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, columns: int = 12) -> Image.Image:
-    """One labelled row for each set of samples, such as a teacher's and a student's from the same noise.
+    """One labelled row for each set of samples, such as teacher and student from the same noise.
 
     Shows the first `columns` samples of each.
     """

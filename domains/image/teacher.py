@@ -10,7 +10,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 class Digits(FolderTeacher):
-    """The embedded teacher of handwritten digits (8x8, ten classes); its model card says how it was trained."""
+    """The embedded teacher of handwritten digits (8x8, ten classes).
+
+    Its model card says how it was trained.
+    """
 
     home = WEIGHTS / "digits"
 

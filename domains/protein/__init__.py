@@ -1,1 +1,4 @@
-"""Protein backbones as C-alpha traces (Proteina, arXiv 2503.00710; its few-step students, arXiv 2510.03095)."""
+"""Protein backbones as C-alpha traces.
+
+Sources: Proteina (arXiv 2503.00710); its few-step students (arXiv 2510.03095).
+"""

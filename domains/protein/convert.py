@@ -1,4 +1,6 @@
-"""A released checkpoint of Proteina as a teacher folder: `python -m domains.protein.convert CHECKPOINT.ckpt FOLDER`.
+"""Turns a released checkpoint of Proteina into a teacher folder.
+
+python -m domains.protein.convert CHECKPOINT.ckpt FOLDER
 
 A checkpoint is a pickle. It is read with PyTorch's restricted unpickler, which runs no code from
 it; the classes of OmegaConf, in which Proteina keeps its configuration, come as inert stand-ins
@@ -28,7 +30,7 @@ from distillkit.teachers.base import Teacher
 from distillkit.teachers.folder import CONFIG
 from domains.protein.proteina import CATH, FOLDS, ProteinaTransformer
 
-# What the network here has no choice about.
+# Settings that the network here has in one value only.
 GIVEN = {
     "residual_mha": True,
     "residual_transition": True,
@@ -85,7 +87,11 @@ def convert(checkpoint: str | Path, folder: str | Path, cath: str | Path | None 
 
 
 def read(path: str | Path) -> Any:
-    """What a file of `torch.save` holds, or a ValueError if reading it might run code."""
+    """The contents of a file of `torch.save`.
+
+    Raises:
+        ValueError: reading it might run code.
+    """
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give a checkpoint of Proteina")
@@ -103,7 +109,7 @@ def read(path: str | Path) -> Any:
 
 
 def parts(held: Any, source: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The configuration `cfg_exp` in a checkpoint, and the weights that sampling needs, LoRA merged.
+    """The configuration `cfg_exp` in a checkpoint, and the weights for sampling, LoRA merged.
 
     Raises:
         ValueError: the checkpoint lacks them, or describes what is not known here.
@@ -126,7 +132,10 @@ def parts(held: Any, source: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def plain(value: Any) -> Any:
-    """OmegaConf's containers, or their stand-ins, as dicts and lists; interpolations stay as they are written."""
+    """OmegaConf's containers, or their stand-ins, as dicts and lists.
+
+    Interpolations stay as they are written.
+    """
     if isinstance(value, Inert):
         inner = vars(value)
         return plain(inner["_content"] if "_content" in inner else inner.get("_val"))
@@ -136,7 +145,10 @@ def plain(value: Any) -> Any:
 
 
 def merge_lora(state: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, Tensor]:
-    """Low-rank changes (arXiv 2106.09685, as loralib names them) added to their weights: `W + (alpha / r) B A`."""
+    """Low-rank changes added to their weights: `W + (alpha / r) B A`.
+
+    The names are those of loralib (arXiv 2106.09685).
+    """
     merged = {name: value for name, value in state.items() if not name.endswith((".lora_A", ".lora_B"))}
     for name in [name for name in state if name.endswith(".lora_A")]:
         stem, a = name.removesuffix(".lora_A"), state[name].float()
@@ -151,7 +163,10 @@ def merge_lora(state: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, 
 
 
 def fold_classes(state: dict[str, Tensor]) -> list[int]:
-    """How many classes, architectures and topologies the checkpoint has rows for, besides none; empty without folds."""
+    """The numbers of classes, architectures and topologies in the checkpoint; empty without folds.
+
+    The row for none is not counted.
+    """
     rows = {
         level: len(v) for name, v in state.items() for level in "CAT" if name.endswith(f".embedding_{level}.weight")
     }

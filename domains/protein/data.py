@@ -1,8 +1,9 @@
-"""Protein backbones as C-alpha traces: padded sets of residues in the order of the chain, in nanometres.
+"""Protein backbones as C-alpha traces: padded sets of residues, in nanometres.
+
+Residues are in the order of the chain.
 
 No sequence, no side chains. A chain has no gap: what follows each other in a sample is bonded. Fold
-    classes are those of
-`domains.protein.geometry.CLASSES`.
+classes are those of `domains.protein.geometry.CLASSES`.
 
 n: residues of a chain; N: residues of the longest one that fits.
 """
@@ -63,13 +64,17 @@ class Chains(Recorded, ABC):
 
 
 class ProteinData(DistillData):
-    """C-alpha traces. Batch: `data` float32 [B, N, 3], nanometres, each chain centred; `mask` bool [B, N], true for residues
-    (the padding is zero); `label` int64 [B], the fold class. In training N is that of the batch's
-    longest chain, and chains of similar length come together: work grows with N^2.
+    """C-alpha traces.
+
+    Batch: `data` float32 [B, N, 3], nanometres, each chain centred; `mask` bool [B, N], true for
+    residues (the padding is zero); `label` int64 [B], the fold class.
+
+    In training N is that of the batch's longest chain, and chains of similar length come together,
+    because work grows with N^2.
 
     Args:
         chains: the source.
-        longest: N; of longer chains come windows.
+        longest: N; longer chains are cut into windows.
         shortest: residues that a chain must have.
         batch_size: samples of one micro-batch.
         tm: how chains are compared: `gapless`, residue k on residue k, or `align`, by TM-align
@@ -116,7 +121,10 @@ class ProteinData(DistillData):
 
 
 class Trimmed(TensorData):
-    """Training data, of which a batch ends with its longest chain; the loader puts chains of similar length together."""
+    """Training data in batches that end with their longest chain.
+
+    The loader puts chains of similar length together.
+    """
 
     def __init__(self, tensors: dict[str, Tensor]):
         super().__init__(tensors)
@@ -129,7 +137,7 @@ class Trimmed(TensorData):
 
 
 def batch(traces: Traces, size: int) -> dict[str, Tensor]:
-    """Everything a batch holds, of all chains padded to `size` residues."""
+    """All items of a batch, of all chains padded to `size` residues."""
     length = torch.tensor([len(chain) for chain in traces.positions])
     mask = torch.arange(size) < length[:, None]
     x = torch.zeros(len(mask), size, 3)
@@ -140,7 +148,7 @@ def batch(traces: Traces, size: int) -> dict[str, Tensor]:
 
 
 def lengths(residues: Sequence[int], label: Sequence[int] | None = None, size: int | None = None) -> dict[str, Tensor]:
-    """What a student is asked for to make chains of so many residues.
+    """The conditions for chains of given lengths.
 
     Args:
         residues: of each chain.
@@ -159,15 +167,17 @@ def lengths(residues: Sequence[int], label: Sequence[int] | None = None, size: i
 class ChainFile(Chains):
     """Chains in one .npz file.
 
-    Arrays, of which only the first two must be there: `coords` [residues, 3] or [residues, atoms,
-        3] in ANGSTROM, where of
-    three or more atoms the second is C-alpha (N, CA, C, O); `offsets` [chains + 1], where each
-    chain starts in them; `split` [chains], train, val or test; `globular` [chains], bool, false for
-    those to be left out.
+    Arrays; only the first two are required:
 
-    A chain that is too long is cut into windows, all in the same part of the data; of one with a
-    gap (neighbours that are not 0.27 to 0.42 nm apart) the longest piece is taken. Residues without
-    known coordinates (see `known`) are missing.
+    - `coords`: [residues, 3] or [residues, atoms, 3] in ANGSTROM; of three or more atoms the second
+      is C-alpha (N, CA, C, O).
+    - `offsets`: [chains + 1], where each chain starts in `coords`.
+    - `split`: [chains], train, val or test.
+    - `globular`: [chains], bool, false for chains to be left out.
+
+    A chain that is too long is cut into windows, all in the same part of the data. A chain with a
+    gap (neighbours that are not 0.27 to 0.42 nm apart) is cut to its longest piece. Residues
+    without known coordinates (see `known`) are missing.
 
     Args:
         path: the file.
@@ -210,8 +220,12 @@ class ChainFile(Chains):
         return [[window for i in part.tolist() for window in pieces[i]] for part in parts]
 
     def read(self) -> tuple[list[np.ndarray], list[str], np.ndarray | None, Said]:
-        """All chains in nanometres, [n, 3] float32 each, and their names; to which part each belongs, if that is known; what
-        was left out."""
+        """All chains in the file.
+
+        Returns:
+            The chains in nanometres, float32 [n, 3] each; their names; the part that each belongs
+            to, if that is known; what was left out.
+        """
         path = Path(self.path).expanduser()
         if not path.is_file():
             raise ValueError(f"{self.path} is not a file of chains; give the path of one that exists")
@@ -246,10 +260,10 @@ class ChainFile(Chains):
 
 
 def known(chain: np.ndarray) -> np.ndarray:
-    """Which C-alpha positions [n, 3] of a chain, in angstrom, are places, bool [n].
+    """Whether C-alpha positions [n, 3] of a chain, in angstrom, are real places, bool [n].
 
-    Not a number, 9999 and beyond, and (0, 0, 0) without a bonded neighbour are what programs write
-    for unknown ones.
+    Programs write unknown places as NaN, as 9999 and beyond, or as (0, 0, 0), which is taken as
+    unknown where it has no bonded neighbour.
     """
     there = np.isfinite(chain).all(1)
     there[there] = (np.abs(chain[there]) < UNKNOWN).all(1)
@@ -268,6 +282,9 @@ def longest_piece(chain: np.ndarray, low: float = LOW, high: float = HIGH) -> np
 
 
 def windows(chain: np.ndarray, shortest: int, longest: int) -> list[np.ndarray]:
-    """The chain if it fits, else one window of `longest` residues after the other; none is shorter than `shortest`."""
+    """The chain if it fits, else its windows of `longest` residues, one after the other.
+
+    No window is shorter than `shortest`.
+    """
     parts = [chain[i : i + longest] for i in range(0, len(chain), longest)]
     return [part for part in parts if len(part) >= shortest]

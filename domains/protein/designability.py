@@ -1,4 +1,6 @@
-"""Designability, the share of chains that some sequence is predicted to fold into, by a program of the user's.
+"""Designability: the share of chains that some sequence is predicted to fold into.
+
+A program of the user's predicts it.
 
 The program is named by the environment alone, never by a configuration or a folder, which may come
 from elsewhere.
@@ -28,7 +30,7 @@ ANSWERS = ("scrmsd.csv", "scrmsd.json")
 
 
 class Designability:
-    """Runs `COMMAND FOLDER` on a folder of PDB files and reads one scRMSD for each of them, in angstrom.
+    """Runs `COMMAND FOLDER` on a folder of PDB files and reads one scRMSD each, in angstrom.
 
     The folder holds chain_0000.pdb, chain_0001.pdb and so on. The program leaves scrmsd.csv
     (columns `file` and `scrmsd`) or scrmsd.json (`{file: scrmsd}`) in it; `inf` stands for what
@@ -54,7 +56,10 @@ class Designability:
 
     @classmethod
     def from_environment(cls) -> Designability | None:
-        """As `DISTILLKIT_DESIGNABILITY` (json) and `DISTILLKIT_DESIGNABILITY_TIMEOUT` say; None where nothing is said."""
+        """The program that the environment names, or None.
+
+        Reads `DISTILLKIT_DESIGNABILITY` (json) and `DISTILLKIT_DESIGNABILITY_TIMEOUT`.
+        """
         command, timeout = os.environ.get(COMMAND), os.environ.get(TIMEOUT, "86400")
         if not command:
             return None
@@ -70,7 +75,7 @@ class Designability:
             raise
 
     def describe(self) -> dict[str, Any]:
-        """What decides about the number."""
+        """The settings that the number depends on."""
         return {"command": self.command, "below": DESIGNABLE}
 
     def __call__(self, samples: Tensor, cond: dict[str, Tensor]) -> float:
@@ -123,7 +128,7 @@ class Designability:
                 raise Failure(f"{self.command[0]} ended with exit code {code} ({one_line(lines[-1], 200)})")
 
     def _answers(self, folder: Path) -> dict[str, float]:
-        """scRMSD by name of file."""
+        """scRMSD in angstrom by name of file."""
         file = next((folder / name for name in ANSWERS if (folder / name).is_file()), None)
         if file is None:
             raise Failure(f"{self.command[0]} left neither {' nor '.join(ANSWERS)} in the folder it was given")

@@ -1,4 +1,6 @@
-"""How good backbones are without asking another network: the geometry of each, and the sets as distributions.
+"""How good backbones are: the geometry of each, and the sets as distributions.
+
+No structure predictor is needed.
 
 Lengths are in nanometres, angles in degrees. What needs a structure predictor is left to a program
 of the user's, see `designability.py`.
@@ -41,28 +43,28 @@ Batch = dict[str, Tensor]
 class ProteinEvaluator:
     """Compares C-alpha traces with held-out chains.
 
-    `frechet` (the headline): between Gaussians fitted to the chains' descriptors, see
-        `descriptors`; it sees all that follows
-    but the comparisons of whole chains. `bond`, `bond_spread`: mean and standard deviation of the
-        distance between neighbours;
-    `bond_valid`: share within 0.02 of 0.38. `clash`: pairs, three or more apart along the chain,
-        nearer than 0.3, per residue.
-    `angle_js`, `dihedral_js`: Jensen-Shannon divergence, in bits, between the pooled virtual angles
-        and dihedrals. `rg_ratio`:
-    mean radius of gyration, in units of what natural chains of the length have. `helix`, `strand`:
-        mean P-SEA contents;
-    `left_helix`: share of residues in turns of four with dihedrals of a left-handed helix.
-        `class_agreement`: share of chains
-    whose contents are of the class that was asked for.
+    - `frechet` (the headline): between Gaussians fitted to the chains' descriptors, see
+      `descriptors`. It sees everything below except the comparisons of whole chains.
+    - `bond`, `bond_spread`: mean and standard deviation of the distance between neighbours, nm.
+    - `bond_valid`: share of these distances within 0.02 nm of 0.38 nm.
+    - `clash`: pairs, three or more apart along the chain, nearer than 0.3 nm, per residue.
+    - `angle_js`, `dihedral_js`: Jensen-Shannon divergence, in bits, between the pooled virtual
+      angles and dihedrals.
+    - `rg_ratio`: mean radius of gyration, in units of what natural chains of the length have.
+    - `helix`, `strand`: mean P-SEA contents.
+    - `left_helix`: share of residues in turns of four with dihedrals of a left-handed helix.
+    - `class_agreement`: share of chains whose contents are of the class that was asked for.
+    - `designability`, with a program that predicts it: share of chains with an scRMSD below 2
+      angstrom.
 
-    Of whole chains, by TM-score: `diversity_tm`, its mean over pairs of samples; `clusters`, the
-    number of groups that single linkage at 0.5 finds, over the number of chains; `novelty_tm`, the
-    mean of the largest one with a training chain, which for a model that copies is near 1. Their
-    names begin with `gapless_` where no alignment was searched: the TM-score with residue k on
-    residue k, a lower bound.
+    Whole chains are compared by TM-score:
 
-    `designability`, if there is a program that tells: the share of chains with an scRMSD below 2
-        angstrom.
+    - `diversity_tm`: its mean over pairs of samples.
+    - `clusters`: number of groups that single linkage at 0.5 finds, over the number of chains.
+    - `novelty_tm`: mean of the largest one with a training chain; near 1 for a model that copies.
+
+    Their names begin with `gapless_` where no alignment was searched: this is the TM-score with
+    residue k on residue k, a lower bound.
 
     Args:
         train: the training data, len() and train[indices] -> batch.
@@ -122,7 +124,7 @@ class ProteinEvaluator:
         }
 
     def __call__(self, samples: Tensor, cond: Batch) -> dict[str, float]:
-        """Metrics of samples [n, N, 3] made for the conditions `cond`, of which `mask` [n, N] must be there."""
+        """Metrics of samples [n, N, 3] made for conditions that have `mask` [n, N]."""
         if samples.ndim != 3 or samples.shape[-1] != 3 or samples.shape[:2] != cond["mask"].shape:
             got, expected = list(samples.shape), [*cond["mask"].shape, 3]
             raise ValueError(
@@ -142,7 +144,7 @@ class ProteinEvaluator:
         return {"designability": self.designability(samples, cond)} if self.designability else {}
 
     def floor(self, num_samples: int = 200) -> dict[str, float]:
-        """What real chains get: training chains, as many as the model beside them made, against the held-out ones.
+        """Metrics of real chains: as many training chains as samples, against the held-out ones.
 
         `novelty_tm` is that of held-out chains, for a training chain is its own nearest one.
         """
@@ -192,7 +194,9 @@ class ProteinEvaluator:
 
 
 def descriptors(x: Tensor, mask: Tensor) -> Tensor:
-    """What the headline sees of each chain, [n, D] float64: every number is bounded, so that no single fault hides the others.
+    """Descriptors of each chain for the Frechet distance, [n, D] float64.
+
+    Every number is bounded, so that no single fault hides the others.
 
     Roots of the shares (Hellinger's embedding) of bond lengths, virtual angles, virtual dihedrals
     and distances of pairs three or more apart in fixed bins; shares of helix and strand; radius of
@@ -217,7 +221,10 @@ def descriptors(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def shares(values: Tensor, edges: Tensor) -> Tensor:
-    """Shares of values [n, K] in the bins below, between and above the edges, [n, len(edges) + 1]; NaN counts nowhere."""
+    """Shares of values [n, K] in the bins below, between and above the edges.
+
+    Returns [n, len(edges) + 1]; NaN counts nowhere.
+    """
     there = ~values.isnan()
     place = torch.bucketize(values.nan_to_num(0.0), edges.to(values))
     counts = values.new_zeros(len(values), len(edges) + 1).scatter_add(1, place, there.to(values))
@@ -225,7 +232,7 @@ def shares(values: Tensor, edges: Tensor) -> Tensor:
 
 
 def jensen_shannon(p: Tensor, q: Tensor) -> float:
-    """Jensen-Shannon divergence of two discrete laws, in bits: 0 for equal ones, 1 for those that share nothing."""
+    """Jensen-Shannon divergence of two discrete laws, in bits: from 0 (equal) to 1 (disjoint)."""
     p, q = p.double(), q.double()
     middle = (p + q) / 2
     return float(sum(torch.xlogy(law, law / middle.clamp_min(1e-300)).sum() for law in (p, q)) / (2 * np.log(2)))
@@ -282,5 +289,5 @@ def _aligned(x: Tensor, mask_x: Tensor, y: Tensor, mask_y: Tensor, twice: bool) 
 
 
 def import_tmtools() -> Any:
-    """`tmtools`, or how to get it."""
+    """The package `tmtools`, or an error that says how to get it."""
     return optional("tmtools", "protein", "data.tm=align, unlike gapless, needs")

@@ -1,8 +1,8 @@
-"""Ideal folds, an honest toy: helices and strands of textbook geometry, joined by turns that bring them side by side.
+"""Ideal folds, a toy: helices and strands of textbook geometry, joined by turns.
 
 Bond lengths, angles and dihedrals, distances within and between the elements are those of proteins,
-and no two residues clash. Nothing else is: no sequence could be told to fold like this, loops are
-of few kinds, sheets are meanders only.
+and no two residues clash. The rest is not realistic: no sequence is known to fold like this, loops
+are of few kinds, and sheets are meanders only.
 
 n: chains; N: residues of the longest one that fits.
 """
@@ -58,7 +58,9 @@ Draw = Callable[[int, int], int]  # an integer from low to high, both included
 
 
 class IdealFolds(Chains):
-    """Helix bundles, sheets, and helices on sheets: `mainly alpha`, `mainly beta`, `alpha beta`, in turn.
+    """Helix bundles, sheets, and helices on sheets, in turn.
+
+    The classes are `mainly alpha`, `mainly beta` and `alpha beta`.
 
     Every chain is made from random numbers (how many elements, how long, which turns, small
     deviations of all angles) and kept if it has the length asked for, does not clash, is compact
@@ -106,7 +108,7 @@ def folds(num: int, shortest: int, longest: int, generator: torch.Generator) -> 
 
 
 def candidates(kind: int, shortest: int, longest: int, generator: torch.Generator) -> list[Tensor]:
-    """What of one round of random chains is kept, [n, 3] each."""
+    """The chains kept of one round of random ones, [n, 3] each."""
     numbers = iter(torch.rand(64 * CANDIDATES, generator=generator).tolist())
 
     def draw(low: int, high: int) -> int:
@@ -138,7 +140,7 @@ def bundle(draw: Draw) -> Pairs:
 
 
 def helix(draw: Draw, parts: int) -> Pairs:
-    """Of a bundle of so many: the more, the shorter."""
+    """A helix of a bundle with `parts` helices: the more there are, the shorter it is."""
     return [HELIX] * draw(20 // parts + 2, 50 // parts + 3)
 
 

@@ -1,7 +1,7 @@
-"""What the C-alpha trace of a protein says: bonds, angles, dihedrals, secondary structure, radius of gyration, superposition.
+"""Geometry of C-alpha traces: bonds, angles, secondary structure, size, superposition.
 
-Positions are in nanometres, angles in degrees. A batch is x [B, N, 3] with mask bool [B, N]; what
-is not defined (at the ends of a chain, in the padding) is NaN.
+Positions are in nanometres, angles in degrees. A batch is x [B, N, 3] with mask bool [B, N].
+Undefined values (at the ends of a chain, in the padding) are NaN.
 
 B: chains; N: residues of the longest one; n: residues of one.
 """
@@ -21,14 +21,14 @@ CLASSES = ("mainly alpha", "mainly beta", "alpha beta", "few secondary structure
 
 
 def centred(x: Tensor, mask: Tensor) -> Tensor:
-    """With the mean of every chain at the origin, and zero in the padding."""
+    """Positions with the mean of every chain at the origin, and zero in the padding."""
     x = torch.where(mask[..., None], x, 0)
     mean = x.sum(1, keepdim=True) / mask.sum(1).clamp_min(1)[:, None, None]
     return torch.where(mask[..., None], x - mean, 0)
 
 
 def blanked(x: Tensor, mask: Tensor) -> Tensor:
-    """NaN in the padding, so that it counts nowhere."""
+    """Positions with NaN in the padding, so that it counts nowhere."""
     return torch.where(mask[..., None], x, torch.nan)
 
 
@@ -38,13 +38,16 @@ def bonds(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def angles(x: Tensor, mask: Tensor) -> Tensor:
-    """Virtual angle at residue i between i - 1 and i + 1, at place i - 1: [B, N - 2], in [0, 180]."""
+    """Virtual angle at residue i between i - 1 and i + 1, in [0, 180]; [B, N - 2], place i - 1."""
     step = F.normalize(blanked(x, mask).diff(dim=1), dim=-1)
     return torch.rad2deg((-step[:, :-1] * step[:, 1:]).sum(-1).clamp(-1, 1).acos())
 
 
 def dihedrals(x: Tensor, mask: Tensor) -> Tensor:
-    """Virtual dihedral of residues i - 1 .. i + 2, at place i - 1: [B, N - 3], in (-180, 180]; about 50 in an alpha helix."""
+    """Virtual dihedral of residues i - 1 .. i + 2, at place i - 1: [B, N - 3], in (-180, 180].
+
+    About 50 degrees in an alpha helix.
+    """
     step = blanked(x, mask).diff(dim=1)
     a, b, c = step[:, :-2], step[:, 1:-1], step[:, 2:]
     first, second = torch.linalg.cross(a, b), torch.linalg.cross(b, c)
@@ -53,7 +56,7 @@ def dihedrals(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def distances(x: Tensor, mask: Tensor) -> Tensor:
-    """Of all pairs, [B, N, N]."""
+    """Distances of all pairs, [B, N, N]."""
     x = blanked(x, mask)
     return (x[:, :, None] - x[:, None]).norm(dim=-1)
 
@@ -64,18 +67,22 @@ def separated(num: int, gap: int) -> Tensor:
 
 
 def gyration(x: Tensor, mask: Tensor) -> Tensor:
-    """Radius of gyration over what natural globular chains of the length have, 0.22 n^0.38 nm (Skolnick et al. 1997), [B]."""
+    """Radius of gyration over that of natural globular chains of the same length, [B].
+
+    The latter is 0.22 n^0.38 nm (Skolnick et al. 1997).
+    """
     length = mask.sum(1)
     radius = (centred(x, mask).square().sum((1, 2)) / length).sqrt()
     return radius / (0.22 * length**0.38)
 
 
 def secondary_structure(x: Tensor, mask: Tensor) -> Tensor:
-    """P-SEA (Labesse et al. 1997) from C-alpha positions alone: COIL, HELIX or STRAND for every residue, int64 [B, N].
+    """COIL, HELIX or STRAND for every residue, int64 [B, N], by P-SEA (Labesse et al. 1997).
 
-    A residue is like a helix if distances or angle and dihedral are those of one; five such in a
-    row are a helix, four of the other kind a strand, three if they lie beside another (five
-    contacts at 0.42 to 0.52 nm). One more residue at each end needs to be only roughly like it.
+    P-SEA reads C-alpha positions alone. A residue is like a helix, or like a strand, if distances
+    or angle and dihedral are those of one. Five such in a row are a helix, four a strand, and three
+    a strand if they lie beside another (five contacts at 0.42 to 0.52 nm). One more residue at each
+    end needs to be only roughly like it.
     """
     x = blanked(x, mask)
 
@@ -110,7 +117,10 @@ def contents(sse: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fold_class(x: Tensor, mask: Tensor) -> Tensor:
-    """Index into `CLASSES` by P-SEA contents, int64 [B]: few below a fifth in all, mainly one above 85 % of what there is."""
+    """Index into `CLASSES` by P-SEA contents, int64 [B].
+
+    Few where helix and strand together are below a fifth; mainly one above 85 % of their sum.
+    """
     helix, strand = contents(secondary_structure(x, mask), mask)
     both = helix + strand
     found = torch.where(helix > 0.85 * both, 0, torch.where(strand > 0.85 * both, 1, 2))
@@ -118,14 +128,19 @@ def fold_class(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def rotations(num: int, generator: torch.Generator) -> Tensor:
-    """Uniformly random proper rotations, [num, 3, 3]: never a reflection, for proteins are not their mirror images."""
+    """Uniformly random proper rotations, [num, 3, 3].
+
+    Never a reflection, because proteins are not their mirror images.
+    """
     q, r = torch.linalg.qr(torch.randn(num, 3, 3, generator=generator))
     q = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]
     return q * torch.linalg.det(q).sign()[:, None, None]
 
 
 def superposed(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """x moved onto y by the rotation and shift with the smallest weighted squared distance (Kabsch 1976).
+    """x moved onto y by the rotation and shift with the smallest weighted squared distance.
+
+    Source: Kabsch 1976.
 
     Args:
         x, y: [..., N, 3].
@@ -140,7 +155,9 @@ def superposed(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
 
 
 def gapless_tm(x: Tensor, y: Tensor, mask_x: Tensor, mask_y: Tensor, rounds: int = 2) -> Tensor:
-    """TM-score (Zhang and Skolnick 2004) with residue k on residue k, without gaps, over the longer chain's length, [B].
+    """TM-score with residue k on residue k, without gaps, over the longer chain's length, [B].
+
+    Source: Zhang and Skolnick 2004.
 
     A lower bound of what a search over alignments finds, close to it only for chains that are alike
     from end to end. The best of three starts: the superposition of all residues, of the first half
@@ -162,7 +179,9 @@ def gapless_tm(x: Tensor, y: Tensor, mask_x: Tensor, mask_y: Tensor, rounds: int
 
 
 def extended_chain(theta: Tensor, tau: Tensor, bond: Tensor) -> Tensor:
-    """Positions from internal coordinates, [B, N, 3]: the natural extension of a reference frame (Parsons et al. 2005).
+    """Positions from internal coordinates, [B, N, 3].
+
+    By the natural extension of a reference frame (Parsons et al. 2005).
 
     Args:
         theta: angle at residue i, degrees [B, N]; the first and the last are not used.

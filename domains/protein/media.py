@@ -24,14 +24,20 @@ BACKGROUND = (255, 255, 255)
 
 
 def traces(samples: Tensor, cond: dict[str, Tensor] | None = None) -> list[np.ndarray]:
-    """The chains without their padding, float64 [n, 3] each, nanometres; without a mask all residues are one chain's."""
+    """The chains without their padding, float64 [n, 3] each, nanometres.
+
+    Without a mask all residues are one chain's.
+    """
     x = samples.detach().double().cpu().nan_to_num(0.0).numpy()  # a diverging model is shown, as nothing
     mask = cond["mask"].cpu().numpy() if cond and "mask" in cond else np.ones(x.shape[:2], bool)
     return [chain[own] for chain, own in zip(x, mask, strict=True)]
 
 
 def picture(samples: Tensor, cond: dict[str, Tensor] | None = None, columns: int = 8) -> Image.Image:
-    """Of every sample the trace, blue where the chain starts and red where it ends, and under it the distances of all pairs."""
+    """The trace of every sample, and under it the distances of all pairs.
+
+    A trace is blue where the chain starts and red where it ends.
+    """
     if len(samples) == 0:
         raise ValueError("a picture needs at least one sample")
     cells = [np.concatenate([draw(chain), distance_map(chain)]) for chain in traces(samples, cond)]
@@ -44,7 +50,7 @@ def picture(samples: Tensor, cond: dict[str, Tensor] | None = None, columns: int
 
 
 def compare(rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, columns: int = 10) -> Image.Image:
-    """One labelled row for each set of samples, such as a teacher's and a student's from the same noise.
+    """One labelled row for each set of samples, such as teacher and student from the same noise.
 
     Shows the first `columns` samples of each.
     """
@@ -53,7 +59,7 @@ def compare(rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, colu
 
 
 def draw(chain: np.ndarray, size: int = CELL) -> np.ndarray:
-    """A trace [n, 3] seen along its thinnest direction, from the front to the back, uint8 [S, S, 3]."""
+    """A trace [n, 3] seen along its thinnest direction, from the front, uint8 [S, S, 3]."""
     x = chain - chain.mean(0)
     axes = np.linalg.svd(x, full_matrices=False)[2] if len(x) >= 3 else np.eye(3)
     axes[2] *= np.sign(np.linalg.det(axes)) or 1  # a turned view, never a mirror image
@@ -83,9 +89,10 @@ def distance_map(chain: np.ndarray, size: int = CELL) -> np.ndarray:
 
 
 def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path) -> list[Path]:
-    """Of every sample a .pdb and a .cif file (mmCIF), and backbones.html, a page on which all of them can be turned.
+    """A .pdb and a .cif file (mmCIF) for every sample, and the page backbones.html.
 
-    What a diverged model makes can be too large for a .pdb file: then there is the .cif file alone.
+    All samples can be turned on the page. The positions of a diverged model can be too large for a
+    .pdb file; then there is the .cif file alone.
     """
     chains = traces(samples, cond)
     paths = [write_text(Path(folder) / "backbones.html", page(chains))]
@@ -103,7 +110,9 @@ def fits_pdb(chain: np.ndarray) -> bool:
 
 
 def pdb(chain: np.ndarray) -> str:
-    """A trace [n, 3] in nanometres as a PDB file (format 3.3): C-alpha atoms of alanines of chain A, in angstrom.
+    """A trace [n, 3] in nanometres as a PDB file (format 3.3).
+
+    It has C-alpha atoms of alanines of chain A, in angstrom.
 
     Raises:
         ValueError: a position does not fit the columns (999.999 angstrom and more), or there are
@@ -120,7 +129,7 @@ def pdb(chain: np.ndarray) -> str:
 
 
 def mmcif(chain: np.ndarray, name: str = "backbone") -> str:
-    """A trace [n, 3] in nanometres as mmCIF: C-alpha atoms of alanines of chain A, in angstrom."""
+    """A trace [n, 3] in nanometres as mmCIF: C-alpha atoms of alanines, chain A, angstrom."""
     columns = (
         "group_PDB id type_symbol label_atom_id label_alt_id label_comp_id label_asym_id label_entity_id label_seq_id "
     )

@@ -1,4 +1,4 @@
-"""Folders of structures from the Protein Data Bank and others of its formats as a source of chains."""
+"""Folders of structures, in the formats of the Protein Data Bank, as a source of chains."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ Contents = tuple[list[np.ndarray], list[str], Said, dict[str, str]]  # chains, t
 
 
 class StructureFolder(ChainFile):
-    """Chains of all .pdb, .ent, .cif and .mmcif files in a folder and its sub-folders, also gzipped. Needs gemmi.
+    """Chains of all .pdb, .ent, .cif and .mmcif files in a folder and its sub-folders.
 
-    Of each file the chains of the first model, see `structures.read_structure`; of a chain with
-    missing residues the longest piece. What was left out or chosen is said by the files' names.
-    Windows of one file all go to the same part of the data.
+    Files may be gzipped. Needs gemmi. A file gives the chains of its first model, see
+    `structures.read_structure`; a chain with missing residues gives its longest piece. What was
+    left out or chosen is said by the files' names. Windows of one file all go to the same part of
+    the data.
 
-    What was read is kept in the folder (`.distillkit-chains.npz`), if that can be written, until a
+    What was read is kept in the folder (`.distillkit-chains.npz`), if it can be written, until a
     file changes.
 
     Args:
@@ -91,7 +92,7 @@ class StructureFolder(ChainFile):
 
 
 def _known(index: Path, key: str) -> Contents | None:
-    """What an index holds, unless it is missing, damaged or of other files."""
+    """The contents of an index, or None where it is missing, damaged or of other files."""
     try:
         with np.load(index, allow_pickle=False) as file:
             if str(file["key"]) != key:

@@ -1,4 +1,4 @@
-"""Chains from files of the Protein Data Bank's formats, as experiments, predictors and simulations write them."""
+"""Chains from the Protein Data Bank's formats, as experiments and programs write them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ALONE = 4  # residues of hetero atoms that a chain of nothing else must have: fe
 
 @dataclass
 class Place:
-    """A place in a chain, and who may stand there.
+    """A place in a chain, and the residues that may stand there.
 
     Attributes:
         number: of the residue.
-        part: what is the same for all residues of one chain, as far as the file says.
+        part: key that all residues of one chain share, as far as the file says.
         options: conformer, occupancy and C-alpha position [3] in angstrom, in the order of the
             file.
         hetero: whether it is given as hetero atoms.
@@ -43,18 +43,19 @@ class Place:
 
 
 def read_structure(path: Path, said: set[str] | None = None) -> list[np.ndarray]:
-    """The chains of the first model of a file: C-alpha positions [n, 3], float32, nanometres, all that were observed.
+    """The chains of the first model of a file: C-alpha positions [n, 3], float32, nanometres.
 
-    A chain ends with its name, at TER, and where a residue that is not bonded to the one before has
-    a smaller number or another segment. Residues are the 20 kinds, modified ones and other names
-    for them included. Atoms at (0, 0, 0) without a bonded neighbour, from 9999 angstrom on and at
-    no number at all are missing. Of a run of places that have several conformers, the conformer
-    whose occupancies add up highest along that run is taken, the first of equal ones; a place that
-    lacks it has its most occupied one.
+    All observed residues are taken. A chain ends with its name, at TER, and where a residue that is
+    not bonded to the one before has a smaller number or another segment. Residues are the 20 kinds,
+    modified ones and other names for them included. Atoms count as missing at (0, 0, 0) without a
+    bonded neighbour, from 9999 angstrom on, and at no number at all.
+
+    In a run of places with several conformers, the conformer whose occupancies add up highest along
+    that run is taken, the first of equal ones. A place that lacks it has its most occupied one.
 
     Args:
         path: the file.
-        said: what was left out or chosen, which is added to.
+        said: set to which what was left out or chosen is added.
 
     Raises:
         ValueError: it cannot be read, or holds no atoms.
@@ -84,7 +85,10 @@ def read_structure(path: Path, said: set[str] | None = None) -> list[np.ndarray]
 
 
 def one_conformer(options: list[list[tuple[str, float, np.ndarray]]]) -> np.ndarray:
-    """Of each place one option's position, float64 [n, 3]; neighbours that have several agree on the conformer."""
+    """One position for each place, float64 [n, 3].
+
+    Neighbours that have several options agree on the conformer.
+    """
     found, run = [], []
     for option in [*options, []]:
         if len(option) > 1:
@@ -119,7 +123,7 @@ def format_of(path: Path) -> str | None:
 
 
 def import_gemmi() -> Any:
-    """`gemmi`, or how to get it."""
+    """The package `gemmi`, or an error that says how to get it."""
     return optional("gemmi", "protein", "structures are read with")
 
 
@@ -164,7 +168,9 @@ def _places(chain: Any, said: set[str]) -> Iterator[Place]:
 
 
 def _copies(atoms: list[Any]) -> dict[int, list[tuple[str, float, np.ndarray]]]:
-    """The options that C-alpha atoms of one residue are, by the copy of the chain: gemmi puts copies of one numbering together.
+    """The options that C-alpha atoms of one residue are, by the copy of the chain.
+
+    gemmi puts copies of one numbering together.
 
     Without conformers' letters, atoms that are farther apart than bonded ones are of different
     copies.
@@ -179,7 +185,10 @@ def _copies(atoms: list[Any]) -> dict[int, list[tuple[str, float, np.ndarray]]]:
 
 
 def _same_place(one: list[tuple[str, float, np.ndarray]], other: list[tuple[str, float, np.ndarray]]) -> bool:
-    """Whether residues of one number are alternatives: they have conformers' letters, or are nearer than bonded ones."""
+    """Whether residues of one number are alternatives.
+
+    They are if they have conformers' letters, or are nearer than bonded ones.
+    """
     lettered = all(not conformer.startswith("#") for conformer, _, _ in [*one, *other])
     return lettered or bool(np.linalg.norm(one[0][2] - other[0][2]) < 10 * LOW)
 

@@ -10,7 +10,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 class Folds(FolderTeacher):
-    """Of `domains.protein.folds`: C-alpha traces of up to 64 residues, three classes; its card says how it was trained."""
+    """The embedded teacher of `domains.protein.folds`: C-alpha traces, three classes.
+
+    Chains have up to 64 residues. Its model card says how it was trained.
+    """
 
     home = WEIGHTS / "folds"
 

@@ -1,4 +1,6 @@
-"""Both stages, one after the other: a structure student says where a shape is, a features student what its surface is like.
+"""Both stages, one after the other: a structure student, then a features student.
+
+The first says which voxels a shape has, the second what its surface is like.
 
 python -m domains.threed.chain sample STRUCTURE FEATURES -n 8 --out shapes
 python -m domains.threed.chain fit --out runs/shapes method=dmd model.num_steps=2
@@ -31,7 +33,7 @@ OTHER_NOISE = 2**32  # apart from the first stage's seed, so that the second doe
 def sample_chain(
     structure: Student, features: Student, n: int, cond: Cond | None = None, seed: int = 0
 ) -> tuple[Tensor, Cond]:
-    """`n` shapes from noise: samples of the second stage [n, N, 11] and what they were made for (`coords`, `mask`, classes).
+    """`n` shapes from noise, by both students.
 
     Args:
         structure: samples [n, 1, R, R, R], occupied where positive.
@@ -41,6 +43,10 @@ def sample_chain(
         seed: of the noise of both.
 
     A structure without any voxel gives a sample whose mask is false everywhere.
+
+    Returns:
+        Samples of the second stage [n, N, 11], and the conditions that they were made for:
+        `coords`, `mask` and classes.
 
     Raises:
         ValueError: the two are no pair.
@@ -100,7 +106,7 @@ def sample(argv: Sequence[str]) -> None:
 
 
 def fit(argv: Sequence[str]) -> None:
-    """`fit [words]`: OUT/structure and OUT/features, distilled with the same words, and OUT/shapes."""
+    """`fit [words]`: OUT/structure and OUT/features by the same words, and OUT/shapes."""
     parser = Arguments(prog="domains.threed.chain fit", description="Distil both stages, then draw shapes.")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/threed-chain"), help="a new folder (default %(default)s)"

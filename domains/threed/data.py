@@ -1,4 +1,6 @@
-"""Shapes as voxels, in two stages like structured latents (TRELLIS, arXiv 2412.01506): where the voxels are, then what they hold.
+"""Shapes as voxels, in two stages: where the voxels are, then what they hold.
+
+The stages are like those of structured latents (TRELLIS, arXiv 2412.01506).
 
 See `lattice.py` for the cube that they lie in. N: voxels of a padded set; R: voxels along a side.
 """
@@ -32,7 +34,7 @@ class Shapes(Recorded, ABC):
 
 
 class ShapeData(DistillData):
-    """What both stages have in common.
+    """Base of the data of both stages.
 
     Args:
         shapes: the source.
@@ -56,7 +58,7 @@ class ShapeData(DistillData):
 
     @abstractmethod
     def batch(self, volumes: Volumes) -> dict[str, Tensor]:
-        """Everything a batch holds, of all shapes."""
+        """All items of a batch, of all shapes."""
 
     @property
     def media(self) -> ModuleType:
@@ -67,12 +69,13 @@ class ShapeData(DistillData):
 
 
 class StructureData(ShapeData):
-    """Stage one, where the voxels are. Batch: `data` float32 [B, 1, R, R, R] in [-1, 1], `label` int64 [B] if there are any.
+    """Stage one: where the voxels are.
 
-    How deep a voxel lies (`depth`): above 0 it is occupied, which is all that a sample of a model
-        decodes to. Bare -1 and 1
-    would say the same, but a field that goes over smoothly is easier to generate and leaves no
-    loose voxels. Those of the occupied voxels that stage two works on are their `shell`.
+    Batch: `data` float32 [B, 1, R, R, R] in [-1, 1]; `label` int64 [B], if there are classes.
+
+    `data` says how deep a voxel lies (`depth`). Above 0 it is occupied, which is all that a sample
+    of a model decodes to. Bare -1 and 1 would say the same, but a smooth field is easier to
+    generate and leaves no loose voxels. Stage two works on the `shell` of the occupied voxels.
     """
 
     def __init__(self, shapes: Shapes, side: int = 16, batch_size: int = 32):
@@ -89,13 +92,15 @@ class StructureData(ShapeData):
 
 
 class FeaturesData(ShapeData):
-    """Stage two, what the voxels of the shell hold. A sample is a set of voxels, padded to N.
+    """Stage two: what the voxels of the shell hold. A sample is a set of voxels, padded to N.
 
-    Batch: `data` float32 [B, N, 11] (the signed distances at the voxel's corners in units of its
-        side, positive outside,
-    in the order of `CORNERS`; red, green, blue in [-1, 1]), `coords` int64 [B, N, 3] (the voxel's
-    indices), `mask` bool [B, N] (false in the padding, where the others are zero), `label` int64
-    [B] if there are any.
+    Batch:
+
+    - `data`: float32 [B, N, 11]: the signed distances at the voxel's corners in units of its side,
+      positive outside, in the order of `CORNERS`; then red, green, blue in [-1, 1].
+    - `coords`: int64 [B, N, 3], the voxel's indices.
+    - `mask`: bool [B, N], false in the padding, where the others are zero.
+    - `label`: int64 [B], if there are classes.
 
     Args:
         shapes: the source.

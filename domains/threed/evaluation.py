@@ -1,4 +1,6 @@
-"""How good shapes are: as a distribution, each by itself, and each beside a reference made from the same noise.
+"""How good shapes are: as a distribution, each by itself, and beside a reference.
+
+A reference is made from the same noise.
 
 Lengths are in units of the cube's side unless said otherwise.
 
@@ -36,14 +38,15 @@ Batch = dict[str, Tensor]
 
 
 class ShapeEvaluator(ABC):
-    """What the evaluation of both stages has in common.
+    """Base of the evaluation of both stages.
 
-    `frechet` (the headline): between Gaussians fitted to the classifier's features, each in units
-        of its standard
-    deviation over the reference; its floor is well above 0, for the features are many and the
-    samples few. `coverage`, `mmd`, `nearest_accuracy`: see `compare_sets`, with the Chamfer
-    distance. `volume`: its mean. `watertight`: share of shapes whose mesh is closed and not empty.
-    `class_agreement`: share in which the classifier sees the class that was asked for.
+    - `frechet` (the headline): between Gaussians fitted to the classifier's features, each in units
+      of its standard deviation over the reference. Its floor is well above 0, because there are
+      many features and few samples.
+    - `coverage`, `mmd`, `nearest_accuracy`: see `compare_sets`, with the Chamfer distance.
+    - `volume`: its mean.
+    - `watertight`: share of shapes whose mesh is closed and not empty.
+    - `class_agreement`: share in which the classifier sees the class that was asked for.
 
     Args:
         train: the training data, len() and train[indices] -> batch.
@@ -66,7 +69,7 @@ class ShapeEvaluator(ABC):
 
     @abstractmethod
     def reference(self) -> Batch:
-        """What samples are compared with."""
+        """The real shapes that samples are compared with."""
 
     @abstractmethod
     def real(self, num: int) -> Batch:
@@ -123,18 +126,22 @@ class ShapeEvaluator(ABC):
         return found
 
     def floor(self, num_samples: int = 500) -> dict[str, float]:
-        """What real shapes get; `num_samples` is that of the model beside it, for the distances are biased by it."""
+        """Metrics of real shapes.
+
+        Give `num_samples` the number of samples of the model beside it: the distances are biased by
+        it.
+        """
         batch = self.real(num_samples)
         return self(batch["data"], batch)
 
     def paired(self, samples: Tensor, reference: Tensor, cond: Batch) -> dict[str, float]:
         """How far shapes are from a reference made from the same noise, one by one.
 
-        `chamfer`: between clouds of 1,024 points, the mean over both ways of the mean distance to
-            the nearest point of the
-        other; it stays at the clouds' own spacing (about 0.012) for equal surfaces drawn anew.
-        `f_score`: the harmonic mean of the shares of points that are within half a voxel of the
-        other cloud (Tatarchenko et al. 2019).
+        - `chamfer`: between clouds of 1,024 points, the mean over both ways of the mean distance to
+          the nearest point of the other. For equal surfaces drawn anew it is the clouds' own
+          spacing (about 0.012).
+        - `f_score`: harmonic mean of the shares of points within half a voxel of the other cloud
+          (Tatarchenko et al. 2019).
         """
         ours, theirs = (clouds(self.meshes(*_thinned(x, cond)), POINTS, SEED) for x in (samples, reference))
         gaps, scores = [], []
@@ -147,7 +154,10 @@ class ShapeEvaluator(ABC):
 
     @cached_property
     def extractor(self) -> tuple[extractors.Classifier | None, dict[str, Any]]:
-        """The classifier and what is known of it: the shipped one where it reads this data, else one fitted to it."""
+        """The classifier and its description: the shipped one if it reads this data, or a new one.
+
+        A new one is fitted to the training data.
+        """
         if not self.num_classes:
             return None, {"name": "averages over parts of the grid"}
         path = extractors.SHIPPED / f"{self.stage}.safetensors"
@@ -200,12 +210,13 @@ class ShapeEvaluator(ABC):
 
 
 class Structure(ShapeEvaluator):
-    """Of stage one, structures [n, 1, R, R, R]. Reference: held-out data.
+    """Stage one: structures [n, 1, R, R, R]; the reference is the held-out data.
 
-    Beside those of `ShapeEvaluator`: `connected`, the share of solids in one piece (through faces);
-        `nearest_train`, the
-    mean of 1 - intersection / union with the most similar training solid, which for a model that
-    copies its training data is far below that of real data.
+    Further metrics beside those of `ShapeEvaluator`:
+
+    - `connected`: share of solids in one piece (through faces).
+    - `nearest_train`: mean of 1 - intersection / union with the most similar training solid. For a
+      model that copies its training data it is far below that of real data.
     """
 
     stage = "structure"
@@ -237,7 +248,10 @@ class Structure(ShapeEvaluator):
         return found
 
     def floor(self, num_samples: int = 500) -> dict[str, float]:
-        """As ever; where training data would look perfect by construction the value is that of the held-out data."""
+        """As in the base; the value of the held-out data where training data would look perfect.
+
+        That is where they are their own nearest neighbour, or the classifier was fitted to them.
+        """
         found = super().floor(num_samples) | {"nearest_train": self._nearest_train(self._reference["data"])}
         return found | (
             {"class_agreement": self._agreement(self._raw_reference, self._reference)} if self.num_classes else {}
@@ -251,13 +265,17 @@ class Structure(ShapeEvaluator):
 
 
 class Features(ShapeEvaluator):
-    """Of stage two, features [n, N, 11] on the voxels of test shapes. Reference: the validation data.
+    """Stage two: features [n, N, 11] on the voxels of test shapes; reference: validation data.
 
-    The test shapes' own features are what a perfect model gives, so they stand for real data, and
-    the reference must not hold them: a sample would find its twin in it. Beside those of
-    `ShapeEvaluator`: `seams`, the root mean square difference, in voxels, between a voxel's
-    distance at a corner and the mean of all voxels there (0 for real data), and in pairs `distance`
-    and `colour`, mean absolute differences of features (in voxels; of a range of 2).
+    The test shapes' own features are what a perfect model gives, so they stand for real data. The
+    reference must not hold them: a sample would find its twin in it.
+
+    Further metrics beside those of `ShapeEvaluator`:
+
+    - `seams`: root mean square difference, in voxels, between a voxel's distance at a corner and
+      the mean of all voxels there (0 for real data).
+    - `distance` and `colour`, in pairs: mean absolute differences of features (in voxels; of a
+      range of 2).
     """
 
     stage = "features"
@@ -286,7 +304,9 @@ class Features(ShapeEvaluator):
 
 
 def compare_sets(across: Tensor, ours: Tensor, theirs: Tensor) -> dict[str, float]:
-    """Two sets of shapes from the distances between them (Yang et al. 2019, PointFlow, arXiv 1906.12320, section 5.1).
+    """Metrics of two sets of shapes, from the distances between them.
+
+    Source: Yang et al. 2019 (PointFlow, arXiv 1906.12320), section 5.1.
 
     Args:
         across: [n, m] from ours to theirs (the reference).
@@ -294,11 +314,10 @@ def compare_sets(across: Tensor, ours: Tensor, theirs: Tensor) -> dict[str, floa
         theirs: [m, m].
 
     Returns:
-        `coverage`: share of the reference shapes that are the nearest of some of ours. `mmd`: mean
-            distance from a
-        reference shape to the nearest of ours. `nearest_accuracy`: how often the nearest other
-            shape (of both sets
-        together) is of the same set; for two draws of one law, of one size, 1/2 on average.
+        `coverage`: share of the reference shapes that are the nearest of some of ours.
+        `mmd`: mean distance from a reference shape to the nearest of ours.
+        `nearest_accuracy`: how often the nearest other shape (of both sets together) is of the same
+            set; for two draws of one law, of one size, 1/2 on average.
     """
     nearest_other, own, their = across.argmin(1), ours.clone(), theirs.clone()
     own.fill_diagonal_(torch.inf)
@@ -335,8 +354,8 @@ class Surfaces:
 def chamfer(a: Surfaces, b: Surfaces) -> Tensor:
     """Chamfer distance [n, m] between the centres of two surfaces' cells, of all pairs at once.
 
-    The mean over both ways of the mean distance to the nearest centre of the other, which is a
-    matrix product.
+    It is the mean over both ways of the mean distance to the nearest centre of the other, computed
+    as a matrix product.
     """
     return (a.share @ b.away.T + (b.share @ a.away.T).T) / 2
 

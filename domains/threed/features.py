@@ -1,4 +1,4 @@
-"""Features to compare shapes by: a small classifier of voxel grids; `ship.py` trains the shipped ones.
+"""Features to compare shapes by: small classifiers of voxel grids; `ship.py` trains them.
 
 n: shapes; N: voxels of a padded set; C: channels; R: voxels along a side.
 """
@@ -23,10 +23,9 @@ STEPS = 200  # of training, shipped or on the spot
 class Classifier(nn.Module):
     """A small 3-D convolutional classifier whose first and last hidden layers serve as features.
 
-    Halves the grid twice; then every eighth of it is described on its own, for where a part is
+    Halves the grid twice, then describes every eighth of it separately, because the place of a part
     matters. Smooth activations: no feature is ever dead. The last hidden layer knows which shape it
-    is and forgives a rough surface; the first one, by its mean and deviation over the grid, does
-    not.
+    is and forgives a rough surface; the mean and deviation of the first one over the grid do not.
 
     Args:
         channels: 1 for structures, 12 for features on their grid.
@@ -48,7 +47,10 @@ class Classifier(nn.Module):
         self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(self.num_hidden, classes))
 
     def features(self, grid: Tensor) -> Tensor:
-        """Mean and deviation of the first layer's units, then the 64 units before the head, [n, 2 width + 64]."""
+        """Features [n, 2 width + 64].
+
+        Mean and deviation of the first layer's units, then the 64 units before the head.
+        """
         first = self.body[:3](grid)
         last = self.neck(self.body[3:](first))
         return torch.cat([first.flatten(2).mean(-1), first.flatten(2).std(-1), last], -1)
@@ -63,7 +65,7 @@ class Classifier(nn.Module):
 
 
 def as_grid(data: Tensor, cond: dict[str, Tensor], side: int) -> Tensor:
-    """What the classifier looks at.
+    """The classifier's input.
 
     A structure [n, 1, R, R, R] as it decodes, -1 or 1; features [n, N, 11] on their voxels, with a
     channel that is 1 where there are any, [n, 12, R, R, R].
@@ -76,7 +78,9 @@ def as_grid(data: Tensor, cond: dict[str, Tensor], side: int) -> Tensor:
 
 @once
 def train_classifier(data: Any, classes: int, side: int, steps: int = STEPS, seed: int = 0) -> Classifier:
-    """A classifier fitted to `data` (len() and data[indices] -> a batch of either stage); the global generator is untouched.
+    """A classifier fitted to `data`, len() and data[indices] -> a batch of either stage.
+
+    The global generator is untouched.
 
     AdamW with a cosine schedule; every batch is shifted by up to a voxel along each axis, so the
     features forgive that.

@@ -40,17 +40,20 @@ class Volumes:
 
 
 def depth(distance: Tensor) -> Tensor:
-    """How far inside the deepest corner of each voxel is, [n, R, R, R], from distances [n, R+1, R+1, R+1].
+    """How far inside the deepest corner of each voxel is, [n, R, R, R].
 
     In units of `DEEP` voxels and cut off at -1 and 1. Negative where the voxel is outside with all
     its corners.
+
+    Args:
+        distance: signed distances at the lattice points, [n, R+1, R+1, R+1].
     """
     side = distance.shape[-1] - 1
     return (F.max_pool3d(-distance[:, None], 2, stride=1)[:, 0] * (side / DEEP)).clamp(-1, 1)
 
 
 def occupied(distance: Tensor) -> Tensor:
-    """The voxels of which some corner is inside, bool [n, R, R, R], from distances [n, R+1, R+1, R+1].
+    """The voxels of which some corner is inside, bool [n, R, R, R].
 
     The surface passes through them, or they lie inside.
     """
@@ -58,13 +61,15 @@ def occupied(distance: Tensor) -> Tensor:
 
 
 def shell(solid: Tensor) -> Tensor:
-    """The occupied voxels that touch, if only at a corner, a voxel which is not: within one voxel of the surface.
+    """The occupied voxels that touch a voxel which is not, if only at a corner.
+
+    They lie within one voxel of the surface.
 
     Args:
         solid: bool [n, R, R, R]; all around the grid is empty.
 
     The surface passes through each of them (of the corners they share with an empty voxel all are
-    outside), and through no other voxel but of crevices too narrow for an empty one. The shell
+    outside), and through no other voxel except in crevices too narrow for an empty one. The shell
     encloses the rest of the solid, whatever the solid is, so shell and solid say the same.
     """
     around = F.max_pool3d(F.pad(1 - solid[:, None].float(), [1] * 6, value=1.0), 3, stride=1)[:, 0]
@@ -72,7 +77,7 @@ def shell(solid: Tensor) -> Tensor:
 
 
 def voxel_sets(active: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
-    """Marked voxels as padded sets in lexical order: `coords` int64 [n, N, 3] and `mask` bool [n, N].
+    """Marked voxels as padded sets in lexical order, `coords` [n, N, 3] and `mask` [n, N].
 
     Args:
         active: bool [n, R, R, R].
@@ -96,7 +101,7 @@ def voxel_sets(active: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]
 
 
 def voxel_features(volumes: Volumes, coords: Tensor, mask: Tensor) -> Tensor:
-    """What `FeaturesData` has under `data`, [n, N, 11]."""
+    """The features of voxels, [n, N, 11]: `data` of `FeaturesData`."""
     side = volumes.colour.shape[-1]
     row = torch.arange(len(coords), device=coords.device)[:, None]
     corners = [volumes.distance[(row, *(coords + coords.new_tensor(c)).unbind(-1))] * side for c in CORNERS]

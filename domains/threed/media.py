@@ -1,7 +1,9 @@
-"""Pictures of shapes, drawn by a renderer of our own that needs neither a display nor a graphics card, and files of them.
+"""Pictures of shapes, and files of them.
+
+The renderer is our own; it needs neither a display nor a graphics card.
 
 n: shapes; N: voxels of a padded set; R: voxels along a side; P: points of a mesh; S: pixels along a
-    side.
+side.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ GREY = 0.7  # of shapes without colours
 
 
 def meshes(samples: Tensor, cond: dict[str, Tensor] | None = None) -> list[Mesh]:
-    """Meshes of the samples of either stage: structures [n, 1, R, R, R], or features [n, N, 11] with coords and mask."""
+    """Meshes of the samples of either stage.
+
+    Structures are [n, 1, R, R, R], features [n, N, 11] with coords and mask.
+    """
     samples = samples.detach().float().nan_to_num(0.0)  # a diverging model is shown, as nothing
     if samples.ndim == 5:
         return structure_meshes(samples)
@@ -48,9 +53,8 @@ def render(mesh: Mesh, azimuths: Sequence[float] = (AZIMUTH,), size: int = CELL)
     """A mesh in parallel projection, seen from each of the azimuths (radians): uint8 [S, S, 3].
 
     Every face is covered with points closer than a pixel, and of the points in one pixel the
-        nearest is shown: a depth
-    buffer without rasterisation, which suits meshes of many small faces. Lit by one lamp and by the
-    sky.
+    nearest is shown: a depth buffer without rasterisation, which suits meshes of many small faces.
+    One lamp and the sky light the mesh.
     """
     pixels = size * SUPER
     points, normals, colours = _covered(mesh, pixels) if len(mesh.faces) else [np.zeros((0, 3), np.float32)] * 3
@@ -78,7 +82,7 @@ def picture(samples: Tensor, cond: dict[str, Tensor] | None = None, columns: int
 
 
 def compare(rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, columns: int = 10) -> Image.Image:
-    """One labelled row for each set of samples, such as a teacher's and a student's from the same noise.
+    """One labelled row for each set of samples, such as teacher and student from the same noise.
 
     Shows the first `columns` samples of each.
     """
@@ -87,7 +91,10 @@ def compare(rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, colu
 
 
 def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path) -> list[Path]:
-    """Of every sample a mesh (.glb), 4096 coloured points of its surface (.ply) and a turning picture (.gif)."""
+    """Three files for every sample.
+
+    A mesh (.glb), 4096 coloured points of its surface (.ply) and a turning picture (.gif).
+    """
     paths = []
     for i, mesh in enumerate(meshes(samples, cond)):
         paths += save_mesh(mesh, Path(folder) / f"shape_{i}")
@@ -95,7 +102,10 @@ def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path) ->
 
 
 def save_mesh(mesh: Mesh, stem: Path) -> list[Path]:
-    """One mesh as `stem`.glb, .ply and .gif; a mesh without faces has no .glb, for the format knows no empty one."""
+    """One mesh as `stem`.glb, .ply and .gif.
+
+    A mesh without faces has no .glb, because the format knows no empty one.
+    """
     frames = render(mesh, [AZIMUTH + 2 * math.pi * k / FRAMES for k in range(FRAMES)])
     paths = [write_atomic(stem.with_suffix(".gif"), lambda path: save_gif(frames, path, 80))]
     if len(mesh.faces):
@@ -105,13 +115,16 @@ def save_mesh(mesh: Mesh, stem: Path) -> list[Path]:
 
 
 def _camera(azimuth: float) -> np.ndarray:
-    """Rows to the right, forward and up; the camera stands at `azimuth` about z, from the x axis, and looks down a little."""
+    """The camera's axes as rows: right, forward, up.
+
+    It stands at `azimuth` about z, from the x axis, and looks down a little.
+    """
     c, s, lift, drop = math.cos(azimuth), math.sin(azimuth), math.sin(ELEVATION), math.cos(ELEVATION)
     return np.array([[-s, c, 0], [-drop * c, -drop * s, -lift], [-lift * c, -lift * s, drop]], np.float32)
 
 
 def _covered(mesh: Mesh, pixels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points [P, 3] that cover every face, with unit normals [P, 3] and colours [P, 3] in [0, 1]."""
+    """Points [P, 3] that cover every face, unit normals [P, 3], colours [P, 3] in [0, 1]."""
     a, b, c = mesh.corners.swapaxes(0, 1)
     outward = np.cross(b - a, c - a)
     normals = np.zeros_like(mesh.vertices)

@@ -62,7 +62,7 @@ def read_mesh(path: Path, up: str = "z", root: Path | None = None, said: list[st
 
 
 def _used(path: Path, beside: Beside) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """As `_surface`, of the vertices those that faces have, all of them numbers."""
+    """As `_surface`, with only the vertices that faces have, all of them numbers."""
     try:
         vertices, faces, colours = _surface(path, beside)
     except Exception as error:  # readers of many formats fail in many ways
@@ -80,7 +80,10 @@ def _used(path: Path, beside: Beside) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def _closed(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Closed surfaces of the faces [F, 3], and which vertices they have: where needed, those at one place are one."""
+    """Closed surfaces of the faces [F, 3], and which vertices they have.
+
+    Where needed, vertices at one place become one.
+    """
     try:
         return np.arange(len(vertices)), closed(vertices, faces)
     except ValueError:
@@ -89,17 +92,20 @@ def _closed(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _grain(vertices: np.ndarray) -> float:
-    """How far apart the 32-bit numbers are that a file has for its vertices; 0 where these have more digits."""
+    """The spacing of the 32-bit numbers that a file has for its vertices.
+
+    0 where they have more digits.
+    """
     with np.errstate(over="ignore"):
         short = vertices.astype(np.float32)
     return float(np.spacing(np.abs(short).max())) if np.array_equal(short, vertices) else 0
 
 
 class Beside:
-    """The files that a mesh's file names, in the way that trimesh asks for them: none from outside the folder.
+    """The files that a mesh's file names, as trimesh asks for them; none from outside the folder.
 
     Attributes:
-        lost: names of those that are not there or cannot be used.
+        lost: names of files that are missing or cannot be used.
     """
 
     def __init__(self, path: Path, root: Path):
@@ -107,7 +113,10 @@ class Beside:
         self.lost: list[str] = []
 
     def get(self, name: str) -> bytes:
-        """The bytes of a file: where the name says, or beside the mesh; pictures are decoded to see whether they are whole."""
+        """The bytes of a file: where the name says, or beside the mesh.
+
+        Pictures are decoded to see whether they are whole.
+        """
         plain = str(name).strip().replace("\\", "/")
         if plain.startswith("-"):  # behind options, as in `map_Kd -s 1 1 1 wood.png`
             plain = plain.split()[-1]
@@ -131,12 +140,15 @@ class Beside:
 
 
 def import_trimesh() -> Any:
-    """`trimesh`, or how to get it."""
+    """The package `trimesh`, or an error that says how to get it."""
     return optional("trimesh", "threed", "meshes are read and written with")
 
 
 def _surface(path: Path, beside: Beside) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Of all that a file holds: vertices float64 [V, 3], faces [F, 3] and the vertices' colours [V, 3], None without any."""
+    """All surfaces in a file: vertices float64 [V, 3], faces [F, 3], the vertices' colours [V, 3].
+
+    The colours are None where there are none.
+    """
     kind, data = path.suffix.lower().removeprefix("."), path.read_bytes()
     if not data.strip():
         raise ValueError("it is empty")
@@ -161,7 +173,10 @@ def _surface(path: Path, beside: Beside) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def _colours(mesh: Any, lost: list[str]) -> np.ndarray | None:
-    """The vertices' colours [V, 3] in [-1, 1]: of a picture, the material, vertices or faces; None where there are none."""
+    """The vertices' colours [V, 3] in [-1, 1], or None.
+
+    They come from a picture, the material, the vertices or the faces.
+    """
     visual = mesh.visual
     if visual.kind is None:
         return None

@@ -30,11 +30,11 @@ class MeshFolder(Shapes):
 
     Sub-folders of the first level are the categories, in alphabetical order; meshes lying flat have
     none. Each mesh is moved and scaled so that its bounding box is centred and 0.84 long at its
-    longest; each closed part of it has its inside where it is meant to be (see `surfaces.closed`).
-    Colours are those of vertices, faces, a texture or the material (grey where there are none);
-    textures lie in the folder, and those that are missing are named. What cannot be read or is not
-    watertight is named in a warning and left out: it has no inside. Which part of the data a file
-    belongs to follows from a hash of its name.
+    longest. Each closed part of it has its inside where it is meant to be (see `surfaces.closed`).
+    Colours are those of vertices, faces, a texture or the material (grey where there are none).
+    Textures lie in the folder; missing ones are named in a warning. A mesh that cannot be read or
+    is not watertight has no inside: it is named in a warning and left out. A hash of a file's name
+    decides which part of the data it belongs to.
 
     Args:
         path: the folder.
@@ -88,7 +88,7 @@ def on_lattice(mesh: Mesh, side: int) -> tuple[np.ndarray, np.ndarray]:
     """`Volumes.distance` and `Volumes.colour` of one closed mesh, [R+1, R+1, R+1] and [3, R, R, R].
 
     The distance is exact within three voxels of the surface (to the triangles of the nearest points
-    on it) and that to the nearest point farther away; the sign is that of the winding number.
+    on it). Farther away it is that to the nearest point. The sign is that of the winding number.
     """
     faces, weights = mesh.places(SAMPLES)
     wide = np.flatnonzero(mesh.areas > 0)  # a triangle without area has no nearest point, and its neighbours cover it
@@ -114,11 +114,13 @@ def on_lattice(mesh: Mesh, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def winding(mesh: Mesh, side: int) -> np.ndarray:
-    """How often a closed mesh winds around each lattice point, int64 [R+1, R+1, R+1]: positive inside, 0 outside.
+    """How often a closed mesh winds around each lattice point, int64 [R+1, R+1, R+1].
+
+    Positive inside, 0 outside.
 
     Counted along vertical lines: faces above a point that look up, less those that look down. The
-        lines stand a hair
-    beside the lattice, so that they miss edges and corners of shapes that are aligned with it.
+    lines stand a hair beside the lattice, so that they miss edges and corners of shapes that are
+    aligned with it.
     """
     axis = np.arange(side + 1) / side - 0.5
     x, y = (grid.reshape(-1) for grid in np.meshgrid(axis + 1.37e-5, axis + 2.11e-5, indexing="ij"))

@@ -1,4 +1,4 @@
-"""From voxels to meshes, by marching cubes, and what can be said of a mesh.
+"""From voxels to meshes, by marching cubes, and measures of a mesh.
 
 n: shapes; N: voxels of a padded set; R: voxels along a side; V, F: vertices and faces of a mesh; P:
     points.
@@ -37,30 +37,35 @@ class Mesh:
 
     @property
     def corners(self) -> np.ndarray:
-        """[F, 3, 3]: of every face its three vertices."""
+        """The three vertices of every face, [F, 3, 3]."""
         return self.vertices[self.faces]
 
     @property
     def areas(self) -> np.ndarray:
-        """Of the faces, float32 [F]."""
+        """Areas of the faces, float32 [F]."""
         a, b, c = self.corners.swapaxes(0, 1)
         return np.linalg.norm(np.cross(b - a, c - a), axis=-1) / 2
 
     @property
     def volume(self) -> float:
-        """What a closed mesh encloses: signed tetrahedra over the origin (Gauss)."""
+        """The volume that a closed mesh encloses: signed tetrahedra over the origin (Gauss)."""
         a, b, c = self.corners.astype(np.float64).swapaxes(0, 1)
         return float((a * np.cross(b, c)).sum() / 6)
 
     @property
     def watertight(self) -> bool:
-        """Whether it has faces, and every edge of one is an edge of exactly one other, run through the other way."""
+        """Whether it has faces, and every edge of a face is an edge of exactly one other.
+
+        The other must run through it the other way.
+        """
         a, b = self.faces.reshape(-1), np.roll(self.faces, -1, axis=1).reshape(-1)
         there, back = (np.sort(x * np.int64(len(self.vertices)) + y) for x, y in ((a, b), (b, a)))
         return len(there) > 0 and bool((np.diff(there) > 0).all()) and np.array_equal(there, back)
 
     def sample(self, num: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Points spread evenly over the surface, float32 [P, 3], and their colours [P, 3] (0, grey, where there are none).
+        """Points spread evenly over the surface, float32 [P, 3], and their colours [P, 3].
+
+        Colours are 0 (grey) where there are none.
 
         A mesh without faces is a point in the middle.
         """
@@ -71,7 +76,11 @@ class Mesh:
         return tuple((weights[..., None] * values[self.faces[faces]]).sum(1) for values in (self.vertices, colours))
 
     def places(self, num: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Of points spread evenly over the surface their faces, int64 [P], and barycentric coordinates there, float32 [P, 3]."""
+        """Points spread evenly over the surface, as places on faces.
+
+        Returns:
+            The faces, int64 [P], and barycentric coordinates on them, float32 [P, 3].
+        """
         rng = np.random.default_rng(seed)
         ends = self.areas.astype(np.float64).cumsum()
         # one draw in each of `num` equal strips of area: evener than independent draws, and as
@@ -107,11 +116,13 @@ def feature_meshes(samples: Tensor, coords: Tensor, mask: Tensor, side: int) -> 
 
 
 def lattice_distance(samples: Tensor, coords: Tensor, mask: Tensor, side: int) -> Tensor:
-    """Signed distances at the lattice points [n, R+1, R+1, R+1] from features [n, N, 11]; voxels share them by their mean.
+    """Signed distances at the lattice points [n, R+1, R+1, R+1] from features [n, N, 11].
 
-    Lattice points that no voxel has are inside or outside, by a voxel's side. The voxels that are
-    not there fall into regions which the others keep apart: the one at the border is outside, any
-    other is what its distances sum to.
+    Voxels that share a lattice point contribute their mean.
+
+    Lattice points without a voxel are inside or outside, by a voxel's side. The missing voxels fall
+    into regions that the others keep apart: the one at the border is outside, any other is what its
+    distances sum to.
     """
     num, points = len(samples), (side + 1) ** 3
     index = coords[..., None, :] + coords.new_tensor(CORNERS)
@@ -135,7 +146,10 @@ def lattice_distance(samples: Tensor, coords: Tensor, mask: Tensor, side: int) -
 
 
 def seams(samples: Tensor, coords: Tensor, mask: Tensor, side: int) -> float:
-    """Root mean square difference between distances at corners and their mean over the voxels there, in voxels."""
+    """Root mean square difference between distances at corners and their mean there, in voxels.
+
+    The mean is over the voxels that share a corner.
+    """
     mean = lattice_distance(samples, coords, mask, side) * side
     row = torch.arange(len(coords), device=coords.device)[:, None]
     corners = [mean[(row, *(coords + coords.new_tensor(corner)).unbind(-1))] for corner in CORNERS]
@@ -152,7 +166,10 @@ def on_grid(values: Tensor, coords: Tensor, mask: Tensor, side: int) -> Tensor:
 
 
 def marching_cubes(distance: np.ndarray) -> Mesh:
-    """The zero level of signed distances at lattice points [R+1, R+1, R+1]; closed, for all around is outside."""
+    """The zero level of signed distances at lattice points [R+1, R+1, R+1].
+
+    It is closed, because everything around is outside.
+    """
     measure = optional("skimage.measure", "threed", "meshes are made with")
     side = distance.shape[0] - 1
     padded = np.pad(distance, 1, constant_values=1 / side)
@@ -165,7 +182,10 @@ def marching_cubes(distance: np.ndarray) -> Mesh:
 
 
 def coloured(mesh: Mesh, colour: np.ndarray) -> Mesh:
-    """A mesh with colours [4, R, R, R] of voxels: the last channel is 1 where there are any, they are interpolated between."""
+    """A mesh with colours [4, R, R, R] of voxels, interpolated between them.
+
+    The last channel is 1 where there is a colour.
+    """
     side = colour.shape[-1]
     place = (mesh.vertices.T + 0.5) * side - 0.5
     known = [ndimage.map_coordinates(channel, place, order=1, mode="nearest") for channel in colour]

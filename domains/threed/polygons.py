@@ -1,5 +1,8 @@
-"""Files of meshes in which faces of more than three corners are cut into triangles inside their outlines, before trimesh
-cuts them into fans: what the rest of such a file says stays as it is."""
+"""Cuts faces of more than three corners into triangles inside their outlines.
+
+trimesh, which reads the files afterwards, would cut them into fans. The rest of a file stays as it
+is.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ Row = list[list]  # of an element in a .ply file, for each of its properties the
 
 
 def cut_obj(data: bytes) -> bytes:
-    """An .obj file. Corners counted from the end become those counted from the start."""
+    """An .obj file whose faces are triangles.
+
+    Corners counted from the end become those counted from the start.
+    """
     text = data.decode("utf-8", errors="replace").replace("\r\n", "\n").replace("\\\n", " ")
     if not OBJ_POLYGON.search(text):
         return text.encode()
@@ -52,7 +58,7 @@ def cut_obj(data: bytes) -> bytes:
 
 
 def cut_ply(data: bytes) -> bytes:
-    """A .ply file, text or binary."""
+    """A .ply file, text or binary, whose faces are triangles."""
     head, mark, _ = data.partition(b"end_header")
     if not mark:
         raise ValueError("its header has no end")
@@ -86,7 +92,7 @@ def cut_ply(data: bytes) -> bytes:
 
 
 def _only_triangles(data: bytes, start: int, order: str, elements: Elements) -> bool:
-    """Whether that can be seen at a glance; false where it takes reading."""
+    """Whether all faces are seen at a glance to be triangles; false where it takes reading."""
     before = list(elements.values())[: list(elements).index("face")]
     count, kinds = elements["face"]
     if len(kinds) == 0 or [kind[0] == "list" for kind in kinds] != [True] + [False] * (len(kinds) - 1):
@@ -105,7 +111,10 @@ def _only_triangles(data: bytes, start: int, order: str, elements: Elements) -> 
 
 
 def _from_start(word: str, counts: Sequence[int]) -> str:
-    """A corner `v/vt/vn` of an .obj file whose negative numbers count back from what came so far."""
+    """A corner `v/vt/vn` of an .obj file, counted from the start.
+
+    Its negative numbers count back from what came so far.
+    """
     return "/".join(
         str(count + 1 + int(number)) if number.startswith("-") else number
         for number, count in zip(word.split("/"), counts, strict=False)
@@ -125,7 +134,10 @@ def _cut(vertices: np.ndarray, outlines: list[list[int]]) -> list[np.ndarray]:
 
 
 def _of_corners(values: list, triangle: list[int], corners: int) -> list:
-    """A property of a face for one of its triangles: of lists that have as much for each corner, what is of its corners."""
+    """A property of a face for one of its triangles.
+
+    Lists with equally much for each corner keep the part of the triangle's corners.
+    """
     if len(values) < corners or len(values) % corners or len(values) == 1:
         return values
     each = len(values) // corners

@@ -1,4 +1,4 @@
-"""Trains the classifiers of both stages in whose features solids are compared; writes their card.
+"""Trains the classifiers in whose features solids are compared; writes their card.
 
 python -m domains.threed.ship --out domains/threed/weights/features
 """

@@ -1,4 +1,4 @@
-"""Procedural solids, an honest toy: five kinds of geometry in closed form, nothing that a person has modelled.
+"""Procedural solids, a toy: five kinds of geometry in closed form.
 
 n: shapes; P: points.
 """
@@ -23,14 +23,15 @@ CHUNK = 250  # shapes evaluated at once
 
 
 class Solids(Shapes):
-    """Boxes, tori, capped cones, boxes with a cone added, boxes with a cone taken away; the labels in this order.
+    """Five categories of solids, in the order of the labels.
 
-    Size, place and colours are random, so is the pose: turned about the vertical by any angle and
-        leaning by up to half
-    a radian. The surface goes over from one colour to another along the shape's own axis; a shape
-    of two parts has a colour for each. Everything is a function of the seed; the categories come in
-    turn. The distances are exact for boxes, tori and cones; of two parts they are exact near the
-    surface and a lower bound away from it.
+    Boxes, tori, capped cones, boxes with a cone added, boxes with a cone taken away.
+
+    Size, place, colours and pose are random: a shape is turned about the vertical by any angle and
+    leans by up to half a radian. The surface goes over from one colour to another along the shape's
+    own axis; a shape of two parts has a colour for each. Everything is a function of the seed; the
+    categories come in turn. The distances are exact for boxes, tori and cones. For shapes of two
+    parts they are exact near the surface and a lower bound away from it.
 
     Args:
         train, val, test: number of shapes.
@@ -195,7 +196,10 @@ def _second(first: Tensor, second: Tensor) -> Tensor:
 
 @dataclass
 class Pose:
-    """Where shapes stand: `turn` [n, 3, 3] takes the local frame to the world's, `shift` [n, 3] is the centre."""
+    """Where shapes stand.
+
+    `turn` [n, 3, 3] takes the local frame to the world's, `shift` [n, 3] is the centre.
+    """
 
     turn: Tensor
     shift: Tensor

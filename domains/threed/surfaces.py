@@ -1,4 +1,6 @@
-"""From the faces of a file to closed surfaces: polygons become triangles, each part is turned the right way out.
+"""From the faces of a file to closed surfaces.
+
+Polygons become triangles; each part is turned the right way out.
 
 V, F: vertices and faces of a mesh; n: corners of a polygon.
 """
@@ -14,10 +16,12 @@ NOTHING = 1e-9  # of a volume, where the longest side is about 1
 
 
 def triangulated(outlines: list[np.ndarray]) -> list[np.ndarray]:
-    """Triangles inside polygons, int64 [n - 2, 3] each, by the corners' numbers; they turn as the polygon does.
+    """Triangles inside polygons, int64 [n - 2, 3] each, by the corners' numbers.
 
-    A fan from the first corner where that stays inside the outline, else ears are clipped in the
-    polygon's plane.
+    They turn as the polygon does.
+
+    A fan from the first corner where that stays inside the outline; otherwise ears are clipped in
+    the polygon's plane.
 
     Args:
         outlines: corners in order, float64 [n, 3] each, n at least 3.
@@ -46,7 +50,11 @@ def triangulated(outlines: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def clip_ears(points: np.ndarray) -> np.ndarray:
-    """Triangles [n - 2, 3] of a polygon in the plane, counter-clockwise [n, 2], by the corners' numbers."""
+    """Triangles [n - 2, 3] of a polygon in the plane, by the corners' numbers.
+
+    Args:
+        points: the corners counter-clockwise, [n, 2].
+    """
     tiny = 1e-12 * float(np.ptp(points, axis=0).max()) ** 2
     left, found = list(range(len(points))), []
 
@@ -73,12 +81,12 @@ def clip_ears(points: np.ndarray) -> np.ndarray:
 
 
 def closed(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """The faces [F, 3] of closed surfaces, turned so that each part has its inside where it is meant to be.
+    """The faces [F, 3] of closed surfaces, each part turned to have its inside in place.
 
     Faces without three different corners, and further ones with the same corners, are left out. The
     faces of a part are turned alike, as most of them are. A part that lies in no other encloses
-    matter, whichever way it was turned; one inside another keeps its sense relative to that one: a
-    cavity where they are turned oppositely.
+    matter, whichever way it was turned. A part inside another keeps its sense relative to that one:
+    it is a cavity where the two are turned oppositely.
 
     Args:
         vertices: float64 [V, 3], scaled to about 1.
@@ -105,7 +113,9 @@ def closed(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def parts(faces: np.ndarray, vertices: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which connected part each face belongs to, int64 [F] from 0 on, and whether it must be turned to agree with most of it.
+    """The connected part of each face, int64 [F] from 0 on, and whether it must be turned.
+
+    Turned faces agree with most of their part.
 
     Each face stands for two, as it is and turned; neighbours that agree are connected.
 
@@ -132,7 +142,7 @@ def parts(faces: np.ndarray, vertices: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def enclosing(vertices: np.ndarray, faces: np.ndarray, part: np.ndarray, volume: np.ndarray) -> np.ndarray:
-    """Of each part the smallest other one that it lies inside, -1 where there is none."""
+    """The smallest other part that each part lies inside, -1 where there is none."""
     count = len(volume)
     found = np.full(count, -1)
     if count == 1:
@@ -152,7 +162,7 @@ def enclosing(vertices: np.ndarray, faces: np.ndarray, part: np.ndarray, volume:
 
 
 def turns(point: np.ndarray, corners: np.ndarray) -> float:
-    """How often a closed surface [F, 3, 3] winds around a point: its solid angle over that of the sphere."""
+    """How often a closed surface [F, 3, 3] winds around a point: solid angle over the sphere's."""
     a, b, c = (corners - point).swapaxes(0, 1)
     x, y, z = (np.linalg.norm(side, axis=-1) for side in (a, b, c))
     share = (a * b).sum(-1) * z + (b * c).sum(-1) * x + (c * a).sum(-1) * y + x * y * z

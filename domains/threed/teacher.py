@@ -10,7 +10,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 class SolidsStructure(FolderTeacher):
-    """Stage one for `domains.threed.solids`: occupied voxels of 16^3, five classes; its card says how it was trained."""
+    """The embedded teacher of stage one: occupied voxels of 16^3, five classes of solids.
+
+    Made for `domains.threed.solids`. Its model card says how it was trained.
+    """
 
     home = WEIGHTS / "solids_structure"
 
@@ -19,7 +22,10 @@ class SolidsStructure(FolderTeacher):
 
 
 class SolidsFeatures(FolderTeacher):
-    """Stage two for `domains.threed.solids`: the voxels of a shell, five classes; its card says how it was trained."""
+    """The embedded teacher of stage two: the voxels of a shell, five classes of solids.
+
+    Made for `domains.threed.solids`. Its model card says how it was trained.
+    """
 
     home = WEIGHTS / "solids_features"
 

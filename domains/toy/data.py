@@ -11,7 +11,9 @@ from distillkit.teachers.exact import exact
 
 
 class ToyData(DistillData):
-    """Exact samples, in plain units. Batch: `data` [B, D] float32, and the teacher's classes if it has any.
+    """Exact samples, in plain units.
+
+    Batch: `data` [B, D] float32, and the teacher's classes if it has any.
 
     Args:
         teacher: an exact teacher, whose law the data follow, or one that was made from it.

@@ -1,4 +1,4 @@
-"""Samples against a law that is known exactly: what no feature extractor can hide.
+"""Compares samples with a law that is known exactly.
 
 N: samples; D: dimensions; K: modes of a mixture.
 """
@@ -22,18 +22,23 @@ FOUND = 0.1  # share of its weight that a mode must have received
 class ToyEvaluator:
     """Compares samples [N, D] with an exact teacher.
 
-    Every law: `sliced_w2` (data units, the headline) and `energy`, both against exact samples;
-        `std_error`, the largest
-    relative error of a dimension's std; `correlation_error`, the largest difference of a
-    correlation; `mean_error`, the largest error of a mean in units of that dimension's std. These
-    three are against the exact moments. Several modes: every sample belongs to its nearest one,
-    distances being in units of that mode's std. `modes_found`; `weight_error`, the largest relative
-    error of a mode's weight; `mode_std_error`, the largest relative error of the std inside a mode
-    (a student that sharpens every mode has the right weights, and moments almost right);
-    `outliers`, the share beyond 4 std from every mode.
+    Every law:
 
-    With classes: `class_agreement`, the share of samples nearest to a mode of the class that was
-        asked for.
+    - `sliced_w2` (data units, the headline) and `energy`: against exact samples.
+    - `std_error`: largest relative error of a dimension's std, against the exact moments, as the
+      next two.
+    - `correlation_error`: largest difference of a correlation.
+    - `mean_error`: largest error of a mean, in units of that dimension's std.
+
+    Several modes; every sample belongs to its nearest one, in units of that mode's std:
+
+    - `modes_found`: number of modes with at least a tenth of their weight.
+    - `weight_error`: largest relative error of a mode's weight.
+    - `mode_std_error`: largest relative error of the std inside a mode. A student that sharpens
+      every mode has the right weights, and moments almost right.
+    - `outliers`: share beyond 4 std from every mode.
+    - `class_agreement`, with classes: share of samples nearest to a mode of the class that was
+      asked for.
 
     Args:
         teacher: the exact teacher.
@@ -69,7 +74,7 @@ class ToyEvaluator:
         return facts | ({"modes": self._modes, "outlier_std": FAR, "found_share": FOUND} if self._modes > 1 else {})
 
     def __call__(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
-        """Metrics of samples [N, D] (or [N, *event_shape]) in data units, made for the conditions `cond`."""
+        """Metrics of samples [N, D] or [N, *event_shape], in data units, made for `cond`."""
         expected = list(self.teacher.event_shape)
         if list(samples.shape[1:]) != expected or len(samples) < 2:
             raise ValueError(f"samples must be [N, *{expected}] with N >= 2, got {list(samples.shape)}")
@@ -89,7 +94,7 @@ class ToyEvaluator:
         return found
 
     def floor(self, num_samples: int | None = None) -> dict[str, float]:
-        """What exact samples get, 4096 of them unless told: the error that chance alone makes."""
+        """Metrics of exact samples (4096 by default): the error that chance alone makes."""
         batch = self.teacher.exact_samples(num_samples or ENERGY, torch.Generator().manual_seed(1))
         return self(batch["data"], {name: batch[name] for name in self.teacher.classes})
 
@@ -129,7 +134,10 @@ class ToyEvaluator:
 
 
 def mode_distances(law: Mixture, x_ND: Tensor) -> Tensor:
-    """Distance of every sample to every mode, in units of the mode's std along the way (Mahalanobis), [N, K]."""
+    """Distance of every sample to every mode, [N, K].
+
+    In units of the mode's std along the way (Mahalanobis).
+    """
     means_KD, axes_KDD, std_KD = law.means.cpu(), law.axes.cpu(), law.variances.cpu().sqrt()
     local_NKD = torch.einsum("nkd,kde->nke", x_ND[:, None] - means_KD, axes_KDD)
     return (local_NKD / std_KD).norm(dim=-1)

@@ -14,7 +14,9 @@ GRID = 120
 
 
 class ToyMedia:
-    """Draws samples over a teacher's exact density: a scatter plot in the first two dimensions, in one a histogram.
+    """Draws samples over a teacher's exact density.
+
+    A scatter plot in the first two dimensions, a histogram in one.
 
     Args:
         teacher: the exact teacher.

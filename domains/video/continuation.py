@@ -1,4 +1,4 @@
-"""Videos longer than a clip: a model that is given the first frames goes on from its own last ones."""
+"""Videos longer than a clip: the last frames of one clip are the context frames of the next."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from distillkit.rollouts import Continuation
 
 
 class LastFrames(Continuation):
-    """The last frames of a clip [B, C, T, H, W] are the `first` ones of the next, as many as were given.
+    """The last frames of a clip [B, C, T, H, W] become the context frames `first` of the next.
+
+    There are as many of them as were given.
 
     They are cut to [-1, 1], and no gradient flows through them.
     """

@@ -1,4 +1,6 @@
-"""Video data: `data` [B, C, T, H, W] float32 in [-1, 1], classes int64 [B], and for teachers that are given it `first`.
+"""Video data: `data` [B, C, T, H, W] float32 in [-1, 1] and classes int64 [B].
+
+For teachers with context frames batches also have `first`.
 
 N: clips; B: batch; C: channels; T: frames; H, W: height, width.
 """
@@ -24,11 +26,11 @@ CHUNK = 500  # clips drawn at once
 
 
 class VideoData(DistillData):
-    """What all video data has in common: how it is measured and shown, and the first frames as a context.
+    """Base of all video data: how it is measured and shown, and the context frames.
 
     Args:
-        given: how many first frames a model is given; batches then have them as `first`, [B, C,
-            given, H, W].
+        given: number of context frames, the first ones of a clip; batches then have them as
+            `first`, [B, C, given, H, W].
         i3d: path of I3D's weights (`rgb_imagenet.pt`), in whose features clips are then compared,
             see `domains.video.i3d`.
         batch_size: clips in a batch.
@@ -44,7 +46,7 @@ class VideoData(DistillData):
         self.given, self.context, self.i3d = given, ("first",) if given else (), i3d
 
     def with_first(self, batch: Batch) -> Batch:
-        """The batch and the first frames that are asked for, if any."""
+        """The batch with its context frames, if any are asked for."""
         return batch | ({"first": batch["data"][:, :, : self.given]} if self.given else {})
 
     def build_evaluator(self, held_out: Sequence[Any]) -> Any:
@@ -61,19 +63,21 @@ class VideoData(DistillData):
 
 
 class MovingDigits(VideoData):
-    """Handwritten digits in motion, [1, 16, 16, 16], white on black; std 0.46. Real digits, procedural motion.
+    """Handwritten digits in motion, [1, 16, 16, 16], white on black; std 0.46.
+
+    The digits are real, the motion is procedural.
 
     Classes: `label`, the digit, and `motion`:
 
     - `bounce`: a digit goes straight and bounces off the walls;
     - `crossing`: two different digits of the class pass each other, up and down or left and right,
       and turn at the walls;
-    - `drift`: the camera glides along a wall papered with one digit (every 16 pixels): it leaves on
-      one side and comes back on the other.
+    - `drift`: the camera glides along a wall papered with one digit (every 16 pixels), which leaves
+      on one side and comes back on the other.
 
-    Places are real numbers, drawn by bilinear interpolation, so a digit keeps its ink; where two
-    overlap the brighter one is seen. Everything is a function of the seed. The parts are made of
-    different digits, those of the image domain's parts; all pairs of classes come in turn.
+    Places are real numbers, drawn by bilinear interpolation, so a digit keeps its ink. Where two
+    overlap the brighter one is seen. Everything is a function of the seed. The parts use different
+    digits, those of the image domain's parts. All pairs of classes come in turn.
 
     Args:
         train, val, test: number of clips.
@@ -108,7 +112,11 @@ class MovingDigits(VideoData):
 
 
 def clips(digits: Batch, num: int, generator: torch.Generator) -> Batch:
-    """`num` clips of the digits `data` [D, 1, 8, 8] with `label` [D]: `data` [num, 1, T, H, W], `label`, `motion`."""
+    """`num` clips of the digits `data` [D, 1, 8, 8] with `label` [D].
+
+    Returns:
+        `data` [num, 1, T, H, W], `label` and `motion` [num].
+    """
     label = torch.arange(num) % 10
     motion = torch.arange(num) % len(MOTIONS)  # 3 and 10 have no common divisor: all pairs come in turn
     images, own = [], (digits["label"] == label[:, None]).float()
@@ -121,7 +129,7 @@ def clips(digits: Batch, num: int, generator: torch.Generator) -> Batch:
 
 
 def paths(motion: Tensor, generator: torch.Generator) -> Tensor:
-    """Where the upper left corners of two digits are, (down, right) in pixels in [0, 16), [N, 2, T, 2]."""
+    """The upper left corners of two digits, (down, right) in pixels in [0, 16), [N, 2, T, 2]."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(shape, generator=generator)
@@ -143,12 +151,15 @@ def paths(motion: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def folded(place: Tensor) -> Tensor:
-    """Straight motion between two walls that reflect it, at 0 and `ROOM`: a triangle wave of the place."""
+    """Straight motion between walls at 0 and `ROOM` that reflect it: a triangle wave."""
     return ROOM - (place % (2 * ROOM) - ROOM).abs()
 
 
 def drawn(ink: Tensor, places: Tensor) -> Tensor:
-    """Digits [N, 2, 8, 8] in [0, 1] at their places [N, 2, T, 2], on a canvas whose edges meet: [N, T, 16, 16]."""
+    """Digits [N, 2, 8, 8] in [0, 1] at their places [N, 2, T, 2]: [N, T, 16, 16].
+
+    The edges of the canvas meet.
+    """
     offset = torch.arange(SIDE)[:, None] - torch.arange(DIGIT) - places[..., None, None]  # [N, 2, T, 2, 16, 8]
     away = (offset + SIDE / 2) % SIDE - SIDE / 2
     rows, columns = (1 - away.abs()).clamp_min(0).unbind(3)

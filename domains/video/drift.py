@@ -1,4 +1,4 @@
-"""Whether long videos stay good: students go on from their own last frames, and every clip is measured by itself.
+"""Measures whether long videos stay good: every clip of a student's continuation by itself.
 
 python -m domains.video.drift RUN [RUN ...] --clips 5 --out drift
 
@@ -35,12 +35,12 @@ PICTURED, COLUMNS = 8, 6
 
 
 def drift(evaluator: Any, video: Tensor, cond: Cond, frames: int) -> dict[str, list[float]]:
-    """Metrics of each clip of long videos [N, C, T + (clips - 1) (T - given), H, W], from the first to the last.
+    """Metrics of each clip of long videos, from the first to the last.
 
     Args:
         evaluator: of clips of `frames` frames.
-        video: as `rolled_out` makes it.
-        cond: what it was made for, with `first` [N, C, given, H, W].
+        video: [N, C, T + (clips - 1) (T - given), H, W], as `rolled_out` makes it.
+        cond: its conditions, with `first` [N, C, given, H, W].
         frames: T.
     """
     given = cond["first"].shape[2]

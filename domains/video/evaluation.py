@@ -1,4 +1,4 @@
-"""How good videos are: as a distribution of clips and of frames, in how they move, and whether they are what was asked for.
+"""How good videos are: the distributions of clips, of frames and of motion, and the classes.
 
 N: clips; C: channels; T: frames; H, W: height, width; D: features.
 """
@@ -30,33 +30,38 @@ Batch = dict[str, Tensor]
 class VideoEvaluator:
     """Compares clips with held-out ones.
 
-    `frechet` (the headline): Frechet video distance, between Gaussians fitted to the classifier's
-        features of clips, each
-    in units of its standard deviation over the reference; its floor is well above 0, for the
-    features are many and the samples few. `frame_frechet`: the same for single frames. `coverage`
-    (k = 5) and `nearest_train`, the mean distance to the nearest training clip, in the features of
-    clips.
+    Features of a classifier:
 
-    Without a classifier: `motion`, the mean size of a frame's difference from the one before (root
-        mean square over
-    pixels; the range is 2); `motion_gap`, the Wasserstein-1 distance between the distributions of
-    these sizes, in units of their mean over the reference; `spectrum`, the root mean square
-    difference, in decibels, between mean powers at each temporal frequency; `flicker`, second
-    differences in time over first ones. A still video has motion 0, a motion gap of 1, and tens of
-    decibels in the spectrum.
+    - `frechet` (the headline): Frechet video distance, between Gaussians fitted to the features of
+      clips, each in units of its standard deviation over the reference. Its floor is well above 0,
+      because there are many features and few samples.
+    - `frame_frechet`: the same for single frames.
+    - `coverage` (k = 5), in the features of clips.
+    - `nearest_train`: mean distance to the nearest training clip, in the features of clips.
+    - `class_agreement`, `motion_agreement`: share of clips in which the classifier sees the class
+      that was asked for.
 
-    `class_agreement`, `motion_agreement`: share of clips in which the classifier sees the class
-        that was asked for.
-    `first_error`: root mean square difference between a clip's first frames and those that were
-        given.
-    `outside`: share of values that lie clearly outside of [-1, 1], to which all are cut before they
-        are measured.
+    Pixels:
+
+    - `motion`: mean size of a frame's difference from the one before (root mean square over pixels;
+      the range is 2).
+    - `motion_gap`: Wasserstein-1 distance between the distributions of these sizes, in units of
+      their mean over the reference.
+    - `spectrum`: root mean square difference, in decibels, between mean powers at each temporal
+      frequency.
+    - `flicker`: second differences in time over first ones.
+    - `first_error`: root mean square difference between a clip's first frames and its context
+      frames.
+    - `outside`: share of values clearly outside of [-1, 1]. All are cut to it before they are
+      measured.
+
+    A still video has motion 0, a motion gap of 1, and tens of decibels in the spectrum.
 
     Args:
         train: the training data, len() and train[indices] -> batch.
-        held_out: one or two data sets: the first (validation data) is what samples are compared
-            with, the last (test data) stands in for samples where real data are measured. Samples
-            made from a test clip's first frame have no twin in the reference.
+        held_out: one or two data sets. Samples are compared with the first (validation data). The
+            last (test data) stands in for samples where real data are measured. Samples made from a
+            test clip's context frames have no twin in the reference.
         classes: `{name: number of classes}`; if empty the features are averages over parts of the
             clip.
         i3d: path of I3D's weights: its logits are then the features of clips.
@@ -121,13 +126,20 @@ class VideoEvaluator:
         return found
 
     def floor(self, num_samples: int = 250) -> dict[str, float]:
-        """What test clips get; `num_samples` is that of the model beside it, for the distances are biased by it."""
+        """Metrics of test clips.
+
+        Give `num_samples` the number of samples of the model beside it: the distances are biased by
+        it.
+        """
         batch = self.real[torch.arange(num_samples) % len(self.real)]
         return self(batch["data"], batch)
 
     @cached_property
     def extractor(self) -> tuple[extractors.Classifier | None, dict[str, Any]]:
-        """The classifier and what is known of it: the shipped one where it reads this data, else one fitted to it."""
+        """The classifier and its description: the shipped one if it reads this data, or a new one.
+
+        A new one is fitted to the training data.
+        """
         if not self.classes:
             return None, AVERAGES
         if self.event_shape == (1, FRAMES, SIDE, SIDE) and self.classes == CLASSES:
@@ -156,13 +168,13 @@ class VideoEvaluator:
 
     @torch.no_grad()
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Of clips [N, D] and of their frames [N, T, D'], and the classes that the classifier sees."""
+        """Features of clips [N, D] and of their frames [N, T, D'], and the classes seen."""
         clips, frames, classes = seen(self.extractor[0], x) if self.extractor[0] else averages(x)
         return self.i3d(x) if self.i3d else clips, frames, classes
 
 
 def seen(net: extractors.Classifier, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """A classifier's features of clips [N, D] and of their frames [N, T, D'], and the classes that it sees."""
+    """A classifier's features of clips [N, D] and of frames [N, T, D'], and the classes it sees."""
     frames = net.frames(x)
     clips = net.clip(frames)
     return clips, frames, {name: logits.argmax(1) for name, logits in net.logits(clips).items()}

@@ -26,7 +26,7 @@ BATCH = 32
 class Classifier(nn.Module):
     """A small classifier of videos whose hidden layers serve as features: space first, then time.
 
-    Every frame goes through the image domain's network; convolutions along time look at its 64
+    Every frame goes through the image domain's network; convolutions along time read its 64
     features of each frame.
 
     Args:
@@ -61,9 +61,9 @@ class Classifier(nn.Module):
         return rearrange(found, "(n t) d -> n t d", n=len(x))
 
     def clip(self, frames_NTD: Tensor) -> Tensor:
-        """Features of a clip, [N, 128]: the 64 units before the heads, and how much those of the frames change.
+        """Features of a clip, [N, 128]: the 64 units before the heads, and the frames' changes.
 
-        The first know what is seen and how it goes, and forgive a flicker; the others do not.
+        The first know what is seen and how it moves, and forgive a flicker; the others do not.
         """
         return torch.cat([self.neck(self.time(frames_NTD.mT)), frames_NTD.diff(dim=1).abs().mean(1)], -1)
 
@@ -74,7 +74,10 @@ class Classifier(nn.Module):
 
 @once
 def train_classifier(data: Any, classes: dict[str, int], steps: int = STEPS, seed: int = 0) -> Classifier:
-    """A classifier fitted to `data` (len() and data[indices] -> {"data", *classes}); the global generator is untouched."""
+    """A classifier fitted to `data`, len() and data[indices] -> {"data", *classes}.
+
+    The global generator is untouched.
+    """
     rng = torch.Generator().manual_seed(seed)
     shape, first = data[torch.zeros(1, dtype=torch.long)]["data"].shape, next(iter(classes))
     # An evaluation, which is where it is fitted on the spot, runs without gradients.

@@ -31,19 +31,21 @@ LONGEST = 10**6  # seconds (12 days): a file that says it lasts longer is damage
 class VideoFolder(VideoData):
     """Clips from the videos in a folder, decoded batch by batch: mp4, webm, mkv, mov, avi, gif.
 
-    A clip is `frames` frames at `fps` frames a second; of a video with another rate the frame is
+    A clip is `frames` frames at `fps` frames a second. Of a video with another rate the frame is
     taken that is on show at the time, so a slower one repeats frames. A video gives a clip every
     `stride` seconds, all of them to the same part (training, validation or test), which follows
     from a hash of its name. The shorter side is resized to `resolution` (antialiased bicubic), then
-    the centre is cropped. Sub-folders of the first level are the classes `label`, in alphabetical
-    order. A file `captions.csv` in the folder, with the columns `file` and `caption`, takes their
-    place: then every different caption is a class, in alphabetical order (`names` has them).
+    the centre is cropped.
+
+    Sub-folders of the first level are the classes `label`, in alphabetical order. A file
+    `captions.csv` in the folder, with the columns `file` and `caption`, takes their place: then
+    every different caption is a class, in alphabetical order (`names` has them).
 
     Frames stand as a player shows them: turned and mirrored by the file's display matrix, their
-        pixels made square.
+    pixels made square.
 
-    What is damaged, without pictures or shorter than a clip is found before training, named in a
-    warning and left out. For that all files are decoded once; how long they are is kept in
+    Videos that are damaged, without pictures or shorter than a clip are found before training,
+    named in a warning and left out. For that all files are decoded once; their lengths are kept in
     `.distillkit-videos.json` in the folder, where it may be written. For a clip of a file that
     breaks later the next clip stands in.
 
@@ -169,9 +171,12 @@ class Clips:
 
 
 def probe(path: Path) -> dict[str, Any]:
-    """`start` and `end`, the times in seconds of the first and the last frame, and `fault`: why it cannot be used, or None.
+    """The times of the first and the last frame, and why a video cannot be used.
 
     Decodes the whole file.
+
+    Returns:
+        `start` and `end` in seconds, and `fault`: the reason, or None.
     """
     av, times, fault = import_av(), [], None
     try:
@@ -190,7 +195,7 @@ def probe(path: Path) -> dict[str, Any]:
 
 
 def stream_of(container: Any) -> Any:
-    """The pictures in an open file.
+    """The stream of pictures in an open file.
 
     Raises:
         ValueError: there are none, or they are too large.
@@ -206,10 +211,10 @@ def stream_of(container: Any) -> Any:
 
 
 def read(path: Path, times: Sequence[float], keep: Callable[[np.ndarray], Any] = np.asarray) -> list[Any]:
-    """What is kept of the frames on show at rising `times` (seconds).
+    """The results of `keep` for the frames on show at rising `times` (seconds).
 
     Args:
-        keep: is given a frame, uint8 [H, W, 3], as players show it.
+        keep: a function of a frame, uint8 [H, W, 3], as players show it.
 
     Raises:
         ValueError: the file ends before.
@@ -251,12 +256,14 @@ def _read(path: Path, times: Sequence[float], keep: Callable[[np.ndarray], Any],
 
 
 def upright(frame: Any, aspect: Fraction | None) -> np.ndarray:
-    """A frame as players show it, uint8 [H, W, 3]: its pixels square, turned and mirrored as its display matrix says.
+    """A frame as players show it, uint8 [H, W, 3].
+
+    Its pixels are square; it is turned and mirrored as its display matrix says.
 
     Args:
         frame: of PyAV.
-        aspect: width of a pixel over its height, as the file says it; None, and what can only be
-            damage, is 1.
+        aspect: width of a pixel over its height, as the file says it; None, and a damaged value,
+            count as 1.
     """
     wide = aspect if aspect and 1 / WIDEST <= aspect <= WIDEST else 1
     shown = frame.to_ndarray(format="rgb24", width=max(1, round(frame.width * wide)), height=frame.height)
@@ -270,7 +277,10 @@ def upright(frame: Any, aspect: Fraction | None) -> np.ndarray:
 
 
 def captions(root: Path, videos: Sequence[str]) -> tuple[list[str], list[int]] | None:
-    """The different captions in `captions.csv`, in alphabetical order, and each video's number among them; None without one."""
+    """The captions in `captions.csv`, and each video's number among them; None without a file.
+
+    Every different caption comes once, in alphabetical order.
+    """
     file = root / CAPTIONS
     if not file.is_file():
         return None
@@ -290,7 +300,7 @@ def captions(root: Path, videos: Sequence[str]) -> tuple[list[str], list[int]] |
 
 
 def import_av() -> Any:
-    """`av`, or how to get it."""
+    """The package `av`, or an error that says how to get it."""
     return optional("av", "video", "videos are read and written with")
 
 

@@ -1,7 +1,7 @@
-"""I3D (arXiv 1705.07750), the network in whose features the Frechet video distance of papers is measured.
+"""I3D (arXiv 1705.07750), the network of papers' Frechet video distance.
 
-Its weights are not ours to ship. This is the layout of `rgb_imagenet.pt`, trained on ImageNet and
-Kinetics-400, as many projects pass it on.
+Its weights are not ours to ship. They come as `rgb_imagenet.pt`, trained on ImageNet and
+Kinetics-400, in the layout that many projects pass on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MIXED = {
 
 
 def same(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Zeros around x [N, C, T, H, W] as TensorFlow's SAME has them: the odd one behind."""
+    """x [N, C, T, H, W] with zeros around it as in TensorFlow's SAME: the odd one behind."""
     pads = []
     for size, k, s in zip(x.shape[2:], kernel, stride, strict=True):
         pad = max((math.ceil(size / s) - 1) * s + k - size, 0)
@@ -80,7 +80,7 @@ class Logits(nn.Module):
 
 
 class I3D(nn.Module):
-    """The 400 logits of clips [N, 1 or 3, T, H, W] in [-1, 1], T >= 9: [N, 400], means over time."""
+    """The 400 logits of clips [N, 1 or 3, T, H, W] in [-1, 1], T >= 9: [N, 400], time means."""
 
     def __init__(self):
         super().__init__()
@@ -108,7 +108,9 @@ class I3D(nn.Module):
 
 
 def load(path: str | Path) -> I3D:
-    """The network with weights from `rgb_imagenet.pt`, or from the same tensors as .safetensors. Runs no code of the file.
+    """The network with weights from `rgb_imagenet.pt`, or from the same tensors as .safetensors.
+
+    Runs no code of the file.
 
     Raises:
         ValueError: there is no such file, it is no plain table of tensors, or one for another

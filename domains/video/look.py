@@ -18,13 +18,13 @@ from domains.video.motion import change, flicker, spectrum
 CHUNK = 128  # clips in one pass of the classifier
 AVERAGES = {"name": "averages over parts of the clip and of its changes"}
 
-# Of clips [N, C, T, H, W]: features [N, D], those of single frames [N, T, D'], the classes seen in
+# Clips [N, C, T, H, W] to: features [N, D], those of single frames [N, T, D'], the classes seen in
 # them, [N] each.
 Features = Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
 
 
 class Look(NamedTuple):
-    """What is known of a set of clips."""
+    """Measurements of a set of clips."""
 
     clips: Tensor  # features [N, D], float64
     frames: Tensor  # features of single frames [N T, D'], float64
@@ -35,7 +35,7 @@ class Look(NamedTuple):
 
 
 def look(parts: Iterable[Tensor], features: Features) -> Look:
-    """A look at clips that come in parts [N, C, T, H, W]."""
+    """The measurements of clips that come in parts [N, C, T, H, W]."""
     seen, changes, flickers, powers, sizes = [], [], [], [], []
     for part in parts:
         for x in part.split(CHUNK):

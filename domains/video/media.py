@@ -27,14 +27,17 @@ FPS = 8  # at which clips are shown
 
 
 def picture(samples: Tensor, cond: dict[str, Tensor] | None = None) -> Image.Image:
-    """Samples [N, C, T, H, W] in [-1, 1], each a strip of its frames from left to right, one below the other."""
+    """Samples [N, C, T, H, W] in [-1, 1], one below the other, each a strip of its frames."""
     frames = _levels(samples, STILL, LARGE)
     frames = frames[:, np.linspace(0, frames.shape[1] - 1, min(WIDEST, frames.shape[1])).round().astype(int)]
     return Image.fromarray(np.concatenate([_row(list(clip)) for clip in frames]))
 
 
 def compare(rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, clips: int = 3) -> Image.Image:
-    """The first `clips` samples of each set, labelled, such as a teacher's and a student's from the same noise."""
+    """The first `clips` samples of each set, labelled.
+
+    Sets are such as a teacher's and a student's from the same noise.
+    """
     return labelled({name: picture(samples[:clips]) for name, samples in rows.items()})
 
 
@@ -45,7 +48,10 @@ def film(samples: Tensor, cond: dict[str, Tensor] | None, path: Path, fps: float
 
 
 def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path, fps: float = FPS) -> list[Path]:
-    """All samples side by side, moving: `clips.gif` (of large clips a small one), and `clips.mp4` where PyAV is installed."""
+    """All samples side by side, moving: `clips.gif`, and `clips.mp4` where PyAV is installed.
+
+    The .gif of large clips is a small one.
+    """
     folder = Path(folder)
     paths = [film(samples, cond, folder / "clips.gif", fps)]
     try:
@@ -57,7 +63,7 @@ def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path, fp
 
 
 def grid(samples: Tensor, columns: int = 4, most: int | None = None) -> list[np.ndarray]:
-    """Clips as the frames of one moving picture, each uint8 [height, width, 3], height and width even."""
+    """Clips as the frames of one moving picture, each uint8 [height, width, 3], both even."""
     levels = _levels(samples, MOVING, most)
     rows = [levels[i : i + columns] for i in range(0, len(levels), columns)]
     empty = np.full_like(levels[0], GREY)
@@ -80,7 +86,10 @@ def save_mp4(frames: Sequence[np.ndarray], path: Path, fps: float) -> None:
 
 
 def _levels(samples: Tensor, side: int, most: int | None = None) -> np.ndarray:
-    """uint8 [N, T, height, width, 3], small frames enlarged by whole pixels to about `side`, large ones shrunk to `most`."""
+    """uint8 [N, T, height, width, 3], resized.
+
+    Small frames are enlarged by whole pixels to about `side`, large ones shrunk to `most`.
+    """
     if samples.ndim != 5 or samples.shape[1] not in (1, 3) or len(samples) == 0:
         got = list(samples.shape)
         raise ValueError(f"a picture needs samples [N, C, T, H, W] with N >= 1 and C = 1 or 3, got {got}")

@@ -1,4 +1,7 @@
-"""How videos move, told from the pixels alone. x: [N, C, T, H, W] in [-1, 1], T >= 3; N: clips; T: frames."""
+"""Measures of how videos move, from the pixels alone.
+
+x: [N, C, T, H, W] in [-1, 1], T >= 3; N: clips; T: frames.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def change(x: Tensor) -> Tensor:
 def flicker(x: Tensor) -> Tensor:
     """Mean square of second differences in time over that of first ones, [N]; 0 for a still.
 
-    0 for brightness that goes on evenly, 2 for something seen in one frame only, 3 for noise, up to
+    0 for brightness that changes evenly, 2 for something seen in one frame only, 3 for noise, up to
     4 for frames that alternate.
     """
     first, second = (x.diff(n=n, dim=2).square().mean((1, 2, 3, 4)) for n in (1, 2))
@@ -24,7 +27,9 @@ def flicker(x: Tensor) -> Tensor:
 
 
 def spectrum(x: Tensor) -> Tensor:
-    """Mean power of the pixels at the temporal frequencies k / T, k = 1 ... T // 2, in decibels, [T // 2].
+    """Mean power of the pixels at temporal frequencies k / T, k = 1 ... T // 2: [T // 2] decibels.
+
+    Never below the power of rounding to 8 bits.
 
     Not below that of rounding to 8 bits.
     """

@@ -1,4 +1,4 @@
-"""Prompts as data, for teachers that make videos of a text: batches hold `prompt` int64 [B], the number of a prompt.
+"""Prompts as data, for text-to-video teachers: batches hold `prompt` int64 [B], its number.
 
 N: clips; F, H, W: frames, height and width.
 """
@@ -31,11 +31,11 @@ class Prompts(DistillData):
 
     Args:
         path: file with the prompts, see `read_prompts`.
-        pipeline, download: `path` and `download` of the teacher, which says what sizes of clips
-            there are.
+        pipeline, download: `path` and `download` of the teacher, whose pipeline says which sizes of
+            clips are possible.
         frames, height, width: of a clip in pixels, those of the teacher.
-        held_out: that many of the last prompts are not trained on; they are what evaluation and
-            pictures ask for. 0 trains on all and asks for all.
+        held_out: number of the last prompts that are not trained on; evaluation and pictures ask
+            for them. 0 trains on all and asks for all.
         fps: frames a second at which clips are shown.
         batch_size: prompts in a batch.
     """
@@ -91,12 +91,14 @@ class Prompts(DistillData):
 class PromptEvaluator:
     """Compares clips with the teacher's at its best, where there are no real videos.
 
-    `distance` (the headline): energy distance to the teacher's clips in averages over parts of a
-    clip and of its changes, each in units of its standard deviation over the teacher's clips; with
-    few clips two draws of one law are not 0 apart: the teacher at its best has its distance from
-    its own clips of another noise. `motion_gap` and `spectrum`: as in `evaluation.VideoEvaluator`,
-    against the teacher's clips; `motion` and `flicker` stand for themselves. Whether a clip shows
-    what was asked for is not measured.
+    - `distance` (the headline): energy distance to the teacher's clips in averages over parts of a
+      clip and of its changes, each in units of its standard deviation over the teacher's clips.
+      With few clips two draws of one law are not 0 apart: the teacher at its best has its distance
+      from its own clips of another noise.
+    - `motion_gap` and `spectrum`: as in `evaluation.VideoEvaluator`, against the teacher's clips.
+    - `motion` and `flicker`: of the clips themselves.
+
+    Whether a clip shows what was asked for is not measured.
 
     Args:
         event_shape: of clips, (3, F, H, W).
@@ -128,7 +130,7 @@ class PromptEvaluator:
         }
 
     def floor(self, num_samples: int = 0) -> dict[str, float]:
-        """There are no real videos."""
+        """Empty: there are no real videos."""
         return {}
 
     def _rounded(self, samples: Tensor) -> Look:

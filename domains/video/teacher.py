@@ -10,7 +10,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 class Clips(FolderTeacher):
-    """The embedded teacher of moving digits (ten digits, three motions); its model card says how it was trained."""
+    """The embedded teacher of moving digits (ten digits, three motions).
+
+    Its model card says how it was trained.
+    """
 
     home = WEIGHTS / "clips"
 
@@ -19,7 +22,7 @@ class Clips(FolderTeacher):
 
 
 class ClipsContinuation(FolderTeacher):
-    """The embedded teacher of moving digits that is given the first four frames as well."""
+    """The embedded teacher of moving digits that is also given the first four frames as context."""
 
     home = WEIGHTS / "clips_continuation"
 

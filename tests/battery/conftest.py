@@ -1,8 +1,8 @@
-"""The battery finds every method and every domain by itself, in conf, and puts them through all proofs.
+"""The battery finds every method and every domain in conf and puts them through all proofs.
 
 `method`: every yaml. `case`: every class, in the domain where it is the default; a preset, another
-    method with other settings, has the class of that one. `per_family`: of the classes that share a
-    base one stands for all, the others run with -m slow.
+method with other settings, has the class of that one. `per_family`: of the classes that share a
+base one stands for all, the others run with -m slow.
 
 So are the methods of an installed package that announces its configuration folder. Of any other
 folder:
@@ -57,7 +57,7 @@ class Case(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Of the class."""
+        """The class path."""
         return config.pair(self.domain, self.method, tuple(FOREIGN)).model._target_
 
     @property
@@ -79,7 +79,7 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    """`method` is each method there is, or each that was asked for; `case` each of their classes."""
+    """Parametrises `method` by each method, or each asked for, and `case` by their classes."""
     asked = tuple(metafunc.config.getoption("--method", []))
     if "method" in metafunc.fixturenames:
         metafunc.parametrize("method", chosen(asked))
@@ -112,7 +112,7 @@ def cases(asked: tuple[str, ...] = ()) -> list[Case]:
 
 @cache
 def families(asked: tuple[str, ...] = ()) -> dict[type, Case]:
-    """The bases of the methods that are no methods themselves, each with the first class built on it.
+    """The abstract bases of the methods, each with the first class built on it.
 
     A class that is alone on a base of other bases is left out: a class of theirs stands for it.
     """
@@ -140,7 +140,7 @@ class World(NamedTuple):
 
 @cache
 def worlds() -> list[World]:
-    """Every domain, and every stage of those that have stages: one whose teacher lies where the domain's data lie."""
+    """Every domain, and each stage whose teacher lies where the domain's data lie."""
     found = []
     for domain in DOMAINS:
         choices = config.compose([f"domain={domain}"])[1]

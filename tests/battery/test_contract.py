@@ -1,4 +1,4 @@
-"""What every method owes to the framework, whatever it computes."""
+"""The contract of every method with the framework, whatever it computes."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_two_processes_equal_one_with_two_micro_batches(case, tmp_path):
 
 @pytest.mark.per_family
 def test_killed_and_resumed_from_the_command_line(case, tmp_path):
-    """SIGKILL in the middle; the resumed run's last checkpoint equals that of a run that was left alone, bit for bit."""
+    """A run killed by SIGKILL and resumed ends in an undisturbed run's checkpoint, bit for bit."""
     steps = 300
     words = [*FOREIGN, *small(case), f"trainer.max_steps={steps}", "vars.callbacks.checkpoint.every=5"]
     words += ["vars.callbacks.finish.num_samples=0", "trainer.limit_val_batches=0"]

@@ -1,4 +1,7 @@
-"""What every domain owes, at each of its stages: data, evaluator, media, and a student from beginning to end."""
+"""The contract of every domain, at each of its stages.
+
+Data, evaluator, media, and a student from beginning to end.
+"""
 
 from __future__ import annotations
 

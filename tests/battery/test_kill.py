@@ -1,4 +1,4 @@
-"""Whenever a run is killed, what it leaves after going on is what it would have left, bit for bit."""
+"""A killed and resumed run leaves the files of an undisturbed run, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MOMENTS = (  # of each kill: what has just appeared in the run folder; the last 
 
 
 def start(case: Case, out: Path, elsewhere: Path) -> Command:
-    """A run that goes on from where the last one in this folder ended, with its temporary folder elsewhere."""
+    """A run that continues the last one in this folder, with its temporary folder elsewhere."""
     words = [*FOREIGN, *small(case), *SHORT, "--out", out, "--ckpt_path", "last"]
     return Command("fit", *words, env={"TMPDIR": str(elsewhere)})
 
 
 def left(out: Path) -> dict[str, str]:
-    """What a run leaves, as far as it does not depend on the clock."""
+    """The files of a run, as far as they do not depend on the clock."""
     state = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
     digest = hashlib.sha256(repr(sorted(state["distillkit"].items())).encode())
     holder = torch.nn.Module()

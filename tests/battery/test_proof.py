@@ -1,4 +1,4 @@
-"""The ladder: fixed points in closed form, and default runs that must reach a law that is known exactly."""
+"""The ladder: fixed points in closed form, and default runs that must reach a known law."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.battery.conftest import FOREIGN, Case, plane, tiny
 
 
 class ExactStudent(nn.Module):
-    """Noise of level t to the teacher's Gaussian, exactly; a shift and a log scale leave the optimum where they are not zero."""
+    """A map from noise of level t to the teacher's Gaussian, exact at shift 0 and log scale 0."""
 
     def __init__(self, teacher, t: float):
         super().__init__()
@@ -30,7 +30,10 @@ class ExactStudent(nn.Module):
 
 @pytest.fixture
 def distiller(method):
-    """A one-step score distiller with an exact student and an exact fake score; others have no such fixed point."""
+    """A one-step score distiller with an exact student and an exact fake score.
+
+    Other methods have no such fixed point.
+    """
     made = tiny(method)
     if not isinstance(made.model, ScoreDistiller):
         pytest.skip("no fake score, so no fixed point of this kind")
@@ -42,7 +45,7 @@ def distiller(method):
 
 
 def gradient(model: Distiller, num: int = 4096) -> torch.Tensor:
-    """Of the student's loss in (shift, scale)."""
+    """The gradient of the student's loss in (shift, scale)."""
     loss = model.student_loss({"data": torch.zeros(num, 2)})
     return torch.cat(torch.autograd.grad(loss, [model.student.shift, model.student.scale]))
 
@@ -52,7 +55,7 @@ def test_no_pull_where_student_and_teacher_agree(distiller):
 
 
 def test_a_pull_back_from_anywhere_else(distiller):
-    """Shift and scale are pushed towards zero, both, from either side: the mean alone would not do."""
+    """Shift and scale are both pushed towards zero, from either side: the mean is not enough."""
     model = distiller.model
     law = model.teacher.mixture
     for sign in (1.0, -1.0):
@@ -109,7 +112,7 @@ def test_the_default_run_reaches_the_law(method, teacher, tmp_path):
 
 
 def test_a_wrong_start_is_a_wrong_start(case):
-    """What the runs above have to overcome: before training the law is missed by far."""
+    """Before training the law is missed by far, so the runs above have something to learn."""
     on_the_plane(case)
     made = tiny(case, "model.student.lr=1e-9")
     trainer(max_steps=1).fit(made.model, made.data)

@@ -1,4 +1,4 @@
-"""How many classes there are is said once and must be so, for every method; a class that nobody uses is spoken of."""
+"""The number of classes is said once and checked for every method; unused classes are named."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""No part of the data holds an item of another; validation never sees test data, a test never validation data."""
+"""No part of the data holds an item of another part, and only a test sees test data."""
 
 import itertools
 
@@ -70,7 +70,7 @@ def test_no_item_lies_in_two_parts(source, tmp_path, monkeypatch):
 
 
 def items(part) -> list[bytes]:
-    """What identifies each item: its data."""
+    """The items' data as keys."""
     return [row.numpy().tobytes() for row in part[torch.arange(len(part))]["data"]]
 
 

@@ -33,8 +33,8 @@ SOURCES = {
     "features": lambda: FeaturesData(Solids(**FEW)),
     "protein": lambda: ProteinData(IdealFolds(**FEW)),
 }
-# What noise does not harm: it goes everywhere, its surfaces are closed, its chains turn neither way,
-# its tokens are tokens.
+# Metrics that noise does not harm: it reaches all modes, its surfaces are closed, its chains turn
+# neither way, its tokens are tokens.
 SPARED = {
     "circle": {"modes_found"},
     "structure": {"watertight"},
@@ -46,7 +46,7 @@ SPARED = {
 
 @dataclass
 class Measured:
-    """A domain's evaluator, real samples, their conditions, and metrics of noise and of real data."""
+    """A domain's evaluator, real samples, their conditions, metrics of noise and of real data."""
 
     evaluator: Any
     samples: Tensor

@@ -84,7 +84,10 @@ class Chase(Distiller):
 
 
 class Places(DistillData):
-    """Points of the plane, each made for a place on a line: a context. Its evaluator compares in pairs, its media save."""
+    """Points of the plane, each made for a place on a line: a context.
+
+    Its evaluator compares in pairs, its media save.
+    """
 
     domain, pictured = "places", 6
     event_shape, classes, context = (2,), {}, ("place",)

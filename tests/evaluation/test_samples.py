@@ -1,4 +1,4 @@
-"""What evaluators share: which samples they refuse, how these are rounded, and which items of a large set they look at."""
+"""The evaluators' shared functions: refusals, rounding, and the choice of items."""
 
 import pytest
 import torch

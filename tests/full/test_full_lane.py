@@ -1,4 +1,4 @@
-"""The lane of torchvision, torchaudio and open3d: what the core replaces or leaves to them, against the real packages."""
+"""torchvision, torchaudio and open3d: what the core replaces or leaves to them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_torchvision_data_on_disk_are_read(tmp_path, name):
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
-    """Random Inception weights in the file format of torch-fidelity, and the network that has them."""
+    """Random Inception weights in torch-fidelity's file format, and the network that has them."""
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The closed-form tests of the losses can fail: each fault of the table is noticed by the test that stands beside it."""
+"""Tests of the closed-form tests of losses: each fault of the table must be noticed."""
 
 # ruff: noqa: E501 (a fault is a row of a table)
 

@@ -254,7 +254,7 @@ class Normed(Plain):
 
 
 def test_the_average_has_the_students_buffers():
-    """They are no weights to be averaged, and without them what is exported would normalise by those of the start."""
+    """Buffers are not averaged: the export normalises by the student's newest ones."""
     model = Normed()
     start = {name: buffer.clone() for name, buffer in model.ema.named_buffers()}
     fit(model, 6)

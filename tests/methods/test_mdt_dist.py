@@ -234,7 +234,10 @@ def test_lognormal_levels_are_the_released_logit_normal():
 
 
 def test_levels_are_mapped_from_the_processs_range_onto_the_students():
-    """In tau: the median, sigmoid(1), is as far along the one as it is along the other; a hop fits at the lower end."""
+    """In tau: the median, sigmoid(1), is as far along the one as along the other.
+
+    A hop fits at the lower end.
+    """
     process = PROCESSES["latent"]
     model = MDTDist(neural(process), student_times=LogNormal(1.0, 1.0), t_init=0.8 * process.t_max, delta=0.05)
     ends = torch.tensor([process.t_min, process.t_max, 0.8 * process.t_max], dtype=torch.float64)

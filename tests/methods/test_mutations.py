@@ -1,4 +1,4 @@
-"""The tests of score distillation and MDT-dist can fail: each fault of the table is noticed by the test beside it."""
+"""Tests of the tests of score distillation and MDT-dist: each fault must be noticed."""
 
 # ruff: noqa: E501 (a fault is a row of a table)
 

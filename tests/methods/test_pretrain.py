@@ -1,4 +1,4 @@
-"""Teachers from data, of a Gaussian process and of tokens: what a run leaves, and the loss of tokens."""
+"""Teachers from data, continuous and discrete: the products of a run, and the loss of tokens."""
 
 import pytest
 import torch

@@ -66,7 +66,7 @@ def subclasses(kind):
 @pytest.mark.parametrize("num_steps", [1, 3])
 @pytest.mark.parametrize("name", METHODS)
 def test_the_fake_score_is_fitted_to_the_students_samples(name, num_steps, monkeypatch):
-    """Not to the data, which are a discriminator's alone: without one the loss knows nothing of them."""
+    """Its loss ignores the data, unless there is a discriminator."""
     model, fitted = METHODS[name](num_steps=num_steps), []
     wake(model.student, 1), wake(model.fake_score, 2)
     for module in (dmd_module, sid_module):
@@ -327,7 +327,7 @@ def test_a_few_step_student_stops_where_all_ranks_stop():
 
 @pytest.mark.parametrize("kind", [SiD, DMD])
 def test_training_takes_the_steps_that_the_finished_student_takes(kind):
-    """The same times, start and noise of every step; between steps fresh noise or that which it implies, as one says."""
+    """Equal times, start and noise of every step; fresh or implied noise between steps."""
     made = []
     for renoise in (True, False):
         model = kind(neural(), num_steps=3, matched="last", renoise=renoise, ema_halflife=0)
@@ -784,7 +784,7 @@ class Gone(Next):
 
 
 def going_on(last, a=0.9, b=0.4, w=0.2, ratio=0.9, rollouts=3, method=DMD):
-    """A method in its closed form, on data that always begin with nothing; the one after `last` others is trained."""
+    """A method in its closed form, on data of zeros; the sample after `last` others is trained."""
     teacher = Teacher(Gone(a, w), (1, 2, 1), context=("first",), continuation=Tail("first"))
     model = method(teacher, student_times=Level(ratio), rollouts=rollouts)
     model.normalise = None
@@ -798,7 +798,10 @@ def going_on(last, a=0.9, b=0.4, w=0.2, ratio=0.9, rollouts=3, method=DMD):
 
 @pytest.mark.parametrize("last", [0, 1, 2])
 def test_a_student_that_goes_on_learns_from_what_it_made(last):
-    """All data begin with nothing, so its own frames alone say what follows what: dL/db = (b - a) E f^2 r^2/(w^2 + r^2)."""
+    """dL/db = (b - a) E f^2 r^2/(w^2 + r^2), learned from the student's own frames alone.
+
+    All data begin with zeros, so they do not say what follows what.
+    """
     a, b, w, r = 0.9, 0.4, 0.2, 0.9
     model, batch = going_on(last)
     loss = model.student_loss(batch)

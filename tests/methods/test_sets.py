@@ -150,7 +150,7 @@ KINDS = {  # of losses: method, its settings, and the role that has it
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sets_padded_further_have_the_same_loss(kind):
-    """From 6 places to 12 with shared noise, the padding's own being large: who forgets the mask counts it."""
+    """From 6 places to 12 with shared noise and large padding: a forgotten mask counts it."""
     method, settings, role = KINDS[kind]
     noise, losses = {}, []
     for size in (6, 12):

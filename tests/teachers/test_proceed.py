@@ -1,4 +1,4 @@
-"""Samples in a row of any modality: the contract, on a teacher of sound that goes on from its last values."""
+"""Rollouts of any modality: the contract, on a teacher of sound that continues its last values."""
 
 import numpy as np
 import pytest
@@ -76,7 +76,7 @@ def test_joined_samples_keep_the_earlier_one_s_part():
 
 @pytest.mark.parametrize("method", [DMD, LSD])
 def test_from_training_to_long_samples_on_the_command_line(method, tmp_path, capsys):
-    """The student's folder says how it goes on, without its teacher; a sampler brings its teacher."""
+    """The student's folder records its continuation; a sampler brings its teacher."""
     own = FolderTeacher(str(teacher().save(tmp_path / "s" / "teacher")), trust=[*TRUST])
     assert isinstance(own.continuation, Tail)
     torch.manual_seed(0)

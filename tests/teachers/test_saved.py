@@ -1,4 +1,4 @@
-"""A teacher folder of either kind under one word: what it offers before anything is built, and what is made of it."""
+"""A teacher folder of either kind under one word: its capabilities and what is made of it."""
 
 import sys
 

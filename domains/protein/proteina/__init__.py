@@ -1,4 +1,6 @@
-"""Proteina (arXiv 2503.00710): its network under the released names, and a teacher from a folder of `domains.protein.convert`.
+"""Proteina (arXiv 2503.00710): its network and a teacher.
+
+The network has the released names; the teacher reads a folder of `domains.protein.convert`.
 
 Proteina counts time from noise to data, tau = 1 - t, and writes `x_tau = (1 - tau) eps + tau x_0`:
 our rectified flow from its other end. Positions are C-alpha atoms in nanometres, centred, in both.

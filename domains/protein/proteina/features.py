@@ -1,7 +1,7 @@
-"""What Proteina's transformer is told of time, residues, pairs and fold classes.
+"""Features of Proteina's transformer: time, residues, pairs and fold classes.
 
-B: chains, N: residues of the longest one, R: registers, D: `token_dim`, C: `dim_cond`, P:
-    `pair_repr_dim`.
+B: chains, N: residues of the longest one, R: registers, D: `token_dim`, C: `dim_cond`,
+P: `pair_repr_dim`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,30 @@ FOLDS = ("cath_c", "cath_a", "cath_t")  # conditions: class, architecture and to
 
 
 def time_embedding(tau: Tensor, width: int) -> Tensor:
-    """Sines, then cosines of 2000 tau at frequencies from 1 down to 1 / 2000; [B] to [B, width], width even."""
+    """Sines, then cosines of 2000 tau, at frequencies from 1 down to 1 / 2000.
+
+    [B] to [B, width]; width is even.
+    """
     steps = torch.arange(width // 2, device=tau.device, dtype=torch.float32)
     angles = 2000 * tau.float()[:, None] * torch.exp(-math.log(2000) / (width // 2 - 1) * steps)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 def index_embedding(num: int, width: int, device: torch.device) -> Tensor:
-    """Sines, then cosines of the residues' numbers 1 .. num, times pi / 2056^(2k / width); [num, width]."""
+    """Sines, then cosines of the residues' numbers 1 .. num, times pi / 2056^(2k / width).
+
+    Returns [num, width].
+    """
     steps = torch.arange(width // 2, device=device)
     angles = torch.arange(1, num + 1, device=device)[:, None] * math.pi / 2056 ** (2 * steps / width)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 def distance_bins(x: Tensor, low: float, high: float, bins: int) -> Tensor:
-    """In which bin the distance of each pair lies, int64 [B, N, N]: the first ends at `low`, the last begins at `high` (nm)."""
+    """The bin of each pair's distance, int64 [B, N, N].
+
+    The first bin ends at `low`, the last begins at `high` (nm).
+    """
     apart = (x[:, :, None] - x[:, None]).norm(dim=-1)
     return torch.bucketize(apart, torch.linspace(low, high, bins - 1, device=x.device, dtype=x.dtype))
 
@@ -43,7 +52,10 @@ def separation_bins(num: int, bins: int, device: torch.device) -> Tensor:
 
 
 class FoldEmbedding(nn.Module):
-    """Class, architecture and topology side by side, [B, 1, 3 width]; the last row of each table means none."""
+    """Embeddings of class, architecture and topology side by side, [B, 1, 3 width].
+
+    The last row of each table means none.
+    """
 
     def __init__(self, sizes: Sequence[int], width: int):
         super().__init__()
@@ -58,7 +70,7 @@ class FoldEmbedding(nn.Module):
 
 
 class FeatureFactory(nn.Module):
-    """A linear map of all features side by side, of which bins are one-hot; what is not there counts as zero.
+    """A linear map of all features side by side; bins are one-hot, absent features are zero.
 
     Args:
         names: the features, in the order of the weight's columns.

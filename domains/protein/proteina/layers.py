@@ -1,7 +1,7 @@
 """The layers of Proteina's transformer, under the released names.
 
-B: chains, N: residues of the longest one, R: registers, D: `token_dim`, C: `dim_cond`, P:
-    `pair_repr_dim`.
+B: chains, N: residues of the longest one, R: registers, D: `token_dim`, C: `dim_cond`,
+P: `pair_repr_dim`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,10 @@ class Layer(nn.Module):
 
 
 class TriangleMultiplication(nn.Module):
-    """Of AlphaFold 2 (Jumper et al. 2021, supplement, algorithms 11 and 12), under OpenFold's names."""
+    """Triangle multiplication of AlphaFold 2, under OpenFold's names.
+
+    Source: Jumper et al. 2021, supplement, algorithms 11 and 12.
+    """
 
     def __init__(self, pair: int, hidden: int, outgoing: bool):
         super().__init__()
@@ -168,7 +171,7 @@ class PairUpdate(nn.Module):
 
 
 class PairReprBuilder(nn.Module):
-    """Features of pairs, and what they are scaled and shifted by."""
+    """Features of pairs, scaled and shifted by the conditioning."""
 
     def __init__(self, repr_factory: FeatureFactory, cond_factory: FeatureFactory | None, pair: int, cond: int):
         super().__init__()

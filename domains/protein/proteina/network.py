@@ -1,7 +1,7 @@
 """Proteina's transformer, under the released names.
 
-B: chains, N: residues of the longest one, R: registers, D: `token_dim`, C: `dim_cond`, P:
-    `pair_repr_dim`.
+B: chains, N: residues of the longest one, R: registers, D: `token_dim`, C: `dim_cond`,
+P: `pair_repr_dim`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from domains.protein.proteina.layers import Layer, PairReprBuilder, PairUpdate, 
 
 
 class ProteinaTransformer(Recorded, nn.Module):
-    """Proteina's transformer: residues and a few registers as tokens, attention biased by pairs. Not equivariant.
+    """Proteina's transformer: residues and registers as tokens, attention biased by pairs.
+
+    It is not equivariant.
 
     `x` [B, N, 3] in nm, centred; `time` [B], 1 for noise; `cond["mask"]` bool [B, N]. Optional:
     `cond["x_sc"]` [B, N, 3], a prediction of x_0 to condition on (self-conditioning), zero if
     absent; `cond["cath_c"]`, `["cath_a"]`, `["cath_t"]`, int64 [B], the fold class, where the
-    number of classes, or absence, means none. What comes out is `eps - x_0`, or x_0.
+    number of classes, or absence, means none. The output is `eps - x_0`, or x_0. The arguments that
+    are not listed here are those of the released configuration `model.nn`.
 
-    Args: those of the released configuration `model.nn` that shape the weights, and two that stand
-        elsewhere. target_pred: `v` or `x_1`, what the checkpoint was trained to predict (x_1 is x_0
-        here). fold_classes: how many classes, architectures and topologies it knows.
+    Args:
+        target_pred: `v` or `x_1`, the quantity that the checkpoint predicts (x_1 is x_0 here).
+        fold_classes: numbers of classes, architectures and topologies that it knows.
     """
 
     centred = True  # the mean of a sample is zero, see Denoiser

@@ -34,11 +34,12 @@ def sde(
     noise_scale: float = 0.45,
     until: float = 0.01,
 ) -> Tensor:
-    """Proteina's own sampler: Euler-Maruyama steps of an SDE with the flow's marginals, its noise turned down.
+    """Proteina's own sampler: Euler-Maruyama steps of an SDE with the flow's marginals.
 
     `dx = (v + g score) dtau + sqrt(2 g gamma) dW` with v = x_0 - eps and g = 1 / (tau + 0.01);
-    after tau = 1 - `until` the ODE `dx = v dtau`. gamma, `noise_scale`, is 1 for the true SDE; it
-    multiplies the variance (the student's noise scale, the standard deviation).
+    after tau = 1 - `until` the ODE `dx = v dtau`. gamma, `noise_scale`, is 1 for the true SDE and
+    turns the noise down below that. It multiplies the variance; the student's noise scale
+    multiplies the standard deviation.
     """
     for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
         x_0, tau, step = denoise(x, t), float(1 - t), float(t - s)
@@ -53,11 +54,11 @@ def sde(
 
 
 class Proteina(FolderTeacher):
-    """A checkpoint of Proteina that `python -m domains.protein.convert` has made a folder of.
+    """A folder that `python -m domains.protein.convert` has made of a checkpoint of Proteina.
 
-    Its own sampler, `sde` with 400 steps on a grid that is logarithmic near the data, is its best,
-    and feeds every step the prediction of the one before, if the checkpoint was trained for that.
-    Methods never do: they call the denoiser without it.
+    Its best sampler is its own, `sde` with 400 steps on a grid that is logarithmic near the data.
+    This feeds every step the prediction of the one before, if the checkpoint was trained for that
+    (self-conditioning). Methods never do: they call the denoiser without it.
 
     Args:
         path: the folder.
@@ -95,15 +96,21 @@ class Proteina(FolderTeacher):
 
     @classmethod
     def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """With its fold classes only if it is conditioned on them."""
+        """As of any folder teacher; the fold classes only if it is conditioned on them."""
         return super().offers(arguments) if arguments.get("folds") else cls.provides
 
     def grid(self, steps: int) -> Tensor:
-        """`t = (10^(-2 i / steps) - 0.01) / 0.99`: from 1 down, as the released schedule `log` with p = 2."""
+        """The times `t = (10^(-2 i / steps) - 0.01) / 0.99`, from 1 down.
+
+        They are the released schedule `log` with p = 2.
+        """
         return (10 ** (-2 * torch.arange(steps, dtype=torch.float64) / steps) - 0.01) / 0.99
 
     def stepper(self, cond: Cond, kappa: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """With self-conditioning: the first step sees none, each later one what the one before it gave."""
+        """A step with self-conditioning.
+
+        The first step is given zeros, each later one the prediction of the step before.
+        """
         if not self.self_conditioning:
             return super().stepper(cond, kappa)
         last: dict[str, Tensor] = {}
@@ -117,7 +124,9 @@ class Proteina(FolderTeacher):
         return denoise
 
     def fold(self, codes: Sequence[str]) -> dict[str, Tensor]:
-        """The conditions of CATH codes such as `3.40.50`, `3.40`, `3` or `x` (none); a homology, `3.40.50.720`, is not used.
+        """The conditions of CATH codes: `3.40.50`, `3.40`, `3` or `x` (none).
+
+        A homology, `3.40.50.720`, is not used.
 
         Raises:
             ValueError: the folder has no table of codes, or a code is not in it.

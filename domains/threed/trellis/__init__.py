@@ -1,4 +1,4 @@
-"""TRELLIS (arXiv 2412.01506) from a local folder: two flow teachers, and the decoder between them."""
+"""TRELLIS (arXiv 2412.01506) from a local folder: two flow teachers, the decoder between them."""
 
 from domains.threed.trellis.networks import SLatFlowModel, SparseStructureDecoder, SparseStructureFlowModel
 from domains.threed.trellis.sparse import occupied

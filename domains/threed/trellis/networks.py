@@ -1,4 +1,6 @@
-"""TRELLIS's networks under their released names (arXiv 2412.01506): state-dict keys and arguments are those of the checkpoints.
+"""TRELLIS's networks under their released names (arXiv 2412.01506).
+
+State-dict keys and arguments are those of the checkpoints.
 
 B: samples, L: tokens, V: voxels of all samples in one row (see `sparse.py`), C: channels.
 """
@@ -65,7 +67,7 @@ class MultiHeadAttention(nn.Module):
         self.to_out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """x: [B, L, C]; mask: which keys count, bool [B, keys]; None: all."""
+        """x: [B, L, C]; mask: which keys count, bool [B, keys], None for all."""
         if context is None:
             q, k, v = rearrange(self.to_qkv(x), "b l (three h c) -> three b h l c", three=3, h=self.heads)
         else:
@@ -90,7 +92,10 @@ class FeedForwardNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each scaled, shifted and gated by the time, with cross-attention to the condition between them."""
+    """Attention and MLP, with cross-attention to the condition between them.
+
+    The time scales, shifts and gates attention and MLP.
+    """
 
     def __init__(self, width: int, context: int, heads: int, ratio: float, share_mod: bool, rms: bool, rms_cross: bool):
         super().__init__()
@@ -109,12 +114,14 @@ class Block(nn.Module):
 
 
 def modulation(width: int) -> nn.Sequential:
-    """The time embedding to six vectors."""
+    """A network from the time embedding to six vectors."""
     return nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
 
 class Trunk(Recorded, nn.Module):
-    """What both flows share: `v(x, t, cond)` by transformer blocks; `cond["cond"]` is the condition's tokens [B, keys, C].
+    """Base of both flows: `v(x, t, cond)` by transformer blocks.
+
+    `cond["cond"]` is the condition's tokens [B, keys, C].
 
     The velocity is `(1 - sigma_min) eps - x_0` with sigma_min 1e-5, which we read as `eps - x_0`.
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 class Voxels:
-    """Where there is something, on one level of resolution.
+    """The occupied voxels on one level of resolution.
 
     Args:
         batch: the sample of each voxel, rising, int64 [V].
@@ -34,7 +34,10 @@ class Voxels:
 
     @cached_property
     def neighbours(self) -> Tensor:
-        """The voxel at each of the 27 offsets (-1, -1, -1) .. (1, 1, 1), last axis fastest, [27, V]; V where there is none."""
+        """The voxel at each of the 27 offsets (-1, -1, -1) .. (1, 1, 1), [27, V]; V for none.
+
+        The last axis runs fastest.
+        """
         side = self.side + 2  # an empty border, so that every offset stays inside
         place = (
             ((self.batch * side + self.coords[:, 0] + 1) * side + self.coords[:, 1] + 1) * side + self.coords[:, 2] + 1
@@ -46,7 +49,7 @@ class Voxels:
         return grid[place + offsets[:, None]]
 
     def coarser(self) -> tuple[Voxels, Tensor]:
-        """The voxels of twice the size that hold ours, and which of them holds each of ours, [V]."""
+        """The voxels of twice the size that hold ours, and the one for each of ours, [V]."""
         side = (self.side + 1) // 2
         x, y, z = (self.coords // 2).unbind(1)
         code, parent = (((self.batch * side + x) * side + y) * side + z).unique(return_inverse=True)
@@ -54,7 +57,7 @@ class Voxels:
         return Voxels(code // side**3, coords, self.num, side), parent
 
     def pad(self, feats: Tensor) -> tuple[Tensor, Tensor]:
-        """[V, C] as [B, L, C] with L the largest sample, and the mask [B, L] of what is not padding."""
+        """[V, C] as [B, L, C] with L the largest sample, and the mask [B, L] of real voxels."""
         count = torch.bincount(self.batch, minlength=self.num)
         mask = torch.arange(int(count.max()), device=count.device) < count[:, None]
         padded = feats.new_zeros(*mask.shape, feats.shape[1])
@@ -73,7 +76,9 @@ def pool(feats: Tensor, parent: Tensor, num: int) -> Tensor:
 
 
 class SparseConv3d(nn.Module):
-    """A 3x3x3 convolution whose output exists where its input exists; equals `conv3d` where everything exists.
+    """A 3x3x3 convolution whose output exists where its input exists.
+
+    It equals `conv3d` where everything exists.
 
     The weight lies as spconv 2 keeps it, [out, 3, 3, 3, in] (the released backend); torchsparse's
     `kernel` is not read.
@@ -99,7 +104,7 @@ class SparseResBlock3d(nn.Module):
     Args:
         inp, out: channels.
         width: of the time embedding.
-        move: `down` or `up` one level first (done by the network, which knows the levels), or stay.
+        move: `down` or `up` one level first (the network does it: it knows the levels), or `stay`.
     """
 
     def __init__(self, inp: int, out: int, width: int, move: str = "stay"):
@@ -118,7 +123,7 @@ class SparseResBlock3d(nn.Module):
 
 
 def occupied(logits: Tensor, size: int | None = None) -> dict[str, Tensor]:
-    """The conditions `coords` int64 [B, N, 3] and `mask` bool [B, N] of the voxels with a positive logit.
+    """The conditions `coords` int64 [B, N, 3] and `mask` bool [B, N] of voxels above logit 0.
 
     Args:
         logits: of occupancy, [B, 1, side, side, side].

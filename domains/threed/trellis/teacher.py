@@ -26,7 +26,9 @@ PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 
 
 def rescaled_times(steps: int, rescale_t: float = 1.0) -> Tensor:
-    """TRELLIS's grid `r t / (1 + (r - 1) t)` over `steps` uniform t from 1 down, without the final 0; float64 [steps].
+    """TRELLIS's grid `r t / (1 + (r - 1) t)` over uniform t, float64 [steps].
+
+    t goes from 1 down in `steps` steps, without the final 0.
 
     A solver that ends by denoising at the last time thereby takes the last Euler step, to 0.
     """
@@ -38,7 +40,7 @@ def rescaled_times(steps: int, rescale_t: float = 1.0) -> Tensor:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """What TRELLIS's json files are: `name`, a class, and `args`, a mapping."""
+    """The content of one of TRELLIS's json files: `name`, a class, and `args`, a mapping."""
     if not file.is_file():
         raise ValueError(f"{file} does not exist: give a folder with pipeline.json, or the .json of one model")
     try:
@@ -51,7 +53,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def load(path: str, role: str, kind: type[nn.Module]) -> tuple[nn.Module, dict[str, Any]]:
-    """The network that plays `role`, in float32, and what pipeline.json says (empty for a single model).
+    """The network that plays `role`, in float32, and the content of pipeline.json.
+
+    The latter is empty for a single model.
 
     Args:
         path: a folder with pipeline.json, or one model's .json or .safetensors.
@@ -85,7 +89,7 @@ def load(path: str, role: str, kind: type[nn.Module]) -> tuple[nn.Module, dict[s
 
 
 def named(folder: Path, role: str, models: Any) -> Path:
-    """The model that plays `role`, by what pipeline.json says of its `models`; without the end of its files' names."""
+    """The file of the model that plays `role`, by pipeline.json's `models`, without its ending."""
     models = models if isinstance(models, dict) else {}
     if role not in models:
         raise ValueError(f"{folder / 'pipeline.json'} names no {role}; it names {', '.join(sorted(models)) or 'none'}")
@@ -100,7 +104,9 @@ def named(folder: Path, role: str, models: Any) -> Path:
 
 
 def load_decoder(path: str) -> SparseStructureDecoder:
-    """The decoder from the first stage's latent to logits of occupancy; see `occupied` for what the second stage wants.
+    """The decoder from the first stage's latent to logits of occupancy.
+
+    `occupied` turns the logits into the conditions of the second stage.
 
     Args:
         path: a folder with pipeline.json, or the decoder's own .json (the text models share the
@@ -113,7 +119,9 @@ def load_decoder(path: str) -> SparseStructureDecoder:
 
 
 class Trellis(Teacher):
-    """What both stages share: a rectified flow that predicts its velocity, guided against a null condition.
+    """Base of both stages: a rectified flow that predicts its velocity.
+
+    It is guided against a null condition.
 
     Attributes:
         kappa: the released guidance scale: `teacher.sample(noise, cond, kappa=teacher.kappa)` is
@@ -161,7 +169,10 @@ class Trellis(Teacher):
         return rescaled_times(steps, self.rescale_t)
 
     def guidance(self, t: Tensor, kappa: float | Tensor) -> float | Tensor:
-        """TRELLIS writes guidance as `(1 + w) v_c - w v_0`, kappa = 1 + w, and uses it while t lies in `interval` only."""
+        """The guidance scale at a time: `kappa` while t lies in `interval`, else 1.
+
+        TRELLIS writes guidance as `(1 + w) v_c - w v_0`; kappa = 1 + w.
+        """
         low, high = self.interval
         return kappa if low <= float(t) <= high else 1.0
 
@@ -189,7 +200,9 @@ class TrellisStructure(Trellis):
 
 
 class TrellisFeatures(Trellis):
-    """The second stage: features of the voxels of a given structure, in units of the data's standard deviation.
+    """The second stage: features of the voxels of a given structure.
+
+    They are in units of the data's standard deviation.
 
     Batches hold `coords` int [B, N, 3], the voxels; `mask` bool [B, N]; `cond` as in the first
     stage.
@@ -225,7 +238,7 @@ class TrellisFeatures(Trellis):
         return self.mean, self.std
 
     def normalise(self, feats: Tensor, mask: Tensor) -> Tensor:
-        """Encoded features [B, N, C] in the units that the flow was trained in, zero in the padding."""
+        """Encoded features [B, N, C] in the units of the flow's training, zero in the padding."""
         mean, std = self._units()
         return torch.where(expand_mask(mask, feats), (feats - mean) / std, 0)
 

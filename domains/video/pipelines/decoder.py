@@ -1,4 +1,4 @@
-"""Between clips and a pipeline's latents, and how large either are."""
+"""The codec between clips and a pipeline's latents, and the sizes of both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ VAES = ("AutoencoderKLWan", "AutoencoderKLCogVideoX")
 
 
 def compression(root: Path) -> tuple[int, int, int]:
-    """Channels of the latents of the pipeline in `root`, frames of a latent one, and pixels along its side."""
+    """The sizes of a latent: channels, frames of a latent frame, and pixels along its side.
+
+    The pipeline is in `root`.
+    """
     vae = read_json(root / "vae" / "config.json")
     if "block_out_channels" in vae:  # CogVideoX
         return vae["latent_channels"], int(vae["temporal_compression_ratio"]), 2 ** (len(vae["block_out_channels"]) - 1)
@@ -49,13 +52,13 @@ def latent_shape(root: Path, frames: int, height: int, width: int) -> tuple[int,
 
 
 class VAE(Codec):
-    """Clips [B, 3, F, H, W] in [-1, 1] and latents [B, C, F', H', W'] of order one, by the VAE of a pipeline, in float32.
+    """Clips [B, 3, F, H, W] in [-1, 1] and latents [B, C, F', H', W'], by a pipeline's VAE.
 
-    The VAE is read when it is needed first, works on a GPU if there is one, and on one clip at a
-    time.
+    The latents are of order one. The VAE works in float32, is read when it is needed first, uses a
+    GPU if there is one, and takes one clip at a time.
 
     Args:
-        path: the pipeline's directory; if it is not there, whoever wants data is told so.
+        path: the pipeline's directory; if it is missing, only reading data raises an error.
     """
 
     def __init__(self, path: str):
@@ -103,7 +106,11 @@ class VAE(Codec):
         return torch.cat(clips).to(x.device)
 
     def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
-        """As the VAE decodes: the first latent frame is one frame; but of an even number of CogVideoX's each is four."""
+        """The shape that the VAE decodes to.
+
+        The first latent frame is one frame, except for an even number of CogVideoX's: then each is
+        four.
+        """
         _, time, space = compression(self.root)
         _, frames, height, width = event_shape
         first = time - 1 if frames % 2 or "z_dim" in read_json(self.root / "vae" / "config.json") else 0

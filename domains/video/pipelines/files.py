@@ -18,7 +18,7 @@ CHUNK = 8  # prompts that the text encoder sees at once
 
 
 def import_diffusers() -> Any:
-    """`diffusers`, or how to get it."""
+    """The package `diffusers`, or an error that says how to get it."""
     optional("transformers", "hf", "pipelines are read with")
     return optional("diffusers", "hf", "pipelines are read with")
 
@@ -28,7 +28,7 @@ def local(path: str, download: bool = False) -> Path:
 
     Args:
         path: the directory, or the name of a repository on the hub.
-        download: fetch the repository, or what of it is not here yet.
+        download: fetch the repository, or the part of it that is missing here.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -61,7 +61,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_prompts(path: str) -> list[str]:
-    """The different prompts of a file, in its order: a line each, or of a .csv file the column `caption`.
+    """The different prompts of a file, in its order.
+
+    A prompt is a line, or in a .csv file an entry of the column `caption`.
 
     Raises:
         ValueError: there is no such file, it has no prompt, or no such column.
@@ -106,10 +108,10 @@ def load(root: Path, part: str, kinds: tuple[str, ...], dtype: torch.dtype | Non
 
 @torch.no_grad()
 def embed(root: Path, kind: str, prompts: list[str], length: int, dtype: torch.dtype) -> Tensor:
-    """What the pipeline's text encoder makes of prompts, [N, tokens, D] of `dtype` on the CPU; the encoder is dropped again.
+    """The text encoder's embeddings of prompts, [N, tokens, D] of `dtype` on the CPU.
 
-    On a GPU if there is one. Tokens at the end that are zero for all prompts are left out, so
-    tokens <= length.
+    The encoder runs on a GPU if there is one, and is dropped again. Tokens at the end that are zero
+    for all prompts are left out, so tokens <= length.
 
     Args:
         root: the pipeline's directory.

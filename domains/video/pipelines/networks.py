@@ -1,7 +1,7 @@
-"""The pipelines' transformers as networks of ours, and where adapters find them again.
+"""The pipelines' transformers as networks of the library, with adapters' places in them.
 
 B: batch; C: latent channels; F: latent frames; H, W: latent height and width; D: channels of the
-    text encoder.
+text encoder.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class Texts(nn.Module):
 
 
 class Network(Recorded, nn.Module):
-    """A text-to-video transformer, or two: the first for times from `boundary` up, the second below it.
+    """A text-to-video transformer, or two: the first from time `boundary` up, the second below.
 
     Args:
-        configs: of each, what the pipeline's config.json says.
-        texts: `[prompts, tokens, D]`, of the table of embeddings.
+        configs: for each transformer, its config.json.
+        texts: shape `[prompts, tokens, D]` of the table of embeddings.
         boundary: a time in (0, 1), if there are two.
 
     Attributes:
@@ -84,10 +84,16 @@ class Network(Recorded, nn.Module):
 
     @abstractmethod
     def call(self, model: nn.Module, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
-        """One of the transformers at time [B] in [0, 1]."""
+        """The output of one of the transformers at time [B] in [0, 1]."""
 
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """x [B, C, F, H, W], time [B] in [0, 1], `cond["prompt"]` int [B]; what the transformer predicts, like x."""
+        """The transformer's prediction, like x.
+
+        Args:
+            x: [B, C, F, H, W].
+            time: [B] in [0, 1].
+            cond: has `prompt`, int [B].
+        """
         text = self.texts(cond["prompt"], self.length)
         if self.embed:
             text = text + self.embed(cond)[:, None]
@@ -98,7 +104,7 @@ class Network(Recorded, nn.Module):
         return dispatch(calls, (time < self.boundary).long(), x, time, text)
 
     def sha256(self) -> str:
-        """Of the transformers' weights."""
+        """The sha256 of the transformers' weights."""
         digest = hashlib.sha256()
         hash_weights(digest, self.models)
         return digest.hexdigest()
@@ -133,7 +139,10 @@ class CogVideoXNetwork(Network):
         return out.transpose(1, 2)
 
     def rotary(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotary embeddings of the places in x, by the pipeline's own function, which tells versions 1.0 and 1.5 apart."""
+        """Rotary embeddings of the places in x.
+
+        The pipeline's own function makes them, which tells versions 1.0 and 1.5 apart.
+        """
         frames, height, width = x.shape[2:]
         own = SimpleNamespace(transformer=model, vae_scale_factor_spatial=1)
         make = import_diffusers().CogVideoXPipeline._prepare_rotary_positional_embeddings
@@ -172,7 +181,7 @@ def read_index(root: Path, cls: type[Network]) -> dict[str, Any]:
 
 
 class PipelineBase(Base):
-    """The frozen network of a pipeline, of which nothing else is read.
+    """The frozen network of a pipeline; nothing else of the pipeline is read.
 
     Args:
         path: directory of the pipeline.
@@ -205,7 +214,10 @@ class PipelineBase(Base):
 
 
 class Adapters(adapters.Adapters):
-    """Adapters of student folders that were written before every network could have them; the arguments are theirs."""
+    """Adapters of student folders written before every network could have them.
+
+    The arguments are theirs.
+    """
 
     def __init__(self, path: str, kind: str, rank: int, texts: list[int], dtype: str, sha256: str):
         super().__init__(PipelineBase(path, kind, texts, dtype), rank, TARGETS, sha256)
@@ -214,7 +226,7 @@ class Adapters(adapters.Adapters):
         return Recorded.recorded(self)
 
     def _load_from_state_dict(self, state, prefix, *args):
-        """The package peft called `down` and `up` otherwise."""
+        """Translates the names `down` and `up` from the package peft's."""
         for name in [name for name in state if name.startswith(f"{prefix}layers.")]:
             state[name.replace(".lora_A.", ".down.").replace(".lora_B.", ".up.")] = state.pop(name)
         super()._load_from_state_dict(state, prefix, *args)

@@ -37,8 +37,8 @@ class PipelineTeacher(Teacher):
         path: directory of the pipeline; with `download` also the name of a repository on the hub.
         prompts: file with the prompts, see `read_prompts`; the one that the data read.
         frames, height, width: of a clip in pixels.
-        negative_prompt: what guidance leads away from.
-        steps: at which the teacher counts as at its best.
+        negative_prompt: the prompt that guidance leads away from.
+        steps: number of steps with which the teacher counts as at its best.
         dtype: of the pipeline's weights; what is trained is float32.
         checkpointing: recompute activations of what is trained in the backward pass instead of
             keeping them.
@@ -46,7 +46,7 @@ class PipelineTeacher(Teacher):
 
     Attributes:
         network: its transformers as a network of ours.
-        schedulers: classes of samplers whose times are those of ours, the pipeline's own.
+        schedulers: the pipeline's own classes of samplers that have our times.
     """
 
     provides = frozenset({"denoiser", "classes"})
@@ -91,18 +91,18 @@ class PipelineTeacher(Teacher):
     @staticmethod
     @abstractmethod
     def read_scheduler(scheduler: Any) -> tuple[Process, str]:
-        """The process that a sampler of the pipeline is for, and what the network predicts."""
+        """The process of a pipeline's sampler, and the quantity that the network predicts."""
 
     @property
     def id(self) -> str:
         return self._id
 
     def base(self) -> PipelineBase:
-        """What adapters are for: the pipeline's own weights."""
+        """The pipeline's own weights, which adapters change."""
         return self._base
 
     def new_denoiser(self, network: nn.Module | None = None) -> Denoiser:
-        """As of any teacher; a full copy is float32."""
+        """As any teacher's; a full copy is float32."""
         made = super().new_denoiser(network)
         if network is None:
             made.network.models.float()
@@ -112,7 +112,9 @@ class PipelineTeacher(Teacher):
 
 
 class Wan(PipelineTeacher):
-    """Wan 2.1 and 2.2, text to video (arXiv 2503.20314): a flow, sampled as the pipeline does, on its own shifted times.
+    """Wan 2.1 and 2.2, text to video (arXiv 2503.20314): a flow with shifted times.
+
+    It is sampled as the pipeline does.
 
     Args:
         guidance_2: of models with two transformers, guidance scale of the second in sampling; None
@@ -147,7 +149,7 @@ class Wan(PipelineTeacher):
         return RectifiedFlow(shift=float(shift)), "flow"
 
     def grid(self, steps: int) -> Tensor:
-        """The pipeline's times, without the final 0: a solver that ends by denoising takes the last step to it."""
+        """The pipeline's times without the final 0: the last denoising takes the step to it."""
         self.scheduler.set_timesteps(steps)
         return self.scheduler.sigmas[:-1].double()
 
@@ -161,7 +163,10 @@ class Wan(PipelineTeacher):
 
 
 class CogVideoX(PipelineTeacher):
-    """CogVideoX, text to video (arXiv 2408.06072): variance preserving, predicts v, ends without signal."""
+    """CogVideoX, text to video (arXiv 2408.06072): variance preserving, v-prediction.
+
+    Its highest noise level has no signal left.
+    """
 
     network = CogVideoXNetwork
     schedulers = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
@@ -191,7 +196,10 @@ class CogVideoX(PipelineTeacher):
 
 
 def ask(student: Student, prompts: list[str], path: str, negative_prompt: str = "") -> None:
-    """From now on the student's classes are these prompts, read by the text encoder of the pipeline in `path`."""
+    """Gives a student these prompts as classes.
+
+    The text encoder of the pipeline in `path` reads them.
+    """
     network = student.denoiser.network
     table = embed(local(path), network.pipeline, [*prompts, negative_prompt], network.length, network.models[0].dtype)
     texts = Texts(len(prompts), *table.shape[1:])

@@ -79,7 +79,7 @@ def weights(adaln: bool = True) -> dict[str, torch.Tensor]:
 
 
 def plain(w: dict[str, torch.Tensor], x: torch.Tensor, sigma: torch.Tensor | None) -> torch.Tensor:
-    """The published forward pass, one head and one position at a time where that is clearer; rotation by complex numbers."""
+    """The published forward pass, one head and position at a time; rotation by complex numbers."""
 
     def norm(h, name):
         centred = h - h.mean(-1, keepdim=True)

@@ -165,7 +165,7 @@ def test_tokenisers_that_do_not_fit_are_refused(tokenizer, tmp_path):
 
 
 def test_a_published_model_is_distilled_on_text_of_its_tokeniser(tokenizer, tmp_path, monkeypatch, capsys):
-    """MDLM in its own layout, tiny, by the words of the command line, with evaluation, text samples and a student."""
+    """MDLM in its own layout, tiny, by the command line, with evaluation, text and a student."""
     from safetensors.torch import save_file
 
     from distillkit import load_student

@@ -1,4 +1,7 @@
-"""Each metric against a count by hand, an exact law or a simpler computation; and none is better for being sharper."""
+"""Each metric against a count by hand, an exact law or a simpler computation.
+
+No metric is better for being sharper.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,10 @@ def test_the_rule_is_counted_in_four_ways():
 
 
 def test_independent_tokens_break_the_rule_as_often_as_they_must():
-    """The stationary law of 32 tokens: 0.90025 of all pairs, 0.9590 of those that are bound, 0.4637 by the released count."""
+    """The stationary law of 32 tokens gives the three error rates of the rule.
+
+    0.90025 of all pairs, 0.9590 of those that are bound, 0.4637 by the released count.
+    """
     weights = (32 - torch.arange(32)).double().expand(2000, -1)
     x = torch.multinomial(weights, 256, replacement=True, generator=torch.Generator().manual_seed(0))
     errors = countdown_errors(x)
@@ -85,7 +91,10 @@ def test_independent_tokens_break_the_rule_as_often_as_they_must():
 
 
 def test_countdown_of_few_steps_errs_as_published():
-    """8 tokens of 32 would take long: the smaller world, Tweedie = Euler, errs in the same way and falls with steps."""
+    """The error of a sampler falls with its steps, in a world small enough to be fast.
+
+    8 tokens of 32 would take long; with Tweedie = Euler the smaller world errs in the same way.
+    """
     teacher = Countdown(num_tokens=8, length=32)
     evaluator = WorldEvaluator(teacher)
     rates = [evaluator(teacher.generate(256, {}, 0, times=teacher.grid(steps)))["pair_error"] for steps in (1, 4, 16)]
@@ -120,7 +129,7 @@ def test_a_small_world_is_compared_whole():
 
 
 def test_metrics_of_a_world_converge_to_their_exact_values():
-    """A large exact sample has the world's own numbers; independent tokens have those that follow from the formula."""
+    """A large exact sample has the world's own numbers; independent tokens have the formula's."""
     teacher = Potts(num_tokens=3, length=12, beta=1.5)
     evaluator = WorldEvaluator(teacher)
     floor = evaluator.floor(20_000)
@@ -135,7 +144,10 @@ def test_metrics_of_a_world_converge_to_their_exact_values():
 
 
 def test_sharper_is_not_better_in_any_world():
-    """All tokens equal is the likeliest sequence: best nll, worst everything else, and `nll` aims at the real value."""
+    """All tokens equal is the likeliest sequence: best `nll`, worst everything else.
+
+    So `nll` aims at the value of real data.
+    """
     evaluator = WorldEvaluator(Potts(num_tokens=3, length=12))
     real, sharp = evaluator.floor(2000), evaluator(torch.zeros(2000, 12, dtype=torch.long))
     assert sharp["nll"] < real["nll"] and evaluator.better["nll"] == "target"
@@ -173,7 +185,7 @@ def test_real_text_has_the_best_numbers(text):
 
 
 def test_repetition_is_not_better_though_the_judge_likes_it(text):
-    """The sharpest sampler repeats one likely phrase: a fine perplexity, and every other number says what it is."""
+    """A sampler that repeats one likely phrase has a fine perplexity and every other number bad."""
     words = " ".join(["the statement"] * 9)[:64]
     tokens = torch.tensor([[" abcdefghijklmnopqrstuvwxyz".index(c) for c in words]]).repeat(400, 1)
     real, sharp = text.floor(400), text(tokens)
@@ -218,7 +230,7 @@ def test_digits_are_measured_as_images():
 
 @pytest.mark.parametrize("noise", ["absorbing", "uniform"])
 def test_the_embedded_teachers_are_small_and_know_their_neighbours(text, noise):
-    """Their bound on held-out text lies far below the entropy of single characters, which needs no neighbour to reach."""
+    """The bound on held-out text lies far below the entropy of single characters."""
     weights = Path(teacher_module.WEIGHTS) / f"text_{noise}"
     assert (weights / "model.safetensors").stat().st_size <= 2_500_000 and (weights / "README.md").is_file()
     teacher, x = teacher_module.Text(noise), text.held_out[:200]

@@ -1,4 +1,4 @@
-"""Text as people have it: on one line, a paragraph a line, in other encodings, in folders, in other alphabets."""
+"""Text as people have it: on one line, a paragraph a line, in other encodings and alphabets."""
 
 import codecs
 import hashlib
@@ -67,7 +67,7 @@ def test_lines_are_paragraphs_where_there_are_no_empty_ones():
 
 
 def test_a_paragraph_a_line_is_in_one_part(tmp_path):
-    """Lines long enough are not cut where there are many: those of the test are not begun in training."""
+    """Lines long enough are not cut where there are many: no test line begins in training."""
     lines = [f"{unicodedata.normalize('NFKD', line)}" for line in prose(400, words=30)]
     (tmp_path / "a.txt").write_text("\n".join(lines))
     data = loaded(tmp_path / "a.txt", length=16)

@@ -1,4 +1,4 @@
-"""Masked language models: tiny checkpoints of transformers, and in the layouts of LLaDA and Dream, computed again here."""
+"""Masked language models: tiny checkpoints of transformers, LLaDA and Dream, recomputed here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Toy(Recorded, nn.Module):
 
 
 def test_the_mask_changes_places_with_the_last_token():
-    """Vocabulary 7 with mask 3: our 3 is the model's 6, our mask 6 is its 3, all others keep their number."""
+    """Vocabulary 7 with mask 3: our 3 is the model's 6, our mask 6 its 3, others stay."""
     network = MaskedLM(Toy(), mask=3, vocabulary=7)
     x = torch.tensor([[0, 3, 6]])
     theirs = Toy()(torch.tensor([[0, 6, 3]])).logits[..., :7]
@@ -187,7 +187,10 @@ def weights(names: dict[str, str], biases: tuple[str, ...]) -> dict[str, Tensor]
 
 
 def logits(w: dict[str, Tensor], names: dict[str, str], x: Tensor) -> Tensor:
-    """Llama's forward pass with attention in both directions, one head at a time; rotation by complex numbers."""
+    """Llama's forward pass with attention in both directions, one head at a time.
+
+    Rotation by complex numbers.
+    """
 
     def norm(h: Tensor, name: str) -> Tensor:
         return h / (h.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"]

@@ -132,7 +132,7 @@ def bytes_of(kind, size=(64, 48), mode="RGB", **settings):
 
 
 def png_of(width, height, pixels=None):
-    """A one-bit PNG of any size, all black, in a few kilobytes; or one whose compressed pixels are given."""
+    """A one-bit PNG of any size in a few kilobytes: black, or with given compressed pixels."""
     squeeze = zlib.compressobj(1)
     rows = pixels or b"".join(squeeze.compress(bytes(1 + (width + 7) // 8)) for _ in range(height)) + squeeze.flush()
     head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\1\0\0\0\0"
@@ -294,7 +294,10 @@ def test_the_square_is_the_one_that_the_whole_resized_image_would_have():
 
 
 def test_what_cameras_and_printers_write_is_shown_right(tmp_path):
-    """Turned by EXIF, CMYK, palette with a clear colour, grey with alpha, 16 bits, one bit, moving: all as viewers show them."""
+    """Special pictures are read as viewers show them.
+
+    Turned by EXIF, CMYK, palette with a clear colour, grey with alpha, 16 bits, one bit, moving.
+    """
     folder = ImageFolder(str(tmp_path), resolution=8)
 
     def shown(name, image, **settings):

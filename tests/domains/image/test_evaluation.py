@@ -1,4 +1,4 @@
-"""The image evaluator on digits: it must tell good from bad, collapsed from diverse, copied from new."""
+"""The image evaluator on digits: it tells good from bad, diverse from collapsed, new from copy."""
 
 import hashlib
 import sys

@@ -1,4 +1,4 @@
-"""Structures as people have them: parted by TER, with other names, places that are unknown or several, damaged."""
+"""Structures as people have them: parted by TER, with other names, unknown places, damage."""
 
 import gzip
 import warnings
@@ -43,7 +43,7 @@ def lengths(chains):
 @pytest.mark.parametrize("chain", [" ", "A"])
 @pytest.mark.parametrize("first", [1, 41, -5])
 def test_ter_parts_chains(tmp_path, chain, first):
-    """Without names, as simulations write them, and copies of one name and numbering, as assemblies do."""
+    """Chains without names, as in simulations, and copies of one name, as in assemblies."""
     far = [atom(x + [30, 0, 0], first + i, chain=chain) for i, x in enumerate(BASE[:35])]
     found, said = read(tmp_path, [*helix(40, chain=chain), "TER", *far, "TER"])
     assert lengths(found) == [40, 35] and not said
@@ -122,7 +122,7 @@ def test_other_kinds_are_missing(tmp_path, name):
 
 
 def test_names_of_atoms_may_stand_to_the_left(tmp_path):
-    """Where elements are not said, ` CA ` is a carbon atom and `CA  ` calcium; residues hold none."""
+    """Where elements are not said, ` CA ` is carbon and `CA  ` calcium; residues hold none."""
     assert lengths(read(tmp_path, [line.replace("  CA ", " CA  ")[:66] for line in helix()])[0]) == [40]
 
 
@@ -173,7 +173,7 @@ def test_of_two_residues_at_one_place_the_more_occupied_one_is_taken(tmp_path, o
 @pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize("better", "AB")
 def test_one_conformer_all_along(tmp_path, better, blocks):
-    """Two conformers whose occupancies alternate, one of them ahead in the sum; atom by atom, or one after the other."""
+    """Two conformers with alternating occupancies, one ahead in the sum; two orders of atoms."""
     shift = {"A": np.array([2.0, 0, 0]), "B": np.array([-2.0, 0, 0])}
 
     def flipped(i, letter):

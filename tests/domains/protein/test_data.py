@@ -1,4 +1,4 @@
-"""C-alpha traces: the geometry against closed forms and against other tools, ideal folds, files of real chains."""
+"""C-alpha traces: geometry against closed forms and other tools, ideal folds, real chains."""
 
 import math
 import os
@@ -119,7 +119,7 @@ def test_ideal_folds_are_physical():
 
 
 def test_strands_lie_side_by_side():
-    """Of a meander most residues of a strand have one of another at 0.4 to 0.6 nm."""
+    """In a meander most residues of a strand have one of another at 0.4 to 0.6 nm."""
     b = batch(folds(60, 32, 64, torch.Generator().manual_seed(1)), 64)
     sheet = b["label"] == 1
     x, mask = b["data"][sheet], b["mask"][sheet]
@@ -278,7 +278,10 @@ def pdb_line(
 
 
 def structure(path: Path, num: int = 40, models: int = 1, gap: int = 0) -> np.ndarray:
-    """A helix as a PDB file, its third residue at two places, with `gap` residues missing after ten. Angstrom."""
+    """A helix as a PDB file (angstrom), its third residue at two places.
+
+    After ten residues `gap` are missing.
+    """
     chain = straight(91.0, 50.0, num)[0][0].numpy() * 10
     lines = []
     for model in range(models):

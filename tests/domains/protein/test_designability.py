@@ -1,4 +1,4 @@
-"""Designability by a program of the user's: here a few lines of Python that stand for a structure predictor."""
+"""Designability by a program of the user's: here a few lines of Python stand for it."""
 
 import json
 import os

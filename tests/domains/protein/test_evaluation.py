@@ -1,4 +1,4 @@
-"""The metrics of backbones against closed forms and known faults, files against other tools, every method from its words."""
+"""The metrics of backbones against closed forms and known faults; files against other tools."""
 
 import html
 import json
@@ -168,7 +168,7 @@ def test_samples_that_are_none_are_refused(data, real):
 
 @pytest.mark.skipif(not STORE.is_dir(), reason="the real chains are not here")
 def test_noise_on_real_chains_has_the_known_effect():
-    """80 natural chains: 0.02 nm per axis leaves 0.52 of the bonds valid, 0.05 nm leaves hardly a helix."""
+    """80 natural chains: 0.02 nm per axis leaves 0.52 of the bonds, 0.05 nm hardly a helix."""
     with np.load(STORE / "backbones.npz") as file:
         ca, offsets = torch.from_numpy(file["coords"][:, 1] / 10), file["offsets"]
     g, valid, helix = torch.Generator().manual_seed(0), [], []

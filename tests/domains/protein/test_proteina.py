@@ -1,4 +1,4 @@
-"""Proteina: checkpoints in the released layout are converted, and compute what the released equations say."""
+"""Proteina: converted checkpoints in the released layout compute the released equations."""
 
 import math
 import pickle
@@ -63,7 +63,7 @@ TRI = {**PLAIN, "update_pair_repr": True}
 
 
 def layout(nn: dict) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights, as the released code registers them for a configuration `model.nn`."""
+    """Names and shapes of the weights that the released code has for a configuration `model.nn`."""
     d, c, p, found = nn["token_dim"], nn["dim_cond"], nn["pair_repr_dim"], {}
 
     def linear(name, inp, out, bias=True):
@@ -131,7 +131,7 @@ def layout(nn: dict) -> dict[str, tuple[int, ...]]:
 
 
 def weights(nn: dict) -> dict[str, Tensor]:
-    """Random ones: nothing zero, nothing one, nothing that a forgotten term would leave unnoticed."""
+    """Random weights: none zero, none one, so that a forgotten term is noticed."""
     g, found = torch.Generator().manual_seed(0), {}
     for name, shape in layout(nn).items():
         value = torch.randn(shape, generator=g)
@@ -140,7 +140,10 @@ def weights(nn: dict) -> dict[str, Tensor]:
 
 
 def write(path, nn=PLAIN, state=None, target="v", config=None, **more):
-    """A Lightning checkpoint as the released training writes it: OmegaConf in its hyper-parameters, weights under `nn.`."""
+    """A Lightning checkpoint as the released training writes it.
+
+    OmegaConf in its hyper-parameters, weights under `nn.`.
+    """
     state = weights(nn) if state is None else state
     config = config or {"model": {"nn": nn, "target_pred": target}, "training": {"self_cond": True, "fold_cond": True}}
     held = {
@@ -308,7 +311,7 @@ def test_a_checkpoint_that_predicts_positions_is_read_as_that(tmp_path):
 
 
 def test_a_checkpoint_without_omegaconf_is_read_as_well(folders, tmp_path):
-    """What is left where somebody saved the settings as plain dicts, as the refusal of other classes asks for."""
+    """Settings saved as plain dicts, as the refusal of other classes asks for, are read."""
     write(tmp_path / "a.ckpt", hyper_parameters={"cfg_exp": CONFIG})
     again = Proteina(str(convert(tmp_path / "a.ckpt", tmp_path / "out", longest=16)))
     assert again.denoiser.state_dict().keys() == Proteina(str(folders.plain)).denoiser.state_dict().keys()
@@ -455,7 +458,7 @@ def test_the_grid_is_the_released_one(folders):
 
 
 def test_the_sde_keeps_a_gaussian_that_it_should():
-    """With the true score of N(0, s^2) and gamma 1, many steps leave N(0, s^2); gamma 0 leaves less."""
+    """With the true score of N(0, s^2) and gamma 1 many steps leave N(0, s^2); gamma 0 less."""
     s, process, g = 0.5, RectifiedFlow(), torch.Generator().manual_seed(0)
 
     def denoise(x, t):

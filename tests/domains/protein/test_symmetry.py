@@ -1,4 +1,4 @@
-"""What must not matter for a protein: how a chain is turned, where it lies, what is in the padding. Losses, methods, metrics."""
+"""Losses, methods and metrics ignore a protein's pose, its place and the padding."""
 
 import pytest
 import torch
@@ -57,7 +57,10 @@ def weights_gradient(loss: Tensor, model: nn.Module) -> Tensor:
 @pytest.mark.parametrize("loss", [sid_loss, dmd_loss])
 @pytest.mark.parametrize("normalise", [None, "sample"])
 def test_a_turned_chain_is_pulled_in_the_turned_direction(loss, normalise, seed):
-    """Exactly without the normaliser. That one is a mean of absolute coordinates, so with it the length may change."""
+    """Without the normaliser the gradient turns exactly with the chain.
+
+    The normaliser is a mean of absolute coordinates, so with it the length may change.
+    """
     real, fake = denoiser(1), denoiser(2)
     (x, eps), r, t = drawn(seed, 2), turn(seed), torch.tensor([0.9, 0.5, 0.1]).double()
 

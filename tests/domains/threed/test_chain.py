@@ -80,7 +80,10 @@ def test_what_is_no_pair_is_refused():
 
 @pytest.fixture
 def folders(tmp_path):
-    """Student folders of both stages; networks of the tests are not trusted by the command line, so a small DiT."""
+    """Student folders of both stages.
+
+    They have a small DiT, because the command line does not trust networks of the tests.
+    """
     first = student(DiT((1, 16, 16, 16), 8, 1, 2, 4, CLASSES), (1, 16, 16, 16), prediction="edm")
     first.save(tmp_path / "structure")
     features().save(tmp_path / "features")

@@ -1,4 +1,4 @@
-"""Metrics of shapes: sets against closed forms, what each stage's evaluator sees, and what it refuses."""
+"""Metrics of shapes: sets against closed forms, each stage's evaluator, and its refusals."""
 
 import math
 
@@ -23,7 +23,7 @@ def ball(radius, centre=(0, 0, 0), side=16) -> Mesh:
 
 
 def test_sets_on_a_line():
-    """Ours at 0, 1, 10; the reference at 0.4, 20, 21: nearest of ours are 0.4 (0), 0.4 (1), 0.4 (10)."""
+    """Ours at 0, 1, 10, the reference at 0.4, 20, 21: the nearest of ours is always 0.4."""
     ours, theirs = torch.tensor([0.0, 1, 10]), torch.tensor([0.4, 20, 21])
     found = compare_sets(*((a[:, None] - b).abs() for a, b in ((ours, theirs), (ours, ours), (theirs, theirs))))
     assert found["coverage"] == pytest.approx(1 / 3)

@@ -1,4 +1,4 @@
-"""Meshes as people have them: far away, with polygons, inside out, without their pictures, damaged."""
+"""Meshes as people have them: far away, with polygons, inside out, without pictures, damaged."""
 
 import io
 import math
@@ -19,7 +19,10 @@ U_AREA, U_VOLUME = 30 * 0.28**2, 7 * 0.28**3  # its longest side is 3 units and 
 
 
 def prism(outline, first=0):
-    """Vertices and polygons of a prism over a clockwise outline, its caps one polygon each, which begins at a corner."""
+    """Vertices and polygons of a prism over a clockwise outline.
+
+    Each cap is one polygon, which begins at a corner.
+    """
     size = len(outline)
     vertices = np.concatenate([np.c_[outline, np.zeros(size)], np.c_[outline, np.ones(size)]])
     corners = [(first + i) % size for i in range(size)]
@@ -89,7 +92,10 @@ def test_a_concave_polygon_keeps_its_notch(tmp_path, first):
 
 
 def test_equal_polygons_of_a_ply_are_cut_as_well(tmp_path):
-    """Four corners each, two of them an arrowhead: trimesh keeps equally long faces in another way than mixed ones."""
+    """Four corners each, two of them an arrowhead.
+
+    trimesh keeps equally long faces in another way than mixed ones.
+    """
     dart = np.array([[0, 0], [-1, 2], [0, 0.5], [1, 2]])  # clockwise, the notch at its third corner
     for binary in (False, True):
         for first in range(4):

@@ -1,4 +1,4 @@
-"""Closed surfaces from faces: polygons are cut inside their outlines, each part has its inside where it is meant to be."""
+"""Closed surfaces from faces: polygons are cut inside their outlines, parts turned right."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Meshes from voxels and voxels from meshes, pictures and files: against spheres and boxes whose answers are known."""
+"""Meshes from voxels and back, pictures and files, against spheres and boxes."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Solids and the two stages as data: distances against geometry, and what a shell, a set and a batch owe."""
+"""Solids and the two stages as data: distances against geometry; shells, sets and batches."""
 
 import math
 

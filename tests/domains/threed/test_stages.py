@@ -1,4 +1,4 @@
-"""Both stages from the words of the command line to a step of training, and the embedded teachers behind them."""
+"""Both stages from the command line to a step of training, and their embedded teachers."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_the_shipped_weights_are_small_and_half_precision(stage):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_teacher_is_worth_distilling(stage):
-    """At its best it makes the class that was asked for and lies nearer to real data than in one step."""
+    """At its best it makes the class asked for, nearer to real data than in one step."""
     own = build("domain=threed", f"stage={stage}", "method=dmd")
     teacher, evaluator = own.model.teacher, own.data.evaluator()
     cond = teacher.condition(own.data.conditions(150))

@@ -1,4 +1,4 @@
-"""TRELLIS from a local folder: what the networks compute, how they are read, and what their teachers promise."""
+"""TRELLIS from a local folder: its networks, how they are read, and its teachers."""
 
 import json
 
@@ -167,7 +167,10 @@ def test_the_structure_flow_is_what_its_formulas_say(more):
 
 
 def res_block(w, name, x, emb, move=None):
-    """On a full grid, [B, side, side, side, C]: dense convolutions, plain averages (with the extra zero), plain repeats."""
+    """Dense convolutions, plain averages (with the extra zero) and plain repeats.
+
+    On a full grid, [B, side, side, side, C].
+    """
     b = {k.removeprefix(f"{name}."): v for k, v in w.items() if k.startswith(f"{name}.")}
 
     def conv(layer, h):

@@ -1,4 +1,4 @@
-"""Adapters on one frozen pipeline: what is in memory, what is trained, what is kept, and what a student needs again."""
+"""Adapters on one frozen pipeline: memory, training, what is kept, what a student needs."""
 
 import re
 import shutil
@@ -36,7 +36,7 @@ def prompts(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=KINDS)
 def folder(request, tmp_path_factory):
-    """Of a pipeline; its own name is that of its kind."""
+    """The folder of a pipeline, named after its kind."""
     folder = tmp_path_factory.mktemp("pipelines") / request.param
     KINDS[request.param][0](folder)
     return folder
@@ -184,7 +184,7 @@ def woken(teacher, network=None):
 
 
 def test_adapters_on_any_layer_and_merged(folder, prompts):
-    """All linear layers and convolutions, as of any network; merged they are a network that needs no pipeline."""
+    """All linear layers and convolutions, as of any network; merged they need no pipeline."""
     teacher = teacher_of(folder, prompts)
     student = woken(teacher, Adapters(teacher.base(), 1))
     network = student.denoiser.network

@@ -16,7 +16,7 @@ FRAMES = LastFrames()
 
 
 class Count(nn.Module):
-    """Instead of denoising it counts on from the last frame given, and in that from the noise's mean, a little."""
+    """A denoiser that counts on from the last context frame, and a little from the noise's mean."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +70,7 @@ def test_refusals(student, cond):
 
 
 def test_teachers_that_are_given_first_frames_proceed(cond):
-    """The embedded one, and those that `pretrain` leaves; what is recorded in their folders is the same object."""
+    """The embedded teacher and those of `pretrain` record the same continuation."""
     embedded = ClipsContinuation()
     made = torch.linspace(-2, 2, 5)[None, None, :, None, None].expand(2, 1, 5, 2, 2)
     after = embedded.proceed(cond, made)

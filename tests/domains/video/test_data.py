@@ -50,7 +50,7 @@ def test_the_digit_is_of_the_class():
 
 
 def test_a_drawn_digit_is_where_it_should_be_and_keeps_its_ink():
-    """Bilinear interpolation keeps the sum and the centre of mass, to rounding; whole pixels are copied."""
+    """Bilinear interpolation keeps sum and centre of mass, to rounding; whole pixels are copied."""
     rng = torch.Generator().manual_seed(0)
     ink = torch.rand(5, 2, DIGIT, DIGIT, generator=rng, dtype=torch.float64)
     ink[:, 1] = 0

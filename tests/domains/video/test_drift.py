@@ -94,7 +94,7 @@ def test_only_students_that_are_given_frames_go_on(tmp_path, capsys):
 
 
 def test_a_folder_of_an_earlier_version_goes_on_as_its_teacher_does(folder, tmp_path, capsys):
-    """Its student.yaml says nothing of it; where teacher.yaml does not either, one sentence tells what is missing."""
+    """The teacher's continuation is used; where it has none, one sentence says what is missing."""
     old, teacher = tmp_path / "student", folder.parent / "teacher"
     shutil.copytree(folder / "student", old)
     config = read_yaml(old / "student.yaml")

@@ -1,4 +1,4 @@
-"""Metrics of videos: motion against closed forms, what the evaluator sees, what it refuses; pictures and files."""
+"""Metrics of videos: motion against closed forms, evaluator, refusals, pictures and files."""
 
 import math
 import sys
@@ -38,7 +38,10 @@ def test_change_and_flicker_in_closed_form():
 
 @pytest.mark.parametrize("frequency", [1, 3, 8])
 def test_a_swing_has_its_power_at_its_frequency(frequency):
-    """cos has the power T a^2 / 4 at its frequency, T a^2 at the highest, where its two halves fall together."""
+    """cos has the power T a^2 / 4 at its frequency, and T a^2 at the highest one.
+
+    There its two halves fall together.
+    """
     found, floor = spectrum(wave(frequency)), 10 * math.log10(ROUNDING)
     assert found.shape == (8,) and found.argmax() == frequency - 1
     expected = 16 * 0.25 / (1 if frequency == 8 else 4)
@@ -55,7 +58,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def real(data):
-    """Of test clips what they get."""
+    """The metrics of test clips."""
     batch = data.test[torch.arange(120)]
     return batch, data.evaluator()(batch["data"], batch)
 
@@ -211,7 +214,7 @@ def test_odd_sizes_are_padded_and_without_pyav_there_is_a_gif(tmp_path, monkeypa
 
 
 def test_a_run_shows_its_clips_moving(tmp_path, real):
-    """What `finish` leaves where media have a film: strips and a moving picture of each set, and the student's files."""
+    """`finish` leaves strips, a moving picture of each set and the student's files."""
     from distillkit.callbacks.finish import _show
 
     def generate(num, cond, seed, *rest, **options):

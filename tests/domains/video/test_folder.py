@@ -198,7 +198,7 @@ def test_a_file_that_breaks_later_is_named_and_the_next_clip_stands_in(tmp_path)
 
 
 def turned(path, matrix):
-    """A file of one red corner whose display matrix is replaced: right, down in 16.16 fixed point."""
+    """A file of one red corner with another display matrix: right, down in 16.16 fixed point."""
     picture = np.zeros((16, 32, 3), np.uint8)
     picture[:8, :16, 0] = 255
     encoded(path, [picture, picture // 2] * 5, size=(16, 32), fps=10, codec="mpeg4", bit_rate=2_000_000)

@@ -1,4 +1,4 @@
-"""I3D's layout and arithmetic; no weights of it are here, so what is checked is what can be told without them."""
+"""I3D's layout and arithmetic, as far as they can be checked without its weights."""
 
 import pickle
 

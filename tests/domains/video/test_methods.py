@@ -1,4 +1,4 @@
-"""From the words of the command line to a step of training, with and without first frames; the embedded teacher."""
+"""Methods from the command line to a step, with and without context frames; the teacher."""
 
 import pytest
 import torch
@@ -80,7 +80,7 @@ def test_the_shipped_weights_are_small(name):
     ("stage", "share"), [("clip", 0.5), ("continuation", 1.0)]
 )  # four frames say nearly everything
 def test_the_teacher_is_worth_distilling(stage, share):
-    """At its best it makes the digit and the motion that were asked for, and lies nearer to real data than in one step."""
+    """At its best it makes the digit and motion asked for, nearer to real data than in one step."""
     own = build("domain=video", f"stage={stage}", "method=dmd")
     teacher, evaluator = own.model.teacher, own.data.evaluator()
     cond = teacher.condition(own.data.conditions(120))

@@ -1,4 +1,7 @@
-"""Wan and CogVideoX as teachers: our samplers against the pipelines' own, on tiny random pipelines saved by diffusers."""
+"""Wan and CogVideoX as teachers: our samplers against the pipelines' own.
+
+The pipelines are tiny, random and saved by diffusers.
+"""
 
 import json
 import shutil
@@ -47,7 +50,10 @@ def teacher(wan, folder, prompts):
 
 
 def theirs(pipeline, noise, steps, length, kappa=5.0, output_type="latent", **options):
-    """What the pipeline makes of `noise` [B, C, F, H, W] for the prompts 2 and 0; latents have the same layout."""
+    """The pipeline's result for `noise` [B, C, F, H, W] and the prompts 2 and 0.
+
+    Latents have the same layout.
+    """
     frames_first = type(pipeline).__name__ == "CogVideoXPipeline"
     pipeline.set_progress_bar_config(disable=True)
     made = pipeline(
@@ -141,7 +147,7 @@ def test_the_process_of_cogvideox_is_the_schedulers_table(shift, zero):
 
 
 def test_unipc_on_wan_is_the_pipelines(tmp_path, prompts):
-    """But that the pipeline tells its network times rounded down to integers, which is taken away here."""
+    """The same but for the times, which the pipeline rounds down to integers for its network."""
     from diffusers import UniPCMultistepScheduler
 
     settings = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
