@@ -28,7 +28,11 @@ class Continuation(Recorded, ABC):
         """The condition of what comes after x_0 [B, ...], decoded and made for `cond`; without gradient."""
 
     def overlap(self, cond: Cond) -> int:
-        """Length along `axis` of what a sample made for `cond` shares with the one before it."""
+        """Length along `axis` of what a sample made for `cond` shares with the one before it.
+
+        Raises:
+            ValueError: samples for this condition cannot be gone on from.
+        """
         return 0
 
 
@@ -53,15 +57,18 @@ def rolled_out(
         [n, ...], longer along the continuation's axis.
 
     Raises:
-        ValueError: the model does not go on, or there is no sample to make.
+        ValueError: the model does not go on, or is conditioned on nothing.
     """
     checks.whole(1, rollouts=rollouts)
     if continuation is None:
         raise ValueError("this model does not say what comes after a sample: take one whose teacher proceeds")
+    if not cond:
+        raise ValueError("this model is conditioned on nothing, so it cannot go on from its own samples")
     num, axis, parts = len(next(iter(cond.values()))), continuation.axis, []
     for k in range(rollouts):
+        overlap = continuation.overlap(cond)  # before the sample: it refuses a condition that it does not know
         made = sample(num, cond, seed * rollouts + k)
-        shared = continuation.overlap(cond) if k else 0
+        shared = overlap if k else 0
         parts.append(made.narrow(axis, shared, made.shape[axis] - shared))
         cond = continuation(cond, made)
     return torch.cat(parts, dim=axis)
