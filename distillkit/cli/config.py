@@ -1,7 +1,7 @@
 """Hydra's side of the command line: where configurations live, how words change them, how Lightning gets them.
 
 Listing the groups needs the standard library only, composing needs Hydra: nothing is imported
-    before that.
+before that.
 """
 
 import json
@@ -174,7 +174,7 @@ def as_it_stands(word: str, known: dict[str, list[str]]) -> str:
     """`a.b=PATH` with the path quoted, whatever is in it; `a.b=PATH,PATH` with each of them, for a sweep.
 
     A number is a path only under a key that asks for one: a folder called 4 does not change
-        trainer.max_steps=4.
+    trainer.max_steps=4.
     """
     key, equals, value = word.partition("=")
     if not equals or key.lstrip("+") in known or word.startswith("~") or re.search("[/@]|^hydra[.]", key):

@@ -1,7 +1,7 @@
 """SEDD, RADD and MDLM as teachers, from a directory on this machine.
 
 Nothing is downloaded, no code that comes with a checkpoint is run, and no pickle is trusted: the
-    networks are built here.
+networks are built here.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class DDiTCheckpoint(DiscreteTeacher):
     """SEDD, RADD or MDLM with absorbing noise, in the layout of its hub folder: `config.json` beside the weights.
 
     Which of them it is follows from the files: a flat configuration is MDLM's (told sigma = 0
-        unless it says
-    `time_conditioning`), a nested one is SEDD's, and RADD's where the weights know no time.
+    unless it says `time_conditioning`), a nested one is SEDD's, and RADD's where the weights know
+    no time.
 
     Args:
         path: the folder, with `model.safetensors` or `pytorch_model.bin` (plain tensors only).

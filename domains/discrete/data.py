@@ -1,7 +1,7 @@
 """Data of tokens: `data` [B, d] int64 in 0 .. S-1 and, where the source has classes, `label` [B] int64.
 
 N: sequences; B: batch; d: length of a sequence; S: number of real tokens (a mask is not among
-    them).
+them).
 """
 
 from __future__ import annotations

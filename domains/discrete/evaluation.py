@@ -26,16 +26,15 @@ class WorldEvaluator:
     """Samples [N, d] against a law that is known.
 
     Every world: `pair_tv`, total variation between the neighbours (x^i, x^{i+1}) of the samples,
-        all positions together, and
-    theirs; `entropy`, nats of a token given the one before it, in the samples: falls below the
-    world's own when a sampler sharpens, and rises when it forgets neighbours. A world whose
-    sequences all have a probability adds `nll`, nats per token under the true law: below that of
-    real data means sharpened. A world of at most 4096 sequences adds `tv`, between the frequencies
-    of whole sequences and their probabilities (biased upwards by the number of samples, so look at
-    the floor). A countdown adds how often the rule is broken: `pair_error` of all neighbours,
-    `error` of those after x^i > 0, `sequence_error` of sequences; `released_error` counts as a
-    published counter does (only every second pair, over d); and the share of `zeros`, because a
-    sample of zeros alone breaks no rule.
+    all positions together, and theirs; `entropy`, nats of a token given the one before it, in the
+    samples: falls below the world's own when a sampler sharpens, and rises when it forgets
+    neighbours. A world whose sequences all have a probability adds `nll`, nats per token under the
+    true law: below that of real data means sharpened. A world of at most 4096 sequences adds `tv`,
+    between the frequencies of whole sequences and their probabilities (biased upwards by the number
+    of samples, so look at the floor). A countdown adds how often the rule is broken: `pair_error`
+    of all neighbours, `error` of those after x^i > 0, `sequence_error` of sequences;
+    `released_error` counts as a published counter does (only every second pair, over d); and the
+    share of `zeros`, because a sample of zeros alone breaks no rule.
 
     Args:
         teacher: the world.
@@ -127,13 +126,13 @@ class TextEvaluator:
     """Samples [N, d] of text against text that nobody trained on.
 
     `trigram_tv`, the headline: total variation between the three-character sequences of the samples
-        and of the held-out
-    text; a sampler that repeats itself misses it as one does that errs. `perplexity` of a character
-    under a judge, an n-gram model of the held-out text: below that of real text means sharpened.
-    `entropy` of the characters inside a sample, nats, averaged over samples. `distinct`: different
-    4-grams as a share of all (falls with the number of samples, alike in each row). `copied`: share
-    of 12-character windows that occur in the training text; far above real text means memorised.
-    For vocabularies so large that n-grams do not fit into 64 bits, n is smaller throughout.
+    and of the held-out text; a sampler that repeats itself misses it as one does that errs.
+    `perplexity` of a character under a judge, an n-gram model of the held-out text: below that of
+    real text means sharpened. `entropy` of the characters inside a sample, nats, averaged over
+    samples. `distinct`: different 4-grams as a share of all (falls with the number of samples,
+    alike in each row). `copied`: share of 12-character windows that occur in the training text; far
+    above real text means memorised. For vocabularies so large that n-grams do not fit into 64 bits,
+    n is smaller throughout.
 
     Args:
         train: the training data; it gives `copied` and, since the judge has not seen it, the values

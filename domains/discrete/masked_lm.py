@@ -1,8 +1,7 @@
 """Masked language models as teachers, from a directory on this machine: those of the package transformers, LLaDA, Dream.
 
 Nothing is downloaded and no code that comes with a checkpoint is run: LLaDA is Llama and Dream is
-    Qwen2, both of transformers,
-with attention in both directions.
+Qwen2, both of transformers, with attention in both directions.
 """
 
 from __future__ import annotations
@@ -165,8 +164,8 @@ class TransformersTeacher(DiscreteTeacher):
     """A masked language model from a local directory: one that the package transformers knows, LLaDA, or Dream.
 
     Others that bring their own code are not loaded, for that code would have to be run: load them
-        yourself and wrap them,
-    `DiscreteTeacher(Mean(MaskedLM(model, mask, vocabulary), Absorbing(vocabulary - 1)), (d,))`.
+    yourself and wrap them, `DiscreteTeacher(Mean(MaskedLM(model, mask, vocabulary),
+    Absorbing(vocabulary - 1)), (d,))`.
 
     Args:
         path: the directory, with `config.json` and safetensors.

@@ -59,8 +59,7 @@ class Digits(ImageData):
     """Scikit-learn's 1,797 handwritten digits, [1, 8, 8], x = grey / 8 - 1, ten classes; std 0.75.
 
     The split is the same for ever (train 1,297, val 250, test 250, classes in proportion): shipped
-        weights saw the
-    training part alone.
+    weights saw the training part alone.
     """
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
@@ -77,9 +76,8 @@ class NpzImages(ImageData):
     """Images in one .npz file.
 
     Keys: `images` (or OpenAI's `arr_0`) uint8 [N, H, W] or [N, H, W, C] with C = 1, 3 or 4
-        (transparency goes over
-    white); optionally `labels` (or `arr_1`) integers [N]. Only uint8: a float array does not say
-    its range.
+    (transparency goes over white); optionally `labels` (or `arr_1`) integers [N]. Only uint8: a
+    float array does not say its range.
 
     Args:
         path: the file.

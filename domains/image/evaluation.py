@@ -97,9 +97,9 @@ class ImageEvaluator:
         """What real data gets: training images (by default as many as are held out) against the held-out data.
 
         Give `num_samples` the number of samples of the model beside it: the distances are biased by
-            it, alike for both.
-        Where the training data would look perfect by construction (its own nearest neighbour, the
-        labels its classifier was fitted to) the value is that of the held-out data.
+        it, alike for both. Where the training data would look perfect by construction (its own
+        nearest neighbour, the labels its classifier was fitted to) the value is that of the
+        held-out data.
         """
         size = min(num_samples or len(self._reference_ND), len(self._training_MD))
         rows = np.random.RandomState(0).permutation(len(self._training_MD))[:size]

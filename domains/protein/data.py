@@ -1,8 +1,7 @@
 """Protein backbones as C-alpha traces: padded sets of residues in the order of the chain, in nanometres.
 
 No sequence, no side chains. A chain has no gap: what follows each other in a sample is bonded. Fold
-    classes are those of
-`domains.protein.geometry.CLASSES`.
+classes are those of `domains.protein.geometry.CLASSES`.
 
 n: residues of a chain; N: residues of the longest one that fits.
 """
@@ -160,10 +159,9 @@ class ChainFile(Chains):
     """Chains in one .npz file.
 
     Arrays, of which only the first two must be there: `coords` [residues, 3] or [residues, atoms,
-        3] in ANGSTROM, where of
-    three or more atoms the second is C-alpha (N, CA, C, O); `offsets` [chains + 1], where each
-    chain starts in them; `split` [chains], train, val or test; `globular` [chains], bool, false for
-    those to be left out.
+    3] in ANGSTROM, where of three or more atoms the second is C-alpha (N, CA, C, O); `offsets`
+    [chains + 1], where each chain starts in them; `split` [chains], train, val or test; `globular`
+    [chains], bool, false for those to be left out.
 
     A chain that is too long is cut into windows, all in the same part of the data; of one with a
     gap (neighbours that are not 0.27 to 0.42 nm apart) the longest piece is taken. Residues without

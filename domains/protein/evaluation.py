@@ -42,18 +42,14 @@ class ProteinEvaluator:
     """Compares C-alpha traces with held-out chains.
 
     `frechet` (the headline): between Gaussians fitted to the chains' descriptors, see
-        `descriptors`; it sees all that follows
-    but the comparisons of whole chains. `bond`, `bond_spread`: mean and standard deviation of the
-        distance between neighbours;
-    `bond_valid`: share within 0.02 of 0.38. `clash`: pairs, three or more apart along the chain,
-        nearer than 0.3, per residue.
-    `angle_js`, `dihedral_js`: Jensen-Shannon divergence, in bits, between the pooled virtual angles
-        and dihedrals. `rg_ratio`:
-    mean radius of gyration, in units of what natural chains of the length have. `helix`, `strand`:
-        mean P-SEA contents;
-    `left_helix`: share of residues in turns of four with dihedrals of a left-handed helix.
-        `class_agreement`: share of chains
-    whose contents are of the class that was asked for.
+    `descriptors`; it sees all that follows but the comparisons of whole chains. `bond`,
+    `bond_spread`: mean and standard deviation of the distance between neighbours; `bond_valid`:
+    share within 0.02 of 0.38. `clash`: pairs, three or more apart along the chain, nearer than 0.3,
+    per residue. `angle_js`, `dihedral_js`: Jensen-Shannon divergence, in bits, between the pooled
+    virtual angles and dihedrals. `rg_ratio`: mean radius of gyration, in units of what natural
+    chains of the length have. `helix`, `strand`: mean P-SEA contents; `left_helix`: share of
+    residues in turns of four with dihedrals of a left-handed helix. `class_agreement`: share of
+    chains whose contents are of the class that was asked for.
 
     Of whole chains, by TM-score: `diversity_tm`, its mean over pairs of samples; `clusters`, the
     number of groups that single linkage at 0.5 finds, over the number of chains; `novelty_tm`, the
@@ -62,7 +58,7 @@ class ProteinEvaluator:
     residue k, a lower bound.
 
     `designability`, if there is a program that tells: the share of chains with an scRMSD below 2
-        angstrom.
+    angstrom.
 
     Args:
         train: the training data, len() and train[indices] -> batch.

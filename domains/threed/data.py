@@ -70,9 +70,9 @@ class StructureData(ShapeData):
     """Stage one, where the voxels are. Batch: `data` float32 [B, 1, R, R, R] in [-1, 1], `label` int64 [B] if there are any.
 
     How deep a voxel lies (`depth`): above 0 it is occupied, which is all that a sample of a model
-        decodes to. Bare -1 and 1
-    would say the same, but a field that goes over smoothly is easier to generate and leaves no
-    loose voxels. Those of the occupied voxels that stage two works on are their `shell`.
+    decodes to. Bare -1 and 1 would say the same, but a field that goes over smoothly is easier to
+    generate and leaves no loose voxels. Those of the occupied voxels that stage two works on are
+    their `shell`.
     """
 
     def __init__(self, shapes: Shapes, side: int = 16, batch_size: int = 32):
@@ -92,10 +92,9 @@ class FeaturesData(ShapeData):
     """Stage two, what the voxels of the shell hold. A sample is a set of voxels, padded to N.
 
     Batch: `data` float32 [B, N, 11] (the signed distances at the voxel's corners in units of its
-        side, positive outside,
-    in the order of `CORNERS`; red, green, blue in [-1, 1]), `coords` int64 [B, N, 3] (the voxel's
-    indices), `mask` bool [B, N] (false in the padding, where the others are zero), `label` int64
-    [B] if there are any.
+    side, positive outside, in the order of `CORNERS`; red, green, blue in [-1, 1]), `coords` int64
+    [B, N, 3] (the voxel's indices), `mask` bool [B, N] (false in the padding, where the others are
+    zero), `label` int64 [B] if there are any.
 
     Args:
         shapes: the source.

@@ -39,11 +39,10 @@ class ShapeEvaluator(ABC):
     """What the evaluation of both stages has in common.
 
     `frechet` (the headline): between Gaussians fitted to the classifier's features, each in units
-        of its standard
-    deviation over the reference; its floor is well above 0, for the features are many and the
-    samples few. `coverage`, `mmd`, `nearest_accuracy`: see `compare_sets`, with the Chamfer
-    distance. `volume`: its mean. `watertight`: share of shapes whose mesh is closed and not empty.
-    `class_agreement`: share in which the classifier sees the class that was asked for.
+    of its standard deviation over the reference; its floor is well above 0, for the features are
+    many and the samples few. `coverage`, `mmd`, `nearest_accuracy`: see `compare_sets`, with the
+    Chamfer distance. `volume`: its mean. `watertight`: share of shapes whose mesh is closed and not
+    empty. `class_agreement`: share in which the classifier sees the class that was asked for.
 
     Args:
         train: the training data, len() and train[indices] -> batch.
@@ -131,10 +130,9 @@ class ShapeEvaluator(ABC):
         """How far shapes are from a reference made from the same noise, one by one.
 
         `chamfer`: between clouds of 1,024 points, the mean over both ways of the mean distance to
-            the nearest point of the
-        other; it stays at the clouds' own spacing (about 0.012) for equal surfaces drawn anew.
-        `f_score`: the harmonic mean of the shares of points that are within half a voxel of the
-        other cloud (Tatarchenko et al. 2019).
+        the nearest point of the other; it stays at the clouds' own spacing (about 0.012) for equal
+        surfaces drawn anew. `f_score`: the harmonic mean of the shares of points that are within
+        half a voxel of the other cloud (Tatarchenko et al. 2019).
         """
         ours, theirs = (clouds(self.meshes(*_thinned(x, cond)), POINTS, SEED) for x in (samples, reference))
         gaps, scores = [], []
@@ -203,9 +201,8 @@ class Structure(ShapeEvaluator):
     """Of stage one, structures [n, 1, R, R, R]. Reference: held-out data.
 
     Beside those of `ShapeEvaluator`: `connected`, the share of solids in one piece (through faces);
-        `nearest_train`, the
-    mean of 1 - intersection / union with the most similar training solid, which for a model that
-    copies its training data is far below that of real data.
+    `nearest_train`, the mean of 1 - intersection / union with the most similar training solid,
+    which for a model that copies its training data is far below that of real data.
     """
 
     stage = "structure"

@@ -1,7 +1,7 @@
 """Pictures of shapes, drawn by a renderer of our own that needs neither a display nor a graphics card, and files of them.
 
 n: shapes; N: voxels of a padded set; R: voxels along a side; P: points of a mesh; S: pixels along a
-    side.
+side.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ def render(mesh: Mesh, azimuths: Sequence[float] = (AZIMUTH,), size: int = CELL)
     """A mesh in parallel projection, seen from each of the azimuths (radians): uint8 [S, S, 3].
 
     Every face is covered with points closer than a pixel, and of the points in one pixel the
-        nearest is shown: a depth
-    buffer without rasterisation, which suits meshes of many small faces. Lit by one lamp and by the
-    sky.
+    nearest is shown: a depth buffer without rasterisation, which suits meshes of many small faces.
+    Lit by one lamp and by the sky.
     """
     pixels = size * SUPER
     points, normals, colours = _covered(mesh, pixels) if len(mesh.faces) else [np.zeros((0, 3), np.float32)] * 3

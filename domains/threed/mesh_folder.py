@@ -117,8 +117,8 @@ def winding(mesh: Mesh, side: int) -> np.ndarray:
     """How often a closed mesh winds around each lattice point, int64 [R+1, R+1, R+1]: positive inside, 0 outside.
 
     Counted along vertical lines: faces above a point that look up, less those that look down. The
-        lines stand a hair
-    beside the lattice, so that they miss edges and corners of shapes that are aligned with it.
+    lines stand a hair beside the lattice, so that they miss edges and corners of shapes that are
+    aligned with it.
     """
     axis = np.arange(side + 1) / side - 0.5
     x, y = (grid.reshape(-1) for grid in np.meshgrid(axis + 1.37e-5, axis + 2.11e-5, indexing="ij"))

@@ -26,11 +26,10 @@ class Solids(Shapes):
     """Boxes, tori, capped cones, boxes with a cone added, boxes with a cone taken away; the labels in this order.
 
     Size, place and colours are random, so is the pose: turned about the vertical by any angle and
-        leaning by up to half
-    a radian. The surface goes over from one colour to another along the shape's own axis; a shape
-    of two parts has a colour for each. Everything is a function of the seed; the categories come in
-    turn. The distances are exact for boxes, tori and cones; of two parts they are exact near the
-    surface and a lower bound away from it.
+    leaning by up to half a radian. The surface goes over from one colour to another along the
+    shape's own axis; a shape of two parts has a colour for each. Everything is a function of the
+    seed; the categories come in turn. The distances are exact for boxes, tori and cones; of two
+    parts they are exact near the surface and a lower bound away from it.
 
     Args:
         train, val, test: number of shapes.

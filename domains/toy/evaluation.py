@@ -23,17 +23,16 @@ class ToyEvaluator:
     """Compares samples [N, D] with an exact teacher.
 
     Every law: `sliced_w2` (data units, the headline) and `energy`, both against exact samples;
-        `std_error`, the largest
-    relative error of a dimension's std; `correlation_error`, the largest difference of a
-    correlation; `mean_error`, the largest error of a mean in units of that dimension's std. These
-    three are against the exact moments. Several modes: every sample belongs to its nearest one,
-    distances being in units of that mode's std. `modes_found`; `weight_error`, the largest relative
-    error of a mode's weight; `mode_std_error`, the largest relative error of the std inside a mode
-    (a student that sharpens every mode has the right weights, and moments almost right);
-    `outliers`, the share beyond 4 std from every mode.
+    `std_error`, the largest relative error of a dimension's std; `correlation_error`, the largest
+    difference of a correlation; `mean_error`, the largest error of a mean in units of that
+    dimension's std. These three are against the exact moments. Several modes: every sample belongs
+    to its nearest one, distances being in units of that mode's std. `modes_found`; `weight_error`,
+    the largest relative error of a mode's weight; `mode_std_error`, the largest relative error of
+    the std inside a mode (a student that sharpens every mode has the right weights, and moments
+    almost right); `outliers`, the share beyond 4 std from every mode.
 
     With classes: `class_agreement`, the share of samples nearest to a mode of the class that was
-        asked for.
+    asked for.
 
     Args:
         teacher: the exact teacher.

@@ -31,26 +31,22 @@ class VideoEvaluator:
     """Compares clips with held-out ones.
 
     `frechet` (the headline): Frechet video distance, between Gaussians fitted to the classifier's
-        features of clips, each
-    in units of its standard deviation over the reference; its floor is well above 0, for the
-    features are many and the samples few. `frame_frechet`: the same for single frames. `coverage`
-    (k = 5) and `nearest_train`, the mean distance to the nearest training clip, in the features of
-    clips.
+    features of clips, each in units of its standard deviation over the reference; its floor is well
+    above 0, for the features are many and the samples few. `frame_frechet`: the same for single
+    frames. `coverage` (k = 5) and `nearest_train`, the mean distance to the nearest training clip,
+    in the features of clips.
 
     Without a classifier: `motion`, the mean size of a frame's difference from the one before (root
-        mean square over
-    pixels; the range is 2); `motion_gap`, the Wasserstein-1 distance between the distributions of
-    these sizes, in units of their mean over the reference; `spectrum`, the root mean square
-    difference, in decibels, between mean powers at each temporal frequency; `flicker`, second
-    differences in time over first ones. A still video has motion 0, a motion gap of 1, and tens of
-    decibels in the spectrum.
+    mean square over pixels; the range is 2); `motion_gap`, the Wasserstein-1 distance between the
+    distributions of these sizes, in units of their mean over the reference; `spectrum`, the root
+    mean square difference, in decibels, between mean powers at each temporal frequency; `flicker`,
+    second differences in time over first ones. A still video has motion 0, a motion gap of 1, and
+    tens of decibels in the spectrum.
 
     `class_agreement`, `motion_agreement`: share of clips in which the classifier sees the class
-        that was asked for.
-    `first_error`: root mean square difference between a clip's first frames and those that were
-        given.
-    `outside`: share of values that lie clearly outside of [-1, 1], to which all are cut before they
-        are measured.
+    that was asked for. `first_error`: root mean square difference between a clip's first frames and
+    those that were given. `outside`: share of values that lie clearly outside of [-1, 1], to which
+    all are cut before they are measured.
 
     Args:
         train: the training data, len() and train[indices] -> batch.

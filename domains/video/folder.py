@@ -40,7 +40,7 @@ class VideoFolder(VideoData):
     place: then every different caption is a class, in alphabetical order (`names` has them).
 
     Frames stand as a player shows them: turned and mirrored by the file's display matrix, their
-        pixels made square.
+    pixels made square.
 
     What is damaged, without pictures or shorter than a clip is found before training, named in a
     warning and left out. For that all files are decoded once; how long they are is kept in

@@ -36,8 +36,8 @@ class ProteinaTransformer(Recorded, nn.Module):
     number of classes, or absence, means none. What comes out is `eps - x_0`, or x_0.
 
     Args: those of the released configuration `model.nn` that shape the weights, and two that stand
-        elsewhere. target_pred: `v` or `x_1`, what the checkpoint was trained to predict (x_1 is x_0
-        here). fold_classes: how many classes, architectures and topologies it knows.
+    elsewhere. target_pred: `v` or `x_1`, what the checkpoint was trained to predict (x_1 is x_0
+    here). fold_classes: how many classes, architectures and topologies it knows.
     """
 
     centred = True  # the mean of a sample is zero, see Denoiser

@@ -1,7 +1,7 @@
 """The pipelines' transformers as networks of ours, and where adapters find them again.
 
 B: batch; C: latent channels; F: latent frames; H, W: latent height and width; D: channels of the
-    text encoder.
+text encoder.
 """
 
 from __future__ import annotations
