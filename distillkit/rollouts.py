@@ -38,7 +38,11 @@ class Continuation(Recorded, ABC):
         """
 
     def overlap(self, cond: Cond) -> int:
-        """Length along `axis` that a sample made for `cond` shares with the one before it."""
+        """Length along `axis` that a sample made for `cond` shares with the one before it.
+
+        Raises:
+            ValueError: no sample can follow one that was made for `cond`.
+        """
         return 0
 
 
@@ -63,15 +67,18 @@ def rolled_out(
         [n, ...], longer along the continuation's axis.
 
     Raises:
-        ValueError: the model does not go on, or there is no sample to make.
+        ValueError: the model does not go on, or is conditioned on nothing.
     """
     checks.whole(1, rollouts=rollouts)
     if continuation is None:
         raise ValueError("this model does not say what comes after a sample: take one whose teacher proceeds")
+    if not cond:
+        raise ValueError("this model is conditioned on nothing, so it cannot go on from its own samples")
     num, axis, parts = len(next(iter(cond.values()))), continuation.axis, []
     for k in range(rollouts):
+        overlap = continuation.overlap(cond)  # before the sample: it refuses a condition that it does not know
         made = sample(num, cond, seed * rollouts + k)
-        shared = continuation.overlap(cond) if k else 0
+        shared = overlap if k else 0
         parts.append(made.narrow(axis, shared, made.shape[axis] - shared))
         cond = continuation(cond, made)
     return torch.cat(parts, dim=axis)

@@ -27,6 +27,10 @@ class LSD(SamplerDistiller):
     """
 
     requires = frozenset({"denoiser"})
+    renamed = dict.fromkeys(
+        ("objective", "rule", "couple", "ratio", "fine"),
+        "objective, rule, couple, ratio and fine are of LSDTokens alone",
+    )
 
     def __init__(
         self,

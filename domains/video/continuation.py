@@ -22,4 +22,6 @@ class LastFrames(Continuation):
         return {**cond, "first": x_0[:, :, -self.overlap(cond) :].detach().clamp(-1, 1)}
 
     def overlap(self, cond: Cond) -> int:
+        if "first" not in cond or cond["first"].ndim != 5:
+            raise ValueError("videos go on from their first frames, cond['first'], which this model is not given")
         return cond["first"].shape[2]

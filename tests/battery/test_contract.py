@@ -14,7 +14,26 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from distillkit.cli import config, front
 from distillkit.cli.matrix import compatibility
-from tests.battery.conftest import DOMAINS, FOREIGN, compose, file_of, loaded, made_of, small, takes, tiny, weights
+from tests.battery.conftest import (
+    DOMAINS,
+    FOREIGN,
+    METHODS,
+    cases,
+    compose,
+    file_of,
+    loaded,
+    made_of,
+    small,
+    takes,
+    tiny,
+    weights,
+)
+
+
+def test_every_class_of_a_pair_is_a_case():
+    """A class that is nobody's case owes nothing here, and nobody would notice."""
+    pairs = [(domain, method) for domain in DOMAINS for method in METHODS if compatibility(domain, method) is None]
+    assert {config.pair(*pair).model._target_ for pair in pairs} == {case.path for case in cases()}
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

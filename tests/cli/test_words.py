@@ -534,3 +534,10 @@ def test_a_configuration_of_an_earlier_version_is_told_the_class_of_today(path, 
 def test_classes_that_serve_a_gaussian_process_as_before_are_not_refused(path):
     model = {"class_path": f"distillkit.methods.{path}", "init_args": {"teacher": DIGITS}}
     config.refuse_moved({"model": model}, "config.yaml")
+
+
+def test_a_part_beside_the_model_does_not_tell_that_it_is_of_tokens():
+    for part in ("_target_: mine.discrete.Callback", "_target_: distillkit.discrete.Of, path: a/discrete/b"):
+        config.compose(["domain=image", "method=pretrain", f"vars.callbacks.mine={{{part}}}"])
+    with pytest.raises(UsageError, match=r"Pretrain is distillkit\.methods\.pretrain_tokens\.PretrainTokens now"):
+        config.compose(["domain=discrete", "method=pretrain", "model._target_=distillkit.methods.pretrain.Pretrain"])

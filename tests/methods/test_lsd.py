@@ -9,6 +9,7 @@ import torch
 from helpers import distil, gaussian, neural, trainer
 from torch import nn
 
+from distillkit.cli import front
 from distillkit.data import DistillData, TensorData
 from distillkit.diffusion.learned import LearnedSolver, LearnedTimes
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
@@ -443,6 +444,14 @@ def test_pairs_are_of_the_run_s_seed_and_of_the_training_data_s_conditions(metho
 def test_each_kind_refuses_the_other_s_teacher_by_its_name():
     with pytest.raises(ValueError, match=r"distillkit.methods.lsd_tokens.LSDTokens, LSD takes no DiscreteTeacher"):
         LSD(world(potts(3, 3, 1.5), Absorbing))
+
+
+@pytest.mark.parametrize("word", ["objective=mean_match", "rule=tweedie", "couple=true", "ratio=16", "fine=64"])
+def test_the_settings_for_tokens_are_told_apart(word, capsys, tmp_path):
+    """Runs of earlier versions have recorded all of them, whatever their world."""
+    assert front.main(["fit", "domain=toy", "method=lsd", f"model.{word}", "--out", str(tmp_path / "run")]) == 2
+    said = "any more: objective, rule, couple, ratio and fine are of LSDTokens alone"
+    assert capsys.readouterr().err == f"error: no key model.{word.partition('=')[0]} {said}\n"
 
 
 # The folder

@@ -1,9 +1,11 @@
 """Rollouts of any modality: the contract, on a teacher of sound that continues its last values."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
-from helpers import Tail, trainer, wake
+from helpers import Tail, gaussian, neural, trainer, wake
 
 from distillkit.cli.products import sample
 from distillkit.data import DistillData, TensorData
@@ -103,6 +105,21 @@ def test_a_damaged_record_is_refused(tmp_path):
         write_yaml(tmp_path / "s" / "student.yaml", {**config, "continuation": value})
         with pytest.raises(ValueError, match="student.yaml is damaged: continuation cannot be"):
             load_student(tmp_path / "s", TRUST)
+
+
+def test_a_record_that_does_not_fit_the_student_is_refused(tmp_path):
+    """A stranger's folder says that it goes on, and is conditioned on nothing, or not on what its record takes."""
+    DMD(gaussian(0.0, 1.0)).export(tmp_path / "alone")
+    DMD(neural()).export(tmp_path / "label")
+    frames = {"class_path": "domains.video.continuation.LastFrames", "init_args": {}}
+    for folder, said in (
+        ("alone", "this model is conditioned on nothing"),
+        ("label", "cond['first'], which this model"),
+    ):
+        config = read_yaml(tmp_path / folder / "student.yaml")
+        write_yaml(tmp_path / folder / "student.yaml", {**config, "continuation": frames})
+        with pytest.raises(UsageError, match=re.escape(said)):
+            sample([str(tmp_path / folder), "-n", "2", "--rollouts", "2"])
 
 
 def test_a_student_whose_teacher_does_not_proceed_says_so(tmp_path):
