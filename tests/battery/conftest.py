@@ -177,7 +177,7 @@ def file_of(method: str) -> Path:
 
 @cache
 def preset(method: str) -> bool:
-    """Whether it is another method with other settings: its yaml builds on that one's and keeps the class."""
+    """Whether its yaml builds on another method's and keeps the class: other settings alone."""
     entries = (yaml.safe_load(file_of(method).read_text()) or {}).get("defaults", ())
     bases = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
     return any(config.target(base, FOREIGN) == config.target(method, FOREIGN) for base in bases)
