@@ -50,7 +50,7 @@ class DiscreteTeacher(BaseTeacher):
         """The slow reference: clean tokens [B, d].
 
         Args:
-            noise: `noise(0)` makes the start, `noise(1 + i)` is the noise of network call i.
+            noise: `noise(0)` makes the start, `noise(1 + i)` is that of call i of the denoiser.
             cond, steps, solver, kappa: as in `BaseTeacher`.
             times: the decreasing times to visit, instead of the teacher's grid of `steps`.
         """

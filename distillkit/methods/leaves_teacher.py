@@ -58,7 +58,7 @@ class DataDistiller(TeacherDistiller):
         solver, steps: those with which the new teacher samples best; kept in its folder. None is
             the kind's own solver.
         drop: share of samples trained without their condition, so that guidance is possible.
-        student: optimiser of the network (the role is called student, as everywhere).
+        student: optimiser of the network, whose role is called `student` as in every method.
     """
 
     requires = frozenset({"data"})

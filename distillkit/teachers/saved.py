@@ -50,6 +50,6 @@ class SavedTeacher(Recorded):
         return FolderTeacher.provides | DiscreteFolderTeacher.provides
 
 
-# whoever asks for a teacher of either kind may be given a folder: `requires` tells whether it fits
+# A folder may stand for a teacher of either kind: `requires` tells whether it fits.
 Teacher.register(SavedTeacher)
 DiscreteTeacher.register(SavedTeacher)

@@ -1,4 +1,4 @@
-"""No part of the data holds an item of another part, and only a test sees test data."""
+"""No part of the data holds an item of another; validation and test never see each other's."""
 
 import itertools
 
