@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from distillkit.diffusion.denoiser import Cond
-from distillkit.errors import Arguments, UsageError, exit_code
+from distillkit.errors import Arguments, UsageError, exit_code, number
 from distillkit.files import write_atomic, write_text
 from distillkit.rollouts import rolled_out
 from distillkit.students.provenance import allow, load, made_with, set_up
@@ -63,36 +63,56 @@ def draw(curves: dict[str, dict[str, list[float]]]) -> Figure:
     return figure
 
 
-def measure(argv: Sequence[str]) -> None:
+def asked(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of the command line."""
     parser = Arguments(prog="domains.video.drift", description="Measure long videos clip by clip.")
     parser.add_argument(
         "students", nargs="+", help="student folders of stage=continuation, or the run folders around them"
     )
-    parser.add_argument("-n", type=int, default=240, help="videos of each model (default 240)")
-    parser.add_argument("--clips", type=int, default=5, help="clips in a row (default 5: 64 frames of clips of 16)")
+    parser.add_argument("-n", type=number(int, 2), default=240, help="videos of each model (default 240)")
+    parser.add_argument(
+        "--clips", type=number(int, 1), default=5, help="clips in a row (default 5: 64 frames of clips of 16)"
+    )
     parser.add_argument(
         "--teacher", action=argparse.BooleanOptionalAction, default=True, help="measure the teacher too"
     )
     parser.add_argument("--out", type=Path, default=Path("drift"), help="a new folder (default drift)")
     allow(parser)
     args = parser.parse_args(argv)
-    if args.n < 2 or args.clips < 1:
-        raise UsageError(f"-n must be at least 2 and --clips at least 1, got {args.n} and {args.clips}")
     if args.out.exists():
         raise UsageError(f"{args.out} exists already; give another place with --out")
+    return args
+
+
+def loaded(args: argparse.Namespace) -> tuple[dict[str, Callable[..., Tensor]], Any]:
+    """The models, each a function `(n, cond, seed) -> clips`, and the data of the first student."""
     students = {path: load(path, args.trust) for path in args.students}
     for path, student in students.items():
         if tuple(student.context) != ("first",):
             raise UsageError(f"{path} is not given first frames, so it cannot go on: train one with stage=continuation")
     own = made_with(students[args.students[0]], args.students[0], args.trust, "teacher", "data")
-    data = own["data"]
-    set_up(data)
-    evaluator = data.evaluator()
-    cond = data.conditions(args.n)
     models = {path: student.sample for path, student in students.items()}
     if args.teacher:
         models = {"teacher": own["teacher"].generate} | models
-    curves = {}
+    set_up(own["data"])
+    return models, own["data"]
+
+
+def table(curves: dict[str, dict[str, list[float]]], clips: int) -> Table:
+    """Rows of model and metric, columns of some clips; drift.json has all."""
+    columns = sorted({round(k) for k in np.geomspace(1, clips, COLUMNS)})
+    shown = Table("model", "metric", *(f"clip {k}" for k in columns))
+    for model, metrics in curves.items():
+        for name in SHOWN:
+            if name in metrics:
+                shown.add_row(model, name, *(f"{metrics[name][k - 1]:.3g}" for k in columns))
+    return shown
+
+
+def measure(argv: Sequence[str]) -> None:
+    args = asked(argv)
+    models, data = loaded(args)
+    evaluator, cond, curves = data.evaluator(), data.conditions(args.n), {}
     for name, sample in models.items():
         video = rolled_out(sample, LastFrames(), cond, args.clips, SEED)
         curves[name] = drift(evaluator, video, cond, data.event_shape[1])
@@ -101,13 +121,7 @@ def measure(argv: Sequence[str]) -> None:
     write_text(args.out / "drift.json", json.dumps({"videos": args.n, "seed": SEED, "models": curves}, indent=1))
     figure = draw(curves)
     write_atomic(args.out / "drift.png", lambda path: figure.savefig(path, format="png", dpi=120))
-    columns = sorted({round(k) for k in np.geomspace(1, args.clips, COLUMNS)})  # drift.json has all
-    table = Table("model", "metric", *(f"clip {k}" for k in columns))
-    for model, metrics in curves.items():
-        for name in SHOWN:
-            if name in metrics:
-                table.add_row(model, name, *(f"{metrics[name][k - 1]:.3g}" for k in columns))
-    Console().print(table)
+    Console().print(table(curves, args.clips))
     print(f"curves and videos: {args.out}")
 
 
