@@ -56,6 +56,8 @@ class LSDTokens(SamplerDistiller):
     renamed = {
         "student": "of tokens the numbers are solved for, without an optimiser's settings",
         "ema_halflife": "of tokens the solutions are averaged already",
+        "schedule": "of tokens the n-th step has size 1 / n",
+        "warmup": "of tokens the n-th step has size 1 / n",
     }
 
     def __init__(
@@ -75,7 +77,7 @@ class LSDTokens(SamplerDistiller):
         checks.whole(2, 10_000, fine=fine)
         times = first_times(num_steps, times, teacher.grid)
         sampler = LearnedSampler(teacher.process, times, rule, learn_times)
-        super().__init__(teacher, sampler, Adam(), ema_halflife=0, **kwargs)
+        super().__init__(teacher, sampler, Adam(), ema_halflife=0, schedule="constant", warmup=0, **kwargs)
         self.objective, self.couple, self.ratio = objective, couple, ratio
         self.learn_times, self.fine = learn_times, fine
 
