@@ -26,6 +26,10 @@ class LSD(SamplerDistiller):
     """
 
     requires = frozenset({"denoiser"})
+    renamed = dict.fromkeys(
+        ("objective", "rule", "couple", "ratio", "fine"),
+        "objective, rule, couple, ratio and fine are of samplers of tokens, leave them out",
+    )
 
     def __init__(
         self,
