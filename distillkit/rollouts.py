@@ -53,7 +53,8 @@ def rolled_out(
         [n, ...], longer along the continuation's axis.
 
     Raises:
-        ValueError: the model does not go on, or there is no sample to make.
+        ValueError: the model does not go on, or along an axis that samples do not have, or there is
+            no sample to make.
     """
     checks.whole(1, rollouts=rollouts)
     if continuation is None:
@@ -61,6 +62,9 @@ def rolled_out(
     num, axis, parts = len(next(iter(cond.values()))), continuation.axis, []
     for k in range(rollouts):
         made = sample(num, cond, seed * rollouts + k)
+        if not axis or not -made.ndim < axis < made.ndim:
+            shape = list(made.shape)
+            raise ValueError(f"{type(continuation).__name__} cannot go on along axis {axis} of samples {shape}")
         shared = continuation.overlap(cond) if k else 0
         parts.append(made.narrow(axis, shared, made.shape[axis] - shared))
         cond = continuation(cond, made)
