@@ -67,7 +67,8 @@ def rolled_out(
         [n, ...], longer along the continuation's axis.
 
     Raises:
-        ValueError: the model does not go on, or is conditioned on nothing.
+        ValueError: the model does not go on, is conditioned on nothing, or goes on along an axis
+            that its samples do not have.
     """
     checks.whole(1, rollouts=rollouts)
     if continuation is None:
@@ -78,6 +79,9 @@ def rolled_out(
     for k in range(rollouts):
         overlap = continuation.overlap(cond)  # before the sample: it refuses a condition that it does not know
         made = sample(num, cond, seed * rollouts + k)
+        if not axis or not -made.ndim < axis < made.ndim:
+            shape = list(made.shape)
+            raise ValueError(f"{type(continuation).__name__} cannot go on along axis {axis} of samples {shape}")
         shared = overlap if k else 0
         parts.append(made.narrow(axis, shared, made.shape[axis] - shared))
         cond = continuation(cond, made)

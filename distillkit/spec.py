@@ -48,6 +48,8 @@ class Recorded:
     retired: tuple[str, ...] = ()
 
     def __new__(cls, *args, **kwargs):
+        if cls.__init__ is object.__init__ and (args or kwargs):  # which takes anything beside a __new__
+            raise TypeError(f"{cls.__name__} takes no arguments, got {', '.join(map(repr, [*args, *kwargs]))}")
         self = super().__new__(cls)
         # straight into __dict__: nn.Module refuses attributes before its own __init__
         self.__dict__["_arguments"] = dict(

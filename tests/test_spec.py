@@ -197,3 +197,8 @@ def test_trusted_packages_may_be_named():
     """`torch` is trusted here, and still only classes that record themselves are built."""
     with pytest.raises(ValueError, match="no class that distillkit writes"):
         from_spec({"class_path": "torch.nn.Linear", "init_args": {}}, trust=("torch",))
+
+
+def test_a_class_without_arguments_takes_none():
+    with pytest.raises(ValueError, match="LastFrames.* takes no arguments, got 'axis'"):
+        from_spec({"class_path": "domains.video.continuation.LastFrames", "init_args": {"axis": 99}})

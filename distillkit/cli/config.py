@@ -105,11 +105,13 @@ def paper(method: str, words: Sequence[str] = ()) -> str:
 def target(method: str, words: Sequence[str] = ()) -> str:
     """The class path of a method, without a domain's recipe; empty if its yaml does not compose."""
     places = tuple(words)
-    if (parts := _file("method", method, places)) is None:
-        try:
+    try:
+        with hydra_errors():
+            parts = _file("method", method, places)
+        if parts is None:
             return str(compose([*places, f"method={method}", "~recipe"])[0].model._target_)
-        except UsageError:
-            return ""
+    except UsageError:
+        return ""
     found = [keys["model"]["_target_"] for keys in parts if "_target_" in (keys.get("model") or {})]
     return str(found[-1]) if found else ""
 
@@ -232,18 +234,28 @@ def check(word: str, change: str, known: dict[str, list[str]], sweep: bool) -> N
 def hydra_errors() -> Iterator[None]:
     """Turns Hydra's and OmegaConf's errors into one sentence."""
     from hydra.errors import HydraException
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         yield
+    except YAMLError as error:
+        raise UsageError(f"a configuration file is not readable as yaml: {one_line(error)}") from error
+    except RecursionError as error:
+        raise UsageError("a configuration file builds on itself: take it out of its own defaults") from error
     except MissingMandatoryValue as error:
         raise UsageError(f"{error.full_key} has no default: say {error.full_key}=...") from error
+    except InterpolationKeyError as error:
+        if (match := re.match(r"Interpolation key '(([\w@]+)\.[\w.]+)' not found", str(error))) is None:
+            raise UsageError(one_line(str(error).partition("\n")[0])) from error
+        mend = f"choose another {match[2]}=..., or give {error.full_key}=..."
+        mend = f"give {match[1]}=..." if match[2] == "vars" else mend
+        raise UsageError(f"{error.full_key} is {match[1]}, which this run does not have: {mend}") from error
     except (HydraException, OmegaConfBaseException) as error:
         if match := re.match(r"Error merging override \++([^=]+)=(.*)", str(error)):
             raise UsageError(no_group(match[1], (), match[2])) from error
-        lines = [
-            line for line in str(error).splitlines() if not line.strip().startswith(("full_key", "object_type", "See "))
-        ]
+        said = str(error).partition("Config search path:")[0]
+        lines = [line for line in said.splitlines() if not line.strip().startswith(("full_key", "object_type", "See "))]
         raise UsageError(one_line(" ".join(lines))) from error
     except ValueError as error:
         if "Config group override" in str(error):
@@ -371,8 +383,9 @@ def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
     places = tuple(words)
     cfg, stage = _domain(domain, places)
     folders = [domain, f"{domain}/{stage}"] if stage else [domain]
-    recipes = [recipe_of(folder, method, places) for folder in folders]
-    files = [_file("method", method, places), *(_file("recipe", recipe, places) for recipe in recipes)]
+    with hydra_errors():
+        recipes = [recipe_of(folder, method, places) for folder in folders]
+        files = [_file("method", method, places), *(_file("recipe", recipe, places) for recipe in recipes)]
     if None in files:
         return compose([*words, f"domain={domain}", f"method={method}"])[0]
     with hydra_errors():
@@ -417,7 +430,7 @@ def _file(group: str, choice: str, words: tuple[str, ...]) -> tuple[Any, ...] | 
     for entry in OmegaConf.to_container(keys.pop("defaults", OmegaConf.create([]))):
         if isinstance(entry, str):
             below = _file(group, entry, words) if entry != "_self_" else ()
-            if below is None:
+            if below is None or (entry != "_self_" and _path(group, entry, words) is None):
                 return None
             parts += below
             continue
@@ -446,22 +459,27 @@ def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
             raise UsageError(f"{part} is no class: choose one with {group}=..., or give {part}._target_=PACKAGE.CLASS")
     if not isinstance(plain.get("vars"), dict):
         raise UsageError(f"vars holds further keys, such as vars.callbacks, and cannot be {plain.get('vars')!r}")
-    refuse_unread(plain, words)
+    refuse_unread(cfg, plain, words)
     for kind in ("callbacks", "logger"):
         refuse_no_classes(kind, plain["vars"].get(kind))
 
 
 def refuse_top(key: str, cfg: Any, words: Sequence[str]) -> None:
-    """Refuse a key at the top that no group and no part of the run has."""
-    names = sorted({*HANDED_OVER, *SCRATCH, *groups(words)})
-    if key not in names:
-        word = next((w for word in words if (w := word.lstrip("+").partition("=")[0]).split(".")[0] == key), key)
-        deeper = [name for name in typed_keys(cfg) if name.endswith(f".{word}")]
-        near = f" (did you mean {' or '.join(map(repr, deeper[:3]))}?)" if deeper else did_you_mean(key, names)
-        raise UsageError(f"no key {key!r} at the top{near}; there are: {', '.join(names)}")
+    """Refuse a key at the top that no part of the run reads."""
+    known = groups(words)
+    names = sorted({*HANDED_OVER, *SCRATCH, *known})
+    typed = next((w for word in words if (w := word.lstrip("+").partition("=")[0]).startswith(f"{key}.")), key)
+    if key in known and typed != key:
+        raise UsageError(f"{typed} sets nothing: {key}=... chooses a file, and its keys are set by their own names")
+    if key in known:
+        package = f"vars.{key}" if key in ("callbacks", "logger") else "_global_"
+        raise UsageError(f"a file of {key} reaches no part of the run: begin it with '# @package {package}'")
+    deeper = [name for name in typed_keys(cfg) if name.endswith(f".{typed}")]
+    near = f" (did you mean {' or '.join(map(repr, deeper[:3]))}?)" if deeper else did_you_mean(key, names)
+    raise UsageError(f"no key {key!r} at the top{near}; there are: {', '.join(names)}")
 
 
-def refuse_unread(plain: dict[str, Any], words: Sequence[str]) -> None:
+def refuse_unread(cfg: Any, plain: dict[str, Any], words: Sequence[str]) -> None:
     """Refuse words under `vars` that no interpolation in use reads."""
     said = {match[1]: match[0] for word in words if (match := re.match(r"vars\.(\w+)[^=]*", word.lstrip("+")))}
     if "student_network" in said:
@@ -474,7 +492,9 @@ def refuse_unread(plain: dict[str, Any], words: Sequence[str]) -> None:
         text = str([plain["vars"].get(name) for name in more])
     for name, key in said.items():
         if name not in read:
-            raise UsageError(f"nothing in this run reads {key}{did_you_mean(name, read, 'vars.')}")
+            deeper = [other for other in typed_keys(cfg) if other.endswith(f".{name}")]
+            near = f" (did you mean {' or '.join(map(repr, deeper[:3]))}?)" if deeper else ""
+            raise UsageError(f"nothing in this run reads {key}{near or did_you_mean(name, read, 'vars.')}")
 
 
 def refuse_no_classes(kind: str, parts: Any) -> None:
@@ -490,12 +510,13 @@ def refuse_no_classes(kind: str, parts: Any) -> None:
 
 
 def refuse_moved(plain: dict[str, Any], where: str) -> None:
-    """Refuse class paths that earlier versions wrote, with the new one."""
+    """Refuse class paths that earlier versions wrote, with the new ones, all of them at once."""
     made_of = str([plain.get("model"), plain.get("teacher")])  # a callback of that name says nothing about the model
     on_tokens = re.search(r"'(class_path|_target_)': '(distillkit|domains)\.discrete\.", made_of)
     moved, said = MOVED | MOVED_TOKENS if on_tokens else MOVED, str(plain)
-    if old := next((old for old in moved if re.search(rf"(?<![\w.]){re.escape(old)}(?![\w.])", said)), None):
-        raise UsageError(f"{old} is {moved[old]} now: change it in {where}")
+    found = [f"{old} is {moved[old]}" for old in moved if re.search(rf"(?<![\w.]){re.escape(old)}(?![\w.])", said)]
+    if found:
+        raise UsageError(f"{' and '.join(found)} now: change {'it' if len(found) == 1 else 'them'} in {where}")
 
 
 def typed_keys(cfg: Any) -> list[str]:

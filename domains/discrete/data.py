@@ -19,6 +19,7 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.data import DistillData, TensorData
+from distillkit.discrete.teacher import DiscreteTeacher
 from distillkit.errors import optional
 from distillkit.sources import Source
 from domains.discrete.teacher import World
@@ -53,12 +54,20 @@ class WorldData(DiscreteData):
         num_samples: of the training set; validation and test have 1000 each.
         batch_size: sequences of one micro-batch.
         seed: of the draws.
+
+    Raises:
+        ValueError: the teacher is no world, so the law of the data is not known.
     """
 
-    def __init__(self, teacher: World, num_samples: int = 16_384, batch_size: int = 256, seed: int = 0):
+    def __init__(self, teacher: DiscreteTeacher, num_samples: int = 16_384, batch_size: int = 256, seed: int = 0):
         super().__init__(batch_size)
         checks.whole(1, num_samples=num_samples)
         checks.seed(seed=seed)
+        if not isinstance(teacher, World):
+            raise ValueError(
+                f"the law of {teacher.id} is not known: name a world for the data, such as "
+                f"'data.teacher={{_target_: domains.discrete.teacher.Potts}}'"
+            )
         self.teacher, self.num_samples, self.seed = teacher, num_samples, seed
         self.event_shape, self.classes, self.num_tokens = teacher.event_shape, {}, teacher.process.num_tokens
 

@@ -178,6 +178,59 @@ def test_scratch_that_nothing_reads_is_refused(capsys):
     assert said == "nothing in this run reads vars.clases.label (did you mean 'vars.classes'?)"
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("vars.batch_size=3", "nothing in this run reads vars.batch_size (did you mean 'data.batch_size'?)"),
+        (
+            "method.kappa=3",
+            "method.kappa sets nothing: method=... chooses a file, and its keys are set by their own names",
+        ),
+        (
+            "recipe.trainer.max_steps=3",
+            "recipe.trainer.max_steps sets nothing: recipe=... chooses a file, and its keys are set by their own names",
+        ),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_told_its_home(word, said, capsys):
+    assert complaint(capsys, "fit", "domain=toy", "method=dmd", word, "--show") == said
+
+
+def test_data_of_a_world_ask_for_a_world(capsys):
+    said = complaint(capsys, "fit", "domain=discrete", "method=pretrain", "data=world")
+    assert said == (
+        "network.num_tokens is teacher.num_tokens, which this run does not have: choose another teacher=..., "
+        "or give network.num_tokens=..."
+    )
+    said = complaint(capsys, "fit", "domain=toy", "method=dmd", "data.batch_size=${vars.size}")
+    assert said == "data.batch_size is vars.size, which this run does not have: give vars.size=..."
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("# Mine.\nmodel: {kappa: 1.0}\n", "a file of method reaches no part of the run: begin it with '# @package _"),
+        ("# @package _global_\nmodel: {\n", "a configuration file is not readable as yaml: while parsing a flow"),
+        ("# @package _global_\ndefaults: [mine]\n", "a configuration file builds on itself: take it out of its own"),
+        ("# @package _global_\ndefaults: [nobody]\n", "In 'method/mine': Could not load 'method/nobody'."),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_and_list_goes_on(text, said, tmp_path, capsys):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text(text)
+    place = f"hydra.searchpath=[file://{tmp_path}]"
+    assert complaint(capsys, "fit", place, "domain=toy", "method=mine").startswith(said)
+    assert matrix.methods_of((place,))["mine"][1] == ""
+    assert matrix.compatibility("toy", "mine", (place,)).startswith("mine does not compose with toy: ")
+
+
+def test_a_recipe_that_reaches_nothing_is_refused(tmp_path, capsys):
+    (tmp_path / "recipe" / "toy").mkdir(parents=True)
+    (tmp_path / "recipe" / "toy" / "msd.yaml").write_text("trainer: {max_steps: 5}\n")
+    said = complaint(capsys, "fit", f"hydra.searchpath=[file://{tmp_path}]", "domain=toy", "method=msd", "--show")
+    assert said == "a file of recipe reaches no part of the run: begin it with '# @package _global_'"
+
+
 def test_wrong_values_are_told_with_the_key_as_words_set_it(capsys):
     assert complaint(capsys, "fit", *DUMMY, "teacher.place=x") == "teacher.place must be a float, got x"
     said = complaint(capsys, "fit", *DUMMY, "vars.callbacks.checkpoint.every=x")
@@ -528,6 +581,29 @@ def test_a_configuration_of_an_earlier_version_is_told_the_class_of_today(path, 
     file.write_text(json.dumps({"model": {"class_path": old, "init_args": arguments}}))
     assert front.main(["fit", "--config", str(file)]) == 2
     assert capsys.readouterr().err == f"error: {old} is distillkit.methods.{now} now: change it in {file}\n"
+
+
+def test_arguments_that_are_of_tokens_alone_are_told_at_once(capsys):
+    said = "objective, rule, couple, ratio and fine are of samplers of tokens, leave them out"
+    for word in ("rule=tweedie", "fine=64"):
+        key = word.partition("=")[0]
+        assert (
+            complaint(capsys, "fit", "domain=toy", "method=lsd", f"model.{word}")
+            == f"no key model.{key} any more: {said}"
+        )
+
+
+def test_all_classes_that_moved_are_told_at_once(tmp_path, capsys):
+    file = tmp_path / "config.yaml"
+    logger = [{"class_path": "distillkit.logger.MetricsLogger"}]
+    model = {"class_path": "distillkit.methods.lsd.LSDPlus", "init_args": {"teacher": DIGITS}}
+    file.write_text(json.dumps({"trainer": {"logger": logger}, "model": model}))
+    assert front.main(["fit", "--config", str(file)]) == 2
+    assert capsys.readouterr().err == (
+        "error: distillkit.logger.MetricsLogger is distillkit.report.logger.MetricsLogger and "
+        "distillkit.methods.lsd.LSDPlus is distillkit.methods.lsd.LSD with learn_times: true now: "
+        f"change them in {file}\n"
+    )
 
 
 @pytest.mark.parametrize("path", ["lsd.LSD", "pretrain.Pretrain"])

@@ -76,6 +76,14 @@ def test_joined_samples_keep_the_earlier_one_s_part():
     assert torch.equal(rolled_out(own.generate, own.continuation, cond, 1), own.generate(3, cond, 0))
 
 
+@pytest.mark.parametrize("axis", [0, 3, -3, 99])
+def test_an_axis_that_samples_do_not_have_is_refused(axis, monkeypatch):
+    own = teacher()
+    monkeypatch.setattr(Tail, "axis", axis)
+    with pytest.raises(ValueError, match=rf"Tail cannot go on along axis {axis} of samples \[3, 1, 6\]"):
+        rolled_out(own.generate, own.continuation, {"before": torch.zeros(3, 1, SHARED)}, 2)
+
+
 @pytest.mark.parametrize("method", [DMD, LSD])
 def test_from_training_to_long_samples_on_the_command_line(method, tmp_path, capsys):
     """The student's folder records its continuation; a sampler brings its teacher."""

@@ -89,6 +89,17 @@ def test_one_word_serves_both_kinds(folders):
     assert isinstance(made.model, DMD) and type(made.model.teacher) is FolderTeacher
 
 
+def test_a_teacher_of_a_world_is_distilled_on_draws_from_the_world(tmp_path):
+    """Its law is that of a world, which the data name beside it."""
+    network = DDiT(3, width=8, depth=1, heads=2, adaln=True, cond_dim=8)
+    folder = DiscreteTeacher(Mean(network, Absorbing(3)), (5,)).save(tmp_path / "t")
+    words = ["domain=discrete", "method=lsd", "data=world", "teacher=folder", f"teacher.path={folder}"]
+    with pytest.raises(ValueError, match="the law of t is not known: name a world for the data, such as 'data.teacher"):
+        build(*words)
+    made = build(*words, "data.teacher={_target_: domains.discrete.teacher.Potts}")
+    assert made.data.teacher.id == "potts-3-5-absorbing" and type(made.model.teacher) is DiscreteFolderTeacher
+
+
 def test_a_folder_that_cannot_be_read_is_left_to_its_constructor(tmp_path):
     for path in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(ValueError, match=r"does not exist"):
