@@ -584,7 +584,7 @@ def test_a_configuration_of_an_earlier_version_is_told_the_class_of_today(path, 
 
 
 def test_arguments_that_are_of_tokens_alone_are_told_at_once(capsys):
-    said = "objective, rule, couple, ratio and fine are of samplers of tokens, leave them out"
+    said = "objective, rule, couple, ratio and fine are of LSDTokens alone"
     for word in ("rule=tweedie", "fine=64"):
         key = word.partition("=")[0]
         assert (
