@@ -479,7 +479,7 @@ def refuse_no_classes(kind: str, parts: Any) -> None:
 
 def refuse_moved(plain: dict[str, Any], where: str) -> None:
     """Refuse class paths that earlier versions wrote, with the new one."""
-    made_of = str([plain.get("model"), plain.get("teacher")])  # a callback of that name says nothing about the model
+    made_of = str([plain.get("model"), plain.get("teacher")])  # whatever callbacks and data are called
     on_tokens = re.search(r"'(class_path|_target_)': '(distillkit|domains)\.discrete\.", made_of)
     moved, said = MOVED | MOVED_TOKENS if on_tokens else MOVED, str(plain)
     if old := next((old for old in moved if re.search(rf"(?<![\w.]){re.escape(old)}(?![\w.])", said)), None):

@@ -177,7 +177,7 @@ def file_of(method: str) -> Path:
 
 @cache
 def preset(method: str) -> bool:
-    """Whether it is another method with other settings: its yaml builds on that one's and keeps the class."""
+    """Whether it is another method with other settings: it builds on that one, of the same class."""
     entries = (yaml.safe_load(file_of(method).read_text()) or {}).get("defaults", ())
     bases = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
     return any(config.target(base, FOREIGN) == config.target(method, FOREIGN) for base in bases)
@@ -227,7 +227,7 @@ def plane(method: str) -> list[str]:
 
 @cache
 def takes(kind: type) -> set[str]:
-    """The arguments that the command line has for a class; what a class says to its base itself is none."""
+    """The arguments of a class that the command line has; it may give its base some by itself."""
     return {name.partition(".")[0] for name in keys_of(f"{kind.__module__}.{kind.__qualname__}")}
 
 

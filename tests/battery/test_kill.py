@@ -38,7 +38,7 @@ def start(case: Case, out: Path, elsewhere: Path) -> Command:
 
 
 def start_anew(case: Case, out: Path, elsewhere: Path) -> tuple[int, str]:
-    """Exit code and errors of the run in a new interpreter, where sets of names have another order than here."""
+    """Exit code and errors of the run in a new interpreter, where sets have another order."""
     env = {**os.environ, "TMPDIR": str(elsewhere), "PYTHONHASHSEED": "1"}
     command = [sys.executable, "-m", "distillkit", *words(case, out)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)

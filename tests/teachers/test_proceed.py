@@ -108,7 +108,7 @@ def test_a_damaged_record_is_refused(tmp_path):
 
 
 def test_a_record_that_does_not_fit_the_student_is_refused(tmp_path):
-    """A stranger's folder says that it goes on, and is conditioned on nothing, or not on what its record takes."""
+    """A folder says that it goes on, and is conditioned on nothing, or not on what that takes."""
     DMD(gaussian(0.0, 1.0)).export(tmp_path / "alone")
     DMD(neural()).export(tmp_path / "label")
     frames = {"class_path": "domains.video.continuation.LastFrames", "init_args": {}}
