@@ -77,7 +77,7 @@ def rolled_out(
         raise ValueError("this model is conditioned on nothing, so it cannot go on from its own samples")
     num, axis, parts = len(next(iter(cond.values()))), continuation.axis, []
     for k in range(rollouts):
-        overlap = continuation.overlap(cond)  # before the sample: it refuses a condition that it does not know
+        overlap = continuation.overlap(cond)  # before the sample: it refuses conditions
         made = sample(num, cond, seed * rollouts + k)
         if not axis or not -made.ndim < axis < made.ndim:
             shape = list(made.shape)

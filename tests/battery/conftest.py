@@ -18,7 +18,6 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import cache
-from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from lightning.pytorch import seed_everything
 from distillkit.capabilities import imported
 from distillkit.cli import config
 from distillkit.cli.matrix import compatibility
+from distillkit.cli.messages import keys_of
 from distillkit.data import DistillData
 from distillkit.errors import UsageError
 from distillkit.methods.base import Distiller
@@ -225,9 +225,10 @@ def plane(method: str) -> list[str]:
     return ["domain=toy", f"method={method}", *(["teacher=labelled"] if refused else [])]
 
 
+@cache
 def takes(kind: type) -> set[str]:
-    """The names of what a class or one of its bases is made of."""
-    return {name for base in kind.__mro__ for name in signature(base.__init__).parameters}
+    """The arguments of a class that the command line has; it may give its base some by itself."""
+    return {name.partition(".")[0] for name in keys_of(f"{kind.__module__}.{kind.__qualname__}")}
 
 
 def few(case: Case, numbers: Mapping[str, int] = FEW) -> list[str]:
