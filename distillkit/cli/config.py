@@ -35,6 +35,11 @@ MOVED_TOKENS = {
     "distillkit.methods.lsd.LSD": "distillkit.methods.lsd_tokens.LSDTokens",
     "distillkit.methods.pretrain.Pretrain": "distillkit.methods.pretrain_tokens.PretrainTokens",
 }
+UNFIT = {  # what Hydra says of choices that do not go together, and what to say instead
+    r"Could not override '(\w+)'": "this run has no {0}: leave {0}=... out",
+    r"Multiple values for (\w+)": "two of the choices name a {0} each, so they do not go together: change one of them",
+    r"Error resolving interpolation '\$\{recipe_of": "a run needs a domain and a method: say domain=... method=...",
+}
 GONE = {"teacher=discrete_folder": "teacher=folder"}  # choices of earlier versions
 
 
@@ -254,6 +259,9 @@ def hydra_errors() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         if match := re.match(r"Error merging override \++([^=]+)=(.*)", str(error)):
             raise UsageError(no_group(match[1], (), match[2])) from error
+        for pattern, mend in UNFIT.items():
+            if match := re.match(pattern, str(error)):
+                raise UsageError(mend.format(*match.groups())) from error
         said = str(error).partition("Config search path:")[0]
         lines = [line for line in said.splitlines() if not line.strip().startswith(("full_key", "object_type", "See "))]
         raise UsageError(one_line(" ".join(lines))) from error

@@ -196,6 +196,21 @@ def test_a_key_in_the_wrong_place_is_told_its_home(word, said, capsys):
     assert complaint(capsys, "fit", "domain=toy", "method=dmd", word, "--show") == said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["domain=toy", "stage=clip"], "this run has no stage: leave stage=... out"),
+        (
+            ["domain=video", "stage=features"],
+            "two of the choices name a network each, so they do not go together: change one of them",
+        ),
+        (["domain=toy", "~method"], "a run needs a domain and a method: say domain=... method=..."),
+    ],
+)
+def test_choices_that_do_not_go_together_are_refused_in_words(words, said, capsys):
+    assert complaint(capsys, "fit", *words) == said
+
+
 def test_data_of_a_world_ask_for_a_world(capsys):
     said = complaint(capsys, "fit", "domain=discrete", "method=pretrain", "data=world")
     assert said == (
