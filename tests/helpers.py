@@ -152,7 +152,7 @@ class Tail(Continuation):
         return {**cond, self.name: x_0.narrow(self.axis, x_0.shape[self.axis] - shared, shared)}
 
     def overlap(self, cond):
-        return cond[self.name].shape[self.axis]
+        return cond[self.name].shape[2]
 
 
 class Pairs(DistillData):

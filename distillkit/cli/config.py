@@ -326,7 +326,7 @@ def _reached(cfg: Any, changes: Sequence[str], places: tuple[str, ...]) -> Any:
     """The configuration with words that reach into the value of an interpolation.
 
     An example is model.student_times.mean. Hydra does not merge such a word into the value, so that
-    is done here.
+    is done here. A word that names a class, model.student_times._target_, replaces the value.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
@@ -337,7 +337,9 @@ def _reached(cfg: Any, changes: Sequence[str], places: tuple[str, ...]) -> Any:
     alone = [
         node
         for node in nodes
-        if OmegaConf.is_dict(there := OmegaConf.select(cfg, node)) and all(f"{node}.{key}" in said for key in there)
+        if f"{node}._target_" not in said
+        and OmegaConf.is_dict(there := OmegaConf.select(cfg, node))
+        and all(f"{node}.{key}" in said for key in there)
     ]
     if not alone:
         return cfg

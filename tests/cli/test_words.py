@@ -632,3 +632,9 @@ def test_a_part_beside_the_model_does_not_tell_that_it_is_of_tokens():
         config.compose(["domain=image", "method=pretrain", f"vars.callbacks.mine={{{part}}}"])
     with pytest.raises(UsageError, match=r"Pretrain is distillkit\.methods\.pretrain_tokens\.PretrainTokens now"):
         config.compose(["domain=discrete", "method=pretrain", "model._target_=distillkit.methods.pretrain.Pretrain"])
+
+
+def test_a_class_typed_by_hand_replaces_what_an_interpolation_brings():
+    words = ["domain=toy", "teacher=folder", "teacher.path=x", "data.teacher._target_=domains.toy.teacher.Gaussian"]
+    assert config.compose(words)[0].data.teacher == {"_target_": "domains.toy.teacher.Gaussian"}
+    assert config.compose(["domain=toy", "method=dmd", "model.fake_times.mean=0.1"])[0].model.fake_times.std == 1.6
