@@ -11,9 +11,13 @@ from helpers import Command
 import distillkit
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+QUICK = {"image", "toy"}  # the others take up to half a minute; the battery puts their domains through the same
 
 
-@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(file, id=file.stem, marks=() if file.stem in QUICK else pytest.mark.slow) for file in EXAMPLES],
+)
 def test_example_runs(script, tmp_path):
     def run(argv):
         runpy.run_path(str(script), run_name="__main__")

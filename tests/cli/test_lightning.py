@@ -89,18 +89,18 @@ def test_full_folder_is_refused(capsys):
 
 
 def test_resume_in_the_same_folder_equals_one_run():
-    fit("--out", "whole", "trainer.max_steps=7")
-    fit("--out", "part", "trainer.max_steps=3")
-    fit("--ckpt_path", "part/checkpoints/last.ckpt", "trainer.max_steps=7")
+    fit("--out", "whole", "model.schedule=constant", "trainer.max_steps=7")
+    fit("--out", "part", "model.schedule=constant", "trainer.max_steps=3")
+    fit("--ckpt_path", "part/checkpoints/last.ckpt", "model.schedule=constant", "trainer.max_steps=7")
     assert not Path("runs").exists()
     assert same(weights("whole"), weights("part"))
     assert yaml.safe_load(Path("part/config.yaml").read_text())["ckpt_path"] is None
 
 
 def test_last_checkpoint_of_a_run_that_may_be_cut_off():
-    fit("--out", "a", "--ckpt_path", "last", "trainer.max_steps=3")  # nothing there yet
-    fit("--out", "a", "--ckpt_path", "last", "trainer.max_steps=7")
-    fit("--out", "whole", "trainer.max_steps=7")
+    fit("--out", "a", "--ckpt_path", "last", "model.schedule=constant", "trainer.max_steps=3")  # nothing there yet
+    fit("--out", "a", "--ckpt_path", "last", "model.schedule=constant", "trainer.max_steps=7")
+    fit("--out", "whole", "model.schedule=constant", "trainer.max_steps=7")
     assert same(weights("a"), weights("whole"))
 
 
