@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from distillkit.devices import in_chunks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.discrete.denoiser import DiscreteDenoiser, Guided
 from distillkit.discrete.exact import Exact
 from distillkit.discrete.jump import jump_your_steps
 from distillkit.discrete.learned import LearnedSampler
-from distillkit.discrete.noise import BLOCK, Draws, for_rows, fresh
+from distillkit.discrete.noise import BLOCK, Draws, Noise, for_rows, fresh
 from distillkit.discrete.process import Absorbing
 from distillkit.discrete.sampling import SAMPLERS, network_passes, sample
 from distillkit.progress import calls
@@ -64,14 +65,16 @@ class DiscreteTeacher(BaseTeacher):
 
     def generate(self, num, cond, seed, solver=None, times=None, kappa=1.0, chunk=16 * BLOCK, decode=True):
         most = CELLS // (self.event_shape[0] * self.process.num_states) // BLOCK * BLOCK
-        parts, size = [], (self.event_shape[0], self.process.num_states)
+        size, device = (self.event_shape[0], self.process.num_states), self.device
+
+        def made(rows: slice) -> Tensor:
+            noise = for_rows(seed, rows.start, rows.stop, *size, device)
+            own = {name: value[rows].to(device) for name, value in cond.items()}
+            x = self.sample(noise, own, None, solver, kappa, times)
+            return self.codec.decode(x, own) if decode else x
+
         with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
-            for rows in torch.arange(num).split(max(BLOCK, min(chunk, most))):
-                noise = for_rows(seed, int(rows[0]), int(rows[-1]) + 1, *size, self.device)
-                own = {name: value[rows].to(self.device) for name, value in cond.items()}
-                x = self.sample(noise, own, None, solver, kappa, times)
-                parts.append((self.codec.decode(x, own) if decode else x).cpu())
-        return torch.cat(parts)
+            return in_chunks(made, num, max(BLOCK, min(chunk, most) // BLOCK * BLOCK), BLOCK)
 
     def clean_samples(self, num: int, cond: Cond, seed: int, kappa: float = 1.0) -> Tensor:
         """`num` exact draws from the model if it has them, else samples of the slow reference."""
@@ -96,7 +99,8 @@ class DiscreteTeacher(BaseTeacher):
                 choices.append((name, self.grid((passes - 1) // step.calls + 1)))
         if not self.classes and not self.context:  # a schedule for all conditions
             x_0 = self.clean_samples(64, {}, seed=0).to(self.device)
-            shared = fresh(0, *x_0.shape, self.process.num_states, self.device)(0)
+            drawn = fresh(0, *x_0.shape, self.process.num_states)(0)  # on the CPU: the same times on every device
+            shared = Noise(drawn.move.to(self.device), drawn.race.to(self.device))
             choices.append(("tweedie", jump_your_steps(self.denoiser, x_0, passes, shared).cpu()))
         squared = even**2
         own = torch.tensor(list(own), dtype=torch.float64)

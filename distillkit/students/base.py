@@ -63,6 +63,11 @@ class Student(nn.Module, ABC):
         self.codec, self.config, self.examples = codec or Codec(), config or {}, examples or {}
         self.continuation = continuation
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes: that of its weights."""
+        return next(self.parameters()).device
+
     # Members of each kind of student
 
     @property
@@ -100,14 +105,18 @@ class Student(nn.Module, ABC):
         decode: bool = True,
         kappa: float | Tensor | None = None,
     ) -> Tensor:
-        """Returns `n` samples as data; equal (n, cond, seed) give equal samples on every run.
+        """Returns `n` samples as data, on the CPU.
+
+        Equal (n, cond, seed) give equal samples on every run. Their noise is drawn on the CPU, so
+        that samples of two devices differ by rounding alone.
 
         Args:
             n: number of samples.
             cond: conditions, `{name: int tensor [n]}` and context tensors [n, ...]; default: all
                 classes in turn, or with a context the examples that its folder carries.
             seed: seed of the noise.
-            batch_size: samples per network call; changes memory, not the result.
+            batch_size: samples per network call; changes memory, not the result. It is halved
+                where a GPU has too little memory.
             decode: whether samples are decoded by the codec; false gives the space of the
                 diffusion, [n, *event_shape].
             kappa: guidance scale, one number or one per sample [n], of a student that was trained

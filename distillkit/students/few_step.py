@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distillkit.codec import Codec
+from distillkit.devices import in_chunks
 from distillkit.diffusion.denoiser import Cond, Denoiser, check_facts, number, numbers
 from distillkit.diffusion.process import set_shape
 from distillkit.diffusion.sampling import few_step
@@ -99,19 +100,20 @@ class FewStepStudent(Student):
         shape = self.codec.data_shape(self.event_shape) if decode else self.event_shape
         if not n:
             return torch.empty(0, *shape)
-        device = next(self.denoiser.parameters()).device
+        device = self.device
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
         draws = [
             torch.randn(set_shape(n, self.event_shape, cond.get("mask")), generator=generator)
             for _ in range(self.num_steps if self.renoise else 1)
         ]
-        out = []
+
+        def made(rows: slice) -> Tensor:
+            part = {name: value[rows].to(device) for name, value in cond.items()}
+            x = self(draws[0][rows].to(device), part, lambda i: draws[i][rows].to(device))
+            return self.codec.decode(x, part) if decode else x
+
         with calls("sampling", self.denoiser, n * self.num_steps):
-            for rows in torch.arange(n).split(batch_size):
-                part = {k: v[rows.to(v.device)].to(device) for k, v in cond.items()}
-                x = self(draws[0][rows].to(device), part, lambda i, rows=rows: draws[i][rows].to(device))
-                out.append(self.codec.decode(x, part) if decode else x)
-        return torch.cat(out)
+            return in_chunks(made, n, batch_size)
 
     def facts(self):
         where = {} if self.start.pure else {"start": to_spec(self.start)}

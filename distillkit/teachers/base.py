@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distillkit.codec import Codec
+from distillkit.devices import in_chunks
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.guidance import guided, null_condition
 from distillkit.diffusion.process import Process, set_shape
@@ -95,6 +96,7 @@ class BaseTeacher(Recorded, nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
+        """Where it computes: that of its weights."""
         return next(self.buffers(), next(self.parameters(), torch.empty(0))).device
 
     # Conditions
@@ -179,7 +181,8 @@ class BaseTeacher(Recorded, nn.Module, ABC):
             num, cond, seed, decode: as in `Student.sample`.
             solver, times, kappa: as in `sample`; of a Gaussian process kappa may be one per sample,
                 [num].
-            chunk: number of samples in one network evaluation.
+            chunk: number of samples in one network evaluation, halved where a GPU has too little
+                memory.
         """
 
     @abstractmethod
@@ -333,7 +336,8 @@ class Teacher(BaseTeacher):
         Args:
             noise: unit Gaussian.
             cond, steps, solver, kappa: as in `BaseTeacher`.
-            draw: `draw(i)` feeds stochastic solvers; None draws from a generator with a fixed seed.
+            draw: `draw(i)` feeds stochastic solvers; None draws from a generator with a fixed seed,
+                on the CPU.
             times: the decreasing times to visit, instead of the teacher's grid of `steps`.
         """
         solver = self.solver(solver)
@@ -351,10 +355,10 @@ class Teacher(BaseTeacher):
         draw: Callable[[int], Tensor] | None = None,
     ) -> Tensor:
         """`sample` with the solver itself, and with gradients where times or solver have some."""
-        times, generator = times.to(noise.device), torch.Generator(noise.device).manual_seed(0)
+        times, generator = times.to(noise.device), torch.Generator().manual_seed(0)
 
-        def fresh(i):
-            return torch.randn(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
+        def fresh(i):  # on the CPU: the same noise on every device
+            return torch.randn(noise.shape, generator=generator, dtype=noise.dtype).to(noise.device)
 
         x = self.start(self.process, noise, times[0], cond)
         return solver(self.stepper(cond, kappa), self.process, x, times, draw or fresh)
@@ -368,14 +372,16 @@ class Teacher(BaseTeacher):
         return lambda x, t: guided(self.denoiser, x, t, cond, null, self.guidance(t, kappa))
 
     def generate(self, num, cond, seed, solver=None, times=None, kappa=1.0, chunk=500, decode=True):
-        noise, parts = self.noise(num, cond, seed), []
+        noise, device = self.noise(num, cond, seed), self.device
+
+        def made(rows: slice) -> Tensor:
+            own = {name: value[rows].to(device) for name, value in cond.items()}
+            scale = kappa[rows].to(device) if isinstance(kappa, Tensor) else kappa
+            x = self.sample(noise[rows].to(device), own, None, solver, scale, times=times)
+            return self.codec.decode(x, own) if decode else x
+
         with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
-            for rows in torch.arange(num).split(chunk):
-                own = {name: value[rows].to(self.device) for name, value in cond.items()}
-                scale = kappa[rows].to(self.device) if isinstance(kappa, Tensor) else kappa
-                x = self.sample(noise[rows].to(self.device), own, None, solver, scale, times=times)
-                parts.append((self.codec.decode(x, own) if decode else x).cpu())
-        return torch.cat(parts)
+            return in_chunks(made, num, chunk)
 
     def few_step_choices(self, passes, own=()):
         """One-pass solvers on the full grid, on one that stops earlier, and on the `own` times.

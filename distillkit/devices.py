@@ -1,0 +1,82 @@
+"""Devices: which one computes, waiting for it, and chunks that fit into its memory.
+
+A device computes here if it has float64, in which times and metrics are computed. Apple's MPS has
+none, so the CPU takes its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def best() -> str:
+    """The name of the best device that there is: `cuda`, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def named(name: str) -> torch.device:
+    """The device of a name such as `cpu` or `cuda:1`; an argparse type.
+
+    Raises:
+        ArgumentTypeError: there is no such device, or it cannot compute.
+    """
+    try:
+        device = torch.device(name)
+        torch.ones(1, dtype=torch.float64, device=device).item()
+    except (RuntimeError, TypeError, AssertionError):  # PyTorch's, for devices of other builds and machines
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise argparse.ArgumentTypeError(f"{name} does not compute on this machine: give {' or '.join(there)}") from None
+    return device
+
+
+def add_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag `--device`."""
+    known = "cpu, cuda, cuda:1 ... (default: cuda if there is one, else cpu; Apple's mps has no float64)"
+    parser.add_argument("--device", type=named, default=best(), help=f"that computes: {known}")
+
+
+def able(device: torch.device) -> torch.device:
+    """The device, or the CPU if it has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def model_name(device: torch.device) -> str:
+    """The name of a GPU's model, else the device's own."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def wait_for(device: torch.device) -> None:
+    """Return once the device has done all that it was told; the CPU always has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def in_chunks(make: Callable[[slice], Tensor], num: int, chunk: int, least: int = 1) -> Tensor:
+    """`make(rows)` of all `num` rows, `chunk` at a time, joined on the CPU.
+
+    A chunk for which a GPU has too little memory is halved, and so are those after it.
+
+    Args:
+        make: function of rows, a slice with start and stop.
+        num: the number of rows.
+        chunk: the number of rows of one call, a multiple of `least`.
+        least: the number of rows below which no chunk is halved.
+
+    Raises:
+        torch.OutOfMemoryError: `least` rows are too many.
+    """
+    parts, start = [], 0
+    while start < num or not parts:
+        rows = slice(start, min(start + chunk, num))
+        try:
+            parts.append(make(rows).cpu())
+            start = rows.stop
+        except torch.OutOfMemoryError:
+            if chunk <= least:
+                raise
+            chunk = max(least, chunk // 2 // least * least)
+    return torch.cat(parts)
