@@ -152,7 +152,7 @@ class DistillData(Recorded, LightningDataModule):
         super().__init__()
         checks.whole(1, batch_size=batch_size)
         self.batch_size = batch_size
-        self._evaluators: dict[str | None, Any] = {}
+        self._evaluators: dict[tuple[str | None, torch.device], Any] = {}
 
     @abstractmethod
     def load(self) -> tuple[Any, Any, Any]:
@@ -160,7 +160,10 @@ class DistillData(Recorded, LightningDataModule):
 
     @abstractmethod
     def build_evaluator(self, held_out: Sequence[Any]) -> Any:
-        """The domain's evaluator against data sets, see `evaluation.protocol.Evaluator`."""
+        """The domain's evaluator against data sets, see `evaluation.protocol.Evaluator`.
+
+        Its `device` is set before it is used.
+        """
 
     @property
     @abstractmethod
@@ -183,13 +186,23 @@ class DistillData(Recorded, LightningDataModule):
                             f"{int(label.max() if label.max() >= count else label.min())}"
                         )
 
-    def evaluator(self, part: Literal["val", "test"] | None = None) -> Any:
-        """The domain's evaluator, built once: against validation or test data, or both (None)."""
-        if part not in self._evaluators:
+    def evaluator(
+        self, part: Literal["val", "test"] | None = None, device: torch.device | str = "cpu"
+    ) -> Any:
+        """The domain's evaluator, built once for a device.
+
+        Args:
+            part: compare with validation or test data, or both (None).
+            device: where it computes; it gets samples on the CPU all the same.
+        """
+        key = part, torch.device(device)
+        if key not in self._evaluators:
             self.setup()
             parts = {"val": [self.val], "test": [self.test], None: [self.val, self.test]}
-            self._evaluators[part] = self.build_evaluator(parts[part])
-        return self._evaluators[part]
+            evaluator = self.build_evaluator(parts[part])
+            evaluator.device = key[1]
+            self._evaluators[key] = evaluator
+        return self._evaluators[key]
 
     def conditions(self, num: int) -> Batch:
         """Conditions of `num` samples for evaluation and pictures.

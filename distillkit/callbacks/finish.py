@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from distillkit import checks
+from distillkit.devices import able
 from distillkit.errors import pasted
 from distillkit.evaluation.pictures import save_files, save_picture
 from distillkit.files import read_yaml, write_text
@@ -18,12 +19,12 @@ from distillkit.students.base import NUM_EXAMPLES
 
 
 class Finish(Callback):
-    """Exports, evaluates and reports when `fit` ends, on one process.
+    """Exports, evaluates and reports when `fit` ends, on one process and the device of training.
 
     Args:
         num_samples: samples of every model in the evaluation; 0 leaves the evaluation out.
         seed: seed of the evaluation's noise, which training never uses.
-        pictures: whether samples are drawn; false for models that are too slow on a CPU.
+        pictures: whether samples are drawn; false for models that are too slow for it.
     """
 
     def __init__(self, num_samples: int = 1000, seed: int = 1234, pictures: bool = True):
@@ -39,20 +40,23 @@ class Finish(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsLogger):
                     logger.finalize("success")  # the report draws the last steps too
-            finish(pl_module, trainer.datamodule, run, self.num_samples, self.seed, self.pictures)
+            pl_module.to(able(trainer.strategy.root_device))  # Lightning has moved it to the CPU
+            try:
+                finish(pl_module, trainer.datamodule, run, self.num_samples, self.seed, self.pictures)
+            finally:
+                pl_module.cpu()
 
 
 def finish(
     model: LightningModule, data: Any, run: Path, num_samples: int = 1000, seed: int = 1234, pictures: bool = True
 ) -> None:
-    """Write the products of `Finish` into the run folder."""
+    """Write the products of `Finish` into the run folder; computes where the model is."""
     from distillkit.report.card import write_card
     from distillkit.report.page import write_report
 
     model.conclude()
     config = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
-    model = model.cpu().eval()
-    product = model.product().eval()
+    product = model.eval().product().eval()
     kind, facts = product.kind, {**model.facts(), "domain": data.domain, "run": provenance(config)}
     teacher, student = (product, None) if kind == "teacher" else (model.teacher, product)
     kappa = facts.get("kappa", 1.0)

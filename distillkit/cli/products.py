@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distillkit import devices
 from distillkit.codec import Codec
 from distillkit.errors import Arguments, Failure, UsageError, moved, number, optional
 from distillkit.evaluation.pictures import save_files, save_picture
@@ -51,7 +52,7 @@ def _writable(path: Path) -> Path:
 def sample(argv: Sequence[str]) -> int:
     """`sample STUDENT -n 64 --seed 1 --out DIR`: samples.npz and a picture."""
     args = _asked_to_sample(argv)
-    student = load(args.student, args.trust)
+    student = load(args.student, args.trust).to(args.device)
     goes_on = _continuation(student, args) if args.rollouts > 1 else None
     data, no_picture = _data_of(student, args)
     cond = _conditions(student, data, args)
@@ -101,6 +102,7 @@ def _asked_to_sample(argv: Sequence[str]) -> Namespace:
         help="of a student that goes on from its own samples: how many in a row, joined to one (default 1)",
     )
     parser.add_argument("--clips", type=moved("--rollouts"), help=SUPPRESS)
+    devices.add_flag(parser)
     allow(parser)
     return parser.parse_args(argv)
 
@@ -198,11 +200,12 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--seed", type=number(int, 0, MOST_SEED), default=1234, help="of the noise (default 1234)")
     parser.add_argument("--out", type=Path, help="the file (default: evaluation.json in the folder)")
+    devices.add_flag(parser)
     allow(parser)
     args = parser.parse_args(argv)
-    student = load(args.student, args.trust)
+    student = load(args.student, args.trust).to(args.device)
     own = made_with(student, args.student, args.trust, "teacher", "data")
-    teacher, data = own["teacher"], own["data"]
+    teacher, data = own["teacher"].to(args.device), own["data"]
     student.codec = teacher.codec  # the same one; folders of earlier versions name none
     if teacher.fingerprint() != (student.config.get("teacher") or {}).get("hash"):
         raise Failure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import time
@@ -21,14 +22,17 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def once(fit: Callable[..., Net]) -> Callable[..., Net]:
-    """Wrap `fit(data, ...)` so that its last network is kept: one fit for several measurements."""
+    """Wrap `fit(data, ...)` so that its last network is kept: one fit for several measurements.
+
+    Each call returns a copy, which may be moved to another device.
+    """
     known: list[tuple[Any, tuple, dict, Net]] = []
 
     @wraps(fit)
     def kept(data: Any, *settings: Any, **named: Any) -> Net:
         if not known or known[0][0] is not data or known[0][1:3] != (settings, named):
             known[:] = [(data, settings, named, fit(data, *settings, **named))]
-        return known[0][3]
+        return copy.deepcopy(known[0][3])
 
     return kept
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import distillkit
 from distillkit.data import DistillData
+from distillkit.devices import model_name, wait_for
 from distillkit.diffusion.denoiser import Cond
 from distillkit.evaluation.metrics import TooFew
 from distillkit.evaluation.rows import BEST, REAL
@@ -31,6 +32,7 @@ class Evaluator(Protocol):
 
     headline: str  # the main metric, lower is better
     better: dict[str, str]  # metric to `lower`, `higher` or `target` (near the value of real data)
+    device: torch.device  # where its networks and features compute; `DistillData.evaluator` sets it
 
     def __call__(self, samples: Tensor, cond: Cond) -> dict[str, float]: ...
 
@@ -51,10 +53,15 @@ class Evaluator(Protocol):
     # clipped before they are measured, as a file would keep them.
 
 
-def timed(make: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    """Returns the samples that `make` gives and the milliseconds that one of them took."""
+def timed(make: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
+    """Returns the samples that `make` gives and the milliseconds that one of them took.
+
+    The device has nothing else to do before and nothing left to do after.
+    """
+    wait_for(device)
     start = time.perf_counter()
     samples = make()
+    wait_for(device)
     return samples, 1000 * (time.perf_counter() - start) / len(samples)
 
 
@@ -86,7 +93,7 @@ class Comparison:
         reference, milliseconds = self._by_teacher(solver, times, self.seed)
         if student:
             self._warm_up(student.sample)
-            made = timed(lambda: student.sample(self.num_samples, self.cond, self.seed))
+            made = timed(lambda: student.sample(self.num_samples, self.cond, self.seed), student.device)
             row = self._row("student", student.num_steps, student.num_steps, made, reference)
             rows.append(self._thorough(row, made[0]))
             advance()
@@ -111,6 +118,7 @@ class Comparison:
             "few_step_solvers": sorted({row["solver"] for known in rows for row in known.get("tried", ())}),
             **{name: gap for name, gap in gaps.items() if gap},
             "evaluator": self.evaluator.describe(),
+            "device": model_name(self.teacher.device),
             "torch_threads": torch.get_num_threads(),
             "distillkit": distillkit.__version__,
         }
@@ -119,7 +127,8 @@ class Comparison:
         sample(min(self.num_samples, 64), {name: value[:64] for name, value in self.cond.items()}, self.seed)
 
     def _by_teacher(self, solver: str, times: Tensor, seed: int) -> tuple[Tensor, float]:
-        return timed(lambda: self.teacher.generate(self.num_samples, self.cond, seed, solver, times, self.kappa))
+        teacher, num = self.teacher, self.num_samples
+        return timed(lambda: teacher.generate(num, self.cond, seed, solver, times, self.kappa), teacher.device)
 
     def _row(self, name: str, steps: int, passes: int, made: tuple[Tensor, float], reference: Tensor, **extra: Any):
         """The row of a model, from its samples and their milliseconds `made`."""
@@ -175,7 +184,7 @@ def evaluate(
     Args:
         data: the data, with the domain's metrics and the conditions of the samples.
         teacher: the reference; it also samples with the student's number of steps, where the best
-            of the one-pass solvers counts.
+            of the one-pass solvers counts. Metrics are computed on its device.
         student: the student; None evaluates a teacher alone, at its best and at one and two steps.
         num_samples: samples of every model.
         seed: seed of the noise.
@@ -186,7 +195,7 @@ def evaluate(
     """
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2, got {num_samples}")
-    evaluator, cond = data.evaluator(), teacher.condition(data.conditions(num_samples))
+    evaluator, cond = data.evaluator(device=teacher.device), teacher.condition(data.conditions(num_samples))
     left_out, too_few = data.left_out(), getattr(evaluator, "too_few", lambda num: [])(num_samples)
     if evaluator.headline in too_few:
         raise TooFew(f"{evaluator.headline} needs more samples, or held-out data, than there are")

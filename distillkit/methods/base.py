@@ -518,7 +518,7 @@ class Distiller(LightningModule):
         samples = torch.cat([x for x, _ in self._seen])
         cond = {key: torch.cat([c[key] for _, c in self._seen]) for key in self._seen[0][1]}
         try:
-            metrics = self.trainer.datamodule.evaluator(stage)(samples, cond)
+            metrics = self.trainer.datamodule.evaluator(stage, self.device)(samples, cond)
         except TooFew as error:
             return warnings.warn(f"no metrics of {stage} data, for there are too few of them: {error}", stacklevel=2)
         self.log_dict({f"{stage}/{k}": float(v) for k, v in metrics.items()}, rank_zero_only=True)

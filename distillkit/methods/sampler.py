@@ -110,13 +110,17 @@ class SamplerDistiller(Distiller):
 
         An infinite headline alone, where they are no numbers.
         """
-        data = self.trainer.datamodule
         num = self.guard or 256
-        cond = self.teacher.condition(data.conditions(num))
+        cond = self.teacher.condition(self.trainer.datamodule.conditions(num))
         samples = self.sample(cond, num, seed)
         if not samples.isfinite().all():
-            return {data.evaluator().headline: math.inf}
-        return {name: float(v) for name, v in data.evaluator()(samples, cond).items()}
+            return {self.evaluator.headline: math.inf}
+        return {name: float(v) for name, v in self.evaluator(samples, cond).items()}
+
+    @property
+    def evaluator(self) -> Any:
+        """The data's evaluator, on the device of the method."""
+        return self.trainer.datamodule.evaluator(device=self.device)
 
     def best_of(self, measured: dict[str, dict[str, float]], reference: str, margin: float = 0.0) -> str:
         """The name with the best headline, among those that keep the targets.
@@ -125,7 +129,7 @@ class SamplerDistiller(Distiller):
         is by more than a tenth of the target: a sampler that is sharper than its data does not win.
         Others than `reference` win by the share `margin`.
         """
-        evaluator = self.trainer.datamodule.evaluator()
+        evaluator = self.evaluator
         real = evaluator.floor(self.guard or 256)
         targets = [name for name, which in evaluator.better.items() if which == "target" and name in real]
 
@@ -159,7 +163,7 @@ class SamplerDistiller(Distiller):
                 measured[name] = self.measure(GUARD_SEED)
                 comparing.advance()
         kept = self.best_of(measured, "plain")
-        headline = self.trainer.datamodule.evaluator().headline
+        headline = self.evaluator.headline
         scores = {name: metrics[headline] for name, metrics in measured.items()}
         self.verdict |= {"metric": headline, **scores, "kept": kept}
         if kept != "learned" and self.trainer.is_global_zero:

@@ -127,11 +127,12 @@ class Mixture(Recorded, nn.Module):
         return self._responsibilities(*self._flat(x, alpha, sigma), label)[0].logsumexp(-1)
 
     def sample(self, num: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draws `num` exact samples, [num, D], and their components, [num]."""
-        component = torch.multinomial(self.weights, num, replacement=True, generator=generator)
-        noise = torch.randn((num, self.means.shape[1]), generator=generator, dtype=torch.float64)
-        local = self.variances[component].sqrt() * noise
-        return self.means[component] + torch.einsum("bde,be->bd", self.axes[component], local), component
+        """Draws `num` exact samples, [num, D], and their components, [num], on the CPU."""
+        weights, means, axes, variances = (v.cpu() for v in (self.weights, self.means, self.axes, self.variances))
+        component = torch.multinomial(weights, num, replacement=True, generator=generator)
+        noise = torch.randn((num, means.shape[1]), generator=generator, dtype=torch.float64)
+        local = variances[component].sqrt() * noise
+        return means[component] + torch.einsum("bde,be->bd", axes[component], local), component
 
 
 class ExactDenoiser(Denoiser):
@@ -217,7 +218,7 @@ class ExactTeacher(Teacher):
         """Draws a batch of real data: float32 `data`, [num, *event_shape], and classes, [num]."""
         samples, component = self.mixture.sample(num, generator)
         batch = {"data": samples.reshape(num, *self.event_shape).float()}
-        return batch | {name: self.mixture.labels[component] for name in self.classes}
+        return batch | {name: self.mixture.labels.cpu()[component] for name in self.classes}
 
     def flow_map(self, x: Tensor, t: float, s: float) -> Tensor:
         """The exact solution at time s of the probability-flow ODE from x [B, ...] at time t.

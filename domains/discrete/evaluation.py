@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ LISTED = 4096  # sequences of the largest world whose whole law is compared
 
 
 class WorldEvaluator:
-    """Compares samples [N, d] with a law that is known.
+    """Compares samples [N, d] with a law that is known, on the CPU: such worlds are small.
 
     - `pair_tv`: total variation between the neighbours (x^i, x^{i+1}) of the samples, all positions
       together, and the world's.
@@ -153,6 +154,7 @@ class TextEvaluator:
     """
 
     headline = "trigram_tv"
+    device = torch.device("cpu")  # of everything that is counted
     better = {
         "trigram_tv": "lower",
         "perplexity": "target",
@@ -166,9 +168,18 @@ class TextEvaluator:
         self.held_out = torch.cat([part.tensors["data"] for part in held_out])
         most = int(63 * math.log(2) / math.log(num_tokens))
         self.order, self.window, self.few, self.three = (min(n, most) for n in (5, 12, 4, 3))
-        self.judge = Judge(self.held_out, num_tokens, self.order)
-        self._trigrams = codes(self.held_out, self.three, num_tokens)
-        self._seen = codes(self.train, self.window, num_tokens).unique()
+
+    @cached_property
+    def judge(self) -> Judge:
+        return Judge(self.held_out.to(self.device), self.num_tokens, self.order)
+
+    @cached_property
+    def _trigrams(self) -> Tensor:
+        return codes(self.held_out.to(self.device), self.three, self.num_tokens)
+
+    @cached_property
+    def _seen(self) -> Tensor:
+        return codes(self.train.to(self.device), self.window, self.num_tokens).unique()
 
     def describe(self) -> dict[str, Any]:
         """The protocol as plain data; numbers under different protocols are not comparable."""
@@ -184,6 +195,7 @@ class TextEvaluator:
     def __call__(self, samples: Tensor, cond: dict[str, Tensor] | None = None) -> dict[str, float]:
         """Metrics of samples [N, d]."""
         check(samples, self.held_out.shape[1], self.num_tokens)
+        samples = samples.to(self.device)
         fourgrams = codes(samples, self.few, self.num_tokens)
         trigrams = codes(samples, self.three, self.num_tokens)
         return {
@@ -203,7 +215,7 @@ class TextEvaluator:
         `copied` is that of held-out blocks.
         """
         rows = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))[:num_samples]
-        return self(self.train[rows]) | {"copied": self._copied(self.held_out)}
+        return self(self.train[rows]) | {"copied": self._copied(self.held_out.to(self.device))}
 
 
 class DigitEvaluator(ImageEvaluator):
@@ -235,7 +247,7 @@ def unigram_entropy(samples: Tensor, num_tokens: int) -> Tensor:
     rows = torch.arange(len(samples), device=samples.device)[:, None] * num_tokens + samples
     cells, counts = rows.unique(return_counts=True)
     share = counts.double() / samples.shape[1]
-    return torch.zeros(len(samples), dtype=torch.float64).index_add_(0, cells // num_tokens, -torch.xlogy(share, share))
+    return share.new_zeros(len(samples)).index_add_(0, cells // num_tokens, -torch.xlogy(share, share))
 
 
 def frequencies(*sets: Tensor) -> list[Tensor]:

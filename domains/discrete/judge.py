@@ -33,7 +33,7 @@ class Judge:
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Log probability of each symbol given those before it, nats, [N, d] float64."""
-        p = torch.full(tokens.shape, 1 / self.num_tokens, dtype=torch.float64)
+        p = torch.full(tokens.shape, 1 / self.num_tokens, dtype=torch.float64, device=tokens.device)
         for n, tables in enumerate(self._counts, start=1):
             grams = codes(tokens, n, self.num_tokens)
             histories = grams // self.num_tokens

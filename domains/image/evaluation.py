@@ -47,6 +47,7 @@ class ImageEvaluator:
     """
 
     headline = "frechet"
+    device = torch.device("cpu")  # of the extractor and of all features
     neighbours = {"precision_recall": 3, "density_coverage": 5}
     kernel = {"subsets": 50, "size": 1000, "seed": 0}
     needs = {"frechet": 2, "kernel": 2, "precision": 4, "recall": 4, "density": 6, "coverage": 6}  # images of both sets
@@ -103,8 +104,8 @@ class ImageEvaluator:
         the value is that of the held-out data.
         """
         size = min(num_samples or len(self._reference_ND), len(self._training_MD))
-        rows = np.random.RandomState(0).permutation(len(self._training_MD))[:size]
-        found = self._compare(self._training_MD[torch.from_numpy(rows)])
+        rows = torch.from_numpy(np.random.RandomState(0).permutation(len(self._training_MD))[:size])
+        found = self._compare(self._training_MD[rows.to(self.device)])
         found["nearest_train"], _ = metrics.nearest_distance(self._reference_ND, self._training_MD)
         found["outside"] = 0.0
         if self._sees_classes:
@@ -115,12 +116,12 @@ class ImageEvaluator:
     @cached_property
     def extractor(self) -> "Extractor":
         if self.choice == "inception":
-            return inception(self.path)
+            return inception(self.path, self.device)
         if self.choice == "pixels" or not self.num_classes:
             return pixels()
         if shipped := self._shipped():
             return shipped
-        net = extractors.train_classifier(self.train, self.num_classes, extractors.STEPS)
+        net = extractors.train_classifier(self.train, self.num_classes, extractors.STEPS).to(self.device)
         sha256 = hashlib.sha256(packed(net)).hexdigest()
         name = f"classifier fitted to the training data ({extractors.STEPS} steps, seed 0)"
         return classifier(net, name, sha256, self._accuracy(net))
@@ -129,7 +130,7 @@ class ImageEvaluator:
         """The extractor for digits, if the data has their shape and the classifier can read it."""
         if self.event_shape != (1, 8, 8) or self.num_classes != 10:
             return None
-        net = load_extractor(extractors.Classifier, extractors.SHIPPED)
+        net = load_extractor(extractors.Classifier, extractors.SHIPPED).to(self.device)
         if (right := self._accuracy(net)) < 0.9:
             return None
         return classifier(net, "digits classifier", hashlib.sha256(extractors.SHIPPED.read_bytes()).hexdigest(), right)
@@ -182,18 +183,19 @@ class ImageEvaluator:
 
     @torch.no_grad()
     def _raw(self, images: Iterable[Tensor]) -> Tensor:
-        chunks = [self.extractor(eight_bits(x)) for part in images for x in part.split(CHUNK)]
-        return torch.cat([chunk.cpu() for chunk in chunks]).double()
+        parts = (x.to(self.device) for part in images for x in part.split(CHUNK))
+        return torch.cat([self.extractor(eight_bits(x)) for x in parts]).double()
 
     @torch.no_grad()
     def _agreement(self, samples: Tensor, label_N: Tensor) -> float:
-        seen = torch.cat([self.extractor.predict(eight_bits(x)).cpu() for x in samples.split(CHUNK)])
-        return float((seen == label_N.cpu()).double().mean())
+        parts = (x.to(self.device) for x in samples.split(CHUNK))
+        seen_N = torch.cat([self.extractor.predict(eight_bits(x)) for x in parts])
+        return float((seen_N == label_N.to(self.device)).double().mean())
 
 
 @dataclass
 class Extractor:
-    """Images [N, C, H, W] in [-1, 1] to features [N, D].
+    """Images [N, C, H, W] in [-1, 1] to features [N, D], on the device of its network.
 
     `predict` gives class numbers [N], where it can. `standardised` says whether every feature
     counts alike. Learned features do. Pixels keep their common unit, since one that is almost
@@ -219,13 +221,13 @@ def classifier(net: extractors.Classifier, name: str, sha256: str, held_out_accu
     facts = {"name": name, "sha256": sha256, "held_out_accuracy": round(held_out_accuracy, 4)}
     return Extractor(
         facts,
-        lambda x_NCHW: net.to(x_NCHW.device).features(x_NCHW),
-        lambda x_NCHW: net.to(x_NCHW.device)(x_NCHW).argmax(1),
+        net.features,
+        lambda x_NCHW: net(x_NCHW).argmax(1),
         standardised=True,
     )
 
 
-def inception(path: Path) -> Extractor:
+def inception(path: Path, device: torch.device) -> Extractor:
     """InceptionV3's 2048 features, as in the published FID numbers; the user has the weights."""
     if not path.is_file():
         raise ValueError(f"no Inception weights at {path}; give data.features=inception:/path/to/weights.pth")
@@ -240,7 +242,7 @@ def inception(path: Path) -> Extractor:
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))
+        net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)).to(device)
     except ImportError as error:
         raise ValueError(f"Inception features need torch-fidelity ({error}): {install('vision')}") from None
     except Exception as error:
@@ -249,6 +251,6 @@ def inception(path: Path) -> Extractor:
 
     def features(x_NCHW: Tensor) -> Tensor:
         x_uint8 = ((x_NCHW + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
-        return net.to(x_NCHW.device)(x_uint8)
+        return net(x_uint8)
 
     return Extractor(facts, features)

@@ -59,10 +59,11 @@ class Classifier(nn.Module):
 
 
 @once
-def train_classifier(data: Any, classes: int, steps: int = STEPS, seed: int = 0, device: str = "cpu") -> Classifier:
+def train_classifier(data: Any, classes: int, steps: int = STEPS, seed: int = 0) -> Classifier:
     """A classifier fitted to `data`, len() and data[indices] -> {"data", "label"}.
 
-    The global generator is untouched.
+    It is fitted on the CPU, so that the samples of all devices are measured with the same one. The
+    global generator is untouched.
 
     AdamW with a cosine schedule; every image is shifted by up to an eighth of its side (at least
     one pixel), so the features forgive what the eye forgives.
@@ -73,13 +74,13 @@ def train_classifier(data: Any, classes: int, steps: int = STEPS, seed: int = 0,
     # An evaluation, which is where it is fitted on the spot, runs without gradients.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = Classifier(image.shape[1], classes, image.shape[-1]).to(device).train()
+        net = Classifier(image.shape[1], classes, image.shape[-1]).train()
         optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         for _ in counted("training the classifier that samples are measured with", steps):
             batch = data[torch.randint(len(data), (128,), generator=rng)]
-            x_NCHW, label_N = batch["data"].to(device), batch["label"].to(device)
-            loss = F.cross_entropy(net(_shifted(x_NCHW, shift, rng)), label_N, label_smoothing=0.05)
+            x_NCHW = _shifted(batch["data"], shift, rng)
+            loss = F.cross_entropy(net(x_NCHW), batch["label"], label_smoothing=0.05)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -114,9 +115,9 @@ def _shifted(x_NCHW: Tensor, most: int, rng: torch.Generator) -> Tensor:
     """
     n, _, height, width = x_NCHW.shape
     by = torch.randint(-most, most + 1, (2, n, 1), generator=rng)
-    rows = (torch.arange(height) + by[0]).clamp(0, height - 1).to(x_NCHW.device)
-    columns = (torch.arange(width) + by[1]).clamp(0, width - 1).to(x_NCHW.device)
-    index = torch.arange(n, device=x_NCHW.device)[:, None, None]
+    rows = (torch.arange(height) + by[0]).clamp(0, height - 1)
+    columns = (torch.arange(width) + by[1]).clamp(0, width - 1)
+    index = torch.arange(n)[:, None, None]
     return x_NCHW.movedim(1, -1)[index, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 

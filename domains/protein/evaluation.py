@@ -10,6 +10,7 @@ n: chains; N: residues of the longest one; D: numbers of a descriptor.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -74,6 +75,7 @@ class ProteinEvaluator:
     """
 
     headline = "frechet"
+    device = torch.device("cpu")  # of all geometry but alignments
 
     def __init__(
         self,
@@ -89,7 +91,15 @@ class ProteinEvaluator:
         self.train, self.tm, self.designability = train, tm, designability
         parts = [part[torch.arange(len(part))] for part in held_out]
         self.reference = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        self._reference_descriptors = descriptors(self.reference["data"], self.reference["mask"])
+
+    @cached_property
+    def _reference(self) -> tuple[Tensor, Tensor]:
+        """The held-out chains and their masks, on the device."""
+        return tuple(self.reference[name].to(self.device) for name in ("data", "mask"))
+
+    @cached_property
+    def _reference_descriptors(self) -> Tensor:
+        return descriptors(*self._reference)
 
     @property
     def prefix(self) -> str:
@@ -131,12 +141,13 @@ class ProteinEvaluator:
                 f"samples have shape {got}, but their mask asks for {expected}; give samples in data space"
             )
         check_finite(samples)
-        x, mask = samples.float().cpu(), cond["mask"].cpu()
+        x, mask = samples.float().to(self.device), cond["mask"].to(self.device)
         found = {"frechet": metrics.frechet_distance(descriptors(x, mask), self._reference_descriptors)}
         found |= self._geometry(x, mask)
         if "label" in cond:
-            found["class_agreement"] = float((geometry.fold_class(x, mask) == cond["label"].cpu()).double().mean())
-        rows = spread(len(x), MOST_TM)
+            seen = geometry.fold_class(x, mask)
+            found["class_agreement"] = float((seen == cond["label"].to(seen)).double().mean())
+        rows = spread(len(x), MOST_TM).to(self.device)
         return found | self._chains(x[rows], mask[rows])
 
     def thorough(self, samples: Tensor, cond: Batch) -> dict[str, float]:
@@ -150,7 +161,7 @@ class ProteinEvaluator:
         """
         rows = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(SEED))[:num_samples]
         found, held_out = self.train[rows], spread(len(self.reference["data"]), MOST_TM)
-        x, mask = (self.reference[name][held_out] for name in ("data", "mask"))
+        x, mask = (value[held_out.to(self.device)] for value in self._reference)
         novelty = self.prefix + "novelty_tm"
         metrics = self(found["data"], found) | {novelty: self._chains(x, mask)[novelty]}
         return metrics | self.thorough(found["data"], found)
@@ -167,9 +178,7 @@ class ProteinEvaluator:
             "clash": float(clashes(x, mask).double().mean()),
         }
         for name, values in (("angle", geometry.angles), ("dihedral", geometry.dihedrals)):
-            ours, theirs = (
-                values(*pair).flatten() for pair in ((x, mask), (self.reference["data"], self.reference["mask"]))
-            )
+            ours, theirs = (values(*pair).flatten() for pair in ((x, mask), self._reference))
             pooled = [shares(value[None], FINE[name])[0] for value in (ours, theirs)]
             found[f"{name}_js"] = jensen_shannon(*pooled)
         found["rg_ratio"] = float(geometry.gyration(x, mask).double().mean())
@@ -182,9 +191,9 @@ class ProteinEvaluator:
     def _chains(self, x: Tensor, mask: Tensor) -> dict[str, float]:
         among = tm_scores(x, mask, x, mask, self.tm, twice=False)
         pairs = torch.ones_like(among, dtype=torch.bool).triu(1)
-        groups = connected_components(((among >= SAME_FOLD) & pairs).numpy(), directed=False)[0]
-        rows = spread(len(self.train), MOST_TRAINING)
-        training = self.train[rows]
+        groups = connected_components(((among >= SAME_FOLD) & pairs).cpu().numpy(), directed=False)[0]
+        training = self.train[spread(len(self.train), MOST_TRAINING)]
+        training = {name: training[name].to(self.device) for name in ("data", "mask")}
         nearest = tm_scores(x, mask, training["data"], training["mask"], self.tm).amax(1)
         return {
             f"{self.prefix}diversity_tm": float(among[pairs].mean()) if len(x) > 1 else 1.0,
@@ -205,7 +214,7 @@ def descriptors(x: Tensor, mask: Tensor) -> Tensor:
     found = []
     for rows in torch.arange(len(x)).split(CHUNK):
         part, seen = x[rows], mask[rows]
-        far = geometry.separated(x.shape[1], 3)
+        far = geometry.separated(x.shape[1], 3).to(x.device)
         pairs = geometry.distances(part, seen)[:, far]
         values = (
             (geometry.bonds(part, seen), BOND_EDGES),
@@ -240,7 +249,7 @@ def jensen_shannon(p: Tensor, q: Tensor) -> float:
 
 def clashes(x: Tensor, mask: Tensor) -> Tensor:
     """Pairs, three or more apart along the chain, nearer than 0.3 nm, per residue, [n]."""
-    near = geometry.distances(x, mask)[:, geometry.separated(x.shape[1], 3)] < CLASH
+    near = geometry.distances(x, mask)[:, geometry.separated(x.shape[1], 3).to(x.device)] < CLASH
     return near.sum(1) / mask.sum(1)
 
 
@@ -265,7 +274,7 @@ def tm_scores(x: Tensor, mask_x: Tensor, y: Tensor, mask_y: Tensor, kind: str, t
     size = max(x.shape[1], y.shape[1])
     x, y = (F.pad(a, (0, 0, 0, size - a.shape[1])) for a in (x, y))
     mask_x, mask_y = (F.pad(m, (0, size - m.shape[1])) for m in (mask_x, mask_y))
-    wanted = torch.ones(len(x), len(y))
+    wanted = torch.ones(len(x), len(y), device=x.device)
     i, j = (wanted if twice else wanted.triu(1)).nonzero(as_tuple=True)
     found = x.new_zeros(len(x), len(y))
     for a, b in zip(i.split(8 * CHUNK), j.split(8 * CHUNK), strict=True):
@@ -276,10 +285,10 @@ def tm_scores(x: Tensor, mask_x: Tensor, y: Tensor, mask_y: Tensor, kind: str, t
 def _aligned(x: Tensor, mask_x: Tensor, y: Tensor, mask_y: Tensor, twice: bool) -> Tensor:
     tm_align = import_tmtools().tm_align
     ours, theirs = (
-        [10 * chain[own].double().numpy() for chain, own in zip(*pair, strict=True)]
+        [10 * chain[own].double().cpu().numpy() for chain, own in zip(*pair, strict=True)]
         for pair in ((x, mask_x), (y, mask_y))
     )
-    found = torch.zeros(len(ours), len(theirs))
+    found = torch.zeros(len(ours), len(theirs), device=x.device)
     for i, a in enumerate(ours):
         for j, b in enumerate(theirs):
             if twice or i < j:

@@ -57,6 +57,7 @@ class ShapeEvaluator(ABC):
     """
 
     headline = "frechet"
+    device = torch.device("cpu")  # of the classifier, of all features and of surfaces' distances; meshes are NumPy's
     stage: str
 
     def __init__(self, train: Any, held_out: list[Any], classes: dict[str, int], side: int = 16):
@@ -114,7 +115,7 @@ class ShapeEvaluator(ABC):
             )
         }
         meshes = self.meshes(*_thinned(samples, cond))
-        ours, theirs = Surfaces(meshes), self._reference_surfaces
+        ours, theirs = Surfaces(meshes, self.device), self._reference_surfaces
         size = min(len(ours), len(theirs))  # equally many of both, for the metrics depend on it
         i, j = spread(len(ours), size), spread(len(theirs), size)
         across, within = chamfer(ours, theirs)[i][:, j], self._reference_chamfer[j][:, j]
@@ -162,11 +163,11 @@ class ShapeEvaluator(ABC):
             return None, {"name": "averages over parts of the grid"}
         path = extractors.SHIPPED / f"{self.stage}.safetensors"
         if self.side == 16 and self.num_classes == 5:
-            net = load_extractor(extractors.Classifier, path)
+            net = load_extractor(extractors.Classifier, path).to(self.device)
             if (right := self._accuracy(net)) > 0.9:
                 sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
                 return net, {"name": "solids classifier", "sha256": sha256, "held_out_accuracy": round(right, 4)}
-        net = extractors.train_classifier(self.train, self.num_classes, self.side, extractors.STEPS)
+        net = extractors.train_classifier(self.train, self.num_classes, self.side, extractors.STEPS).to(self.device)
         facts = {
             "name": f"classifier fitted to the training data ({extractors.STEPS} steps, seed 0)",
             "sha256": hashlib.sha256(packed(net)).hexdigest(),
@@ -188,7 +189,7 @@ class ShapeEvaluator(ABC):
 
     @cached_property
     def _reference_surfaces(self) -> Surfaces:
-        return Surfaces(self.meshes(*_thinned(self._reference["data"], self._reference)))
+        return Surfaces(self.meshes(*_thinned(self._reference["data"], self._reference)), self.device)
 
     @cached_property
     def _reference_chamfer(self) -> Tensor:
@@ -199,14 +200,16 @@ class ShapeEvaluator(ABC):
         net = self.extractor[0]
         found = []
         for rows in torch.arange(len(samples)).split(CHUNK):
-            grid = extractors.as_grid(samples[rows], {key: value[rows] for key, value in cond.items()}, self.side)
+            part = {key: value[rows].to(self.device) for key, value in cond.items()}
+            grid = extractors.as_grid(samples[rows].to(self.device), part, self.side)
             coarse = 4 if grid.shape[1] == 1 else 2
             found.append(net.features(grid) if net else F.adaptive_avg_pool3d(grid, coarse).flatten(1))
         return torch.cat(found).double()  # [n, D]
 
     @torch.no_grad()
     def _agreement(self, raw: Tensor, cond: Batch) -> float:
-        return float((self.extractor[0].logits(raw.float()).argmax(1) == cond["label"]).double().mean())
+        seen = self.extractor[0].logits(raw.float()).argmax(1)
+        return float((seen == cond["label"].to(seen)).double().mean())
 
 
 class Structure(ShapeEvaluator):
@@ -258,7 +261,8 @@ class Structure(ShapeEvaluator):
         )
 
     def _nearest_train(self, samples: Tensor) -> float:
-        ours, theirs = ((x > 0).flatten(1).float() for x in (samples, _whole(self.train)["data"]))
+        both = samples, _whole(self.train)["data"]
+        ours, theirs = ((x > 0).flatten(1).to(self.device, torch.float32) for x in both)
         both = ours @ theirs.T
         either = ours.sum(1, keepdim=True) + theirs.sum(1) - both
         return float(1 - (both / either.clamp_min(1)).amax(1).mean())
@@ -333,19 +337,23 @@ def compare_sets(across: Tensor, ours: Tensor, theirs: Tensor) -> dict[str, floa
 class Surfaces:
     """Surfaces as the cells that they pass through (in which some of their points lie).
 
+    Args:
+        meshes: the surfaces.
+        device: of the attributes.
+
     Attributes:
         share: float32 [n, S^3], of a shape's cells each its share.
         away: float32 [n, S^3], how far the centre of each cell is from the nearest centre among
             them.
     """
 
-    def __init__(self, meshes: list[Mesh]):
+    def __init__(self, meshes: list[Mesh], device: torch.device | str = "cpu"):
         place = ((clouds(meshes, CELL_POINTS, SEED) + 0.5) * CELLS).astype(np.int64).clip(0, CELLS - 1)
         cells = np.zeros((len(meshes), CELLS, CELLS, CELLS), bool)
         cells[(np.arange(len(meshes))[:, None], *np.moveaxis(place, -1, 0))] = True
         away = np.stack([ndimage.distance_transform_edt(~of_one) for of_one in cells]).astype(np.float32)
-        self.away = torch.from_numpy(away).flatten(1) / CELLS
-        self.share = F.normalize(torch.from_numpy(cells).flatten(1).float(), p=1)
+        self.away = torch.from_numpy(away).to(device).flatten(1) / CELLS
+        self.share = F.normalize(torch.from_numpy(cells).to(device).flatten(1).float(), p=1)
 
     def __len__(self) -> int:
         return len(self.share)

@@ -80,7 +80,8 @@ def as_grid(data: Tensor, cond: dict[str, Tensor], side: int) -> Tensor:
 def train_classifier(data: Any, classes: int, side: int, steps: int = STEPS, seed: int = 0) -> Classifier:
     """A classifier fitted to `data`, len() and data[indices] -> a batch of either stage.
 
-    The global generator is untouched.
+    It is fitted on the CPU, so that the samples of all devices are measured with the same one. The
+    global generator is untouched.
 
     AdamW with a cosine schedule; every batch is shifted by up to a voxel along each axis, so the
     features forgive that.
@@ -108,9 +109,9 @@ def train_classifier(data: Any, classes: int, side: int, steps: int = STEPS, see
 @torch.no_grad()
 def accuracy(net: Classifier, data: Any, side: int) -> float:
     """Share of `data` whose label the classifier names, in [0, 1]."""
-    hits = 0
+    hits, device = 0, next(net.parameters()).device
     for rows in torch.arange(len(data)).split(128):
-        batch = data[rows]
+        batch = {name: value.to(device) for name, value in data[rows].items()}
         hits += int((net(as_grid(batch["data"], batch, side)).argmax(1) == batch["label"]).sum())
     return hits / len(data)
 

@@ -46,6 +46,7 @@ class ToyEvaluator:
     """
 
     headline = "sliced_w2"
+    device = torch.device("cpu")  # of everything but the draws
     num_projections = 128
 
     def __init__(self, teacher: ExactTeacher, num_exact: int = 16384):
@@ -78,7 +79,7 @@ class ToyEvaluator:
         expected = list(self.teacher.event_shape)
         if list(samples.shape[1:]) != expected or len(samples) < 2:
             raise ValueError(f"samples must be [N, *{expected}] with N >= 2, got {list(samples.shape)}")
-        x_ND = samples.detach().cpu().double().flatten(1)
+        x_ND = samples.detach().to(self.device).double().flatten(1)
         check_finite(x_ND)
         found = {
             "sliced_w2": metrics.sliced_wasserstein(x_ND, self._exact_ND, self.num_projections),
@@ -89,8 +90,8 @@ class ToyEvaluator:
         if self._modes > 1:
             found |= self._against_modes(distance_NK)
         for name in set(self.teacher.classes) & set(cond):
-            label_N = self.law.labels.cpu()[distance_NK.argmin(1)]
-            found["class_agreement"] = float((label_N == cond[name].cpu()).double().mean())
+            label_N = self.law.labels.to(self.device)[distance_NK.argmin(1)]
+            found["class_agreement"] = float((label_N == cond[name].to(self.device)).double().mean())
         return found
 
     def floor(self, num_samples: int | None = None) -> dict[str, float]:
@@ -104,10 +105,10 @@ class ToyEvaluator:
 
     @cached_property
     def _exact_ND(self) -> Tensor:
-        return self.law.sample(self.num_exact, torch.Generator().manual_seed(0))[0]
+        return self.law.sample(self.num_exact, torch.Generator().manual_seed(0))[0].to(self.device)
 
     def _against_moments(self, x_ND: Tensor) -> dict[str, float]:
-        mean_D, covariance_DD = self.law.mean.cpu(), self.law.covariance.cpu()
+        mean_D, covariance_DD = self.law.mean.to(self.device), self.law.covariance.to(self.device)
         std_D = covariance_DD.diagonal().sqrt()
         got_DD = torch.cov(x_ND.T).reshape(covariance_DD.shape)
         got_std_D = got_DD.diagonal().sqrt()
@@ -121,7 +122,7 @@ class ToyEvaluator:
         }
 
     def _against_modes(self, distance_NK: Tensor) -> dict[str, float]:
-        weight_K, dim = self.law.weights.cpu(), self.law.means.shape[1]
+        weight_K, dim = self.law.weights.to(self.device), self.law.means.shape[1]
         own_NK = one_hot(distance_NK.argmin(1), self._modes).double()
         core_NK = own_NK * (distance_NK <= FAR)  # what lies beyond is an outlier, not spread
         spread_K = (core_NK * distance_NK.square()).sum(0) / (core_NK.sum(0).clamp_min(1) * dim)
@@ -138,6 +139,6 @@ def mode_distances(law: Mixture, x_ND: Tensor) -> Tensor:
 
     In units of the mode's std along the way (Mahalanobis).
     """
-    means_KD, axes_KDD, std_KD = law.means.cpu(), law.axes.cpu(), law.variances.cpu().sqrt()
+    means_KD, axes_KDD, std_KD = (value.to(x_ND.device) for value in (law.means, law.axes, law.variances.sqrt()))
     local_NKD = torch.einsum("nkd,kde->nke", x_ND[:, None] - means_KD, axes_KDD)
     return (local_NKD / std_KD).norm(dim=-1)

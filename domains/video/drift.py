@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from distillkit import devices
 from distillkit.diffusion.denoiser import Cond
 from distillkit.errors import Arguments, UsageError, exit_code, number
 from distillkit.files import write_atomic, write_text
@@ -77,6 +78,7 @@ def asked(argv: Sequence[str]) -> argparse.Namespace:
         "--teacher", action=argparse.BooleanOptionalAction, default=True, help="measure the teacher too"
     )
     parser.add_argument("--out", type=Path, default=Path("drift"), help="a new folder (default drift)")
+    devices.add_flag(parser)
     allow(parser)
     args = parser.parse_args(argv)
     if args.out.exists():
@@ -86,14 +88,14 @@ def asked(argv: Sequence[str]) -> argparse.Namespace:
 
 def loaded(args: argparse.Namespace) -> tuple[dict[str, Callable[..., Tensor]], Any]:
     """The models, each a function `(n, cond, seed) -> clips`, and the data of the first student."""
-    students = {path: load(path, args.trust) for path in args.students}
+    students = {path: load(path, args.trust).to(args.device) for path in args.students}
     for path, student in students.items():
         if tuple(student.context) != ("first",):
             raise UsageError(f"{path} is not given first frames, so it cannot go on: train one with stage=continuation")
     own = made_with(students[args.students[0]], args.students[0], args.trust, "teacher", "data")
     models = {path: student.sample for path, student in students.items()}
     if args.teacher:
-        models = {"teacher": own["teacher"].generate} | models
+        models = {"teacher": own["teacher"].to(args.device).generate} | models
     set_up(own["data"])
     return models, own["data"]
 
@@ -112,7 +114,7 @@ def table(curves: dict[str, dict[str, list[float]]], clips: int) -> Table:
 def measure(argv: Sequence[str]) -> None:
     args = asked(argv)
     models, data = loaded(args)
-    evaluator, cond, curves = data.evaluator(), data.conditions(args.n), {}
+    evaluator, cond, curves = data.evaluator(device=args.device), data.conditions(args.n), {}
     for name, sample in models.items():
         video = rolled_out(sample, LastFrames(), cond, args.clips, SEED)
         curves[name] = drift(evaluator, video, cond, data.event_shape[1])

@@ -6,7 +6,7 @@ N: clips; C: channels; T: frames; H, W: height, width; D: features.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -68,6 +68,7 @@ class VideoEvaluator:
     """
 
     headline = "frechet"
+    device = torch.device("cpu")  # of the extractors and of all features
 
     def __init__(self, train: Any, held_out: Sequence[Any], classes: dict[str, int], i3d: str | None = None):
         self.train, self.reference, self.real, self.classes = train, held_out[0], held_out[-1], dict(classes)
@@ -101,8 +102,7 @@ class VideoEvaluator:
         """Metrics of samples [N, C, T, H, W] in [-1, 1], made for the conditions `cond`."""
         check(samples, self.event_shape)
         beyond = outside(samples)
-        samples = eight_bits(samples.cpu())
-        ours, theirs = look([samples], self._features), self._reference
+        ours, theirs = self._look([samples]), self._reference
         clips, real = (metrics.standardise(look.clips, theirs.clips) for look in (ours, theirs))
         frames, real_frames = (metrics.standardise(look.frames, theirs.frames) for look in (ours, theirs))
         k = min(NEIGHBOURS, len(real) - 1)
@@ -118,11 +118,10 @@ class VideoEvaluator:
         found["outside"] = beyond
         for name, seen in ours.classes.items():
             if name in cond:
-                found[_agreement(name)] = float((seen == cond[name].cpu()).double().mean())
+                found[_agreement(name)] = float((seen == cond[name].to(seen)).double().mean())
         if "first" in cond:
-            found["first_error"] = float(
-                (samples[:, :, : cond["first"].shape[2]] - cond["first"].cpu()).square().mean().sqrt()
-            )
+            begun = eight_bits(samples[:, :, : cond["first"].shape[2]])
+            found["first_error"] = float((begun - cond["first"]).square().mean().sqrt())
         return found
 
     def floor(self, num_samples: int = 250) -> dict[str, float]:
@@ -143,12 +142,12 @@ class VideoEvaluator:
         if not self.classes:
             return None, AVERAGES
         if self.event_shape == (1, FRAMES, SIDE, SIDE) and self.classes == CLASSES:
-            net = load_extractor(extractors.Classifier, extractors.SHIPPED)
+            net = load_extractor(extractors.Classifier, extractors.SHIPPED).to(self.device)
             right = extractors.accuracy(net, self.reference)
             if min(right.values()) > 0.9:
                 sha256 = hashlib.sha256(extractors.SHIPPED.read_bytes()).hexdigest()
                 return net, {"name": "moving digits classifier", "sha256": sha256, "held_out_accuracy": _rounded(right)}
-        net = extractors.train_classifier(self.train, self.classes, extractors.STEPS)
+        net = extractors.train_classifier(self.train, self.classes, extractors.STEPS).to(self.device)
         facts = {
             "name": f"classifier fitted to the training data ({extractors.STEPS} steps, seed 0)",
             "sha256": hashlib.sha256(packed(net)).hexdigest(),
@@ -158,19 +157,24 @@ class VideoEvaluator:
 
     @cached_property
     def _reference(self) -> Look:
-        parts = (eight_bits(batch["data"]) for batch in batches(self.reference, CHUNK))
-        return look(parts, self._features)
+        return self._look(batch["data"] for batch in batches(self.reference, CHUNK))
+
+    def _look(self, parts: Iterable[Tensor]) -> Look:
+        """The measurements of clips that come in parts."""
+        chunks = (x.to(self.device) for part in parts for x in part.split(CHUNK))
+        return look(map(eight_bits, chunks), self._features)
 
     @cached_property
     def _training(self) -> Tensor:
-        parts = [self._features(eight_bits(batch["data"]))[0] for batch in batches(self.train, CHUNK, MOST_TRAINING)]
-        return metrics.standardise(torch.cat(parts).double(), self._reference.clips)
+        parts = (batch["data"].to(self.device) for batch in batches(self.train, CHUNK, MOST_TRAINING))
+        clips = torch.cat([self._features(eight_bits(x))[0] for x in parts]).double()
+        return metrics.standardise(clips, self._reference.clips)
 
     @torch.no_grad()
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Features of clips [N, D] and of their frames [N, T, D'], and the classes seen."""
         clips, frames, classes = seen(self.extractor[0], x) if self.extractor[0] else averages(x)
-        return self.i3d(x) if self.i3d else clips, frames, classes
+        return self.i3d.to(x.device)(x) if self.i3d else clips, frames, classes
 
 
 def seen(net: extractors.Classifier, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

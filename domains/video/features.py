@@ -76,7 +76,8 @@ class Classifier(nn.Module):
 def train_classifier(data: Any, classes: dict[str, int], steps: int = STEPS, seed: int = 0) -> Classifier:
     """A classifier fitted to `data`, len() and data[indices] -> {"data", *classes}.
 
-    The global generator is untouched.
+    It is fitted on the CPU, so that the samples of all devices are measured with the same one. The
+    global generator is untouched.
     """
     rng = torch.Generator().manual_seed(seed)
     shape, first = data[torch.zeros(1, dtype=torch.long)]["data"].shape, next(iter(classes))
@@ -102,9 +103,9 @@ def train_classifier(data: Any, classes: dict[str, int], steps: int = STEPS, see
 @torch.no_grad()
 def accuracy(net: Classifier, data: Any) -> dict[str, float]:
     """Share of `data` whose class the classifier names, in [0, 1], for every kind of class."""
-    hits = dict.fromkeys(net.classes, 0)
+    hits, device = dict.fromkeys(net.classes, 0), next(net.parameters()).device
     for rows in torch.arange(len(data)).split(128):
-        batch = data[rows]
+        batch = {name: value.to(device) for name, value in data[rows].items()}
         for name, logits in net.logits(net.clip(net.frames(batch["data"]))).items():
             hits[name] += int((logits.argmax(1) == batch[name]).sum())
     return {name: count / len(data) for name, count in hits.items()}

@@ -45,7 +45,7 @@ def look(parts: Iterable[Tensor], features: Features) -> Look:
             powers.append(10 ** (spectrum(x) / 10))
             sizes.append(len(x))
     clips, frames, classes = zip(*seen, strict=True)
-    share = torch.tensor(sizes) / sum(sizes)
+    share = torch.tensor(sizes).to(clips[0].device) / sum(sizes)
     return Look(
         torch.cat(clips).double(),
         torch.cat([of_frames.flatten(0, 1) for of_frames in frames]).double(),
@@ -66,7 +66,8 @@ def averages(x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 def motion_apart(ours: Look, theirs: Look) -> dict[str, float]:
     """Distances from a reference in motion: `motion_gap` and `spectrum`, see `VideoEvaluator`."""
+    gap = wasserstein_distance(ours.change.cpu(), theirs.change.cpu())
     return {
-        "motion_gap": float(wasserstein_distance(ours.change, theirs.change)) / float(theirs.change.mean()),
+        "motion_gap": float(gap) / float(theirs.change.mean()),
         "spectrum": float((ours.spectrum - theirs.spectrum).square().mean().sqrt()),
     }

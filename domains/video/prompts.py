@@ -105,6 +105,7 @@ class PromptEvaluator:
     """
 
     headline = "distance"
+    device = torch.device("cpu")  # of all features
     better = {"distance": "lower", "motion_gap": "lower", "spectrum": "lower"}
 
     def __init__(self, event_shape: tuple[int, ...]):
@@ -135,4 +136,4 @@ class PromptEvaluator:
 
     def _rounded(self, samples: Tensor) -> Look:
         check(samples, self.event_shape)
-        return look((eight_bits(one.cpu()) for one in samples.split(1)), averages)
+        return look((eight_bits(one.to(self.device)) for one in samples.split(1)), averages)

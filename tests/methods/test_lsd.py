@@ -176,7 +176,7 @@ def test_a_sampler_that_is_sharper_than_its_data_does_not_win():
 
     class Data:
         @staticmethod
-        def evaluator():
+        def evaluator(device):
             return SimpleNamespace(
                 headline="tv",
                 better={"tv": "lower", "entropy": "target"},
