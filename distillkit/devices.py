@@ -52,7 +52,7 @@ def model_name(device: torch.device) -> str:
 def wait_for(device: torch.device) -> None:
     """Return once the device has done all that it was told; the CPU always has."""
     if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+        torch.get_device_module(device).synchronize(device)
 
 
 def in_chunks(make: Callable[[slice], Tensor], num: int, chunk: int, least: int = 1) -> Tensor:

@@ -79,7 +79,8 @@ class SetDiT(Recorded, Features, nn.Module):
     def _scatter(self, x: Tensor, cond: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The volume [B, C + 1, side, side, side], non-empty blocks [B, L], places [B, N, 1]."""
         side, mask = self.side, cond["mask"][..., None]
-        place = (cond["coords"] * cond["coords"].new_tensor([side**2, side, 1])).sum(-1, keepdim=True)
+        i, j, k = cond["coords"].split(1, dim=-1)
+        place = (i * side + j) * side + k
         place = torch.where(mask, place, side**3)  # padding goes to a place of its own, which is cut off
         known = torch.cat([x, torch.ones_like(x[..., :1])], -1)
         volume = x.new_zeros(len(x), side**3 + 1, known.shape[-1]).scatter(1, place.expand_as(known), known)

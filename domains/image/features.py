@@ -91,11 +91,10 @@ def train_classifier(data: Any, classes: int, steps: int = STEPS, seed: int = 0)
 @torch.no_grad()
 def accuracy(net: Classifier, data: Any) -> float:
     """Share of `data` whose label the classifier names, in [0, 1]."""
-    device = next(net.parameters()).device
-    hits = 0
+    hits, device = 0, next(net.parameters()).device
     for rows in torch.arange(len(data)).split(256):
         batch = data[rows]
-        hits += int((net(batch["data"].to(device)).argmax(1).cpu() == batch["label"].cpu()).sum())
+        hits += int((net(batch["data"].to(device)).argmax(1) == batch["label"].to(device)).sum())
     return hits / len(data)
 
 

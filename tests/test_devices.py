@@ -1,0 +1,157 @@
+"""Samples, evaluation and the end of a run compute on the device that they should."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import Command, at
+from torch import nn
+
+from distillkit import devices
+from distillkit.callbacks.finish import Finish
+from distillkit.cli import front
+from distillkit.files import write_yaml
+from tests.battery.conftest import build
+
+NUM = 16
+ROUNDING = 1e-3  # of samples of order one: the largest difference of two devices
+# What may leave the device: samples, weights that are written or hashed, the whole model in the
+# end, the counts of bad steps.
+LEAVE = {
+    "devices.py:in_chunks",
+    *("files.py:<dictcomp>", "files.py:hash_tensors", "base.py:_apply"),
+    *("base.py:check_steps", "base.py:skipped"),
+}
+WORLDS = {
+    "image": ["domain=image", "method=dmd", "model.num_steps=2"],
+    "toy": ["domain=toy", "method=dmd", "model.num_steps=2"],
+    "text": ["domain=discrete", "method=lsd", "model.num_steps=4", "model.guard=0"],
+    "world": ["domain=discrete", "data=world", "teacher=potts", "method=lsd", "model.num_steps=4"],
+    "protein": ["domain=protein", "method=dmd"],
+    "structure": ["domain=threed", "stage=structure", "method=sid"],
+    "features": ["domain=threed", "stage=features", "method=sid"],
+    "clip": ["domain=video", "stage=clip", "method=sid"],
+    "continuation": ["domain=video", "stage=continuation", "method=sid"],
+}
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "meta", "nonsense", "mps"])
+def test_a_device_that_does_not_compute_here_is_refused(name):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"{name} does not compute on this machine: give cpu"):
+        devices.named(name)
+
+
+def test_a_device_is_refused_before_anything_is_loaded(capsys):
+    for verb in ("sample", "evaluate"):
+        assert front.main([verb, "no/such/folder", "--device", "cuda:99"]) == 2
+        assert "argument --device: cuda:99 does not compute" in capsys.readouterr().err
+
+
+def test_apples_device_has_no_float64():
+    assert devices.able(torch.device("mps")) == devices.able(torch.device("cpu")) == torch.device("cpu")
+    assert devices.able(torch.device("cuda:1")) == torch.device("cuda:1")
+
+
+class Memory:
+    """A function of rows on a GPU that holds so many of them."""
+
+    def __init__(self, most: int):
+        self.most, self.calls = most, []
+
+    def __call__(self, rows: slice) -> torch.Tensor:
+        self.calls.append(rows.stop - rows.start)
+        if self.calls[-1] > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.arange(rows.start, rows.stop)
+
+
+def test_a_chunk_that_does_not_fit_is_halved():
+    small, large = Memory(30), Memory(1000)
+    assert devices.in_chunks(small, 100, 64).tolist() == devices.in_chunks(large, 100, 64).tolist() == [*range(100)]
+    assert small.calls == [64, 32, 16, 16, 16, 16, 16, 16, 4] and large.calls == [64, 36]
+
+
+def test_chunks_stay_multiples_of_the_least_one():
+    memory = Memory(40)
+    assert len(devices.in_chunks(memory, 100, 96, least=16)) == 100
+    assert memory.calls == [96, 48, 16, 16, 16, 16, 16, 16, 4]
+    with pytest.raises(torch.OutOfMemoryError):
+        devices.in_chunks(Memory(15), 100, 96, least=16)
+
+
+def test_no_rows_are_one_call():
+    assert len(devices.in_chunks(lambda rows: torch.zeros(rows.stop - rows.start, 3), 0, 64)) == 0
+
+
+# The pretend device
+
+
+def ended(argv: list[str]) -> None:
+    """A run ends on the device, then its student samples and is measured there and on the CPU."""
+    from tests import pretend
+
+    run, words = Path(argv[0]), argv[1:]
+    seen = set()  # devices of the inputs of every layer
+    nn.modules.module.register_module_forward_pre_hook(
+        lambda layer, inputs: seen.update(x.device.type for x in inputs if isinstance(x, torch.Tensor))
+    )
+    own = build(*words)
+    own.model.teacher.best = {**own.model.teacher.best, "steps": 3}
+    write_yaml(run / "config.yaml", own.config)
+    place = torch.device(pretend.NAME, 0)
+    model = at(own.model)
+    vars(model._trainer).update(
+        is_global_zero=True,
+        fast_dev_run=False,
+        default_root_dir=run,
+        loggers=[],
+        datamodule=own.data,
+        strategy=SimpleNamespace(root_device=place),
+    )
+    Finish(NUM).on_fit_end(model._trainer, model)
+    assert model.device.type == "cpu" and seen <= {pretend.NAME}, seen
+    assert json.loads((run / "evaluation.json").read_text())["protocol"]["device"] == str(place)
+    moved()
+
+    both = ("cpu", pretend.NAME)
+    for name in both:
+        seen.clear()
+        assert not front.main(["sample", str(run), "-n", "8", "--device", name, "--out", str(run / f"by-{name}")])
+        assert not front.main(
+            ["evaluate", str(run), "--num-samples", str(NUM), "--device", name, "--out", str(run / f"{name}.json")]
+        )
+        assert seen <= {name}, seen
+        moved()
+    samples = [np.load(run / f"by-{name}" / "samples.npz")["samples"] for name in both]
+    assert np.abs(samples[0] - samples[1]).max() < ROUNDING
+    rows = [json.loads((run / f"{name}.json").read_text())["rows"] for name in both]
+    for one, other in zip(*rows, strict=True):
+        assert one["metrics"] == pytest.approx(other["metrics"], rel=2e-2, abs=ROUNDING)
+
+
+def moved() -> None:
+    """Refuse tensors of more than one number that went to the CPU for no good reason."""
+    from tests import pretend
+
+    away = {copy.where for copy in pretend.copies if copy.to == "cpu" and copy.size > 1}
+    assert away <= LEAVE, away - LEAVE
+    pretend.copies.clear()
+
+
+@pytest.mark.parametrize(
+    "world", [name if name == "image" else pytest.param(name, marks=pytest.mark.slow) for name in WORLDS]
+)
+def test_a_run_ends_on_the_device_of_its_training(world, tmp_path):
+    command = Command(tmp_path, *WORLDS[world], work=ended)
+    assert command.wait(900) == 0, command.stdout[-2000:] + command.stderr[-6000:]
+
+
+if __name__ == "__main__":
+    sys.exit(ended(sys.argv[1:]))
