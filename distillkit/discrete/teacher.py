@@ -33,6 +33,7 @@ class DiscreteTeacher(BaseTeacher):
     solvers = SAMPLERS
     provides = frozenset({"log_probs"})
     best = {"solver": "tweedie", "steps": 128}
+    chunk = 16 * BLOCK
 
     def grid(self, steps: int) -> Tensor:
         return self.process.grid(steps)
@@ -62,15 +63,14 @@ class DiscreteTeacher(BaseTeacher):
         denoiser = self.denoiser if kappa == 1 else Guided(self.denoiser, self.null_condition, kappa)
         return sample(denoiser, start, times, lambda i: noise(1 + i), step, cond)
 
-    def generate(self, num, cond, seed, solver=None, times=None, kappa=1.0, chunk=16 * BLOCK, decode=True):
+    def make(self, num, cond, seed, solver, times, kappa, chunk):
         most = CELLS // (self.event_shape[0] * self.process.num_states) // BLOCK * BLOCK
         parts, size = [], (self.event_shape[0], self.process.num_states)
         with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
             for rows in torch.arange(num).split(max(BLOCK, min(chunk, most))):
                 noise = for_rows(seed, int(rows[0]), int(rows[-1]) + 1, *size, self.device)
                 own = {name: value[rows].to(self.device) for name, value in cond.items()}
-                x = self.sample(noise, own, None, solver, kappa, times)
-                parts.append((self.codec.decode(x, own) if decode else x).cpu())
+                parts.append(self.sample(noise, own, None, solver, kappa, times).cpu())
         return torch.cat(parts)
 
     def clean_samples(self, num: int, cond: Cond, seed: int, kappa: float = 1.0) -> Tensor:
