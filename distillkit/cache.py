@@ -99,7 +99,7 @@ class SampleCache:
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}{END}"
 
     def _read(self, file: Path, text: str, shape: tuple[int, ...]) -> tuple[Tensor, float] | None:
-        """The tensor and the seconds of an entry; None, with a line, if it is not what it should."""
+        """The tensor and the seconds of an entry; None, with a line, for what it should not be."""
         from safetensors import safe_open
 
         try:

@@ -45,7 +45,7 @@ def samples_key(
         described = attributes(teacher)
         classes = [cls.__module__ for cls in (*type(teacher).__mro__, *map(type, teacher.modules()))]
         classes += _classes([to_spec(teacher.denoiser), described])
-        packages = {path.partition(".")[0] for path in classes} - {"builtins"}
+        packages = {path.partition(".")[0] for path in classes} - sys.stdlib_module_names
         return {
             "teacher": _name(type(teacher)),
             "fingerprint": _fingerprint(teacher),
