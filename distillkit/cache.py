@@ -134,7 +134,7 @@ class SampleCache:
 
         made = made.detach().cpu().contiguous()
         size = made.numel() * made.itemsize
-        if size > self.limit:
+        if size > ROOM * self.limit:
             return
         says = {"key": text, "seconds": repr(seconds), "sha256": _sum(made)}
         try:

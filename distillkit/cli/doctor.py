@@ -134,7 +134,7 @@ def kept() -> str:
     if found is None:
         return "none (DISTILLKIT_CACHE_LIMIT=0)"
     sizes = [size for _, size, _ in found.entries()]
-    return f"{found.folder}: {len(sizes):,}, {sum(sizes) / 2**30:.2f} of {found.limit / 2**30:g} GiB"
+    return f"{found.folder}: {len(sizes):,} entries, {sum(sizes) / 2**30:.2f} of {found.limit / 2**30:g} GiB"
 
 
 def _describe_torch() -> None:

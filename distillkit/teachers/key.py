@@ -60,7 +60,7 @@ def samples_key(
             "machine": _machine(teacher.device),
             "code": {name: _code(name) for name in sorted(packages)},
         }
-    except (ValueError, OSError):
+    except (ValueError, OSError, LookupError):
         return None
 
 
