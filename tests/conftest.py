@@ -12,7 +12,7 @@ COST = "battery_cost"  # (kind, name, CPU seconds) of a test, among its report's
 
 
 def pytest_configure(config):
-    """Keeps no samples: a test that makes them twice compares what is made. The user's stay apart."""
+    """Keeps no samples, for a test that asks for them twice compares what is made."""
     os.environ["DISTILLKIT_CACHE_LIMIT"] = "0"
     os.environ["DISTILLKIT_CACHE"] = str(Path(tempfile.gettempdir(), "distillkit-tests"))
 

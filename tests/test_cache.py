@@ -1,4 +1,4 @@
-"""What is kept is given back bit for bit; what is damaged, too large or cannot be written is made."""
+"""What is kept is given back bit for bit; what is damaged, too large or not writable is made."""
 
 import os
 import time

@@ -148,7 +148,7 @@ def test_the_config_of_a_run_runs_again_elsewhere(copy, tmp_path):
 
 
 def test_samples_of_the_teacher_are_made_once_for_all_runs(tmp_path, monkeypatch, capsys):
-    """Pairs, pictures and evaluation: the second run and `evaluate` make none, and measure the same."""
+    """Pairs, pictures, evaluation: a second run and `evaluate` make none and measure the same."""
     monkeypatch.setattr(cache, "WORTH", 0.0)
     monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path / "kept"))
     monkeypatch.setenv("DISTILLKIT_CACHE_LIMIT", "1")
