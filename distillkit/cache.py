@@ -44,8 +44,8 @@ class SampleCache:
 
     Attributes:
         hits: how often something was found.
-        ahead: seconds that the entries found took when they were made, less those that went into
-            the cache itself.
+        ahead: seconds that the making of all that was asked for took, here or in an earlier run,
+            less those that passed here.
     """
 
     def __init__(self, folder: Path, limit: float = LIMIT * 2**30):
@@ -64,20 +64,20 @@ class SampleCache:
             shape: of the tensor.
             make: makes it.
         """
-        begun = time.perf_counter()
+        start = time.perf_counter()
         named = key()
         text = None if named is None else json.dumps(named, sort_keys=True)
         found = None if text is None else self._read(self._file(text), text, shape)
-        self.ahead -= time.perf_counter() - begun
         if found is not None:
-            self.hits, self.ahead = self.hits + 1, self.ahead + found[1]
-            return found[0]
-        begun = time.perf_counter()
-        made = make()
-        begun, seconds = time.perf_counter(), time.perf_counter() - begun
-        if text is not None and seconds >= WORTH and tuple(made.shape) == tuple(shape):
-            self._keep(text, made, seconds)
-        self.ahead -= time.perf_counter() - begun
+            made, seconds = found
+            self.hits += 1
+        else:
+            begun = time.perf_counter()
+            made = make()
+            seconds = time.perf_counter() - begun
+            if text is not None and seconds >= WORTH and tuple(made.shape) == tuple(shape):
+                self._keep(text, made, seconds)
+        self.ahead += seconds - (time.perf_counter() - start)
         return made
 
     def holds(self, key: dict[str, Any] | None) -> bool:
@@ -116,8 +116,8 @@ class SampleCache:
                 says = opened.metadata() or {}
                 if says.get("key") != text:
                     raise ValueError("holds other samples")
-                made, seconds = opened.get_tensor(NAME).clone(), float(says.get("seconds", "nan"))
-            if not (math.isfinite(seconds) and tuple(made.shape) == tuple(shape) and says.get("sha256") == _sum(made)):
+                made = opened.get_tensor(NAME).clone()
+            if says.get("sha256") != _sum(made, text, says.get("seconds", "")) or tuple(made.shape) != tuple(shape):
                 raise ValueError("is damaged")
         except Exception as error:  # a damaged file fails in many ways
             fault = error if type(error) is ValueError else "is no whole safetensors file"
@@ -126,7 +126,7 @@ class SampleCache:
             return None
         with suppress(OSError):
             os.utime(file)
-        return made, seconds
+        return made, float(says["seconds"])
 
     def _keep(self, text: str, made: Tensor, seconds: float) -> None:
         """Write an entry, and remove others where it finds no room."""
@@ -136,7 +136,7 @@ class SampleCache:
         size = made.numel() * made.itemsize
         if size > ROOM * self.limit:
             return
-        says = {"key": text, "seconds": repr(seconds), "sha256": _sum(made)}
+        says = {"key": text, "seconds": repr(seconds), "sha256": _sum(made, text, repr(seconds))}
         try:
             write_atomic(self._file(text), lambda temporary: save_file({NAME: made}, temporary, says))
         except Exception as error:  # a full disk is no OSError of safetensors
@@ -168,15 +168,15 @@ class SampleCache:
                     left.unlink()
 
 
-def _sum(tensor: Tensor) -> str:
-    """sha256 of type, shape and bytes."""
-    digest = hashlib.sha256()
+def _sum(tensor: Tensor, *texts: str) -> str:
+    """sha256 of the texts and of type, shape and bytes of the tensor."""
+    digest = hashlib.sha256(json.dumps(texts).encode())
     hash_tensors(digest, {f"{tensor.dtype} {list(tensor.shape)}": tensor})
     return digest.hexdigest()
 
 
 def of_the_user() -> SampleCache | None:
-    """The cache of this user by the environment; None if it is switched off.
+    """The cache of this user by the environment; None if it is switched off or has no place.
 
     Raises:
         UsageError: DISTILLKIT_CACHE_LIMIT is not a number of at least 0.
@@ -188,14 +188,11 @@ def of_the_user() -> SampleCache | None:
         limit = math.nan
     if not 0 <= limit < math.inf:
         raise UsageError(f"DISTILLKIT_CACHE_LIMIT must be a number of GiB, 0 for no cache, got {given!r}")
-    return SampleCache(folder(), limit * 2**30) if limit else None
-
-
-def folder() -> Path:
-    """The folder of this user's cache: DISTILLKIT_CACHE, else that of the system for distillkit."""
-    if own := os.environ.get("DISTILLKIT_CACHE"):
-        return Path(os.path.expanduser(own))
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "distillkit")
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    place = os.path.expanduser(os.environ.get("DISTILLKIT_CACHE") or f"{home}/distillkit")
+    if not limit or place.startswith("~"):  # of a user without a home
+        return None
+    return SampleCache(Path(place), limit * 2**30)
 
 
 _current: SampleCache | None = None

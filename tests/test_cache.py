@@ -57,10 +57,10 @@ def test_what_is_made_at_once_or_has_no_key_or_another_shape_is_not_kept(tmp_pat
     assert not kept.entries() and not kept.holds(KEY) and not kept.holds(None)
 
 
-def flip(file):
-    """One bit of the last number."""
+def flip(file, place=-2):
+    """One bit: of the last number, or elsewhere."""
     content = bytearray(file.read_bytes())
-    content[-2] ^= 1
+    content[place] ^= 1
     file.write_bytes(content)
 
 
@@ -88,6 +88,7 @@ HARM = {
     "another entry": another,
     "text": lambda file: file.write_text("these are no samples"),
     "a huge header": lambda file: file.write_bytes((2**40).to_bytes(8, "little") + bytes(100)),
+    "its time": lambda file: flip(file, file.read_bytes().index(b'"seconds":"') + 11),
     "no facts": lambda file: save_file({"samples": SAMPLES}, file),
     "a link": link,
 }
