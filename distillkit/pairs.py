@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import distillkit
-from distillkit import checks
+from distillkit import cache, checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.sampling import ODE_SOLVERS
 from distillkit.errors import Failure, UsageError
@@ -90,8 +90,11 @@ class Pairs:
         """
         parts = torch.arange(self.num).split(SHARD)
         if self.folder is None:
-            with self._shown(self.num):
-                self.shards = [self._made(data, rows, shard_seed(seed, k)) for k, rows in enumerate(parts)]
+            self.shards = []
+            with self._shown(self.num) as shown:
+                for k, rows in enumerate(parts):
+                    self.shards.append(self._made(data, rows, shard_seed(seed, k)))
+                    shown.advance(shown.total * (int(rows[-1]) + 1) // self.num - shown.done)  # of those that were kept
         else:
             self._write(data, seed, parts, strategy)
             from safetensors.torch import load_file
@@ -192,7 +195,7 @@ class Pairs:
                 failure = None
                 if writes:
                     try:
-                        with self._alone():
+                        with self._alone(), cache.using(None):  # the folder keeps them
                             self._write_shard(k, data, rows, seed, names)
                     except (Failure, ValueError) as error:  # the others would wait for ever
                         failure = error
@@ -230,7 +233,7 @@ class Pairs:
         if there < num:
             return f"{file} holds {there:,} pairs instead of {num:,}"
         cond = {name.removeprefix(COND): torch.empty(found[name], device="meta") for name in names}
-        shape = self.teacher.shape(there, cond) if self.noisy else (there, *self.teacher.event_shape)
+        shape = self.teacher.shape(there, cond)
         if any(tuple(found[name]) != shape for name in ("noise", "sample") if name in found):
             return f"{file} holds samples of another shape than {list(shape[1:])}"
         return None

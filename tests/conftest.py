@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import gc
+import os
+import tempfile
 from collections import defaultdict
+from pathlib import Path
 
 COST = "battery_cost"  # (kind, name, CPU seconds) of a test, among its report's properties
+
+
+def pytest_configure(config):
+    """Keeps no samples, for a test that asks for them twice compares what is made."""
+    os.environ["DISTILLKIT_CACHE_LIMIT"] = "0"
+    os.environ["DISTILLKIT_CACHE"] = str(Path(tempfile.gettempdir(), "distillkit-tests"))
 
 
 def pytest_collection_finish(session):

@@ -22,8 +22,9 @@ from helpers import Command, distil
 from PIL import Image
 
 import distillkit
-from distillkit import runs
+from distillkit import cache, runs
 from distillkit.cli import front
+from distillkit.teachers.base import Teacher
 
 TINY = ["domain=toy", "network.width=16", "network.depth=2", "data.batch_size=32", "data.num_samples=256"]
 SHORT = ["trainer.max_steps=6", "vars.callbacks.finish.num_samples=32"]
@@ -144,6 +145,43 @@ def test_the_config_of_a_run_runs_again_elsewhere(copy, tmp_path):
         for out in (copy, tmp_path / "again")
     ]
     assert all(torch.equal(value, same[1][key]) for key, value in same[0].items())
+
+
+def test_samples_of_the_teacher_are_made_once_for_all_runs(tmp_path, monkeypatch, capsys):
+    """Pairs, pictures, evaluation: a second run and `evaluate` make none and measure the same."""
+    monkeypatch.setattr(cache, "WORTH", 0.0)
+    monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setenv("DISTILLKIT_CACHE_LIMIT", "1")
+    made, make = [], Teacher.make
+    watched = lambda self, num, cond, seed, solver, *rest: (  # noqa: E731
+        made.append(num if isinstance(solver, str) else 0) or make(self, num, cond, seed, solver, *rest)
+    )
+    monkeypatch.setattr(Teacher, "make", watched)
+
+    def door(*words: str) -> int:
+        """Runs a command; the number of samples that the teacher made by its own samplers."""
+        made.clear()
+        monkeypatch.delenv(runs.OUT, raising=False)
+        assert front.main([*map(str, words)]) == 0, capsys.readouterr().err
+        return sum(made)
+
+    def metrics(name: str) -> list:
+        rows = json.loads((tmp_path / name / "evaluation.json").read_text())["rows"]
+        return [(row["name"], row["metrics"]) for row in rows], [row.get("timed") for row in rows]
+
+    words = ["fit", *TINY, *SHORT, "method=lsd", "model.num_pairs=64", "model.guard=0", "--out"]
+    assert door(*words, tmp_path / "first") > 64 + 3 * 32 and door(*words, tmp_path / "again") == 0
+    assert metrics("first")[0] == metrics("again")[0]
+    assert set(metrics("again")[1][1:-1]) == {"earlier"} and set(metrics("first")[1]) == {None}
+    files = [f"student/{file}" for file in ("model.safetensors", "student.yaml")] + ["samples/comparison.png"]
+    for file in files:
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
+    (tmp_path / "again" / "evaluation.json").unlink()
+    assert door("evaluate", tmp_path / "again", "--num-samples", 32) == 0
+    assert metrics("again")[0] == metrics("first")[0]
+    shutil.rmtree(tmp_path / "kept")
+    assert door("evaluate", tmp_path / "again", "--num-samples", 32, "--no-cache") > 0
+    assert metrics("again") == metrics("first") and not (tmp_path / "kept").exists()
 
 
 def test_pretrain_leaves_a_teacher_that_can_be_distilled(tmp_path):

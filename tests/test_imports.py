@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from distillkit.teachers.key import READ
+
 ROOT = Path(__file__).parents[1]
 
 # Rooms and the rooms that they import, beside themselves and the ground (the files without a
 # room).
 GROUND = {
+    "cache",
     "capabilities",
     "checks",
     "codec",
@@ -173,6 +176,17 @@ def test_every_room_is_in_the_table():
 
 def test_the_framework_knows_no_domain():
     assert not [f"{a} -> {b}" for a, b in edges("distillkit") if b.startswith("domains")]
+
+
+def test_the_code_that_samples_depend_on_is_read_for_their_key():
+    """All that teachers import counts, but for what only speaks, stores or names a run."""
+    seen, left = set(), [module for module in graph() if room(module) == "teachers"]
+    while left:
+        module = left.pop()
+        left += graph()[module] - seen
+        seen.add(module)
+    parts = {module.split(".")[1] for module in seen if "." in module}
+    assert parts - {"cache", "errors", "progress", "runs"} == {part.removesuffix(".py") for part in READ}
 
 
 def test_domains_use_neither_the_door_nor_callbacks():

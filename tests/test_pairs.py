@@ -17,6 +17,7 @@ from helpers import Pairs as Plane
 from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import save_file
 
+from distillkit import cache, progress
 from distillkit import pairs as store
 from distillkit.data import TensorData
 from distillkit.diffusion.denoiser import Denoiser
@@ -113,6 +114,24 @@ def test_shards_have_noise_of_their_own_and_conditions_go_on_in_order():
     assert cond["label"].tolist() == [i % 48 % 2 for i in range(60)]
     assert torch.equal(noise[16:32], neural().noise(16, {}, shard_seed(3, 1)))
     assert len({shard_seed(seed, k) for seed in range(20) for k in range(1, 50)}) == 20 * 49
+
+
+def test_shards_in_memory_are_kept_and_their_progress_ends_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "WORTH", 0.0)
+    make, asked, ended = Teacher.make, [], []
+    monkeypatch.setattr(Teacher, "make", lambda self, num, *rest: asked.append(num) or make(self, num, *rest))
+    close = progress.Activity.advance
+    monkeypatch.setattr(progress.Activity, "advance", lambda self, *n: close(self, *n) or ended.append(self))
+    plain = every(made(neural(), 40, steps=5))
+    with cache.using(cache.SampleCache(tmp_path)):
+        first, again = every(made(neural(), 40, steps=5)), every(made(neural(), 40, steps=5))
+        assert same(first, plain) and same(again, plain) and asked == [16, 16, 8] * 2
+        shown = ended[-1]
+        assert shown.what.startswith("making 40 pairs") and shown.done == shown.total > 0
+        more = every(made(neural(), 50, steps=5))  # whole shards are the same
+        assert same([part[:32] for part in more[:2]], [part[:32] for part in plain[:2]]) and asked[6:] == [16, 2]
+        made(neural(), 20, tmp_path / "own", steps=4)
+        assert len(cache.current().entries()) == 5  # a folder keeps its pairs itself
 
 
 def test_the_seed_decides():

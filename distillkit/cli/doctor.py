@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from distillkit.errors import Arguments, Failure, install, number, one_line
+from distillkit import cache
+from distillkit.errors import Arguments, Failure, UsageError, install, number, one_line
 
 CORE = (
     "torch",
@@ -63,6 +64,11 @@ def doctor(args: Sequence[str]) -> int:
         if shutil.disk_usage(place).free < 2**30:
             mends.append("less than 1 GiB is free: make space, or give another folder with --out")
     except Failure as error:
+        broken = True
+        mends.append(str(error))
+    try:
+        print(f"samples kept   {kept()}")
+    except UsageError as error:
         broken = True
         mends.append(str(error))
     for mend in dict.fromkeys(mends):
@@ -120,6 +126,15 @@ def writable(runs: Path) -> Path:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise Failure(f"cannot write to {place}: change to another folder, or give one with --out")
     return place
+
+
+def kept() -> str:
+    """The cache of teacher samples: folder, entries, size and limit."""
+    found = cache.of_the_user()
+    if found is None:
+        return "none (DISTILLKIT_CACHE_LIMIT=0)"
+    sizes = [size for _, size, _ in found.entries()]
+    return f"{found.folder}: {len(sizes):,} entries, {sum(sizes) / 2**30:.2f} of {found.limit / 2**30:g} GiB"
 
 
 def _describe_torch() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from distillkit import capabilities, runs
+from distillkit import cache, capabilities, runs
 from distillkit.cli import config, console, declarations
 from distillkit.errors import LONGEST, Failure, Interrupted, UsageError, did_you_mean, one_line
 
@@ -50,13 +50,21 @@ flags:
   --out DIR      run folder (default: runs/DOMAIN-METHOD-NUMBER)
   --show         print the composed configuration and stop
   --ckpt_path F  continue from a checkpoint: in its own run folder, or in the one of --out
+  --no-cache     make the teacher's samples anew, and keep none (docs/runs.md)
   --config F     run RUN/config.yaml again (with flags only, no words)
   -m             sweep: `a=1,2 b=x,y` makes four runs
   --debug        show tracebacks
   --help=all     every flag of LightningCLI (--trainer.X, --print_config ...); --model.help explains the chosen model"""
 
 ALWAYS_VALUED = ("--out", "--config", "-c", "--ckpt_path")  # the next token is theirs even if it has a `=`
-SWITCHES = {"--show": "show", "-m": "sweep", "--multirun": "sweep", "-h": "help", "--help": "help"}
+SWITCHES = {
+    "--show": "show",
+    "--no-cache": "no_cache",
+    "-m": "sweep",
+    "--multirun": "sweep",
+    "-h": "help",
+    "--help": "help",
+}
 
 
 @dataclass
@@ -67,6 +75,7 @@ class Call:
     flags: list[list[str]] = field(default_factory=list)  # for LightningCLI: [flag] or [flag, value]
     out: str | None = None
     show: bool = False
+    no_cache: bool = False
     sweep: bool = False
     help: bool = False
 
@@ -206,7 +215,8 @@ def run(tokens: Sequence[str], debug: bool = False) -> int:
         raise UsageError("--show shows one run, not a sweep: leave -m out, and give each word one value")
     from distillkit.cli.sweeps import sweep
 
-    return sweep(verb, call.words, [*sum(call.flags, []), *(["--debug"] if debug else [])], call.out)
+    switches = [flag for flag, given in (("--no-cache", call.no_cache), ("--debug", debug)) if given]
+    return sweep(verb, call.words, [*sum(call.flags, []), *switches], call.out)
 
 
 def refuse_words_as_flags(call: Call) -> None:
@@ -241,10 +251,12 @@ def train(verb: str, call: Call) -> int:
             refuse_what_lacks(handed)
         flags = ["--config", config.text(handed), *(explain(flag, handed) for flag in flags)]
 
+    kept = None if call.no_cache else cache.of_the_user()
     from distillkit.cli.lightning import run as run_lightning
 
     try:
-        return run_lightning(verb, flags, out=call.out, name=name)
+        with cache.using(kept):
+            return run_lightning(verb, flags, out=call.out, name=name)
     except UsageError as error:
         raise UsageError(config.as_typed(str(error), cfg) if cfg else error) from error
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillkit import devices
+from distillkit import cache, devices
 from distillkit.codec import Codec
 from distillkit.errors import Arguments, Failure, UsageError, moved, number, optional
 from distillkit.evaluation.pictures import save_files, save_picture
@@ -200,9 +200,11 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--seed", type=number(int, 0, MOST_SEED), default=1234, help="of the noise (default 1234)")
     parser.add_argument("--out", type=Path, help="the file (default: evaluation.json in the folder)")
+    parser.add_argument("--no-cache", action="store_true", help="make the teacher's samples anew, and keep none")
     devices.add_flag(parser)
     allow(parser)
     args = parser.parse_args(argv)
+    kept = None if args.no_cache else cache.of_the_user()
     student = load(args.student, args.trust).to(args.device)
     own = made_with(student, args.student, args.trust, "teacher", "data")
     teacher, data = own["teacher"].to(args.device), own["data"]
@@ -218,7 +220,8 @@ def evaluate(argv: Sequence[str]) -> int:
         raise UsageError(f"the student cannot be compared with its teacher: their samples have the shapes {shapes}")
     kappa = student.config.get("kappa", 1.0)
     path = _writable(args.out or Path(args.student) / "evaluation.json")
-    result = protocol.evaluate(data, teacher, student, args.num_samples, args.seed, kappa)
+    with cache.using(kept):
+        result = protocol.evaluate(data, teacher, student, args.num_samples, args.seed, kappa)
     write_text(path, json.dumps(result, indent=1))
     Console().print(evaluation_table(result, student.config))
     print(f"evaluation: {path}")

@@ -34,6 +34,7 @@ class DiscreteTeacher(BaseTeacher):
     solvers = SAMPLERS
     provides = frozenset({"log_probs"})
     best = {"solver": "tweedie", "steps": 128}
+    chunk = 16 * BLOCK
 
     def grid(self, steps: int) -> Tensor:
         return self.process.grid(steps)
@@ -63,15 +64,14 @@ class DiscreteTeacher(BaseTeacher):
         denoiser = self.denoiser if kappa == 1 else Guided(self.denoiser, self.null_condition, kappa)
         return sample(denoiser, start, times, lambda i: noise(1 + i), step, cond)
 
-    def generate(self, num, cond, seed, solver=None, times=None, kappa=1.0, chunk=16 * BLOCK, decode=True):
+    def make(self, num, cond, seed, solver, times, kappa, chunk):
         most = CELLS // (self.event_shape[0] * self.process.num_states) // BLOCK * BLOCK
         size, device = (self.event_shape[0], self.process.num_states), self.device
 
         def made(rows: slice) -> Tensor:
             noise = for_rows(seed, rows.start, rows.stop, *size, device)
             own = {name: value[rows].to(device) for name, value in cond.items()}
-            x = self.sample(noise, own, None, solver, kappa, times)
-            return self.codec.decode(x, own) if decode else x
+            return self.sample(noise, own, None, solver, kappa, times)
 
         with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
             return in_chunks(made, num, max(BLOCK, min(chunk, most) // BLOCK * BLOCK), BLOCK)

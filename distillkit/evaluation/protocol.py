@@ -7,19 +7,19 @@ protocols are not comparable.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 import distillkit
+from distillkit import cache
 from distillkit.data import DistillData
 from distillkit.devices import model_name, wait_for
 from distillkit.diffusion.denoiser import Cond
 from distillkit.evaluation.metrics import TooFew
-from distillkit.evaluation.rows import BEST, REAL
+from distillkit.evaluation.rows import BEST, EARLIER, REAL
 from distillkit.progress import progress
 from distillkit.students.base import Student
 from distillkit.teachers.base import Teacher
@@ -53,16 +53,26 @@ class Evaluator(Protocol):
     # clipped before they are measured, as a file would keep them.
 
 
-def timed(make: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
-    """Returns the samples that `make` gives and the milliseconds that one of them took.
+class Made(NamedTuple):
+    """Samples, and the milliseconds that one of them took, here or in an `earlier` run."""
+
+    samples: Tensor
+    milliseconds: float
+    earlier: bool
+
+
+def timed(make: Callable[[], Tensor], device: torch.device) -> Made:
+    """The samples that `make` gives; those that were kept took as long as when they were made.
 
     The device has nothing else to do before and nothing left to do after.
     """
+    kept = cache.current()
     wait_for(device)
-    start = time.perf_counter()
+    start, hits = cache.clock(), kept.hits if kept else 0
     samples = make()
     wait_for(device)
-    return samples, 1000 * (time.perf_counter() - start) / len(samples)
+    milliseconds = 1000 * (cache.clock() - start) / len(samples)
+    return Made(samples, milliseconds, kept is not None and kept.hits > hits)
 
 
 class Comparison:
@@ -81,6 +91,7 @@ class Comparison:
         self.evaluator, self.teacher, self.cond = evaluator, teacher, cond
         self.num_samples, self.seed, self.kappa = num_samples, seed, kappa
         self.paired = getattr(evaluator, "paired", None)
+        self._warm = False  # whether the teacher has run, so that its first samples are not the slowest
 
     def rows(self, student: Student | None, few: FewSteps, advance: Callable[[], None]) -> list[dict[str, Any]]:
         """The table: student, teacher at its best, teacher at the steps of `few`, real data.
@@ -88,18 +99,17 @@ class Comparison:
         `advance` is called after each model.
         """
         solver, times, rows = self.teacher.best["solver"], self.teacher.grid(self.teacher.best["steps"]), []
-        # a warm-up of both, so that the first one is not the slowest by order alone
-        self._warm_up(lambda *some: self.teacher.generate(*some, solver, self.teacher.grid(2), self.kappa))
-        reference, milliseconds = self._by_teacher(solver, times, self.seed)
+        made = self._by_teacher(solver, times, self.seed)
+        reference = made.samples
         if student:
             self._warm_up(student.sample)
-            made = timed(lambda: student.sample(self.num_samples, self.cond, self.seed), student.device)
-            row = self._row("student", student.num_steps, student.num_steps, made, reference)
-            rows.append(self._thorough(row, made[0]))
+            own = timed(lambda: student.sample(self.num_samples, self.cond, self.seed), student.device)
+            row = self._row("student", student.num_steps, student.num_steps, own, reference)
+            rows.append(self._thorough(row, own.samples))
             advance()
         # the teacher itself is compared with its samples from other noise
-        another = self._by_teacher(solver, times, self.seed + 1)[0] if self.paired else reference
-        row = self._teacher_row(BEST, solver, times, (reference, milliseconds), another)
+        another = self._by_teacher(solver, times, self.seed + 1).samples if self.paired else reference
+        row = self._teacher_row(BEST, solver, times, made, another)
         rows.append(self._thorough(row, reference))
         advance()
         rows += [self._few_step_row(steps, choices, reference, advance) for steps, choices in few.items()]
@@ -126,26 +136,30 @@ class Comparison:
     def _warm_up(self, sample: Callable[[int, Cond, int], Tensor]) -> None:
         sample(min(self.num_samples, 64), {name: value[:64] for name, value in self.cond.items()}, self.seed)
 
-    def _by_teacher(self, solver: str, times: Tensor, seed: int) -> tuple[Tensor, float]:
-        teacher, num = self.teacher, self.num_samples
-        return timed(lambda: teacher.generate(num, self.cond, seed, solver, times, self.kappa), teacher.device)
+    def _by_teacher(self, solver: str, times: Tensor, seed: int) -> Made:
+        asked = (self.num_samples, self.cond, seed, solver, times, self.kappa)
+        if not self._warm and not self.teacher.kept(*asked):
+            with cache.using(None):
+                self._warm_up(lambda *some: self.teacher.generate(*some, solver, self.teacher.grid(2), self.kappa))
+            self._warm = True
+        return timed(lambda: self.teacher.generate(*asked), self.teacher.device)
 
-    def _row(self, name: str, steps: int, passes: int, made: tuple[Tensor, float], reference: Tensor, **extra: Any):
-        """The row of a model, from its samples and their milliseconds `made`."""
-        samples, milliseconds = made
-        metrics = self.evaluator(samples, self.cond)
+    def _row(self, name: str, steps: int, passes: int, made: Made, reference: Tensor, **extra: Any):
+        """The row of a model, from its samples."""
+        metrics = self.evaluator(made.samples, self.cond)
         if self.paired:
-            metrics = metrics | self.paired(samples, reference, self.cond)
+            metrics = metrics | self.paired(made.samples, reference, self.cond)
         return {
             "name": name,
             "steps": steps,
             "network_passes": passes,
-            "ms_per_sample": milliseconds,
+            "ms_per_sample": made.milliseconds,
+            **({"timed": EARLIER} if made.earlier else {}),
             **extra,
             "metrics": {k: float(v) for k, v in metrics.items()},
         }
 
-    def _teacher_row(self, name: str, solver: str, times: Tensor, made: tuple[Tensor, float], reference: Tensor):
+    def _teacher_row(self, name: str, solver: str, times: Tensor, made: Made, reference: Tensor):
         facts = {"solver": solver, "last_time": float(times[-1]), "times": times.tolist()}
         passes = self.teacher.network_passes(solver, len(times))
         return self._row(name, len(times), passes, made, reference, **facts)
@@ -160,7 +174,7 @@ class Comparison:
             candidates.append(self._teacher_row(name, solver, times, made, reference))
             chosen = min(candidates, key=lambda candidate: candidate["metrics"][self.evaluator.headline])
             if chosen is candidates[-1]:
-                kept = made[0]
+                kept = made.samples
             advance()
         tried = [{key: row[key] for key in ("solver", "times", "metrics")} for row in candidates]
         return {**self._thorough(chosen, kept), "tried": tried}

@@ -1,3 +1,4 @@
-"""Names of rows in evaluation.json, beside `student` and `teacher at K steps`."""
+"""Words of evaluation.json: names of rows, beside `student` and `teacher at K steps`."""
 
 BEST, REAL = "teacher at its best", "real data"
+EARLIER = "earlier"  # `timed` of a row whose time was measured in the run that made its samples

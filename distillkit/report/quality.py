@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from distillkit.evaluation.rows import BEST, REAL
+from distillkit.evaluation.rows import BEST, EARLIER, REAL
 
 ARROWS = {"lower": "↓", "higher": "↑", "target": "→ real"}
 ACRONYMS = ("fad", "fid", "fvd", "kid", "mmd", "nll")
@@ -88,7 +88,7 @@ def _comparison(evaluation: dict[str, Any]) -> str:
 
 
 def _failures(evaluation: dict[str, Any]) -> list[str]:
-    """Sentences that keep a comparison from being read as a success."""
+    """Sentences that keep a comparison from being read as a success, or as measured at once."""
     student, best, same, real = _four(evaluation)
     s, u = (_metric(row, evaluation.get("headline")) for row in (student, same))
     said = []
@@ -100,6 +100,8 @@ def _failures(evaluation: dict[str, Any]) -> list[str]:
     far = [f"{pretty(m)} {number(_metric(best, m))} against {number(_metric(real, m))}" for m in _far(best, evaluation)]
     if far:
         said.append(f"The teacher itself is far from real data: {', '.join(far)}.")
+    if timed := [row["name"] for row in evaluation.get("rows", []) if row.get("timed") == EARLIER]:
+        said.append(f"Timed in an earlier run on the same kind of machine, which kept the samples: {_listed(timed)}.")
     for name, classes in evaluation.get("protocol", {}).get("left_out", {}).items():
         numbers = ", ".join(map(str, classes[:8])) + (" ..." if len(classes) > 8 else "")
         said.append(f"Without held-out data, so not measured: {name} {numbers}.")

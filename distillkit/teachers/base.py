@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distillkit import cache
 from distillkit.codec import Codec
 from distillkit.devices import in_chunks
 from distillkit.diffusion.denoiser import Cond, Denoiser
@@ -25,6 +26,7 @@ from distillkit.networks.adapters import Base, TeacherBase
 from distillkit.progress import calls
 from distillkit.rollouts import Continuation
 from distillkit.spec import Recorded, to_spec
+from distillkit.teachers.key import samples_key
 
 WEIGHTS, CONFIG = "model.safetensors", "teacher.yaml"
 
@@ -54,9 +56,14 @@ class BaseTeacher(Recorded, nn.Module, ABC):
             (activations for GAN heads), `log_probs` (a discrete diffusion model). See
             `distillkit.capabilities`.
         kind: name of the folder that holds the product of a run.
+        chunk: samples in one network evaluation, if `generate` is not told another number.
+        apart: names of attributes that samples do not depend on. Samples are kept only if all
+            others are plain data, see `distillkit.teachers.key`.
     """
 
     kind = "teacher"
+    chunk = 500
+    apart = frozenset({"_id"})
     denoiser_kind: type
     solvers: dict
     provides: frozenset[str]
@@ -161,7 +168,6 @@ class BaseTeacher(Recorded, nn.Module, ABC):
             kappa: guidance scale, 1 = none.
         """
 
-    @abstractmethod
     def generate(
         self,
         num: int,
@@ -170,20 +176,67 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         solver: Any = None,
         times: Tensor | None = None,
         kappa: float | Tensor = 1.0,
-        chunk: int = 500,
+        chunk: int | None = None,
         decode: bool = True,
     ) -> Tensor:
         """`num` samples of `sample` as data, on the CPU.
 
-        Students start from the same noise with this seed.
+        Students start from the same noise with this seed. Within `distillkit.cache.using` the
+        samples are kept, and made only once.
 
         Args:
             num, cond, seed, decode: as in `Student.sample`.
             solver, times, kappa: as in `sample`; of a Gaussian process kappa may be one per sample,
                 [num].
             chunk: number of samples in one network evaluation, halved where a GPU has too little
-                memory.
+                memory; None means the kind's own.
         """
+        chosen = self._chosen(solver, times, kappa, chunk)
+        if (kept := cache.current()) is None:
+            x = self.make(num, cond, seed, *chosen)
+        else:
+            x = kept.recall(
+                lambda: samples_key(self, num, cond, seed, *chosen),
+                self.shape(num, cond),
+                lambda: self.make(num, cond, seed, *chosen),
+            )
+        if not decode or type(self.codec) is Codec:
+            return x
+
+        def decoded(rows: slice) -> Tensor:
+            own = {name: value[rows].to(self.device) for name, value in cond.items()}
+            return self.codec.decode(x[rows].to(self.device), own)
+
+        return in_chunks(decoded, num, chosen[-1])
+
+    def kept(
+        self,
+        num: int,
+        cond: Cond,
+        seed: int,
+        solver: Any = None,
+        times: Tensor | None = None,
+        kappa: float | Tensor = 1.0,
+    ) -> bool:
+        """Whether `generate` with these arguments would find its samples kept."""
+        chosen = self._chosen(solver, times, kappa, None)
+        return cache.current() is not None and cache.current().holds(samples_key(self, num, cond, seed, *chosen))
+
+    def _chosen(self, solver: Any, times: Tensor | None, kappa: float | Tensor, chunk: int | None) -> tuple:
+        """The arguments of `make` after the seed, with the defaults of `generate` filled in."""
+        if times is None:
+            times = solver.times() if isinstance(solver, nn.Module) else self.grid(self.best["steps"])
+        return solver or self.best["solver"], times, kappa, chunk or self.chunk
+
+    @abstractmethod
+    def make(
+        self, num: int, cond: Cond, seed: int, solver: Any, times: Tensor, kappa: float | Tensor, chunk: int
+    ) -> Tensor:
+        """The samples of `generate` before they are decoded, made by the sampler, on the CPU."""
+
+    def shape(self, num: int, cond: Cond) -> tuple[int, ...]:
+        """The shape of `num` samples before they are decoded."""
+        return (num, *self.event_shape)
 
     @abstractmethod
     def network_passes(self, solver: str, num_times: int) -> int:
@@ -371,14 +424,13 @@ class Teacher(BaseTeacher):
         null = self.null_condition(cond)
         return lambda x, t: guided(self.denoiser, x, t, cond, null, self.guidance(t, kappa))
 
-    def generate(self, num, cond, seed, solver=None, times=None, kappa=1.0, chunk=500, decode=True):
+    def make(self, num, cond, seed, solver, times, kappa, chunk):
         noise, device = self.noise(num, cond, seed), self.device
 
         def made(rows: slice) -> Tensor:
             own = {name: value[rows].to(device) for name, value in cond.items()}
             scale = kappa[rows].to(device) if isinstance(kappa, Tensor) else kappa
-            x = self.sample(noise[rows].to(device), own, None, solver, scale, times=times)
-            return self.codec.decode(x, own) if decode else x
+            return self.sample(noise[rows].to(device), own, None, solver, scale, times=times)
 
         with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
             return in_chunks(made, num, chunk)

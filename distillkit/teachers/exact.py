@@ -187,6 +187,7 @@ class ExactTeacher(Teacher):
     """
 
     best = {"solver": "heun", "steps": 40}
+    apart = Teacher.apart | {"_network"}
 
     def __init__(
         self,

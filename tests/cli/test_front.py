@@ -14,7 +14,7 @@ from helpers import heed_signals
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillkit import runs
+from distillkit import cache, runs
 from distillkit.cli import config, front, sweeps
 from distillkit.cli.messages import condense
 from distillkit.errors import UsageError
@@ -280,6 +280,19 @@ def test_a_place_that_cannot_be_written(tmp_path, capsys):
     assert code == 1 and re.search(r"cannot write to .*: Not a directory; give another folder with --out", text)
 
 
+def test_only_a_run_keeps_samples_and_only_if_it_may(monkeypatch, tmp_path):
+    monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("DISTILLKIT_CACHE_LIMIT", "1")
+    seen = []
+    monkeypatch.setattr("distillkit.cli.lightning.run", lambda *args, **given: seen.append(cache.current()) or 0)
+    for flags in ([], ["--no-cache"]):
+        assert front.main(["fit", *DUMMY, *flags]) == 0 and cache.current() is None
+    assert seen[0].folder == tmp_path / "samples" and seen[1] is None
+    monkeypatch.setenv("DISTILLKIT_CACHE_LIMIT", "little")
+    assert front.main(["fit", *DUMMY]) == 2 and len(seen) == 2
+    assert front.main(["fit", *DUMMY, "--no-cache"]) == 0
+
+
 # ---- sweeps
 
 
@@ -308,7 +321,7 @@ def test_sweep_hands_on_words_flags_and_folders(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(sweeps.subprocess, "Popen", Process)
     out = tmp_path / "s w"
-    args = [*DUMMY, "model.rate=1,2", "-m", "--debug", "--trainer.max_steps", "3", "--out", out]
+    args = [*DUMMY, "model.rate=1,2", "-m", "--debug", "--no-cache", "--trainer.max_steps", "3", "--out", out]
     assert front.main(["fit", *map(str, args)]) == 1
     assert [command[1:4] for command in commands] == [["-m", "distillkit", "fit"]] * 2
     assert [command[-2:] for command in commands] == [["--out", f"{out}/{n}"] for n in range(2)]
@@ -316,7 +329,7 @@ def test_sweep_hands_on_words_flags_and_folders(tmp_path, capsys, monkeypatch):
         assert (
             f"++model.rate={rate}" in command and "domain=dummy" in command and any("dummy/conf" in w for w in command)
         )
-        assert command[-5:-2] == ["--trainer.max_steps", "3", "--debug"]
+        assert command[-6:-2] == ["--trainer.max_steps", "3", "--no-cache", "--debug"]
     shown = capsys.readouterr()
     assert "0   done" in shown.out and re.search(r"1   failed \(1\) .* model.rate=2\n +no luck\n", shown.out)
     assert shown.err.count("error: no luck") == 2
@@ -413,6 +426,22 @@ def test_doctor_names_a_broken_package(capsys, monkeypatch):
     assert "mend: torchvision was built for another torch" in out and "pip uninstall torchvision" in out
     broken["hydra"] = "ImportError: no"
     assert front.main(["doctor"]) == 1
+
+
+def test_doctor_says_what_is_kept(capsys, monkeypatch, tmp_path):
+    from distillkit.cli import doctor
+
+    monkeypatch.setattr(doctor, "import_problem", lambda module, timeout: "")
+    monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("DISTILLKIT_CACHE_LIMIT", "0.5")
+    (tmp_path / "samples").mkdir()
+    for name in ("a.safetensors", "b.safetensors", "notes.txt"):
+        (tmp_path / "samples" / name).write_bytes(bytes(2**22 * 5 // 4))
+    assert front.main(["doctor"]) == 0
+    assert f"samples kept   {tmp_path / 'samples'}: 2 entries, 0.01 of 0.5 GiB" in capsys.readouterr().out
+    monkeypatch.setenv("DISTILLKIT_CACHE_LIMIT", "all")
+    assert front.main(["doctor"]) == 1
+    assert "mend: DISTILLKIT_CACHE_LIMIT must be a number of GiB" in capsys.readouterr().out
 
 
 def test_import_problem():

@@ -11,6 +11,7 @@ import torch
 from dummy.parts import Places
 from helpers import trainer, wake
 
+from distillkit import cache
 from distillkit.callbacks.finish import finish
 from distillkit.cli import products as student_verbs
 from distillkit.data import TensorData
@@ -22,6 +23,7 @@ from distillkit.evaluation.protocol import evaluate
 from distillkit.methods.dmd import DMD
 from distillkit.methods.sid import SiD
 from distillkit.networks.mlp import MLP
+from distillkit.report.quality import verdict
 from distillkit.students.base import load_student
 from distillkit.teachers.base import Teacher
 
@@ -106,6 +108,32 @@ class Labelled(Places):
 
     def load(self):
         return tuple(TensorData(part.tensors | {"label": torch.arange(len(part)) % 2}) for part in super().load())
+
+
+def test_kept_samples_are_measured_and_timed_like_those_that_were_made(tmp_path, monkeypatch):
+    """Only the reference is asked for again in the first run; in the second nothing is made."""
+    monkeypatch.setattr(cache, "WORTH", 0.0)
+    make, made = Teacher.make, []
+    monkeypatch.setattr(Teacher, "make", lambda self, num, *rest: made.append(num) or make(self, num, *rest))
+    own = teacher()
+    student = SiD(own).product().eval()
+    plain = evaluate(Places(), own, student, num_samples=80)
+    assert sorted(made) == [64, 80, 80, 80] and made[0] == 64  # a warm-up, then two noises at its best and one step
+    first, again = [], []
+    for found in (first, again):
+        made.clear()
+        with cache.using(cache.SampleCache(tmp_path)):
+            found += evaluate(Places(), own, student, num_samples=80)["rows"]
+    assert made == []
+    timed = [[row.pop("timed", None) for row in found] for found in (first, again)]
+    assert timed == [[None] * 4, [None, "earlier", "earlier", None]]
+    for ours, theirs in zip(first[1:3], again[1:3], strict=True):
+        assert theirs["ms_per_sample"] == pytest.approx(ours["ms_per_sample"], rel=0.1, abs=0.02)
+    for ours, theirs, bare in zip(first, again, plain["rows"], strict=True):
+        assert ours["metrics"] == theirs["metrics"] == bare["metrics"]
+    kept = {**plain, "rows": [{**row, "timed": "earlier"} if i == 1 else row for i, row in enumerate(plain["rows"])]}
+    assert "Timed in an earlier run" not in verdict(plain)
+    assert "Timed in an earlier run on the same kind of machine, which kept the samples: teacher" in verdict(kept)
 
 
 def test_a_guided_run_is_evaluated_and_pictured_with_its_guidance(tmp_path):

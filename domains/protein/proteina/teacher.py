@@ -71,6 +71,7 @@ class Proteina(FolderTeacher):
     """
 
     solvers = {**SOLVERS, "sde": sde}
+    apart = FolderTeacher.apart | {"folder"}
 
     def __init__(
         self,

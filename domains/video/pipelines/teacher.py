@@ -50,6 +50,7 @@ class PipelineTeacher(Teacher):
     """
 
     provides = frozenset({"denoiser", "classes"})
+    apart = Teacher.apart | {"codec", "root", "scheduler", "checkpointing", "_base"}
     renamed = {"lora": "adapters are student=lora student.rank=..., of the fake score fake_score=lora"}
     retired = ("lora",)  # in older folders: the rank of its students, which are what they are now without it
     network: type[Network]

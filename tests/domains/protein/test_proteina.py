@@ -1,5 +1,6 @@
 """Proteina: converted checkpoints in the released layout compute the released equations."""
 
+import json
 import math
 import pickle
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from distillkit.diffusion.process import RectifiedFlow
 from distillkit.diffusion.sampling import pure_noise
 from distillkit.methods.sid import SiD
 from distillkit.students.base import load_student
+from distillkit.teachers.key import samples_key
 from domains.protein.convert import convert, main, merge_lora
 from domains.protein.data import ProteinData
 from domains.protein.folds import IdealFolds
@@ -378,6 +380,17 @@ def test_the_folder_says_what_the_checkpoint_said(folders):
     held = {name.removeprefix("network."): value for name, value in teacher.denoiser.state_dict().items()}
     expected = weights(PLAIN)
     assert held.keys() == expected.keys() and all(torch.equal(held[name], expected[name]) for name in held)
+
+
+def test_its_samples_have_a_key_that_knows_the_settings_of_its_sampler(folders):
+    def key(**settings):
+        teacher = Proteina(str(folders.plain), **settings)
+        return json.dumps(samples_key(teacher, 2, {}, 0, "sde", teacher.grid(2), 1.0, 2))
+
+    assert key() == key() and str(folders.plain) not in key()
+    assert (
+        len({key(), key(noise_scale=0.6), key(self_conditioning=False), key(folds=True), key(event_shape=[9, 3])}) == 5
+    )
 
 
 def test_folds_have_codes_and_none_is_the_null_condition(folders):

@@ -19,6 +19,7 @@ from helpers import f64
 from distillkit.spec import Outside, from_spec, to_spec
 from distillkit.students.base import load_student
 from distillkit.students.few_step import FewStepStudent
+from distillkit.teachers.key import samples_key
 from domains.video.pipelines import VAE, CogVideoX, Wan, ask, read_prompts
 
 SIZE = {"frames": 9, "height": 16, "width": 32}
@@ -102,7 +103,11 @@ def test_wan_2_2_has_two_networks_with_a_guidance_each(tmp_path, prompts):
     each = teacher.sample(noise, cond, 6, kappa=torch.tensor([5.0, 1.0]))  # the second is not guided by either
     assert_close(each[0], ours[0])
     assert_close(each[1], teacher.sample(noise, cond, 6)[1])
+    asked = (2, cond, 0, "euler", teacher.grid(2), 5.0, 1)
+    key = samples_key(teacher, *asked)
+    assert str(tmp_path) not in str(key) and samples_key(teacher, *asked) == key
     teacher.guidance_2 = None
+    assert samples_key(teacher, *asked) != key
     assert_close(teacher.sample(noise, cond, 6, kappa=5.0), theirs(pipeline, noise, 6, 512))
     assert (teacher.sample(noise, cond, 6, kappa=5.0) - ours).abs().max() > 100 * WITHIN
     t = torch.tensor([0.9, 0.3])  # in training a batch has times on both sides
