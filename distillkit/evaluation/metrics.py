@@ -18,8 +18,8 @@ from torch import Tensor
 
 from distillkit.progress import counted
 
-CHUNK = 2048  # rows and columns of a tile of distances
-SHOWN = 16  # tiles from which on a pass over distances shows its progress
+CHUNK = 1024  # rows and columns of a tile of distances (8 MB)
+SHOWN = 32  # tiles from which on a pass over distances shows its progress
 NEIGHBOURS = 5  # of every point, found in one pass
 
 
