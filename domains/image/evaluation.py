@@ -75,12 +75,12 @@ class ImageEvaluator:
             "domain": "image",
             "features": self.extractor.facts
             | {
-                "dimensions": self._reference_ND.shape[1],
+                "dimensions": self._reference.shape[1],
                 "standardised": self.extractor.standardised,
             },
             "reference": "validation and test data",
-            "num_reference": len(self._reference_ND),
-            "num_train": len(self._training_MD),
+            "num_reference": len(self._reference),
+            "num_train": len(self._training),
             "pixels": "rounded to 8 bits",
             "outside": f"more than {BEYOND} beyond [-1, 1]",
             "neighbours": dict(self.neighbours),
@@ -90,9 +90,13 @@ class ImageEvaluator:
     def __call__(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
         """Metrics of samples [N, C, H, W] in [-1, 1], made for the conditions `cond`."""
         check(samples, self.event_shape)
-        found = self._compare(self._scaled(self._raw([samples]))) | {"outside": outside(samples)}
+        raw = self._raw([samples])
+        scaled = self._scaled(raw)
+        found = self._compare(scaled)
+        found["nearest_train"], _ = metrics.nearest_distance(scaled, self._training)
+        found["outside"] = outside(samples)
         if self._sees_classes and "label" in cond:
-            found["class_agreement"] = self._agreement(samples, cond["label"])
+            found["class_agreement"] = self._agreement(raw, cond["label"])
         return found
 
     def floor(self, num_samples: int | None = None) -> dict[str, float]:
@@ -103,14 +107,14 @@ class ImageEvaluator:
         perfect by construction (its own nearest neighbour, the labels its classifier was fitted to)
         the value is that of the held-out data.
         """
-        size = min(num_samples or len(self._reference_ND), len(self._training_MD))
-        rows = torch.from_numpy(np.random.RandomState(0).permutation(len(self._training_MD))[:size])
-        found = self._compare(self._training_MD[rows.to(self.device)])
-        found["nearest_train"], _ = metrics.nearest_distance(self._reference_ND, self._training_MD)
+        size = min(num_samples or len(self._reference), len(self._training))
+        rows = torch.from_numpy(np.random.RandomState(0).permutation(len(self._training))[:size])
+        found = self._compare(metrics.Points(self._training.points_ND[rows.to(self.device)]))
+        found["nearest_train"], _ = metrics.nearest_distance(self._reference, self._training)
         found["outside"] = 0.0
         if self._sees_classes:
-            hits = [self._agreement(batch["data"], batch["label"]) * len(batch["data"]) for batch in self._held_out()]
-            found["class_agreement"] = sum(hits) / len(self._reference_ND)
+            label_N = torch.cat([batch["label"] for batch in self._held_out()])
+            found["class_agreement"] = self._agreement(self._raw_reference, label_N)
         return found
 
     @cached_property
@@ -143,37 +147,33 @@ class ImageEvaluator:
     def _sees_classes(self) -> bool:
         return self.extractor.predict is not None
 
-    def _compare(self, features_ND: Tensor) -> dict[str, float]:
-        real, training, k = self._reference_ND, self._training_MD, self.neighbours
-        left, found = self.too_few(len(features_ND)), {}
+    def _compare(self, features: metrics.Points) -> dict[str, float]:
+        """Metrics of features against the reference, but for those that are `too_few`."""
+        real, left, found = self._reference, self.too_few(len(features)), {}
         if "frechet" not in left:
-            found["frechet"] = metrics.frechet_distance(features_ND, real)
-            found["kernel"] = metrics.kernel_distance(features_ND, real, **self.kernel)
-        if "precision" not in left:
-            found["precision"], found["recall"] = metrics.precision_recall(real, features_ND, k["precision_recall"])
-        if "density" not in left:
-            found["density"], found["coverage"] = metrics.density_coverage(real, features_ND, k["density_coverage"])
-        found["nearest_train"], _ = metrics.nearest_distance(features_ND, training)
-        return found
+            found["frechet"] = metrics.frechet_distance(features, real)
+            found["kernel"] = metrics.kernel_distance(features, real, **self.kernel)
+        enough = {name: k for name, k in self.neighbours.items() if name.partition("_")[0] not in left}
+        return found | metrics.prdc(real, features, **enough) if enough else found
 
     def too_few(self, num_samples: int) -> list[str]:
         """The metrics left out because so many samples, or the images held out, are too few."""
-        least = min(num_samples, len(self._reference_ND))
+        least = min(num_samples, len(self._reference))
         return [name for name, needed in self.needs.items() if least < needed]
 
-    def _scaled(self, raw_ND: Tensor) -> Tensor:
-        return metrics.standardise(raw_ND, self._raw_reference_ND) if self.extractor.standardised else raw_ND
+    def _scaled(self, raw: metrics.Points) -> metrics.Points:
+        return metrics.Points(metrics.standardise(raw, self._raw_reference)) if self.extractor.standardised else raw
 
     @cached_property
-    def _raw_reference_ND(self) -> Tensor:
+    def _raw_reference(self) -> metrics.Points:
         return self._raw(batch["data"] for batch in self._held_out())
 
     @cached_property
-    def _reference_ND(self) -> Tensor:
-        return self._scaled(self._raw_reference_ND)
+    def _reference(self) -> metrics.Points:
+        return self._scaled(self._raw_reference)
 
     @cached_property
-    def _training_MD(self) -> Tensor:
+    def _training(self) -> metrics.Points:
         return self._scaled(self._raw(batch["data"] for batch in batches(self.train, CHUNK, MOST_TRAINING)))
 
     def _held_out(self) -> Iterator[dict[str, Tensor]]:
@@ -182,24 +182,23 @@ class ImageEvaluator:
             yield from batches(part, CHUNK, max(1, MOST_REFERENCES * len(part) // total))
 
     @torch.no_grad()
-    def _raw(self, images: Iterable[Tensor]) -> Tensor:
+    def _raw(self, images: Iterable[Tensor]) -> metrics.Points:
         parts = (x.to(self.device) for part in images for x in part.split(CHUNK))
-        return torch.cat([self.extractor(eight_bits(x)) for x in parts]).double()
+        return metrics.Points(torch.cat([self.extractor(eight_bits(x)) for x in parts]))
 
     @torch.no_grad()
-    def _agreement(self, samples: Tensor, label_N: Tensor) -> float:
-        parts = (x.to(self.device) for x in samples.split(CHUNK))
-        seen_N = torch.cat([self.extractor.predict(eight_bits(x)) for x in parts])
-        return float((seen_N == label_N.to(self.device)).double().mean())
+    def _agreement(self, raw: metrics.Points, label_N: Tensor) -> float:
+        seen_N = self.extractor.predict(raw.points_ND.float())
+        return float((seen_N == label_N.to(seen_N)).double().mean())
 
 
 @dataclass
 class Extractor:
     """Images [N, C, H, W] in [-1, 1] to features [N, D], on the device of its network.
 
-    `predict` gives class numbers [N], where it can. `standardised` says whether every feature
-    counts alike. Learned features do. Pixels keep their common unit, since one that is almost
-    constant would count most. Inception's keep theirs, as in the published numbers.
+    `predict` gives the class numbers [N] of features, where it can. `standardised` says whether
+    every feature counts alike. Learned features do. Pixels keep their common unit, since one that
+    is almost constant would count most. Inception's keep theirs, as in the published numbers.
     """
 
     facts: dict[str, Any]
@@ -222,7 +221,7 @@ def classifier(net: extractors.Classifier, name: str, sha256: str, held_out_accu
     return Extractor(
         facts,
         net.features,
-        lambda x_NCHW: net(x_NCHW).argmax(1),
+        lambda features_ND: net.head(features_ND).argmax(1),
         standardised=True,
     )
 

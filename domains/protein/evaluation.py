@@ -11,7 +11,7 @@ n: chains; N: residues of the longest one; D: numbers of a descriptor.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -98,8 +98,12 @@ class ProteinEvaluator:
         return tuple(self.reference[name].to(self.device) for name in ("data", "mask"))
 
     @cached_property
-    def _reference_descriptors(self) -> Tensor:
-        return descriptors(*self._reference)
+    def _reference_descriptors(self) -> metrics.Points:
+        return metrics.Points(descriptors(*self._reference))
+
+    @cached_property
+    def _reference_pooled(self) -> dict[str, Tensor]:
+        return pooled(*self._reference)
 
     @property
     def prefix(self) -> str:
@@ -142,10 +146,11 @@ class ProteinEvaluator:
             )
         check_finite(samples)
         x, mask = samples.float().to(self.device), cond["mask"].to(self.device)
-        found = {"frechet": metrics.frechet_distance(descriptors(x, mask), self._reference_descriptors)}
-        found |= self._geometry(x, mask)
+        ours = measured(x, mask)
+        found = {"frechet": metrics.frechet_distance(ours.descriptors, self._reference_descriptors)}
+        found |= self._geometry(x, mask, ours)
         if "label" in cond:
-            seen = geometry.fold_class(x, mask)
+            seen = geometry.class_of(ours.helix, ours.strand)
             found["class_agreement"] = float((seen == cond["label"].to(seen)).double().mean())
         rows = spread(len(x), MOST_TM).to(self.device)
         return found | self._chains(x[rows], mask[rows])
@@ -162,29 +167,24 @@ class ProteinEvaluator:
         rows = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(SEED))[:num_samples]
         found, held_out = self.train[rows], spread(len(self.reference["data"]), MOST_TM)
         x, mask = (value[held_out.to(self.device)] for value in self._reference)
-        novelty = self.prefix + "novelty_tm"
-        metrics = self(found["data"], found) | {novelty: self._chains(x, mask)[novelty]}
+        metrics = self(found["data"], found) | {f"{self.prefix}novelty_tm": self._novelty(x, mask)}
         return metrics | self.thorough(found["data"], found)
 
-    def _geometry(self, x: Tensor, mask: Tensor) -> dict[str, float]:
+    def _geometry(self, x: Tensor, mask: Tensor, ours: Measured) -> dict[str, float]:
         bond = geometry.bonds(x, mask)
         bond = bond[bond.isfinite()].double()
-        sse = geometry.secondary_structure(x, mask)
-        helix, strand = geometry.contents(sse, mask)
         found = {
             "bond": float(bond.mean()),
             "bond_spread": float(bond.std()),
             "bond_valid": float(((bond - BOND).abs() <= 0.02).double().mean()),
-            "clash": float(clashes(x, mask).double().mean()),
+            "clash": float(ours.clash.double().mean()),
         }
-        for name, values in (("angle", geometry.angles), ("dihedral", geometry.dihedrals)):
-            ours, theirs = (values(*pair).flatten() for pair in ((x, mask), self._reference))
-            pooled = [shares(value[None], FINE[name])[0] for value in (ours, theirs)]
-            found[f"{name}_js"] = jensen_shannon(*pooled)
+        for name, share in pooled(x, mask).items():
+            found[f"{name}_js"] = jensen_shannon(share, self._reference_pooled[name])
         found["rg_ratio"] = float(geometry.gyration(x, mask).double().mean())
         return found | {
-            "helix": float(helix.double().mean()),
-            "strand": float(strand.double().mean()),
+            "helix": float(ours.helix.double().mean()),
+            "strand": float(ours.strand.double().mean()),
             "left_helix": float(left_helix(x, mask).double().mean()),
         }
 
@@ -192,14 +192,25 @@ class ProteinEvaluator:
         among = tm_scores(x, mask, x, mask, self.tm, twice=False)
         pairs = torch.ones_like(among, dtype=torch.bool).triu(1)
         groups = connected_components(((among >= SAME_FOLD) & pairs).cpu().numpy(), directed=False)[0]
-        training = self.train[spread(len(self.train), MOST_TRAINING)]
-        training = {name: training[name].to(self.device) for name in ("data", "mask")}
-        nearest = tm_scores(x, mask, training["data"], training["mask"], self.tm).amax(1)
         return {
             f"{self.prefix}diversity_tm": float(among[pairs].mean()) if len(x) > 1 else 1.0,
             f"{self.prefix}clusters": groups / len(x),
-            f"{self.prefix}novelty_tm": float(nearest.mean()),
+            f"{self.prefix}novelty_tm": self._novelty(x, mask),
         }
+
+    def _novelty(self, x: Tensor, mask: Tensor) -> float:
+        training = self.train[spread(len(self.train), MOST_TRAINING)]
+        theirs = (training[name].to(self.device) for name in ("data", "mask"))
+        return float(tm_scores(x, mask, *theirs, self.tm).amax(1).mean())
+
+
+class Measured(NamedTuple):
+    """What is quadratic in the length of a chain, or built on it."""
+
+    descriptors: Tensor  # [n, D] float64, see `descriptors`
+    helix: Tensor  # share of residues, [n], as the next
+    strand: Tensor
+    clash: Tensor  # see `clashes`, [n]
 
 
 def descriptors(x: Tensor, mask: Tensor) -> Tensor:
@@ -211,6 +222,11 @@ def descriptors(x: Tensor, mask: Tensor) -> Tensor:
     and distances of pairs three or more apart in fixed bins; shares of helix and strand; radius of
     gyration over its law, up to 2; clashes per residue, up to 1.
     """
+    return measured(x, mask).descriptors
+
+
+def measured(x: Tensor, mask: Tensor) -> Measured:
+    """The measurements of chains, `CHUNK` at once."""
     found = []
     for rows in torch.arange(len(x)).split(CHUNK):
         part, seen = x[rows], mask[rows]
@@ -223,10 +239,18 @@ def descriptors(x: Tensor, mask: Tensor) -> Tensor:
             (pairs, PAIR_EDGES),
         )
         numbers = [shares(value, torch.tensor(edges)).sqrt() for value, edges in values]
-        numbers += [share[:, None] for share in geometry.contents(geometry.secondary_structure(part, seen), seen)]
-        numbers += [geometry.gyration(part, seen).clamp_max(2)[:, None], clashes(part, seen).clamp_max(1)[:, None]]
-        found.append(torch.cat([number.double() for number in numbers], 1))
-    return torch.cat(found)
+        helix, strand = geometry.contents(geometry.secondary_structure(part, seen), seen)
+        clash = clashes(part, seen)
+        last = (helix, strand, geometry.gyration(part, seen).clamp_max(2), clash.clamp_max(1))
+        numbers += [number[:, None] for number in last]
+        found.append((torch.cat([number.double() for number in numbers], 1), helix, strand, clash))
+    return Measured(*map(torch.cat, zip(*found, strict=True)))
+
+
+def pooled(x: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Shares of all chains' virtual angles and dihedrals together, in the bins of `FINE`."""
+    values = {"angle": geometry.angles(x, mask), "dihedral": geometry.dihedrals(x, mask)}
+    return {name: shares(value.flatten()[None], FINE[name])[0] for name, value in values.items()}
 
 
 def shares(values: Tensor, edges: Tensor) -> Tensor:

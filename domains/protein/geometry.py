@@ -121,7 +121,11 @@ def fold_class(x: Tensor, mask: Tensor) -> Tensor:
 
     Few where helix and strand together are below a fifth; mainly one above 85 % of their sum.
     """
-    helix, strand = contents(secondary_structure(x, mask), mask)
+    return class_of(*contents(secondary_structure(x, mask), mask))
+
+
+def class_of(helix: Tensor, strand: Tensor) -> Tensor:
+    """`fold_class` of chains whose contents are known."""
     both = helix + strand
     found = torch.where(helix > 0.85 * both, 0, torch.where(strand > 0.85 * both, 1, 2))
     return torch.where(both < 0.2, 3, found)

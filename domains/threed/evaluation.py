@@ -108,12 +108,8 @@ class ShapeEvaluator(ABC):
             )
         check_finite(samples)
         raw = self._raw(samples, cond)
-        found = {
-            "frechet": metrics.frechet_distance(
-                metrics.standardise(raw, self._raw_reference),
-                metrics.standardise(self._raw_reference, self._raw_reference),
-            )
-        }
+        scaled = metrics.standardise(raw, self._raw_reference)
+        found = {"frechet": metrics.frechet_distance(scaled, self._scaled_reference)}
         meshes = self.meshes(*_thinned(samples, cond))
         ours, theirs = Surfaces(meshes, self.device), self._reference_surfaces
         size = min(len(ours), len(theirs))  # equally many of both, for the metrics depend on it
@@ -184,8 +180,12 @@ class ShapeEvaluator(ABC):
         return self.reference()
 
     @cached_property
-    def _raw_reference(self) -> Tensor:
-        return self._raw(self._reference["data"], self._reference)
+    def _raw_reference(self) -> metrics.Points:
+        return metrics.Points(self._raw(self._reference["data"], self._reference))
+
+    @cached_property
+    def _scaled_reference(self) -> metrics.Points:
+        return metrics.Points(metrics.standardise(self._raw_reference, self._raw_reference))
 
     @cached_property
     def _reference_surfaces(self) -> Surfaces:
@@ -257,15 +257,24 @@ class Structure(ShapeEvaluator):
         """
         found = super().floor(num_samples) | {"nearest_train": self._nearest_train(self._reference["data"])}
         return found | (
-            {"class_agreement": self._agreement(self._raw_reference, self._reference)} if self.num_classes else {}
+            {"class_agreement": self._agreement(self._raw_reference.points_ND, self._reference)}
+            if self.num_classes
+            else {}
         )
 
     def _nearest_train(self, samples: Tensor) -> float:
-        both = samples, _whole(self.train)["data"]
-        ours, theirs = ((x > 0).flatten(1).to(self.device, torch.float32) for x in both)
-        both = ours @ theirs.T
-        either = ours.sum(1, keepdim=True) + theirs.sum(1) - both
-        return float(1 - (both / either.clamp_min(1)).amax(1).mean())
+        alike = []
+        for part in samples.split(CHUNK):
+            ours, theirs = (part > 0).flatten(1).to(self.device, torch.float32), self._training_solids
+            both = ours @ theirs.T
+            either = ours.sum(1, keepdim=True) + theirs.sum(1) - both
+            alike.append((both / either.clamp_min(1)).amax(1))
+        return float(1 - torch.cat(alike).mean())
+
+    @cached_property
+    def _training_solids(self) -> Tensor:
+        """0 or 1 for each voxel, [M, R^3]."""
+        return (_whole(self.train)["data"] > 0).flatten(1).to(self.device, torch.float32)
 
 
 class Features(ShapeEvaluator):

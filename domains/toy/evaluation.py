@@ -82,8 +82,8 @@ class ToyEvaluator:
         x_ND = samples.detach().to(self.device).double().flatten(1)
         check_finite(x_ND)
         found = {
-            "sliced_w2": metrics.sliced_wasserstein(x_ND, self._exact_ND, self.num_projections),
-            "energy": metrics.energy_distance(x_ND, self._exact_ND[:ENERGY]),
+            "sliced_w2": metrics.sliced_wasserstein(x_ND, self._exact, self.num_projections),
+            "energy": metrics.energy_distance(x_ND, self._few_exact),
         }
         found |= self._against_moments(x_ND)
         distance_NK = mode_distances(self.law, x_ND)
@@ -104,8 +104,12 @@ class ToyEvaluator:
         return len(self.law.means)
 
     @cached_property
-    def _exact_ND(self) -> Tensor:
-        return self.law.sample(self.num_exact, torch.Generator().manual_seed(0))[0].to(self.device)
+    def _exact(self) -> metrics.Points:
+        return metrics.Points(self.law.sample(self.num_exact, torch.Generator().manual_seed(0))[0].to(self.device))
+
+    @cached_property
+    def _few_exact(self) -> metrics.Points:
+        return metrics.Points(self._exact.points_ND[:ENERGY])
 
     def _against_moments(self, x_ND: Tensor) -> dict[str, float]:
         mean_D, covariance_DD = self.law.mean.to(self.device), self.law.covariance.to(self.device)

@@ -103,8 +103,11 @@ class VideoEvaluator:
         check(samples, self.event_shape)
         beyond = outside(samples)
         ours, theirs = self._look([samples]), self._reference
-        clips, real = (metrics.standardise(look.clips, theirs.clips) for look in (ours, theirs))
-        frames, real_frames = (metrics.standardise(look.frames, theirs.frames) for look in (ours, theirs))
+        clips, frames = (
+            metrics.Points(metrics.standardise(own, raw))
+            for own, raw in zip((ours.clips, ours.frames), self._raw, strict=True)
+        )
+        real, real_frames = self._real
         k = min(NEIGHBOURS, len(real) - 1)
         found = {
             "frechet": metrics.frechet_distance(clips, real),
@@ -165,10 +168,20 @@ class VideoEvaluator:
         return look(map(eight_bits, chunks), self._features)
 
     @cached_property
-    def _training(self) -> Tensor:
+    def _raw(self) -> tuple[metrics.Points, metrics.Points]:
+        """Features of the reference's clips and frames."""
+        return metrics.Points(self._reference.clips), metrics.Points(self._reference.frames)
+
+    @cached_property
+    def _real(self) -> tuple[metrics.Points, metrics.Points]:
+        """The same in units of their standard deviations, as all features that are compared."""
+        return tuple(metrics.Points(metrics.standardise(raw, raw)) for raw in self._raw)
+
+    @cached_property
+    def _training(self) -> metrics.Points:
         parts = (batch["data"].to(self.device) for batch in batches(self.train, CHUNK, MOST_TRAINING))
-        clips = torch.cat([self._features(eight_bits(x))[0] for x in parts]).double()
-        return metrics.standardise(clips, self._reference.clips)
+        clips = torch.cat([self._features(eight_bits(x))[0] for x in parts])
+        return metrics.Points(metrics.standardise(clips, self._raw[0]))
 
     @torch.no_grad()
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
