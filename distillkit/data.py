@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from distillkit import checks
 from distillkit.spec import Recorded
 
 Batch = dict[str, Tensor]
+AHEAD = 2  # batches that may wait for their step
 
 
 class TensorData:
@@ -35,6 +37,27 @@ class TensorData:
 
     def __getitem__(self, indices: Tensor) -> Batch:
         return {name: value[indices] for name, value in self.tensors.items()}
+
+
+def batches(dataset: Any, rows: Iterable[Tensor]) -> Iterator[Batch]:
+    """The batch `dataset[indices]` of each `rows`; what is not in memory is read ahead in a thread.
+
+    At most `AHEAD` batches wait. An error is raised where its batch would come. The thread ends
+    with the iterator.
+    """
+    if isinstance(dataset, TensorData):
+        yield from map(dataset.__getitem__, rows)
+        return
+    reader, waiting = ThreadPoolExecutor(1, "batches"), deque[Future]()
+    try:
+        for indices in rows:
+            waiting.append(reader.submit(dataset.__getitem__, indices))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        reader.shutdown(cancel_futures=True)
 
 
 class StepLoader:
@@ -86,10 +109,11 @@ class StepLoader:
                 order = alike(order[: self.batches * self.world * self.batch_size], lengths, self.batch_size, generator)
         else:
             order = torch.arange(len(self.dataset))
-        for i in range(first, len(self)):
-            number = i * self.world + self.rank
+        numbers = range(first * self.world + self.rank, len(self) * self.world, self.world)
+        rows = (order[number * self.batch_size : (number + 1) * self.batch_size] for number in numbers)
+        for batch in batches(self.dataset, rows):
             self.position += 1
-            yield self.dataset[order[number * self.batch_size : (number + 1) * self.batch_size]]
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position}
@@ -120,8 +144,7 @@ class HeldOutLoader:
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for indices in torch.arange(len(self.dataset)).split(self.batch_size):
-            yield self.dataset[indices]
+        yield from batches(self.dataset, torch.arange(len(self.dataset)).split(self.batch_size))
 
 
 class DistillData(Recorded, LightningDataModule):
@@ -156,7 +179,10 @@ class DistillData(Recorded, LightningDataModule):
 
     @abstractmethod
     def load(self) -> tuple[Any, Any, Any]:
-        """Training, validation, test data: `TensorData`, or `len` and `[LongTensor] -> batch`."""
+        """Training, validation, test data: `TensorData`, or `len` and `[LongTensor] -> batch`.
+
+        A batch must follow from its indices alone: another thread asks for it, before its step.
+        """
 
     @abstractmethod
     def build_evaluator(self, held_out: Sequence[Any]) -> Any:

@@ -1,10 +1,15 @@
 """Batches as a function of the step: resumable, shared by processes, unique within an epoch."""
 
+import contextlib
+import gc
 import itertools
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import trainer
+from lightning.pytorch import Callback, LightningModule
 
 from distillkit.data import DistillData, HeldOutLoader, StepLoader, TensorData
 
@@ -164,3 +169,105 @@ def test_real_data_beside_samples_are_of_their_classes_and_all_different():
     data.setup()
     data.test.tensors["data"] = torch.arange(20.0)[:, None]
     assert len(set(data.real(20)["data"][:, 0].tolist())) == 20 and len(data.real(50)["data"]) == 50
+
+
+# Reading ahead
+
+
+class Read:
+    """The numbers, read as files are; `broken` ones cannot be."""
+
+    def __init__(self, size=20, broken=()):
+        self.numbers, self.broken, self.asked = numbers(size), broken, []
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, indices):
+        self.asked.append(threading.current_thread().name)
+        if set(indices.tolist()) & set(self.broken):
+            raise ValueError("cannot be read")
+        return self.numbers[indices]
+
+
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 5, 7])
+def test_what_is_read_ahead_is_the_same_and_resumes_exactly(cut):
+    whole, data = drawn(StepLoader(numbers(), 4, seed=3), epochs=3), Read()
+    first, second = StepLoader(data, 4, seed=3), StepLoader(data, 4, seed=3)
+    stream = itertools.chain.from_iterable(iter(first) for _ in itertools.count())
+    seen = [next(stream)["data"].flatten().tolist() for _ in range(cut)]
+    del stream
+    second.load_state_dict(first.state_dict())
+    seen += drawn(second, epochs=3)
+    assert seen[: len(whole)] == whole and drawn(HeldOutLoader(data, 8)) == drawn(HeldOutLoader(numbers(), 8))
+    assert not readers() and all(name.startswith("batches") for name in data.asked)
+
+
+def test_the_next_two_batches_are_read_during_a_step_and_no_more():
+    data, two, third = Read(), threading.Event(), threading.Event()
+    read = data.__getitem__
+
+    class Watched(Read):
+        def __getitem__(self, indices):
+            batch = read(indices)
+            {3: two, 4: third}.get(len(data.asked), threading.Event()).set()
+            return batch
+
+    loader = StepLoader(Watched(), 4)
+    stream = iter(loader)
+    next(stream)
+    assert two.wait(10) and not third.wait(0.05)
+    assert loader.position == 1  # a checkpoint counts what was seen
+    next(stream)
+    assert third.wait(10)
+    stream.close()
+    assert not readers()
+
+
+def test_an_error_comes_at_its_batch_and_shows_where_it_arose():
+    loader, seen = StepLoader(Read(broken=[9]), 4, shuffle=False), []
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        seen.extend(batch["data"] for batch in loader)
+    assert len(seen) == 2 and loader.position == 2 and "__getitem__" in [entry.name for entry in error.traceback]
+    assert not readers()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fault", [None, RuntimeError, KeyboardInterrupt])
+def test_the_reader_ends_with_the_run(fault):
+    """At its last step in the middle of an epoch, by an error, by Ctrl-C."""
+
+    class Files(Numbers):
+        def load(self):
+            return Read(), Read(), Read()
+
+    class Fault(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 2 and fault:
+                raise fault
+
+    class Model(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(1))
+
+        def training_step(self, batch, batch_idx):
+            return (batch["data"] - self.w).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    with pytest.raises((RuntimeError, SystemExit)) if fault else contextlib.nullcontext():
+        trainer(3, callbacks=[Fault()]).fit(Model(), Files(batch_size=4))
+    gc.collect()
+    assert not readers()
+
+
+def test_tensors_in_memory_need_no_thread():
+    stream = iter(StepLoader(numbers(), 4))
+    next(stream)
+    assert not readers()

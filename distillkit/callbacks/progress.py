@@ -65,11 +65,11 @@ class Progress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.enabled and time.monotonic() - self.look_time >= PAUSE:
-            self._look(trainer)
+            self._look(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.enabled:
-            self._look(trainer, last=True)
+            self._look(trainer, pl_module, last=True)
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -87,10 +87,11 @@ class Progress(ProgressBar):
             self.task, description=f"step {step:,}{of}", completed=step, what=what, speed=speed, refresh=True
         )
 
-    def _look(self, trainer: Trainer, last: bool = False) -> None:
+    def _look(self, trainer: Trainer, pl_module: LightningModule, last: bool = False) -> None:
         """Read the metrics, here only, and show them."""
         now, step = time.monotonic(), trainer.global_step
-        metrics = _floats(trainer.callback_metrics)
+        noted = {name: value for name, value in getattr(pl_module, "noted", {}).items() if value is not None}
+        metrics = _floats({**trainer.callback_metrics, **noted})  # Lightning's own are as old as the last row
         keep = math.exp(-(now - self.look_time) / MEMORY)
         self.look_time = now
         for key, value in metrics.items():

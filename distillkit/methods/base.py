@@ -136,6 +136,8 @@ class Distiller(LightningModule):
         self.register_buffer("bad_steps", torch.zeros(0, 2, dtype=torch.int64))  # per role: consecutive, total
         self._micro, self._micro_step = 0, -1
         self._focused: str | None = None
+        self._listed: dict[str, list[nn.Parameter]] = {}  # the parameters of each role, in training
+        self.noted: dict[str, Tensor | None] = {}  # by metric, in order of first appearance; None: not in this epoch
 
     # Roles and turns
 
@@ -172,7 +174,7 @@ class Distiller(LightningModule):
     def focus(self, role: str | None) -> None:
         """Requires gradients for `role` only, or for all roles (None), as strategies set up."""
         for name in self.roles:
-            for parameter in self.role_parameters(name):
+            for parameter in self._listed.get(name) or self.role_parameters(name):
                 parameter.requires_grad_(role is None or name == role)
         self._focused = role
 
@@ -185,8 +187,28 @@ class Distiller(LightningModule):
         if role != self._focused:
             self.focus(role)
         loss = getattr(self, f"{role}_loss")(batch)
-        self.log(f"{role}/loss", loss.detach())
+        self.note(f"{role}/loss", loss)
         return loss
+
+    def note(self, name: str, value: Tensor) -> None:
+        """Notes the latest value of a metric (a scalar) of training steps.
+
+        The loggers get what was noted with each of their rows. Lightning's own `log`, which also
+        works, takes most of a millisecond in every step for what is read in every twentieth.
+        """
+        self.noted[name] = value.detach()
+
+    def log_noted(self) -> None:
+        """Logs the latest values of this epoch, all under the name of the hook that runs."""
+        for name, value in self.noted.items():
+            if value is not None:
+                self.log(name, value)
+
+    def on_train_start(self) -> None:
+        self._listed = {role: self.role_parameters(role) for role in self.roles}  # large networks take long to walk
+
+    def on_train_epoch_start(self) -> None:
+        self.noted = dict.fromkeys(self.noted)
 
     # Randomness is a function of (seed, micro-batch index, purpose): none is stored to resume
 
@@ -265,16 +287,19 @@ class Distiller(LightningModule):
             nn.utils.clip_grads_with_norm_(parameters, clip, norm, foreach=True)
         bad = ~torch.isfinite(norm)
         optimizer.found_inf = bad.float()  # read by the fused kernel: parameters and moments stay as they are
-        consecutive, total = self.bad_steps[number]
-        self.bad_steps[number] = torch.stack([(consecutive + bad) * bad, total + bad])
-        self.log(f"{role}/grad_norm", norm)
-        self.log(f"{role}/skipped", self.bad_steps[number, 1].float())
+        consecutive, total = (self.bad_steps[number] + bad).unbind()
+        self.bad_steps[number] = torch.stack([consecutive * bad, total])
+        self.note(f"{role}/grad_norm", norm)
+        self.note(f"{role}/skipped", total.float())
 
     def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+        if self.trainer.should_stop:  # which a callback may have said just before: this step has a row too
+            self.log_noted()
         if self.global_step != self._micro_step and self.global_step % self.trainer.log_every_n_steps == 0:
             self.check_steps()  # not once more after each micro-batch of the next step
 
     def on_train_end(self) -> None:
+        self._listed = {}
         self.check_steps(ended=True)
 
     def check_steps(self, ended: bool = False) -> None:
@@ -309,6 +334,8 @@ class Distiller(LightningModule):
             self.update_ema()
         if self.target is not None and self._targeted in self.roles[role]:
             self.update_target(role)
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            self.log_noted()
 
     # Averages: the product's EMA and a target of the loss
 

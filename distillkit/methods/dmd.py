@@ -112,7 +112,7 @@ class DMD(ScoreDistiller):
         self.add_role("student", student, student=self.make_student())
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        x_g, cond = self.rollout(batch, "student")
+        x_g, cond = self.student_samples(batch)
         x_t, t = self.diffuse(x_g, self.student_times, "student")
         with torch.no_grad():
             x_t = x_t.detach()
@@ -132,8 +132,7 @@ class DMD(ScoreDistiller):
         return loss
 
     def fake_score_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        with torch.no_grad():
-            x_g, cond = self.rollout(batch, "fake")
+        x_g, cond = self.fake_samples(batch)
         t = self.fake_times(self.rand(len(x_g), "fake t"), self.teacher.process)
         told = cond
         if cond and self.guide_fake and self.guides:  # the fake score needs an unconditional branch

@@ -135,7 +135,7 @@ class MDTDist(FewStepDistiller):
         phi = student(x, tau)
         with torch.no_grad():
             R = self.residual(student, x, tau, phi, cond, self.kappa)
-            self.log("student/vm", mean(R.square(), cond.get("mask")).sqrt())
+            self.note("student/vm", mean(R.square(), cond.get("mask")).sqrt())
         return pull(phi, R, cond.get("mask"))
 
     def velocity_distillation(self, tau: Tensor, eps: Tensor, cond: Cond) -> Tensor:
@@ -147,7 +147,7 @@ class MDTDist(FewStepDistiller):
         with torch.no_grad():
             x = noised(x_1, tau, eps)
             R = self.residual(student, x, tau, student(x, tau), cond, self.vd_kappa)
-            self.log("student/vd", mean(R.square(), cond.get("mask")).sqrt())
+            self.note("student/vd", mean(R.square(), cond.get("mask")).sqrt())
             push = R if self.unweighted_vd else expand(1 - tau, R) * R
         return pull(x_1, -push, cond.get("mask"))  # phi = noise - x_1 at the start: phi down is x_1 up
 

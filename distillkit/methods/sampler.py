@@ -175,6 +175,7 @@ class SamplerDistiller(Distiller):
     # stays as it was
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         self.verdict = {name: value for name, value in self.verdict.items() if name == "times"}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

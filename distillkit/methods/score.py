@@ -5,7 +5,7 @@ A few-step student is trained with a fake score that follows it; both start from
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,10 @@ class ScoreDistiller(FewStepDistiller):
             the student learns from conditions that it made itself, as at inference (Self-Forcing,
             arXiv 2506.08009): the divergence between long samples is the sum over their parts, each
             given what the student made before. Gradients stop between samples.
+        reuse: the fake score's first step after the student's trains on the very samples that the
+            student's last step made, as in DMD2's code, which saves a rollout in every cycle. They
+            are a step of the student old, and of the cycle before: with `matched=each` perhaps of
+            another of its steps than the one that is judged next.
         fake_score_maker: makes the fake score's denoiser; None copies the teacher's for every
             student.
     """
@@ -59,6 +63,7 @@ class ScoreDistiller(FewStepDistiller):
         normalise: Normalise | None = "sample",
         matched: Literal["each", "last"] = "each",
         rollouts: int = 1,
+        reuse: bool = False,
         fake_score_maker: Maker | None = None,
         **kwargs,
     ):
@@ -69,7 +74,8 @@ class ScoreDistiller(FewStepDistiller):
                 f"rollouts={rollouts} need a teacher that says what comes after a sample (`continuation` in its "
                 f"teacher.yaml), {teacher.id} does not: leave model.rollouts at 1"
             )
-        self.rollouts = rollouts
+        self.rollouts, self.reuse = rollouts, reuse
+        self._kept: list[tuple[Tensor, Cond]] = []  # by micro-batch, from the student's step to the next one
         self.student_times, self.fake_times = student_times, fake_times
         self.normalise, self.matched = normalise, matched
         self.fake_score_maker = fake_score_maker or Copy()
@@ -103,6 +109,42 @@ class ScoreDistiller(FewStepDistiller):
     def step(self) -> int:
         """The student's step of this cycle, the same for the batch, all roles and all ranks."""
         return self.randint(self.num_steps, "stop") if self.matched == "each" else self.num_steps - 1
+
+    def student_samples(self, batch: dict[str, Tensor]) -> tuple[Tensor, Cond]:
+        """Samples for the student's loss, with gradient, and their conditioning."""
+        x_g, cond = self.rollout(batch, "student")
+        if self.reuse:
+            if self._micro == 0:  # nobody took those of the student's step before
+                self._kept.clear()
+            self._kept.append((x_g.detach(), cond))
+        return x_g, cond
+
+    @torch.no_grad()
+    def fake_samples(self, batch: dict[str, Tensor]) -> tuple[Tensor, Cond]:
+        """Samples for the fake score's loss, without gradient, and their conditioning.
+
+        With `reuse` those of the student's step right before, if there was one; the batch then has
+        no part in them.
+        """
+        if self._kept:
+            x_g, cond = self._kept.pop(0)
+            return x_g.to(self.device), {name: value.to(self.device) for name, value in cond.items()}
+        return self.rollout(batch, "fake")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the kept samples of all processes: the weights that made them have moved since."""
+        super().on_save_checkpoint(checkpoint)
+        if self._kept:
+            own = [(x_g.cpu(), {name: value.cpu() for name, value in cond.items()}) for x_g, cond in self._kept]
+            ranks = [self.trainer.strategy.broadcast(own, src=rank) for rank in range(self.trainer.world_size)]
+            checkpoint["samples"] = [kept for micro in zip(*ranks, strict=True) for kept in micro]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes this process's share of kept samples, if a step still has as many micro-batches."""
+        super().on_load_checkpoint(checkpoint)
+        samples, trainer = checkpoint.get("samples", []), self._trainer
+        if self.reuse and trainer and len(samples) == trainer.world_size * trainer.accumulate_grad_batches:
+            self._kept = samples[trainer.global_rank :: trainer.world_size]
 
     def rollout(self, batch: dict[str, Tensor], purpose: str) -> tuple[Tensor, Cond]:
         """Samples of this cycle's `step` of the student, and their conditioning.
@@ -141,8 +183,8 @@ class ScoreDistiller(FewStepDistiller):
         return x_g
 
     def real_condition(self, batch: dict[str, Tensor], cond: Cond) -> Cond:
-        """`cond` for the batch's own samples, which follow the data before them."""
-        return {**cond, **{name: batch[name] for name in self.teacher.context}}
+        """The conditioning of the batch's own samples, told what `cond` tells besides."""
+        return {**cond, **self.condition(batch)}
 
     def diffuse(self, x_0: Tensor, times: Times, purpose: str) -> tuple[Tensor, Tensor]:
         """`(x_t, t)` at noise levels drawn from `times`; gradient flows through x_0."""

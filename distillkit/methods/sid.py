@@ -111,7 +111,7 @@ class SiD(ScoreDistiller):
         return super().needs(arguments) | adversarial | unconditional
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        x_g, cond = self.rollout(batch, "student")
+        x_g, cond = self.student_samples(batch)
         x_t, t = self.diffuse(x_g, self.student_times, "student")
         null = self.null(cond)
         real = guided(self.teacher.denoiser, x_t, t, cond, null, self.teacher_kappa)
@@ -124,8 +124,7 @@ class SiD(ScoreDistiller):
         return loss
 
     def fake_score_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        with torch.no_grad():
-            x_g, cond = self.rollout(batch, "fake")
+        x_g, cond = self.fake_samples(batch)
         null = self.null(cond)
         if cond and (self.judge_kappa != 1 or self.fit_kappa != 1):  # psi needs an unconditional branch
             cond = drop_condition(cond, null, self.rand(len(x_g), "drop") < 0.1)
@@ -139,9 +138,9 @@ class SiD(ScoreDistiller):
         loss = denoising_loss(self.fake_score, x_g, t, eps, cond, denoise)
         if self.gan:  # fake and real share level and noise
             fake = self.logits(process.add_noise(x_g, eps, t), t, cond)
-            real = self.logits(
-                process.add_noise(self.teacher.codec.encode(batch), eps, t), t, self.real_condition(batch, cond)
-            )
+            x_0 = self.teacher.codec.encode(batch)  # whose sets may be larger than those of reused samples
+            x_t = process.add_noise(x_0, self.randn(x_0.shape, "fake eps"), t)
+            real = self.logits(x_t, t, self.real_condition(batch, cond))
             weight = self.fake_score.loss_weight(t)
             against = sida_discriminator_loss(fake, real, weight, x_g, cond.get("mask"))
             loss = loss + self.gan_discriminator * against

@@ -82,8 +82,8 @@ SID_FAKE = [
     ("real and fake swapped", "sida_discriminator_loss(fake, real,", "sida_discriminator_loss(real, fake,", published),
     ("the student's weight for the discriminator", "self.gan_discriminator", "self.gan", published),
     ("the weight of the level left out", "(fake, real, weight,", "(fake, real, weight**0,", published),
-    ("the real samples' noise not shared", "self.teacher.codec.encode(batch), eps", "self.teacher.codec.encode(batch), -eps", same_noise),
-    ("fake samples for real ones", "self.teacher.codec.encode(batch), eps", "x_g, eps", same_noise),
+    ("the real samples' noise not shared", "process.add_noise(x_0, self.randn(", "process.add_noise(x_0, -self.randn(", same_noise),
+    ("fake samples for real ones", "process.add_noise(x_0,", "process.add_noise(x_g,", same_noise),
     ("real samples given what the student followed", "self.real_condition(batch, cond)", "cond", patched(test_score.test_real_samples_are_judged_by_what_they_really_followed, SiD, sid_module)),
     ("the mask not handed on", 'x_g, cond.get("mask")', "x_g", test_sets.test_sidas_discriminator_weighs_a_set_by_its_own_number_of_elements),
 ]  # fmt: skip
@@ -125,7 +125,6 @@ DMD_STUDENT = [
 DMD_FAKE = [
     ("trained on the data", "denoising_loss(self.fake_score, x_g,", 'denoising_loss(self.fake_score, batch["data"],', fitted("dmd")),
     ("trained on the data of DMD2", "denoising_loss(self.fake_score, x_g,", 'denoising_loss(self.fake_score, batch["data"],', fitted("dmd gan")),
-    ("the student's samples of its own turn", 'self.rollout(batch, "fake")', 'self.rollout(batch, "student")', test_score.test_samples_and_noise_are_fresh_for_either_turn),
     ("the student's levels", "self.fake_times", "self.student_times", fitted("dmd")),
     ("the condition dropped where nobody judges with guidance", "and self.guide_fake", "", patched(test_score.test_a_fake_score_that_judges_with_guidance_learns_its_unconditional_branch, {"kappa": 2.0}, 0)),
     ("the condition never dropped", "< 0.1", "< 0.0", patched(test_score.test_a_fake_score_that_judges_with_guidance_learns_its_unconditional_branch, {"kappa": 2.0, "guide_fake": True}, 0.1)),
@@ -141,6 +140,8 @@ steps, first = (
     partial(test_score.test_the_fake_score_and_nobody_else_knows_the_step, SiD),
     test_score.test_the_first_of_several_steps_is_the_one_step_student,
 )
+reused = patched(test_score.test_the_fake_score_is_fitted_to_the_very_samples_of_the_students_step, DMD, dmd_module, {})
+saved = partial(test_score.test_reuse_saves_one_rollout_in_every_cycle_but_the_first, SiD, 1)
 taken = partial(test_score.test_training_takes_the_steps_that_the_finished_student_takes, SiD)
 ROLLOUT = [
     (ScoreDistiller.generate, "fresh noise whatever one says", "self.renoise", "True", taken),
@@ -154,8 +155,12 @@ ROLLOUT = [
     (ScoreDistiller.rollout, "what the row began with", "cond = self.teacher.proceed(", "self.teacher.proceed(", partial(test_score.test_a_student_that_goes_on_learns_from_what_it_made, 1)),
     (ScoreDistiller.step.fget, "the step before the last", "self.num_steps - 1", "self.num_steps - 2", partial(test_score.test_only_the_last_step_is_matched_if_one_says_so, "student")),
     (ScoreDistiller.generate, "noise of size one", "self.teacher.start(self.teacher.process, eps, t, cond)", "eps", partial(test_score.test_the_student_starts_from_noise_of_its_first_level, VE)),
+    (ScoreDistiller.fake_samples, "the student's samples of its own turn", 'self.rollout(batch, "fake")', 'self.rollout(batch, "student")', test_score.test_samples_and_noise_are_fresh_for_either_turn),
+    (ScoreDistiller.student_samples, "kept with gradient", "x_g.detach()", "x_g", reused),
+    (ScoreDistiller.student_samples, "kept though nobody asked", "if self.reuse", "if True", saved),
+    (ScoreDistiller.fake_samples, "reused for ever", "pop(0)", "__getitem__(0)", saved),
     (ScoreDistiller.diffuse, "the sample stopped", "add_noise(x_0,", "add_noise(x_0.detach(),", sid_step),
-    (ScoreDistiller.real_condition, "what the student followed", "batch[name]", "cond[name]", patched(test_score.test_real_samples_are_judged_by_what_they_really_followed, DMD, dmd_module)),
+    (ScoreDistiller.real_condition, "what the student followed", "**self.condition(batch)", "", patched(test_score.test_real_samples_are_judged_by_what_they_really_followed, DMD, dmd_module)),
 ]  # fmt: skip
 
 either_vm, either_vd = (

@@ -5,7 +5,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import BATCH, CLASSES, Line, Tail, at, f64, fit, gaussian, neural, same, sigma_points, wake
+from helpers import (
+    BATCH,
+    CLASSES,
+    Line,
+    Pairs,
+    Tail,
+    at,
+    f64,
+    fit,
+    gaussian,
+    neural,
+    same,
+    sigma_points,
+    trainer,
+    wake,
+)
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 import distillkit.methods.dmd as dmd_module
@@ -16,6 +33,7 @@ from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, VariancePreserving
 from distillkit.diffusion.times import Times
 from distillkit.losses.denoising import denoising_loss
+from distillkit.methods.base import Adam
 from distillkit.methods.dmd import DMD
 from distillkit.methods.score import ScoreDistiller
 from distillkit.methods.sid import SiD
@@ -861,3 +879,126 @@ def test_sidas_former_share_is_refused_in_the_words_that_replace_it(capsys):
     error = capsys.readouterr().err
     assert "no key model.adversarial any more" in error and "model.gan=1e-4" in error
     assert "model.gan_discriminator" in error and len(error.splitlines()) == 1
+
+
+# The student's samples, reused
+
+
+OTHERS = {"data": BATCH["data"] + 3, "label": 1 - BATCH["label"]}
+
+
+def reusing(kind, **settings):
+    """A method of three steps at a student's step of its run, with weights that are not zero."""
+    model = at(kind(neural(), num_steps=3, reuse=True, **settings), step=1)
+    wake(model.student, 1), wake(model.fake_score, 2)
+    return model
+
+
+@pytest.mark.parametrize("settings", [{}, {"gan": 0.5}, {"kappa": [0.5, 2.0]}])
+@pytest.mark.parametrize("method, module", [(DMD, dmd_module), (SiD, sid_module)])
+def test_the_fake_score_is_fitted_to_the_very_samples_of_the_students_step(method, module, settings, monkeypatch):
+    """Once, with what they were made for, and without gradient; real data keep their own."""
+    if method is SiD and "kappa" in settings:
+        pytest.skip("SiD has no range of kappa")
+    model, fitted, told = reusing(method, **settings), [], []
+    original = module.denoising_loss
+    monkeypatch.setattr(module, "denoising_loss", lambda *a: fitted.append((a[1], a[4])) or original(*a))
+    real = model.real_condition
+    monkeypatch.setattr(model, "real_condition", lambda *a: told.append(real(*a)) or told[-1])
+    x_g, cond = model.rollout(BATCH, "student")
+    model.student_loss(BATCH).backward()
+    model.zero_grad()
+    at(model, step=2), wake(model.student, 3)  # the student's own step has moved it
+    model.fake_score_loss(OTHERS).backward()
+    assert torch.equal(fitted[0][0], x_g) and same(fitted[0][1], cond) and not fitted[0][0].requires_grad
+    assert set(cond) == {"label", "step", *({"kappa"} if "kappa" in settings else ())}
+    assert all(p.grad is None for p in model.student.parameters())
+    for given in told:  # of the discriminator alone
+        assert torch.equal(given["label"], OTHERS["label"]) and torch.equal(given["step"], cond["step"])
+    model.fake_score_loss(OTHERS)
+    assert torch.equal(fitted[1][0], model.rollout(OTHERS, "fake")[0]) and len(told) == 2 * ("gan" in settings)
+
+
+def test_a_rollout_of_several_samples_is_reused_with_what_it_follows(monkeypatch):
+    model, batch = going_on(1)
+    model.reuse, fitted = True, []
+    monkeypatch.setattr(dmd_module, "denoising_loss", lambda *a: fitted.append(a) or torch.zeros(()))
+    x_g, cond = model.rollout(batch, "student")
+    model.student_loss(batch)
+    model.rand = lambda num, purpose: torch.zeros(num)
+    model.randn = lambda shape, purpose: torch.zeros(shape)
+    model.fake_score_loss(batch)
+    assert torch.equal(fitted[0][1], x_g) and same(fitted[0][4], cond)
+    assert not torch.equal(cond["first"], batch["first"])
+
+
+@pytest.mark.parametrize("updates", [1, 2, 3])
+@pytest.mark.parametrize("kind", [SiD, DMD])
+def test_reuse_saves_one_rollout_in_every_cycle_but_the_first(kind, updates):
+    """And keeps nothing when the fake score has seen it, or when it is off."""
+    calls = {}
+    for reuse in (False, True):
+        model = kind(neural(), reuse=reuse, fake_score=Adam(updates=updates))
+        calls[reuse], held = [], []
+        model.student.register_forward_pre_hook(lambda *_, reuse=reuse: calls[reuse].append(None))
+        step = model.training_step
+        model.training_step = lambda *a, step=step, held=held, model=model: (held.append(len(model._kept)), step(*a))[1]
+        fit(model, 3 * (updates + 1))
+        assert held == [int(reuse and n > 0 and n % (updates + 1) == 0) for n in range(len(held))]
+    assert len(calls[False]) == 3 * (updates + 1) and len(calls[True]) == len(calls[False]) - 2
+
+
+def test_a_role_that_joins_late_reuses_what_there_is():
+    """A fake score finds the samples of the step before it; a student that starts late left none."""
+    for late, alone in (("fake_score", "student"), ("student", "fake_score")):
+        model, held = SiD(neural(), reuse=True, **{late: Adam(start=3)}), []
+        step = model.training_step
+        model.training_step = lambda *a, step=step, held=held, model=model: (held.append(len(model._kept)), step(*a))[1]
+        fit(model, 6)
+        assert held == ([0, 1, 1, 1, 0, 1] if alone == "student" else [0, 0, 0, 0, 0, 1])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", [SiD, DMD])
+def test_a_run_cut_between_the_student_and_the_fake_score_goes_on_exactly(kind, accumulate, tmp_path):
+    def made():
+        torch.manual_seed(0)
+        return kind(neural(), num_steps=2, reuse=True, fake_score=Adam(updates=1), schedule="constant")
+
+    straight, short, again = made(), made(), made()
+    _, run, _ = fit(short, 2, accumulate_grad_batches=accumulate)
+    run.save_checkpoint(tmp_path / "cut.ckpt")
+    trainer(5, accumulate_grad_batches=accumulate).fit(
+        again, Pairs(batch_size=8), ckpt_path=tmp_path / "cut.ckpt", weights_only=True
+    )
+    fit(straight, 5, accumulate_grad_batches=accumulate)
+    assert len(short._kept) == accumulate and same(dict(straight.state_dict()), dict(again.state_dict()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_processes_keep_what_one_keeps_in_two_micro_batches(tmp_path):
+    """The checkpoint that two wrote holds the samples of both, in the order of their batches."""
+
+    def made():
+        torch.manual_seed(0)
+        return SiD(neural(), reuse=True, schedule="constant")
+
+    class Keep(Callback):
+        def on_train_end(self, trainer, model):
+            trainer.save_checkpoint(tmp_path / "two.ckpt")
+
+    _, run, _ = fit(made(), 4, accumulate_grad_batches=2)
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    strategy = DDPStrategy(start_method="fork", find_unused_parameters=True, process_group_backend="gloo")
+    trainer(4, devices=2, strategy=strategy, callbacks=[Keep()]).fit(made(), Pairs(batch_size=8))
+    one, two = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["samples"] for name in ("one", "two"))
+    assert len(one) == len(two) == 2 and not torch.allclose(one[0][0], one[1][0], atol=1e-3)
+    for (x, cond), (y, other) in zip(one, two, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+        assert same(cond, other)
+    for rank in range(2):
+        model = at(made(), rank=rank, world=2)
+        model._trainer.state, model._trainer.max_steps = SimpleNamespace(fn="fit"), 9
+        model.on_load_checkpoint(torch.load(tmp_path / "two.ckpt", weights_only=True))
+        assert same([*model._kept[0]], [*two[rank]]) and len(model._kept) == 1
