@@ -373,7 +373,7 @@ def _lineage(method: str, places: tuple[str, ...]) -> tuple[str, ...]:
     if (file := _path("method", method, places)) is None:
         return (method,)
     with hydra_errors():
-        below = OmegaConf.to_container(OmegaConf.load(file)).get("defaults") or ()
+        below = OmegaConf.to_container(_read(file)).get("defaults") or ()
     bases = [entry for entry in below if isinstance(entry, str) and entry != "_self_"]
     return (method, *(name for base in bases for name in _lineage(base, places)))
 
@@ -391,6 +391,14 @@ class Part(NamedTuple):
     choice: str
     anew: bool
     keys: Any
+
+
+@cache
+def _read(file: Path) -> Any:
+    """The content of a configuration file, which is read once."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.load(file)
 
 
 def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
@@ -447,7 +455,7 @@ def _without_method(domain: str, places: tuple[str, ...]) -> tuple[Any, dict[str
 def _merged(
     cfg: Any, choices: dict[str, str], files: Sequence[tuple[Part, ...] | None], places: tuple[str, ...]
 ) -> tuple[Any, dict[str, str]] | None:
-    """A configuration and its choices with the parts of further files; None if only Hydra can tell."""
+    """A configuration and its choices with further files; None if only Hydra can tell."""
     from omegaconf import OmegaConf
 
     if None in files:
@@ -477,7 +485,7 @@ def _parts(group: str, choice: str, places: tuple[str, ...]) -> tuple[Part, ...]
     if (file := _path(group, choice, places)) is None:
         return None
     with hydra_errors():
-        keys = OmegaConf.load(file)
+        keys = _read(file).copy()
     if not OmegaConf.is_dict(keys) or "hydra" in keys:
         return None
     package = re.findall(r"@package (\S+)", file.read_text(encoding="utf-8"))
@@ -488,7 +496,9 @@ def _parts(group: str, choice: str, places: tuple[str, ...]) -> tuple[Part, ...]
         return None
     parts: list[Part] = []
     for entry in entries[:-1] if entries[-1:] == ["_self_"] else entries:
-        what, chosen = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (f"/{group}", entry)
+        what, chosen = (
+            next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (f"/{group}", entry)
+        )
         match = re.fullmatch(r"(override )?/(\w+)", what)
         below = _parts(match[2], chosen, places) if match and isinstance(chosen, str) else None
         if below is None or (match[1] and [{*part.keys} for part in below] != [{match[2]}]):
