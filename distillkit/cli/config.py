@@ -17,7 +17,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from distillkit.cli.messages import no_group
 from distillkit.errors import UsageError, did_you_mean, one_line
@@ -112,12 +112,12 @@ def target(method: str, words: Sequence[str] = ()) -> str:
     places = tuple(words)
     try:
         with hydra_errors():
-            parts = _file("method", method, places)
+            parts = _parts("method", method, places)
         if parts is None:
             return str(compose([*places, f"method={method}", "~recipe"])[0].model._target_)
     except UsageError:
         return ""
-    found = [keys["model"]["_target_"] for keys in parts if "_target_" in (keys.get("model") or {})]
+    found = [part.keys.model._target_ for part in parts if "_target_" in (part.keys.get("model") or {})]
     return str(found[-1]) if found else ""
 
 
@@ -373,84 +373,138 @@ def _lineage(method: str, places: tuple[str, ...]) -> tuple[str, ...]:
     if (file := _path("method", method, places)) is None:
         return (method,)
     with hydra_errors():
-        below = OmegaConf.to_container(OmegaConf.load(file)).get("defaults") or ()
+        below = OmegaConf.to_container(_read(file)).get("defaults") or ()
     bases = [entry for entry in below if isinstance(entry, str) and entry != "_self_"]
     return (method, *(name for base in bases for name in _lineage(base, places)))
+
+
+class Part(NamedTuple):
+    """What the file of one choice adds to the configuration.
+
+    Args:
+        group, choice: the file is conf/GROUP/CHOICE.yaml.
+        anew: whether it takes the place of the group's earlier choice.
+        keys: a DictConfig of what it adds at the top.
+    """
+
+    group: str
+    choice: str
+    anew: bool
+    keys: Any
+
+
+@cache
+def _read(file: Path) -> Any:
+    """The content of a configuration file, which is read once."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.load(file)
 
 
 def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
     """The composed configuration of a domain and a method, as `compose` gives it.
 
-    For many pairs each domain is composed once: the files of the method and of the pair's recipes
-    come after everything else, so they, and the files that they build on, are merged into the
-    domain's configuration. Files that choose groups in another way are left to Hydra.
+    For many pairs: Hydra composes what all have in common once, and the files of domain, method and
+    recipes are merged into it in the order of config.yaml. Files that choose groups in another way
+    are left to Hydra.
 
     Args:
         words: those that name further configuration folders.
     """
-    from omegaconf import OmegaConf
-
     places = tuple(words)
-    cfg, stage = _domain(domain, places)
-    folders = [domain, f"{domain}/{stage}"] if stage else [domain]
+    cfg, choices = _domain(domain, places)
+    folders = [domain, f"{domain}/{choices['stage']}"] if "stage" in choices else [domain]
     with hydra_errors():
-        recipes = [recipe_of(folder, method, places) for folder in folders]
-        files = [_file("method", method, places), *(_file("recipe", recipe, places) for recipe in recipes)]
-    if None in files:
+        recipes = [("recipe", recipe_of(folder, method, places)) for folder in folders]
+        files = [("method", method), *(recipe for recipe in recipes if _path(*recipe, places))]
+        merged = _merged(cfg, choices, [_parts(*file, places) for file in files], places)
+    if merged is None:
         return compose([*words, f"domain={domain}", f"method={method}"])[0]
-    with hydra_errors():
-        added = []
-        for keys in [keys for parts in files for keys in parts]:
-            anew = {"override", *keys.get("override", ())}
-            cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in anew]) if len(anew) > 1 else cfg
-            added = [{key: value for key, value in old.items() if key not in anew} for old in added]
-            added.append({key: value for key, value in keys.items() if key != "override"})
-        cfg = OmegaConf.merge(cfg, *added)
-    refuse_unknown(cfg, words)
-    return cfg
+    refuse_unknown(merged[0], words)
+    return merged[0]
 
 
 @cache
-def _domain(domain: str, places: tuple[str, ...]) -> tuple[Any, str]:
-    """A domain's configuration without method and recipe, and its stage (empty if it has none)."""
+def _domain(domain: str, places: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
+    """A domain's configuration without method and recipe, and the choices made in its groups."""
+    cfg, choices = _common(places)
+    parts = _parts("domain", domain, places)
+    later = {"student", "fake_score"}  # come after the domain in config.yaml
+    if parts is not None and not any(part.anew or later & {*part.keys} for part in parts):
+        with hydra_errors():
+            return _merged(cfg, choices, [parts], places)
+    return _without_method(f"domain={domain}", places)
+
+
+@cache
+def _common(places: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
+    """What the configurations of all domains have in common."""
+    return _without_method("~domain", places)
+
+
+def _without_method(domain: str, places: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
+    """The configuration and the choices that Hydra makes of a word about the domain alone."""
     from omegaconf import OmegaConf
 
-    alone = [f"domain={domain}", "~method", "recipe=none", "recipe@_global_=none"]
+    alone = [domain, "~method", "recipe=none", "recipe@_global_=none"]
     cfg, choices = _compose([*alone, *overrides(places)], places)
     OmegaConf.set_struct(cfg, False)
-    return cfg, choices.get("stage", "")
+    return cfg, choices
+
+
+def _merged(
+    cfg: Any, choices: dict[str, str], files: Sequence[tuple[Part, ...] | None], places: tuple[str, ...]
+) -> tuple[Any, dict[str, str]] | None:
+    """A configuration and its choices with further files; None if only Hydra can tell."""
+    from omegaconf import OmegaConf
+
+    if None in files:
+        return None
+    added: list[Any] = []
+    for part in [part for parts in files for part in parts]:
+        if part.anew:  # no other file may have a say in what is replaced
+            old = _parts(part.group, choices.get(part.group, ""), places) or ()
+            if [{*one.keys} for one in old] != [{part.group}] or any(part.group in keys for keys in added):
+                return None
+            if OmegaConf.to_container(cfg).get(part.group) != OmegaConf.to_container(old[0].keys)[part.group]:
+                return None
+            cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != part.group])
+        added.append(part.keys)
+        choices = {**choices, part.group: part.choice}
+    return OmegaConf.merge(cfg, *added), choices
 
 
 @cache
-def _file(group: str, choice: str, words: tuple[str, ...]) -> tuple[Any, ...] | None:
-    """The additions of a choice's file, and of those that it builds on, to the configuration.
+def _parts(group: str, choice: str, places: tuple[str, ...]) -> tuple[Part, ...] | None:
+    """The parts of a choice's file and of those that it builds on or chooses, in order.
 
-    They are in order. Empty if there is no such file; None if only Hydra can tell. The groups that
-    a file chooses anew are under `override`.
+    None if only Hydra can tell.
     """
     from omegaconf import OmegaConf
 
-    if (file := _path(group, choice, words)) is None:
-        return ()
-    with hydra_errors():
-        keys = OmegaConf.load(file)
-    if "@package _global_" not in file.read_text(encoding="utf-8"):
+    if (file := _path(group, choice, places)) is None:
         return None
-    parts: list[Any] = []
-    for entry in OmegaConf.to_container(keys.pop("defaults", OmegaConf.create([]))):
-        if isinstance(entry, str):
-            below = _file(group, entry, words) if entry != "_self_" else ()
-            if below is None or (entry != "_self_" and _path(group, entry, words) is None):
-                return None
-            parts += below
-            continue
-        (what, chosen), *more = entry.items()
-        other = what.removeprefix("override /")
-        there = _path(other, chosen, words)
-        if more or other == what or there is None or "@package" in there.read_text(encoding="utf-8"):
+    with hydra_errors():
+        keys = _read(file).copy()
+    if not OmegaConf.is_dict(keys) or "hydra" in keys:
+        return None
+    package = re.findall(r"@package (\S+)", file.read_text(encoding="utf-8"))
+    entries = OmegaConf.to_container(keys.pop("defaults", OmegaConf.create([])))
+    if not package and not entries and "/" not in group + choice:
+        return (Part(group, choice, False, OmegaConf.create({group: keys})),)
+    if package != ["_global_"]:
+        return None
+    parts: list[Part] = []
+    for entry in entries[:-1] if entries[-1:] == ["_self_"] else entries:
+        what, chosen = (
+            next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (f"/{group}", entry)
+        )
+        match = re.fullmatch(r"(override )?/(\w+)", what)
+        below = _parts(match[2], chosen, places) if match and isinstance(chosen, str) else None
+        if below is None or (match[1] and [{*part.keys} for part in below] != [{match[2]}]):
             return None
-        parts.append({"override": [other], other: OmegaConf.load(there)})
-    return (*parts, keys)
+        parts += [part._replace(anew=True) for part in below] if match[1] else below
+    return (*parts, Part(group, choice, False, keys))
 
 
 def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
@@ -605,7 +659,7 @@ def hand_over(cfg: Any, parts: Sequence[str] = HANDED_OVER) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     with hydra_errors():
-        plain = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(parts)), resolve=False)
+        plain = OmegaConf.to_container(cfg, resolve=False)
         for key in parts:  # the scratch may stay incomplete where nothing reads it
             if OmegaConf.is_config(cfg.get(key)):
                 plain[key] = OmegaConf.to_container(cfg[key], resolve=True, throw_on_missing=True)

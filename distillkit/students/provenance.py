@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from distillkit.data import DistillData
 from distillkit.errors import Arguments, UsageError
 from distillkit.spec import Bounded, from_spec
 from distillkit.students.base import Student, load_student
@@ -60,10 +59,19 @@ def made_with(student: Student, path: str | Path, trust: Sequence[str], *wanted:
         found = from_spec({name: recorded[name] for name in wanted}, tuple(trust), Path(path))
     except ValueError as error:
         raise UsageError(f"the student's {' and '.join(wanted)} cannot be built: {error}") from error
-    for name, kind in {"teacher": BaseTeacher, "data": DistillData}.items():
-        if name in found and not isinstance(found[name], kind):
+    for name in wanted:
+        if not isinstance(found[name], _kind(name)):
             raise UsageError(f"the student's {name} cannot be {repr(recorded[name])[:80]}")
     return found
+
+
+def _kind(name: str) -> type:
+    """The class of `teacher` or of `data`, which imports Lightning; `export` needs neither."""
+    if name == "teacher":
+        return BaseTeacher
+    from distillkit.data import DistillData
+
+    return DistillData
 
 
 def asked(student: Student, data: Any, num: int) -> dict[str, Tensor]:

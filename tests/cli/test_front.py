@@ -7,12 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from helpers import heed_signals
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from distillkit import cache, runs
 from distillkit.cli import config, front, sweeps
@@ -387,8 +389,23 @@ def test_sweep_trains(tmp_path):
 # ---- list, doctor
 
 
-def test_list_json(capsys):
+def test_list_json(capsys, monkeypatch):
+    """Its cost grows by neither a composition of Hydra's nor a reading of a file for each pair."""
+    from distillkit.cli import matrix
+
+    for kept in (config._common, config._domain, config._parts, config._read, config._lineage, matrix.compatibility):
+        kept.cache_clear()
+    composed, read = [], Counter()
+    compose, load = config._compose, OmegaConf.load
+    monkeypatch.setattr(config, "_compose", lambda *given: composed.append(given) or compose(*given))
+
+    def counted(file):
+        read[str(file) if isinstance(file, Path) else file.name] += 1  # Hydra's are open already
+        return load(file)
+
+    monkeypatch.setattr(OmegaConf, "load", counted)
     assert front.main(["list", "--json"]) == 0
+    assert len(composed) == 1 and len(read) > 50 and max(read.values()) <= 2
     shown = json.loads(capsys.readouterr().out)
     known = config.groups()
     assert [*shown["domains"]] == known.get("domain", []) and [*shown["methods"]] == known.get("method", [])
@@ -418,7 +435,7 @@ def test_doctor_names_a_broken_package(capsys, monkeypatch):
     from distillkit.cli import doctor
 
     broken = {"torchvision": "RuntimeError: operator torchvision::nms does not exist"}
-    monkeypatch.setattr(doctor, "import_problem", lambda module, timeout: broken.get(module, ""))
+    monkeypatch.setattr(doctor, "import_problems", lambda modules, timeout: (broken.get(name, "") for name in modules))
     monkeypatch.setattr(doctor, "_version", lambda package: "0.28.0")
     assert front.main(["doctor"]) == 0  # the core is fine
     out = capsys.readouterr().out
@@ -431,7 +448,7 @@ def test_doctor_names_a_broken_package(capsys, monkeypatch):
 def test_doctor_says_what_is_kept(capsys, monkeypatch, tmp_path):
     from distillkit.cli import doctor
 
-    monkeypatch.setattr(doctor, "import_problem", lambda module, timeout: "")
+    monkeypatch.setattr(doctor, "import_problems", lambda modules, timeout: iter([""] * len(modules)))
     monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path))
     monkeypatch.setenv("DISTILLKIT_CACHE_LIMIT", "0.5")
     (tmp_path / "samples").mkdir()
@@ -444,9 +461,27 @@ def test_doctor_says_what_is_kept(capsys, monkeypatch, tmp_path):
     assert "mend: DISTILLKIT_CACHE_LIMIT must be a number of GiB" in capsys.readouterr().out
 
 
-def test_import_problem():
-    from distillkit.cli.doctor import import_problem
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_each_package_answers_for_its_own_import(start, tmp_path, monkeypatch):
+    from distillkit.cli import doctor
 
-    assert import_problem("json", 60) == ""
-    assert import_problem("no_such_module_here", 60) == "ModuleNotFoundError: No module named 'no_such_module_here'"
-    assert import_problem("time; time.sleep(60)", 0.5) == "the import took more than 0.5 s"
+    for name, text in {
+        "fails": "print('first')\nimport no_such_module_here",
+        "crashes": "import os\nos.write(2, b'no such chip')\nos.kill(os.getpid(), 9)",
+        "leaves": "import os\nos._exit(3)",
+        "hangs": "import time\ntime.sleep(60)",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "START", start)
+    monkeypatch.setattr(doctor, "AT_ONCE", 3)
+    said = {
+        "json": "",
+        "fails": "ModuleNotFoundError: No module named 'no_such_module_here'",
+        "crashes": "the import was ended by signal 9 (Killed): no such chip",
+        "leaves": "the import ended with code 3",
+        "csv": "",
+    }
+    assert dict(zip(said, doctor.import_problems([*said], 60), strict=True)) == said
+    assert [*doctor.import_problems(["hangs"], 0.5)] == ["the import took more than 0.5 s"]
+    assert [*doctor.apart([os.getcwd], 60)] == [("", os.getcwd())]
