@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import QUICK, distil, trainer
+from helpers import UNMEASURED, distil, trainer
 from torch import nn
 
 from distillkit import load_student
@@ -86,7 +86,7 @@ def default_run(kind: type[Distiller], folder: Path, *words: str) -> dict[str, f
     The product alone is measured: what the run would evaluate beside it takes as long as training.
     """
     words = ["domain=toy", *words]
-    distil("fit", *FOREIGN, *words, *QUICK, "trainer.limit_val_batches=0", "--out", folder, timeout=900)
+    distil("fit", *FOREIGN, *words, *UNMEASURED, "trainer.limit_val_batches=0", "--out", folder, timeout=900)
     data = loaded(json.dumps(compose(*words)["data"]))
     return measured(kind, folder, data.evaluator())
 
