@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import Command, distil
+from helpers import UNMEASURED, Command, distil
 from PIL import Image
 
 import distillkit
@@ -28,7 +28,7 @@ from distillkit.teachers.base import Teacher
 
 TINY = ["domain=toy", "network.width=16", "network.depth=2", "data.batch_size=32", "data.num_samples=256"]
 SHORT = ["trainer.max_steps=6", "vars.callbacks.finish.num_samples=32"]
-BARE = ["trainer.max_steps=2", "vars.callbacks.finish.num_samples=0", "vars.callbacks.finish.pictures=false"]
+BARE = ["trainer.max_steps=2", *UNMEASURED]
 
 
 def complaint(*argv: str, code: int = 2) -> str:
@@ -241,7 +241,7 @@ def test_a_run_that_goes_on_from_its_last_step_leaves_everything_again(copy, tmp
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_says_how_to_go_on(number, tmp_path):
-    words = ["fit", *TINY, "method=dmd", "trainer.max_steps=100000", "vars.callbacks.finish.num_samples=0"]
+    words = ["fit", *TINY, "method=dmd", *UNMEASURED, "trainer.max_steps=100000"]
     out = tmp_path / "run"
     process = Command(*words, "--out", out)
     process.until(lambda: re.search("^step ", process.stdout, re.M))

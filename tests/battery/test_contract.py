@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 
 import pytest
 import torch
-from helpers import Command, distil, trainer
+from helpers import UNMEASURED, Command, distil, trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
+from distillkit.callbacks.checkpoint import Checkpoint
 from distillkit.cli import config, front
 from distillkit.cli.matrix import compatibility
 from tests.battery.conftest import (
@@ -164,24 +166,34 @@ def test_two_processes_equal_one_with_two_micro_batches(case, tmp_path):
         )
 
 
+def killed(argv: list[str]) -> int:
+    """The command line, ended by SIGKILL two steps after the checkpoint of step 15."""
+    saved = Checkpoint.on_train_batch_end
+
+    def on_train_batch_end(self, trainer, *args):
+        saved(self, trainer, *args)
+        if trainer.global_step == 17:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Checkpoint.on_train_batch_end = on_train_batch_end
+    return front.main(argv)
+
+
 @pytest.mark.per_family
 def test_killed_and_resumed_from_the_command_line(case, tmp_path):
     """A run killed by SIGKILL and resumed ends in an undisturbed run's checkpoint, bit for bit."""
-    steps = 300
-    words = [*FOREIGN, *small(case), f"trainer.max_steps={steps}", "vars.callbacks.checkpoint.every=5"]
-    words += ["vars.callbacks.finish.num_samples=0", "trainer.limit_val_batches=0"]
+    words = [*FOREIGN, *small(case), *UNMEASURED, "trainer.max_steps=30", "trainer.limit_val_batches=0"]
+    words += ["vars.callbacks.checkpoint.every=5"]
     distil("fit", *words, "--out", tmp_path / "whole")
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
-    process = Command("fit", *words, "--out", tmp_path / "cut")
-    process.until(last.exists)
-    process.kill()
-    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-    assert 0 < torch.load(last, weights_only=True)["global_step"] < steps
+    process = Command("fit", *words, "--out", tmp_path / "cut", work=killed)
+    assert process.wait() == -signal.SIGKILL, process.stderr
+    assert torch.load(last, weights_only=True)["global_step"] == 15
     distil("fit", "--config", tmp_path / "cut" / "config.yaml", "--ckpt_path", last)
     whole, again = (
         torch.load(tmp_path / out / "checkpoints" / "last.ckpt", weights_only=True) for out in ("whole", "cut")
     )
-    assert whole["global_step"] == again["global_step"] == steps
+    assert whole["global_step"] == again["global_step"] == 30
     assert all(torch.equal(value, again["state_dict"][key]) for key, value in whole["state_dict"].items())
 
 

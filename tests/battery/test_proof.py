@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import distil, trainer
+from helpers import UNMEASURED, distil, trainer
 from torch import nn
 
 from distillkit import load_student
@@ -85,9 +85,8 @@ def default_run(kind: type[Distiller], folder: Path, *words: str) -> dict[str, f
 
     The product alone is measured: what the run would evaluate beside it takes as long as training.
     """
-    quick = ["vars.callbacks.finish.num_samples=0", "vars.callbacks.finish.pictures=false"]
     words = ["domain=toy", *words]
-    distil("fit", *FOREIGN, *words, *quick, "trainer.limit_val_batches=0", "--out", folder, timeout=900)
+    distil("fit", *FOREIGN, *words, *UNMEASURED, "trainer.limit_val_batches=0", "--out", folder, timeout=900)
     data = loaded(json.dumps(compose(*words)["data"]))
     return measured(kind, folder, data.evaluator())
 

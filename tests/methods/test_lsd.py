@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -223,9 +224,15 @@ def test_shared_hitting_times_remove_the_harm():
     assert scales.tolist() == pytest.approx([1, 0.996, 0.993, 0.989, 0.985, 0.978, 0.966], abs=0.02)
 
 
+@cache
+def harmed() -> LSDTokens:
+    """A sampler that the regression has made worse, after its verdict; tests only look at it."""
+    settings = {"num_steps": 4, "objective": "score_l2", "couple": False, "ratio": 8}
+    return fitted(LSDTokens, world(mini_countdown(4, 4), Absorbing), 3, **settings)
+
+
 def test_what_regression_makes_worse_the_guard_puts_back():
-    teacher = world(mini_countdown(4, 4), Absorbing)
-    model = fitted(LSDTokens, teacher, 3, num_steps=4, objective="score_l2", couple=False, ratio=8)
+    model = harmed()
     assert model.verdict["kept"] == "plain" and model.verdict["plain"] < model.verdict["learned"]
     assert all((p == 0).all() for p in model.product().sampler.parameters())
     assert any((p != 0).any() for p in model.student.parameters())  # what is trained stays, for a run that goes on
@@ -233,11 +240,10 @@ def test_what_regression_makes_worse_the_guard_puts_back():
 
 def test_the_verdict_is_in_the_checkpoint_and_falls_when_training_goes_on():
     """A run that died before its verdict, in it or after it exports the same."""
-    teacher = world(mini_countdown(4, 4), Absorbing)
-    model = fitted(LSDTokens, teacher, 3, num_steps=4, objective="score_l2", couple=False, ratio=8)
+    model = harmed()
     saved = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(saved)
-    again = LSDTokens(teacher, num_steps=4, objective="score_l2", couple=False, ratio=8)
+    again = LSDTokens(model.teacher, num_steps=4, objective="score_l2", couple=False, ratio=8)
     again.load_state_dict(saved["state_dict"])
     again.on_load_checkpoint(saved)
     assert again.verdict == model.verdict and not again.conclude()
@@ -284,13 +290,14 @@ def test_bisection_finds_a_root_keeps_to_its_bounds_and_leaves_what_does_not_rea
 def test_a_tokens_run_resumes_bit_equal(tmp_path):
     teacher = world(potts(3, 3, 1.5), Uniform)
     settings = {"num_steps": 4, "num_pairs": 512, "guard": 0, "learn_times": True}
-    whole = fitted(LSDTokens, teacher, 5, **settings)
+    data = World(teacher, batch_size=512)
     torch.manual_seed(0)
-    first, again = LSDTokens(teacher, **settings), LSDTokens(teacher, **settings)
+    whole, first, again = (LSDTokens(teacher, **settings) for _ in range(3))
+    trainer(max_steps=5).fit(whole, data)
     run = trainer(max_steps=2)
-    run.fit(first, World(teacher))
+    run.fit(first, data)
     run.save_checkpoint(tmp_path / "cut.ckpt")
-    trainer(max_steps=5).fit(again, World(teacher), ckpt_path=tmp_path / "cut.ckpt", weights_only=True)
+    trainer(max_steps=5).fit(again, data, ckpt_path=tmp_path / "cut.ckpt", weights_only=True)
     for name, parameter in whole.student.named_parameters():
         assert torch.equal(parameter, dict(again.student.named_parameters())[name]), name
 

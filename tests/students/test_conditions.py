@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import UNMEASURED
 
 from distillkit import load_student, runs
 from distillkit.cli import front
@@ -12,7 +13,7 @@ from domains.threed.data import FeaturesData
 from domains.video.data import MovingDigits
 
 ASKED = "domains.protein.data.lengths([80, 120]) says 80 and 120 residues"
-SMALL = ["trainer.max_steps=2", "vars.callbacks.finish.num_samples=0", "vars.callbacks.finish.pictures=false"]
+SMALL = ["trainer.max_steps=2", *UNMEASURED]
 
 
 @pytest.fixture(autouse=True)
