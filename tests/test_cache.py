@@ -2,6 +2,7 @@
 
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -148,18 +149,19 @@ def test_debris_is_removed_when_it_is_old(tmp_path):
     assert young.exists() and not old.exists()
 
 
-def test_the_clock_goes_as_if_all_were_made(tmp_path):
-    def slow():
-        time.sleep(0.2)
-        return SAMPLES
+def test_the_clock_goes_as_if_all_were_made_and_nothing_kept(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(cache, "time", SimpleNamespace(perf_counter=lambda: now[0], time=time.time))
 
-    taken = []
-    for _ in range(2):
+    def after(seconds, value):
+        now[0] += seconds
+        return value
+
+    for real in (7.0, 2.0):  # the key takes two seconds, the samples five
         with cache.using(SampleCache(tmp_path)):
-            start, real = cache.clock(), time.perf_counter()
-            cache.current().recall(lambda: KEY, SHAPE, slow)
-            taken.append((cache.clock() - start, time.perf_counter() - real))
-    assert taken[0][0] >= 0.2 and taken[1][0] == pytest.approx(taken[0][0], abs=0.02) and taken[1][1] < 0.2
+            begun, start = now[0], cache.clock()
+            cache.current().recall(lambda: after(2.0, KEY), SHAPE, lambda: after(5.0, SAMPLES))
+            assert now[0] - begun == real and cache.clock() - start == 5.0
 
 
 def test_it_is_off_until_it_is_switched_on(tmp_path):

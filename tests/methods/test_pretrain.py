@@ -5,6 +5,7 @@ import torch
 from helpers import Pairs, at, trainer
 from torch import nn
 
+from distillkit import cache
 from distillkit.data import DistillData, TensorData
 from distillkit.diffusion.process import VarianceExploding
 from distillkit.discrete.noise import fresh
@@ -49,6 +50,15 @@ def test_the_folder_holds_the_average_not_what_is_trained(make, data, tmp_path):
     model.export(tmp_path / "teacher")
     saved = read_tensors(tmp_path / "teacher" / "model.safetensors")
     assert saved and all(torch.equal(value, average[name]) for name, value in saved.items())
+
+
+def test_samples_of_a_network_that_is_being_trained_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "WORTH", 0.0)
+    model, cond = plane(steps=2), {"label": torch.zeros(4).long()}
+    with cache.using(cache.SampleCache(tmp_path)):
+        validated = model.sample(cond, 4, 1)
+        assert not cache.current().entries()
+        assert torch.equal(model.product().generate(4, cond, 1), validated) and len(cache.current().entries()) == 1
 
 
 @pytest.mark.parametrize("process, prediction", [(Absorbing, "mean"), (Absorbing, "ratio"), (Uniform, "mean")])
