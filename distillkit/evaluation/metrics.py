@@ -223,13 +223,14 @@ def sliced_wasserstein(a: Set, b: Set, num_projections: int = 128, seed: int = 0
     """
     a_ND, b_MD = (each.points_ND for each in _sets(a, b))
     rng = torch.Generator().manual_seed(seed)
-    direction_DP = torch.randn(a_ND.shape[1], num_projections, generator=rng, dtype=torch.float64).to(a_ND.device)
+    shape = (a_ND.shape[1], num_projections)
+    direction_DP = torch.randn(shape, generator=rng, dtype=torch.float64, device=rng.device).to(a_ND.device)
     direction_DP = direction_DP / direction_DP.norm(dim=0)
     line_a, line_b = (a_ND @ direction_DP).sort(0).values, (b_MD @ direction_DP).sort(0).values
 
     # Both quantile functions are steps, constant between neighbouring edges (in units of 1 / nm).
     n, m = len(a_ND), len(b_MD)
-    edges = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique().to(a_ND.device)
+    edges = torch.cat([torch.arange(0, n * m + 1, step, device=a_ND.device) for step in (m, n)]).unique()
     left, width = edges[:-1], edges.diff().double() / (n * m)
     gap_EP = line_a[left // m] - line_b[left // n]
     return float((width[:, None] * gap_EP.square()).sum(0).mean().sqrt())
@@ -258,7 +259,9 @@ def _sets(*sets: Set, at_least: int = 1) -> list[Points]:
 
 def _subset(x_ND: Tensor, size: int | None, rng: torch.Generator) -> Tensor:
     """As many points drawn without replacement; None takes all."""
-    return x_ND if size is None else x_ND[torch.randperm(len(x_ND), generator=rng)[:size].to(x_ND.device)]
+    if size is None:
+        return x_ND
+    return x_ND[torch.randperm(len(x_ND), generator=rng, device=rng.device)[:size].to(x_ND.device)]
 
 
 def _kernel(x_ND: Tensor, y_MD: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutations import Mutation, prove
 
 from distillkit.evaluation import metrics
 
@@ -99,6 +100,211 @@ def test_density_and_coverage_by_hand():
     assert metrics.density_coverage(real, fake, k=1) == (1.0, 0.5)
     # k = 2: radii 2, 1, 1, 2; the fake at 0 again lies in two balls, divided by k
     assert metrics.density_coverage(real, fake, k=2) == (0.5, 0.5)
+
+
+def distances(a, b):
+    """By differences: those of copies are 0, and those of copies from a third are equal."""
+    return (a.double()[:, None] - b.double()).square().sum(-1).sqrt()
+
+
+def naive_radii(x, k):
+    others = distances(x, x).fill_diagonal_(math.inf)
+    return others.sort(1).values[:, k - 1]
+
+
+def naive_prdc(real, fake, k_pr, k_dc):
+    """The definitions, word for word."""
+    across, ball = distances(fake, real), naive_radii(real, k_dc)
+    ball_pr, back, ball_fake = naive_radii(real, k_pr), distances(real, fake), naive_radii(fake, k_pr)
+    return {
+        "precision": float((across <= ball_pr).any(1).double().mean()),
+        "recall": float((back <= ball_fake).any(1).double().mean()),
+        "density": int((across <= ball).sum()) / (k_dc * len(fake)),
+        "coverage": float((across <= ball).any(0).double().mean()),
+    }
+
+
+def grid(seed, num, dim=3, values=3):
+    return torch.randint(values, (num, dim), generator=torch.Generator().manual_seed(seed)).double()
+
+
+def half_copied(num=40, dim=50):
+    """A real set, and one that holds each of its first half twice."""
+    real = cloud(0, num, dim)
+    return real, real[: num // 2].repeat(2, 1)
+
+
+def line(height):
+    """Points 2 apart on a line, so that the third neighbour of most is 4 away."""
+    return torch.stack([2 * torch.arange(30.0), torch.full((30,), height)], 1)
+
+
+# Real and fake sets. In the last but one, points lie on the spheres of a set that is far from the
+# mean of the other.
+SETS = {
+    "plain": (cloud(0, 30), cloud(1, 23) + 0.2),
+    "narrow": (cloud(0, 40), cloud(1, 40) * 0.6),
+    "ties": (grid(0, 40), grid(1, 30)),
+    "copies": half_copied(),
+    "repeated": (cloud(0, 12, 20).repeat(3, 1), torch.cat([cloud(0, 12, 20), cloud(1, 9, 20)])),
+    "equal": (cloud(0, 35, 60), cloud(0, 35, 60)),
+    "collapsed": (cloud(0, 20), cloud(0, 1).repeat(20, 1)),
+    "constant": (torch.ones(20, 3), torch.ones(20, 3)),
+    "far": (cloud(0, 30, 20).double() + 1e6, torch.cat([cloud(0, 10, 20), cloud(1, 10, 20)]).double() + 1e6),
+    "outlier": (cloud(0, 30, 20), torch.cat([cloud(0, 30, 20), torch.full((1, 20), 1e4)])),
+    "spheres": (torch.cat([line(4.0), line(4.0)[:17] - 9999]), line(0.0)),
+    "wide": (cloud(0, 30, 700), cloud(1, 30, 700)),
+}
+
+
+def check_prdc(name, chunk, k_pr=3, k_dc=5):
+    real, fake = SETS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "CHUNK", chunk)
+        found = metrics.prdc(real, fake, precision_recall=k_pr, density_coverage=k_dc)
+        assert found == naive_prdc(real, fake, k_pr, k_dc)
+        assert metrics.precision_recall(real, fake, k_pr) == (found["precision"], found["recall"])
+        assert metrics.density_coverage(real, fake, k_dc) == (found["density"], found["coverage"])
+
+
+@pytest.mark.parametrize("chunk", [3, 20, 1024])
+@pytest.mark.parametrize("name", SETS)
+def test_precision_recall_density_coverage_are_their_definitions(name, chunk):
+    check_prdc(name, chunk)
+
+
+@pytest.mark.parametrize("k", [(1, 1), (5, 3), (11, 19)])
+def test_any_number_of_neighbours_up_to_all_others(k):
+    for name in ("collapsed", "ties"):
+        check_prdc(name, 9, *k)
+
+
+def check_nearest(name, chunk):
+    real, fake = SETS[name]
+    expected = distances(fake, real).amin(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "CHUNK", chunk)
+        mean, low = metrics.nearest_distance(fake, real)
+    assert mean == pytest.approx(float(expected.mean()), rel=1e-12)
+    assert low == pytest.approx(float(expected.quantile(0.05)), rel=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [7, 1024])
+@pytest.mark.parametrize("name", SETS)
+def test_the_nearest_distance_is_its_definition_and_0_for_copies(name, chunk):
+    check_nearest(name, chunk)
+
+
+@pytest.mark.parametrize("name", ["plain", "ties", "repeated", "wide", "far"])
+def test_the_energy_distance_is_its_definition(name):
+    a, b = SETS[name]
+    expected = 2 * distances(a, b).mean() - distances(a, a).mean() - distances(b, b).mean()
+    assert metrics.energy_distance(a, b) == pytest.approx(float(expected), rel=1e-9, abs=1e-12)
+    assert metrics.energy_distance(a, a) == 0
+
+
+def check_kept():
+    """What a set keeps changes no number, whatever it was compared with before."""
+    real, models = cloud(0, 60), [cloud(1, 50) + 0.1, cloud(2, 50) * 0.9, cloud(3, 41)]
+    kept = metrics.Points(real)
+    for fake in models:
+        for name, metric in TWO_SETS.items():
+            few = {"subsets": 3, "size": 20} if name == "kernel" else {}
+            assert metric(fake, kept, **few) == metric(fake, real, **few), name
+            assert metric(kept, fake, **few) == metric(real, fake, **few), name
+        assert metrics.standardise(fake, kept).equal(metrics.standardise(fake, real))
+
+
+def test_a_set_is_compared_with_many_as_with_each():
+    check_kept()
+
+
+def test_what_belongs_to_a_set_is_found_once(monkeypatch):
+    found = []
+    for module, name in ((metrics, "_nearest"), (metrics, "_kernel_within"), (torch.linalg, "eigh")):
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, of=name, plain=plain: (found.append(of), plain(*args))[1])
+    real = metrics.Points(cloud(0, 60))
+    for seed in range(1, 4):
+        fake = cloud(seed, 50)
+        metrics.frechet_distance(fake, real)
+        metrics.kernel_distance(fake, real)
+        metrics.prdc(real, fake, precision_recall=3, density_coverage=5)
+    assert [found.count(name) for name in ("_nearest", "_kernel_within", "eigh")] == [1 + 3, 1 + 3, 1]
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_tiles_are_bounded_and_hold_every_pair_once(half, monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK", 4)
+    x = metrics.Points(cloud(0, 11))
+    seen = torch.zeros(11, 11)
+    for i, j, squared in metrics._tiles(x, x, "", half=half):
+        assert max(squared.shape) <= 4
+        assert torch.allclose(squared, distances(x.points_ND[i], x.points_ND[j]).square(), atol=1e-12)
+        seen[i, j] += 1
+        if half and i != j:
+            seen[j, i] += 1
+    assert (seen == 1).all()
+
+
+def test_long_passes_show_their_progress(monkeypatch):
+    shown = []
+    monkeypatch.setattr(metrics, "counted", lambda what, total: (shown.append((what, total)), range(total))[1])
+    a, b = cloud(0, 12), cloud(1, 16)
+    for name in ("density_coverage", "nearest", "energy"):
+        TWO_SETS[name](a, b)
+    assert not shown
+    monkeypatch.setattr(metrics, "CHUNK", 2)
+    metrics.nearest_distance(a, b)
+    metrics.density_coverage(a, b)
+    assert [total for _, total in shown] == [6 * 8, 6 * 8]  # those within a set of twelve are 21, too few to tell
+    metrics.kernel_distance(a, b, subsets=2, size=5)
+    assert shown[-1] == ("kernel distance", 2)
+
+
+def test_nothing_is_made_elsewhere_than_the_features():
+    """The default device is one that holds no numbers."""
+    a, b = cloud(0, 30), cloud(1, 25)
+    expected = {name: metric(a, b) for name, metric in TWO_SETS.items()}
+    few = metrics.kernel_distance(a, b, subsets=2, size=9)
+    with torch.device("meta"):
+        assert {name: metric(a, b) for name, metric in TWO_SETS.items()} == expected
+        assert metrics.kernel_distance(a, b, subsets=2, size=9) == few
+
+
+def everywhere():
+    for name in ("plain", "ties", "copies", "constant", "far", "spheres"):
+        check_prdc(name, 16)
+        check_nearest(name, 16)
+
+
+FAULTS = [
+    (metrics.Points.radius, "k off by one", "[:, k - 1]", "[:, k - 2]"),
+    (metrics.Points.radius, "ties by chance", "radius_N + _rounding(self.shape[1])", "radius_N + 0"),
+    (metrics.Points.radius, "the rounding of the own tiles alone", "(self.mean_D, centre_D)", "(self.mean_D,)"),
+    (metrics.Points.radius, "a rounding far too large", "_rounding(self.shape[1])", "1e-3"),
+    (metrics.prdc, "recall by the radius of the real set", "reach_M[i, None]", "own[precision_recall][j]"),
+    (metrics.prdc, "precision by the balls of density", "<= own[precision_recall]", "<= own[density_coverage]"),
+    (metrics.prdc, "density by the balls of precision", "<= own[density_coverage]", "<= own[precision_recall]"),
+    (metrics.prdc, "< for <= in precision", "<= own[precision_recall]", "< own[precision_recall]"),
+    (metrics.prdc, "< for <= in recall", "<= reach_M", "< reach_M"),
+    (metrics.prdc, "< for <= in density", "<= own[density_coverage]", "< own[density_coverage]"),
+    (metrics.prdc, "the last tile alone covers", "covered_N[j] |=", "covered_N[j] ="),
+    (metrics._nearest, "a point is its own neighbour", "if i == j", "if False"),
+    (metrics._nearest, "half of the neighbours", "add(j, squared_IJ.T)", "pass"),
+    (metrics._tiles, "an offset costs digits", "a.points_ND[i] - b.mean_D", "a.points_ND[i] + 0"),
+    (metrics.nearest_distance, "the place within the tile", "j.start + where_I", "where_I"),
+    (metrics.nearest_distance, "of the last tile", "torch.where(least_I < squared_N[i], ", "torch.where(least_I < 1e9, "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function, says, old, new", FAULTS, ids=[fault[1] for fault in FAULTS])
+def test_the_definitions_notice(function, says, old, new):
+    prove(Mutation(says, function, old, new, everywhere))
+
+
+def test_kept_kernels_are_those_of_the_same_draws():
+    prove(Mutation("", metrics.kernel_distance, "(len(a), subsets, size, seed)", "(subsets, size, seed)", check_kept))
 
 
 def test_nearest_distance_by_hand():
@@ -196,5 +402,9 @@ def test_too_few_points_are_refused():
         metrics.precision_recall(cloud(0, 3), cloud(1), k=3)
     with pytest.raises(ValueError, match="at least 2 points"):
         metrics.frechet_distance(cloud(0, 1), cloud(1))
-    with pytest.raises(ValueError, match="k = 5 neighbours"):
+    with pytest.raises(metrics.TooFew, match=r"k = 5 neighbours need 1 <= k < number of points, got 5 points"):
         metrics.density_coverage(cloud(0, 5), cloud(1), k=5)
+    with pytest.raises(metrics.TooFew, match="at least 4 points in each set, got 3"):
+        metrics.prdc(metrics.Points(cloud(0, 3)), cloud(1), precision_recall=3, density_coverage=2)
+    with pytest.raises(ValueError, match=r"got \[20, 3\] and \[20, 2\]"):
+        metrics.energy_distance(metrics.Points(cloud(0)), cloud(1, 20, 2))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from distillkit.data import TensorData
+from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor, packed
 from distillkit.evaluation.samples import eight_bits
 from domains.image import features as extractors
@@ -94,6 +95,22 @@ def test_it_is_deterministic_and_ignores_what_a_file_would_lose(digits, evaluato
     assert evaluator(x, cond) == found
     lost = evaluator(torch.where(x == 1, torch.tensor(7.0), eight_bits(x) + 1e-4), cond)
     assert lost.pop("outside") > found.pop("outside") == 0 and lost == found
+
+
+def test_what_belongs_to_the_reference_is_found_once(digits, evaluator, floor, monkeypatch):
+    x, cond = images(digits, 40)
+    evaluator(x, cond)
+    found = []
+    for module, name in ((metrics, "_nearest"), (torch.linalg, "eigh")):
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, of=name, plain=plain: (found.append(of), plain(*args))[1])
+    plain = evaluator.extractor.features
+    monkeypatch.setattr(evaluator.extractor, "features", lambda x: (found.append(len(x)), plain(x))[1])
+    evaluator(x, cond)
+    assert found == [40, "_nearest"]  # the classes are read from the same features
+    found.clear()
+    evaluator.floor(40)
+    assert found == ["_nearest"]
 
 
 def test_bad_samples_are_refused(digits, evaluator):
