@@ -367,6 +367,11 @@ class Bounded(TorchDispatchMode):
         super().__init__()
         self.left = room
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, so torch need not import its compiler to keep out of it."""
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         new = "device" in kwargs and not any(isinstance(value, torch.Tensor) for value in args)

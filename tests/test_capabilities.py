@@ -13,6 +13,7 @@ import yaml
 from distillkit import capabilities
 from distillkit.capabilities import gap, imported, lacking
 from distillkit.cli import config, declarations, front
+from distillkit.errors import UsageError
 from distillkit.files import write_yaml
 
 TESTS = Path(__file__).parent
@@ -181,10 +182,21 @@ def test_a_recipe_may_choose_groups(tmp_path, recipe):
         {"method/follow": "defaults: [dmd, {override /student: mine}]", "student/mine": "defaults: [copy]\nrank: 1"},
         {"method/follow": "defaults: [dmd, {override /data: late}]", "domain/own": "data: {batch_size: 7}"},
         {"method/follow": "defaults: [dmd]", "domain/own": "student: {rank: 8}"},
+        {"method/follow": "defaults: [{/teacher: potts}]"},
     ],
 )
 def test_what_hydra_orders_in_another_way_is_as_it_composes(tmp_path, files):
-    """Its own keys first; a choice that builds on another, that a domain changes; a later group."""
+    """Its own keys first; a choice that builds on another, that a domain changes, of a later group.
+
+    The last one chooses twice, which Hydra refuses.
+    """
+
+    def outcome(work):
+        try:
+            return work()
+        except UsageError as error:
+            return str(error)
+
     head = {"domain/own": "defaults: [/data: early, /teacher: gaussian, /network: mlp]\n"}
     plain = {"data/early": "_target_: domains.toy.data.ToyData", "data/late": "_target_: domains.image.data.Digits"}
     for name, text in {"domain/own": "", **plain, **files}.items():
@@ -192,8 +204,8 @@ def test_what_hydra_orders_in_another_way_is_as_it_composes(tmp_path, files):
         package = "# @package _global_\n" if name.startswith(("method", "domain")) else ""
         (tmp_path / f"{name}.yaml").write_text(f"{package}{head.get(name, '')}{text}\n")
     words = (f"hydra.searchpath=[file://{tmp_path}]",)
-    composed = config.compose([*words, "domain=own", "method=follow"])[0]
-    assert config.pair("own", "follow", words) == composed
+    composed = outcome(lambda: config.compose([*words, "domain=own", "method=follow"])[0])
+    assert outcome(lambda: config.pair("own", "follow", words)) == composed
 
 
 def test_list_needs_no_torch():

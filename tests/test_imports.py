@@ -201,6 +201,20 @@ def test_domains_borrow_from_few():
             assert other in {own} | BORROW.get(own, set()), f"{a} -> {b}"
 
 
+def test_commands_on_students_start_without_lightning():
+    """It takes longer to import than torch; only data, which some commands read, bring it."""
+    waiting, seen, others = {"distillkit.cli.products"}, set(), set()
+    while waiting:
+        seen.add(module := waiting.pop())
+        tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
+        first = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]  # before any call
+        names = imported(ast.Module(first, []), module)
+        others |= {name.partition(".")[0] for name in names}
+        waiting |= {nearest(name) for name in names} - {None} - seen
+    assert "torch" in others and "distillkit.students.few_step" in seen
+    assert "lightning" not in others, "distillkit.data" in seen
+
+
 def test_scripts_that_train_what_is_shipped_are_imported_by_nobody():
     scripts = {module for module in modules() if module.endswith(".ship")}
     assert scripts

@@ -383,14 +383,14 @@ class Part(NamedTuple):
 
     Args:
         group, choice: the file is conf/GROUP/CHOICE.yaml.
-        anew: whether it takes the place of the group's earlier choice.
         keys: a DictConfig of what it adds at the top.
+        how: `built on`, `chosen`, or `override`: chosen in the place of an earlier choice.
     """
 
     group: str
     choice: str
-    anew: bool
     keys: Any
+    how: str = "built on"
 
 
 @cache
@@ -418,7 +418,7 @@ def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
         recipes = [("recipe", recipe_of(folder, method, places)) for folder in folders]
         files = [("method", method), *(recipe for recipe in recipes if _path(*recipe, places))]
         merged = _merged(cfg, choices, [_parts(*file, places) for file in files], places)
-    if merged is None:
+    if merged is None or merged[1].get("stage") != choices.get("stage"):  # which has recipes too
         return compose([*words, f"domain={domain}", f"method={method}"])[0]
     refuse_unknown(merged[0], words)
     return merged[0]
@@ -429,11 +429,12 @@ def _domain(domain: str, places: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
     """A domain's configuration without method and recipe, and the choices made in its groups."""
     cfg, choices = _common(places)
     parts = _parts("domain", domain, places)
-    later = {"student", "fake_score"}  # come after the domain in config.yaml
-    if parts is not None and not any(part.anew or later & {*part.keys} for part in parts):
+    later = {"student", "fake_score", "method", "recipe", "experiment"}  # than the domain in config.yaml
+    merged = None
+    if not any(later & {part.group, *part.keys} for part in parts or ()):
         with hydra_errors():
-            return _merged(cfg, choices, [parts], places)
-    return _without_method(f"domain={domain}", places)
+            merged = _merged(cfg, choices, [parts], places)
+    return merged or _without_method(f"domain={domain}", places)
 
 
 @cache
@@ -462,7 +463,9 @@ def _merged(
         return None
     added: list[Any] = []
     for part in [part for parts in files for part in parts]:
-        if part.anew:  # no other file may have a say in what is replaced
+        if part.how == "chosen" and part.group in choices:
+            return None
+        if part.how == "override":  # no other file may have a say in what is replaced
             old = _parts(part.group, choices.get(part.group, ""), places) or ()
             if [{*one.keys} for one in old] != [{part.group}] or any(part.group in keys for keys in added):
                 return None
@@ -491,7 +494,7 @@ def _parts(group: str, choice: str, places: tuple[str, ...]) -> tuple[Part, ...]
     package = re.findall(r"@package (\S+)", file.read_text(encoding="utf-8"))
     entries = OmegaConf.to_container(keys.pop("defaults", OmegaConf.create([])))
     if not package and not entries and "/" not in group + choice:
-        return (Part(group, choice, False, OmegaConf.create({group: keys})),)
+        return (Part(group, choice, OmegaConf.create({group: keys})),)
     if package != ["_global_"]:
         return None
     parts: list[Part] = []
@@ -501,10 +504,12 @@ def _parts(group: str, choice: str, places: tuple[str, ...]) -> tuple[Part, ...]
         )
         match = re.fullmatch(r"(override )?/(\w+)", what)
         below = _parts(match[2], chosen, places) if match and isinstance(chosen, str) else None
-        if below is None or (match[1] and [{*part.keys} for part in below] != [{match[2]}]):
+        if below is None:
             return None
-        parts += [part._replace(anew=True) for part in below] if match[1] else below
-    return (*parts, Part(group, choice, False, keys))
+        if isinstance(entry, dict):
+            below = (*below[:-1], below[-1]._replace(how="override" if match[1] else "chosen"))
+        parts += below
+    return (*parts, Part(group, choice, keys))
 
 
 def refuse_unknown(cfg: Any, words: Sequence[str]) -> None:
