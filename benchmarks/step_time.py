@@ -1,16 +1,18 @@
 """Overhead of a training step beyond the network passes that its algorithm needs.
 
     python benchmarks/step_time.py [--methods sid dmd] [--batch 32] [--channels 64] [--size 16]
-        [--where]
+        [--cycles 10] [--where]
 
 The step is the real one: Lightning's Trainer around the method, from the end of one step to the end
 of the next. It includes fetching the batch, hooks, logging, clipping and the student's EMA. The
-bare step is the same passes of the same networks on the same batch written by hand, with a fused
-AdamW step. The two alternate in one process, and a ratio is the median over pairs of neighbours:
-other load of the machine falls on both.
+bare step is the same passes of the same networks on the same batch, with a fused AdamW step. The
+two alternate in one process. Times are CPU seconds on a CPU, so that other load of the machine does
+not count; a ratio is that of the shortest ones.
 
 One F is one forward pass of the network on the batch; a backward to the input costs another F, a
-full backward two.
+full backward two. The passes are counted in a real step, by hooks on the networks: a call without
+gradient, one whose input has a gradient, one whose weights have. They are compared with `NEEDS`,
+what the papers' losses need, and a difference is said.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ import os
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
+from typing import Any
 
 import torch
 import yaml
@@ -37,27 +40,32 @@ from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import VarianceExploding
 from distillkit.methods.base import Distiller
 from distillkit.methods.pretrain import Pretrain
-from distillkit.methods.score import ScoreDistiller
+from distillkit.methods.sampler import SamplerDistiller
 from distillkit.networks.unet import UNet
 from distillkit.teachers.base import Teacher
 
 CLASSES = {"label": 10}
-WARMUP = 2  # cycles that are not counted
-METHODS = Path(__file__).parents[1] / "conf" / "method"
-
-# The passes of each role, in order: (network, kind of pass). The first makes the samples, the
-# others judge them.
+WARMUP = 2  # cycles that are not timed
+FEW = 64  # pairs of noise and samples, of methods that have them
+CONF = Path(__file__).parents[1] / "conf"
 COST = {"forward": 1, "input gradient": 2, "train": 3}  # in F
-PASSES = {
-    "DMD": {
-        "fake_score": [("student", "forward"), ("fake_score", "train")],
-        "student": [("student", "train"), ("teacher", "forward"), ("fake_score", "forward")],
-    },
-    "SiD": {
-        "fake_score": [("student", "forward"), ("fake_score", "train")],
-        "student": [("student", "train"), ("teacher", "input gradient"), ("fake_score", "input gradient")],
-    },
-    "Pretrain": {"student": [("student", "train")]},
+
+# What the loss of each role needs, in F, at the settings of the methods' yamls.
+NEEDS = {
+    # fake score: a sample (1), its denoising loss (3)
+    # student: a sample (3), the teacher and the fake score (1 each)
+    "dmd": {"fake_score": 4, "student": 5},
+    "msd": {"fake_score": 4, "student": 5},  # as dmd: each sample goes through one of the networks
+    "swiftbrush": {"fake_score": 4, "student": 7},  # as dmd, with both scores guided: two passes each
+    "sid": {"fake_score": 4, "student": 7},  # as dmd, with gradients through both scores
+    # velocity matching and distillation: the student (3), the teacher (1), the student a hop on (1)
+    # distillation besides: the student where its sample was noised to (1)
+    "mdt_dist": {"student": 11},
+    "pairs": {"student": 3},
+    "reflow": {"student": 3},
+    "pretrain": {"student": 3},
+    "lsd": {"student": 11},  # six steps of the teacher's network: the first has no gradient (1), the others do (2)
+    "lsd_plus": {"student": 12},  # the first time is learned too
 }
 
 COLUMNS = {
@@ -72,7 +80,8 @@ COLUMNS = {
 
 # Functions that `--where` times separately, beside the networks' passes.
 PARTS = {
-    "log": "log",
+    "note": "metrics",
+    "log_noted": "metrics",
     "generator": "generators",
     "focus": "requires_grad",
     "configure_gradient_clipping": "norm and clip",
@@ -82,18 +91,33 @@ PARTS = {
 }
 
 
-def methods() -> dict[str, type[Distiller]]:
-    """Every method of `conf/method` that can be built from one image teacher."""
-    found = {}
-    for file in sorted(METHODS.glob("*.yaml")):
-        target = (yaml.safe_load(file.read_text()).get("model") or {}).get("_target_")
-        if target is None:  # another method with other settings
-            continue
-        module, _, name = target.rpartition(".")
-        cls = getattr(import_module(module), name)
-        if issubclass(cls, ScoreDistiller | Pretrain):
-            found[file.stem] = cls
-    return found
+def settings(method: str) -> tuple[type[Distiller], dict[str, Any]]:
+    """The class of a method of `conf/method` and what its yaml says of the arguments."""
+    said, cls = read(CONF / "method" / f"{method}.yaml"), None
+    arguments: dict[str, Any] = {}
+    for entry in said.get("defaults", ()):
+        if isinstance(entry, str) and entry != "_self_":  # a preset
+            cls, arguments = settings(entry)
+        elif isinstance(entry, dict):
+            ((group, choice),) = entry.items()
+            group = group.rpartition("/")[2]
+            arguments[f"{group}_maker"] = made(read(CONF / group / f"{choice}.yaml"))
+    model = said.get("model", {})
+    own = {key: value for key, value in model.items() if key != "_target_" and not str(value).startswith("${")}
+    return imported(model["_target_"]) if "_target_" in model else cls, arguments | own
+
+
+def read(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text())
+
+
+def made(said: dict[str, Any]) -> Any:
+    return imported(said["_target_"])(**{key: value for key, value in said.items() if key != "_target_"})
+
+
+def imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 class RandomImages(DistillData):
@@ -127,67 +151,110 @@ def network(shape: tuple[int, ...], channels: int) -> UNet:
     return net
 
 
-def build(cls: type[Distiller], shape: tuple[int, ...], channels: int) -> Distiller:
+def build(name: str, shape: tuple[int, ...], channels: int) -> Distiller:
+    cls, arguments = settings(name)
     net, process = network(shape, channels), VarianceExploding()
-    if issubclass(cls, Pretrain):
+    if cls is Pretrain:
         return cls(net, process, list(shape), CLASSES)
-    return cls(Teacher(Denoiser(net, process), shape, CLASSES))
+    if "num_pairs" in signature(cls).parameters or issubclass(cls, SamplerDistiller):
+        arguments["num_pairs"] = FEW
+    return cls(Teacher(Denoiser(net, process), shape, CLASSES), **arguments)
+
+
+Call = tuple[str, str, int]  # the network's name, the kind of pass, how many batches go through
 
 
 class Bare:
-    """The passes of every role by hand, on copies of the method's networks."""
+    """The passes of one role's step by hand, on copies of the method's networks as they are now.
 
-    def __init__(self, method: Distiller, passes: dict[str, list[tuple[str, str]]]):
-        self.passes, self.networks, self.optimizers = passes, {}, {}
-        for role, steps in passes.items():
-            for name, how in steps:
-                denoiser = method.teacher.denoiser if name == "teacher" else getattr(method, name)
-                self.networks[role, name] = copy.deepcopy(denoiser.network).requires_grad_(how == "train")
-            trained = [p for name, how in steps if how == "train" for p in self.networks[role, name].parameters()]
-            self.optimizers[role] = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    Args:
+        networks: by name; those that the role trains require gradients.
+        calls: the passes, in order. The first makes the samples, the others judge them.
+    """
 
-    def step(self, role: str, batch: dict[str, Tensor]) -> None:
-        x, cond = batch["data"], {name: batch[name] for name in CLASSES}
-        t, outputs = torch.zeros(len(x), device=x.device), []
-        for name, how in self.passes[role]:
-            with torch.set_grad_enabled(how != "forward"):
-                outputs.append(self.networks[role, name](outputs[0] if outputs else x, t, cond))
-        samples, *judged = outputs if len(outputs) > 1 else (x, *outputs)
-        loss = torch.stack([(out - samples).square().mean() for out in judged]).sum()
-        loss.backward()
-        self.optimizers[role].step()
-        self.optimizers[role].zero_grad()
+    def __init__(self, networks: dict[str, nn.Module], calls: list[Call]):
+        self.calls = calls
+        self.networks = {name: copy.deepcopy(networks[name]) for name, *_ in calls}
+        for net in self.networks.values():
+            net._forward_pre_hooks.clear()  # the stopwatch's
+        trained = [p for net in self.networks.values() for p in net.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True) if trained else None
+
+    def step(self, batch: dict[str, Tensor]) -> None:
+        data, outputs = batch["data"], []
+        for name, kind, times in self.calls:
+            x = outputs[0] if outputs and len(outputs[0]) == len(data) else data
+            if kind == "input gradient" and not x.requires_grad:
+                x = x.clone().requires_grad_()
+            x, cond = torch.cat([x] * times), {key: torch.cat([batch[key]] * times) for key in CLASSES}
+            with torch.set_grad_enabled(kind != "forward"):
+                outputs.append(self.networks[name](x, torch.zeros(len(x), device=x.device), cond))
+        torch.stack([out.square().mean() for out in outputs if out.requires_grad]).sum().backward()
+        if self.optimizer:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
 
 class Stopwatch(Callback):
     """Times each real step, from the end of the one before, and then the bare one.
 
     Args:
-        bare: the bare step, `(role, batch)`; None measures the real steps alone.
+        bare: whether bare steps are made; without, the real ones are measured alone.
+
+    Attributes:
+        calls: the passes in a step of each role.
+        pairs: by role `(step, bare)` in milliseconds.
     """
 
-    def __init__(self, bare: Callable[[str, dict[str, Tensor]], None] | None = None):
-        self.bare = bare
-        self.pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)  # role: (step, bare) in milliseconds
+    def __init__(self, bare: bool = True):
+        self.bare, self.counted = bare, {}
+        self.calls: dict[str, list[Call]] = {}
+        self.pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
     def on_train_start(self, trainer, pl_module) -> None:
+        self.networks = {name: m.network for name, m in pl_module.named_modules() if isinstance(m, Denoiser)}
+        self.made: list[Call] = []
+        self.hooks = [
+            network.register_forward_pre_hook(
+                lambda module, inputs, name=name: self.made.append((name, kind(module, inputs[0]), len(inputs[0])))
+            )
+            for name, network in self.networks.items()
+        ]
         self.start = now()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        end = now()
-        role = pl_module.turn(trainer.global_step - 1)
+        end, role = now(), pl_module.turn(trainer.global_step - 1)
+        if trainer.global_step <= cycle_of(pl_module):
+            calls = self.calls[role] = [(name, how, rows // len(batch["data"])) for name, how, rows in self.made]
+            self.made.clear()
+            if trainer.global_step == cycle_of(pl_module):
+                for hook in self.hooks:
+                    hook.remove()
+            if self.bare:
+                self.counted[role] = Bare(self.networks, calls)
+        end_of_counting = now()
         if self.bare:
-            self.bare(role, batch)
+            self.counted[role].step(batch)
         if trainer.global_step > WARMUP * cycle_of(pl_module):
-            self.pairs[role].append((1000 * (end - self.start), 1000 * (now() - end)))
+            self.pairs[role].append((1000 * (end - self.start), 1000 * (now() - end_of_counting)))
         self.start = now()
 
 
+def kind(network: nn.Module, x: Tensor) -> str:
+    """The kind of the pass that begins."""
+    if not torch.is_grad_enabled():
+        return "forward"
+    if any(p.requires_grad for p in network.parameters()):
+        return "train"
+    return "input gradient" if x.requires_grad else "forward"
+
+
 def now() -> float:
-    """Seconds, after all queued work of the device."""
+    """Seconds: those of this process on a CPU; on a GPU after all its queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()
 
 
 class Ledger(Callback):
@@ -264,8 +331,7 @@ def measure(method: Distiller, data: DistillData, cycles: int, *watchers: Callba
 
 def main(argv: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description="Training steps against the bare network passes that they need.")
-    known = methods()
-    parser.add_argument("--methods", nargs="+", choices=known, default=list(known), help="default all")
+    parser.add_argument("--methods", nargs="+", choices=NEEDS, default=list(NEEDS), help="default all")
     parser.add_argument("--batch", type=int, default=32, help="samples in a batch (default 32)")
     parser.add_argument("--channels", type=int, default=64, help="width of the U-Net (default 64)")
     parser.add_argument("--size", type=int, default=16, help="height and width of the RGB images (default 16)")
@@ -289,40 +355,35 @@ def main(argv: list[str] | None = None) -> list[dict]:
     rows = []
     for name in args.methods:
         seed_everything(0, verbose=False)
-        method, data = build(known[name], shape, args.channels), RandomImages(shape, args.batch)
-        passes = PASSES.get(type(method).__name__)
-        watch = Stopwatch(Bare(method, passes).step if passes else None)
+        method, data = build(name, shape, args.channels), RandomImages(shape, args.batch)
+        watch = Stopwatch()
         measure(method, data, args.cycles, watch)
-        sums, forwards = [0.0, 0.0], 0
-        for role, settings in method.settings.items():
-            step, bare = (median(column) for column in zip(*watch.pairs[role], strict=True))
-            row = {"method": name, "role": role, "updates": settings.updates, "step_ms": step}
-            if passes:
-                ratio = median(a / b for a, b in watch.pairs[role])
-                row |= {"bare_ms": bare, "ratio": ratio, "passes": sum(COST[how] for _, how in passes[role])}
-                sums = [sums[0] + settings.updates * bare * ratio, sums[1] + settings.updates * bare]
-                forwards += settings.updates * row["passes"]
-            rows.append(row)
-        if passes:
-            row = {"method": name, "role": "cycle", "updates": cycle_of(method), "step_ms": sums[0], "bare_ms": sums[1]}
-            rows.append(row | {"ratio": sums[0] / sums[1], "passes": forwards})
-        for row in rows[-len(method.settings) - bool(passes) :]:
-            print(line.format(*(cell(row.get(key)) for key in COLUMNS)), flush=True)
-        if not passes:
-            print(f"  no passes are declared for {type(method).__name__}: add them to PASSES in {Path(__file__).name}")
+        total = {"step_ms": 0.0, "bare_ms": 0.0, "passes": 0}
+        for role, of in method.settings.items():
+            step, bare = (min(column) for column in zip(*watch.pairs[role], strict=True))
+            passes = sum(COST[how] * times for _, how, times in watch.calls[role])
+            row = {"step_ms": step, "bare_ms": bare, "passes": passes}
+            total = {key: total[key] + of.updates * value for key, value in row.items()}
+            rows.append({"method": name, "role": role, "updates": of.updates, "ratio": step / bare, **row})
+            if (needs := NEEDS.get(name, {}).get(role)) != passes:
+                print(f"  the {role} of {name} makes {passes} F, its loss needs {needs or 'what NEEDS does not say'}")
+        ratio = total["step_ms"] / total["bare_ms"]
+        rows.append({"method": name, "role": "cycle", "updates": cycle_of(method), "ratio": ratio, **total})
+        for row in rows[-len(method.settings) - 1 :]:
+            print(line.format(*(cell(row[key]) for key in COLUMNS)), flush=True)
         if args.where:
-            method = build(known[name], shape, args.channels)
-            ledger, watch = Ledger(method), Stopwatch()
+            method = build(name, shape, args.channels)
+            ledger, watch = Ledger(method), Stopwatch(bare=False)
             measure(method, data, args.cycles, watch, ledger)
             for role in method.roles:
                 print(f"  a {role} step, in ms: {ledger.summary(role, mean(step for step, _ in watch.pairs[role]))}")
     return rows
 
 
-def cell(value: str | int | float | None) -> str:
+def cell(value: str | int | float) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if value < 10 else f"{value:.1f}"
-    return "-" if value is None else str(value)
+    return str(value)
 
 
 if __name__ == "__main__":

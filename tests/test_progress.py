@@ -71,6 +71,19 @@ def test_a_pipe_gets_one_plain_line_each_tenth_of_the_run(monkeypatch, capsys):
     assert "grad_norm" not in out
 
 
+def test_what_a_method_has_noted_is_newer_than_what_was_logged(monkeypatch, capsys):
+    step = Turns.training_step
+
+    def noting(self, *args):
+        loss = step(self, *args)
+        self.noted = {"student/loss": torch.tensor(5.0), "fake_score/loss": None}
+        return loss
+
+    monkeypatch.setattr(Turns, "training_step", noting)
+    run(monkeypatch, Progress())
+    assert all("student 5 " in line for line in capsys.readouterr().out.splitlines())
+
+
 def test_losses_are_smoothed_over_time(monkeypatch, capsys):
     run(monkeypatch, Progress())
     keep = math.exp(-1.0 / progress.MEMORY)

@@ -334,7 +334,7 @@ class Distiller(LightningModule):
             self.update_ema()
         if self.target is not None and self._targeted in self.roles[role]:
             self.update_target(role)
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # this step is not counted yet
             self.log_noted()
 
     # Averages: the product's EMA and a target of the loss

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import BATCH, CLASSES, Pairs, at, fit, neural, same, trainer, wake
+from lightning.pytorch import Callback
 from torch import nn
 
 from distillkit.diffusion.process import VarianceExploding
@@ -17,6 +18,7 @@ from distillkit.methods.dmd import DMD
 from distillkit.methods.pretrain import Pretrain
 from distillkit.methods.sid import SiD
 from distillkit.networks.mlp import MLP
+from distillkit.report.logger import MetricsLogger
 from distillkit.students.makers import Fresh
 
 
@@ -188,6 +190,61 @@ def test_skipped_steps_are_a_metric_and_nobody_waits_for_the_device(monkeypatch,
     _, run, _ = fit(Plain(broken=(1, 3)), 10, log_every_n_steps=4, accumulate_grad_batches=accumulate)
     assert looks == [4, 8, 10]
     assert run.callback_metrics["student/skipped"] == 2 and run.callback_metrics["shadow/skipped"] == 0
+
+
+# What the loggers get
+
+
+class Rows(MetricsLogger):
+    """The rows of metrics.csv, and how often Lightning's own `log` ran."""
+
+    def rows(self):
+        return {row["step"] + 1: {k: float(v) for k, v in row.items() if "/" in k} for row in self._rows}
+
+
+def logged(callbacks=(), max_steps=14, **settings):
+    """`(loss of each step, rows by step, calls of log)`; an epoch has six steps."""
+    model, losses, calls, rows = Plain(), [], [], Rows()
+    step, log = model.training_step, model.log
+    model.training_step = lambda *a: losses.append(step(*a)) or losses[-1]
+    model.log = lambda *a, **k: calls.append(a[0]) or log(*a, **k)
+    trainer(max_steps, logger=rows, callbacks=[*callbacks], **settings).fit(model, Pairs(batch_size=8))
+    return [loss.item() for loss in losses], rows.rows(), calls
+
+
+def test_a_row_holds_the_last_numbers_of_each_role_in_this_epoch_and_nothing_is_logged_in_between():
+    losses, rows, calls = logged(log_every_n_steps=7)
+    assert list(rows) == [7, 14]
+    assert rows[7].keys() == {
+        "shadow/loss",
+        "shadow/grad_norm",
+        "shadow/skipped",
+    }  # the student's are of the last epoch
+    assert rows[14].keys() == {
+        f"{role}/{what}" for role in ("shadow", "student") for what in ("loss", "grad_norm", "skipped")
+    }
+    assert rows[7]["shadow/loss"] == losses[6] and len(calls) == 3 + 6
+    assert (rows[14]["shadow/loss"], rows[14]["student/loss"]) == (losses[12], losses[13])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_after_which_a_callback_stops_the_run_has_a_row_of_its_own(accumulate):
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step == 3
+
+    losses, rows, _ = logged([Stop()], log_every_n_steps=50, accumulate_grad_batches=accumulate)
+    assert list(rows) == [3] and rows[3]["shadow/loss"] == losses[3 * accumulate - 1]
+    assert rows[3]["student/loss"] == losses[2 * accumulate - 1]
+
+
+def test_the_parameters_of_the_roles_are_listed_once():
+    model, listed = Plain(), []
+    parameters = model.role_parameters
+    model.role_parameters = lambda role: listed.append(model.global_step) or parameters(role)
+    trainer(6).fit(model, Pairs(batch_size=8))
+    assert set(listed) == {0} and not model._listed
 
 
 def test_a_step_that_overflows_float16_is_skipped_and_leaves_the_average_alone():
