@@ -186,9 +186,7 @@ class DistillData(Recorded, LightningDataModule):
                             f"{int(label.max() if label.max() >= count else label.min())}"
                         )
 
-    def evaluator(
-        self, part: Literal["val", "test"] | None = None, device: torch.device | str = "cpu"
-    ) -> Any:
+    def evaluator(self, part: Literal["val", "test"] | None = None, device: torch.device | str = "cpu") -> Any:
         """The domain's evaluator, built once for a device.
 
         Args:

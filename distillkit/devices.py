@@ -29,7 +29,9 @@ def named(name: str) -> torch.device:
         torch.ones(1, dtype=torch.float64, device=device).item()
     except (RuntimeError, TypeError, AssertionError):  # PyTorch's, for devices of other builds and machines
         there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        raise argparse.ArgumentTypeError(f"{name} does not compute on this machine: give {' or '.join(there)}") from None
+        raise argparse.ArgumentTypeError(
+            f"{name} does not compute on this machine: give {' or '.join(there)}"
+        ) from None
     return device
 
 

@@ -93,7 +93,10 @@ def kernel(op: Any, *args: Any, **kwargs: Any) -> Any:
     if name.startswith("_copy_from"):
         return _copied(*args[:2])
     wanted = (str(argument.type) for argument in op._schema.arguments)
-    args = [torch.tensor(x) if kind == "Tensor" and not isinstance(x, Tensor) else x for kind, x in zip(wanted, args)]
+    args = [
+        torch.tensor(x) if kind == "Tensor" and not isinstance(x, Tensor) else x  # numbers come unwrapped
+        for kind, x in zip(wanted, args, strict=False)
+    ]
     flat, spec = pytree.tree_flatten((args, kwargs))
     tensors = [x for x in flat if isinstance(x, Tensor)]
     strangers = [x for x in tensors if x.device.type != NAME and x.ndim]

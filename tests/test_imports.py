@@ -12,7 +12,19 @@ ROOT = Path(__file__).parents[1]
 
 # Rooms and the rooms that they import, beside themselves and the ground (the files without a
 # room).
-GROUND = {"capabilities", "checks", "codec", "data", "devices", "errors", "files", "progress", "runs", "sources", "spec"}
+GROUND = {
+    "capabilities",
+    "checks",
+    "codec",
+    "data",
+    "devices",
+    "errors",
+    "files",
+    "progress",
+    "runs",
+    "sources",
+    "spec",
+}
 ROOMS = {
     "diffusion": set(),
     "rollouts": {"diffusion"},
