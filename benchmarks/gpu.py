@@ -41,7 +41,7 @@ from distillkit.students.few_step import FewStepStudent
 from distillkit.students.sampler import SamplerStudent
 
 NUM, STEPS = 32, 4  # samples of each model, and steps of each sampler
-MANY = 4096  # images for which memory is made too small
+MANY = 2048  # images for which memory is made too small
 SAMPLES, NUMBERS, TOKENS, HALF = 1e-3, 1e-2, 0.02, 0.1  # tolerances
 CPU = torch.device("cpu")
 WORLDS = {

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from distillkit import checks
+from distillkit.devices import able
 from distillkit.spec import Recorded
 
 Batch = dict[str, Tensor]
@@ -217,9 +218,10 @@ class DistillData(Recorded, LightningDataModule):
 
         Args:
             part: compare with validation or test data, or both (None).
-            device: where it computes; it gets samples on the CPU all the same.
+            device: where it computes, the CPU if that has no float64; it gets samples on the CPU all
+                the same.
         """
-        key = part, torch.device(device)
+        key = part, able(torch.device(device))
         if key not in self._evaluators:
             self.setup()
             parts = {"val": [self.val], "test": [self.test], None: [self.val, self.test]}

@@ -20,7 +20,7 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 
 NAME = "pretend"
 PICKS = ("index", "index_put", "index_put_", "_index_put_impl_")
-PRUNED = 1000  # storages between two looks for those that nobody holds
+GARBAGE = 2**26  # bytes that are made between two looks for those that nobody holds
 CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
@@ -49,6 +49,7 @@ copies: list[Copy] = []
 # Storages of the device and of the CPU that are the same memory, each found by the other.
 _memory: dict[int, tuple[int, torch.UntypedStorage]] = {}  # weak reference to the device's; the CPU's
 _twins: dict[int, int] = {}  # weak reference to the device's
+_made = 0  # bytes since the last look
 
 
 def wrapped(value: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def wrapped(value: Tensor) -> Tensor:
     if reference is not None and not torch.UntypedStorage._expired(reference):
         twin = torch.UntypedStorage._new_with_weak_ptr(reference)
     if twin is None or twin.nbytes() != memory.nbytes():
-        _prune()
+        _prune(memory.nbytes())
         twin = torch._C._construct_storage_from_data_pointer(memory.data_ptr(), torch.device(NAME, 0), memory.nbytes())
         _twins[memory._cdata] = twin._weak_ref()
         _memory[twin._cdata] = _twins[memory._cdata], memory
@@ -76,15 +77,19 @@ def held(x: Any) -> Any:
     return torch.device("cpu") if isinstance(x, torch.device) else x
 
 
-def _prune() -> None:
-    """Let go of the CPU's memory whose storage on the device is gone."""
-    if len(_memory) < PRUNED or len(_memory) % PRUNED:
+def _prune(size: int) -> None:
+    """Let go of memory whose storage on the device is gone, once in `GARBAGE` bytes."""
+    global _made
+    _made += size
+    if _made < GARBAGE:
         return
+    _made = 0
     for key, (reference, memory) in [*_memory.items()]:
         if torch.UntypedStorage._expired(reference):
             del _memory[key]
             if _twins.get(memory._cdata) == reference:
                 del _twins[memory._cdata]
+            torch.UntypedStorage._free_weak_ref(reference)
 
 
 def kernel(op: Any, *args: Any, **kwargs: Any) -> Any:

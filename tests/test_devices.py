@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -22,12 +23,13 @@ from tests.battery.conftest import build
 
 NUM = 16
 ROUNDING = 1e-3  # of samples of order one: the largest difference of two devices
-# What may leave the device: samples, weights that are written or hashed, the whole model in the
-# end, the counts of bad steps.
+# What may leave the device: samples; weights that are written or hashed, and the whole model in the
+# end; counts and learned numbers; what exact laws draw from, and what SciPy takes.
 LEAVE = {
     "devices.py:in_chunks",
-    *("files.py:<dictcomp>", "files.py:hash_tensors", "base.py:_apply"),
-    *("base.py:check_steps", "base.py:skipped"),
+    *("files.py:<dictcomp>", "files.py:hash_tensors", "base.py:_apply", "exact.py:<lambda>"),
+    *("base.py:check_steps", "base.py:skipped", "learned.py:<dictcomp>"),
+    *("exact.py:draw", "evaluation.py:_chains", "look.py:motion_apart"),
 }
 WORLDS = {
     "image": ["domain=image", "method=dmd", "model.num_steps=2"],
@@ -118,6 +120,7 @@ def ended(argv: list[str]) -> None:
     Finish(NUM).on_fit_end(model._trainer, model)
     assert model.device.type == "cpu" and seen <= {pretend.NAME}, seen
     assert json.loads((run / "evaluation.json").read_text())["protocol"]["device"] == str(place)
+    assert torch.get_device_module(place).waits % 2 == 0 < torch.get_device_module(place).waits
     moved()
 
     both = ("cpu", pretend.NAME)
@@ -151,6 +154,39 @@ def moved() -> None:
 def test_a_run_ends_on_the_device_of_its_training(world, tmp_path):
     command = Command(tmp_path, *WORLDS[world], work=ended)
     assert command.wait(900) == 0, command.stdout[-2000:] + command.stderr[-6000:]
+
+
+# The script that compares a GPU with the CPU
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("gpu", Path(__file__).parents[1] / "benchmarks" / "gpu.py")
+    spec.loader.exec_module(made := importlib.util.module_from_spec(spec))
+    return made
+
+
+def test_a_row_fails_where_the_devices_differ(benchmark, monkeypatch, capsys):
+    drift, cpu = iter(range(100)), torch.device("cpu")
+    rows = {
+        "same": lambda place: {"x": torch.ones(3)},
+        "near": lambda place: {"x": torch.full((3,), 1000 + 0.5 * next(drift))},
+        "far": lambda place: {"x": float(next(drift))},
+        "tokens": lambda place: {"x": torch.arange(10) + next(drift)},
+        "lost": lambda place: {"x": torch.tensor([1.0, torch.nan])},
+        "raises": lambda place: 1 / 0,
+    }
+    passed = {name: benchmark.compared(name, values, 1e-3, cpu).passed for name, values in rows.items()}
+    assert passed == {"same": True, "near": True, "far": False, "tokens": False, "lost": False, "raises": False}
+    for name in ("same", "raises"):
+        monkeypatch.setattr(benchmark, "checks", lambda folder, name=name: [(name, rows[name], 1e-3)])
+        assert benchmark.main(["--device", "cpu"]) == (name == "raises")
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_cpu_passes_against_itself(benchmark):
+    assert benchmark.main(["--device", "cpu"]) == 0
 
 
 if __name__ == "__main__":

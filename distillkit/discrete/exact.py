@@ -60,7 +60,7 @@ class Exact(DiscreteDenoiser):
 
     @abstractmethod
     def draw(self, num: int, generator: torch.Generator | None = None) -> Tensor:
-        """Returns `num` exact clean sequences, [num, d]."""
+        """Returns `num` exact clean sequences, [num, d], drawn on the CPU."""
 
     def _forward_matrix(self, t: float) -> Tensor:
         """`p(x_t | x_0)` of one position, [S, C]."""
@@ -117,7 +117,7 @@ class Table(Exact):
         return entropy(self.probabilities)
 
     def draw(self, num, generator=None):
-        flat = torch.multinomial(self.probabilities.flatten(), num, replacement=True, generator=generator)
+        flat = torch.multinomial(self.probabilities.flatten().cpu(), num, replacement=True, generator=generator)
         return torch.stack(torch.unravel_index(flat, self.probabilities.shape), -1)
 
 
@@ -178,9 +178,10 @@ class MarkovChain(Exact):
         return entropy(self.initial) + (self.clean_marginal()[:-1] @ each).sum()
 
     def draw(self, num, generator=None):
-        tokens = [torch.multinomial(self.initial, num, replacement=True, generator=generator)]
+        initial, transitions = self.initial.cpu(), self.transitions.cpu()
+        tokens = [torch.multinomial(initial, num, replacement=True, generator=generator)]
         while len(tokens) < self.length:
-            tokens.append(torch.multinomial(self.transitions[tokens[-1]], 1, generator=generator)[:, 0])
+            tokens.append(torch.multinomial(transitions[tokens[-1]], 1, generator=generator)[:, 0])
         return torch.stack(tokens, 1)
 
 

@@ -54,8 +54,8 @@ def latent_shape(root: Path, frames: int, height: int, width: int) -> tuple[int,
 class VAE(Codec):
     """Clips [B, 3, F, H, W] in [-1, 1] and latents [B, C, F', H', W'], by a pipeline's VAE.
 
-    The latents are of order one. The VAE works in float32, is read when it is needed first, uses a
-    GPU if there is one, and takes one clip at a time.
+    The latents are of order one. The VAE works in float32 on the device of what it gets, is read
+    when it is needed first, and takes one clip at a time.
 
     Args:
         path: the pipeline's directory; if it is missing, only reading data raises an error.
@@ -77,8 +77,7 @@ class VAE(Codec):
 
     @cached_property
     def vae(self) -> Any:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return load(self.root, "vae", VAES, torch.float32).requires_grad_(False).eval().to(device)
+        return load(self.root, "vae", VAES, torch.float32).requires_grad_(False).eval()
 
     @property
     def units(self) -> tuple[Tensor, Tensor]:
@@ -93,17 +92,17 @@ class VAE(Codec):
     @torch.no_grad()
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The clips `batch["data"]` as latents, the mean of the VAE's posterior."""
-        (mean, std), device = self.units, next(self.vae.parameters()).device
-        parts = [self.vae.encode(one.float().to(device)).latent_dist.mode().cpu() for one in batch["data"].split(1)]
-        return ((torch.cat(parts) - mean) / std).to(batch["data"].device)
+        x, (mean, std) = batch["data"].float(), self.units
+        vae = self.vae.to(x.device)
+        z = torch.cat([vae.encode(one).latent_dist.mode() for one in x.split(1)])
+        return (z - mean.to(z)) / std.to(z)
 
     @torch.no_grad()
     def decode(self, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """Latents as clips, cut to [-1, 1]."""
-        (mean, std), device = self.units, next(self.vae.parameters()).device
-        z = x.float().cpu() * std + mean
-        clips = [self.vae.decode(one.to(device), return_dict=False)[0].clamp(-1, 1).cpu() for one in z.split(1)]
-        return torch.cat(clips).to(x.device)
+        (mean, std), vae = self.units, self.vae.to(x.device)
+        z = x.float() * std.to(x.device) + mean.to(x.device)
+        return torch.cat([vae.decode(one, return_dict=False)[0].clamp(-1, 1) for one in z.split(1)])
 
     def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         """The shape that the VAE decodes to.
