@@ -292,7 +292,7 @@ def pairs():
 def test_every_default_run_ends_and_is_validated(domain, method):
     if matrix.compatibility(domain, method) is not None:
         pytest.skip("does not go together")
-    flags = config.hand_over(config.compose([f"domain={domain}", f"method={method}"])[0])["trainer"]
+    flags = config.hand_over(config.pair(domain, method))["trainer"]
     assert 0 < flags["val_check_interval"] <= flags["max_steps"], "no end, or no validation"
 
 

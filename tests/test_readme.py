@@ -7,10 +7,10 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import distil
 
 import distillkit
 from distillkit.cli import matrix
@@ -30,7 +30,7 @@ def test_the_main_job_runs(tmp_path):
     assert create == "python3 -m venv .venv" and install == ".venv/bin/pip install -e ."
     words = shlex.split(run)
     assert words[:3] == [".venv/bin/python", "-m", "distillkit"]
-    subprocess.run([sys.executable, *words[1:], *SHORT.split()], check=True, cwd=tmp_path, timeout=300)
+    distil(*words[3:], *SHORT.split(), cwd=tmp_path)
     assert distillkit.load_student(tmp_path / "run").sample(2).isfinite().all()
 
 

@@ -108,6 +108,7 @@ def test_a_loaded_student_is_frozen_and_in_eval_mode(folder):
     assert not loaded.sample(2).requires_grad
 
 
+@pytest.mark.slow  # a new interpreter; tests/test_end_to_end.py does the same to the student of a run
 def test_loading_builds_no_teacher_and_no_trainer(folder):
     """A student is used where nothing trains: Lightning and the teachers stay out."""
     code = (
