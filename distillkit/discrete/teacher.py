@@ -10,21 +10,21 @@ from distillkit.discrete.denoiser import DiscreteDenoiser, Guided
 from distillkit.discrete.exact import Exact
 from distillkit.discrete.jump import jump_your_steps
 from distillkit.discrete.learned import LearnedSampler
-from distillkit.discrete.noise import BLOCK, Draws, for_rows, fresh
+from distillkit.discrete.noise import Draws, fresh
 from distillkit.discrete.process import Absorbing
 from distillkit.discrete.sampling import SAMPLERS, network_passes, sample
 from distillkit.progress import calls
 from distillkit.teachers.base import BaseTeacher
 from distillkit.teachers.folder import Folder
 
-CELLS = 2**27  # sequences x positions x states whose noise is held at a time, one GiB
+CELLS = 2**27  # sequences x positions x states of a call, half a GiB of the network's output in float32
 
 
 class DiscreteTeacher(BaseTeacher):
     """A frozen discrete diffusion model of sequences of d tokens.
 
     Args:
-        denoiser: `(x_t, t, cond) -> log pi` [B, d, S].
+        denoiser: `(x_t, t, cond) -> Reading` of log pi [B, d, S].
         event_shape: (d,).
         classes, context, codec, continuation: as in `BaseTeacher`.
     """
@@ -62,12 +62,12 @@ class DiscreteTeacher(BaseTeacher):
         denoiser = self.denoiser if kappa == 1 else Guided(self.denoiser, self.null_condition, kappa)
         return sample(denoiser, start, times, lambda i: noise(1 + i), step, cond)
 
-    def generate(self, num, cond, seed, solver=None, times=None, kappa=1.0, chunk=16 * BLOCK, decode=True):
-        most = CELLS // (self.event_shape[0] * self.process.num_states) // BLOCK * BLOCK
-        parts, size = [], (self.event_shape[0], self.process.num_states)
+    def generate(self, num, cond, seed, solver=None, times=None, kappa=1.0, chunk=256, decode=True):
+        length, parts = self.event_shape[0], []
+        most = max(1, CELLS // (length * self.process.num_states))
         with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
-            for rows in torch.arange(num).split(max(BLOCK, min(chunk, most))):
-                noise = for_rows(seed, int(rows[0]), int(rows[-1]) + 1, *size, self.device)
+            for rows in torch.arange(num).split(min(chunk, most)):
+                noise = fresh(seed, len(rows), length, self.device, first=int(rows[0]))
                 own = {name: value[rows].to(self.device) for name, value in cond.items()}
                 x = self.sample(noise, own, None, solver, kappa, times)
                 parts.append((self.codec.decode(x, own) if decode else x).cpu())
@@ -96,7 +96,7 @@ class DiscreteTeacher(BaseTeacher):
                 choices.append((name, self.grid((passes - 1) // step.calls + 1)))
         if not self.classes and not self.context:  # a schedule for all conditions
             x_0 = self.clean_samples(64, {}, seed=0).to(self.device)
-            shared = fresh(0, *x_0.shape, self.process.num_states, self.device)(0)
+            shared = fresh(0, *x_0.shape, self.device)(0)
             choices.append(("tweedie", jump_your_steps(self.denoiser, x_0, passes, shared).cpu()))
         squared = even**2
         own = torch.tensor(list(own), dtype=torch.float64)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from distillkit.diffusion.denoiser import Cond
-from distillkit.diffusion.process import expand
 from distillkit.discrete.denoiser import DiscreteDenoiser
 from distillkit.discrete.noise import Noise
 
@@ -29,10 +28,13 @@ def score_entropy(denoiser: DiscreteDenoiser, x_0: Tensor, t: Tensor, noise: Noi
     """
     process = denoiser.process
     x_t = process.add_noise(x_0, t, noise)
-    log_score = denoiser.log_score(x_t, t, cond)
-    jumps = process.jumps(x_t, log_score.dtype)
+    i, j = process.movable(x_t).nonzero(as_tuple=True)
+    reading = denoiser(x_t, t, cond)[i, j]
+    log_score = reading.log_score()
+    jumps = process.jumps(reading.x, log_score.dtype)
     log_score = log_score.masked_fill(jumps == 0, 0)
-    law = process.transition(x_0, denoiser.alpha(t, log_score).to(log_score.dtype))
-    ratio = law / law.gather(-1, x_t[..., None])
+    law = process.transition(x_0[i, j], reading.alpha().to(log_score.dtype))
+    ratio = law / law.gather(-1, reading.x[..., None])
     bracket = log_score.exp() - ratio * log_score + torch.xlogy(ratio, ratio) - ratio
-    return (expand(process.rate(t).to(log_score.dtype), bracket) * jumps * bracket).sum((1, 2))
+    each = process.rate(reading.t).to(log_score.dtype) * (jumps * bracket).sum(-1)
+    return each.new_zeros(len(x_0)).index_add(0, i, each)
