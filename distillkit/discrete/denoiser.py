@@ -62,7 +62,7 @@ class Reading(ABC):
     def rates(self) -> Tensor:
         """Reverse rates `sigma'(t) Q(y, x^i) s_i(y)`, [B, d, C]; zero at the current state."""
         score = self.log_score().exp()
-        return expand(self.process.rate(self.t), score) * self.process.jumps(self.x, score.dtype) * score
+        return self.process.jumps(self.x, score.dtype) * score * expand(self.process.rate(self.t), score)
 
     def alpha(self, t: Tensor | None = None) -> Tensor:
         """alpha at t or another time, shaped to broadcast against [B, d, ...]."""

@@ -54,8 +54,8 @@ def draw(kernel: Tensor, x: Tensor, noise: Noise) -> Tensor:
     """
     here, num_states = x[..., None], kernel.shape[-1]
     size = math.isqrt(num_states - 1) + 1
-    others = kernel.new_zeros(*x.shape, size * -(-num_states // size))
-    others[..., :num_states] = kernel
+    others = kernel.new_empty(*x.shape, size * -(-num_states // size))
+    others[..., :num_states], others[..., num_states:] = kernel, 0
     blocks = others.scatter_(-1, here, 0).unflatten(-1, (-1, size))
     # two short running sums, over blocks of states and inside one, in place of a long one: a sum of
     # a block in the kernel's own precision keeps the relative error of its terms, none is negative

@@ -163,7 +163,7 @@ class Absorbing(DiscreteProcess):
 
     def jumps(self, x, dtype):
         real = torch.arange(self.num_states, device=x.device) < self.mask
-        return (self._masked(x) & real).to(dtype)
+        return self._masked(x).to(dtype) * real.to(dtype)
 
     def carry_over(self, log_mean, x):
         return self._where_masked(log_mean, x, 0, -torch.inf)

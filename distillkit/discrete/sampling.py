@@ -84,7 +84,7 @@ def stay_or(moves: Tensor, x: Tensor) -> Tensor:
     """The kernel of the given moves [B, d, C]; the remaining probability is that of staying."""
     here = x[..., None]
     moves = moves.scatter(-1, here, 0)
-    return moves.scatter(-1, here, (1 - moves.sum(-1, keepdim=True)).clamp_min(0))
+    return moves.scatter_(-1, here, (1 - moves.sum(-1, keepdim=True)).clamp_min(0))
 
 
 def leap(rates: Tensor, x: Tensor, dt: Tensor) -> Tensor:
@@ -92,9 +92,11 @@ def leap(rates: Tensor, x: Tensor, dt: Tensor) -> Tensor:
 
     A position leaves with probability `1 - exp(-dt sum rates)`.
     """
-    rates = rates.scatter(-1, x[..., None], 0)
+    here = x[..., None]
+    rates = rates.scatter(-1, here, 0)
     total = rates.sum(-1, keepdim=True)
-    return stay_or(rates / total.clamp_min(torch.finfo(total.dtype).tiny) * -torch.expm1(-dt * total), x)
+    each = -torch.expm1(-dt * total) / total.clamp_min(torch.finfo(total.dtype).tiny)
+    return (rates * each).scatter_(-1, here, (-dt * total).exp())
 
 
 class Euler(Independent):

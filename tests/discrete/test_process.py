@@ -120,8 +120,10 @@ def test_the_same_noise_touches_more_positions_later(process):
     noise = fresh(1, 200, 8)(0)
     x_0 = torch.randint(4, (200, 8), generator=torch.Generator().manual_seed(0))
     times = torch.linspace(0, 1, 11, dtype=torch.float64)
-    touched = torch.stack([process.add_noise(x_0, t, noise) != x_0 for t in times])
+    noised = torch.stack([process.add_noise(x_0, t, noise) for t in times])
+    touched = noised != x_0
     assert (touched[1:] | ~touched[:-1]).all() and touched[0].sum() == 0 and touched[-1].double().mean() > 0.7
+    assert torch.equal(noised[1:][touched[:-1]], noised[:-1][touched[:-1]])  # to the same state
     each = process.add_noise(x_0, times[5].expand(200), noise)
     assert torch.equal(each, process.add_noise(x_0, times[5], noise))
 

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from helpers import f64
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from distillkit.discrete.denoiser import DiscreteDenoiser, Mean, Ratio
+from distillkit.discrete import denoiser as denoiser_module
+from distillkit.discrete.denoiser import DiscreteDenoiser, Guided, Mean, Ratio
 from distillkit.discrete.exact import MarkovChain, Table, countdown_chain, mini_countdown, potts
 from distillkit.discrete.laws import law
 from distillkit.discrete.noise import Noise, draw, fresh, hitting
@@ -154,6 +156,62 @@ def test_hitting_noise_couples_masks_on_nested_grids():
     found = (x * 3 ** torch.arange(3, -1, -1)).sum(1).bincount(minlength=81).double()
     statistic, freedom = chi_square(found, rows * law(teacher, 4, Absorbing(3).grid(4), SAMPLERS["euler"]).flatten())
     assert statistic < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def states(teacher, rows=50):
+    """States of the teacher's process at 0.6, [rows, length]."""
+    x_0 = teacher.draw(rows, torch.Generator().manual_seed(1))
+    return teacher.process.add_noise(x_0, f64(0.6)[0], fresh(5, rows, teacher.length)(0))
+
+
+@pytest.mark.parametrize("process, name", [pair for pair in PAIRS if isinstance(SAMPLERS[pair[1]], Independent)])
+def test_a_step_draws_from_its_whole_kernel(process, name):
+    """Read and drawn where a position may move, it gives the very states."""
+    teacher, noise = Table(potts(3, 4, 1.5), process(3)), fresh(0, 50, 4)(0)
+    x, (t, s) = states(teacher), f64(0.6, 0.3)
+    assert torch.equal(SAMPLERS[name](teacher, x, t, s, noise), draw(SAMPLERS[name].kernel(teacher, x, t, s), x, noise))
+
+
+@pytest.mark.parametrize("process, name", PAIRS)
+def test_a_sequence_does_not_depend_on_its_batch_nor_on_how_it_is_read(process, name, monkeypatch):
+    teacher, step = Table(potts(3, 4, 1.5), process(3)), SAMPLERS[name]
+    x, times = states(teacher), f64(0.6, 0.4, 0.2)
+    whole = sample(teacher, x, times, fresh(0, 50, 4), step)
+    monkeypatch.setattr(denoiser_module, "CELLS", 12)  # three positions or four
+    assert torch.equal(sample(teacher, x, times, fresh(0, 50, 4), step), whole)
+    assert torch.equal(sample(teacher, x[13:20], times, fresh(0, 7, 4, first=13), step), whole[13:20])
+
+
+class Largest(TorchDispatchMode):
+    """The numbers in the largest tensor that is made, the given one and its views left out."""
+
+    def __init__(self, apart):
+        super().__init__()
+        self.apart, self.size = apart.untyped_storage().data_ptr(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() != self.apart:
+                self.size = max(self.size, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize(
+    "process, name, kind",
+    [(*pair, Mean) for pair in PAIRS] + [(Absorbing, "tweedie", Ratio), (Uniform, "theta_rk2", "guided")],
+)
+def test_nothing_is_as_large_as_the_network_s_output(process, name, kind, monkeypatch):
+    process, step, length = process(400), SAMPLERS[name], 24
+    monkeypatch.setattr(denoiser_module, "CELLS", 1200)  # two or three positions
+    logits = torch.randn(1, length, process.num_states, generator=torch.Generator().manual_seed(0))
+    model = (Mean if kind == "guided" else kind)(Logits(logits), process)
+    model = Guided(model, lambda cond: cond, 2.0) if kind == "guided" else model
+    draws = fresh(0, 1, length)
+    x = process.add_noise(process.start(draws(9)) % 400, f64(0.6)[0], draws(10))
+    with Largest(logits) as largest:
+        sample(model, x, f64(0.6, 0.5), draws, step)
+    assert largest.size <= 1300
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

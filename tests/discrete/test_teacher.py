@@ -90,7 +90,7 @@ def test_the_score_entropy_of_an_exact_model_is_the_entropy_of_the_data(process)
 def test_samples_follow_the_model_and_do_not_depend_on_how_they_are_cut():
     teacher = potts_teacher()
     whole = teacher.generate(100, {}, seed=3)
-    assert torch.equal(whole, teacher.generate(100, {}, seed=3, chunk=16))
+    assert torch.equal(whole, teacher.generate(100, {}, seed=3, chunk=7))
     assert torch.equal(whole[:37], teacher.generate(37, {}, seed=3))
     assert not torch.equal(whole, teacher.generate(100, {}, seed=4))
     assert whole.shape == (100, 5) and whole.max() < 3
@@ -158,11 +158,6 @@ def test_a_prediction_of_the_other_world_is_refused():
         PretrainTokens(Lookup(4), Absorbing(3), [2], prediction="edm")
     with pytest.raises(ValueError, match=r"pretrain_tokens.PretrainTokens, Pretrain takes no Absorbing"):
         Pretrain(Lookup(4), Absorbing(3), [2])
-
-
-def test_noise_is_a_function_of_the_row():
-    whole, part = fresh(1, 40, 3)(2), fresh(1, 7, 3, first=13)(2)
-    assert torch.equal(whole.place[13:20], part.place) and torch.equal(whole.move[13:20], part.move)
 
 
 @pytest.mark.parametrize("process", [Absorbing, Uniform])
