@@ -89,7 +89,7 @@ def inverted(weights: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def fresh(seed: int, num: int, length: int, device: torch.device | str = "cpu", first: int = 0) -> Draws:
-    """Independent draws `noise(i)`, i = 0, 1, ... for sequences `first .. first + num - 1` of a run.
+    """Independent draws `noise(i)`, i = 0, 1, ... for the sequences from number `first` of a run.
 
     Args:
         seed: any whole number; it counts modulo 2^64.

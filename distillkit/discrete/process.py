@@ -193,7 +193,7 @@ class Absorbing(DiscreteProcess):
         return (x == self.mask)[..., None]
 
     def _where_masked(self, values: Tensor, x: Tensor, here: float, elsewhere: float) -> Tensor:
-        """Values [B, d, S or C] at masks; at a visible token `here` in its column, else `elsewhere`."""
+        """`values` [B, d, S or C] at masks; at a token `here` in its column, else `elsewhere`."""
         column = x[..., None].clamp_max(values.shape[-1] - 1)
         written = torch.where(self._masked(x), values, elsewhere)
         own = torch.where(self._masked(x), values.gather(-1, column), here)

@@ -143,7 +143,9 @@ def test_each_sample_may_have_its_own_time(process):
         for rule in ("log_mean", "log_score", "rates"):
             together = getattr(model(x, t), rule)()
             for i in range(5):
-                torch.testing.assert_close(together[i], getattr(model(x[i : i + 1], t[i]), rule)()[0], rtol=1e-12, atol=0)
+                torch.testing.assert_close(
+                    together[i], getattr(model(x[i : i + 1], t[i]), rule)()[0], rtol=1e-12, atol=0
+                )
 
 
 def test_samples_have_the_probabilities_of_the_table():
@@ -165,7 +167,10 @@ def test_folders_bring_models_back(process):
 
 def test_half_precision_does_not_reach_an_exact_model():
     model = Table(potts(3, 3, 1.5), Uniform(3)).bfloat16()
-    assert model.probabilities.dtype == torch.float64 and model(torch.tensor([[0, 1, 2]]), 0.5).log_mean().dtype == torch.float64
+    assert (
+        model.probabilities.dtype == torch.float64
+        and model(torch.tensor([[0, 1, 2]]), 0.5).log_mean().dtype == torch.float64
+    )
 
 
 def test_tables_and_chains_must_fit_their_process():
@@ -216,7 +221,9 @@ def test_uniform_score_entropy_is_the_entropy():
         t = u**4  # the integrand has a logarithmic end at t = 0
         alpha = process.alpha(t)
         forward = process.likelihood(tokens, alpha)[0]  # symmetric
-        clean = process.ancestral(model(x, t).log_mean(), x, alpha, torch.ones(()).double())  # p(x_0^i | x_t), [n, d, S]
+        clean = process.ancestral(
+            model(x, t).log_mean(), x, alpha, torch.ones(()).double()
+        )  # p(x_0^i | x_t), [n, d, S]
         r = forward[:, None, :] / forward[:, :, None]  # [z, x, y]
         r = r.transpose(0, 1)[x]  # [n, d, z, y]
         s = model(x, t).log_score().exp()[:, :, None, :]

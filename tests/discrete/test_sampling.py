@@ -261,9 +261,13 @@ def test_networks_of_either_kind_become_denoisers():
     process, x = Absorbing(3), torch.tensor([[3, 1]])
     exact = Table(potts(3, 2, 1.5), process)
     mean = Mean(Logits((exact(x, 0.5).log_mean().clamp_min(-50) + 7).float()), process)
-    assert (mean(x, 0.5).log_mean().exp() - exact(x, 0.5).log_mean().exp()).abs().max() < 1e-6 and mean(x, 0.5).log_mean().dtype == torch.float32
+    assert (mean(x, 0.5).log_mean().exp() - exact(x, 0.5).log_mean().exp()).abs().max() < 1e-6 and mean(
+        x, 0.5
+    ).log_mean().dtype == torch.float32
     with_mask = torch.cat([exact(x, 0.5).log_mean().clamp_min(-50), torch.full((1, 2, 1), 9.0).double()], -1)
-    assert (Mean(Logits(with_mask), process)(x, 0.5).log_mean().exp() - exact(x, 0.5).log_mean().exp()).abs().max() < 1e-12
+    assert (
+        Mean(Logits(with_mask), process)(x, 0.5).log_mean().exp() - exact(x, 0.5).log_mean().exp()
+    ).abs().max() < 1e-12
     raw = exact(x, 0.5).log_score().clone()
     raw[0, 0, 3] = 5.0  # the network's value at the current state does not count
     ratio = Ratio(Logits(raw), process)

@@ -121,9 +121,7 @@ def test_guidance_is_a_power_of_the_ratio_of_two_means():
     denoiser = Mean(Lookup(4, 2), Absorbing(3))
     teacher = DiscreteTeacher(denoiser, (5,), {"label": 2})
     x, cond = torch.tensor([[3, 0, 3, 1, 3]]), {"label": torch.tensor([1])}
-    with_cond, without = (
-        denoiser(x, f64(0.5), own).log_mean() for own in (cond, {"label": torch.tensor([2])})
-    )
+    with_cond, without = (denoiser(x, f64(0.5), own).log_mean() for own in (cond, {"label": torch.tensor([2])}))
     expected = (without.exp() * (with_cond.exp() / without.exp()) ** 3)[0, 0]
     got = Guided(denoiser, teacher.null_condition, 3.0)(x, f64(0.5), cond).log_mean().exp()
     torch.testing.assert_close(got[0, 0], expected / expected.sum())

@@ -156,7 +156,7 @@ def test_under_absorbing_noise_the_teachers_states_have_the_students_masks():
 @pytest.mark.parametrize("process, plain", [(Uniform, 0.1458), (Absorbing, 0.0668)])
 def test_learned_times_help_as_well(process, plain):
     teacher = world(potts(3, 5, 1.5), process)
-    model = fitted(LSDTokens, teacher, 2, num_steps=4, learn_times=True)
+    model = fitted(LSDTokens, teacher, 4, num_steps=4, learn_times=True, num_pairs=16_384)
     times = model.student.times()
     assert times[0] == 1 and (times.diff() < 0).all() and times[-1] > 0
     assert exact(teacher, model.student)[1] < plain / 3
