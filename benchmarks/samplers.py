@@ -132,7 +132,7 @@ def samplers(
 
 def jumps(teacher: Any, calls: int, seed: int) -> torch.Tensor:
     x_0 = teacher.clean_samples(64, {}, seed)
-    return jump_your_steps(teacher.denoiser, x_0, calls, fresh(seed, *x_0.shape, teacher.process.num_states)(0))
+    return jump_your_steps(teacher.denoiser, x_0, calls, fresh(seed, *x_0.shape)(0))
 
 
 def learned(teacher: Any, data: DiscreteData, calls: int, settings: dict, rounds: int, batch: int, seed: int) -> Made:

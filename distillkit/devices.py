@@ -57,7 +57,7 @@ def wait_for(device: torch.device) -> None:
         torch.get_device_module(device).synchronize(device)
 
 
-def in_chunks(make: Callable[[slice], Tensor], num: int, chunk: int, least: int = 1) -> Tensor:
+def in_chunks(make: Callable[[slice], Tensor], num: int, chunk: int) -> Tensor:
     """`make(rows)` of all `num` rows, `chunk` at a time, joined on the CPU.
 
     A chunk for which a GPU has too little memory is halved, and so are those after it.
@@ -65,11 +65,10 @@ def in_chunks(make: Callable[[slice], Tensor], num: int, chunk: int, least: int 
     Args:
         make: function of rows, a slice with start and stop.
         num: the number of rows.
-        chunk: the number of rows of one call, a multiple of `least`.
-        least: the number of rows below which no chunk is halved.
+        chunk: the number of rows of one call.
 
     Raises:
-        torch.OutOfMemoryError: `least` rows are too many.
+        torch.OutOfMemoryError: one row is too many.
     """
     parts, start = [], 0
     while start < num or not parts:
@@ -78,7 +77,7 @@ def in_chunks(make: Callable[[slice], Tensor], num: int, chunk: int, least: int 
             parts.append(make(rows).cpu())
             start = rows.stop
         except torch.OutOfMemoryError:
-            if chunk <= least:
+            if chunk == 1:
                 raise
-            chunk = max(least, chunk // 2 // least * least)
+            chunk //= 2
     return torch.cat(parts)

@@ -27,18 +27,21 @@ def step_costs(
         noise: noise of `process.add_noise`, shared by all times.
     """
     process, num = denoiser.process, len(times)
-    known = torch.nn.functional.one_hot(x_0, process.num_tokens).double().log()
     costs = torch.full((num, num + 1), torch.inf, dtype=torch.float64)
     earlier = torch.cat([times, torch.zeros_like(times[:1])])
     for i, t in enumerate(times):
         x_t = process.add_noise(x_0, t, noise)
-        log_mean = denoiser(x_t, t, cond).double()
-        told = process.carry_over(known, x_t)
-        for j in range(i + 1, num + 1):
-            alphas = process.alpha(t), process.alpha(earlier[j])
-            q, p = process.ancestral(told, x_t, *alphas), process.ancestral(log_mean, x_t, *alphas)
-            divergence = torch.xlogy(q, q) - torch.xlogy(q, p.clamp_min(1e-300))
-            costs[i, j] = divergence.sum((1, 2)).mean()
+        reading = denoiser(x_t, t, cond)
+        total = torch.zeros(num + 1, dtype=torch.float64, device=x_0.device)
+        for where in reading.movable():  # elsewhere both laws are certain
+            log_mean, x = reading[where].log_mean().double(), x_t[where]
+            known = torch.zeros_like(log_mean).scatter_(-1, x_0[where][..., None], 1).log()
+            for j in range(i + 1, num + 1):
+                alphas = process.alpha(t), process.alpha(earlier[j])
+                q, p = process.ancestral(known, x, *alphas), process.ancestral(log_mean, x, *alphas)
+                divergence = torch.xlogy(q, q) - torch.xlogy(q, p.clamp_min(1e-300))
+                total[j] += divergence.sum()
+        costs[i, i + 1 :] = total[i + 1 :] / len(x_0)
     return costs
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.diffusion.process import expand
-from distillkit.discrete.denoiser import DiscreteDenoiser
+from distillkit.discrete.denoiser import DiscreteDenoiser, Reading
 from distillkit.discrete.laws import entropy
 from distillkit.discrete.process import DiscreteProcess
 from distillkit.discrete.worlds import positions
@@ -31,12 +31,7 @@ class Exact(DiscreteDenoiser):
     def forward(self, x_t, t, cond=None):
         t = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
         emission = self.process.likelihood(x_t, expand(self.process.alpha(t), x_t[..., None]))
-        joint = self.leave_one_out(emission)
-        total = joint.sum(-1, keepdim=True)
-        # a context without probability carries no information; samplers of independent positions do
-        # reach such contexts
-        mean = torch.where(total > 0, joint / total.clamp_min(torch.finfo(joint.dtype).tiny), 1 / joint.shape[-1])
-        return self.process.carry_over(mean.log(), x_t)
+        return ExactReading(self.process, x_t, t, self.leave_one_out(emission))
 
     def _apply(self, fn, recurse: bool = True):
         """Follow the module to another device; stay float64 under `.float()` and `.bfloat16()`."""
@@ -66,6 +61,19 @@ class Exact(DiscreteDenoiser):
         """`p(x_t | x_0)` of one position, [S, C]."""
         states = torch.arange(self.process.num_states)[None]
         return self.process.likelihood(states, self.process.alpha(torch.tensor(t, dtype=torch.float64)))[0].T
+
+
+class ExactReading(Reading):
+    """The output is `p(x_0^i = y, x_t^{-i})` up to a factor per position, [B, d, S]."""
+
+    def log_mean(self):
+        total = self.output.sum(-1, keepdim=True)
+        # a context without probability carries no information; samplers of independent positions do
+        # reach such contexts
+        mean = torch.where(
+            total > 0, self.output / total.clamp_min(torch.finfo(total.dtype).tiny), 1 / self.process.num_tokens
+        )
+        return self.process.carry_over(mean.log(), self.x)
 
 
 class Table(Exact):

@@ -21,14 +21,15 @@ def split_gain(
     It is `(middle - s) E sum R_middle (log R_middle - log R_t)`. The states x_t and x_middle are
     clean tokens x_0 [B, d] under the same noise, so that they are nested.
     """
-    rates = []
-    for time in (t, middle):
-        time = torch.tensor(time, dtype=torch.float64, device=x_0.device)
-        x_t = denoiser.process.add_noise(x_0, time, noise)
-        rates.append(denoiser.rates(x_t, time, cond).double())
-    before, after = rates
-    terms = after * ((after + 1e-8).log() - (before + 1e-8).log())
-    return float((middle - s) * terms.sum((1, 2)).mean())
+    before, after = (
+        denoiser(denoiser.process.add_noise(x_0, time, noise), time, cond)
+        for time in torch.tensor([t, middle], dtype=torch.float64, device=x_0.device)
+    )
+    gain = x_0.new_zeros((), dtype=torch.float64)
+    for where in after.movable():  # elsewhere nothing happens
+        old, own = (reading[where].rates().double() for reading in (before, after))
+        gain += (own * ((own + 1e-8).log() - (old + 1e-8).log())).sum()
+    return float((middle - s) * gain / len(x_0))
 
 
 def jump_your_steps(

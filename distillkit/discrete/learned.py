@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distillkit.diffusion.learned import LearnedTimes
-from distillkit.discrete.denoiser import DiscreteDenoiser
+from distillkit.discrete.denoiser import Reading, ScoreReading
 from distillkit.discrete.process import Absorbing, DiscreteProcess
 from distillkit.discrete.sampling import SAMPLERS, Independent
 from distillkit.spec import Recorded
@@ -29,23 +29,17 @@ def tempered(process: DiscreteProcess, log_score: Tensor, x: Tensor, power: Tens
     return torch.where(legal, known + scale.log(), log_score)
 
 
-class Known(DiscreteDenoiser):
-    """A denoiser whose log score is known at the one state where it is evaluated.
+class TemperedReading(ScoreReading):
+    """A reading whose score is raised to a power and scaled, see `tempered`."""
 
-    Args:
-        process: the noising process.
-        log_score: [B, d, C].
-    """
+    def __init__(self, reading: Reading, power: Tensor, scale: Tensor):
+        super().__init__(reading.process, reading.x, reading.t, reading)
+        self.power, self.scale = power, scale
 
-    def __init__(self, process: DiscreteProcess, log_score: Tensor):
-        super().__init__(process)
-        self._log_score = log_score
-
-    def log_score(self, x_t, t, cond=None):
-        return self._log_score
-
-    def forward(self, x_t, t, cond=None):
-        return self.process.mean_from_score(self._log_score, x_t, self.alpha(t, self._log_score))
+    def log_score(self):
+        log_score = self.output.log_score()
+        power, scale = self.power.to(log_score.dtype), self.scale.to(log_score.dtype)
+        return tempered(self.process, log_score, self.x, power, scale)
 
 
 class LearnedStep(Independent):
@@ -59,13 +53,8 @@ class LearnedStep(Independent):
     def __init__(self, rule: Independent, power: Tensor, scale: Tensor):
         self.rule, self.power, self.scale = rule, power, scale
 
-    def kernel(self, denoiser, x, t, s, cond=None):
-        return self.moved(denoiser.process, denoiser.log_score(x, t, cond), x, t, s)
-
-    def moved(self, process: DiscreteProcess, log_score: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """The kernel, [B, d, C], from a score that has been computed."""
-        log_score = tempered(process, log_score, x, self.power.to(log_score.dtype), self.scale.to(log_score.dtype))
-        return self.rule.kernel(Known(process, log_score), x, t, s)
+    def law(self, reading, s):
+        return self.rule.law(TemperedReading(reading, self.power, self.scale), s)
 
 
 class LearnedSampler(Recorded, nn.Module):

@@ -12,27 +12,31 @@ import torch
 from torch import Tensor
 
 from distillkit.diffusion.denoiser import Cond
-from distillkit.discrete.denoiser import DiscreteDenoiser
+from distillkit.discrete.denoiser import DiscreteDenoiser, Reading
 from distillkit.discrete.learned import LearnedSampler, LearnedStep
-from distillkit.discrete.noise import Draws, Noise, draw, hitting
-from distillkit.discrete.process import Absorbing, DiscreteProcess
+from distillkit.discrete.noise import Draws, Noise, hitting
+from distillkit.discrete.process import Absorbing
 from distillkit.discrete.sampling import Step, plan
 
 POWERS = (0.5, 3.0)
 
 
-def sharpness(process: DiscreteProcess, log_score: Tensor, x: Tensor) -> Tensor:
+def sharpness(reading: Reading) -> Tensor:
     """The statistic that mean matching matches: how sure the model is of each state, [B].
 
     - Absorbing noise: the sum over masked positions of `log sum_y pi(y)^2`.
     - Uniform noise: the sum over positions of the log of the exit score `sum_y s(y)`, y not the
       current token; it is low for a likely sample.
     """
-    legal = process.jumps(x, log_score.dtype) > 0
-    moves = log_score.masked_fill(~legal, -torch.inf)
-    exit_score = moves.logsumexp(-1)
-    each = (2 * moves).logsumexp(-1) - 2 * exit_score if isinstance(process, Absorbing) else exit_score
-    return torch.where(legal.any(-1), each, 0).sum(-1)
+    process, total = reading.process, torch.zeros(len(reading), dtype=torch.float64, device=reading.x.device)
+    for where in reading.movable():
+        some = reading[where]
+        log_score = some.log_score()
+        moves = log_score.masked_fill(process.jumps(some.x, log_score.dtype) == 0, -torch.inf)
+        exit_score = moves.logsumexp(-1)
+        each = (2 * moves).logsumexp(-1) - 2 * exit_score if isinstance(process, Absorbing) else exit_score
+        total.index_add_(0, where[0], each.double())
+    return total
 
 
 def matching_power(after: Callable[[float], Tensor], target: Tensor, rounds: int = 8) -> float:
@@ -103,14 +107,13 @@ def match_power(
 
     All states are [B, d].
     """
-    process, log_score = denoiser.process, denoiser.log_score(x, t, cond)
+    process, reading = denoiser.process, denoiser(x, t, cond)
 
     def reached(power: float) -> Tensor:
-        changed = LearnedStep(step.rule, torch.tensor(power, device=x.device), step.scale)
-        return draw(changed.moved(process, log_score, x, t, s), x, noise)
+        return LearnedStep(step.rule, torch.tensor(power, device=x.device), step.scale).move(reading, s, noise)
 
     def sharp(x: Tensor) -> Tensor:
-        return sharpness(process, denoiser.log_score(x, s, cond), x)
+        return sharpness(denoiser(x, s, cond))
 
     if isinstance(process, Absorbing):
         x_s = torch.where((plain := reached(1.0)) == process.mask, plain, x_0)
@@ -120,16 +123,22 @@ def match_power(
     return power, reached(power)
 
 
-def trajectory_scores(
+def trajectory(
     denoiser: DiscreteDenoiser, x: Tensor, times: Tensor, steps: Step | Sequence[Step], noise: Draws, cond: Cond | None
-) -> list[Tensor]:
-    """Scores at legal moves (else zero) along a run from x: a tensor [B, d, C] for each time."""
+) -> list[Reading]:
+    """The readings along a run of one-call steps from x [B, d], one for each time."""
     found = []
     for call, (rule, t, s) in enumerate([*plan(steps, times), (None, times[-1], None)]):
-        found.append(denoiser.log_score(x, t, cond).exp() * denoiser.process.jumps(x, torch.float64).bool())
+        found.append(denoiser(x, t, cond))
         if rule is not None:
-            x = rule(denoiser, x, t, s, noise(call), cond=cond)
+            x = rule.move(found[-1], s, noise(call))
     return found
+
+
+def legal_scores(reading: Reading) -> Tensor:
+    """Scores at legal moves, else zero, [n, C]."""
+    log_score = reading.log_score()
+    return log_score.exp() * (reading.process.jumps(reading.x, log_score.dtype) > 0)
 
 
 @torch.no_grad()
@@ -167,7 +176,13 @@ def regress_scales(
         stay = (1 - unmask * torch.stack([step.scale.double() for step in steps])).clamp(1e-12, 1)
         own = hitting(own, torch.cat([torch.ones_like(stay[:1]), stay.cumprod(0)]))
         others = hitting(lambda i: noise(1), masked)
-    teacher = trajectory_scores(denoiser, x, fine, sampler.rule, others, cond)[::ratio]
-    student = trajectory_scores(denoiser, x, times, steps, own, cond)
-    products = [((a * b).sum(), (b * b).sum()) for a, b in zip(teacher, student, strict=True)]
-    return torch.stack([a / b for a, b in products[:-1]])
+    teacher = trajectory(denoiser, x, fine, sampler.rule, others, cond)[::ratio]
+    student = trajectory(denoiser, x, times, steps, own, cond)
+    scales = []
+    for their, reading in zip(teacher[:-1], student[:-1], strict=True):
+        product, norm = times.new_zeros(2)
+        for where in reading.movable():
+            a, b = legal_scores(their[where]), legal_scores(reading[where])
+            product, norm = product + (a * b).sum(), norm + (b * b).sum()
+        scales.append(product / norm)
+    return torch.stack(scales)

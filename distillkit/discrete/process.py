@@ -4,7 +4,8 @@ A process treats positions independently. Its reversal has two models. The *mean
 clean token given all other positions, `pi_i(y) = p(x_0^i = y | x_t^{-i})` [B, d, S]. The *score*
 holds the ratios `s_i(y) = p_t(x with x^i := y) / p_t(x)` [B, d, C] (SEDD, arXiv 2310.16834). Both
 are kept as logarithms. Arguments `alpha`, `alpha_t`, `alpha_s` (s < t) broadcast against
-[B, d, C].
+[B, d, C]. All functions of x but `start` and `add_noise` work position by position: [B, d] may as
+well be [n], some positions of a batch.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distillkit import checks
 from distillkit.diffusion.process import expand
-from distillkit.discrete.noise import Noise, draw
+from distillkit.discrete.noise import Noise
 from distillkit.discrete.schedule import LogLinear, Schedule
 from distillkit.spec import Recorded
 
@@ -54,7 +54,7 @@ class DiscreteProcess(Recorded, ABC):
 
     def states(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """One-hot x, [B, d, C]."""
-        return F.one_hot(x, self.num_states).to(dtype)
+        return torch.zeros(*x.shape, self.num_states, dtype=dtype, device=x.device).scatter_(-1, x[..., None], 1)
 
     @abstractmethod
     def prior(self) -> Tensor:
@@ -68,8 +68,12 @@ class DiscreteProcess(Recorded, ABC):
     def add_noise(self, x_0: Tensor, t: Tensor, noise: Noise) -> Tensor:
         """A draw of x_t given x_0 [B, d]; t: [B] or scalar.
 
-        With the same noise a later time changes more positions.
+        With the same noise a later time changes more positions, each to the same state.
         """
+
+    @abstractmethod
+    def movable(self, x: Tensor) -> Tensor:
+        """Whether the reversal may change a position, bool [B, d]."""
 
     @abstractmethod
     def likelihood(self, x: Tensor, alpha: Tensor) -> Tensor:
@@ -146,6 +150,9 @@ class Absorbing(DiscreteProcess):
     def add_noise(self, x_0, t, noise):
         return torch.where(noise.move < expand(self.alpha(t), x_0), x_0, self.mask)
 
+    def movable(self, x):
+        return x == self.mask
+
     def likelihood(self, x, alpha):
         real = alpha * self.states(x, alpha.dtype)[..., :-1]
         return torch.where(self._masked(x), 1 - alpha, real)
@@ -156,15 +163,15 @@ class Absorbing(DiscreteProcess):
 
     def jumps(self, x, dtype):
         real = torch.arange(self.num_states, device=x.device) < self.mask
-        return (self._masked(x) & real).to(dtype)
+        return self._masked(x).to(dtype) * real.to(dtype)
 
     def carry_over(self, log_mean, x):
-        return torch.where(self._masked(x), log_mean, self.states(x, log_mean.dtype)[..., :-1].log())
+        return self._where_masked(log_mean, x, 0, -torch.inf)
 
     def score_from_mean(self, log_mean, x, alpha):
         log_odds = (alpha / (1 - alpha)).log()
-        masked = F.pad(log_mean + log_odds, (0, 1))  # the mask's own ratio is 1
-        return torch.where(self._masked(x), masked, self.states(x, log_mean.dtype).log())
+        own = log_mean.new_zeros(*x.shape, 1)  # the mask's own ratio is 1
+        return self._where_masked(torch.cat([log_mean + log_odds, own], -1), x, 0, -torch.inf)
 
     def mean_from_score(self, log_score, x, alpha):
         return self.carry_over(log_score[..., :-1].log_softmax(-1), x)
@@ -173,20 +180,24 @@ class Absorbing(DiscreteProcess):
         unmask = (alpha_s - alpha_t) / (1 - alpha_t)
         tokens = unmask * log_mean.exp()
         stay = (1 - unmask).to(tokens.dtype).expand(*tokens.shape[:-1], 1)
-        return self._keep_observed(torch.cat([tokens, stay], -1), x)
+        return self._where_masked(torch.cat([tokens, stay], -1), x, 1, 0)
 
     def tweedie(self, log_score, x, alpha_t, alpha_s):
         growth = alpha_s / alpha_t - 1  # e^dsigma - 1
         tokens = growth * log_score[..., :-1].exp()
         stay = (1 - tokens.sum(-1, keepdim=True)).clamp_min(0)
         kernel = torch.cat([tokens, stay], -1)
-        return self._keep_observed(kernel / kernel.sum(-1, keepdim=True), x)
+        return self._where_masked(kernel / kernel.sum(-1, keepdim=True), x, 1, 0)
 
     def _masked(self, x: Tensor) -> Tensor:
         return (x == self.mask)[..., None]
 
-    def _keep_observed(self, kernel: Tensor, x: Tensor) -> Tensor:
-        return torch.where(self._masked(x), kernel, self.states(x, kernel.dtype))
+    def _where_masked(self, values: Tensor, x: Tensor, here: float, elsewhere: float) -> Tensor:
+        """`values` [B, d, S or C] at masks; at a token `here` in its column, else `elsewhere`."""
+        column = x[..., None].clamp_max(values.shape[-1] - 1)
+        written = torch.where(self._masked(x), values, elsewhere)
+        own = torch.where(self._masked(x), values.gather(-1, column), here)
+        return written.scatter_(-1, column, own)
 
 
 class Uniform(DiscreteProcess):
@@ -205,11 +216,15 @@ class Uniform(DiscreteProcess):
         return torch.full((self.num_tokens,), 1 / self.num_tokens, dtype=torch.float64)
 
     def start(self, noise):
-        return noise.race.argmin(-1)
+        return (noise.place * self.num_tokens).long()
 
     def add_noise(self, x_0, t, noise):
-        alpha = expand(self.alpha(t), noise.race).to(noise.race.dtype)
-        return draw(self.transition(x_0, alpha), x_0, noise)
+        alpha = expand(self.alpha(t), x_0)
+        other = (noise.place * (self.num_tokens - 1)).long()
+        return torch.where(noise.move < alpha + (1 - alpha) / self.num_tokens, x_0, other + (other >= x_0))
+
+    def movable(self, x):
+        return torch.ones_like(x, dtype=torch.bool)
 
     def likelihood(self, x, alpha):
         return alpha * self.states(x, alpha.dtype) + (1 - alpha) / self.num_tokens
@@ -218,7 +233,8 @@ class Uniform(DiscreteProcess):
         return self.likelihood(x_0, alpha)  # T is symmetric
 
     def jumps(self, x, dtype):
-        return (1 - self.states(x, dtype)) / self.num_tokens
+        each = torch.full((*x.shape, self.num_tokens), 1 / self.num_tokens, dtype=dtype, device=x.device)
+        return each.scatter_(-1, x[..., None], 0)
 
     def carry_over(self, log_mean, x):
         return log_mean
@@ -232,14 +248,16 @@ class Uniform(DiscreteProcess):
         return ((ratio - (1 - alpha)) / (alpha * self.num_tokens)).clamp_min(0).log()
 
     def ancestral(self, log_mean, x, alpha_t, alpha_s):
-        pi, here, size = log_mean.exp(), self.states(x, log_mean.dtype), self.num_tokens
-        kept = alpha_t / alpha_s
-        stay = (alpha_t * size * pi + kept - alpha_t) * here
-        kernel = stay + (alpha_s - alpha_t) * pi + (1 - kept) * (1 - alpha_s) / size
-        return kernel / (alpha_t * size * (pi * here).sum(-1, keepdim=True) + 1 - alpha_t)
+        pi, here, size = log_mean.exp(), x[..., None], self.num_tokens
+        kept, own = alpha_t / alpha_s, pi.gather(-1, here)
+        stay = alpha_t * size * own + kept - alpha_t
+        kernel = (alpha_s - alpha_t) * pi + (1 - kept) * (1 - alpha_s) / size
+        kernel = kernel.scatter_add(-1, here, stay)
+        return kernel / (alpha_t * size * own + 1 - alpha_t)
 
     def tweedie(self, log_score, x, alpha_t, alpha_s):
-        score, kept = log_score.exp(), alpha_t / alpha_s
+        score, here, kept = log_score.exp(), x[..., None], alpha_t / alpha_s
         earlier = (score / kept + (1 - 1 / kept) * score.mean(-1, keepdim=True)).clamp_min(0)
-        kernel = earlier * (kept * self.states(x, score.dtype) + (1 - kept) / self.num_tokens)
+        own = kept * earlier.gather(-1, here)
+        kernel = ((1 - kept) / self.num_tokens * earlier).scatter_add(-1, here, own)
         return kernel / kernel.sum(-1, keepdim=True)

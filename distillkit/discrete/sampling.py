@@ -4,6 +4,9 @@ A run calls the network at each of its decreasing `times`: one step from each to
 last call that draws the clean tokens. So with one time every sampler is one independent draw per
 position, and with one-call steps the number of network evaluations (NFE) is the number of times.
 Every step also knows its exact effect on a distribution over all sequences.
+
+A step reads the network's output, and draws, a few thousand numbers at a time, and only at the
+positions that may move: under absorbing noise the masked ones.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch import Tensor
 from distillkit import checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.process import expand
-from distillkit.discrete.denoiser import DiscreteDenoiser
+from distillkit.discrete.denoiser import DiscreteDenoiser, Reading
 from distillkit.discrete.noise import Draws, Noise, draw
 from distillkit.discrete.process import Absorbing
 from distillkit.discrete.worlds import outer, positions, push, sequences
@@ -55,11 +58,23 @@ class Independent(Step):
     """A step in which positions move independently, given x."""
 
     @abstractmethod
+    def law(self, reading: Reading, s: Tensor) -> Tensor:
+        """Law of each position at s from a denoiser's reading at t, [B, d, C]."""
+
     def kernel(self, denoiser: DiscreteDenoiser, x: Tensor, t: Tensor, s: Tensor, cond: Cond | None = None) -> Tensor:
-        """Law of each position at s, [B, d, C]."""
+        """Law of each position at s, [B, d, C], by one call of the denoiser."""
+        return self.law(denoiser(x, t, cond), s)
 
     def __call__(self, denoiser, x, t, s, *noise, cond=None):
-        return draw(self.kernel(denoiser, x, t, s, cond), x, *noise)
+        return self.move(denoiser(x, t, cond), s, *noise)
+
+    def move(self, reading: Reading, s: Tensor, noise: Noise) -> Tensor:
+        """The states at s [B, d] from a reading of all positions at t."""
+        moved = reading.x.clone()
+        for where in reading.movable():
+            some = reading[where]
+            moved[where] = draw(self.law(some, s), some.x, noise[where])
+        return moved
 
     def push(self, denoiser, x, weights, t, s):
         return push(weights, self.kernel(denoiser, x, t, s))
@@ -69,7 +84,7 @@ def stay_or(moves: Tensor, x: Tensor) -> Tensor:
     """The kernel of the given moves [B, d, C]; the remaining probability is that of staying."""
     here = x[..., None]
     moves = moves.scatter(-1, here, 0)
-    return moves.scatter(-1, here, (1 - moves.sum(-1, keepdim=True)).clamp_min(0))
+    return moves.scatter_(-1, here, (1 - moves.sum(-1, keepdim=True)).clamp_min(0))
 
 
 def leap(rates: Tensor, x: Tensor, dt: Tensor) -> Tensor:
@@ -77,49 +92,48 @@ def leap(rates: Tensor, x: Tensor, dt: Tensor) -> Tensor:
 
     A position leaves with probability `1 - exp(-dt sum rates)`.
     """
-    rates = rates.scatter(-1, x[..., None], 0)
+    here = x[..., None]
+    rates = rates.scatter(-1, here, 0)
     total = rates.sum(-1, keepdim=True)
-    return stay_or(rates / total.clamp_min(torch.finfo(total.dtype).tiny) * -torch.expm1(-dt * total), x)
+    each = -torch.expm1(-dt * total) / total.clamp_min(torch.finfo(total.dtype).tiny)
+    return (rates * each).scatter_(-1, here, (-dt * total).exp())
 
 
 class Euler(Independent):
     """A move to y with probability `dt rate(y)`; where these exceed one in sum, a sure move."""
 
-    def kernel(self, denoiser, x, t, s, cond=None):
-        moves = expand(t - s, x[..., None]) * denoiser.rates(x, t, cond)
-        return stay_or(moves / moves.sum(-1, keepdim=True).clamp_min(1), x)
+    def law(self, reading, s):
+        moves = expand(reading.t - s, reading.x[..., None]) * reading.rates()
+        return stay_or(moves / moves.sum(-1, keepdim=True).clamp_min(1), reading.x)
 
 
 class TauLeap(Independent):
     """Rates held over the step up to the first jump: the old token's rates end with it."""
 
-    def kernel(self, denoiser, x, t, s, cond=None):
-        return leap(denoiser.rates(x, t, cond), x, expand(t - s, x[..., None]))
+    def law(self, reading, s):
+        return leap(reading.rates(), reading.x, expand(reading.t - s, reading.x[..., None]))
 
 
 class Tweedie(Independent):
     """The exact reversal of one position at a time, from the score (SEDD's analytic sampler)."""
 
-    def kernel(self, denoiser, x, t, s, cond=None):
-        log_score = denoiser.log_score(x, t, cond)
-        return denoiser.process.tweedie(log_score, x, denoiser.alpha(t, log_score), denoiser.alpha(s, log_score))
+    def law(self, reading, s):
+        return reading.process.tweedie(reading.log_score(), reading.x, reading.alpha(), reading.alpha(s))
 
 
 class Ancestral(Independent):
     """The exact reversal of one position at a time, from the mean (MDLM, UDLM, Duo)."""
 
-    def kernel(self, denoiser, x, t, s, cond=None):
-        log_mean = denoiser(x, t, cond)
-        return denoiser.process.ancestral(log_mean, x, denoiser.alpha(t, log_mean), denoiser.alpha(s, log_mean))
+    def law(self, reading, s):
+        return reading.process.ancestral(reading.log_mean(), reading.x, reading.alpha(), reading.alpha(s))
 
 
 class Denoise(Independent):
     """The last call: each clean token is drawn from its posterior, whatever s is; no mask stays."""
 
-    def kernel(self, denoiser, x, t, s, cond=None):
-        log_mean = denoiser(x, t, cond)
-        alpha = denoiser.alpha(t, log_mean)
-        return denoiser.process.ancestral(log_mean, x, alpha, torch.ones_like(alpha))
+    def law(self, reading, s):
+        alpha = reading.alpha()
+        return reading.process.ancestral(reading.log_mean(), reading.x, alpha, torch.ones_like(alpha))
 
 
 class TwoStage(Step):
@@ -130,34 +144,38 @@ class TwoStage(Step):
     """
 
     calls = 2
+    from_middle: bool  # where the second leap starts, else from x
 
     def __init__(self, theta: float = 0.5):
         checks.within("(0, 1]", theta=theta)
         self.theta = theta
 
     @abstractmethod
-    def second(
-        self, x: Tensor, rates: Tensor, middle: Tensor, rates_middle: Tensor, dt: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """`(start, kernel)` of the second leap: its states [B, d] and its kernel [B, d, C]."""
+    def second(self, x: Tensor, rates: Tensor, middle: Tensor, rates_middle: Tensor, dt: Tensor) -> Tensor:
+        """The kernel [B, d, C] of the second leap, from `middle` or from x."""
 
     def __call__(self, denoiser, x, t, s, *noise, cond=None):
-        dt, (first, second) = expand(t - s, x[..., None]), noise
-        rates = denoiser.rates(x, t, cond)
-        middle = draw(leap(rates, x, self.theta * dt), x, first)
-        rates_middle = denoiser.rates(middle, t - self.theta * (t - s), cond)
-        start, kernel = self.second(x, rates, middle, rates_middle, dt)
-        return draw(kernel, start, second)
+        between, (first, second) = t - self.theta * (t - s), noise
+        reading = denoiser(x, t, cond)
+        middle = TAU_LEAP.move(reading, between, first)
+        reading_middle = denoiser(middle, between, cond)
+        start = reading_middle if self.from_middle else reading
+        moved = start.x.clone()
+        for where in start.movable():
+            a, b = reading[where], reading_middle[where]
+            kernel = self.second(a.x, a.rates(), b.x, b.rates(), expand(a.t - s, a.x[..., None]))
+            moved[where] = draw(kernel, start.x[where], second[where])
+        return moved
 
     def push(self, denoiser, x, weights, t, s):
-        rates, everything = denoiser.rates(x, t), sequences(denoiser.process.num_states, x.shape[1])
-        chances = weights[:, None] * outer(leap(rates, x, self.theta * (t - s)))
-        rates_everywhere = denoiser.rates(everything, t - self.theta * (t - s))
+        between = t - self.theta * (t - s)
+        reading, everything = denoiser(x, t), sequences(denoiser.process.num_states, x.shape[1])
+        rates, rates_everywhere = reading.rates(), denoiser(everything, between).rates()
+        chances = weights[:, None] * outer(TAU_LEAP.law(reading, between))
         law, rows = 0, max(1, 2**16 // len(everything))  # pairs of a state and a middle, a block at a time
         for block in torch.arange(len(x)).split(rows):
             i, j = (index.flatten() for index in torch.meshgrid(block, torch.arange(len(everything)), indexing="ij"))
-            _, kernel = self.second(x[i], rates[i], everything[j], rates_everywhere[j], t - s)
-            law = law + push(chances[i, j], kernel)
+            law = law + push(chances[i, j], self.second(x[i], rates[i], everything[j], rates_everywhere[j], t - s))
         return law
 
 
@@ -169,6 +187,8 @@ class ThetaTrapezoidal(TwoStage):
     as no combined rate is clamped at zero.
     """
 
+    from_middle = True
+
     def __init__(self, theta: float = 0.5):
         checks.within("(0, 1)", theta=theta)
         super().__init__(theta)
@@ -176,7 +196,7 @@ class ThetaTrapezoidal(TwoStage):
     def second(self, x, rates, middle, rates_middle, dt):
         a_1 = 1 / (2 * self.theta * (1 - self.theta))
         combined = (a_1 * rates_middle - (a_1 - 1) * rates).clamp_min(0)
-        return middle, leap(combined, middle, (1 - self.theta) * dt)
+        return leap(combined, middle, (1 - self.theta) * dt)
 
 
 class ThetaRK2(TwoStage):
@@ -187,9 +207,11 @@ class ThetaRK2(TwoStage):
     behind Euler with as many steps.
     """
 
+    from_middle = False
+
     def second(self, x, rates, middle, rates_middle, dt):
         weight = 1 / (2 * self.theta)
-        return x, leap(((1 - weight) * rates + weight * rates_middle).clamp_min(0), x, dt)
+        return leap(((1 - weight) * rates + weight * rates_middle).clamp_min(0), x, dt)
 
 
 class Ranked(Step):
@@ -208,33 +230,38 @@ class Ranked(Step):
         """Values of `move` [n, d], equally likely, that represent every order."""
 
     def __call__(self, denoiser, x, t, s, *noise, cond=None):
-        kernel = self._kernel(denoiser, x, t, s, cond)
-        (noise,) = noise
-        return self._commit(kernel, x, draw(kernel, x, noise), noise.move, float(s))
+        reading, (noise,) = self._reading(denoiser, x, t, cond), noise
+        tokens, rank = x.clone(), torch.zeros_like(noise.move)
+        for where in reading.movable():
+            some = reading[where]
+            kernel = DENOISE.law(some, s)
+            tokens[where] = drawn = draw(kernel, some.x, noise[where])
+            rank[where] = self.rank(kernel, drawn, noise.move[where]).double()
+        return self._commit(rank, x, tokens, denoiser.process.mask, float(s))
 
     def push(self, denoiser, x, weights, t, s):
-        kernel, num_states = self._kernel(denoiser, x, t, s), denoiser.process.num_states
+        kernel, num_states = DENOISE.law(self._reading(denoiser, x, t), s), denoiser.process.num_states
         chances = weights[:, None] * outer(kernel)
         i, j = chances.nonzero(as_tuple=True)
         tokens, orders = sequences(num_states, x.shape[1])[j], self.orders(x.shape[1])
         law = chances.new_zeros(chances.shape[1])
         for move in orders:
-            reached = self._commit(kernel[i], x[i], tokens, move.expand(len(i), -1), float(s))
+            rank = self.rank(kernel[i], tokens, move.expand(len(i), -1))
+            reached = self._commit(rank, x[i], tokens, denoiser.process.mask, float(s))
             law.index_add_(0, positions(reached, num_states), chances[i, j] / len(orders))
         return law
 
-    def _kernel(self, denoiser, x, t, s, cond=None):
+    def _reading(self, denoiser, x, t, cond=None):
         if not isinstance(denoiser.process, Absorbing):
             raise ValueError(
                 f"{type(self).__name__} unmasks tokens and needs an Absorbing process, got {denoiser.process}"
             )
-        return DENOISE.kernel(denoiser, x, t, s, cond)
+        return denoiser(x, t, cond)
 
-    def _commit(self, kernel: Tensor, x: Tensor, tokens: Tensor, move: Tensor, s: float) -> Tensor:
-        length, mask = x.shape[1], kernel.shape[-1] - 1
-        rank = self.rank(kernel, tokens, move).masked_fill(x != mask, math.inf)
-        place = rank.argsort(dim=-1, descending=True, stable=True).argsort(-1)
-        return torch.where((x == mask) & (place >= length - self.masks(length, s)), mask, tokens)
+    def _commit(self, rank: Tensor, x: Tensor, tokens: Tensor, mask: int, s: float) -> Tensor:
+        length = x.shape[1]
+        order = rank.masked_fill(x != mask, math.inf).argsort(dim=-1, descending=True, stable=True).argsort(-1)
+        return torch.where((x == mask) & (order >= length - self.masks(length, s)), mask, tokens)
 
 
 class Confidence(Ranked):
@@ -273,10 +300,10 @@ class FirstHitting(Ranked):
         return torch.tensor(list(itertools.permutations(range(length))), dtype=torch.float64)
 
 
-DENOISE = Denoise()
+DENOISE, TAU_LEAP = Denoise(), TauLeap()
 SAMPLERS: dict[str, Step] = {
     "euler": Euler(),
-    "tau_leap": TauLeap(),
+    "tau_leap": TAU_LEAP,
     "tweedie": Tweedie(),
     "ancestral": Ancestral(),
     "theta_trapezoidal": ThetaTrapezoidal(),

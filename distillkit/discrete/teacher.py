@@ -11,21 +11,21 @@ from distillkit.discrete.denoiser import DiscreteDenoiser, Guided
 from distillkit.discrete.exact import Exact
 from distillkit.discrete.jump import jump_your_steps
 from distillkit.discrete.learned import LearnedSampler
-from distillkit.discrete.noise import BLOCK, Draws, Noise, for_rows, fresh
+from distillkit.discrete.noise import Draws, fresh
 from distillkit.discrete.process import Absorbing
 from distillkit.discrete.sampling import SAMPLERS, network_passes, sample
 from distillkit.progress import calls
 from distillkit.teachers.base import BaseTeacher
 from distillkit.teachers.folder import Folder
 
-CELLS = 2**27  # sequences x positions x states whose noise is held at a time, one GiB
+CELLS = 2**27  # sequences x positions x states of a call, half a GiB of the network's output in float32
 
 
 class DiscreteTeacher(BaseTeacher):
     """A frozen discrete diffusion model of sequences of d tokens.
 
     Args:
-        denoiser: `(x_t, t, cond) -> log pi` [B, d, S].
+        denoiser: `(x_t, t, cond) -> Reading` of log pi [B, d, S].
         event_shape: (d,).
         classes, context, codec, continuation: as in `BaseTeacher`.
     """
@@ -34,7 +34,7 @@ class DiscreteTeacher(BaseTeacher):
     solvers = SAMPLERS
     provides = frozenset({"log_probs"})
     best = {"solver": "tweedie", "steps": 128}
-    chunk = 16 * BLOCK
+    chunk = 256
 
     def grid(self, steps: int) -> Tensor:
         return self.process.grid(steps)
@@ -65,16 +65,16 @@ class DiscreteTeacher(BaseTeacher):
         return sample(denoiser, start, times, lambda i: noise(1 + i), step, cond)
 
     def make(self, num, cond, seed, solver, times, kappa, chunk):
-        most = CELLS // (self.event_shape[0] * self.process.num_states) // BLOCK * BLOCK
-        size, device = (self.event_shape[0], self.process.num_states), self.device
+        (length,), device = self.event_shape, self.device
 
         def made(rows: slice) -> Tensor:
-            noise = for_rows(seed, rows.start, rows.stop, *size, device)
+            noise = fresh(seed, rows.stop - rows.start, length, device, rows.start)
             own = {name: value[rows].to(device) for name, value in cond.items()}
             return self.sample(noise, own, None, solver, kappa, times)
 
+        most = max(1, CELLS // (length * self.process.num_states))
         with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
-            return in_chunks(made, num, max(BLOCK, min(chunk, most) // BLOCK * BLOCK), BLOCK)
+            return in_chunks(made, num, min(chunk, most))
 
     def clean_samples(self, num: int, cond: Cond, seed: int, kappa: float = 1.0) -> Tensor:
         """`num` exact draws from the model if it has them, else samples of the slow reference."""
@@ -99,8 +99,7 @@ class DiscreteTeacher(BaseTeacher):
                 choices.append((name, self.grid((passes - 1) // step.calls + 1)))
         if not self.classes and not self.context:  # a schedule for all conditions
             x_0 = self.clean_samples(64, {}, seed=0).to(self.device)
-            drawn = fresh(0, *x_0.shape, self.process.num_states)(0)  # on the CPU: the same times on every device
-            shared = Noise(drawn.move.to(self.device), drawn.race.to(self.device))
+            shared = fresh(0, *x_0.shape, self.device)(0)
             choices.append(("tweedie", jump_your_steps(self.denoiser, x_0, passes, shared).cpu()))
         squared = even**2
         own = torch.tensor(list(own), dtype=torch.float64)

@@ -29,10 +29,11 @@ def score_entropy(denoiser: DiscreteDenoiser, x_0: Tensor, t: Tensor, noise: Noi
     """
     process = denoiser.process
     x_t = process.add_noise(x_0, t, noise)
-    log_score = denoiser.log_score(x_t, t, cond)
+    reading = denoiser(x_t, t, cond)
+    log_score = reading.log_score()
     jumps = process.jumps(x_t, log_score.dtype)
     log_score = log_score.masked_fill(jumps == 0, 0)
-    law = process.transition(x_0, denoiser.alpha(t, log_score).to(log_score.dtype))
+    law = process.transition(x_0, reading.alpha().to(log_score.dtype))
     ratio = law / law.gather(-1, x_t[..., None])
     bracket = log_score.exp() - ratio * log_score + torch.xlogy(ratio, ratio) - ratio
     return (expand(process.rate(t).to(log_score.dtype), bracket) * jumps * bracket).sum((1, 2))

@@ -96,7 +96,7 @@ class LSDTokens(SamplerDistiller):
     def draws(self, num: int, purpose: str, shared: bool = False) -> Draws:
         """Noise of all calls for `num` sequences, see `generator`."""
         seed = self.generator(purpose, shared).initial_seed()
-        return fresh(seed, num, self.teacher.event_shape[0], self.teacher.process.num_states, self.device)
+        return fresh(seed, num, self.teacher.event_shape[0], self.device)
 
     def distance_from_solution(self, x_0: Tensor, cond: Cond) -> Tensor:
         """Half the squared distance of the learned numbers from the solution for x_0 [B, d].

@@ -59,6 +59,5 @@ class PretrainTokens(DataDistiller):
         # number for each
         spread = torch.arange(len(x_0), device=self.device) / len(x_0)
         t = ((self.rand(1, "t") + spread) % 1).clamp_min(T_MIN)
-        seed, states = self.generator("noise").initial_seed(), self.student.process.num_states
-        noise = fresh(seed, *x_0.shape, states, self.device)(0)
+        noise = fresh(self.generator("noise").initial_seed(), *x_0.shape, self.device)(0)
         return score_entropy(self.student, x_0, t, noise, cond).mean() / x_0.shape[1]

@@ -21,7 +21,7 @@ def test_the_gain_of_a_split_in_closed_form(t, middle, s):
     table = Table([0.25, 0.75], Absorbing(2))
     process, num = table.process, 4000
     x_0 = table.draw(num, torch.Generator().manual_seed(0))
-    noise = fresh(0, num, 1, process.num_states)(0)
+    noise = fresh(0, num, 1)(0)
 
     def rate(u):
         u = torch.tensor(u, dtype=torch.float64)
@@ -37,5 +37,5 @@ def test_times_start_at_the_first_and_fall():
     table = Table([0.25, 0.75], Absorbing(2))
     x_0 = table.draw(64, torch.Generator().manual_seed(0))
     for num in (1, 3, 4):
-        times = jump_your_steps(table, x_0, num, fresh(0, 64, 1, 3)(0))
+        times = jump_your_steps(table, x_0, num, fresh(0, 64, 1)(0))
         assert len(times) == num and times[0] == 1 and (times.diff() < 0).all() and times[-1] > 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import f64
 
-from distillkit.discrete.denoiser import DiscreteDenoiser
+from distillkit.discrete.denoiser import Reading
 from distillkit.discrete.exact import Table, mini_countdown, potts
 from distillkit.discrete.laws import kl, law, total_variation
 from distillkit.discrete.process import Absorbing, Uniform
@@ -76,9 +76,9 @@ def test_absorbing_potts(num, exact_tv, exact_kl, leap_tv, leap_kl):
 class Reject(Independent):
     """A tau-leap that moves only if exactly one event falls into the step, as one kernel."""
 
-    def kernel(self, denoiser, x, t, s, cond=None):
-        moves = (t - s) * denoiser.rates(x, t, cond)
-        return stay_or(moves * (-moves.sum(-1, keepdim=True)).exp(), x)
+    def law(self, reading, s):
+        moves = (reading.t - s) * reading.rates()
+        return stay_or(moves * (-moves.sum(-1, keepdim=True)).exp(), reading.x)
 
 
 def test_a_new_sampler_is_one_kernel():
@@ -201,31 +201,31 @@ def test_confidence_never_samples_the_model(name, expected):
 # A student is a list of steps and their times.
 
 
-class Scaled(DiscreteDenoiser):
-    """A teacher with rates multiplied, and its law (absorbing) or score (uniform) to a power."""
+class Scaled(Reading):
+    """A reading with rates multiplied, and its law (absorbing) or score (uniform) to a power."""
 
-    def __init__(self, teacher, scale, power):
-        super().__init__(teacher.process)
-        self.teacher, self.scale, self.power = teacher, scale, power
+    def __init__(self, reading, scale, power):
+        super().__init__(reading.process, reading.x, reading.t, reading)
+        self.scale, self.power = scale, power
 
-    def forward(self, x_t, t, cond=None):
-        return (self.power * self.teacher(x_t, t, cond)).log_softmax(-1)
+    def log_mean(self):
+        return (self.power * self.output.log_mean()).log_softmax(-1)
 
-    def log_score(self, x_t, t, cond=None):
+    def log_score(self):
         if isinstance(self.process, Uniform):
-            return self.power * self.teacher.log_score(x_t, t, cond)
-        return super().log_score(x_t, t, cond)
+            return self.power * self.output.log_score()
+        return super().log_score()
 
-    def rates(self, x_t, t, cond=None):
-        return self.scale * super().rates(x_t, t, cond)
+    def rates(self):
+        return self.scale * super().rates()
 
 
 class Learned(Independent):
     def __init__(self, step, scale=1.0, power=1.0):
         self.step, self.scale, self.power = step, scale, power
 
-    def kernel(self, denoiser, x, t, s, cond=None):
-        return self.step.kernel(Scaled(denoiser, self.scale, self.power), x, t, s, cond)
+    def law(self, reading, s):
+        return self.step.law(Scaled(reading, self.scale, self.power), s)
 
 
 @pytest.mark.parametrize(

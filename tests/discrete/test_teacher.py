@@ -11,7 +11,7 @@ from torch import nn
 from distillkit.data import DistillData, TensorData
 from distillkit.discrete.denoiser import DiscreteDenoiser, Guided, Mean, Ratio
 from distillkit.discrete.exact import Table, potts
-from distillkit.discrete.noise import for_rows, fresh
+from distillkit.discrete.noise import fresh
 from distillkit.discrete.process import Absorbing, Uniform
 from distillkit.discrete.teacher import DiscreteFolderTeacher, DiscreteTeacher
 from distillkit.discrete.worlds import sequences
@@ -90,7 +90,7 @@ def test_the_score_entropy_of_an_exact_model_is_the_entropy_of_the_data(process)
 def test_samples_follow_the_model_and_do_not_depend_on_how_they_are_cut():
     teacher = potts_teacher()
     whole = teacher.generate(100, {}, seed=3)
-    assert torch.equal(whole, teacher.generate(100, {}, seed=3, chunk=16))
+    assert torch.equal(whole, teacher.generate(100, {}, seed=3, chunk=7))
     assert torch.equal(whole[:37], teacher.generate(37, {}, seed=3))
     assert not torch.equal(whole, teacher.generate(100, {}, seed=4))
     assert whole.shape == (100, 5) and whole.max() < 3
@@ -121,9 +121,9 @@ def test_guidance_is_a_power_of_the_ratio_of_two_means():
     denoiser = Mean(Lookup(4, 2), Absorbing(3))
     teacher = DiscreteTeacher(denoiser, (5,), {"label": 2})
     x, cond = torch.tensor([[3, 0, 3, 1, 3]]), {"label": torch.tensor([1])}
-    with_cond, without = denoiser(x, f64(0.5), cond), denoiser(x, f64(0.5), {"label": torch.tensor([2])})
+    with_cond, without = (denoiser(x, f64(0.5), own).log_mean() for own in (cond, {"label": torch.tensor([2])}))
     expected = (without.exp() * (with_cond.exp() / without.exp()) ** 3)[0, 0]
-    got = Guided(denoiser, teacher.null_condition, 3.0)(x, f64(0.5), cond).exp()
+    got = Guided(denoiser, teacher.null_condition, 3.0)(x, f64(0.5), cond).log_mean().exp()
     torch.testing.assert_close(got[0, 0], expected / expected.sum())
     assert got[0, 1].tolist() == [1, 0, 0]
     assert not torch.equal(
@@ -145,7 +145,7 @@ def test_pretraining_on_tokens_lowers_the_bound_towards_the_entropy(process, pre
     model = PretrainTokens(Lookup(process(3).num_states), process(3), [2], **settings)
     trainer(max_steps=300).fit(model, data)
     x_0, t = data.test.tensors["data"], (torch.arange(256) + 0.5) / 256
-    bound = score_entropy(model.student, x_0, t, fresh(0, 256, 2, process(3).num_states)(0)).mean()
+    bound = score_entropy(model.student, x_0, t, fresh(0, 256, 2)(0)).mean()
     assert bound < Table(potts(3, 2, 1.5), process(3)).entropy() + 0.4  # an untrained one: 3.8 against 1.9
     assert model.sample({}, 8, 0).shape == (8, 2)
     assert isinstance(model.product(), DiscreteTeacher)
@@ -156,11 +156,6 @@ def test_a_prediction_of_the_other_world_is_refused():
         PretrainTokens(Lookup(4), Absorbing(3), [2], prediction="edm")
     with pytest.raises(ValueError, match=r"pretrain_tokens.PretrainTokens, Pretrain takes no Absorbing"):
         Pretrain(Lookup(4), Absorbing(3), [2])
-
-
-def test_noise_is_a_function_of_the_row():
-    whole, part = for_rows(1, 0, 40, 3, 4)(2), for_rows(1, 16, 40, 3, 4)(2)
-    assert torch.equal(whole.race[16:], part.race) and torch.equal(whole.move[16:], part.move)
 
 
 @pytest.mark.parametrize("process", [Absorbing, Uniform])

@@ -117,13 +117,13 @@ def test_matched_powers_in_exact_expectation(process, num, rule, published):
     with torch.no_grad():
         for k in range(num - 1):
             t, s = times[k], times[k + 1]
-            g, reached = sharpness(den.process, den.log_score(every, s), every), weights > 0
-            log_score = den.log_score(every[reached], t)
+            g, reached = sharpness(den(every, s)), weights > 0
+            reading = den(every[reached], t)
 
-            def after(power, k=k, t=t, s=s, log_score=log_score, reached=reached, weights=weights):
+            def after(power, k=k, s=s, reading=reading, reached=reached, weights=weights):
                 step = sampler.steps()[k]
                 step.power = torch.tensor(power)
-                return push(weights[reached], step.moved(den.process, log_score, every[reached], t, s))
+                return push(weights[reached], step.law(reading, s))
 
             target = float((den.marginal(float(s)).flatten() * g).sum())
             power = matching_power(
@@ -150,14 +150,14 @@ def test_under_absorbing_noise_the_teachers_states_have_the_students_masks():
     sampler = LearnedSampler(teacher.process, teacher.grid(4).tolist())
     for seed in range(2):
         x_0 = teacher.denoiser.draw(32_768, torch.Generator().manual_seed(seed))
-        powers = match_powers(teacher.denoiser, sampler, x_0, fresh(seed, 32_768, 5, 4))
+        powers = match_powers(teacher.denoiser, sampler, x_0, fresh(seed, 32_768, 5))
         assert powers[0] == 1 and powers[1:].tolist() == pytest.approx([2.23, 1.22], rel=0.15)
 
 
 @pytest.mark.parametrize("process, plain", [(Uniform, 0.1458), (Absorbing, 0.0668)])
 def test_learned_times_help_as_well(process, plain):
     teacher = world(potts(3, 5, 1.5), process)
-    model = fitted(LSDTokens, teacher, 2, num_steps=4, learn_times=True)
+    model = fitted(LSDTokens, teacher, 4, num_steps=4, learn_times=True, num_pairs=16_384)
     times = model.student.times()
     assert times[0] == 1 and (times.diff() < 0).all() and times[-1] > 0
     assert exact(teacher, model.student)[1] < plain / 3
@@ -205,7 +205,7 @@ def regressed(table, num, batch, couple, ratio=16, rounds=4):
     teacher = world(table, Absorbing)
     sampler = LearnedSampler(teacher.process, teacher.grid(num).tolist())
     for i in range(rounds):
-        noises = [fresh(10 * i + j, batch, table.ndim, teacher.process.num_states) for j in range(2)]
+        noises = [fresh(10 * i + j, batch, table.ndim) for j in range(2)]
         scales = regress_scales(teacher.denoiser, sampler, ratio, *noises, couple)
         sampler.log_scale.data = scales.log().float()
     return teacher, sampler, scales
@@ -268,7 +268,7 @@ def test_an_untrained_sampler_is_the_plain_one_bit_for_bit(process, rule):
 def test_a_power_leaves_the_rate_of_unmasking():
     teacher = world(potts(3, 5, 1.5), Absorbing)
     x = sequences(4, 5)
-    before = teacher.denoiser.log_score(x, torch.tensor(0.5))
+    before = teacher.denoiser(x, torch.tensor(0.5)).log_score()
     after = tempered(teacher.process, before, x, torch.tensor(2.0), torch.tensor(3.0))
     legal = teacher.process.jumps(x, before.dtype) > 0
     rates = [torch.where(legal, s.exp(), 0).sum(-1) for s in (before, after)]
@@ -309,7 +309,7 @@ def test_one_call_costs_the_entropy_of_the_marginals():
     """From all masks to clean tokens in one step: minus the log of each token's marginal."""
     teacher = world(potts(3, 4, 1.5), Absorbing)
     x_0 = teacher.clean_samples(64, {}, 0)
-    noise = fresh(0, 64, 4, 4)(0)
+    noise = fresh(0, 64, 4)(0)
     costs = step_costs(teacher.denoiser, x_0, torch.tensor([1.0, 0.5], dtype=torch.float64), noise)
     assert costs[0, 2].item() == pytest.approx(4 * torch.tensor(3.0).log().item(), rel=1e-6)  # marginals are even
     assert costs[0, 1] > 0 and costs[1, 2] > 0 and costs[0, 0].isinf() and costs[1, 1].isinf()
@@ -329,7 +329,7 @@ def test_dynamic_programming_finds_what_enumeration_finds(num):
 
 def test_jump_your_steps_splits_where_the_gain_is_largest():
     teacher = world(mini_countdown(4, 4), Absorbing)
-    x_0, noise = teacher.clean_samples(64, {}, 0), fresh(0, 64, 4, 5)(0)
+    x_0, noise = teacher.clean_samples(64, {}, 0), fresh(0, 64, 4)(0)
     times = jump_your_steps(teacher.denoiser, x_0, 6, noise)
     assert len(times) == 6 and times[0] == 1 and (times.diff() < 0).all() and times[-1] > 0
     middle = jump_your_steps(teacher.denoiser, x_0, 2, noise)[1].item()

@@ -69,7 +69,7 @@ def test_the_loss_of_tokens_is_the_score_entropy_per_token(process, prediction):
     nn.init.normal_(model.student.network.output_layer.linear.weight)
     x_0 = Tokens(batch_size=8).load()[0].tensors["data"][:8]
     t = ((model.rand(1, "t") + torch.arange(8) / 8) % 1).clamp_min(T_MIN)
-    noise = fresh(model.generator("noise").initial_seed(), 8, 5, process(3).num_states)(0)
+    noise = fresh(model.generator("noise").initial_seed(), 8, 5)(0)
     entropy = score_entropy(model.student, x_0, t, noise, {})
     assert entropy.shape == (8,) and entropy.mean() > 0
     torch.testing.assert_close(model.student_loss({"data": x_0}), entropy.mean() / 5)
