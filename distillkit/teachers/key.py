@@ -25,7 +25,18 @@ from distillkit.files import hash_tensors
 from distillkit.spec import to_spec
 
 # of `distillkit`: what teachers import, without what says or writes something alone
-READ = ("diffusion", "discrete", "networks", "teachers", "checks.py", "codec.py", "files.py", "rollouts.py", "spec.py")
+READ = (
+    "diffusion",
+    "discrete",
+    "networks",
+    "teachers",
+    "checks.py",
+    "codec.py",
+    "devices.py",
+    "files.py",
+    "rollouts.py",
+    "spec.py",
+)
 INSTALLED = ("site-packages", "dist-packages")
 
 
