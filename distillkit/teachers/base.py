@@ -430,7 +430,13 @@ class Teacher(BaseTeacher):
         def made(rows: slice) -> Tensor:
             own = {name: value[rows].to(device) for name, value in cond.items()}
             scale = kappa[rows].to(device) if isinstance(kappa, Tensor) else kappa
-            return self.sample(noise[rows].to(device), own, None, solver, scale, times=times)
+            digest = hashlib.blake2b(f"{seed} steps {rows.start}".encode(), digest_size=4).digest()
+            later = torch.Generator().manual_seed(int.from_bytes(digest, "little"))  # other noise in each chunk
+
+            def draw(i: int) -> Tensor:
+                return torch.randn(noise[rows].shape, generator=later).to(device)
+
+            return self.sample(noise[rows].to(device), own, None, solver, scale, draw, times)
 
         with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
             return in_chunks(made, num, chunk)

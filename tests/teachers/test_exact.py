@@ -201,6 +201,16 @@ def test_given_times_are_started_from_their_first():
     torch.testing.assert_close(found, teacher.denoiser(second, 0.5))
 
 
+def test_no_chunk_shares_the_noise_of_later_steps_with_another():
+    """Of two chunks that start from the same noise, and of two seeds, each goes its own way."""
+    teacher = gaussian(0.0, 1.0)
+    teacher.noise = lambda num, cond, seed: torch.zeros(num, 1)
+    made = {seed: teacher.generate(4, {}, seed, "ancestral", teacher.grid(8), chunk=2) for seed in (0, 1)}
+    values = torch.cat([made[0], made[1]]).flatten()
+    assert len(values.unique()) == 8
+    assert torch.equal(made[1], teacher.generate(4, {}, 1, "ancestral", teacher.grid(8), chunk=2))
+
+
 def test_a_stochastic_solver_needs_no_further_argument():
     """`solver=ancestral` runs by its name alone and makes the same samples every time."""
     teacher, noise = gaussian(0.4, 0.9), torch.randn(2000, 1, generator=torch.Generator().manual_seed(0))
