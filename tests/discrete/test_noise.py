@@ -91,3 +91,13 @@ def test_a_state_of_a_millionth_of_a_millionth_has_its_interval():
 def test_where_nothing_else_is_possible_the_position_stays():
     assert drawn([0.0, 0.9999999, 0.0], f64(0, 0.5, LAST), here=1).tolist() == [1, 1, 1]
     assert drawn([0.0, 0.0, 5e-324, 0.0], f64(0, 0.5, LAST), here=0).tolist() == [2, 2, 2]  # the smallest number
+
+
+def test_a_running_sum_that_does_not_rise_evenly_leads_to_no_impossible_state(monkeypatch):
+    """Sums in parallel round each entry by itself, as graphics cards do."""
+    plain = torch.Tensor.cumsum
+    jitter = 4e-16 * f64(0, 1, -1, 2, 0, 1).repeat(7)
+    monkeypatch.setattr(torch.Tensor, "cumsum", lambda self, dim: plain(self, dim) + jitter[: self.shape[dim]])
+    shares = f64(0, 0.25, 0, 0, 0.25, 0, 0.5, 0, 0)
+    places = torch.cat([share + 1e-16 * torch.arange(-9, 10) for share in f64(0, 0.25, 0.5, 1)]).clamp(0, LAST)
+    assert (shares[drawn(shares, places)] > 0).all()
