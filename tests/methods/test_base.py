@@ -196,7 +196,10 @@ def test_skipped_steps_are_a_metric_and_nobody_waits_for_the_device(monkeypatch,
 
 
 class Rows(MetricsLogger):
-    """The rows of metrics.csv, and how often Lightning's own `log` ran."""
+    """The rows of metrics.csv, without the file."""
+
+    def _write(self):
+        pass
 
     def rows(self):
         return {row["step"] + 1: {k: float(v) for k, v in row.items() if "/" in k} for row in self._rows}
