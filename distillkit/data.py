@@ -192,7 +192,7 @@ class DistillData(Recorded, LightningDataModule):
 
         Args:
             part: compare with validation or test data, or both (None).
-            device: where it computes, the CPU if that has no float64; it gets samples on the CPU all
+            device: where it computes, the CPU if that has no float64; samples come on the CPU all
                 the same.
         """
         key = part, able(torch.device(device))
