@@ -156,7 +156,7 @@ class Runs:
 
     def fit(self, words: list[str], place: torch.device) -> Values:
         """A short run that ends on the device; its teacher and real data are those of the CPU's."""
-        run = self.folder / "-".join(["fit", place.type, *words])
+        run = Path(tempfile.mkdtemp(dir=self.folder))
         where = [f"trainer.accelerator={place.type}", "trainer.devices=1", "--out", run]
         call("fit", *FIT, *words, *where)
         found = json.loads((run / "evaluation.json").read_text())
@@ -173,7 +173,8 @@ class Runs:
 
     def products(self, place: torch.device) -> Values:
         """`sample` and `evaluate` with a student that the CPU made."""
-        samples, table = self.folder / f"samples-{place.type}", self.folder / f"{place.type}.json"
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        samples, table = folder / "samples", folder / "evaluation.json"
         call("sample", self.student, "-n", NUM, "--device", place, "--out", samples)
         call("evaluate", self.student, "--num-samples", 64, "--device", place, "--out", table)
         rows = json.loads(table.read_text())["rows"]

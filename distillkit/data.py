@@ -218,8 +218,8 @@ class DistillData(Recorded, LightningDataModule):
 
         Args:
             part: compare with validation or test data, or both (None).
-            device: where it computes, the CPU if that has no float64; it gets samples on the CPU
-                in any case.
+            device: where it computes, the CPU if that has no float64; samples come on the CPU all
+                the same.
         """
         key = part, able(torch.device(device))
         if key not in self._evaluators:
