@@ -17,6 +17,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,7 +59,7 @@ class Case(NamedTuple):
     @property
     def path(self) -> str:
         """The class path."""
-        return config.pair(self.domain, self.method, tuple(FOREIGN)).model._target_
+        return path_of(self.domain, self.method)
 
     @property
     def kind(self) -> type[Distiller]:
@@ -66,6 +67,12 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         return self.method if self.domain == "toy" else f"{self.method}-{self.domain}"
+
+
+@cache
+def path_of(domain: str, method: str) -> str:
+    """The class path of a method in a domain."""
+    return config.pair(domain, method, tuple(FOREIGN)).model._target_
 
 
 def pytest_addoption(parser):
@@ -143,17 +150,18 @@ def worlds() -> list[World]:
     """Every domain, and each stage whose teacher lies where the domain's data lie."""
     found = []
     for domain in DOMAINS:
-        choices = config.compose([f"domain={domain}"])[1]
-        stages = config.groups()["stage"] if choices.get("stage") else [None]
-        found += [world for world in (World(domain, stage) for stage in stages) if at_home(world)]
+        chosen, choices = config.compose([f"domain={domain}"])
+        if not choices.get("stage"):
+            found += [World(domain)] if at_home(chosen) else []
+            continue
+        for world in (World(domain, stage) for stage in config.groups()["stage"]):
+            with suppress(UsageError):  # the stage of another domain
+                found += [world] if at_home(config.compose(world.words)[0]) else []
     return found
 
 
-def at_home(world: World) -> bool:
-    try:
-        chosen = config.compose(world.words)[0]
-    except UsageError:  # the stage of another domain
-        return False
+def at_home(chosen: Any) -> bool:
+    """Whether teacher and data of a configuration lie in one package."""
     teacher, data = (chosen[part]._target_.split(".")[:2] for part in ("teacher", "data"))
     return teacher == data
 

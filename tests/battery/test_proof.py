@@ -102,6 +102,11 @@ def measured(kind: type[Distiller], folder: Path, evaluator: Any) -> dict[str, f
     return min(found, key=lambda metrics: metrics[evaluator.headline])
 
 
+# Batches a quarter as large reach the same bounds. Of `mdt_dist` they do not (std_error 0.11), and
+# half the steps are too few for `dmd` (std_error 0.057) and `lsd` (correlation_error 0.076).
+QUICKER = dict.fromkeys(("dmd", "pretrain"), ("data.batch_size=256",))
+
+
 def on_the_plane(case: Case) -> None:
     if case.domain != "toy":
         pytest.skip("no class of the plane: what it reaches is proved in the tests of its own world")
@@ -110,7 +115,7 @@ def on_the_plane(case: Case) -> None:
 @pytest.mark.per_family
 def test_a_third_of_the_default_run_reaches_the_gaussian(case, tmp_path):
     on_the_plane(case)
-    words = [f"method={case.method}", "teacher=gaussian", "trainer.max_steps=2000"]
+    words = [f"method={case.method}", "teacher=gaussian", "trainer.max_steps=2000", *QUICKER.get(case.method, ())]
     reached = default_run(case.kind, tmp_path / "run", *words)
     for metric, bound in case.kind.proof["gaussian"].items():
         assert reached[metric] <= bound, f"{metric} {reached[metric]:.3f} after 2000 steps"

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import distil, wake
+from helpers import UNMEASURED, distil, wake
 
 from distillkit import load_student
 from distillkit.cli.products import sample
@@ -27,8 +27,7 @@ def folder(tmp_path_factory):
     wake(own.model.ema)
     own.model.export(at / "teacher")
     words = ["domain=video", "stage=continuation", "method=dmd", "model.rollouts=2", "teacher=folder", *SMALL]
-    distil("fit", *words, f"teacher.path={at}/teacher", "trainer.max_steps=3",
-        "vars.callbacks.finish.num_samples=8", "--out", at / "run")  # fmt: skip
+    distil("fit", *words, f"teacher.path={at}/teacher", "trainer.max_steps=3", *UNMEASURED, "--out", at / "run")
     return at / "run"
 
 
