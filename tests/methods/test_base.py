@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import BATCH, CLASSES, Pairs, at, fit, neural, same, trainer, wake
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
 from distillkit.diffusion.process import VarianceExploding
@@ -212,7 +213,7 @@ def logged(folder, callbacks=(), max_steps=14, **settings):
     return [loss.item() for loss in losses], rows.rows(), calls
 
 
-def test_a_row_holds_the_last_numbers_of_each_role_in_this_epoch_and_nothing_is_logged_in_between(tmp_path):
+def test_a_row_holds_the_last_numbers_of_each_role_in_this_epoch_and_no_other_step_logs(tmp_path):
     losses, rows, calls = logged(tmp_path, log_every_n_steps=7)
     assert list(rows) == [7, 14]
     assert rows[7].keys() == {
@@ -223,7 +224,7 @@ def test_a_row_holds_the_last_numbers_of_each_role_in_this_epoch_and_nothing_is_
     assert rows[14].keys() == {
         f"{role}/{what}" for role in ("shadow", "student") for what in ("loss", "grad_norm", "skipped")
     }
-    assert rows[7]["shadow/loss"] == losses[6] and len(calls) == 3 + 6
+    assert rows[7]["shadow/loss"] == losses[6] and len(calls) == 3 + 6 + 3 * 6
     assert (rows[14]["shadow/loss"], rows[14]["student/loss"]) == (losses[12], losses[13])
 
 
@@ -237,6 +238,19 @@ def test_a_step_after_which_a_callback_stops_the_run_has_a_row_of_its_own(accumu
     losses, rows, _ = logged(tmp_path, [Stop()], log_every_n_steps=50, accumulate_grad_batches=accumulate)
     assert list(rows) == [3] and rows[3]["shadow/loss"] == losses[3 * accumulate - 1]
     assert rows[3]["student/loss"] == losses[2 * accumulate - 1]
+
+
+def test_a_callback_may_monitor_a_loss_in_epochs_that_are_too_short_for_a_row(tmp_path):
+    seen = []
+
+    class Watch(EarlyStopping):
+        def _evaluate_stopping_criteria(self, current):
+            seen.append(current.item())
+            return super()._evaluate_stopping_criteria(current)
+
+    stop = Watch("student/loss", patience=9, check_on_train_epoch_end=True)
+    losses, rows, _ = logged(tmp_path, [stop], max_steps=12, log_every_n_steps=50)
+    assert seen == [losses[5], losses[11]] and not rows
 
 
 def test_the_parameters_of_the_roles_are_listed_once():
