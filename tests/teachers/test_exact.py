@@ -325,3 +325,15 @@ def test_fingerprints_tell_laws_and_processes_apart():
 def test_impossible_mixtures_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Mixture(*arguments)
+
+
+def test_a_stochastic_solver_draws_anew_for_each_row_and_seed_however_a_run_is_cut():
+    teacher = gaussian(1.0, 0.5)
+
+    def made(seed, chunk):
+        return teacher.generate(12, {}, seed, "ancestral", teacher.grid(20), chunk=chunk).flatten(1)
+
+    whole, other = made(0, 12), made(1, 12)
+    torch.testing.assert_close(made(0, 5), whole)
+    rows = torch.cat([whole, other])
+    assert torch.pdist(rows).min() > 1e-3  # the solver forgets the start: of the same noise it makes the same
