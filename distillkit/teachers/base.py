@@ -471,4 +471,11 @@ def noise_of_rows(seed: int, rows: slice, shape: tuple[int, ...], device: torch.
         hashlib.blake2b(f"{seed} {row}".encode(), digest_size=8).digest() for row in range(rows.start, rows.stop)
     )
     streams = [torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1) for digest in digests]
-    return lambda i: torch.stack([torch.randn(shape, generator=stream) for stream in streams]).to(device)
+
+    def draw(i: int) -> Tensor:
+        noise = torch.empty(len(streams), *shape)
+        for row, stream in zip(noise, streams, strict=True):
+            row.normal_(generator=stream)
+        return noise.to(device)
+
+    return draw

@@ -335,5 +335,6 @@ def test_a_stochastic_solver_draws_anew_for_each_row_and_seed_however_a_run_is_c
 
     whole, other = made(0, 12), made(1, 12)
     torch.testing.assert_close(made(0, 5), whole)
+    assert len(teacher.generate(0, {}, 0, "ancestral", teacher.grid(20))) == 0
     rows = torch.cat([whole, other])
     assert torch.pdist(rows).min() > 1e-3  # the solver forgets the start: of the same noise it makes the same
