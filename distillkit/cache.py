@@ -113,6 +113,7 @@ class SampleCache:
                 made = opened.get_tensor(NAME).clone()  # no map of a file that another machine may remove
             if says.get("sha256") != _sum(made, text, says.get("seconds", "")) or tuple(made.shape) != tuple(shape):
                 raise ValueError("is damaged or holds other samples")
+            seconds = float(says["seconds"])
         except Exception as error:  # a damaged file fails in many ways
             fault = error if type(error) is ValueError else "is no whole safetensors file"
             if rank() == 0:
@@ -120,7 +121,7 @@ class SampleCache:
             return None
         with suppress(OSError):
             os.utime(file)
-        return made, float(says["seconds"])
+        return made, seconds
 
     def _keep(self, text: str, made: Tensor, seconds: float) -> None:
         """Write an entry, and remove others where it finds no room."""

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from distillkit import cache
@@ -82,6 +83,13 @@ def link(file):
     file.symlink_to(file.with_name("elsewhere"))
 
 
+def timeless(file):
+    """A whole entry, by its checksum, whose time is no number."""
+    with safe_open(file, "pt") as opened:
+        says = opened.metadata() | {"seconds": "soon"}
+    save_file({"samples": SAMPLES}, file, says | {"sha256": cache._sum(SAMPLES, says["key"], "soon")})
+
+
 HARM = {
     "a bit": flip,
     "the end": lambda file: file.write_bytes(file.read_bytes()[:-4]),
@@ -91,6 +99,7 @@ HARM = {
     "a huge header": lambda file: file.write_bytes((2**40).to_bytes(8, "little") + bytes(100)),
     "its time": lambda file: flip(file, file.read_bytes().index(b'"seconds":"') + 11),
     "no facts": lambda file: save_file({"samples": SAMPLES}, file),
+    "a time of another": timeless,
     "a link": link,
 }
 

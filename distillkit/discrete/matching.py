@@ -124,14 +124,22 @@ def match_power(
 
 
 def trajectory(
-    denoiser: DiscreteDenoiser, x: Tensor, times: Tensor, steps: Step | Sequence[Step], noise: Draws, cond: Cond | None
+    denoiser: DiscreteDenoiser,
+    x: Tensor,
+    times: Tensor,
+    steps: Step | Sequence[Step],
+    noise: Draws,
+    cond: Cond | None,
+    every: int = 1,
 ) -> list[Reading]:
-    """The readings along a run of one-call steps from x [B, d], one for each time."""
+    """The readings along a run of one-call steps from x [B, d], one for every so many times."""
     found = []
     for call, (rule, t, s) in enumerate([*plan(steps, times), (None, times[-1], None)]):
-        found.append(denoiser(x, t, cond))
+        reading = denoiser(x, t, cond)
+        if call % every == 0:
+            found.append(reading)  # of a large vocabulary a few of them fill the memory
         if rule is not None:
-            x = rule.move(found[-1], s, noise(call))
+            x = rule.move(reading, s, noise(call))
     return found
 
 
@@ -176,10 +184,11 @@ def regress_scales(
         stay = (1 - unmask * torch.stack([step.scale.double() for step in steps])).clamp(1e-12, 1)
         own = hitting(own, torch.cat([torch.ones_like(stay[:1]), stay.cumprod(0)]))
         others = hitting(lambda i: noise(1), masked)
-    teacher = trajectory(denoiser, x, fine, sampler.rule, others, cond)[::ratio]
-    student = trajectory(denoiser, x, times, steps, own, cond)
+    fine = fine[: (len(times) - 2) * ratio + 1]  # up to the last learned step
+    teacher = trajectory(denoiser, x, fine, sampler.rule, others, cond, ratio)
+    student = trajectory(denoiser, x, times[:-1], steps[:-1], own, cond)
     scales = []
-    for their, reading in zip(teacher[:-1], student[:-1], strict=True):
+    for their, reading in zip(teacher, student, strict=True):
         product, norm = times.new_zeros(2)
         for where in reading.movable():
             a, b = legal_scores(their[where]), legal_scores(reading[where])

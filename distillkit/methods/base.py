@@ -198,17 +198,24 @@ class Distiller(LightningModule):
         """
         self.noted[name] = value.detach()
 
-    def log_noted(self) -> None:
-        """Logs the latest values of this epoch, all under the name of the hook that runs."""
+    def log_noted(self, logger: bool = True) -> None:
+        """Logs the latest values of this epoch, all under the name of the hook that runs.
+
+        Args:
+            logger: whether loggers get them, or callbacks alone.
+        """
         for name, value in self.noted.items():
             if value is not None:
-                self.log(name, value)
+                self.log(name, value, logger=logger)
 
     def on_train_start(self) -> None:
         self._listed = {role: self.role_parameters(role) for role in self.roles}  # large networks take long to walk
 
     def on_train_epoch_start(self) -> None:
         self.noted = dict.fromkeys(self.noted)
+
+    def on_train_epoch_end(self) -> None:
+        self.log_noted(logger=False)  # for callbacks that monitor one; an epoch may be too short for a row
 
     # Randomness is a function of (seed, micro-batch index, purpose): none is stored to resume
 

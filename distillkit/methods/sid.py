@@ -125,22 +125,25 @@ class SiD(ScoreDistiller):
 
     def fake_score_loss(self, batch: dict[str, Tensor]) -> Tensor:
         x_g, cond = self.fake_samples(batch)
-        null = self.null(cond)
-        if cond and (self.judge_kappa != 1 or self.fit_kappa != 1):  # psi needs an unconditional branch
-            cond = drop_condition(cond, null, self.rand(len(x_g), "drop") < 0.1)
-        process = self.teacher.process
+        null, process = self.null(cond), self.teacher.process
+
+        def told(cond: Cond) -> Cond:  # psi needs an unconditional branch; fake and real see it in the same rows
+            if not cond or (self.judge_kappa == 1 and self.fit_kappa == 1):
+                return cond
+            return drop_condition(cond, self.null(cond), self.rand(len(x_g), "drop") < 0.1)
+
         t = self.fake_times(self.rand(len(x_g), "fake t"), process)
         eps = self.randn(x_g.shape, "fake eps")
 
         def denoise(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
             return guided(self.fake_score, x_t, t, cond, null, self.fit_kappa)
 
-        loss = denoising_loss(self.fake_score, x_g, t, eps, cond, denoise)
+        loss = denoising_loss(self.fake_score, x_g, t, eps, told(cond), denoise)
         if self.gan:  # fake and real share level and noise
-            fake = self.logits(process.add_noise(x_g, eps, t), t, cond)
+            fake = self.logits(process.add_noise(x_g, eps, t), t, told(cond))
             x_0 = self.teacher.codec.encode(batch)  # whose sets may be larger than those of reused samples
             x_t = process.add_noise(x_0, self.randn(x_0.shape, "fake eps"), t)
-            real = self.logits(x_t, t, self.real_condition(batch, cond))
+            real = self.logits(x_t, t, told(self.real_condition(batch, cond)))
             weight = self.fake_score.loss_weight(t)
             against = sida_discriminator_loss(fake, real, weight, x_g, cond.get("mask"))
             loss = loss + self.gan_discriminator * against

@@ -430,12 +430,7 @@ class Teacher(BaseTeacher):
         def made(rows: slice) -> Tensor:
             own = {name: value[rows].to(device) for name, value in cond.items()}
             scale = kappa[rows].to(device) if isinstance(kappa, Tensor) else kappa
-            digest = hashlib.blake2b(f"{seed} steps {rows.start}".encode(), digest_size=4).digest()
-            later = torch.Generator().manual_seed(int.from_bytes(digest, "little"))  # other noise in each chunk
-
-            def draw(i: int) -> Tensor:
-                return torch.randn(noise[rows].shape, generator=later).to(device)
-
+            draw = noise_of_rows(seed, rows, noise.shape[1:], device)
             return self.sample(noise[rows].to(device), own, None, solver, scale, draw, times)
 
         with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
@@ -464,3 +459,23 @@ class Teacher(BaseTeacher):
     def facts(self):
         own = {} if self.start.pure else {"start": to_spec(self.start)}
         return {**super().facts(), **own}
+
+
+def noise_of_rows(seed: int, rows: slice, shape: tuple[int, ...], device: torch.device) -> Callable[[int], Tensor]:
+    """Unit Gaussian noise `draw(i)` [rows, *shape] of a stochastic solver, drawn on the CPU.
+
+    Each row of a run has a stream of its own, so chunks do not share their noise, and its samples
+    are the same however it is cut into chunks.
+    """
+    digests = (
+        hashlib.blake2b(f"{seed} {row}".encode(), digest_size=8).digest() for row in range(rows.start, rows.stop)
+    )
+    streams = [torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1) for digest in digests]
+
+    def draw(i: int) -> Tensor:
+        noise = torch.empty(len(streams), *shape)
+        for row, stream in zip(noise, streams, strict=True):
+            row.normal_(generator=stream)
+        return noise.to(device)
+
+    return draw

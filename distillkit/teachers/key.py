@@ -54,7 +54,7 @@ def samples_key(
     if not isinstance(solver, str):
         return None
     try:
-        described = attributes(teacher)
+        described, saved = attributes(teacher), teacher.state_dict()
         classes = [cls.__module__ for cls in (*type(teacher).__mro__, *map(type, teacher.modules()))]
         classes += _classes([to_spec(teacher.denoiser), described])
         packages = {path.partition(".")[0] for path in classes} - sys.stdlib_module_names
@@ -62,6 +62,7 @@ def samples_key(
             "teacher": _name(type(teacher)),
             "fingerprint": _fingerprint(teacher),
             "attributes": described,
+            "buffers": {name: _tensor(value) for name, value in teacher.named_buffers() if name not in saved},
             "num": num,
             "conditions": {name: _tensor(value) for name, value in sorted(cond.items())},
             "seed": seed,
@@ -96,7 +97,7 @@ def _plain(value: Any) -> Any:
         return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
     if isinstance(value, Tensor):
         return _tensor(value)
-    return _name(value) if isinstance(value, (type, FunctionType)) else to_spec(value)
+    return {"class_path": _name(value)} if isinstance(value, (type, FunctionType)) else to_spec(value)
 
 
 def _name(value: type | FunctionType) -> str:

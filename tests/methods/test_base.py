@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import BATCH, CLASSES, Pairs, at, fit, neural, same, trainer, wake
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
 from distillkit.diffusion.process import VarianceExploding
@@ -205,9 +206,9 @@ class Rows(MetricsLogger):
         return {row["step"] + 1: {k: float(v) for k, v in row.items() if "/" in k} for row in self._rows}
 
 
-def logged(callbacks=(), max_steps=14, **settings):
+def logged(folder, callbacks=(), max_steps=14, **settings):
     """`(loss of each step, rows by step, calls of log)`; an epoch has six steps."""
-    model, losses, calls, rows = Plain(), [], [], Rows()
+    model, losses, calls, rows = Plain(), [], [], Rows(folder)
     step, log = model.training_step, model.log
     model.training_step = lambda *a: losses.append(step(*a)) or losses[-1]
     model.log = lambda *a, **k: calls.append(a[0]) or log(*a, **k)
@@ -215,8 +216,8 @@ def logged(callbacks=(), max_steps=14, **settings):
     return [loss.item() for loss in losses], rows.rows(), calls
 
 
-def test_a_row_holds_the_last_numbers_of_each_role_in_this_epoch_and_nothing_is_logged_in_between():
-    losses, rows, calls = logged(log_every_n_steps=7)
+def test_a_row_holds_the_last_numbers_of_each_role_in_this_epoch_and_no_other_step_logs(tmp_path):
+    losses, rows, calls = logged(tmp_path, log_every_n_steps=7)
     assert list(rows) == [7, 14]
     assert rows[7].keys() == {
         "shadow/loss",
@@ -226,20 +227,33 @@ def test_a_row_holds_the_last_numbers_of_each_role_in_this_epoch_and_nothing_is_
     assert rows[14].keys() == {
         f"{role}/{what}" for role in ("shadow", "student") for what in ("loss", "grad_norm", "skipped")
     }
-    assert rows[7]["shadow/loss"] == losses[6] and len(calls) == 3 + 6
+    assert rows[7]["shadow/loss"] == losses[6] and len(calls) == 3 + 6 + 3 * 6
     assert (rows[14]["shadow/loss"], rows[14]["student/loss"]) == (losses[12], losses[13])
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_step_after_which_a_callback_stops_the_run_has_a_row_of_its_own(accumulate):
+def test_a_step_after_which_a_callback_stops_the_run_has_a_row_of_its_own(accumulate, tmp_path):
 
     class Stop(Callback):
         def on_train_batch_end(self, trainer, *_):
             trainer.should_stop = trainer.global_step == 3
 
-    losses, rows, _ = logged([Stop()], log_every_n_steps=50, accumulate_grad_batches=accumulate)
+    losses, rows, _ = logged(tmp_path, [Stop()], log_every_n_steps=50, accumulate_grad_batches=accumulate)
     assert list(rows) == [3] and rows[3]["shadow/loss"] == losses[3 * accumulate - 1]
     assert rows[3]["student/loss"] == losses[2 * accumulate - 1]
+
+
+def test_a_callback_may_monitor_a_loss_in_epochs_that_are_too_short_for_a_row(tmp_path):
+    seen = []
+
+    class Watch(EarlyStopping):
+        def _evaluate_stopping_criteria(self, current):
+            seen.append(current.item())
+            return super()._evaluate_stopping_criteria(current)
+
+    stop = Watch("student/loss", patience=9, check_on_train_epoch_end=True)
+    losses, rows, _ = logged(tmp_path, [stop], max_steps=12, log_every_n_steps=50)
+    assert seen == [losses[5], losses[11]] and not rows
 
 
 def test_the_parameters_of_the_roles_are_listed_once():

@@ -211,6 +211,14 @@ def regressed(table, num, batch, couple, ratio=16, rounds=4):
     return teacher, sampler, scales
 
 
+def test_the_regression_calls_the_model_up_to_the_last_learned_step_and_no_further():
+    model, calls, ratio = Table(potts(3, 4, 1.5), Absorbing(3)), [], 4
+    model.register_forward_hook(lambda *given: calls.append(given))
+    sampler = LearnedSampler(model.process, model.process.grid(5).tolist())
+    regress_scales(model, sampler, ratio, fresh(0, 8, 4), fresh(1, 8, 4), True)
+    assert len(calls) == (3 * ratio + 1) + 4  # of the teacher and of the student
+
+
 def test_the_paper_s_regression_shrinks_the_scales_and_harms():
     """Independent runs attenuate: published Phi 1, 0.6006, 0.3634; TV 0.1543 becomes 0.1853."""
     teacher, sampler, scales = regressed(potts(3, 5, 1.5), 4, 3000, couple=False, ratio=8, rounds=3)

@@ -926,6 +926,20 @@ def test_the_fake_score_is_fitted_to_the_very_samples_of_the_students_step(metho
     assert torch.equal(fitted[1][0], model.rollout(OTHERS, "fake")[0]) and len(told) == 2 * ("gan" in settings)
 
 
+@pytest.mark.parametrize("reuse", [False, True])
+def test_the_discriminator_cannot_tell_by_a_dropped_condition_what_is_real(reuse, monkeypatch):
+    """Real and fake samples lose theirs in the same rows, and in some."""
+    model = at(SiD(neural(), kappa=2.0, gan=0.5, reuse=reuse), step=1)
+    model.student_loss(BATCH)
+    at(model, step=2)
+    seen, logits = [], model.logits
+    monkeypatch.setattr(model, "logits", lambda x_t, t, cond: seen.append(cond["label"]) or logits(x_t, t, cond))
+    monkeypatch.setattr(model, "rand", lambda num, purpose: torch.arange(num) / num)
+    model.fake_score_loss(OTHERS)
+    fake, real = (label == CLASSES["label"] for label in seen)
+    assert torch.equal(fake, real) and fake.any() and not fake.all()
+
+
 def test_a_rollout_of_several_samples_is_reused_with_what_it_follows(monkeypatch):
     model, batch = going_on(1)
     model.reuse, fitted = True, []

@@ -1,6 +1,7 @@
 """Samples are found again if nothing has changed that they depend on, and only then."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -154,6 +155,23 @@ def test_half_precision_has_samples_of_its_own(made):
     assert torch.equal(teacher.generate(NUM, COND, 3), rounded.generate(NUM, COND, 3)) and len(made) == 2
 
 
+def test_buffers_that_no_file_holds_are_seen(made):
+    teacher = Stepping()
+    teacher.denoiser.register_buffer("gain", torch.ones(1), persistent=False)
+    generate(teacher), generate(teacher)
+    assert len(made) == 1
+    teacher.denoiser.gain.mul_(2)
+    generate(teacher)
+    assert len(made) == 2
+
+
+def test_the_package_of_a_function_among_the_attributes_counts():
+    teacher, asked = Stepping(), (NUM, COND, 3, "ddim", GRID, 1.5, 500)
+    before = key.samples_key(teacher, *asked)["code"].keys()
+    teacher.tune = {"solver": partial(pytest.fixture, 1)}
+    assert key.samples_key(teacher, *asked)["code"].keys() - before == {"_pytest"}
+
+
 def test_weights_that_change_in_place_are_seen(made):
     teacher = neural()
     one = teacher.generate(NUM, COND, 3)
@@ -178,7 +196,7 @@ def test_what_cannot_be_told_is_made_each_time(made):
     assert len(made) == 8 and not cache.current().entries()
     told = Stepping()
     told.tune = SOLVERS
-    assert key.attributes(told)["tune"]["heun"] == "distillkit.diffusion.sampling.heun"
+    assert key.attributes(told)["tune"]["heun"]["class_path"] == "distillkit.diffusion.sampling.heun"
 
 
 def test_a_network_that_is_made_later_changes_no_key(made):
