@@ -193,8 +193,9 @@ class Distiller(LightningModule):
     def note(self, name: str, value: Tensor) -> None:
         """Notes the latest value of a metric (a scalar) of training steps.
 
-        The loggers get what was noted with each of their rows. Lightning's own `log`, which also
-        works, takes most of a millisecond in every step for what is read in every twentieth.
+        Loggers and callbacks get what was noted with each row, callbacks also at an epoch's end.
+        Lightning's own `log`, which also works, takes most of a millisecond in every step for what
+        is read in every twentieth.
         """
         self.noted[name] = value.detach()
 
