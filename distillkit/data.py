@@ -182,7 +182,8 @@ class DistillData(Recorded, LightningDataModule):
     def load(self) -> tuple[Any, Any, Any]:
         """Training, validation, test data: `TensorData`, or `len` and `[LongTensor] -> batch`.
 
-        A batch must follow from its indices alone: another thread asks for it, before its step.
+        A batch must follow from its indices alone: another thread asks for it, before its step, and
+        perhaps while this one asks for others.
         """
 
     @abstractmethod
