@@ -79,7 +79,6 @@ def keep_previous(path: Path) -> None:
 class Checkpoint(CheckpointBase):
     """Keeps RUN/checkpoints/last.ckpt up to date, with the one before as previous.ckpt.
 
-    Ctrl-C, SIGTERM and SIGHUP finish the current step, save, and say how to go on; a second signal
     Ctrl-C, SIGTERM and SIGHUP finish the current step, save, and print the command that goes on; a
     second signal stops at once. A signal that is ignored when the run starts (nohup) stays ignored.
 
