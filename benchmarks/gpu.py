@@ -154,11 +154,15 @@ class Runs:
     def __init__(self, folder: Path):
         self.folder = folder
 
+    def another(self) -> Path:
+        """An empty folder; both devices may be the CPU."""
+        return Path(tempfile.mkdtemp(dir=self.folder))
+
     def fit(self, words: list[str], place: torch.device) -> Values:
         """A short run that ends on the device; its teacher and real data are those of the CPU's."""
-        run = self.folder / "-".join(["fit", place.type, *words])
+        run = self.another() / "run"
         where = [f"trainer.accelerator={place.type}", "trainer.devices=1", "--out", run]
-        call("fit", *FIT, *words, *where)
+        call("fit", *FIT, *words, *where, "--no-cache")
         found = json.loads((run / "evaluation.json").read_text())
         student, teacher, few, real = (row["metrics"] for row in found["rows"])
         elsewhere = found["protocol"]["device"] != devices.model_name(place)
@@ -173,9 +177,10 @@ class Runs:
 
     def products(self, place: torch.device) -> Values:
         """`sample` and `evaluate` with a student that the CPU made."""
-        samples, table = self.folder / f"samples-{place.type}", self.folder / f"{place.type}.json"
+        folder = self.another()
+        samples, table = folder / "samples", folder / "evaluation.json"
         call("sample", self.student, "-n", NUM, "--device", place, "--out", samples)
-        call("evaluate", self.student, "--num-samples", 64, "--device", place, "--out", table)
+        call("evaluate", self.student, "--num-samples", 64, "--device", place, "--out", table, "--no-cache")
         rows = json.loads(table.read_text())["rows"]
         numbers = {f"{row['name']} {name}": value for row in rows for name, value in row["metrics"].items()}
         return {"samples": torch.from_numpy(np.load(samples / "samples.npz")["samples"]), **numbers}
