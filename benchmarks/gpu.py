@@ -158,7 +158,7 @@ class Runs:
         """A short run that ends on the device; its teacher and real data are those of the CPU's."""
         run = Path(tempfile.mkdtemp(dir=self.folder))
         where = [f"trainer.accelerator={place.type}", "trainer.devices=1", "--out", run]
-        call("fit", *FIT, *words, *where)
+        call("fit", *FIT, *words, *where, "--no-cache")
         found = json.loads((run / "evaluation.json").read_text())
         student, teacher, few, real = (row["metrics"] for row in found["rows"])
         elsewhere = found["protocol"]["device"] != devices.model_name(place)
@@ -176,7 +176,7 @@ class Runs:
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         samples, table = folder / "samples", folder / "evaluation.json"
         call("sample", self.student, "-n", NUM, "--device", place, "--out", samples)
-        call("evaluate", self.student, "--num-samples", 64, "--device", place, "--out", table)
+        call("evaluate", self.student, "--num-samples", 64, "--device", place, "--out", table, "--no-cache")
         rows = json.loads(table.read_text())["rows"]
         numbers = {f"{row['name']} {name}": value for row in rows for name, value in row["metrics"].items()}
         return {"samples": torch.from_numpy(np.load(samples / "samples.npz")["samples"]), **numbers}

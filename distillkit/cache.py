@@ -42,7 +42,7 @@ class SampleCache:
         limit: bytes of all entries.
 
     Attributes:
-        hits: how often something was found.
+        hits: how often something was found that an earlier run, or another process, had made.
         ahead: seconds that the making of all that was asked for took, here or in an earlier run,
             less those that passed here.
     """
@@ -50,6 +50,7 @@ class SampleCache:
     def __init__(self, folder: Path, limit: float = LIMIT * 2**30):
         self.folder, self.limit = folder / NAME, limit
         self.hits, self.ahead = 0, 0.0
+        self._own: set[str] = set()  # keys of what this process has made
         self._size: int | None = None  # bytes, as far as this process knows
         self._noted = False
 
@@ -69,11 +70,12 @@ class SampleCache:
         found = None if text is None else self._read(self._file(text), text, shape)
         if found is not None:
             made, seconds = found
-            self.hits += 1
+            self.hits += text not in self._own
         else:
             begun = time.perf_counter()
             made = make()
             seconds = time.perf_counter() - begun
+            self._own.add(text)
             if text is not None and seconds >= WORTH and tuple(made.shape) == tuple(shape):
                 self._keep(text, made, seconds)
         self.ahead += seconds - (time.perf_counter() - start)

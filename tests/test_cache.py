@@ -44,6 +44,13 @@ def test_the_same_bits_are_given_back_and_made_once(samples, tmp_path):
     assert recall(SampleCache(tmp_path), {"seed": 2}, samples)[1]
 
 
+def test_what_this_process_made_itself_is_of_no_earlier_run(tmp_path):
+    for hits in (0, 2):
+        kept = SampleCache(tmp_path)
+        recall(kept)
+        assert not recall(kept)[1] and kept.hits == hits
+
+
 def test_what_is_given_back_is_the_callers_own(tmp_path):
     recall(SampleCache(tmp_path))
     recall(SampleCache(tmp_path))[0].zero_()

@@ -222,6 +222,10 @@ def kept() -> str:
     found = cache.of_the_user()
     if found is None:
         return "none (DISTILLKIT_CACHE_LIMIT=0)"
+    try:
+        writable(found.folder)
+    except Failure:
+        return f"none: {found.folder} cannot be written; give another folder as DISTILLKIT_CACHE"
     sizes = [size for _, size, _ in found.entries()]
     return f"{found.folder}: {len(sizes):,} entries, {sum(sizes) / 2**30:.2f} of {found.limit / 2**30:g} GiB"
 

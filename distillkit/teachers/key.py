@@ -73,7 +73,7 @@ def samples_key(
             "machine": _machine(teacher.device),
             "code": {name: _code(name) for name in sorted(packages)},
         }
-    except (ValueError, OSError, LookupError):
+    except (ValueError, OSError, LookupError, RuntimeError):  # the last one of flags of precision at odds
         return None
 
 
@@ -150,6 +150,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": str(torch.get_default_dtype()),
         "matmul": torch.get_float32_matmul_precision(),
+        "convolutions": torch.backends.cudnn.allow_tf32,
         "autocast": str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }

@@ -462,6 +462,15 @@ def test_doctor_says_what_is_kept(capsys, monkeypatch, tmp_path):
     assert "mend: DISTILLKIT_CACHE_LIMIT must be a number of GiB" in capsys.readouterr().out
 
 
+def test_the_doctor_names_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    from distillkit.cli import doctor
+
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("DISTILLKIT_CACHE", str(tmp_path / "file"))
+    monkeypatch.delenv("DISTILLKIT_CACHE_LIMIT", raising=False)
+    assert doctor.kept().startswith(f"none: {tmp_path / 'file' / 'samples'} cannot be written")
+
+
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_each_package_answers_for_its_own_import(start, tmp_path, monkeypatch):
     from distillkit.cli import doctor

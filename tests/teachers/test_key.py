@@ -135,6 +135,7 @@ def test_another_question_is_not(change, made):
     [
         (torch, ("get_num_threads", lambda: 77)),
         (torch, ("get_float32_matmul_precision", lambda: "medium")),
+        (torch.backends.cudnn, ("allow_tf32", False)),
         (key, ("processor", lambda: "another")),
         (key, ("_code", lambda package: "another version")),
     ],
@@ -144,6 +145,16 @@ def test_nor_is_it_on_another_machine_or_by_other_code(where, what, made, monkey
     monkeypatch.setattr(where, *what)
     generate()
     assert len(made) == 2
+
+
+def test_precisions_that_pytorch_cannot_tell_keep_nothing(made, monkeypatch):
+    def unclear():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", unclear)
+    generate()
+    generate()
+    assert len(made) == 2 and not cache.current().entries()
 
 
 def test_half_precision_has_samples_of_its_own(made):
