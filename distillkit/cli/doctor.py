@@ -221,7 +221,7 @@ def kept() -> str:
     """The cache of teacher samples: folder, entries, size and limit."""
     found = cache.of_the_user()
     if found is None:
-        return "none (DISTILLKIT_CACHE_LIMIT=0)"
+        return "none (DISTILLKIT_CACHE_LIMIT is 0, or this user has no home: then give a folder as DISTILLKIT_CACHE)"
     try:
         writable(found.folder)
     except Failure:
