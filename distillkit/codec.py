@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from distillkit.diffusion.process import set_shape
 from distillkit.spec import Recorded
 
 
@@ -23,3 +24,13 @@ class Codec(Recorded):
     def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of the data of one sample of this shape."""
         return tuple(event_shape)
+
+    def shape(self, num: int, event_shape: Sequence[int], cond: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """The shape of `num` samples for `cond`, which has a mask, or here an observation, of its own size.
+
+        Args:
+            num: number of samples.
+            event_shape: shape of a sample in training; of a padded set, with its largest size.
+            cond: their conditions.
+        """
+        return set_shape(num, event_shape, cond.get("mask"))

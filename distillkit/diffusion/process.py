@@ -343,3 +343,51 @@ class TrigFlow(Process):
 
     def from_ratio(self, ratio):
         return torch.atan(ratio / self.sigma_data)
+
+
+class ResShift(Process):
+    """The residual process of ResShift (arXiv 2307.12348): `alpha = 1 - t^2`, `sigma = kappa t`.
+
+    The time is sqrt(eta) of the paper. There a clean sample x_0 moves to its observation y,
+    `x_t = x_0 + eta (y - x_0) + kappa sqrt(eta) eps`, which is this process on the residual
+    `x_0 - y`.
+
+    Args:
+        kappa: standard deviation of the noise beside the observation.
+        min_noise: noise level of the smallest time, the paper's m; t_min is min(m / kappa, m).
+        power: warp p of the sampling grid `t_min (t_max / t_min)^(u^p)`, u uniform from 1 to 0: the
+            published table of eta for as many steps as the grid has.
+        t_max: the largest time.
+    """
+
+    def __init__(self, kappa: float = 2.0, min_noise: float = 0.04, power: float = 0.3, t_max: float = 0.99):
+        checks.positive(kappa=kappa, min_noise=min_noise, power=power)
+        checks.within("(0, 1)", t_max=t_max)
+        self.kappa, self.min_noise, self.power, self.t_max = kappa, min_noise, power, t_max
+        if self.t_min >= t_max:
+            raise ValueError(f"min_noise={min_noise} starts above t_max={t_max}: lower it")
+
+    @property
+    def t_min(self) -> float:
+        return min(self.min_noise / self.kappa, self.min_noise)
+
+    def alpha(self, t):
+        return 1 - t**2
+
+    def sigma(self, t):
+        return self.kappa * t
+
+    def derivatives(self, t):
+        return -2 * t, torch.full_like(t, self.kappa)
+
+    def from_ratio(self, ratio):
+        # the positive root of ratio t^2 + kappa t - ratio = 0, without the difference of close numbers
+        return 2 * ratio / (self.kappa + (self.kappa**2 + 4 * ratio**2).sqrt())
+
+    def network_time(self, t):
+        return self.ratio(t).log() / 4
+
+    def grid(self, num, t_start=None, t_end=None):
+        start, end = self.t_max if t_start is None else t_start, self.t_min if t_end is None else t_end
+        u = torch.linspace(1, 0, num, dtype=torch.float64)
+        return end * (start / end) ** u**self.power

@@ -120,6 +120,21 @@ def ancestral(denoise: Denoise, process: Process, x: Tensor, times: Tensor, nois
     return denoise(x, times[-1])
 
 
+def resshift(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
+    """ResShift's sampler (arXiv 2307.12348 eq. 7) on any process; `noise(i)` is the draw of step i.
+
+    With `c = (sigma_s / sigma_t)^2` and the implied noise eps its step is
+    `alpha_s x_0 + c sigma_t eps + sqrt(c (sigma_t^2 - sigma_s^2)) z`. Where alpha is constant this
+    is `ancestral`.
+    """
+    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        x_0 = denoise(x, t)
+        (alpha, sigma), (alpha_s, sigma_s) = _scales(process, t, x), _scales(process, s, x)
+        c = (sigma_s / sigma) ** 2
+        x = alpha_s * x_0 + c * (x - alpha * x_0) + (c * (sigma**2 - sigma_s**2)).clamp_min(0).sqrt() * noise(i + 1)
+    return denoise(x, times[-1])
+
+
 SOLVERS = {
     "euler": euler,
     "heun": heun,
@@ -127,6 +142,7 @@ SOLVERS = {
     "dpm_solver": dpm_solver,
     "unipc": unipc,
     "ancestral": ancestral,
+    "resshift": resshift,
 }
 ODE_SOLVERS = ("euler", "heun", "ddim", "dpm_solver", "unipc")  # no draws: the first noise decides the sample
 FEW_STEP_SOLVERS = ("ddim", "euler", "dpm_solver")  # one pass a step; Heun is unstable below about six steps

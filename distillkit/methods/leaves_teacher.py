@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from distillkit import cache, checks
+from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.guidance import drop_condition, null_condition
 from distillkit.methods.base import Adam, Distiller
@@ -54,6 +55,7 @@ class DataDistiller(TeacherDistiller):
         event_shape: shape of one sample.
         classes: categorical conditions, `{batch key: number of classes}`.
         context: batch keys of further conditions, see `BaseTeacher`.
+        codec: the map between data and the space of the diffusion; None means they are the same.
         continuation: how a sample of the new teacher follows another; None means that samples do
             not follow each other.
         solver, steps: those with which the new teacher samples best; kept in its folder. None is
@@ -75,6 +77,7 @@ class DataDistiller(TeacherDistiller):
         drop: float = 0.1,
         student: Adam = Adam(lr=1e-3),
         continuation: Continuation | None = None,
+        codec: Codec | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -88,8 +91,10 @@ class DataDistiller(TeacherDistiller):
             "event_shape": self.event_shape,
             "classes": self.classes,
             "context": self.context,
+            "codec": codec,
             "continuation": continuation,
         }
+        self.codec = codec or Codec()
         kind = self.teacher_class
         self.best = {"solver": solver or kind.best["solver"], "steps": steps}
         if self.best["solver"] not in kind.solvers:
@@ -109,9 +114,9 @@ class DataDistiller(TeacherDistiller):
         return drop_condition(cond, null, self.rand(len(batch["data"]), "drop") < self.drop)
 
     def check(self, data) -> None:
-        if tuple(data.event_shape) != self.event_shape:
+        if tuple(data.event_shape) != (made := self.codec.data_shape(self.event_shape)):
             raise ValueError(
-                f"the data have shape {tuple(data.event_shape)}, the network expects {self.event_shape}: set "
+                f"the data have shape {tuple(data.event_shape)}, the network expects {made}: set "
                 f"vars.event_shape=[{','.join(map(str, data.event_shape))}]"
             )
         check_tokens(self.student.process, data)

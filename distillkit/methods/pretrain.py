@@ -54,6 +54,6 @@ class Pretrain(DataDistiller):
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """`E w(t) |D(alpha x_0 + sigma eps, t, c) - x_0|^2`."""
-        x_0, cond = batch["data"], self.dropped(batch)
+        x_0, cond = self.codec.encode(batch), self.dropped(batch)
         t = self.times(self.rand(len(x_0), "t"), self.student.process)
         return denoising_loss(self.student, x_0, t, self.randn(x_0.shape, "eps"), cond)

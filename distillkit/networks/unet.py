@@ -23,11 +23,13 @@ def norm(channels: int) -> nn.GroupNorm:
 class Block(nn.Module):
     """Two convolutions, scaled and shifted by the embedding, with a skip and optional attention."""
 
+    norm = staticmethod(norm)
+
     def __init__(self, inp: int, out: int, emb: int, attention: bool = False):
         super().__init__()
-        self.norm0, self.conv0 = norm(inp), nn.Conv2d(inp, out, 3, padding=1)
+        self.norm0, self.conv0 = self.norm(inp), nn.Conv2d(inp, out, 3, padding=1)
         self.affine = nn.Linear(emb, 2 * out)
-        self.norm1, self.conv1 = norm(out), zero(nn.Conv2d(out, out, 3, padding=1))
+        self.norm1, self.conv1 = self.norm(out), zero(nn.Conv2d(out, out, 3, padding=1))
         self.skip = nn.Conv2d(inp, out, 1) if inp != out else nn.Identity()
         self.attention = Attention(out) if attention else nn.Identity()
 

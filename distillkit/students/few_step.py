@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from distillkit.codec import Codec
 from distillkit.devices import in_chunks
 from distillkit.diffusion.denoiser import Cond, Denoiser, check_facts, number, numbers
-from distillkit.diffusion.process import set_shape
 from distillkit.diffusion.sampling import few_step
 from distillkit.diffusion.start import Start
 from distillkit.files import load_weights
@@ -103,7 +102,7 @@ class FewStepStudent(Student):
         device = self.device
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
         draws = [
-            torch.randn(set_shape(n, self.event_shape, cond.get("mask")), generator=generator)
+            torch.randn(self.codec.shape(n, self.event_shape, cond), generator=generator)
             for _ in range(self.num_steps if self.renoise else 1)
         ]
 

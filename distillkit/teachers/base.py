@@ -18,7 +18,7 @@ from distillkit.codec import Codec
 from distillkit.devices import in_chunks
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.guidance import guided, null_condition
-from distillkit.diffusion.process import Process, set_shape
+from distillkit.diffusion.process import Process
 from distillkit.diffusion.sampling import FEW_STEP_SOLVERS, SOLVERS, network_passes
 from distillkit.diffusion.start import Start
 from distillkit.files import hash_weights, save_weights, write_yaml
@@ -349,11 +349,7 @@ class Teacher(BaseTeacher):
         return self.denoiser.process
 
     def shape(self, num: int, cond: Cond) -> tuple[int, ...]:
-        """The shape of `num` samples.
-
-        A set takes its size from its mask, everything else is `event_shape`.
-        """
-        return set_shape(num, self.event_shape, cond.get("mask"))
+        return self.codec.shape(num, self.event_shape, cond)
 
     def noise(self, num: int, cond: Cond, seed: int) -> Tensor:
         """Unit Gaussian noise for `num` samples, on the CPU."""
