@@ -103,8 +103,8 @@ DEGRADATIONS: dict[str, Callable[[Tensor, int, Sequence[int]], Tensor]] = {
 
 def _each(images: Tensor, scale: int, seeds: Sequence[int], degrade: Callable[..., Tensor]) -> Tensor:
     size = shrunk_size(images, scale)
-    unit = (images.detach().cpu().float() + 1) / 2
-    low = [degrade(Generator(PCG64(int(seed))), unit[i : i + 1], size) for i, seed in enumerate(seeds)]
+    unit = (images.cpu().float() + 1) / 2
+    low = [degrade(Generator(PCG64(int(seed))), image, size) for image, seed in zip(unit.split(1), seeds, strict=True)]
     return eight_bits(2 * torch.cat(low) - 1).to(images.device)
 
 
@@ -255,9 +255,7 @@ def resized(random: Generator, image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def noisy(random: Generator, image: Tensor, settings: Round) -> Tensor:
     """The image with Gaussian or with Poisson noise, equally often; within [0, 1]."""
-    make, between = (
-        (gaussian_noise, settings.gaussian) if random.random() < 0.5 else (poisson_noise, settings.poisson)
-    )
+    make, between = (gaussian_noise, settings.gaussian) if random.random() < 0.5 else (poisson_noise, settings.poisson)
     noise = make(random, image, uniform(random, between), random.random() < GREY)
     return (image + noise).clamp(0, 1)
 
