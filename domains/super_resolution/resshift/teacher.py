@@ -121,6 +121,7 @@ class ResShiftTeacher(Teacher):
                 f"this ResShift is trained on squares whose sides are multiples of {scale * codec.multiple}, got {crop}: set "
                 f"data.crop={max(1, round(crop / scale / codec.multiple)) * scale * codec.multiple}"
             )
+        codec.autoencoder(torch.device("cpu"))  # now, so that files that do not fit are refused at the start
         process = ResShift(**said["process"])
         made = filled(UNetModelSwin, {"process": process, "codec": codec, **network}, state, path)
         channels = vq.get("embed_dim", 3)
