@@ -99,7 +99,7 @@ class TADSR(PairDistil):
                 discriminator = dataclasses.replace(discriminator, layers=[*range(network.feature_layer + 1)])
             self.discriminator = discriminator
             self.add_role("heads", heads, heads=discriminator.heads(teacher.denoiser))
-        self.requires |= self.needs({"gan": gan})
+        self.requires = self.needs({"kappa": self.kappa, "gan": gan})
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
