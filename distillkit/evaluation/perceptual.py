@@ -174,28 +174,44 @@ def _similarity(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return texture, (2 * both + 1e-6) / (var_a + var_b + 1e-6)
 
 
-def no_reference(names: Sequence[str], device: torch.device) -> dict[str, Any]:
-    """Metrics of pyiqa by name, such as `musiq` and `clipiqa`, which fetches their weights.
+class NoReference:
+    """Metrics of images alone, by pyiqa, which fetches their weights when they are first measured.
 
-    Each takes images in [0, 1] and has `lower_better`.
+    Args:
+        names: of pyiqa's metrics that need no reference, such as `musiq` and `clipiqa`.
 
     Raises:
-        UsageError: pyiqa does not import, or knows no such metric that needs no reference.
+        UsageError: pyiqa does not import, or has no such metric.
     """
-    try:
-        pyiqa = import_module("pyiqa")
-    except Exception as error:  # broken builds raise much else than ImportError
-        reason = f"{type(error).__name__}: {one_line(error, 200)}"
-        raise UsageError(
-            f"{', '.join(names)}: metrics without a reference are measured with pyiqa, which does not import here "
-            f"({reason}): pip install pyiqa, or leave out data.no_reference"
-        ) from None
-    known = pyiqa.list_models(metric_mode="NR")
-    if unknown := [name for name in names if name not in known]:
-        raise UsageError(
-            f"pyiqa knows no metric without a reference named {', '.join(unknown)}; it has {', '.join(known)}"
-        )
-    return {name: pyiqa.create_metric(name, device=device) for name in names}
+
+    def __init__(self, names: Sequence[str]):
+        try:
+            self.pyiqa = import_module("pyiqa")
+        except Exception as error:  # broken builds raise much else than ImportError
+            reason = f"{type(error).__name__}: {one_line(error, 200)}"
+            raise UsageError(
+                f"{', '.join(names)}: metrics without a reference are measured with pyiqa, which does not import here "
+                f"({reason}): pip install pyiqa"
+            ) from None
+        known = self.pyiqa.list_models(metric_mode="NR")
+        if unknown := [name for name in names if name not in known]:
+            raise UsageError(f"pyiqa measures no {', '.join(unknown)} of images alone; it has {', '.join(known)}")
+        self.names = list(names)
+        self._built: dict[str, Any] = {}
+
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        """Scores [B] of images by name, computed where the first images were."""
+        return {name: self._metric(name, x.device)((x + 1) / 2).flatten() for name in self.names}
+
+    @property
+    def better(self) -> dict[str, str]:
+        """Which way each is good; known once they have measured."""
+        return {name: "lower" if metric.lower_better else "higher" for name, metric in self._built.items()}
+
+    def _metric(self, name: str, device: torch.device) -> Any:
+        if name not in self._built:
+            self._built[name] = self.pyiqa.create_metric(name, device=device)
+        return self._built[name]
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -164,14 +164,32 @@ def test_small_images_are_refused(nets):
         distance(*images(1, 30))
 
 
-def test_metrics_without_a_reference(monkeypatch):
+def test_metrics_of_images_alone(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyiqa", None)
     with pytest.raises(UsageError, match="musiq: metrics without a reference .* pip install pyiqa"):
-        perceptual.no_reference(["musiq"], torch.device("cpu"))
-    fake = SimpleNamespace(
-        list_models=lambda metric_mode: ["musiq"], create_metric=lambda name, device: (name, device.type)
-    )
-    monkeypatch.setitem(sys.modules, "pyiqa", fake)
-    assert perceptual.no_reference(["musiq"], torch.device("cpu")) == {"musiq": ("musiq", "cpu")}
-    with pytest.raises(UsageError, match="no metric without a reference named psnr; it has musiq"):
-        perceptual.no_reference(["musiq", "psnr"], torch.device("cpu"))
+        perceptual.NoReference(["musiq"])
+    monkeypatch.setitem(sys.modules, "pyiqa", Pyiqa())
+    with pytest.raises(UsageError, match="pyiqa measures no psnr of images alone; it has musiq, niqe"):
+        perceptual.NoReference(["musiq", "psnr"])
+    found = perceptual.NoReference(["musiq", "niqe"])
+    scores = found(torch.tensor([-1.0, 0.0, 1.0])[:, None, None, None].expand(3, 3, 4, 4))
+    assert {name: score.tolist() for name, score in scores.items()} == {"musiq": [0, 0.5, 1], "niqe": [0, 0.5, 1]}
+    assert found.better == {"musiq": "higher", "niqe": "lower"}
+
+
+class Pyiqa:
+    """As much of pyiqa as is asked of it: the mean of an image, which must lie in [0, 1]."""
+
+    def list_models(self, metric_mode):
+        return {"NR": ["musiq", "niqe"], "FR": ["psnr"]}[metric_mode]
+
+    def create_metric(self, name, device):
+        return Mean(name == "niqe")
+
+
+class Mean:
+    def __init__(self, lower_better):
+        self.lower_better = lower_better
+
+    def __call__(self, x):
+        return x.mean((1, 2, 3))[:, None]
