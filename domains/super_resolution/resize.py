@@ -30,4 +30,3 @@ def shrunk(images: Tensor, scale: int) -> Tensor:
         raise ValueError(f"an image of {width} x {height} pixels cannot be made {scale} times smaller: cut it first")
     size = (height // scale, width // scale)
     return eight_bits(F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=True))
-
