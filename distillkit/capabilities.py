@@ -9,6 +9,7 @@ of these words:
 - `log_probs`: the teacher is a discrete diffusion model.
 - `features`: the teacher's network has activations for the head of a GAN.
 - `data`: batches hold real samples under the key `data`.
+- `numbers`: these samples are numbers to which noise can be added, not tokens.
 - `classes`: conditions have a null class, so that guidance is possible.
 """
 

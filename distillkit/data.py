@@ -164,12 +164,13 @@ class DistillData(Recorded, LightningDataModule):
         classes: categorical conditions in a batch, `{key: number of classes}`.
         context: batch keys of further conditions, see `BaseTeacher`.
         asks: by context key, a description in the domain's words, for errors about a missing one.
-        provides: capabilities for methods; `data` means real samples under the batch key `data`.
+        provides: capabilities for methods; `data` means real samples under the batch key `data`,
+            `numbers` that noise can be added to them.
     """
 
     domain: str
     pictured: int = 64
-    provides: frozenset[str] = frozenset({"data"})
+    provides: frozenset[str] = frozenset({"data", "numbers"})
     event_shape: tuple[int, ...]
     classes: dict[str, int]
     context: tuple[str, ...] = ()

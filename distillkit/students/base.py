@@ -155,6 +155,10 @@ class Student(nn.Module, ABC):
 
     # Conditions
 
+    def condition(self, batch: Mapping[str, Tensor]) -> Cond:
+        """What it is asked about in a batch: its classes and its context."""
+        return {name: batch[name] for name in (*self.classes, *self.context)}
+
     def default_condition(self, num: int) -> Cond:
         """Classes in turn, 0, 1, 2 ..., for each categorical condition; or the examples.
 
