@@ -21,6 +21,19 @@ class Codec(Recorded):
         """Samples [B, *event_shape] made for `cond` as data, the input of evaluators and media."""
         return x
 
+    def rebase(self, x: Tensor, alpha: Tensor | float, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Tensor:
+        """Samples made for conditions `old` in the space of conditions `new`.
+
+        They differ where what `encode` takes from data depends on the condition. The data are the
+        same before and after, as is the noise in them.
+
+        Args:
+            x: samples [B, *event_shape], clean or noised.
+            alpha: the scale of the signal in x, which broadcasts against it; 1 for clean samples.
+            old, new: conditions of the B samples.
+        """
+        return x
+
     def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of the data of one sample of this shape."""
         return tuple(event_shape)

@@ -162,6 +162,9 @@ class DistillData(Recorded, LightningDataModule):
         context: batch keys of further conditions, see `BaseTeacher`.
         asks: by context key, a description in the domain's words, for errors about a missing one.
         provides: capabilities for methods; `data` means real samples under the batch key `data`.
+        easier: for each easier observation of the samples, the easiest one first, the batch keys
+            that stand for those of the context, such as `[{"low": "low_2"}]`. Each observation must
+            be made from the one before it, and the context from the last.
     """
 
     domain: str
@@ -171,6 +174,7 @@ class DistillData(Recorded, LightningDataModule):
     classes: dict[str, int]
     context: tuple[str, ...] = ()
     asks: dict[str, str] = {}
+    easier: Sequence[dict[str, str]] = ()
 
     def __init__(self, batch_size: int = 64):
         super().__init__()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.codec import Codec
+from distillkit.diffusion.denoiser import precise
 from domains.super_resolution.resize import enlarged
 
 
@@ -28,7 +29,7 @@ class Upscale(Codec):
         """What is taken from encoded photographs: the enlarged observation, or nothing."""
         if not self.residual:
             return 0.0
-        low = cond["low"].float()
+        low = precise(cond["low"])
         return enlarged(low, [self.scale * side for side in low.shape[-2:]])
 
     def encode(self, batch):
@@ -36,6 +37,13 @@ class Upscale(Codec):
 
     def decode(self, x, cond):
         return x + self.base(cond)
+
+    def rebase(self, x, alpha, old, new):
+        """See `Codec.rebase`; observations of any scale, also another one than the codec's."""
+        if not self.residual:
+            return x
+        ours, theirs = (enlarged(precise(cond["low"]), x.shape[-2:]) for cond in (old, new))
+        return x + alpha * (ours - theirs)
 
     def shape(self, num: int, event_shape: Sequence[int], cond: Mapping[str, Tensor]) -> tuple[int, ...]:
         return num, event_shape[0], *(self.scale * side for side in cond["low"].shape[-2:])
