@@ -208,7 +208,8 @@ def evaluate(argv: Sequence[str]) -> int:
     student = load(args.student, args.trust).to(args.device)
     own = made_with(student, args.student, args.trust, "teacher", "data")
     teacher, data = own["teacher"].to(args.device), own["data"]
-    student.codec = teacher.codec  # the same one; folders of earlier versions name none
+    if "decoder" not in student.config:
+        student.codec = teacher.codec  # the same one; folders of earlier versions name none
     if teacher.fingerprint() != (student.config.get("teacher") or {}).get("hash"):
         raise Failure(
             "the teacher has changed since this student was made, so it is not the one to compare with: restore it"

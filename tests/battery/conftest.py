@@ -235,7 +235,7 @@ def plane(method: str) -> list[str]:
 
 @cache
 def goes(domain: str, method: str) -> bool:
-    """Whether the domain's own teacher and data, on the plane those of `plane`, serve the method."""
+    """Whether the domain's own teacher and data (of the toy domain `plane`'s) serve the method."""
     if domain == "toy":
         return gap(compose(*plane(method)), imported) is None
     return compatibility(domain, method, tuple(FOREIGN)) is None
