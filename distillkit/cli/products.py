@@ -225,7 +225,8 @@ def evaluate(argv: Sequence[str]) -> int:
 
 def _teacher_of(student: Student, teacher: BaseTeacher) -> BaseTeacher:
     """The teacher, if it still is the one that the student was made from."""
-    student.codec = teacher.codec  # the same one; folders of earlier versions name none
+    if "decoder" not in student.config:
+        student.codec = teacher.codec  # the same one; folders of earlier versions name none
     if teacher.fingerprint() != (student.config.get("teacher") or {}).get("hash"):
         raise Failure(
             "the teacher has changed since this student was made, so it is not the one to compare with: restore it"
