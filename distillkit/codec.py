@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillkit.diffusion.process import set_shape
 from distillkit.spec import Recorded
+
+
+class Answering(Protocol):
+    """What makes a sample for each file of a user's, see `Codec.answering`."""
+
+    noun: str  # the content of a file, such as "image"
+    suffixes: Sequence[str]  # of the files that it reads
+    ending: str  # of the files that it writes
+
+    def __call__(self, source: Path, target: Path) -> None:
+        """Write the sample made for a file; a ValueError says why there is none."""
 
 
 class Codec(Recorded):
@@ -34,3 +47,19 @@ class Codec(Recorded):
             cond: their conditions.
         """
         return set_shape(num, event_shape, cond.get("mask"))
+
+    def answering(
+        self, student: nn.Module, seed: int, kappa: float | None, tile: int | None, overlap: int
+    ) -> Answering | None:
+        """What answers files with files; None where samples are not made for what a file holds.
+
+        Args:
+            student: a student of this codec.
+            seed, kappa: as in `Student.sample`.
+            tile: largest side of what is made at once, None for no limit.
+            overlap: what neighbouring tiles share.
+
+        Raises:
+            ValueError: the student cannot be asked in this way.
+        """
+        return None

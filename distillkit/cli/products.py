@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distillkit import cache, devices
+from distillkit.cli.answers import answer
 from distillkit.codec import Codec
 from distillkit.errors import Arguments, Failure, UsageError, moved, number, optional
 from distillkit.evaluation.pictures import save_files, save_picture
@@ -50,9 +51,11 @@ def _writable(path: Path) -> Path:
 
 
 def sample(argv: Sequence[str]) -> int:
-    """`sample STUDENT -n 64 --seed 1 --out DIR`: samples.npz and a picture."""
+    """`sample STUDENT -n 64 --seed 1 --out DIR`: samples.npz and a picture; `--input`: a file each."""
     args = _asked_to_sample(argv)
     student = load(args.student, args.trust).to(args.device)
+    if args.input is not None:
+        return answer(student, args, _new(args.out or Path(args.student) / f"samples-{args.seed}"))
     goes_on = _continuation(student, args) if args.rollouts > 1 else None
     data, no_picture = _data_of(student, args)
     cond = _conditions(student, data, args)
@@ -80,10 +83,12 @@ def _asked_to_sample(argv: Sequence[str]) -> Namespace:
     """The arguments of `sample`."""
     parser = Arguments(prog="distillkit sample", description="Draw samples from a student folder.")
     parser.add_argument("student", help="a student folder, or the run folder around it")
-    parser.add_argument("-n", type=number(int, 1), default=64, help="how many (default 64)")
+    parser.add_argument("-n", type=number(int, 1), help="how many (default 64)")
     parser.add_argument("--seed", type=number(int, 0, MOST_SEED), default=0, help="of the noise (default 0)")
     parser.add_argument(
-        "--out", type=Path, help="folder for samples.npz and samples.png (default: samples-SEED beside the student)"
+        "--out",
+        type=Path,
+        help="folder for samples.npz and samples.png, or for what is made of --input (default: samples-SEED beside the student)",
     )
     parser.add_argument(
         "--cond",
@@ -102,9 +107,29 @@ def _asked_to_sample(argv: Sequence[str]) -> Namespace:
         help="of a student that goes on from its own samples: how many in a row, joined to one (default 1)",
     )
     parser.add_argument("--clips", type=moved("--rollouts"), help=SUPPRESS)
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="PATH",
+        help="of a student whose samples are made for what a file holds (photographs): a file, or a folder of them",
+    )
+    parser.add_argument(
+        "--tile", type=number(int, 16), help="with --input: side of what is made at once, in pixels (default: the whole)"
+    )
+    parser.add_argument(
+        "--overlap", type=number(int, 0), help="with --tile: pixels that neighbouring tiles share (default 64)"
+    )
     devices.add_flag(parser)
     allow(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.input is not None and (args.n or args.cond or args.rollouts > 1):
+        raise UsageError("--input asks for one sample of each file: leave out -n, --cond and --rollouts")
+    if args.tile and not args.input or args.overlap is not None and not args.tile:
+        raise UsageError("--tile and --overlap say how the files of --input are cut: give --input PATH and --tile")
+    args.n = args.n or 64
+    if args.overlap is None:
+        args.overlap = min(64, (args.tile or 0) // 4)
+    return args
 
 
 def _continuation(student: Student, args: Namespace) -> Continuation:

@@ -340,6 +340,9 @@ class Refused(Codec):
     def data_shape(self, event_shape):
         return self.decode(None, {})  # before anything is computed
 
+    def answering(self, *asked, **more):
+        raise Outside(self.reason)
+
 
 def check_origin(config: dict[str, Any], file: Path) -> None:
     """Refuse a student.yaml whose record of its making has values of the wrong kind."""

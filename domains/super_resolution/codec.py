@@ -39,3 +39,8 @@ class Upscale(Codec):
 
     def shape(self, num: int, event_shape: Sequence[int], cond: Mapping[str, Tensor]) -> tuple[int, ...]:
         return num, event_shape[0], *(self.scale * side for side in cond["low"].shape[-2:])
+
+    def answering(self, student, seed, kappa, tile, overlap):
+        from domains.super_resolution.enlarge import Enlarger
+
+        return Enlarger(student, self.scale, seed, kappa, tile, overlap)

@@ -67,6 +67,11 @@ class PatchNet(Recorded, Features, nn.Module):
         self.norm, self.out = PixelNorm(width), zero(nn.Conv2d(width, pixels, 3, padding=1))
         self.feature_widths, self.feature_layer = [width] * depth, (depth - 1) // 2
 
+    @property
+    def reach(self) -> int:
+        """Pixels to each side that a pixel's output depends on, at most, beside the observation's."""
+        return self.patch * (2 * len(self.blocks) + 3)
+
     def check_context(self, cond: dict[str, Tensor]) -> None:
         """See `WithContext`: the observations must be images."""
         check_images(cond["low"])
@@ -75,14 +80,25 @@ class PatchNet(Recorded, Features, nn.Module):
         """Features after each block, [B, width, height / patch, width / patch], rounded up."""
         height, width = x.shape[-2:]
         x = torch.cat([x, enlarged(cond["low"].to(x), (height, width))], dim=1).to(self.inp.weight.dtype)
-        x = F.pad(x, (0, -width % self.patch, 0, -height % self.patch), mode="replicate")
-        h, emb = self.inp(F.pixel_unshuffle(x, self.patch)), self.embed(time, cond)
+        h, emb = self.inp(F.pixel_unshuffle(padded(x, self.patch), self.patch)), self.embed(time, cond)
         for block in self.blocks:
             yield (h := block(h, emb))
 
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         h = self.out(F.silu(self.norm(last(self.activations(x, time, cond)))))
         return F.pixel_shuffle(h, self.patch)[..., : x.shape[-2], : x.shape[-1]]
+
+
+def padded(x: Tensor, patch: int) -> Tensor:
+    """Images [B, C, H, W] whose last row and column are repeated up to whole patches.
+
+    Exported graphs hold it for all sizes, which they do not hold `F.pad` for.
+    """
+    for axis in (2, 3):
+        side = x.shape[axis]
+        places = torch.arange((side + patch - 1) // patch * patch, device=x.device)
+        x = x.index_select(axis, places.clamp_max(side - 1))
+    return x
 
 
 def check_images(low: Tensor) -> None:
