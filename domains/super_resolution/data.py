@@ -58,7 +58,15 @@ class SuperResolutionData(DistillData):
 class Photos(SuperResolutionData):
     """Squares of the photographs that scikit-image and scikit-learn ship."""
 
-    TRAIN = ("astronaut.png", "chelsea.png", "retina.jpg", "ihc.png", "motorcycle_left.png", "hubble_deep_field.jpg", "flower.jpg")
+    TRAIN = (
+        "astronaut.png",
+        "chelsea.png",
+        "retina.jpg",
+        "ihc.png",
+        "motorcycle_left.png",
+        "hubble_deep_field.jpg",
+        "flower.jpg",
+    )
     VAL, TEST = ("coffee.png",), ("rocket.jpg", "china.jpg")
 
     def load(self):
@@ -84,7 +92,14 @@ class Crops:
     """Squares of images as a data set: index i has a place, a flip and a seed of its own."""
 
     def __init__(self, images: Sequence[np.ndarray], crop: int, scale: int, num: int, seed: int, turned: bool = True):
-        self.images, self.crop, self.scale, self.num, self.seed, self.turned = list(images), crop, scale, num, seed, turned
+        self.images, self.crop, self.scale, self.num, self.seed, self.turned = (
+            list(images),
+            crop,
+            scale,
+            num,
+            seed,
+            turned,
+        )
         area = np.array([image.shape[0] * image.shape[1] for image in images], dtype=float)
         self.share = np.cumsum(np.sqrt(area)) / np.sqrt(area).sum()
 
