@@ -24,7 +24,16 @@ class Answering(Protocol):
 
 
 class Codec(Recorded):
-    """The identity; others (a VAE, a spectrogram, a residual) derive from it."""
+    """The identity; others (a VAE, a spectrogram, a residual) derive from it.
+
+    Attributes:
+        in_graph: whether decoding joins the graph of an exported student.
+        free: by condition, its axes whose size is free; the size of samples along the same axes is
+            a multiple of theirs.
+    """
+
+    in_graph: bool = False
+    free: Mapping[str, tuple[int, ...]] = {}
 
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The batch's real samples in the space of the diffusion, [B, *event_shape]."""
@@ -39,7 +48,7 @@ class Codec(Recorded):
         return tuple(event_shape)
 
     def shape(self, num: int, event_shape: Sequence[int], cond: Mapping[str, Tensor]) -> tuple[int, ...]:
-        """The shape of `num` samples for `cond`, which has a mask, or here an observation, of its own size.
+        """The shape of `num` samples for `cond`, whose mask or observation has a size of its own.
 
         Args:
             num: number of samples.

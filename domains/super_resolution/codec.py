@@ -20,6 +20,9 @@ class Upscale(Codec):
             photographs themselves.
     """
 
+    in_graph = True
+    free = {"low": (2, 3)}
+
     def __init__(self, scale: int = 4, residual: bool = True):
         checks.whole(1, 64, scale=scale)
         self.scale, self.residual = scale, residual

@@ -46,9 +46,7 @@ class Enlarger:
     noun, ending = "image", ".png"
     suffixes = SUFFIXES
 
-    def __init__(
-        self, student: Student, scale: int, seed: int, kappa: float | None, tile: int | None, overlap: int
-    ):
+    def __init__(self, student: Student, scale: int, seed: int, kappa: float | None, tile: int | None, overlap: int):
         self.student, self.scale, self.seed, self.kappa = student, scale, seed, kappa
         self.tile, self.overlap = tile, overlap
         self.unit = math.lcm(scale, getattr(student.network, "patch", 1))
@@ -100,10 +98,16 @@ class Enlarger:
     def tiles(self, low: Tensor, corners: Sequence[tuple[int, int]], size: tuple[int, int]) -> Tensor:
         """Tiles [n, 3, *size] of the enlarged photograph, with their corners at these pixels."""
         student, codec, num = self.student, self.student.codec, len(corners)
-        parts = [[slice(at // self.scale, (at + side) // self.scale) for at, side in zip(corner, size, strict=True)] for corner in corners]
+        parts = [
+            [slice(at // self.scale, (at + side) // self.scale) for at, side in zip(corner, size, strict=True)]
+            for corner in corners
+        ]
         cond = student.checked_condition(num, {"low": torch.stack([low[:, y, x] for y, x in parts])}, self.kappa)
         shape = codec.shape(num, student.event_shape, cond)
-        places = [tuple(at * side // full for at, side, full in zip(corner, shape[2:], size, strict=True)) for corner in corners]
+        places = [
+            tuple(at * side // full for at, side, full in zip(corner, shape[2:], size, strict=True))
+            for corner in corners
+        ]
         cond = {name: value.to(student.device) for name, value in cond.items()}
 
         def draw(i: int) -> Tensor:
@@ -123,13 +127,17 @@ class Enlarger:
             return
         pixels, there = math.prod(size), devices.free(torch.device("cpu"))
         if there is not None and (need := COPIES * pixels) > there:
-            raise ValueError(f"{name}: {size[1]:,} x {size[0]:,} pixels need about {_gigabytes(need)}, and {_gigabytes(there)} are free")
+            raise ValueError(
+                f"{name}: {size[1]:,} x {size[0]:,} pixels need about {_gigabytes(need)}, and {_gigabytes(there)} are free"
+            )
         with devices.Peak() as peak:
             self.tiles(low, [(0, 0)], tuple(self.scale * side for side in part))
         at_once = math.prod(min(tile, side) for side in size)
         need, there = peak.bytes * at_once // (self.scale**2 * math.prod(part)), devices.free(self.student.device)
         if there is not None and need > there:
-            raise ValueError(self._too_large(name, tile, f"about {_gigabytes(need)} of memory, and {_gigabytes(there)} are free"))
+            raise ValueError(
+                self._too_large(name, tile, f"about {_gigabytes(need)} of memory, and {_gigabytes(there)} are free")
+            )
 
     def _too_large(self, name: str, tile: int, need: str) -> str:
         mend = "--tile 512" if self.tile is None else f"a --tile smaller than {tile}"
@@ -141,7 +149,7 @@ def _gigabytes(size: int) -> str:
 
 
 def _opacity(image: Image.Image) -> Tensor | None:
-    """The opacity [1, 1, H, W] in [0, 1] of a picture as viewers show it; None if it is all ones."""
+    """The opacity [1, 1, H, W] in [0, 1] of a picture as viewers show it; None if it is 1."""
     if "A" not in image.mode and "transparency" not in image.info:
         return None
     opacity = np.array(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
@@ -162,4 +170,6 @@ def transparent(image: Image.Image, opacity: Tensor) -> Image.Image:
     white = 255 * (1 - alpha)
     bands = [(np.asarray(band) - white) / alpha.clip(1 / 255) for band in image.split()]
     bands = [*bands, 255 * alpha]
-    return Image.merge(f"{image.mode}A", [Image.fromarray(band.round().clip(0, 255).astype(np.uint8)) for band in bands])
+    return Image.merge(
+        f"{image.mode}A", [Image.fromarray(band.round().clip(0, 255).astype(np.uint8)) for band in bands]
+    )

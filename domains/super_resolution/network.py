@@ -69,7 +69,7 @@ class PatchNet(Recorded, Features, nn.Module):
 
     @property
     def reach(self) -> int:
-        """Pixels to each side that a pixel's output depends on, at most, beside the observation's."""
+        """How far a pixel of the output sees in its input, in pixels, at most."""
         return self.patch * (2 * len(self.blocks) + 3)
 
     def check_context(self, cond: dict[str, Tensor]) -> None:
@@ -80,24 +80,25 @@ class PatchNet(Recorded, Features, nn.Module):
         """Features after each block, [B, width, height / patch, width / patch], rounded up."""
         height, width = x.shape[-2:]
         x = torch.cat([x, enlarged(cond["low"].to(x), (height, width))], dim=1).to(self.inp.weight.dtype)
-        h, emb = self.inp(F.pixel_unshuffle(padded(x, self.patch), self.patch)), self.embed(time, cond)
+        x = fitted(x, *((side + self.patch - 1) // self.patch * self.patch for side in (height, width)))
+        h, emb = self.inp(F.pixel_unshuffle(x, self.patch)), self.embed(time, cond)
         for block in self.blocks:
             yield (h := block(h, emb))
 
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         h = self.out(F.silu(self.norm(last(self.activations(x, time, cond)))))
-        return F.pixel_shuffle(h, self.patch)[..., : x.shape[-2], : x.shape[-1]]
+        return fitted(F.pixel_shuffle(h, self.patch), *x.shape[-2:])
 
 
-def padded(x: Tensor, patch: int) -> Tensor:
-    """Images [B, C, H, W] whose last row and column are repeated up to whole patches.
+def fitted(x: Tensor, height: int, width: int) -> Tensor:
+    """Images [B, C, H, W] of another size: cut, or their last row and column repeated.
 
-    Exported graphs hold it for all sizes, which they do not hold `F.pad` for.
+    Graphs of every size hold it, which padding and slices are not made for.
     """
-    for axis in (2, 3):
+    for axis, size in ((2, height), (3, width)):
         side = x.shape[axis]
-        places = torch.arange((side + patch - 1) // patch * patch, device=x.device)
-        x = x.index_select(axis, places.clamp_max(side - 1))
+        if not (isinstance(side, int) and side == size):
+            x = x.index_select(axis, torch.arange(size, device=x.device).clamp_max(side - 1))
     return x
 
 
