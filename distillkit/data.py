@@ -70,7 +70,8 @@ class StepLoader:
 
     Args:
         dataset: anything with `len` and `[LongTensor] -> batch`; if it has `lengths` [len],
-            samples of one batch are of similar length.
+            samples of one batch are of similar length; if it has a number `together`, indices are
+            shuffled among so many neighbours alone, whose samples are read from the same files.
         batch_size: samples of one batch.
         seed: seed of the permutations.
         rank, world: index of this process, and number of processes.
@@ -108,6 +109,8 @@ class StepLoader:
             order = torch.randperm(len(self.dataset), generator=generator)
             if (lengths := getattr(self.dataset, "lengths", None)) is not None:
                 order = alike(order[: self.batches * self.world * self.batch_size], lengths, self.batch_size, generator)
+            if (together := getattr(self.dataset, "together", None)) is not None:
+                order = order[(order // together).argsort(stable=True)]
         else:
             order = torch.arange(len(self.dataset))
         numbers = range(first * self.world + self.rank, len(self) * self.world, self.world)

@@ -29,7 +29,7 @@ from distillkit.files import sizes
 
 TRUSTED = ("distillkit", "domains")
 # arguments that name files
-PATHS = ("path", "root", "tokenizer", "pipeline", "prompts", "empty_prompt", "i3d", "features")
+PATHS = ("path", "root", "high", "low", "tokenizer", "pipeline", "prompts", "empty_prompt", "i3d", "features")
 LARGEST = 2**22  # largest number in a description, except seeds
 MOST_MADE = 2**24  # numbers of objects without own weights, such as embedded teachers (x 16)
 
