@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from distillkit.diffusion.process import set_shape
 from distillkit.spec import Recorded
+
+
+class Answering(Protocol):
+    """What makes a sample for each file of a user's, see `Codec.answering`."""
+
+    noun: str  # the content of a file, such as "image"
+    suffixes: Sequence[str]  # of the files that it reads
+    ending: str  # of the files that it writes
+
+    def __call__(self, source: Path, target: Path) -> None:
+        """Write the sample made for a file; a ValueError says why there is none."""
 
 
 class Codec(Recorded):
@@ -17,10 +30,15 @@ class Codec(Recorded):
     Attributes:
         tunable: whether it decodes by a network, `decoder`, that can be trained.
         tuned: the trained network that took its place; a student's folder keeps it.
+        in_graph: whether decoding joins the graph of an exported student.
+        free: by condition, its axes whose size is free; the size of samples along the same axes is
+            a multiple of theirs.
     """
 
     tunable: bool = False
     tuned: nn.Module | None = None
+    in_graph: bool = False
+    free: Mapping[str, tuple[int, ...]] = {}
 
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The batch's real samples in the space of the diffusion, [B, *event_shape]."""
@@ -58,7 +76,7 @@ class Codec(Recorded):
         return tuple(event_shape)
 
     def shape(self, num: int, event_shape: Sequence[int], cond: Mapping[str, Tensor]) -> tuple[int, ...]:
-        """The shape of `num` samples for `cond`, which has a mask, or here an observation, of its own size.
+        """The shape of `num` samples for `cond`, whose mask or observation has a size of its own.
 
         Args:
             num: number of samples.
@@ -66,3 +84,19 @@ class Codec(Recorded):
             cond: their conditions.
         """
         return set_shape(num, event_shape, cond.get("mask"))
+
+    def answering(
+        self, student: nn.Module, seed: int, kappa: float | None, tile: int | None, overlap: int
+    ) -> Answering | None:
+        """What answers files with files; None where samples are not made for what a file holds.
+
+        Args:
+            student: a student of this codec.
+            seed, kappa: as in `Student.sample`.
+            tile: largest side of what is made at once, None for no limit.
+            overlap: what neighbouring tiles share.
+
+        Raises:
+            ValueError: the student cannot be asked in this way.
+        """
+        return None

@@ -132,8 +132,10 @@ class Student(nn.Module, ABC):
     @property
     def not_exported(self) -> str:
         """The reason why it cannot be one function of plain tensors; empty if it can."""
-        asks = " and ".join(self.context)
-        return f"a student that is asked about {asks} cannot be exported" if asks else ""
+        said = f"a student that is asked about {' and '.join(self.context)} cannot be exported"
+        if "mask" in self.context:
+            return f"{said}: its samples have as many places as their mask"
+        return f"{said} without examples in its folder" if self.context and not self.examples else ""
 
     @classmethod
     @abstractmethod
@@ -352,6 +354,9 @@ class Refused(Codec):
 
     def data_shape(self, event_shape):
         return self.decode(None, {})  # before anything is computed
+
+    def answering(self, *asked, **more):
+        raise Outside(self.reason)
 
 
 def check_origin(config: dict[str, Any], file: Path) -> None:

@@ -30,6 +30,9 @@ class Upscale(Codec):
             photographs themselves.
     """
 
+    in_graph = True
+    free = {"low": (2, 3)}
+
     def __init__(self, scale: int = 4, residual: bool = True):
         checks.whole(1, 64, scale=scale)
         self.scale, self.residual = scale, residual
@@ -56,6 +59,11 @@ class Upscale(Codec):
 
     def shape(self, num: int, event_shape: Sequence[int], cond: Mapping[str, Tensor]) -> tuple[int, ...]:
         return num, event_shape[0], *(self.scale * side for side in cond["low"].shape[-2:])
+
+    def answering(self, student, seed, kappa, tile, overlap):
+        from domains.super_resolution.enlarge import Enlarger
+
+        return Enlarger(student, self.scale, seed, kappa, tile, overlap)
 
 
 class Shared:
@@ -89,7 +97,7 @@ class Latent(Upscale):
         scale, residual: as in `Upscale`; the base is then the latent of the enlarged observation.
     """
 
-    tunable = True
+    tunable, in_graph = True, False
 
     def __init__(self, path: str, factor: int = 4, multiple: int = 1, scale: int = 4, residual: bool = True):
         super().__init__(scale, residual)
