@@ -27,7 +27,7 @@ APART = 0.1  # of the mean sample, what two codecs may differ by
 class YONOS(TeacherDistiller):
     """Scale distillation: fit a denoiser that sees y' to one that sees the easier observation y.
 
-    Both see the same sample, noise level and noise (the paper's figure 2):
+    Both see the same datum, noise level and noise:
 
         E w(t) |D_s(z_t, y') - sg[D_T(z_t, y)]|^2.
 
