@@ -70,7 +70,8 @@ class StepLoader:
 
     Args:
         dataset: anything with `len` and `[LongTensor] -> batch`; if it has `lengths` [len],
-            samples of one batch are of similar length.
+            samples of one batch are of similar length; if it has a number `together`, indices are
+            shuffled among so many neighbours alone, whose samples are read from the same files.
         batch_size: samples of one batch.
         seed: seed of the permutations.
         rank, world: index of this process, and number of processes.
@@ -108,6 +109,8 @@ class StepLoader:
             order = torch.randperm(len(self.dataset), generator=generator)
             if (lengths := getattr(self.dataset, "lengths", None)) is not None:
                 order = alike(order[: self.batches * self.world * self.batch_size], lengths, self.batch_size, generator)
+            if (together := getattr(self.dataset, "together", None)) is not None:
+                order = order[(order // together).argsort(stable=True)]
         else:
             order = torch.arange(len(self.dataset))
         numbers = range(first * self.world + self.rank, len(self) * self.world, self.world)
@@ -161,16 +164,21 @@ class DistillData(Recorded, LightningDataModule):
         classes: categorical conditions in a batch, `{key: number of classes}`.
         context: batch keys of further conditions, see `BaseTeacher`.
         asks: by context key, a description in the domain's words, for errors about a missing one.
-        provides: capabilities for methods; `data` means real samples under the batch key `data`.
+        provides: capabilities for methods; `data` means real samples under the batch key `data`,
+            `numbers` that noise can be added to them.
+        easier: for each easier observation of the samples, the easiest one first, the batch keys
+            that stand for those of the context, such as `[{"low": "low_2"}]`. Each observation must
+            be made from the one before it, and the context from the last.
     """
 
     domain: str
     pictured: int = 64
-    provides: frozenset[str] = frozenset({"data"})
+    provides: frozenset[str] = frozenset({"data", "numbers"})
     event_shape: tuple[int, ...]
     classes: dict[str, int]
     context: tuple[str, ...] = ()
     asks: dict[str, str] = {}
+    easier: Sequence[dict[str, str]] = ()
 
     def __init__(self, batch_size: int = 64):
         super().__init__()

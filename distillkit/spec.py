@@ -29,7 +29,20 @@ from distillkit.files import sizes
 
 TRUSTED = ("distillkit", "domains")
 # arguments that name files
-PATHS = ("path", "root", "tokenizer", "pipeline", "prompts", "empty_prompt", "i3d", "features", "autoencoder", "config")
+PATHS = (
+    "path",
+    "root",
+    "high",
+    "low",
+    "tokenizer",
+    "pipeline",
+    "prompts",
+    "empty_prompt",
+    "i3d",
+    "features",
+    "autoencoder",
+    "config",
+)
 LARGEST = 2**22  # largest number in a description, except seeds
 MOST_MADE = 2**24  # numbers of objects without own weights, such as embedded teachers (x 16)
 

@@ -29,6 +29,7 @@ from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import (
     DiscreteVariancePreserving,
     RectifiedFlow,
+    ResShift,
     TrigFlow,
     VarianceExploding,
     VariancePreserving,
@@ -55,6 +56,7 @@ PROCESSES = {
     ),
     "flow": RectifiedFlow(),
     "trig": TrigFlow(),
+    "resshift": ResShift(),
 }
 
 

@@ -63,8 +63,9 @@ ROOMS = {
 }
 # The discrete teacher has the path `discrete.teacher` in users' files, but imports as a teacher.
 LODGERS = {"distillkit.discrete.teacher": "teachers"}
-# Domains made of another: of digits (data, metrics, pictures) and, for frames of videos, of images.
-BORROW = {"discrete": {"image"}, "video": {"image"}}
+# Domains made of another: of digits (data, metrics, pictures) and, for frames and photographs, of
+# image files.
+BORROW = {"discrete": {"image"}, "video": {"image"}, "super_resolution": {"image"}}
 UNUSED_BY_DOMAINS = {"cli", "callbacks", "__main__"}
 
 

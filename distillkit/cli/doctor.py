@@ -29,14 +29,14 @@ CORE = (
     "einops",
     "safetensors",
     "scikit-learn",
+    "scikit-image",
 )
-CORE_MODULES = {"hydra-core": "hydra", "scikit-learn": "sklearn"}
+CORE_MODULES = {"hydra-core": "hydra", "scikit-learn": "sklearn", "scikit-image": "skimage"}
 OPTIONAL = {  # package: (module, the extra that installs it)
     "torchvision": ("torchvision", "vision"),
     "torchaudio": ("torchaudio", "audio"),
     "open3d": ("open3d", "threed"),
     "trimesh": ("trimesh", "threed"),
-    "scikit-image": ("skimage", "threed"),
     "av": ("av", "video"),
     "diffusers": ("diffusers", "hf"),
     "transformers": ("transformers", "hf"),

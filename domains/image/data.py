@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from distillkit import checks
@@ -19,11 +18,7 @@ from distillkit.data import DistillData, TensorData, split
 from distillkit.errors import optional
 from distillkit.files import read_npz
 from distillkit.sources import Source, drawn, first_whole
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # that files hold, whatever their suffix says
-MOST_PIXELS = 2**26  # of a file: so large an image takes 256 MB
-WHITE = (255, 255, 255, 255)
+from domains.image.reading import SUFFIXES, cropped, decoded, fault, from_uint8, why
 
 
 class ImageData(DistillData):
@@ -159,7 +154,7 @@ class TorchvisionData(ImageData):
             both = [getattr(datasets, self.name)(root, train=train, download=False) for train in (True, False)]
         except Exception as error:  # of files that lack, or are cut off
             raise ValueError(
-                f"{self.name} is not, or not whole, under {root} ({_why(error)}); get it once by "
+                f"{self.name} is not, or not whole, under {root} ({why(error)}); get it once by "
                 f"torchvision.datasets.{self.name}(root, download=True)"
             ) from None
         (data, label), (test_data, test_label) = [
@@ -238,12 +233,7 @@ class ImageFolder(ImageData):
 
     def decode(self, path: Path) -> Tensor:
         """One file as [C, resolution, resolution] in [-1, 1]."""
-        try:
-            with opened(path) as image:
-                image = flat(ImageOps.exif_transpose(image), self.channels)
-        except Exception as error:  # decoders fail in many ways
-            raise ValueError(f"{path} cannot be decoded ({_why(error)})") from None
-        image = cropped(image, self.resolution)
+        image = cropped(decoded(path, self.channels), self.resolution)
         return from_uint8(np.asarray(image)[None], str(path))[0]
 
 
@@ -271,90 +261,6 @@ class Files:
             rows, images = zip(*pool.map(read, indices.tolist()), strict=True)
         batch = {"data": torch.stack(images)}
         return batch if self.label is None else batch | {"label": self.label[list(rows)]}
-
-
-def from_uint8(images: np.ndarray, source: str) -> Tensor:
-    """uint8 [N, H, W] or [N, H, W, C] as float32 [N, C, H, W] in [-1, 1].
-
-    Transparency goes over white.
-    """
-    if images.dtype.kind == "f" and not np.isfinite(images).all():
-        raise ValueError(f"{source} holds NaN or infinity among its pixels; mend the file")
-    if images.dtype != np.uint8:
-        raise ValueError(
-            f"{source} holds pixels of type {images.dtype}, which has no known range; save them as uint8, 0 to 255"
-        )
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape:
-        shape = list(images.shape)
-        raise ValueError(f"{source} must hold images [N, H, W] or [N, H, W, C] with C = 1, 3 or 4, got {shape}")
-    x_NCHW = torch.from_numpy(images.copy()).movedim(-1, 1).float()
-    if x_NCHW.shape[1] == 4:
-        x_NCHW = 255 + (x_NCHW[:, :3] - 255) * (x_NCHW[:, 3:] / 255)
-    return (x_NCHW / 127.5 - 1).contiguous()
-
-
-def opened(path: Path) -> Image.Image:
-    """An image file, not yet decoded.
-
-    Raises:
-        ValueError: it has too many pixels.
-        Exception: Pillow's many.
-    """
-    try:
-        image = Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise ValueError(f"has more than {MOST_PIXELS} pixels: shrink it") from None
-    if image.width * image.height > MOST_PIXELS:
-        image.close()
-        raise ValueError(f"has {image.width} x {image.height} pixels, more than {MOST_PIXELS}: shrink it")
-    return image
-
-
-def fault(path: Path) -> str | None:
-    """Why an image file cannot be used, or None.
-
-    Decodes the whole file, a JPEG at an eighth of its size.
-    """
-    try:
-        with opened(path) as image:
-            image.draft(None, (1, 1))
-            image.load()
-    except Exception as error:  # decoders fail in many ways
-        return _why(error)
-    return None
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return f"holds none of {', '.join(FORMATS)}"
-    return str(error) or type(error).__name__
-
-
-def flat(image: Image.Image, channels: int) -> Image.Image:
-    """Any picture as 8-bit grey or RGB: 16 bits are scaled down, transparency goes over white."""
-    if image.mode.startswith("I"):
-        levels = np.asarray(image).clip(0, 65535).astype(np.uint32)
-        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    if "A" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def cropped(image: Image.Image, side: int) -> Image.Image:
-    """The centred square of the shorter side, resized to `side` pixels (antialiased bicubic).
-
-    It is cut out while it is resized, so that a long thin image is never enlarged as a whole.
-    """
-    whole = [max(side, round(length * side / min(image.size))) for length in image.size]  # all of it, to scale
-    box = [
-        place * length / full
-        for shift in (0, side)
-        for place, length, full in zip([(full - side) // 2 + shift for full in whole], image.size, whole, strict=True)
-    ]
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=tuple(box))
 
 
 def _counts(total: int, val: float, test: float | None) -> tuple[int, int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from distillkit import checks
 from distillkit.codec import Codec
+from distillkit.diffusion.denoiser import precise
 from distillkit.spec import to_spec
 from domains.super_resolution.resize import enlarged
 
@@ -27,6 +30,9 @@ class Upscale(Codec):
             photographs themselves.
     """
 
+    in_graph = True
+    free = {"low": (2, 3)}
+
     def __init__(self, scale: int = 4, residual: bool = True):
         checks.whole(1, 64, scale=scale)
         self.scale, self.residual = scale, residual
@@ -35,7 +41,7 @@ class Upscale(Codec):
         """What is taken from encoded photographs: the enlarged observation, or nothing."""
         if not self.residual:
             return 0.0
-        low = cond["low"].float()
+        low = precise(cond["low"])
         return enlarged(low, [self.scale * side for side in low.shape[-2:]])
 
     def encode(self, batch):
@@ -44,8 +50,20 @@ class Upscale(Codec):
     def decode(self, x, cond):
         return x + self.base(cond)
 
+    def rebase(self, x, alpha, old, new):
+        """See `Codec.rebase`; observations of any scale, also another one than the codec's."""
+        if not self.residual:
+            return x
+        ours, theirs = (enlarged(precise(cond["low"]), x.shape[-2:]) for cond in (old, new))
+        return x + alpha * (ours - theirs)
+
     def shape(self, num: int, event_shape: Sequence[int], cond: Mapping[str, Tensor]) -> tuple[int, ...]:
         return num, event_shape[0], *(self.scale * side for side in cond["low"].shape[-2:])
+
+    def answering(self, student, seed, kappa, tile, overlap):
+        from domains.super_resolution.enlarge import Enlarger
+
+        return Enlarger(student, self.scale, seed, kappa, tile, overlap)
 
 
 class Shared:
@@ -53,12 +71,13 @@ class Shared:
 
     Attributes:
         autoencoder: the autoencoder, once it has been read.
-        base: the last observations (by reference), their version and their latent.
+        bases: the last observations (by reference), each with its version, the size to which it was
+            enlarged, and its latent.
     """
 
     def __init__(self):
         self.autoencoder: nn.Module | None = None
-        self.base: tuple = (lambda: None, None, None)
+        self.bases: deque[tuple] = deque(maxlen=2)
 
 
 _shared: WeakValueDictionary[str, Shared] = WeakValueDictionary()
@@ -68,8 +87,8 @@ class Latent(Upscale):
     """Photographs as latents of an autoencoder, whose weights lie in files of their own.
 
     The files are read when they are needed first. The autoencoder works in float32 on the device of
-    what it gets and is never trained. Observations whose sides are no multiples of `multiple` are
-    continued by reflection, and photographs are cut back.
+    what it gets. It is never trained itself, but a copy of its decoder may be. Observations whose
+    sides are no multiples of `multiple` are continued by reflection, and photographs are cut back.
 
     Args:
         path: the file or directory; if it is missing, only its use raises an error.
@@ -77,6 +96,8 @@ class Latent(Upscale):
         multiple: what the sides of observations must be divisible by.
         scale, residual: as in `Upscale`; the base is then the latent of the enlarged observation.
     """
+
+    tunable, in_graph = True, False
 
     def __init__(self, path: str, factor: int = 4, multiple: int = 1, scale: int = 4, residual: bool = True):
         super().__init__(scale, residual)
@@ -91,6 +112,15 @@ class Latent(Upscale):
 
     def __deepcopy__(self, memo):
         return self
+
+    def decoder(self):
+        """The autoencoder without its encoder; a codebook is not trained."""
+        made = copy.deepcopy(self.autoencoder(torch.device("cpu")))
+        for name in ("encoder", "quant_conv"):
+            delattr(made, name)
+        for name, parameter in made.named_parameters():
+            parameter.requires_grad_(not name.startswith("quantize."))
+        return made.train()
 
     @abstractmethod
     def read(self, place: Path) -> nn.Module:
@@ -131,16 +161,28 @@ class Latent(Upscale):
         return reflected(cond["low"].float(), self.multiple)
 
     def base(self, cond: Mapping[str, Tensor]) -> Tensor | float:
-        """As in `Upscale`; kept while the same tensor of observations is asked about."""
+        """As in `Upscale`; kept while the same tensors of observations are asked about."""
         if not self.residual:
             return 0.0
+        sides = (-(-side // self.multiple) * self.multiple for side in cond["low"].shape[-2:])
+        return self._base(cond, [self.scale * side for side in sides])
+
+    def rebase(self, x, alpha, old, new):
+        """See `Codec.rebase`; observations of any scale whose sizes `encode` takes."""
+        if not self.residual:
+            return x
+        ours, theirs = (self._base(cond, [self.factor * side for side in x.shape[-2:]]) for cond in (old, new))
+        return x + alpha * (ours - theirs)
+
+    def _base(self, cond: Mapping[str, Tensor], size: list[int]) -> Tensor:
+        """The latent of observations enlarged to this size in pixels."""
         low = cond["low"]
         version = None if low.is_inference() else low._version
-        of, then, z = self.shared.base
-        if of() is not low or then != version:
-            seen = self.observed(cond)
-            z = self.latents(enlarged(seen, [self.scale * side for side in seen.shape[-2:]]))
-            self.shared.base = ref(low), version, z
+        for of, *facts, z in self.shared.bases:
+            if of() is low and facts == [version, size]:
+                return z
+        z = self.latents(enlarged(self.observed(cond), size))
+        self.shared.bases.append((ref(low), version, size, z))
         return z
 
     def encode(self, batch):
@@ -155,7 +197,8 @@ class Latent(Upscale):
     def decode(self, x, cond):
         height, width = (self.scale * side for side in cond["low"].shape[-2:])
         with torch.autocast(x.device.type, enabled=False):
-            made = self.out_of(self.autoencoder(x.device), x.float() + self.base(cond))
+            decoder = self.autoencoder(x.device) if self.tuned is None else self.tuned.to(x.device)
+            made = self.out_of(decoder, x.float() + self.base(cond))
         return made[..., :height, :width]
 
     def data_shape(self, event_shape):

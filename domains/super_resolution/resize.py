@@ -15,7 +15,7 @@ from distillkit.evaluation.samples import eight_bits
 
 
 def enlarged(low: Tensor, size: Sequence[int]) -> Tensor:
-    """Images [B, C, h, w] at another size (H, W), bicubic; values may leave their range a little."""
+    """Images [B, C, h, w] at another size (H, W), bicubic; values may leave their range."""
     return F.interpolate(low, size=tuple(size), mode="bicubic", align_corners=False)
 
 
@@ -25,9 +25,13 @@ def shrunk(images: Tensor, scale: int) -> Tensor:
     Raises:
         ValueError: a side is not divisible by the scale.
     """
+    size = shrunk_size(images, scale)
+    return eight_bits(F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=True))
+
+
+def shrunk_size(images: Tensor, scale: int) -> tuple[int, int]:
+    """The height and width of images that are `scale` times smaller; raises as `shrunk`."""
     height, width = images.shape[-2:]
     if height % scale or width % scale:
         raise ValueError(f"an image of {width} x {height} pixels cannot be made {scale} times smaller: cut it first")
-    size = (height // scale, width // scale)
-    return eight_bits(F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=True))
-
+    return height // scale, width // scale

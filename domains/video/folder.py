@@ -18,7 +18,7 @@ from distillkit import checks
 from distillkit.data import Batch, split
 from distillkit.errors import optional
 from distillkit.sources import Source, drawn, first_whole, listed
-from domains.image.data import MOST_PIXELS, cropped, flat, from_uint8
+from domains.image.reading import MOST_PIXELS, cropped, flat, from_uint8
 from domains.video.data import VideoData
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from distillkit.diffusion.process import (
     DiscreteVariancePreserving,
     RectifiedFlow,
+    ResShift,
     TrigFlow,
     VarianceExploding,
     VariancePreserving,
@@ -269,6 +270,33 @@ def test_expand():
     assert expand(torch.zeros(3), like).shape == (3, 1, 1) and expand(torch.tensor(1.0), like).shape == ()
 
 
+PUBLISHED = {  # tables of eta, from noise to data
+    (15, 0.04): [0.9801, 0.8256, 0.6888, 0.5685, 0.4633, 0.3720, 0.2934, 0.2264, 0.1700, 0.1232, 0.0850, 0.0546, 0.0311]
+    + [0.0137, 0.0004],
+    (4, 0.2): [0.9801, 0.5797, 0.2705, 0.0100],
+}
+
+
+@pytest.mark.parametrize("steps, min_noise", PUBLISHED)
+def test_the_grid_is_resshifts_table(steps, min_noise):
+    eta = ResShift(min_noise=min_noise).grid(steps) ** 2
+    torch.testing.assert_close(eta, f64(*PUBLISHED[steps, min_noise]), rtol=0, atol=6e-5)
+
+
+def test_resshift_is_the_shift_to_the_observation():
+    """`x_t = x_0 + eta (y - x_0) + kappa sqrt(eta) eps` is the process on `x_0 - y`, beside y."""
+    process = ResShift(kappa=1.5)
+    x_0, y, eps = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    eta = process.grid(8) ** 2
+    published = x_0 + eta * (y - x_0) + 1.5 * eta.sqrt() * eps
+    torch.testing.assert_close(y + process.add_noise(x_0 - y, eps, process.grid(8)), published, rtol=0, atol=1e-15)
+
+
+def test_a_part_of_resshifts_grid_keeps_its_ends():
+    grid = ResShift().grid(5, 0.5, 0.1)
+    assert grid[[0, -1]].tolist() == pytest.approx([0.5, 0.1]) and (grid.diff() < 0).all()
+
+
 def test_equality_is_that_of_the_settings():
     assert VarianceExploding() == VarianceExploding() != VarianceExploding(sigma_max=70.0)
     assert VariancePreserving() != VarianceExploding()
@@ -282,6 +310,8 @@ def test_equality_is_that_of_the_settings():
         (lambda: VariancePreserving(t_min=0.0), "t_min must be positive, got 0.0"),
         (lambda: RectifiedFlow(t_max=1.5), "0 < t_min < t_max <= 1"),
         (lambda: TrigFlow(t_max=2.0), "pi/2"),
+        (lambda: ResShift(t_max=1.0), "t_max must"),
+        (lambda: ResShift(min_noise=2.0), "starts above t_max=0.99: lower it"),
         (lambda: DiscreteVariancePreserving(schedule="sigmoid"), "linear, scaled_linear or cosine, got 'sigmoid'"),
     ],
 )

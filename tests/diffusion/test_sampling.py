@@ -4,8 +4,8 @@ import pytest
 import torch
 from helpers import f64, gaussian
 
-from distillkit.diffusion.process import RectifiedFlow, TrigFlow, VarianceExploding, VariancePreserving
-from distillkit.diffusion.sampling import SOLVERS, ancestral, few_step, network_passes, pure_noise
+from distillkit.diffusion.process import RectifiedFlow, ResShift, TrigFlow, VarianceExploding, VariancePreserving
+from distillkit.diffusion.sampling import SOLVERS, ancestral, few_step, network_passes, pure_noise, resshift
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
 PROCESSES = {
@@ -145,6 +145,46 @@ def test_ancestral_step_is_the_posterior():
     assert (at_s[1:] - at_s[0]).square().sum().item() == pytest.approx(float(sigma_s) ** 2)
     b = (alpha / alpha_s * sigma_s**2 / sigma**2).item()
     assert (at_s[1] - at_s[0]).item() == pytest.approx(b * float(sigma))
+
+
+def test_resshifts_step_is_the_published_one():
+    """`c x_t + (1 - c) x_0 + kappa sqrt(c (eta_t - eta_s)) z` with `c = eta_s / eta_t`."""
+    process, times = ResShift(kappa=1.7), f64(0.8, 0.3)
+    x, x_0, z = torch.randn(3, 6, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    reached = []
+
+    def denoise(x_t, t):
+        reached.append(x_t)
+        return x_0
+
+    resshift(denoise, process, x, times, lambda i: z)
+    eta_t, eta_s = (times**2).tolist()
+    share = eta_s / eta_t
+    published = share * x + (1 - share) * x_0 + 1.7 * (share * (eta_t - eta_s)) ** 0.5 * z
+    torch.testing.assert_close(reached[1], published, rtol=0, atol=1e-14)
+
+
+def test_resshifts_step_keeps_the_marginal():
+    """On a point mass its mean and variance are those of q(x_s | x_0); shown by draws."""
+    process, times, point = ResShift(), f64(0.9, 0.4), 0.7
+    generator, num = torch.Generator().manual_seed(1), 20_000
+    eps, z = torch.randn(2, num, 1, dtype=torch.float64, generator=generator)
+    reached = []
+
+    def denoise(x_t, t):
+        reached.append(x_t)
+        return torch.full_like(x_t, point)
+
+    resshift(denoise, process, process.alpha(times[0]) * point + process.sigma(times[0]) * eps, times, lambda i: z)
+    assert reached[1].mean().item() == pytest.approx(float(process.alpha(times[1])) * point, abs=0.02)
+    assert reached[1].var().item() == pytest.approx(float(process.sigma(times[1])) ** 2, rel=0.02)
+
+
+def test_resshifts_step_is_ancestral_where_the_signal_stays():
+    process, x = PROCESSES["ve"], torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    z, times = torch.randn(9, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3)), process.grid(8)
+    both = [solver(law(process).denoiser, process, 80 * x, times, lambda i: z[i]) for solver in (ancestral, resshift)]
+    torch.testing.assert_close(*both, rtol=0, atol=1e-12)
 
 
 # The few-step sampler

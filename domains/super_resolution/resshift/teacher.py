@@ -96,6 +96,7 @@ class ResShiftTeacher(Teacher):
         config: ResShift's yaml for models of other sizes; None means the released ones.
     """
 
+    provides = Teacher.provides | {"decoder"}
     apart = Teacher.apart | {"codec"}  # its weights are in the fingerprint
 
     def __init__(

@@ -18,7 +18,8 @@ from PIL import Image, ImageFile
 from distillkit import runs
 from distillkit.cli.front import main
 from distillkit.data import split
-from domains.image.data import Digits, ImageFolder, NpzImages, TorchvisionData, cropped, fault, from_uint8
+from domains.image.data import Digits, ImageFolder, NpzImages, TorchvisionData
+from domains.image.reading import cropped, fault, from_uint8
 
 FASHION = Path(os.environ.get("DISTILLKIT_TEST_DATA", "")) / "image" / "fashion_mnist_900.npz"
 
