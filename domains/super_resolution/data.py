@@ -5,7 +5,7 @@ B: batch; H, W: height and width of an observation; s: the scale between them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -44,6 +44,8 @@ class SuperResolutionData(DistillData):
         held_out: number of squares of the validation and of the test data each.
         seed: of the split and of all squares.
         workers: threads that decode.
+        lpips, dists: paths of weights, by which samples are measured too, see `evaluation`.
+        no_reference: names of pyiqa's metrics, the same.
         batch_size: squares in a batch.
     """
 
@@ -62,6 +64,9 @@ class SuperResolutionData(DistillData):
         held_out: int = 250,
         seed: int = 0,
         workers: int = 8,
+        lpips: str | None = None,
+        dists: str | None = None,
+        no_reference: Sequence[str] = (),
         batch_size: int = 16,
     ):
         super().__init__(batch_size=batch_size)
@@ -83,7 +88,14 @@ class SuperResolutionData(DistillData):
         checks.seed(seed=seed)
         self.scale, self.crop, self.degradation, self.tower = scale, crop, degradation, tuple(tower)
         self.held_out, self.seed, self.workers = held_out, seed, workers
+        self.lpips, self.dists, self.no_reference = lpips, dists, tuple(no_reference)
         self.event_shape = (3, crop, crop)
+        self.easier = [{"low": f"low_{easy}"} for easy in self.tower]
+
+    @classmethod
+    def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """`provides`, and `tower` where batches hold easier observations."""
+        return cls.provides | ({"tower"} if arguments.get("tower") else set())
 
     def parts(self, train: Photographs, val: Photographs, test: Photographs) -> Parts:
         """The data sets of three kinds of photographs."""
@@ -104,7 +116,7 @@ class SuperResolutionData(DistillData):
     def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.super_resolution.evaluation import SuperResolutionEvaluator
 
-        return SuperResolutionEvaluator(self.train, held_out, self.scale)
+        return SuperResolutionEvaluator(held_out, self.scale, self.lpips, self.dists, self.no_reference)
 
     @property
     def media(self) -> ModuleType:
