@@ -55,7 +55,7 @@ class SuperResolutionEvaluator:
     Once for each model come `lpips` and `dists`, if there are weights, and pyiqa's metrics.
 
     Args:
-        held_out: one or several data sets, len() and data[indices] -> {"data": [N, 3, H, W], "low"},
+        held_out: one or several data sets, data[indices] -> {"data": [N, 3, H, W], "low"},
             the last of which stands in for samples where real data are measured.
         scale: how many times larger photographs are than their observations.
         lpips: path of AlexNet's or VGG16's weights, see `distillkit.evaluation.perceptual`.
