@@ -109,8 +109,12 @@ def check_fine_energy() -> None:
     place = torch.arange(48.0, dtype=torch.float64)
     fine, coarse = torch.cos(2 * torch.pi * place / 3), torch.cos(2 * torch.pi * place / 6)
     flat = torch.ones(48, dtype=torch.float64)
-    oblique = torch.outer(torch.cos(2 * torch.pi * place / 5), torch.cos(2 * torch.pi * place / 5))  # 0.28 along its way
-    y = torch.stack([torch.outer(fine, flat), torch.outer(flat, fine), oblique, torch.outer(coarse, flat), 100 + 0 * oblique])
+    oblique = torch.outer(
+        torch.cos(2 * torch.pi * place / 5), torch.cos(2 * torch.pi * place / 5)
+    )  # 0.28 along its way
+    y = torch.stack(
+        [torch.outer(fine, flat), torch.outer(flat, fine), oblique, torch.outer(coarse, flat), 100 + 0 * oblique]
+    )
     found = fine_energy(y)
     fade = torch.hann_window(48, False, dtype=torch.float64).square().sum()
     whole = 0.5 * fade**2  # Parseval: the squares of the faded wave
@@ -160,7 +164,9 @@ def test_each_image_is_measured_alone():
 
 
 @pytest.mark.skipif(not KODAK.is_dir(), reason="Kodak's photographs are not here")
-@pytest.mark.parametrize(("scale", "decibels", "similarity"), [(2, 31.04, 0.8738), (4, 27.30, 0.7201), (8, 25.20, 0.6240)])
+@pytest.mark.parametrize(
+    ("scale", "decibels", "similarity"), [(2, 31.04, 0.8738), (4, 27.30, 0.7201), (8, 25.20, 0.6240)]
+)
 def test_bicubic_interpolation_of_kodaks_photographs(scale, decibels, similarity):
     """Numbers that were measured with other programs."""
     found = []
