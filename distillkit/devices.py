@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def best() -> str:
@@ -81,3 +85,36 @@ def in_chunks(make: Callable[[slice], Tensor], num: int, chunk: int) -> Tensor:
                 raise
             chunk //= 2
     return torch.cat(parts)
+
+
+def free(device: torch.device) -> int | None:
+    """Bytes of memory that a device has left; None if it does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    said = Path("/proc/meminfo")
+    if device.type != "cpu" or not said.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in said.read_text(encoding="utf-8").splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+class Peak(TorchDispatchMode):
+    """Counts the memory of the tensors that are made while it is active.
+
+    Attributes:
+        bytes: of those that were alive at once, at most.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.bytes, self._alive = 0, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in pytree.tree_leaves(out):
+            if isinstance(x, Tensor):
+                memory = x.untyped_storage()
+                self._alive[memory._cdata] = StorageWeakRef(memory), memory.nbytes()
+        self._alive = {key: (ref, size) for key, (ref, size) in self._alive.items() if not ref.expired()}
+        self.bytes = max(self.bytes, sum(size for _, size in self._alive.values()))
+        return out

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distillkit import cache, devices
+from distillkit.cli.answers import answer
 from distillkit.codec import Codec
 from distillkit.errors import Arguments, Failure, UsageError, moved, number, optional
 from distillkit.evaluation.pictures import save_files, save_picture
@@ -27,6 +28,7 @@ from distillkit.students.provenance import allow, asked, load, made_with, set_up
 
 ROUNDING = 1e-3  # largest difference of an exported student with another order of operations
 MOST_SEED = 2**32 - 1  # NumPy's largest
+LEAST = 3  # of a free size in a graph: PyTorch's exporter takes sizes of 1 and 2 for special cases
 
 
 def _new(path: Path) -> Path:
@@ -50,9 +52,11 @@ def _writable(path: Path) -> Path:
 
 
 def sample(argv: Sequence[str]) -> int:
-    """`sample STUDENT -n 64 --seed 1 --out DIR`: samples.npz and a picture."""
+    """`sample STUDENT -n 64 --seed 1 --out DIR`: samples.npz and a picture, or --input's files."""
     args = _asked_to_sample(argv)
     student = load(args.student, args.trust).to(args.device)
+    if args.input is not None:
+        return answer(student, args, _new(args.out or Path(args.student) / f"samples-{args.seed}"))
     goes_on = _continuation(student, args) if args.rollouts > 1 else None
     data, no_picture = _data_of(student, args)
     cond = _conditions(student, data, args)
@@ -80,10 +84,12 @@ def _asked_to_sample(argv: Sequence[str]) -> Namespace:
     """The arguments of `sample`."""
     parser = Arguments(prog="distillkit sample", description="Draw samples from a student folder.")
     parser.add_argument("student", help="a student folder, or the run folder around it")
-    parser.add_argument("-n", type=number(int, 1), default=64, help="how many (default 64)")
+    parser.add_argument("-n", type=number(int, 1), help="how many (default 64)")
     parser.add_argument("--seed", type=number(int, 0, MOST_SEED), default=0, help="of the noise (default 0)")
     parser.add_argument(
-        "--out", type=Path, help="folder for samples.npz and samples.png (default: samples-SEED beside the student)"
+        "--out",
+        type=Path,
+        help="folder for samples.npz and samples.png, or for what is made of --input (default: samples-SEED beside the student)",
     )
     parser.add_argument(
         "--cond",
@@ -102,9 +108,31 @@ def _asked_to_sample(argv: Sequence[str]) -> Namespace:
         help="of a student that goes on from its own samples: how many in a row, joined to one (default 1)",
     )
     parser.add_argument("--clips", type=moved("--rollouts"), help=SUPPRESS)
+    parser.add_argument(
+        "--input",
+        type=Path,
+        metavar="PATH",
+        help="of a student whose samples are made for what a file holds (photographs): a file, or a folder of them",
+    )
+    parser.add_argument(
+        "--tile",
+        type=number(int, 16),
+        help="with --input: side of what is made at once, in pixels (default: the whole)",
+    )
+    parser.add_argument(
+        "--overlap", type=number(int, 0), help="with --tile: pixels that neighbouring tiles share (default 64)"
+    )
     devices.add_flag(parser)
     allow(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.input is not None and (args.n or args.cond or args.rollouts > 1):
+        raise UsageError("--input asks for one sample of each file: leave out -n, --cond and --rollouts")
+    if args.tile and not args.input or args.overlap is not None and not args.tile:
+        raise UsageError("--tile and --overlap say how the files of --input are cut: give --input PATH and --tile")
+    args.n = args.n or 64
+    if args.overlap is None:
+        args.overlap = min(64, (args.tile or 0) // 4)
+    return args
 
 
 def _continuation(student: Student, args: Namespace) -> Continuation:
@@ -192,7 +220,8 @@ def evaluate(argv: Sequence[str]) -> int:
     from distillkit.report.quality import evaluation_table
 
     parser = Arguments(
-        prog="distillkit evaluate", description="Measure a student folder against its teacher and real data."
+        prog="distillkit evaluate",
+        description="Measure a student folder against its teacher, if it had one, and real data.",
     )
     parser.add_argument("student", help="a student folder, or the run folder around it")
     parser.add_argument(
@@ -206,18 +235,11 @@ def evaluate(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     kept = None if args.no_cache else cache.of_the_user()
     student = load(args.student, args.trust).to(args.device)
-    own = made_with(student, args.student, args.trust, "teacher", "data")
-    teacher, data = own["teacher"].to(args.device), own["data"]
-    student.codec = teacher.codec  # the same one; folders of earlier versions name none
-    if teacher.fingerprint() != (student.config.get("teacher") or {}).get("hash"):
-        raise Failure(
-            "the teacher has changed since this student was made, so it is not the one to compare with: restore it"
-        )
+    taught = "teacher" in {**student.config, **(student.config.get("run") or {})}
+    own = made_with(student, args.student, args.trust, *(["teacher"] if taught else []), "data")
+    teacher, data = _teacher_of(student, own["teacher"]).to(args.device) if taught else None, own["data"]
     set_up(data)
     asked(student, data, 2)
-    if student.event_shape != teacher.event_shape:
-        shapes = f"{list(student.event_shape)} and {list(teacher.event_shape)}"
-        raise UsageError(f"the student cannot be compared with its teacher: their samples have the shapes {shapes}")
     kappa = student.config.get("kappa", 1.0)
     path = _writable(args.out or Path(args.student) / "evaluation.json")
     with cache.using(kept):
@@ -226,6 +248,20 @@ def evaluate(argv: Sequence[str]) -> int:
     Console().print(evaluation_table(result, student.config))
     print(f"evaluation: {path}")
     return 0
+
+
+def _teacher_of(student: Student, teacher: Any) -> Any:
+    """The teacher, if it still is the one that the student was made from."""
+    if "decoder" not in student.config:
+        student.codec = teacher.codec  # the same one; folders of earlier versions name none
+    if teacher.fingerprint() != (student.config.get("teacher") or {}).get("hash"):
+        raise Failure(
+            "the teacher has changed since this student was made, so it is not the one to compare with: restore it"
+        )
+    if student.event_shape != teacher.event_shape:
+        shapes = f"{list(student.event_shape)} and {list(teacher.event_shape)}"
+        raise UsageError(f"the student cannot be compared with its teacher: their samples have the shapes {shapes}")
+    return teacher
 
 
 # ---- export
@@ -244,7 +280,7 @@ def export(argv: Sequence[str]) -> int:
         raise UsageError(f"{reason}: use its folder")
     out = _new(args.out or Path(args.student) / f"student.{args.format}")
     error = to_onnx(student, out) if args.format == "onnx" else to_safetensors(student, out, args.trust)
-    if type(student.codec) is not Codec:
+    if type(student.codec) is not Codec and not (args.format == "onnx" and student.codec.in_graph):
         print(
             f"the file gives samples of shape {list(student.event_shape)} undecoded: data are made of them by the folder"
         )
@@ -268,21 +304,22 @@ def to_safetensors(student: FewStepStudent, path: Path, trust: Sequence[str] = (
         config = json.loads(file.metadata()["student"])
         denoiser = from_spec(config["denoiser"], tuple(trust))
         denoiser.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
-    plain = {key: config[key] for key in ("times", "event_shape", "classes", "renoise", "noise_scale") if key in config}
-    again = FewStepStudent(denoiser, **plain).eval()
+    facts = ("times", "event_shape", "classes", "context", "renoise", "noise_scale")
+    plain = {key: config[key] for key in facts if key in config}
+    again = FewStepStudent(denoiser, **plain, codec=student.codec, examples=student.examples).eval()
     tolerance = 0.0 if merged is student else ROUNDING
     return _difference(path, *(one.sample(8, decode=False) for one in (student, again)), tolerance)
 
 
 def inputs(student: FewStepStudent) -> list[str]:
-    """The student's conditions by name: classes, then told numbers."""
-    return [*student.classes, *student.told]
+    """The student's conditions by name: classes, context, then told numbers."""
+    return [*student.classes, *student.context, *student.told]
 
 
-class _Flat(nn.Module):
+class Flat(nn.Module):
     """A student as a function of plain tensors: noise [B, K, *event_shape], then the conditions.
 
-    K is 1 unless the student re-noises.
+    K is 1 unless the student re-noises. Samples are decoded if the codec can join a graph.
     """
 
     def __init__(self, student: FewStepStudent):
@@ -290,30 +327,57 @@ class _Flat(nn.Module):
         self.student = student
 
     def forward(self, noise: Tensor, *cond: Tensor) -> Tensor:
-        named = dict(zip(inputs(self.student), cond, strict=True))
-        return self.student(noise[:, 0], named, lambda i: noise[:, i])
+        named, codec = dict(zip(inputs(self.student), cond, strict=True)), self.student.codec
+        x = self.student(noise[:, 0], named, lambda i: noise[:, i])
+        return codec.decode(x, named) if codec.in_graph else x
+
+
+def arguments(student: FewStepStudent, num: int, larger: int = 0, seed: int = 0) -> tuple[Tensor, ...]:
+    """Arguments of `Flat` for `num` samples whose free sizes are `larger` than the examples'."""
+    cond = student.checked_condition(num, None)
+    for name, axes in student.codec.free.items():
+        for axis in axes:
+            side = cond[name].shape[axis]
+            cond[name] = cond[name].index_select(axis, torch.arange(side + larger).clamp_max(side - 1))
+    draws = student.num_steps if student.renoise else 1
+    shape = student.codec.shape(num, student.event_shape, cond)
+    noise = torch.randn((num, draws, *shape[1:]), generator=torch.Generator().manual_seed(seed))
+    return noise, *(cond[name] for name in inputs(student))
+
+
+def free_sizes(student: FewStepStudent, noise: Tensor, *cond: Tensor) -> tuple:
+    """What `torch.export` takes as `dynamic_shapes` of these arguments of `Flat`.
+
+    The number of samples is free, and so are the sizes that the codec says; those of the noise are
+    multiples of them.
+    """
+    batch = torch.export.Dim("batch", min=1)
+    sides, shapes = {}, []
+    for name, value in zip(inputs(student), cond, strict=True):
+        own = {axis: torch.export.Dim(f"{name}_{axis}", min=LEAST) for axis in student.codec.free.get(name, ())}
+        sides |= {axis + 1: noise.shape[axis + 1] // value.shape[axis] * side for axis, side in own.items()}
+        shapes.append({0: batch, **own})
+    return {0: batch, **sides}, *([tuple(shapes)] if shapes else [])
 
 
 def to_onnx(student: FewStepStudent, path: Path) -> float:
-    """Write an ONNX graph `(noise, *conditions) -> samples`, free batch size, and compare it."""
+    """Write an ONNX graph `(noise, *conditions) -> samples` and compare it.
+
+    The number of samples and the sizes that follow from a condition are free.
+    """
     if any(isinstance(module, Routed) for module in student.modules()):
         raise UsageError("a student whose samples go to several networks has no ONNX graph: use --format safetensors")
     optional("onnxscript", "onnx", "ONNX graphs are made with")  # torch's exporter needs it
     onnxruntime = optional("onnxruntime", "onnx", "ONNX graphs are compared with")
-    draws = student.num_steps if student.renoise else 1
-    noise = torch.randn((3, draws, *student.event_shape), generator=torch.Generator().manual_seed(0))
-    cond = tuple(student.checked_condition(3, None)[name] for name in inputs(student))
-    batch = torch.export.Dim("batch", min=1)
-    module, shapes = _Flat(student.merged()).eval(), ({0: batch}, *([tuple({0: batch} for _ in cond)] if cond else []))
-    names = ["noise", *inputs(student)]
+    module, names, shown = Flat(student.merged()).eval(), ["noise", *inputs(student)], arguments(student, 3)
 
     def write(temporary: Path) -> None:
         with torch.no_grad():
             program = torch.onnx.export(
                 module,
-                (noise, *cond),
+                shown,
                 dynamo=True,
-                dynamic_shapes=shapes,
+                dynamic_shapes=free_sizes(student, *shown),
                 input_names=names,
                 output_names=["samples"],
                 verbose=False,
@@ -322,12 +386,10 @@ def to_onnx(student: FewStepStudent, path: Path) -> float:
 
     write_atomic(path, write)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    # another batch size
-    noise = torch.randn((5, draws, *student.event_shape), generator=torch.Generator().manual_seed(1))
-    cond = tuple(student.checked_condition(5, None)[name] for name in inputs(student))
-    feed = {name: value.numpy() for name, value in zip(names, (noise, *cond), strict=True)}
+    others = arguments(student, 5, larger=1, seed=1)  # another batch size, other sides
+    feed = {name: value.numpy() for name, value in zip(names, others, strict=True)}
     with torch.no_grad():
-        expected = _Flat(student)(noise, *cond)
+        expected = Flat(student)(*others)
         return _difference(path, expected, torch.from_numpy(session.run(None, feed)[0]), ROUNDING)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,10 @@ class SamplerStudent(Student):
         return "a sampler of few numbers calls its teacher's network and cannot be exported"
 
     @torch.no_grad()
-    def forward(self, noise: Any, cond: Cond | None = None) -> Tensor:
-        """Map the teacher's start noise to samples, undecoded."""
-        return self.teacher.sample(noise, cond or {}, None, self.sampler, self.kappa)
+    def forward(self, noise: Any, cond: Cond | None = None, draw: Callable[[int], Tensor] | None = None) -> Tensor:
+        """Map the teacher's start noise to samples, undecoded; `draw` as in `Teacher.sample`."""
+        drawn = {} if draw is None else {"draw": draw}
+        return self.teacher.sample(noise, cond or {}, None, self.sampler, self.kappa, **drawn)
 
     def sample(self, n=64, cond=None, seed=0, batch_size=256, decode=True, kappa=None):
         cond = self.checked_condition(n, cond, kappa)

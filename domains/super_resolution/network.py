@@ -67,6 +67,11 @@ class PatchNet(Recorded, Features, nn.Module):
         self.norm, self.out = PixelNorm(width), zero(nn.Conv2d(width, pixels, 3, padding=1))
         self.feature_widths, self.feature_layer = [width] * depth, (depth - 1) // 2
 
+    @property
+    def reach(self) -> int:
+        """How far a pixel of the output sees in its input, in pixels, at most."""
+        return self.patch * (2 * len(self.blocks) + 3)
+
     def check_context(self, cond: dict[str, Tensor]) -> None:
         """See `WithContext`: the observations must be images."""
         check_images(cond["low"])
@@ -75,14 +80,26 @@ class PatchNet(Recorded, Features, nn.Module):
         """Features after each block, [B, width, height / patch, width / patch], rounded up."""
         height, width = x.shape[-2:]
         x = torch.cat([x, enlarged(cond["low"].to(x), (height, width))], dim=1).to(self.inp.weight.dtype)
-        x = F.pad(x, (0, -width % self.patch, 0, -height % self.patch), mode="replicate")
+        x = fitted(x, *((side + self.patch - 1) // self.patch * self.patch for side in (height, width)))
         h, emb = self.inp(F.pixel_unshuffle(x, self.patch)), self.embed(time, cond)
         for block in self.blocks:
             yield (h := block(h, emb))
 
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         h = self.out(F.silu(self.norm(last(self.activations(x, time, cond)))))
-        return F.pixel_shuffle(h, self.patch)[..., : x.shape[-2], : x.shape[-1]]
+        return fitted(F.pixel_shuffle(h, self.patch), *x.shape[-2:])
+
+
+def fitted(x: Tensor, height: int, width: int) -> Tensor:
+    """Images [B, C, H, W] of another size: cut, or their last row and column repeated.
+
+    Graphs of every size hold it, which padding and slices are not made for.
+    """
+    for axis, size in ((2, height), (3, width)):
+        side = x.shape[axis]
+        if not (isinstance(side, int) and side == size):
+            x = x.index_select(axis, torch.arange(size, device=x.device).clamp_max(side - 1))
+    return x
 
 
 def check_images(low: Tensor) -> None:

@@ -114,17 +114,9 @@ def test_what_a_run_leaves_for_a_student_with_a_context(tmp_path):
         assert file["place"].tolist() == held_out.test.tensors["place"][:5].tolist()
     assert (tmp_path / "samples" / "place_3.txt").is_file() and not (tmp_path / "samples" / "place_4.txt").exists()
 
-    for verb, words, message in (
-        (
-            student_verbs.sample,
-            ["--cond", "place=3", "--out", str(tmp_path / "no")],
-            "comes from the examples in its folder",
-        ),
-        (student_verbs.export, ["--format", "onnx"], "asked about place cannot be exported"),
-        (student_verbs.export, ["--format", "safetensors"], "asked about place cannot be exported"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            verb([str(run), "--trust", "dummy", *words])
+    with pytest.raises(UsageError, match="comes from the examples in its folder"):
+        student_verbs.sample([str(run), "--trust", "dummy", "--cond", "place=3", "--out", str(tmp_path / "no")])
+    assert student_verbs.export([str(run), "--trust", "dummy"]) == 0
 
 
 class Labelled(Places):

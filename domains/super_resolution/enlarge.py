@@ -1,0 +1,175 @@
+"""Photographs of a user's, of any size, through a student."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from distillkit import devices
+from distillkit.files import write_atomic
+from distillkit.progress import progress
+from distillkit.students.base import Student
+from domains.image.reading import SUFFIXES, opened
+from domains.super_resolution.photographs import read
+from domains.super_resolution.resize import eight_bits, enlarged
+from domains.super_resolution.tiles import Cuts, blended, how_many, noise
+
+PROBE = 32  # side of the part of an observation by which memory is estimated
+COPIES = 8  # bytes of a pixel of the picture that is written: colours, and those of the encoder
+GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes
+SPACES = {True: b"GRAY", False: b"RGB "}  # of colour profiles for grey pictures and others
+
+
+class Enlarger:
+    """Files of photographs as files of larger ones, see `distillkit.codec.Answering`.
+
+    Files are read as in training. What is written is PNG of 8 bits: grey stays grey, transparent
+    parts stay so, and the colour profile is kept.
+
+    Args:
+        student: the student.
+        scale: how many times larger it makes them.
+        seed, kappa: as in `Student.sample`. Equal photographs get equal noise.
+        tile: largest side of what is made at once, in pixels of the result; None for the whole.
+        overlap: pixels that neighbouring tiles share at least.
+
+    Raises:
+        ValueError: tiles that are too small, or a kappa that the student does not take.
+    """
+
+    noun, ending = "image", ".png"
+    suffixes = SUFFIXES
+
+    def __init__(self, student: Student, scale: int, seed: int, kappa: float | None, tile: int | None, overlap: int):
+        self.student, self.scale, self.seed, self.kappa = student, scale, seed, kappa
+        self.tile, self.overlap = tile, overlap
+        self.unit = math.lcm(scale, getattr(student.network, "patch", 1))
+        reach = getattr(student.network, "reach", None)
+        self.reach = None if reach is None else student.num_steps * reach + 2 * scale
+        student.checked_condition(1, {"low": torch.zeros(1, 3, 1, 1)}, kappa)
+        if tile is not None:
+            Cuts(2 * tile + self.unit, tile, overlap, self.unit)
+
+    def __call__(self, source: Path, target: Path) -> None:
+        low = read(source)
+        with opened(source) as image:
+            grey, profile, opacity = image.mode in GREY, image.info.get("icc_profile"), _opacity(image)
+        made = Image.fromarray(self.enlarge(low, source.name))
+        if grey:
+            made = made.convert("L")
+        if opacity is not None:
+            made = transparent(made, opacity)
+        kept = {"icc_profile": profile} if profile and profile[16:20] == SPACES[grey] else {}
+        write_atomic(target, lambda temporary: made.save(temporary, format="PNG", **kept))
+
+    def enlarge(self, low: Tensor, name: str = "the photograph") -> np.ndarray:
+        """A photograph [3, H, W] in [-1, 1] as uint8 [sH, sW, 3].
+
+        Raises:
+            ValueError: it takes more memory than there is.
+        """
+        height, width = size = [self.scale * side for side in low.shape[1:]]
+        tile = self.tile or max(size)
+        self._check_memory(low, tile, name)
+        made, row = np.empty((height, width, 3), np.uint8), 0
+        with progress(name, how_many(size, tile, self.overlap, self.unit)) as going:
+
+            def make(corners: Sequence[tuple[int, int]], size: tuple[int, int]) -> Tensor:
+                found = devices.in_chunks(lambda rows: self.tiles(low, corners[rows], size), len(corners), len(corners))
+                going.advance(len(corners))
+                return found
+
+            try:
+                for band in blended(make, size, tile, self.overlap, self.unit, self.reach):
+                    levels = (eight_bits(band) + 1) * 127.5
+                    made[row : row + band.shape[1]] = levels.round().byte().movedim(0, -1).numpy()
+                    row += band.shape[1]
+            except torch.OutOfMemoryError:
+                raise ValueError(self._too_large(name, tile, "more memory than the device has")) from None
+        return made
+
+    @torch.no_grad()
+    def tiles(self, low: Tensor, corners: Sequence[tuple[int, int]], size: tuple[int, int]) -> Tensor:
+        """Tiles [n, 3, *size] of the enlarged photograph, with their corners at these pixels."""
+        student, codec, num = self.student, self.student.codec, len(corners)
+        parts = [
+            [slice(at // self.scale, (at + side) // self.scale) for at, side in zip(corner, size, strict=True)]
+            for corner in corners
+        ]
+        cond = student.checked_condition(num, {"low": torch.stack([low[:, y, x] for y, x in parts])}, self.kappa)
+        shape = codec.shape(num, student.event_shape, cond)
+        places = [
+            tuple(at * side // full for at, side, full in zip(corner, shape[2:], size, strict=True))
+            for corner in corners
+        ]
+        cond = {name: value.to(student.device) for name, value in cond.items()}
+
+        def draw(i: int) -> Tensor:
+            parts = [noise(self.seed, i, shape[1], place, shape[2:]) for place in places]
+            return torch.stack(parts).to(student.device)
+
+        return codec.decode(student(draw(0), cond, draw), cond)
+
+    def _check_memory(self, low: Tensor, tile: int, name: str) -> None:
+        """Refuse what would take more memory than there is.
+
+        What the student needs for a small part tells what it needs for each tile.
+        """
+        part = [min(PROBE, side) for side in low.shape[1:]]
+        size = [self.scale * side for side in low.shape[1:]]
+        if max(low.shape[1:]) <= 2 * PROBE:
+            return
+        pixels, there = math.prod(size), devices.free(torch.device("cpu"))
+        if there is not None and (need := COPIES * pixels) > there:
+            raise ValueError(
+                f"{name}: {size[1]:,} x {size[0]:,} pixels need about {_gigabytes(need)}, and {_gigabytes(there)} are free"
+            )
+        with devices.Peak() as peak:
+            self.tiles(low, [(0, 0)], tuple(self.scale * side for side in part))
+        at_once = math.prod(min(tile, side) for side in size)
+        need, there = peak.bytes * at_once // (self.scale**2 * math.prod(part)), devices.free(self.student.device)
+        if there is not None and need > there:
+            raise ValueError(
+                self._too_large(name, tile, f"about {_gigabytes(need)} of memory, and {_gigabytes(there)} are free")
+            )
+
+    def _too_large(self, name: str, tile: int, need: str) -> str:
+        mend = "--tile 512" if self.tile is None else f"a --tile smaller than {tile}"
+        return f"{name} needs {need}: give {mend}"
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+def _opacity(image: Image.Image) -> Tensor | None:
+    """The opacity [1, 1, H, W] in [0, 1] of a picture as viewers show it; None if it is 1."""
+    if "A" not in image.mode and "transparency" not in image.info:
+        return None
+    opacity = np.array(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
+    return None if opacity.min() == 255 else torch.from_numpy(opacity).float()[None, None] / 255
+
+
+def transparent(image: Image.Image, opacity: Tensor) -> Image.Image:
+    """A picture over white with that white taken away, where it shows through.
+
+    Args:
+        image: grey or RGB.
+        opacity: [1, 1, H, W] in [0, 1], enlarged here to the size of the picture.
+
+    Returns:
+        The picture with transparency, which looks as before over white.
+    """
+    alpha = enlarged(opacity, image.size[::-1])[0, 0].clamp(0, 1).numpy()
+    white = 255 * (1 - alpha)
+    bands = [(np.asarray(band) - white) / alpha.clip(1 / 255) for band in image.split()]
+    bands = [*bands, 255 * alpha]
+    return Image.merge(
+        f"{image.mode}A", [Image.fromarray(band.round().clip(0, 255).astype(np.uint8)) for band in bands]
+    )
