@@ -19,7 +19,7 @@ from distillkit.data import DistillData
 from distillkit.devices import model_name, wait_for
 from distillkit.diffusion.denoiser import Cond
 from distillkit.evaluation.metrics import TooFew
-from distillkit.evaluation.rows import BEST, EARLIER, REAL
+from distillkit.evaluation.rows import BASELINE, BEST, EARLIER, REAL
 from distillkit.progress import progress
 from distillkit.students.base import Student
 from distillkit.teachers.base import Teacher
@@ -48,6 +48,9 @@ class Evaluator(Protocol):
     #     metrics too expensive for validation and candidates, called once for each model
     # def too_few(self, num_samples: int) -> list[str]
     #     metrics that are left out because samples or held-out data are too few
+    # def baselines(self, cond: Cond) -> dict[str, Tensor]
+    #     by name, what one gets for the conditions without any model; measured like samples, beside
+    #     the models
     #
     # An optional metric is `outside`: the share of values outside the range of the data, which are
     # clipped before they are measured, as a file would keep them.
@@ -94,7 +97,7 @@ class Comparison:
         self._warm = False  # whether the teacher has run, so that its first samples are not the slowest
 
     def rows(self, student: Student | None, few: FewSteps, advance: Callable[[], None]) -> list[dict[str, Any]]:
-        """The table: student, teacher at its best, teacher at the steps of `few`, real data.
+        """The table: student, teacher at its best and at the steps of `few`, baselines, real data.
 
         `advance` is called after each model.
         """
@@ -113,6 +116,7 @@ class Comparison:
         rows.append(self._thorough(row, reference))
         advance()
         rows += [self._few_step_row(steps, choices, reference, advance) for steps, choices in few.items()]
+        rows += self._baseline_rows(reference)
         if floor := self.evaluator.floor(self.num_samples):
             rows.append({"name": REAL, "metrics": {k: float(v) for k, v in floor.items()}})
         advance()
@@ -146,9 +150,6 @@ class Comparison:
 
     def _row(self, name: str, steps: int, passes: int, made: Made, reference: Tensor, **extra: Any):
         """The row of a model, from its samples."""
-        metrics = self.evaluator(made.samples, self.cond)
-        if self.paired:
-            metrics = metrics | self.paired(made.samples, reference, self.cond)
         return {
             "name": name,
             "steps": steps,
@@ -156,8 +157,22 @@ class Comparison:
             "ms_per_sample": made.milliseconds,
             **({"timed": EARLIER} if made.earlier else {}),
             **extra,
-            "metrics": {k: float(v) for k, v in metrics.items()},
+            "metrics": self._metrics(made.samples, reference),
         }
+
+    def _metrics(self, samples: Tensor, reference: Tensor) -> dict[str, float]:
+        metrics = self.evaluator(samples, self.cond)
+        if self.paired:
+            metrics = metrics | self.paired(samples, reference, self.cond)
+        return {k: float(v) for k, v in metrics.items()}
+
+    def _baseline_rows(self, reference: Tensor) -> list[dict[str, Any]]:
+        """The rows of what the domain gets without a model, if it has such."""
+        made = self.evaluator.baselines(self.cond) if hasattr(self.evaluator, "baselines") else {}
+        return [
+            self._thorough({"name": name, "kind": BASELINE, "metrics": self._metrics(samples, reference)}, samples)
+            for name, samples in made.items()
+        ]
 
     def _teacher_row(self, name: str, solver: str, times: Tensor, made: Made, reference: Tensor):
         facts = {"solver": solver, "last_time": float(times[-1]), "times": times.tolist()}

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from distillkit.evaluation.rows import BEST, EARLIER, REAL
+from distillkit.evaluation.rows import BASELINE, BEST, EARLIER, REAL
 
 ARROWS = {"lower": "↓", "higher": "↑", "target": "→ real"}
 ACRONYMS = ("fad", "fid", "fvd", "kid", "mmd", "nll")
@@ -19,8 +19,8 @@ CUT = 0.05  # share of a student's values outside the data's range above which i
 def quality_table(evaluation: dict[str, Any]) -> dict[str, list]:
     """The table's columns with `label`, its rows with `kind` and `cells` (`text`, `best`).
 
-    `best` marks the best of student and teachers in a column. Real data, the floor, are the last
-    row and take no part.
+    `best` marks the best of student and teachers in a column. Baselines come after them, real data,
+    the floor, last; both take no part.
     """
     rows, better = evaluation.get("rows", []), evaluation.get("better", {})
     headline = evaluation.get("headline")
@@ -97,6 +97,11 @@ def _failures(evaluation: dict[str, Any]) -> list[str]:
         said.append(f"The student is {by} than its teacher at the same cost: the training has failed.")
     elif s is not None and u is not None and s >= u:
         said.append("The student is no better than its teacher at the same cost: nothing is distilled yet.")
+    for row in evaluation.get("rows", []):
+        ours, theirs = (_metric(each, evaluation.get("headline")) for each in (student or best, row))
+        if kind_of(row) == BASELINE and ours is not None and theirs is not None and ours >= theirs:
+            model = "student" if student else "teacher"
+            said.append(f"The {model} is no better than {row['name']} ({number(theirs)}), which needs no model.")
     far = [f"{pretty(m)} {number(_metric(best, m))} against {number(_metric(real, m))}" for m in _far(best, evaluation)]
     if far:
         said.append(f"The teacher itself is far from real data: {', '.join(far)}.")
@@ -181,7 +186,7 @@ def row_of(rows: list[dict[str, Any]], which: str) -> dict[str, Any] | None:
 
 
 def kind_of(row: dict[str, Any]) -> str:
-    return {"student": "student", REAL: "real"}.get(row["name"], "teacher")
+    return {"student": "student", REAL: "real"}.get(row["name"], row.get("kind", "teacher"))
 
 
 def cost_of(row: dict[str, Any]) -> float:
@@ -208,7 +213,8 @@ def _loss(row: dict[str, Any] | None, name: str, better: str | None, real: dict[
 
 
 def _winner(rows: list, name: str, better: str | None, real: dict | None) -> dict[str, Any] | None:
-    rated = [(loss, row) for row in rows if row is not real and (loss := _loss(row, name, better, real)) is not None]
+    models = [row for row in rows if kind_of(row) not in ("real", BASELINE)]
+    rated = [(loss, row) for row in models if (loss := _loss(row, name, better, real)) is not None]
     return min(rated, key=lambda pair: pair[0])[1] if len(rated) > 1 else None
 
 

@@ -44,6 +44,8 @@ class SuperResolutionData(DistillData):
         held_out: number of squares of the validation and of the test data each.
         seed: of the split and of all squares.
         workers: threads that decode.
+        lpips, dists: paths of weights, by which samples are measured too, see `evaluation`.
+        no_reference: names of pyiqa's metrics, the same.
         batch_size: squares in a batch.
     """
 
@@ -62,6 +64,9 @@ class SuperResolutionData(DistillData):
         held_out: int = 250,
         seed: int = 0,
         workers: int = 8,
+        lpips: str | None = None,
+        dists: str | None = None,
+        no_reference: Sequence[str] = (),
         batch_size: int = 16,
     ):
         super().__init__(batch_size=batch_size)
@@ -83,6 +88,7 @@ class SuperResolutionData(DistillData):
         checks.seed(seed=seed)
         self.scale, self.crop, self.degradation, self.tower = scale, crop, degradation, tuple(tower)
         self.held_out, self.seed, self.workers = held_out, seed, workers
+        self.lpips, self.dists, self.no_reference = lpips, dists, tuple(no_reference)
         self.event_shape = (3, crop, crop)
 
     def parts(self, train: Photographs, val: Photographs, test: Photographs) -> Parts:
@@ -104,7 +110,7 @@ class SuperResolutionData(DistillData):
     def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.super_resolution.evaluation import SuperResolutionEvaluator
 
-        return SuperResolutionEvaluator(self.train, held_out, self.scale)
+        return SuperResolutionEvaluator(held_out, self.scale, self.lpips, self.dists, self.no_reference)
 
     @property
     def media(self) -> ModuleType:

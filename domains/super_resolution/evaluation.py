@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -36,7 +36,7 @@ class SuperResolutionEvaluator:
     Perception:
 
     - `frechet` (the headline): Frechet distance between the features of the samples' parts and
-      those of the same photographs' parts. {measured}
+      those of the same photographs' parts. MEASURED
     - `hf_ratio`: energy above half the largest frequency, of samples over photographs, on
       brightness. Blurred samples have about 0, noisy ones more than 1.
 
@@ -55,7 +55,7 @@ class SuperResolutionEvaluator:
     Once for each model come `lpips` and `dists`, if there are weights, and pyiqa's metrics.
 
     Args:
-        held_out: one or several data sets, len() and data[indices] -> {{"data": [N, 3, H, W], "low"}},
+        held_out: one or several data sets, len() and data[indices] -> {"data": [N, 3, H, W], "low"},
             the last of which stands in for samples where real data are measured.
         scale: how many times larger photographs are than their observations.
         lpips: path of AlexNet's or VGG16's weights, see `distillkit.evaluation.perceptual`.
@@ -154,7 +154,7 @@ class SuperResolutionEvaluator:
         return {"bicubic": enlarged(cond["low"], [self.scale * side for side in cond["low"].shape[-2:]])}
 
     def floor(self, num_samples: int = 250) -> dict[str, float]:
-        """Metrics of real photographs; PSNR and SSIM to themselves say nothing, and are left out."""
+        """Metrics of real photographs, without PSNR and SSIM, which say nothing then."""
         real = self.held_out[-1]
         batch = real[torch.arange(num_samples) % len(real)]
         found = self(batch["data"], batch) | self.thorough(batch["data"], batch)

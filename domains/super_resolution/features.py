@@ -23,7 +23,7 @@ from distillkit.progress import counted
 from domains.super_resolution.resize import enlarged, shrunk
 
 SHIPPED = Path(__file__).parent / "weights" / "features" / "model.safetensors"
-STEPS, BATCH = 900, 48  # of training
+STEPS, BATCH = 900, 32  # of training
 BORDER = 4  # pixels cut off damaged squares, where an image's end shows
 
 
@@ -40,9 +40,17 @@ class Critic(nn.Module):
     def __init__(self, kinds: int, width: int = 24):
         super().__init__()
         self.config = {"kinds": kinds, "width": width}
-        sizes = [(3, width, 1), (width, width, 2), (width, 2 * width, 1), (2 * width, 2 * width, 2), (2 * width, 2 * width, 1)]
+        sizes = [
+            (3, width, 1),
+            (width, width, 2),
+            (width, 2 * width, 1),
+            (2 * width, 2 * width, 2),
+            (2 * width, 2 * width, 1),
+        ]
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(i, o, 3, s, padding=1, padding_mode="replicate", bias=False), nn.BatchNorm2d(o), nn.SiLU())
+            nn.Sequential(
+                nn.Conv2d(i, o, 3, s, padding=1, padding_mode="replicate", bias=False), nn.BatchNorm2d(o), nn.SiLU()
+            )
             for i, o, s in sizes
         )
         self.head = nn.Linear(2 * width, kinds)
@@ -101,6 +109,11 @@ def noisy(x: Tensor, strength: float) -> Tensor:
     return x + (0.03 + 0.2 * (2 * strength % 1)) * noise
 
 
+def grainy(x: Tensor, strength: float) -> Tensor:
+    """An enlarged image with noise instead of detail."""
+    return noisy(resized(4)(x, strength), strength)
+
+
 def compressed(x: Tensor, strength: float) -> Tensor:
     """JPEG of quality 60 to 10."""
     levels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).numpy()
@@ -124,20 +137,24 @@ DAMAGES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "blurred": blurred,
     "sharpened": sharpened,
     "noisy": noisy,
+    "grainy": grainy,
     "compressed": compressed,
     "blocky": blocky,
 }
 
 
 def damaged(x: Tensor, kinds: Sequence[int], strengths: Sequence[float]) -> Tensor:
-    """Each image [B, 3, H, W] with the damage of its kind, rounded to 8 bits, without its border."""
+    """Each image [B, 3, H, W] with the damage of its kind, in 8 bits and without its border."""
     damages = list(DAMAGES.values())
     rows = [damages[kind](image[None], strength) for image, kind, strength in zip(x, kinds, strengths, strict=True)]
     return eight_bits(torch.cat(rows))[..., BORDER:-BORDER, BORDER:-BORDER]
 
 
 def train_critic(data: Any, steps: int = STEPS, seed: int = 0) -> Critic:
-    """A network fitted to damages of `data`, len() and data[indices] -> {"data"}; AdamW, on the CPU."""
+    """A network fitted to damages of `data`, len() and data[indices] -> {"data"}, on the CPU.
+
+    The global generator is untouched.
+    """
     rng = torch.Generator().manual_seed(seed)
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

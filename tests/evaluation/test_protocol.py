@@ -56,6 +56,30 @@ def test_student_and_teacher_are_compared_one_by_one_from_the_same_noise():
     assert found["teacher at its best"]["gap"] != pytest.approx(found["student"]["gap"], rel=1e-2)
 
 
+class Sure(Places):
+    """The same places, and two guesses that need no model."""
+
+    def build_evaluator(self, held_out):
+        evaluator = super().build_evaluator(held_out)
+        evaluator.baselines = lambda cond: {name: cond["place"][:, None] * torch.ones(2) for name in ("here", "there")}
+        evaluator.thorough = lambda samples, cond: {"size": len(samples)}
+        return evaluator
+
+
+def test_baselines_are_measured_like_models_and_named():
+    own = teacher()
+    found = evaluate(Sure(), own, SiD(own).product().eval(), num_samples=20)["rows"]
+    names = ["student", "teacher at its best", "teacher at 1 step", "here", "there", "real data"]
+    assert [row["name"] for row in found] == names
+    place = Places().conditions(20)["place"]
+    best = own.generate(20, {"place": place}, 1234)
+    for row in found[3:5]:
+        assert row["kind"] == "baseline" and "steps" not in row and "ms_per_sample" not in row
+        assert row["metrics"]["gap"] == pytest.approx(float((place[:, None] - best).abs().mean()), rel=1e-5)
+        assert row["metrics"]["size"] == 20 and set(row["metrics"]) == {"spread", "gap", "size"}
+    assert all("kind" not in row for row in (*found[:3], found[5]))
+
+
 def test_the_teacher_also_tries_the_times_of_the_student():
     own = teacher()
     plain, chosen = (SiD(own, **settings).product() for settings in ({"num_steps": 3}, {"times": [80.0, 3.0, 0.7]}))

@@ -432,6 +432,35 @@ def test_real_data_comes_last_and_ragged_rows_are_fine():
     assert [cell["text"] for cell in table["rows"][1]["cells"]] == ["real data", "–"]
 
 
+def with_baseline(frechet: float) -> dict:
+    evaluation = deepcopy(EVALUATION)
+    metrics = {"recall": 0.99, "frechet": frechet, "ink": 0.31}
+    evaluation["rows"].insert(3, {"name": "bicubic", "kind": "baseline", "metrics": metrics})
+    return evaluation
+
+
+def test_a_baseline_stands_between_models_and_real_data_and_takes_no_part():
+    evaluation = with_baseline(0.01)
+    table, plain = quality_table(evaluation), quality_table(EVALUATION)
+    assert [row["kind"] for row in table["rows"]] == ["student", "teacher", "teacher", "baseline", "real"]
+    (baseline,) = [row for row in table["rows"] if row["kind"] == "baseline"]
+    assert [cell["text"] for cell in baseline["cells"]] == ["bicubic", *"––––", "0.0100", "0.990", "0.310"]
+    assert [row for row in table["rows"] if row is not baseline] == plain["rows"]  # with the same best in each column
+    assert shortfalls(evaluation) == shortfalls(EVALUATION)
+    assert {dot["name"]: dot["kind"] for dot in strip(evaluation)["dots"]}["bicubic"] == "baseline"
+
+
+def test_verdict_beside_a_baseline():
+    beaten = "no better than bicubic (0.410), which needs no model."
+    assert verdict(with_baseline(0.42)) == verdict(EVALUATION)
+    assert verdict(with_baseline(0.41)) == f"{verdict(EVALUATION)} The student is {beaten}"
+    alone = with_baseline(0.41)
+    alone["rows"].pop(0)
+    assert verdict(alone) == verdict(without("student"))
+    alone["rows"][0]["metrics"]["frechet"] = 0.5
+    assert verdict(alone).endswith(f"The teacher is {beaten}")
+
+
 def test_strip_is_logarithmic_when_values_spread():
     dots = strip(EVALUATION)["dots"]
     assert [dot["name"] for dot in dots] == ["real data", "teacher at its best", "student", "teacher at 1 step"]
