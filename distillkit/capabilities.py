@@ -9,7 +9,10 @@ of these words:
 - `log_probs`: the teacher is a discrete diffusion model.
 - `features`: the teacher's network has activations for the head of a GAN.
 - `data`: batches hold real samples under the key `data`.
+- `numbers`: these samples are numbers to which noise can be added, not tokens.
 - `classes`: conditions have a null class, so that guidance is possible.
+- `decoder`: the teacher's codec decodes by a network that can be trained.
+- `tower`: batches hold easier observations of the same samples too.
 """
 
 from __future__ import annotations

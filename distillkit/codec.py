@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -27,11 +28,15 @@ class Codec(Recorded):
     """The identity; others (a VAE, a spectrogram, a residual) derive from it.
 
     Attributes:
+        tunable: whether it decodes by a network, `decoder`, that can be trained.
+        tuned: the trained network that took its place; a student's folder keeps it.
         in_graph: whether decoding joins the graph of an exported student.
         free: by condition, its axes whose size is free; the size of samples along the same axes is
             a multiple of theirs.
     """
 
+    tunable: bool = False
+    tuned: nn.Module | None = None
     in_graph: bool = False
     free: Mapping[str, tuple[int, ...]] = {}
 
@@ -42,6 +47,29 @@ class Codec(Recorded):
     def decode(self, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """Samples [B, *event_shape] made for `cond` as data, the input of evaluators and media."""
         return x
+
+    def rebase(self, x: Tensor, alpha: Tensor | float, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Tensor:
+        """Samples made for conditions `old` in the space of conditions `new`.
+
+        They differ where what `encode` takes from data depends on the condition. The data are the
+        same before and after, as is the noise in them.
+
+        Args:
+            x: samples [B, *event_shape], clean or noised.
+            alpha: the scale of the signal in x, which broadcasts against it; 1 for clean samples.
+            old, new: conditions of the B samples.
+        """
+        return x
+
+    def decoder(self) -> nn.Module:
+        """A trainable copy of the network by which a tunable codec decodes, as it was read."""
+        raise ValueError(f"{type(self).__name__} has no decoder with weights")
+
+    def with_decoder(self, decoder: nn.Module) -> Codec:
+        """This codec with a trained one in the place of its own; encoding stays as it is."""
+        made = copy.copy(self)
+        made.tuned = decoder
+        return made
 
     def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of the data of one sample of this shape."""

@@ -164,16 +164,21 @@ class DistillData(Recorded, LightningDataModule):
         classes: categorical conditions in a batch, `{key: number of classes}`.
         context: batch keys of further conditions, see `BaseTeacher`.
         asks: by context key, a description in the domain's words, for errors about a missing one.
-        provides: capabilities for methods; `data` means real samples under the batch key `data`.
+        provides: capabilities for methods; `data` means real samples under the batch key `data`,
+            `numbers` that noise can be added to them.
+        easier: for each easier observation of the samples, the easiest one first, the batch keys
+            that stand for those of the context, such as `[{"low": "low_2"}]`. Each observation must
+            be made from the one before it, and the context from the last.
     """
 
     domain: str
     pictured: int = 64
-    provides: frozenset[str] = frozenset({"data"})
+    provides: frozenset[str] = frozenset({"data", "numbers"})
     event_shape: tuple[int, ...]
     classes: dict[str, int]
     context: tuple[str, ...] = ()
     asks: dict[str, str] = {}
+    easier: Sequence[dict[str, str]] = ()
 
     def __init__(self, batch_size: int = 64):
         super().__init__()

@@ -29,7 +29,20 @@ from distillkit.files import sizes
 
 TRUSTED = ("distillkit", "domains")
 # arguments that name files
-PATHS = ("path", "root", "high", "low", "tokenizer", "pipeline", "prompts", "empty_prompt", "i3d", "features")
+PATHS = (
+    "path",
+    "root",
+    "high",
+    "low",
+    "tokenizer",
+    "pipeline",
+    "prompts",
+    "empty_prompt",
+    "i3d",
+    "features",
+    "autoencoder",
+    "config",
+)
 LARGEST = 2**22  # largest number in a description, except seeds
 MOST_MADE = 2**24  # numbers of objects without own weights, such as embedded teachers (x 16)
 
@@ -100,7 +113,9 @@ def from_spec(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None, 
         Outside: for a path outside of `home` that is not in `trust`.
     """
     read = check(spec, trust, home)
-    there = sum(file.stat().st_size for path in read for file in _files(path) if file.suffix == ".safetensors")
+    there = sum(
+        file.stat().st_size for path in read for file in _files(path) if file.suffix in (".safetensors", ".pth")
+    )
     elsewhere = weights is None or _says(spec, "teacher")  # the base of adapters is its teacher's, not in `weights`
     with bounded(sizes(weights) if weights else [], there + MOST_MADE * elsewhere):
         return _made(spec, trust)

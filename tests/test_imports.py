@@ -35,6 +35,7 @@ ROOMS = {
     "networks": {"diffusion", "discrete"},
     "losses": {"diffusion", "discrete"},
     "teachers": {"networks", "rollouts", "diffusion", "discrete"},  # an exact teacher makes its students' networks
+    "pipelines": set(),
     "pairs": {"teachers", "diffusion"},
     "students": {
         "teachers",
@@ -180,8 +181,8 @@ def test_the_framework_knows_no_domain():
 
 
 def test_the_code_that_samples_depend_on_is_read_for_their_key():
-    """All that teachers import counts, but for what only speaks, stores or names a run."""
-    seen, left = set(), [module for module in graph() if room(module) == "teachers"]
+    """All that teachers import, or are read with, but for what speaks, stores or names a run."""
+    seen, left = set(), [module for module in graph() if room(module) in ("teachers", "pipelines")]
     while left:
         module = left.pop()
         left += graph()[module] - seen

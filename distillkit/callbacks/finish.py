@@ -58,10 +58,10 @@ def finish(
     config = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
     product = model.eval().product().eval()
     kind, facts = product.kind, {**model.facts(), "domain": data.domain, "run": provenance(config)}
-    teacher, student = (product, None) if kind == "teacher" else (model.teacher, product)
+    teacher, student = (product, None) if kind == "teacher" else (getattr(model, "teacher", None), product)
     kappa = facts.get("kappa", 1.0)
     if student and student.context:
-        facts |= {"asks": data.asks, "examples": teacher.condition(data.conditions(NUM_EXAMPLES))}
+        facts |= {"asks": data.asks, "examples": student.condition(data.conditions(NUM_EXAMPLES))}
     product.save(run / kind, **facts)
 
     if pictures:
@@ -101,10 +101,11 @@ def _evaluate(
 def _show(data: Any, teacher: Any, student: Any, run: Path, kind: str, seed: int, kappa: float) -> None:
     """Save samples of student and teacher from the same noise as pictures and in file formats."""
     num = data.pictured
-    cond = teacher.condition(data.conditions(num))
-    rows = {"teacher_best": teacher.generate(num, cond, seed, kappa=kappa)}
-    if student:
-        rows = {"student": student.sample(num, cond, seed), **rows}
+    cond = (teacher or student).condition(data.conditions(num))
+    rows = {"student": student.sample(num, cond, seed)} if student else {}
+    if teacher:
+        rows["teacher_best"] = teacher.generate(num, cond, seed, kappa=kappa)
+    if student and teacher:
         solver, times = teacher.few_step_choices(student.num_steps)[-1 if student.num_steps == 1 else 1]
         rows["teacher_same_steps"] = teacher.generate(num, cond, seed, solver, times, kappa)
     first = next(iter(rows.values()))

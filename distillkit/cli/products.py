@@ -24,6 +24,7 @@ from distillkit.rollouts import Continuation, rolled_out
 from distillkit.spec import Outside, from_spec
 from distillkit.students.base import Student
 from distillkit.students.few_step import FewStepStudent
+from distillkit.teachers.base import BaseTeacher
 from distillkit.students.provenance import allow, asked, load, made_with, set_up
 
 ROUNDING = 1e-3  # largest difference of an exported student with another order of operations
@@ -220,7 +221,8 @@ def evaluate(argv: Sequence[str]) -> int:
     from distillkit.report.quality import evaluation_table
 
     parser = Arguments(
-        prog="distillkit evaluate", description="Measure a student folder against its teacher and real data."
+        prog="distillkit evaluate",
+        description="Measure a student folder against its teacher, if it had one, and real data.",
     )
     parser.add_argument("student", help="a student folder, or the run folder around it")
     parser.add_argument(
@@ -234,18 +236,11 @@ def evaluate(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     kept = None if args.no_cache else cache.of_the_user()
     student = load(args.student, args.trust).to(args.device)
-    own = made_with(student, args.student, args.trust, "teacher", "data")
-    teacher, data = own["teacher"].to(args.device), own["data"]
-    student.codec = teacher.codec  # the same one; folders of earlier versions name none
-    if teacher.fingerprint() != (student.config.get("teacher") or {}).get("hash"):
-        raise Failure(
-            "the teacher has changed since this student was made, so it is not the one to compare with: restore it"
-        )
+    taught = "teacher" in {**student.config, **(student.config.get("run") or {})}
+    own = made_with(student, args.student, args.trust, *(["teacher"] if taught else []), "data")
+    teacher, data = _teacher_of(student, own["teacher"]).to(args.device) if taught else None, own["data"]
     set_up(data)
     asked(student, data, 2)
-    if student.event_shape != teacher.event_shape:
-        shapes = f"{list(student.event_shape)} and {list(teacher.event_shape)}"
-        raise UsageError(f"the student cannot be compared with its teacher: their samples have the shapes {shapes}")
     kappa = student.config.get("kappa", 1.0)
     path = _writable(args.out or Path(args.student) / "evaluation.json")
     with cache.using(kept):
@@ -254,6 +249,20 @@ def evaluate(argv: Sequence[str]) -> int:
     Console().print(evaluation_table(result, student.config))
     print(f"evaluation: {path}")
     return 0
+
+
+def _teacher_of(student: Student, teacher: BaseTeacher) -> BaseTeacher:
+    """The teacher, if it still is the one that the student was made from."""
+    if "decoder" not in student.config:
+        student.codec = teacher.codec  # the same one; folders of earlier versions name none
+    if teacher.fingerprint() != (student.config.get("teacher") or {}).get("hash"):
+        raise Failure(
+            "the teacher has changed since this student was made, so it is not the one to compare with: restore it"
+        )
+    if student.event_shape != teacher.event_shape:
+        shapes = f"{list(student.event_shape)} and {list(teacher.event_shape)}"
+        raise UsageError(f"the student cannot be compared with its teacher: their samples have the shapes {shapes}")
+    return teacher
 
 
 # ---- export

@@ -81,6 +81,8 @@ class Denoiser(Recorded, nn.Module):
     A network whose attribute `centred` is true works on sets of points [B, N, C] with mean zero.
     The input loses its mean over the points (which is noise alone), and the output has mean zero.
 
+    A network whose attribute `blind` is true does not look at x, see `networks.base.Blind`.
+
     Args:
         network: `network(x, time, cond) -> tensor like x`; `x` is scaled to order one, `time` is
             `process.network_time(t)`.
@@ -104,6 +106,11 @@ class Denoiser(Recorded, nn.Module):
         if prediction not in ("x0", "eps", "v", "flow", "edm"):
             raise ValueError(f"prediction must be x0, eps, v, flow or edm, got {prediction!r}")
         checks.positive("it is the standard deviation of the data", sigma_data=sigma_data)
+        if getattr(network, "blind", False) and prediction not in ("x0", "edm"):
+            raise ValueError(
+                f"{type(network).__name__} does not see the noise, which {prediction} prediction would leave in the samples: "
+                f"give a network that sees it"
+            )
         if prediction == "v":
             t = torch.tensor([process.t_min, process.t_max], dtype=torch.float64).mean()
             if abs(float(process.alpha(t) ** 2 + process.sigma(t) ** 2) - 1) > 1e-6:

@@ -83,17 +83,17 @@ class Comparison:
 
     Args:
         evaluator: the domain's metrics.
-        teacher: the reference.
+        teacher: the reference; None where there is none, so that the student stands beside data.
         cond: conditions of all samples.
         num_samples: samples of every model.
         seed: seed of the noise.
         kappa: guidance scale of the teacher.
     """
 
-    def __init__(self, evaluator: Any, teacher: Teacher, cond: Cond, num_samples: int, seed: int, kappa: float):
+    def __init__(self, evaluator: Any, teacher: Teacher | None, cond: Cond, num_samples: int, seed: int, kappa: float):
         self.evaluator, self.teacher, self.cond = evaluator, teacher, cond
         self.num_samples, self.seed, self.kappa = num_samples, seed, kappa
-        self.paired = getattr(evaluator, "paired", None)
+        self.paired = getattr(evaluator, "paired", None) if teacher else None
         self._warm = False  # whether the teacher has run, so that its first samples are not the slowest
 
     def rows(self, student: Student | None, few: FewSteps, advance: Callable[[], None]) -> list[dict[str, Any]]:
@@ -101,20 +101,23 @@ class Comparison:
 
         `advance` is called after each model.
         """
-        solver, times, rows = self.teacher.best["solver"], self.teacher.grid(self.teacher.best["steps"]), []
-        made = self._by_teacher(solver, times, self.seed)
-        reference = made.samples
+        rows, reference = [], None
+        if self.teacher:
+            solver, times = self.teacher.best["solver"], self.teacher.grid(self.teacher.best["steps"])
+            made = self._by_teacher(solver, times, self.seed)
+            reference = made.samples
         if student:
             self._warm_up(student.sample)
             own = timed(lambda: student.sample(self.num_samples, self.cond, self.seed), student.device)
             row = self._row("student", student.num_steps, student.num_steps, own, reference)
             rows.append(self._thorough(row, own.samples))
             advance()
-        # the teacher itself is compared with its samples from other noise
-        another = self._by_teacher(solver, times, self.seed + 1).samples if self.paired else reference
-        row = self._teacher_row(BEST, solver, times, made, another)
-        rows.append(self._thorough(row, reference))
-        advance()
+        if self.teacher:
+            # the teacher itself is compared with its samples from other noise
+            another = self._by_teacher(solver, times, self.seed + 1).samples if self.paired else reference
+            row = self._teacher_row(BEST, solver, times, made, another)
+            rows.append(self._thorough(row, reference))
+            advance()
         rows += [self._few_step_row(steps, choices, reference, advance) for steps, choices in few.items()]
         rows += self._baseline_rows(reference)
         if floor := self.evaluator.floor(self.num_samples):
@@ -122,17 +125,19 @@ class Comparison:
         advance()
         return rows
 
-    def protocol(self, rows: list[dict[str, Any]], **gaps: Any) -> dict[str, Any]:
+    def protocol(self, rows: list[dict[str, Any]], device: torch.device, **gaps: Any) -> dict[str, Any]:
         """The settings that the rows were made with, and the `gaps` that are not empty."""
+        teacher = self.teacher
+        about = {"teacher": {"id": teacher.id, "hash": teacher.fingerprint(), **teacher.best}} if teacher else {}
         return {
             "num_samples": self.num_samples,
             "seed": self.seed,
             "kappa": self.kappa,
-            "teacher": {"id": self.teacher.id, "hash": self.teacher.fingerprint(), **self.teacher.best},
+            **about,
             "few_step_solvers": sorted({row["solver"] for known in rows for row in known.get("tried", ())}),
             **{name: gap for name, gap in gaps.items() if gap},
             "evaluator": self.evaluator.describe(),
-            "device": model_name(self.teacher.device),
+            "device": model_name(device),
             "torch_threads": torch.get_num_threads(),
             "distillkit": distillkit.__version__,
         }
@@ -202,7 +207,7 @@ class Comparison:
 
 def evaluate(
     data: DistillData,
-    teacher: Teacher,
+    teacher: Teacher | None,
     student: Student | None = None,
     num_samples: int = 1000,
     seed: int = 1234,
@@ -213,8 +218,9 @@ def evaluate(
     Args:
         data: the data, with the domain's metrics and the conditions of the samples.
         teacher: the reference; it also samples with the student's number of steps, where the best
-            of the one-pass solvers counts. Metrics are computed on its device.
+            of the one-pass solvers counts. None leaves the student beside real data alone.
         student: the student; None evaluates a teacher alone, at its best and at one and two steps.
+            Metrics are computed on the teacher's device, or on the student's.
         num_samples: samples of every model.
         seed: seed of the noise.
         kappa: guidance scale of the teacher.
@@ -224,18 +230,20 @@ def evaluate(
     """
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2, got {num_samples}")
-    evaluator, cond = data.evaluator(device=teacher.device), teacher.condition(data.conditions(num_samples))
+    model = teacher or student
+    evaluator, cond = data.evaluator(device=model.device), model.condition(data.conditions(num_samples))
     left_out, too_few = data.left_out(), getattr(evaluator, "too_few", lambda num: [])(num_samples)
     if evaluator.headline in too_few:
         raise TooFew(f"{evaluator.headline} needs more samples, or held-out data, than there are")
     fewer = [student.num_steps] if student else [1, 2]
-    few = {steps: teacher.few_step_choices(steps, student.times if student else ()) for steps in fewer}
+    own = student.times if student else ()
+    few = {steps: teacher.few_step_choices(steps, own) for steps in fewer} if teacher else {}
     table = Comparison(evaluator, teacher, cond, num_samples, seed, kappa)
-    models = 2 + bool(student) + sum(map(len, few.values()))
+    models = 1 + bool(teacher) + bool(student) + sum(map(len, few.values()))
     with progress(f"evaluating {num_samples:,} samples of each model", models) as evaluating:
         rows = table.rows(student, few, evaluating.advance)
     return {
-        "protocol": table.protocol(rows, left_out=left_out, too_few=too_few),
+        "protocol": table.protocol(rows, model.device, left_out=left_out, too_few=too_few),
         "headline": evaluator.headline,
         "better": dict(evaluator.better),
         "rows": rows,

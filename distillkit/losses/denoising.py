@@ -1,4 +1,4 @@
-"""Denoising score matching (Vincent 2011; EDM eq. 8): the loss of teachers and of fake scores."""
+"""Regression of denoisers: on data (Vincent 2011; EDM eq. 8), or on another denoiser's answer."""
 
 from __future__ import annotations
 
@@ -21,4 +21,16 @@ def denoising_loss(denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, cond
     x_0 = x_0.detach()
     x_t = denoiser.process.add_noise(x_0, eps, t)
     error = (denoise or denoiser)(x_t, t, cond) - x_0
+    return mean(expand(denoiser.loss_weight(t), error) * error.square(), cond.get("mask"))
+
+
+def answer_loss(denoiser: Denoiser, x_t: Tensor, t: Tensor, answer: Tensor, cond: Cond) -> Tensor:
+    """`mean w(t) |D(x_t, t, c) - sg[answer]|^2`, weights as of `denoising_loss`.
+
+    Args:
+        x_t, t, cond: noised samples [B, ...], their times [B] and conditions, as the denoiser sees
+            them.
+        answer: the denoised samples that it learns, [B, ...].
+    """
+    error = denoiser(x_t, t, cond) - answer.detach()
     return mean(expand(denoiser.loss_weight(t), error) * error.square(), cond.get("mask"))

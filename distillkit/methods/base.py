@@ -510,6 +510,10 @@ class Distiller(LightningModule):
         given = frozenset().union(*(giver.provides for giver in givers))
         if any(getattr(giver, "guidable", False) for giver in givers):
             given |= {"classes"}
+        if any(getattr(getattr(giver, "codec", None), "tunable", False) for giver in givers):
+            given |= {"decoder"}
+        if data.easier:
+            given |= {"tower"}
         if missing := self.requires - given:
             names = [type(giver).__name__ for giver in givers]
             raise ValueError(f"{capabilities.refusal(type(self), missing, names)}; {capabilities.WHERE}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distillkit import capabilities, checks
+from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.methods.base import Distiller
 from distillkit.students.few_step import FewStepStudent
@@ -125,9 +126,13 @@ class FewStepDistiller(Distiller):
     # The product
 
     def product(self) -> FewStepStudent:
+        return self.few_step_student(self.best_student, self.teacher.codec)
+
+    def few_step_student(self, denoiser: Denoiser, codec: Codec) -> FewStepStudent:
+        """A student with the run's times and the teacher's surroundings."""
         teacher = self.teacher
         return FewStepStudent(
-            self.best_student,
+            denoiser,
             self.step_times.tolist(),
             teacher.event_shape,
             teacher.classes,
@@ -135,7 +140,7 @@ class FewStepDistiller(Distiller):
             context=teacher.context,
             noise_scale=self.noise_scale,
             start=teacher.start,
-            codec=teacher.codec,
+            codec=codec,
             continuation=teacher.continuation,
         )
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from distillkit.diffusion.denoiser import Cond
 from distillkit.losses.dmd import regression_loss
 from distillkit.losses.reduce import mean
 from distillkit.methods.base import Adam
@@ -57,9 +58,25 @@ class PairDistil(FewStepDistiller):
         self.pairs.make(self.trainer.datamodule.train, self.seed, self.trainer.strategy)
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.regress(*self.paired(batch))
+
+    def paired(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Cond]:
+        """As many random pairs as the batch has samples.
+
+        Returns:
+            The student's samples with gradient and the teacher's from the same noise, in the space
+            of the diffusion [B, ...], and their conditions.
+        """
         z, x, cond = self.pairs.random(len(next(iter(batch.values()))), self.generator("pairs"))
+        return self.jump(z, cond), x, cond
+
+    def jump(self, z: Tensor, cond: Cond) -> Tensor:
+        """The student's samples from unit noise z [B, ...], in the space of the diffusion."""
         t = self.step_times[0]  # the student's level; the noise is the pair's in any case
-        x_g = self.student(self.teacher.start(self.teacher.process, z, t, cond), t, cond)
+        return self.student(self.teacher.start(self.teacher.process, z, t, cond), t, cond)
+
+    def regress(self, x_g: Tensor, x: Tensor, cond: Cond) -> Tensor:
+        """The `distance` of the student's samples to the teacher's (a scalar)."""
         if self.distance == "l2":
             return mean((x_g - x).square(), cond.get("mask"))
         return regression_loss(x_g, x, cond.get("mask"))

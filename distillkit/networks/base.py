@@ -49,6 +49,15 @@ class Centred(Network, Protocol):
     centred: bool
 
 
+class Blind(Network, Protocol):
+    """A network that looks at the conditions alone and not at x, if its attribute `blind` is true.
+
+    It cannot take noise out of x, so its prediction must be `x0`, or `edm` on large noise.
+    """
+
+    blind: bool
+
+
 class WithContext(Network, Protocol):
     """A network that checks the conditions besides classes that it can take."""
 

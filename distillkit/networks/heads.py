@@ -1,9 +1,10 @@
-"""Discriminator heads on features of a denoiser."""
+"""Discriminators: heads on features of a denoiser, and one of images."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import leaky_relu
 
 from distillkit.networks.blocks import sinusoids, zero
 
@@ -42,3 +43,28 @@ class Head(nn.Module):
         for layer in rest:
             h = layer(h)
         return h.mean(dim=(1, 2))
+
+
+class Patches(nn.Module):
+    """A discriminator of images by their patches (PatchGAN, arXiv 1611.07004), without norms.
+
+    Args:
+        channels: of the images.
+        width: of the first layer; each further one has twice as many, at most 8 times as many.
+        depth: how often sides are halved; with 3 a logit sees 54 pixels of a side.
+    """
+
+    def __init__(self, channels: int = 3, width: int = 64, depth: int = 3):
+        super().__init__()
+        widths = [width * min(2**i, 8) for i in range(depth + 1)]
+        pairs = zip([channels, *widths], widths, strict=False)
+        layers = [nn.Conv2d(inp, out, 4, 2, 1) for inp, out in pairs][:depth]
+        layers += [nn.Conv2d(widths[depth - 1], widths[depth], 3, 1, 1), nn.Conv2d(widths[depth], 1, 3, 1, 1)]
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, 1, h, w] of images [B, channels, H, W]; positive means real."""
+        h = images.to(self.layers[0].weight.dtype)
+        for layer in self.layers[:-1]:
+            h = leaky_relu(layer(h), 0.2)
+        return self.layers[-1](h)

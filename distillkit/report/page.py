@@ -124,8 +124,8 @@ def _cost(rows: list[dict[str, float]], config: dict[str, Any], evaluation: dict
         cost.append(("Wall time", duration(seconds)))
         cost.append(("Steps per second", number(steps / seconds)))
     student, teacher = (row_of(evaluation.get("rows", []), which) for which in ("student", "best"))
-    if teacher and cost_of(teacher):
-        instead = f", {passes(teacher)} for the teacher" if student else ""
+    if (student or teacher) and cost_of(student or teacher):
+        instead = f", {passes(teacher)} for the teacher" if student and teacher else ""
         cost.append(("A sample costs", passes(student or teacher) + instead))
     return cost
 

@@ -55,7 +55,8 @@ def quality_table(evaluation: dict[str, Any]) -> dict[str, list]:
 def verdict(evaluation: dict[str, Any], made: dict[str, Any] | None = None) -> str:
     """One sentence on the cost and quality of the student beside its teacher and real data.
 
-    The teacher is shown at its best and at the student's cost. Further sentences name failures.
+    The teacher, if there was one, is shown at its best and at the student's cost. Further sentences
+    name failures.
 
     Args:
         evaluation: evaluation.json.
@@ -69,10 +70,14 @@ def _comparison(evaluation: dict[str, Any]) -> str:
     name = pretty(evaluation.get("headline") or "")
     student, best, same, real = _four(evaluation)
     s, t, u, r = (_metric(row, evaluation.get("headline")) for row in (student, best, same, real))
-    if t is None or (student and s is None):
+    if (s if student else t) is None:
+        return ""
+    floor = f"; real data scores {number(r)}" if r is not None else ""
+    if student and not best:
+        return f"{name} {number(s)} with {passes(student)}, without a teacher{floor}."
+    if t is None:
         return ""
     if not student:
-        floor = f"; real data scores {number(r)}" if r is not None else ""
         cheap = f" and {number(u)} with {passes(same)}" if u is not None else ""
         return f"{name} {number(t)} with {passes(best)}{cheap}{floor}."
     failed = u is not None and not s < u

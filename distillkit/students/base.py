@@ -13,11 +13,12 @@ from torch import Tensor, nn
 import distillkit
 from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Cond, number
-from distillkit.files import read_tensors, read_yaml, save_tensors, save_weights, write_yaml
+from distillkit.files import load_weights, read_tensors, read_yaml, save_tensors, save_weights, write_yaml
 from distillkit.rollouts import Continuation
 from distillkit.spec import Outside, from_spec, named, to_spec, trusted_class
 
 WEIGHTS, CONFIG, EXAMPLES = "model.safetensors", "student.yaml", "conditions.safetensors"
+DECODER = "decoder.safetensors"  # of a codec whose decoder was trained
 MOST_STEPS = 1000  # network calls of a student
 NUM_EXAMPLES, EXAMPLE_BYTES = 16, 2**20  # conditions in a folder: as many as fit, but at least one
 MOST_EXAMPLE_BYTES = 2**26  # of one example that may be written or read
@@ -144,6 +145,8 @@ class Student(nn.Module, ABC):
     def facts(self) -> dict[str, Any]:
         """The student's own part of student.yaml."""
         own = {"codec": to_spec(self.codec)} if type(self.codec) is not Codec else {}
+        if self.codec.tuned is not None:
+            own["decoder"] = DECODER
         if self.continuation is not None:
             own["continuation"] = to_spec(self.continuation)
         return {
@@ -156,6 +159,10 @@ class Student(nn.Module, ABC):
         }
 
     # Conditions
+
+    def condition(self, batch: Mapping[str, Tensor]) -> Cond:
+        """What it is asked about in a batch: its classes and its context."""
+        return {name: batch[name] for name in (*self.classes, *self.context)}
 
     def default_condition(self, num: int) -> Cond:
         """Classes in turn, 0, 1, 2 ..., for each categorical condition; or the examples.
@@ -229,6 +236,8 @@ class Student(nn.Module, ABC):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(folder / WEIGHTS, self.weights)
+        if self.codec.tuned is not None:
+            save_weights(folder / DECODER, self.codec.tuned)
         if self.context and examples:
             row = sum(value[:1].numel() * value.element_size() for value in examples.values())
             num = min(NUM_EXAMPLES, max(1, EXAMPLE_BYTES // max(row, 1)))
@@ -320,7 +329,11 @@ def load_codec(config: dict[str, Any], file: Path, trust: tuple[str, ...], home:
         return Refused(str(error))
     if not isinstance(codec, Codec):
         raise ValueError(f"{file} is damaged: codec cannot be {repr(config['codec'])[:80]}")
-    return codec
+    if "decoder" not in config:
+        return codec
+    decoder = codec.decoder()
+    load_weights(decoder, file.parent / DECODER)
+    return codec.with_decoder(decoder.requires_grad_(False).eval())
 
 
 class Refused(Codec):

@@ -299,7 +299,7 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         if self.continuation is not None:
             own["continuation"] = to_spec(self.continuation)
         return {
-            "provides": sorted(self.provides),
+            "provides": sorted(self.provides | ({"decoder"} if self.codec.tunable else set())),
             "best": self.best,
             "event_shape": list(self.event_shape),
             "classes": self.classes,

@@ -60,13 +60,14 @@ class Folder:
 
     @classmethod
     def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """As of the class, with the classes in teacher.yaml, the only file that is read.
+        """As of the class, with classes and decoder of teacher.yaml, the only file that is read.
 
         The constructor raises the errors of a folder.
         """
         with suppress(OSError, ValueError, TypeError):
             arguments = {**arguments, **read_yaml(Path(arguments.get("path", cls.home)) / CONFIG)}
-        return super().offers(arguments)
+        said = arguments.get("provides")
+        return super().offers(arguments) | ({"decoder"} if isinstance(said, list) and "decoder" in said else set())
 
     @property
     def id(self) -> str:

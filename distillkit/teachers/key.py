@@ -29,6 +29,7 @@ READ = (
     "diffusion",
     "discrete",
     "networks",
+    "pipelines",
     "teachers",
     "checks.py",
     "codec.py",

@@ -42,6 +42,7 @@ class DiscreteData(DistillData):
     """
 
     domain = "discrete"
+    provides = frozenset({"data"})
     pictured = 16
     num_tokens: int
 

@@ -5,7 +5,7 @@ B: batch; H, W: height and width of an observation; s: the scale between them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -90,6 +90,12 @@ class SuperResolutionData(DistillData):
         self.held_out, self.seed, self.workers = held_out, seed, workers
         self.lpips, self.dists, self.no_reference = lpips, dists, tuple(no_reference)
         self.event_shape = (3, crop, crop)
+        self.easier = [{"low": f"low_{easy}"} for easy in self.tower]
+
+    @classmethod
+    def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """`provides`, and `tower` where batches hold easier observations."""
+        return cls.provides | ({"tower"} if arguments.get("tower") else set())
 
     def parts(self, train: Photographs, val: Photographs, test: Photographs) -> Parts:
         """The data sets of three kinds of photographs."""

@@ -77,6 +77,7 @@ class Round:
 FIRST = Round((7, 21), (0.2, 3.0), (0.2, 0.7, 0.1), (0.15, 1.5), (1, 30), (0.05, 3.0))
 SECOND = Round((7, 15), (0.2, 1.5), (0.3, 0.4, 0.3), (0.3, 1.2), (1, 25), (0.05, 2.5))
 AGAIN, BLUR_AGAIN = 0.5, 0.8  # how often there is a second round, and how often it blurs
+LIGHT = (1, 10)  # standard deviation of the light one's noise, in levels of 255
 
 
 def bicubic(images: Tensor, scale: int, seeds: Sequence[int] = ()) -> Tensor:
@@ -103,8 +104,8 @@ DEGRADATIONS: dict[str, Callable[[Tensor, int, Sequence[int]], Tensor]] = {
 
 def _each(images: Tensor, scale: int, seeds: Sequence[int], degrade: Callable[..., Tensor]) -> Tensor:
     size = shrunk_size(images, scale)
-    unit = (images.detach().cpu().float() + 1) / 2
-    low = [degrade(Generator(PCG64(int(seed))), unit[i : i + 1], size) for i, seed in enumerate(seeds)]
+    unit = (images.cpu().float() + 1) / 2
+    low = [degrade(Generator(PCG64(int(seed))), image, size) for image, seed in zip(unit.split(1), seeds, strict=True)]
     return eight_bits(2 * torch.cat(low) - 1).to(images.device)
 
 
@@ -133,7 +134,7 @@ def _last(random: Generator, image: Tensor, size: tuple[int, int]) -> Tensor:
 def _light(random: Generator, image: Tensor, size: tuple[int, int]) -> Tensor:
     image = blurred(image, kernel("gaussian", odd(random, FIRST.sizes), uniform(random, FIRST.sigma)))
     image = resized(random, image, size)
-    image = image + gaussian_noise(random, image, uniform(random, SECOND.gaussian), random.random() < GREY)
+    image = image + gaussian_noise(random, image, uniform(random, LIGHT), random.random() < GREY)
     return jpeg(image, quality(random))
 
 
@@ -255,9 +256,7 @@ def resized(random: Generator, image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def noisy(random: Generator, image: Tensor, settings: Round) -> Tensor:
     """The image with Gaussian or with Poisson noise, equally often; within [0, 1]."""
-    make, between = (
-        (gaussian_noise, settings.gaussian) if random.random() < 0.5 else (poisson_noise, settings.poisson)
-    )
+    make, between = (gaussian_noise, settings.gaussian) if random.random() < 0.5 else (poisson_noise, settings.poisson)
     noise = make(random, image, uniform(random, between), random.random() < GREY)
     return (image + noise).clamp(0, 1)
 
@@ -275,7 +274,8 @@ def poisson_noise(random: Generator, image: Tensor, scale: float, grey: bool) ->
     """
     values = image[0].clamp(0, 1).numpy()
     levels = np.rint(255 * ((LUMA * values).sum(0, keepdims=True) if grey else values)).astype(np.uint8)
-    n = 2 ** math.ceil(math.log2(np.count_nonzero(np.bincount(levels.ravel(), minlength=256))))
+    num = np.count_nonzero(np.bincount(levels.ravel(), minlength=256))
+    n = 2 ** math.ceil(math.log2(num))
     clean = levels / 255
     noise = random.poisson(n * clean) / n - clean
     return torch.from_numpy((scale * noise).astype(np.float32))[None]

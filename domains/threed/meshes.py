@@ -14,7 +14,6 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from distillkit.errors import optional
 from domains.threed.lattice import CORNERS
 
 POINTS = 1024  # of the cloud that stands for a surface
@@ -170,7 +169,8 @@ def marching_cubes(distance: np.ndarray) -> Mesh:
 
     It is closed, because everything around is outside.
     """
-    measure = optional("skimage.measure", "threed", "meshes are made with")
+    from skimage import measure
+
     side = distance.shape[0] - 1
     padded = np.pad(distance, 1, constant_values=1 / side)
     if not (padded < 0).any():

@@ -17,10 +17,10 @@ from distillkit import checks
 from distillkit.data import DistillData, TensorData
 from distillkit.evaluation import metrics
 from distillkit.evaluation.samples import check, eight_bits
+from distillkit.pipelines.files import local
 from domains.video import media
 from domains.video.look import AVERAGES, Look, averages, look, motion_apart
 from domains.video.pipelines import VAE, latent_shape, read_prompts
-from domains.video.pipelines.files import local
 
 EPOCH = 1000  # draws of an epoch, at least
 VALIDATED = 16  # prompts of validation, at most

@@ -29,7 +29,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import seed_everything
 
-from distillkit.capabilities import imported
+from distillkit.capabilities import gap, imported
 from distillkit.cli import config
 from distillkit.cli.matrix import compatibility
 from distillkit.cli.messages import keys_of
@@ -112,7 +112,7 @@ def cases(asked: tuple[str, ...] = ()) -> list[Case]:
     for domain in sorted(DOMAINS, key=lambda domain: domain != "toy"):
         for method in chosen(asked):
             case = Case(method, domain)
-            if not preset(method) and (domain == "toy" or compatibility(domain, method, tuple(FOREIGN)) is None):
+            if not preset(method) and goes(domain, method):
                 found.setdefault(case.path, case)
     return [*found.values()]
 
@@ -234,6 +234,20 @@ def plane(method: str) -> list[str]:
 
 
 @cache
+def goes(domain: str, method: str) -> bool:
+    """Whether the domain's own teacher and data (of the toy domain `plane`'s) serve the method."""
+    if domain == "toy":
+        return gap(compose(*plane(method)), imported) is None
+    return compatibility(domain, method, tuple(FOREIGN)) is None
+
+
+def home(method: str) -> str:
+    """The plane, or the first other domain where the method goes; without any it is skipped."""
+    found = [domain for domain in sorted(DOMAINS, key=lambda domain: domain != "toy") if goes(domain, method)]
+    return found[0] if found else pytest.skip("no domain serves it by itself: its own tests prove it")
+
+
+@cache
 def takes(kind: type) -> set[str]:
     """The arguments of a class that the command line has; it may give its base some by itself."""
     return {name.partition(".")[0] for name in keys_of(f"{kind.__module__}.{kind.__qualname__}")}
@@ -251,8 +265,8 @@ def small(case: Case) -> list[str]:
 
 
 def tiny(case: Case | str, *words: str, seed: int = 0) -> SimpleNamespace:
-    """A method with a network of a few hundred weights; on the plane if only its name is given."""
-    return build(*small(Case(case) if isinstance(case, str) else case), *words, seed=seed)
+    """A method with a network of a few hundred weights; at its home if only its name is given."""
+    return build(*small(Case(case, home(case)) if isinstance(case, str) else case), *words, seed=seed)
 
 
 def weights(model: Distiller) -> dict[str, torch.Tensor]:

@@ -125,7 +125,7 @@ def test_a_third_of_the_default_run_reaches_the_gaussian(case, tmp_path):
 @pytest.mark.parametrize("teacher", ["gaussian", "mixture"])
 def test_the_default_run_reaches_the_law(method, teacher, tmp_path):
     if "teacher=labelled" in plane(method):
-        pytest.skip("it needs classes, which these laws do not have")
+        pytest.skip("it needs classes, or more that these laws do not have")
     kind = Case(method).kind
     reached = default_run(kind, tmp_path / "run", f"method={method}", f"teacher={teacher}")
     for metric, bound in kind.proof[teacher].items():

@@ -236,3 +236,18 @@ def test_v_prediction_off_the_unit_circle_is_refused(name):
     """`v` is a rotation: on VE or on a flow it would silently be another number."""
     with pytest.raises(ValueError, match="v"):
         Denoiser(nn.Identity(), ALL[name], "v")
+
+
+@pytest.mark.parametrize("prediction", ["x0", "eps", "v", "flow", "edm"])
+def test_a_network_that_does_not_see_the_noise_leaves_none_in_samples(prediction):
+    network = Fixed(torch.zeros(2, 1))
+    network.blind = True
+    if prediction in ("x0", "edm"):
+        process = VarianceExploding()
+        made = Denoiser(network, process, prediction)(process.sigma_max * torch.ones(2, 1), torch.tensor(process.t_max))
+        assert made.abs().max() < 0.01
+    else:
+        with pytest.raises(
+            ValueError, match=f"Fixed does not see the noise, which {prediction} prediction would leave"
+        ):
+            Denoiser(network, VariancePreserving(), prediction)

@@ -15,6 +15,7 @@ from distillkit.methods.mdt_dist import MDTDist
 from distillkit.methods.pairs import PairDistil
 from distillkit.methods.reflow import Reflow
 from distillkit.methods.sid import SiD
+from distillkit.methods.tad_sr import TADSR
 from distillkit.spec import Recorded
 from distillkit.students.base import load_student
 from distillkit.teachers.base import Teacher
@@ -141,6 +142,8 @@ KINDS = {  # of losses: method, its settings, and the role that has it
     "dmd's fake score": (DMD, {}, "fake_score"),
     "pairs": (PairDistil, {}, "student"),
     "pairs l2": (PairDistil, {"distance": "l2"}, "student"),
+    "delta score": (TADSR, {"regression": 0.0, "gan": 0.0, "compared": "sample"}, "student"),
+    "delta score over the batch": (TADSR, {"regression": 0.0, "gan": 0.0, "normalise": "batch"}, "student"),
     "reflow": (Reflow, {}, "student"),
     "velocity matching": (MDTDist, {"lambda_vd": 0.0}, "student"),
     "velocity distillation": (MDTDist, {"lambda_vm": 0.0}, "student"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distillkit.codec import Codec
-from domains.video.pipelines.files import load, read_json
+from distillkit.pipelines.files import load, read_json
 
 VAES = ("AutoencoderKLWan", "AutoencoderKLCogVideoX")
 

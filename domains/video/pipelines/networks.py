@@ -23,9 +23,10 @@ from distillkit.networks import adapters
 from distillkit.networks.adapters import Base
 from distillkit.networks.blocks import Told
 from distillkit.networks.routed import dispatch
+from distillkit.pipelines.files import import_diffusers, load, read_json
 from distillkit.spec import Recorded
 from distillkit.teachers.foreign import check_foreign
-from domains.video.pipelines.files import DTYPES, import_diffusers, load, read_json
+from domains.video.pipelines.files import DTYPES
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the layers of an attention
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from distillkit import checks
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import DiscreteVariancePreserving, Process, RectifiedFlow
+from distillkit.pipelines.files import load, local, read_json
 from distillkit.students.base import Student
 from distillkit.teachers.base import Teacher
 from domains.video.pipelines.decoder import VAE, latent_shape
-from domains.video.pipelines.files import DTYPES, embed, load, local, read_json, read_prompts
+from domains.video.pipelines.files import DTYPES, embed, read_prompts
 from domains.video.pipelines.networks import (
     CogVideoXNetwork,
     Network,

@@ -15,8 +15,6 @@ from domains.threed.lattice import lattice_points
 from domains.threed.meshes import Mesh, marching_cubes
 from domains.threed.solids import Solids
 
-pytest.importorskip("skimage")
-
 
 def ball(radius, centre=(0, 0, 0), side=16) -> Mesh:
     return marching_cubes(((lattice_points(side) - torch.tensor(centre)).norm(dim=-1) - radius).numpy())

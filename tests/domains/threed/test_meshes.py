@@ -17,7 +17,6 @@ from domains.threed.mesh_folder import MeshFolder, on_lattice, read_mesh, windin
 from domains.threed.meshes import Mesh, feature_meshes, lattice_distance, marching_cubes, seams, structure_meshes
 from domains.threed.solids import Solids
 
-pytest.importorskip("skimage")
 trimesh = pytest.importorskip("trimesh")
 
 SPOT = Path(os.environ.get("DISTILLKIT_TEST_DATA", "")) / "mesh" / "spot.obj"

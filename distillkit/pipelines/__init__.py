@@ -1,0 +1,1 @@
+"""Pipelines of the package diffusers, of any domain (extra `hf`)."""
