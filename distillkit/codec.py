@@ -9,7 +9,6 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from distillkit.diffusion.process import set_shape
 from distillkit.spec import Recorded
 
 
@@ -83,7 +82,8 @@ class Codec(Recorded):
             event_shape: shape of a sample in training; of a padded set, with its largest size.
             cond: their conditions.
         """
-        return set_shape(num, event_shape, cond.get("mask"))
+        mask = cond.get("mask")
+        return (num, *event_shape) if mask is None else (*mask.shape, *event_shape[mask.ndim - 1 :])
 
     def answering(
         self, student: nn.Module, seed: int, kappa: float | None, tile: int | None, overlap: int

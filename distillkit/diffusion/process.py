@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,11 +25,6 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
 def expand_mask(mask: Tensor, like: Tensor) -> Tensor:
     """A bool mask [B, *positions] shaped to broadcast against `like` [B, *positions, *features]."""
     return mask.reshape(*mask.shape, *[1] * (like.ndim - mask.ndim))
-
-
-def set_shape(num: int, event_shape: Sequence[int], mask: Tensor | None) -> tuple[int, ...]:
-    """Shape of `num` samples: `event_shape`, its positions from the mask [B, *positions] if any."""
-    return (num, *event_shape) if mask is None else (*mask.shape, *event_shape[mask.ndim - 1 :])
 
 
 class Process(Recorded, ABC):
@@ -381,7 +375,7 @@ class ResShift(Process):
         return -2 * t, torch.full_like(t, self.kappa)
 
     def from_ratio(self, ratio):
-        # the positive root of ratio t^2 + kappa t - ratio = 0, without the difference of close numbers
+        # the positive root of ratio t^2 + kappa t - ratio = 0, without a difference of close numbers
         return 2 * ratio / (self.kappa + (self.kappa**2 + 4 * ratio**2).sqrt())
 
     def network_time(self, t):

@@ -12,7 +12,7 @@ from distillkit import checks
 from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.guidance import drop_condition
-from distillkit.diffusion.process import expand, set_shape
+from distillkit.diffusion.process import expand
 from distillkit.diffusion.times import LogNormal, Times
 from distillkit.losses.denoising import answer_loss
 from distillkit.methods.base import Adam
@@ -27,7 +27,7 @@ APART = 0.1  # of the mean sample, what two codecs may differ by
 class YONOS(TeacherDistiller):
     """Scale distillation: fit a denoiser that sees y' to one that sees the easier observation y.
 
-    Both see the same sample, noise level and noise (the paper's figure 2):
+    Both see the same datum, noise level and noise:
 
         E w(t) |D_s(z_t, y') - sg[D_T(z_t, y)]|^2.
 
@@ -148,7 +148,7 @@ class YONOS(TeacherDistiller):
         ):
             cond = self.condition(observed)
             made = codec.shape(1, self.teacher.event_shape, cond)
-            if made != (expected := set_shape(1, self.teacher.event_shape, cond.get("mask"))):
+            if made != (expected := Codec().shape(1, self.teacher.event_shape, cond)):
                 raise ValueError(
                     f"the {whose} codec makes samples of shape {list(made[1:])} from {' and '.join(keys)}, here they have "
                     f"{list(expected[1:])}: the teacher's observation is the easiest one, the new codec's that of the data"

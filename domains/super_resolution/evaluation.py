@@ -55,8 +55,8 @@ class SuperResolutionEvaluator:
     Once for each model come `lpips` and `dists`, if there are weights, and pyiqa's metrics.
 
     Args:
-        held_out: one or several data sets, len() and data[indices] -> {"data": [N, 3, H, W], "low"},
-            the last of which stands in for samples where real data are measured.
+        held_out: one or several data sets, len() and data[indices] -> {"data": [N, 3, H, W],
+            "low"}, the last of which stands in for samples where real data are measured.
         scale: how many times larger photographs are than their observations.
         lpips: path of AlexNet's or VGG16's weights, see `distillkit.evaluation.perceptual`.
         dists: path of VGG16's weights.

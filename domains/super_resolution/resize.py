@@ -15,7 +15,7 @@ from distillkit.evaluation.samples import eight_bits
 
 
 def enlarged(low: Tensor, size: Sequence[int]) -> Tensor:
-    """Images [B, C, h, w] at another size (H, W), bicubic; values may leave their range a little."""
+    """Images [B, C, h, w] at another size (H, W), bicubic; values may leave their range."""
     return F.interpolate(low, size=tuple(size), mode="bicubic", align_corners=False)
 
 

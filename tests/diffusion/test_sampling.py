@@ -148,7 +148,7 @@ def test_ancestral_step_is_the_posterior():
 
 
 def test_resshifts_step_is_the_published_one():
-    """`(eta_s / eta_t) x_t + (1 - eta_s / eta_t) x_0 + kappa sqrt(eta_s / eta_t (eta_t - eta_s)) z`."""
+    """`c x_t + (1 - c) x_0 + kappa sqrt(c (eta_t - eta_s)) z` with `c = eta_s / eta_t`."""
     process, times = ResShift(kappa=1.7), f64(0.8, 0.3)
     x, x_0, z = torch.randn(3, 6, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     reached = []
@@ -165,7 +165,7 @@ def test_resshifts_step_is_the_published_one():
 
 
 def test_resshifts_step_keeps_the_marginal():
-    """On a point mass its mean and variance are those of q(x_s | x_0), which a test of draws shows."""
+    """On a point mass its mean and variance are those of q(x_s | x_0); shown by draws."""
     process, times, point = ResShift(), f64(0.9, 0.4), 0.7
     generator, num = torch.Generator().manual_seed(1), 20_000
     eps, z = torch.randn(2, num, 1, dtype=torch.float64, generator=generator)

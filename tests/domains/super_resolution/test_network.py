@@ -39,7 +39,7 @@ def test_any_size_comes_out_as_it_went_in(height, width):
 
 
 def test_a_part_comes_out_as_within_the_whole():
-    """Away from its borders by the reach of the convolutions: one patch for each of them, 2 + 2 per block."""
+    """Away from its borders by the reach of its convolutions, a patch each: 2, and 2 per block."""
     network, reach = net(depth=2), 4 * (2 + 2 * 2)
     x, low = drawn(1, 3, 128, 128), drawn(1, 3, 32, 32, seed=1)
     whole = called(network, x, low)

@@ -4,6 +4,7 @@ import copy
 import math
 import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 import tiny_resshift
@@ -15,8 +16,9 @@ from torch.nn import functional as F
 
 from distillkit.data import DistillData, TensorData
 from distillkit.diffusion.process import ResShift
+from distillkit.files import shapes
 from distillkit.methods.dmd import DMD
-from distillkit.spec import Outside
+from distillkit.spec import Outside, from_spec
 from distillkit.students.base import load_student
 from distillkit.students.makers import Lora
 from distillkit.teachers.key import samples_key
@@ -361,7 +363,7 @@ def test_what_is_refused(tiny, tmp_path, capsys):
     assert "read" not in capsys.readouterr().out
     torch.save([1, 2], tmp_path / "list_s4.pth")
     refused("no dictionary of weights", path=str(tmp_path / "list_s4.pth"))
-    (tmp_path / "cut_s4.pth").write_bytes(open(args["path"], "rb").read()[:1000])
+    (tmp_path / "cut_s4.pth").write_bytes(Path(args["path"]).read_bytes()[:1000])
     refused("is damaged", path=str(tmp_path / "cut_s4.pth"))
     state = read_state(args["path"])
     torch.save({**state, "out.2.bias": torch.full((3,), math.nan)}, tmp_path / "nan_s4.pth")
@@ -373,7 +375,7 @@ def test_what_is_refused(tiny, tmp_path, capsys):
     refused("released tables have 15 or 4 steps, not 7", config=None, steps=7)
     refused("4 times larger, the data are of scale 2: set data.scale", scale=2)
     refused("multiples of 32, got 48: set data.crop=64", crop=48)
-    yaml = open(args["config"]).read()
+    yaml = Path(args["config"]).read_text()
     (tmp_path / "wide.yaml").write_text(yaml.replace("ch: 32", "ch: 64"))
     refused("autoencoder_tiny.pth does not fit", config=str(tmp_path / "wide.yaml"))
     (tmp_path / "eps.yaml").write_text(yaml.replace("predict_type: xstart", "predict_type: epsilon"))
@@ -401,7 +403,7 @@ def test_a_student_makes_photographs_of_any_size(teacher, tiny, tmp_path):
     assert here.fingerprint() == before and model.student.network.codec is here.codec
     assert not torch.equal(model.student.network.out[2].bias, here.denoiser.network.out[2].bias)
     folder = model.export(tmp_path / "student")
-    assert not [name for name in load_file_names(folder) if "encoder" in name or "quantize" in name]
+    assert not [name for name in shapes(folder / "model.safetensors") if "encoder" in name or "quantize" in name]
     with pytest.raises(Outside, match="wants to read .*autoencoder_tiny.pth.*--trust"):
         load_student(folder)
     student = load_student(folder, trust=(str(tmp_path / "autoencoder_tiny.pth"),))
@@ -417,10 +419,14 @@ def test_a_student_makes_photographs_of_any_size(teacher, tiny, tmp_path):
         load_student(folder).sample(2, cond)
 
 
-def load_file_names(folder):
-    from distillkit.files import shapes
-
-    return shapes(folder / "model.safetensors")
+def test_a_strangers_folder_names_no_file_beside_the_caller(tiny, tmp_path, monkeypatch):
+    """Not by a plain name either, which a path of the working directory may have."""
+    monkeypatch.chdir(Path(tiny[0]["path"]).parent)
+    names = {key: Path(path).name for key, path in tiny[0].items()}
+    spec = {"class_path": "domains.super_resolution.resshift.ResShiftTeacher", "init_args": names}
+    with pytest.raises(Outside) as error:
+        from_spec(spec, home=tmp_path)
+    assert all(name in str(error.value) for name in names.values())
 
 
 def test_another_autoencoder_is_another_teacher(teacher, tiny, tmp_path):
@@ -441,5 +447,9 @@ def test_adapters_on_it_are_the_weights_of_the_student(tiny, teacher, tmp_path):
     model = DMD(teacher, num_steps=1, student_maker=Lora(rank=2), fake_score_maker=Lora(rank=2))
     trainer(2).fit(model, datamodule=Squares(batch_size=2))
     folder, cond = model.export(tmp_path / "student"), {"low": photographs(1)}
+    with pytest.raises(
+        Outside, match="wants to read .*autoencoder_tiny.pth and .*resshift_tiny_s4.pth|resshift_tiny_s4.pth and "
+    ):
+        load_student(folder)
     student = load_student(folder, trust=tuple(tiny[0].values()))
     assert torch.equal(student.sample(1, cond), model.sample(cond, 1, 0))

@@ -1,4 +1,4 @@
-"""Stable Diffusion's upscaler: our denoiser and sampler against the pipeline's own, on a tiny one."""
+"""Stable Diffusion's upscaler: denoiser and sampler against the pipeline's own, on a tiny one."""
 
 import json
 import shutil
