@@ -54,6 +54,7 @@ WORLDS = {
     "features": ["domain=threed", "stage=features"],
     "clip": ["domain=video", "stage=clip"],
     "continuation": ["domain=video", "stage=continuation"],
+    "photos": ["domain=super_resolution"],
 }
 FIT = ["domain=image", "method=dmd", "model.num_steps=2", "trainer.max_steps=20", "trainer.val_check_interval=10"]
 FIT += ["trainer.log_every_n_steps=10", "vars.callbacks.finish.num_samples=64"]
@@ -87,7 +88,13 @@ class World:
             return SamplerStudent(teacher, LearnedSampler(teacher.process, times)).to(place), cond
         context, start = teacher.context, teacher.start
         made = FewStepStudent(
-            teacher.new_denoiser(), times[:2], teacher.event_shape, teacher.classes, context=context, start=start
+            teacher.new_denoiser(),
+            times[:2],
+            teacher.event_shape,
+            teacher.classes,
+            context=context,
+            start=start,
+            codec=teacher.codec,
         )
         return made.to(place).eval(), cond
 

@@ -41,6 +41,7 @@ WORLDS = {
     "features": ["domain=threed", "stage=features", "method=sid"],
     "clip": ["domain=video", "stage=clip", "method=sid"],
     "continuation": ["domain=video", "stage=continuation", "method=sid"],
+    "photos": ["domain=super_resolution", "method=dmd"],
 }
 
 

@@ -129,6 +129,10 @@ class Student(nn.Module, ABC):
                 that data need may not be read.
         """
 
+    def merged(self) -> Student:
+        """Returns the student with adapters merged into its network, or itself without any."""
+        return self
+
     @property
     def not_exported(self) -> str:
         """The reason why it cannot be one function of plain tensors; empty if it can."""

@@ -28,8 +28,12 @@ class Upscale(Codec):
         scale: how many times larger than its observation a photograph is.
         residual: whether samples are `data - enlarged(low)`, as ResShift's process needs it, or the
             photographs themselves.
+
+    Attributes:
+        factor: pixels along the side of what is diffused, one number for each.
     """
 
+    factor = 1
     in_graph = True
     free = {"low": (2, 3)}
 
@@ -97,7 +101,7 @@ class Latent(Upscale):
         scale, residual: as in `Upscale`; the base is then the latent of the enlarged observation.
     """
 
-    tunable, in_graph = True, False
+    tunable, in_graph, free = True, False, {}
 
     def __init__(self, path: str, factor: int = 4, multiple: int = 1, scale: int = 4, residual: bool = True):
         super().__init__(scale, residual)

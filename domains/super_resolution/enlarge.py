@@ -20,7 +20,7 @@ from domains.super_resolution.photographs import read
 from domains.super_resolution.resize import eight_bits, enlarged
 from domains.super_resolution.tiles import Cuts, blended, how_many, noise
 
-PROBE = 32  # side of the part of an observation by which memory is estimated
+PROBE = 64  # side of the part of an observation by which memory is estimated
 COPIES = 8  # bytes of a pixel of the picture that is written: colours, and those of the encoder
 GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes
 SPACES = {True: b"GRAY", False: b"RGB "}  # of colour profiles for grey pictures and others
@@ -47,11 +47,12 @@ class Enlarger:
     suffixes = SUFFIXES
 
     def __init__(self, student: Student, scale: int, seed: int, kappa: float | None, tile: int | None, overlap: int):
-        self.student, self.scale, self.seed, self.kappa = student, scale, seed, kappa
+        self.student, self.scale, self.seed, self.kappa = (student := student.merged()), scale, seed, kappa
         self.tile, self.overlap = tile, overlap
-        self.unit = math.lcm(scale, getattr(student.network, "patch", 1))
+        self.unit = math.lcm(scale, student.codec.factor * getattr(student.network, "patch", 1))
         reach = getattr(student.network, "reach", None)
-        self.reach = None if reach is None else student.num_steps * reach + 2 * scale
+        known = reach is not None and student.codec.factor == 1  # an autoencoder sees farther
+        self.reach = student.num_steps * reach + 2 * scale if known else None
         student.checked_condition(1, {"low": torch.zeros(1, 3, 1, 1)}, kappa)
         if tile is not None:
             Cuts(2 * tile + self.unit, tile, overlap, self.unit)
@@ -97,22 +98,15 @@ class Enlarger:
     @torch.no_grad()
     def tiles(self, low: Tensor, corners: Sequence[tuple[int, int]], size: tuple[int, int]) -> Tensor:
         """Tiles [n, 3, *size] of the enlarged photograph, with their corners at these pixels."""
-        student, codec, num = self.student, self.student.codec, len(corners)
-        parts = [
-            [slice(at // self.scale, (at + side) // self.scale) for at, side in zip(corner, size, strict=True)]
-            for corner in corners
-        ]
-        cond = student.checked_condition(num, {"low": torch.stack([low[:, y, x] for y, x in parts])}, self.kappa)
-        shape = codec.shape(num, student.event_shape, cond)
-        places = [
-            tuple(at * side // full for at, side, full in zip(corner, shape[2:], size, strict=True))
-            for corner in corners
-        ]
+        student, codec, (height, width) = self.student, self.student.codec, [side // self.scale for side in size]
+        parts = [low[:, y : y + height, x : x + width] for y, x in (_divided(corner, self.scale) for corner in corners)]
+        cond = student.checked_condition(len(parts), {"low": torch.stack(parts)}, self.kappa)
+        _, channels, *sides = codec.shape(len(parts), student.event_shape, cond)
         cond = {name: value.to(student.device) for name, value in cond.items()}
 
         def draw(i: int) -> Tensor:
-            parts = [noise(self.seed, i, shape[1], place, shape[2:]) for place in places]
-            return torch.stack(parts).to(student.device)
+            places = [_divided(corner, codec.factor) for corner in corners]
+            return torch.stack([noise(self.seed, i, channels, place, sides) for place in places]).to(student.device)
 
         return codec.decode(student(draw(0), cond, draw), cond)
 
@@ -123,7 +117,7 @@ class Enlarger:
         """
         part = [min(PROBE, side) for side in low.shape[1:]]
         size = [self.scale * side for side in low.shape[1:]]
-        if max(low.shape[1:]) <= 2 * PROBE:
+        if max(low.shape[1:]) <= PROBE:
             return
         pixels, there = math.prod(size), devices.free(torch.device("cpu"))
         if there is not None and (need := COPIES * pixels) > there:
@@ -142,6 +136,10 @@ class Enlarger:
     def _too_large(self, name: str, tile: int, need: str) -> str:
         mend = "--tile 512" if self.tile is None else f"a --tile smaller than {tile}"
         return f"{name} needs {need}: give {mend}"
+
+
+def _divided(corner: tuple[int, int], by: int) -> tuple[int, int]:
+    return corner[0] // by, corner[1] // by
 
 
 def _gigabytes(size: int) -> str:

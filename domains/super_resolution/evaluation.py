@@ -121,7 +121,7 @@ class SuperResolutionEvaluator:
             maps, real_maps = (self._maps(image) for image in (x, real))
             ours.append(_places(maps[-1]))
             theirs.append(_places(real_maps[-1]))
-            each.append(self._measure(x, real, low) | {"distance": extractors.distance(maps, real_maps).double().cpu()})
+            each.append(self._measure(x, real, low) | {"distance": extractors.distance(maps, real_maps).double()})
         found = {name: float(torch.cat([part[name] for part in each]).mean()) for name in each[0]}
         fine, real_fine = found.pop("fine"), found.pop("real_fine")
         raw = metrics.Points(torch.cat(theirs))
