@@ -11,7 +11,7 @@ from rich.text import Text
 from distillkit.evaluation.rows import BASELINE, BEST, EARLIER, REAL
 
 ARROWS = {"lower": "↓", "higher": "↑", "target": "→ real"}
-ACRONYMS = ("fad", "fid", "fvd", "kid", "mmd", "nll")
+ACRONYMS = ("dists", "fad", "fid", "fvd", "gmsd", "hf", "kid", "lpips", "mmd", "nll", "psnr", "ssim")
 FAR = 3.0  # times the floor of real data: a teacher beyond is far, if its many steps do not pay
 CUT = 0.05  # share of a student's values outside the data's range above which it is reported
 
@@ -279,5 +279,6 @@ def times(ratio: float | None) -> str:
 
 
 def pretty(metric: str) -> str:
-    """A metric's display name: `frechet` -> Frechet, `mmd` -> MMD, `sliced_w2` -> Sliced w2."""
-    return metric.upper() if metric in ACRONYMS else metric[:1].upper() + metric[1:].replace("_", " ")
+    """A metric's display name: `frechet` -> Frechet, `mmd` -> MMD, `psnr_y` -> PSNR y."""
+    words = " ".join(word.upper() if word in ACRONYMS else word for word in metric.split("_"))
+    return words[:1].upper() + words[1:]

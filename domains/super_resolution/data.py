@@ -173,7 +173,8 @@ class PhotoFolder(SuperResolutionData):
     Which part a photograph belongs to follows from a hash of its name. Files that are damaged,
     smaller than a square or of more than 67 million pixels are found before training, named in a
     warning and left out; what was found is kept in `.distillkit-photos.json` in the folder, where
-    it may be written. For a file that breaks later the next one stands in.
+    it may be written. For a file that breaks later the next one stands in. Of the decoded
+    photographs 512 MB are kept, and of a larger folder so many are in use at a time, see `Squares`.
 
     Args:
         path: the folder.

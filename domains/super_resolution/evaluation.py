@@ -36,7 +36,9 @@ class SuperResolutionEvaluator:
     Perception:
 
     - `frechet` (the headline): Frechet distance between the features of the samples' parts and
-      those of the same photographs' parts. MEASURED
+      those of the same photographs' parts. At one mean squared error, on 96 squares of the test
+      photographs: bicubic 142, blurred 58, noisy 235, bent by some pixels, so that all is sharp and
+      plausible, 0.45. A sharpened bicubic image gets 228, one with noise 261.
     - `hf_ratio`: energy above half the largest frequency, of samples over photographs, on
       brightness. Blurred samples have about 0, noisy ones more than 1.
 

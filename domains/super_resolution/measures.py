@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from distillkit.evaluation.samples import eight_bits
 
@@ -44,10 +43,17 @@ def ssim_y(ours: Tensor, theirs: Tensor) -> Tensor:
     mirrored at their ends, as in torchmetrics; other programs leave out places near the ends, which
     gives 0.722 instead of 0.720 for Kodak's photographs enlarged four times.
     """
-    found = structural_similarity_index_measure(
-        ours[:, None], theirs[:, None], sigma=1.5, kernel_size=11, reduction="none", data_range=255.0
-    )
-    return found.reshape(len(ours))
+    line = torch.exp(-0.5 * (torch.arange(-5, 6) / 1.5).square()).to(ours)
+    line = (line / line.sum())[None, None]
+
+    def mean(x: Tensor) -> Tensor:
+        x = F.pad(x[:, None], (5, 5, 5, 5), mode="reflect")
+        return F.conv2d(F.conv2d(x, line[..., None]), line[..., None, :])
+
+    a, b = mean(ours), mean(theirs)
+    var_a, var_b, both = mean(ours**2) - a**2, mean(theirs**2) - b**2, mean(ours * theirs) - a * b
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    return ((2 * a * b + c1) * (2 * both + c2) / ((a**2 + b**2 + c1) * (var_a + var_b + c2))).mean((1, 2, 3))
 
 
 def gmsd(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Squares:
 
     Index i decides on the photograph, the place, the turn and the seed of the degradation. If more
     photographs are given than are kept, a window of indices, `together` long, knows only as many of
-    them; the windows of one pass through the data share them out at random.
+    them; the windows of a pass share them out at random.
 
     Args:
         photographs: they are at least as large as a square.
@@ -43,9 +43,9 @@ class Squares:
 
     def __init__(self, photographs: Photographs, crop: int, finish: Finish, seed: int, workers: int):
         self.photographs, self.crop, self.finish, self.seed, self.workers = photographs, crop, finish, seed, workers
-        self.most = photographs.most
-        self.together = self.most * VISIT if len(photographs) > self.most else None
-        self.order = lru_cache(2)(self._order)
+        self.windows = -(-len(photographs) // photographs.most)  # of a pass
+        self.together = -(-len(photographs) // self.windows) * VISIT if self.windows > 1 else None
+        self.known = lru_cache(2)(self._known)
 
     def __len__(self) -> int:
         return EPOCH
@@ -64,16 +64,15 @@ class Squares:
 
     def _number(self, i: int, share: float) -> int:
         """The photograph of index i, of those that its window knows."""
-        total = len(self.photographs)
         if self.together is None:
-            return int(share * total)
-        turn, part = divmod(i // self.together, -(-total // self.most))
-        known = self.order(turn)[part * self.most : (part + 1) * self.most]
+            return int(share * len(self.photographs))
+        turn, window = divmod(i // self.together, self.windows)
+        known = self.known(turn)[window]
         return int(known[int(share * len(known))])
 
-    def _order(self, turn: int) -> np.ndarray:
-        """The photographs in the order of one pass."""
-        return stream(self.seed, ORDER, turn).permutation(len(self.photographs))
+    def _known(self, turn: int) -> list[np.ndarray]:
+        """The photographs that each window of a pass knows, equally many."""
+        return np.array_split(stream(self.seed, ORDER, turn).permutation(len(self.photographs)), self.windows)
 
 
 class HeldOut:

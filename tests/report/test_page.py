@@ -17,7 +17,7 @@ from rich.console import Console
 from distillkit.report.card import facts_of, write_card
 from distillkit.report.curves import axis, curve, smooth, thin
 from distillkit.report.page import write_report
-from distillkit.report.quality import evaluation_table, number, quality_table, shortfalls, strip, times, verdict
+from distillkit.report.quality import evaluation_table, number, pretty, quality_table, shortfalls, strip, times, verdict
 
 EVALUATION = {
     "protocol": {"num_samples": 2000, "seed": 1234, "evaluator": {"features": "digits"}, "teacher": {"id": "digits-8"}},
@@ -479,6 +479,12 @@ def test_table_in_the_terminal():
     assert header.split()[0] == "student" and header.rstrip().endswith("real data")
     assert re.search(r"Frechet ↓ +0\.410 ", shown) and re.search(r"faster +31× ", shown)
     assert "Ink → real" in shown and "…" not in shown
+
+
+def test_names_of_metrics():
+    names = {"frechet": "Frechet", "mmd": "MMD", "sliced_w2": "Sliced w2", "psnr_y": "PSNR y", "": ""}
+    assert {name: pretty(name) for name in names} == names
+    assert pretty("teacher_psnr_y") == "Teacher PSNR y"
 
 
 def test_numbers():

@@ -112,6 +112,9 @@ def test_a_window_of_indices_knows_only_the_photographs_that_are_kept(library, m
         assert [len(part) for part in parts] == [2, 2, 1] and set.union(*parts) == set(range(5))
         passes.append(tuple(map(tuple, parts)))
     assert len(set(passes)) > 1  # in another order each time
+    even = windows(library, monkeypatch, most=4)  # 3 and 2, not 4 and 1
+    assert even.together == 12
+    assert [len({even._number(i, share) for share in (0.0, 0.5, LAST)}) for i in (0, 11, 12, 23)] == [3, 3, 2, 2]
     assert windows(library, monkeypatch, most=5).together is None
 
 
