@@ -201,11 +201,15 @@ def check_guidable(teacher: BaseTeacher, kappa: float) -> None:
 
 
 def check_belongs(teacher: BaseTeacher, data) -> None:
-    """Raises ValueError if shape, tokens or context frames of the data do not fit the teacher."""
-    made = teacher.codec.data_shape(teacher.event_shape)
-    if tuple(data.event_shape) != made:
+    """Raises ValueError if shape, tokens or context frames of the data do not fit the teacher.
+
+    Sides that the codec leaves free may have any size.
+    """
+    made, there = teacher.codec.data_shape(teacher.event_shape), tuple(data.event_shape)
+    free = {axis - 1 for axes in teacher.codec.free.values() for axis in axes}
+    if len(made) != len(there) or any(made[i] != there[i] for i in range(len(made)) if i not in free):
         raise ValueError(
-            f"the data have shape {tuple(data.event_shape)}, the teacher makes {made}: "
+            f"the data have shape {there}, the teacher makes {made}: "
             f"choose a teacher trained on these data (fit method=pretrain makes one)"
         )
     check_tokens(teacher.process, data)
