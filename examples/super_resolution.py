@@ -1,4 +1,4 @@
-"""Distil the embedded teacher of photographs into a one-step student that makes them 4 times larger.
+"""Distil the embedded teacher of photographs into a one-step student: 4 times larger.
 
 python examples/super_resolution.py [--steps 600] [--out runs/example-super-resolution]
 """
