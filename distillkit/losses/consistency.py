@@ -7,13 +7,15 @@ from torch import Tensor
 from distillkit.losses.reduce import mean
 
 
-def charbonnier(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`mean sqrt((x - sg[y])^2 + 1e-12)`: the absolute difference, smooth within 1e-6.
+def charbonnier(x: Tensor, y: Tensor, eps: float = 1e-12, mask: Tensor | None = None) -> Tensor:
+    """`mean sqrt((x - sg[y])^2 + eps)`: absolute for far samples, a square near y.
 
-    Its minimiser is the median of y given what x is a function of, of Gaussians also the mean.
+    Its minimiser lies between the median and the mean of y given what x is a function of, which
+    are one for Gaussians.
 
     Args:
         x, y: samples, [B, ...].
+        eps: the square of the distance that is near.
         mask: mask of sets, bool [B, *positions], true at elements.
     """
-    return mean(((x - y.detach()).square() + 1e-12).sqrt(), mask)
+    return mean(((x - y.detach()).square() + eps).sqrt(), mask)

@@ -44,6 +44,7 @@ class CTMSR(FromData):
         hops: N at the beginning and at the end of the run, which is cut into equal parts, one for
             each number between them.
         num_steps: calls of the student, at levels of the last grid, with new noise between them.
+        eps: the square of the distance below which the absolute difference becomes a square.
         dtm: weight of distribution trajectory matching; 0 switches it off.
         dtm_start: the share of the run after which it joins.
         refresh: steps after which F becomes the network as it is then.
@@ -68,6 +69,7 @@ class CTMSR(FromData):
         sigma_data: float = 0.5,
         hops: list[int] = (4, 3),
         num_steps: int = 1,
+        eps: float = 1e-12,
         dtm: float = 1.6,
         dtm_start: float = 0.996,
         refresh: int = 1000,
@@ -79,13 +81,14 @@ class CTMSR(FromData):
         if len(hops) != 2:
             raise checks.Unfit("hops", hops, "be two numbers, for the beginning and the end of the run")
         checks.whole(1, hops[1], "it samples at levels of the last grid", num_steps=num_steps)
+        checks.positive(eps=eps)
         checks.within(WEIGHTS, dtm=dtm)
         checks.within("[0, 1]", "1 is never", dtm_start=dtm_start)
         checks.whole(1, refresh=refresh)
         denoiser = Denoiser(network, process, "edm", sigma_data)
         super().__init__(denoiser, event_shape, classes, context, student=student, **kwargs)
         self.hops, self.num_steps = tuple(hops), num_steps
-        self.dtm, self.dtm_start, self.refresh = dtm, dtm_start, refresh
+        self.eps, self.dtm, self.dtm_start, self.refresh = eps, dtm, dtm_start, refresh
         self.frozen = average_of(denoiser) if dtm and dtm_start < 1 else None
         self.lpips = Lpips(lpips) if lpips else None
 
@@ -147,7 +150,7 @@ class CTMSR(FromData):
 
     def distance(self, out: Tensor, target: Tensor, cond: Cond) -> Tensor:
         """Half of the absolute difference, and half of LPIPS if its weights are there."""
-        loss = 0.5 * charbonnier(out, target, cond.get("mask"))
+        loss = 0.5 * charbonnier(out, target, self.eps, cond.get("mask"))
         if self.lpips is None:
             return loss
         return loss + 0.5 * self.lpips(*self.decoded(cond, out, target)).mean()

@@ -202,11 +202,15 @@ def check_guidable(teacher: BaseTeacher, kappa: float) -> None:
 
 
 def check_belongs(teacher: BaseTeacher, data) -> None:
-    """Raises ValueError if shape, tokens or context frames of the data do not fit the teacher."""
-    made = teacher.codec.data_shape(teacher.event_shape)
-    if tuple(data.event_shape) != made:
+    """Raises ValueError if shape, tokens or context frames of the data do not fit the teacher.
+
+    Sides that the codec leaves free may have any size.
+    """
+    made, there = teacher.codec.data_shape(teacher.event_shape), tuple(data.event_shape)
+    free = {axis - 1 for axes in teacher.codec.free.values() for axis in axes}
+    if len(made) != len(there) or any(made[i] != there[i] for i in range(len(made)) if i not in free):
         raise ValueError(
-            f"the data have shape {tuple(data.event_shape)}, the teacher makes {made}: "
+            f"the data have shape {there}, the teacher makes {made}: "
             f"choose a teacher trained on these data (fit method=pretrain makes one)"
         )
     check_tokens(teacher.process, data)
@@ -225,7 +229,8 @@ def check_sizes(model, data) -> None:
     if type(codec).shape is Codec.shape:
         return  # sizes do not depend on conditions
     cond = model.condition(data.val[torch.arange(1)])
-    if (made := codec.shape(1, model.event_shape, cond)) != (expected := Codec().shape(1, model.event_shape, cond)):
+    own = data.event_shape if codec.free else model.event_shape
+    if (made := codec.shape(1, model.event_shape, cond)) != (expected := Codec().shape(1, own, cond)):
         settings = ", ".join(f"{name}={value}" for name, value in codec.recorded().items())
         raise ValueError(
             f"samples for {' and '.join(cond)} of these data would have shape {list(made[1:])}, the data's is "

@@ -147,8 +147,8 @@ class YONOS(TeacherDistiller):
             ("new", self.codec, hard, self.easier[0]),
         ):
             cond = self.condition(observed)
-            made = codec.shape(1, self.teacher.event_shape, cond)
-            if made != (expected := Codec().shape(1, self.teacher.event_shape, cond)):
+            made, event = codec.shape(1, self.teacher.event_shape, cond), self.teacher.event_shape
+            if made != (expected := Codec().shape(1, data.event_shape if codec.free else event, cond)):
                 raise ValueError(
                     f"the {whose} codec makes samples of shape {list(made[1:])} from {' and '.join(keys)}, here they have "
                     f"{list(expected[1:])}: the teacher's observation is the easiest one, the new codec's that of the data"

@@ -18,14 +18,15 @@ from distillkit.callbacks.finish import finish
 from distillkit.cli import products as student_verbs
 from distillkit.data import TensorData
 from distillkit.diffusion.denoiser import Denoiser
-from distillkit.diffusion.process import VarianceExploding
+from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
 from distillkit.errors import UsageError
 from distillkit.evaluation import metrics
 from distillkit.evaluation.protocol import evaluate
+from distillkit.methods.ctmsr import CTMSR
 from distillkit.methods.dmd import DMD
 from distillkit.methods.sid import SiD
 from distillkit.networks.mlp import MLP
-from distillkit.report.quality import verdict
+from distillkit.report.quality import number, verdict
 from distillkit.students.base import load_student
 from distillkit.teachers.base import Teacher
 
@@ -117,6 +118,47 @@ def test_what_a_run_leaves_for_a_student_with_a_context(tmp_path):
     with pytest.raises(UsageError, match="comes from the examples in its folder"):
         student_verbs.sample([str(run), "--trust", "dummy", "--cond", "place=3", "--out", str(tmp_path / "no")])
     assert student_verbs.export([str(run), "--trust", "dummy"]) == 0
+
+
+def untaught() -> CTMSR:
+    """A method without a teacher."""
+    torch.manual_seed(0)
+    network = MLP([2], width=8, depth=1)
+    torch.nn.init.normal_(network.out.weight)
+    return CTMSR(network, RectifiedFlow(), [2], context=["place"])
+
+
+def test_a_student_without_a_teacher_stands_beside_real_data():
+    """There is nobody to be compared with one by one, and no kept samples are asked for."""
+    found = evaluate(Places(), None, untaught().eval().product(), num_samples=20)
+    student, real = found["rows"]
+    assert (student["name"], real["name"]) == ("student", "real data")
+    assert "spread" in student["metrics"] and "gap" not in student["metrics"] and student["ms_per_sample"] > 0
+    assert "teacher" not in found["protocol"] and not found["protocol"]["few_step_solvers"]
+    spread = number(student["metrics"]["spread"])
+    assert verdict(found) == f"Spread {spread} with 1 network pass, without a teacher; real data scores 1.00."
+
+
+def test_what_a_run_without_a_teacher_leaves(tmp_path, capsys):
+    """Every verb works on its folder, and no file speaks of a teacher's mistakes."""
+    run = tmp_path / "run"
+    run.mkdir()
+    data = {"class_path": "dummy.parts.Places"}
+    (run / "config.yaml").write_text(json.dumps({"model": {"init_args": {}}, "data": data}))
+    finish(untaught(), Places(), run, num_samples=16)
+    config = load_student(run).config
+    assert "teacher" not in config and [*config["run"]] == ["data"] and config["method"] == "CTMSR"
+    shown = {path.stem for path in (run / "samples").glob("*.png")}
+    assert shown == {"student", "real", "comparison"}
+    card, page = ((run / name).read_text() for name in ("student/README.md", "report.html"))
+    assert "places-ctmsr: one-step student\n" in card and "teacher's mistakes" not in card and "Few steps" in card
+    assert "1 network pass" in page and "for the teacher" not in page
+
+    assert student_verbs.sample([str(run), "-n", "5", "--trust", "dummy", "--out", str(tmp_path / "samples")]) == 0
+    (run / "evaluation.json").unlink()
+    assert student_verbs.evaluate([str(run), "--num-samples", "8", "--trust", "dummy"]) == 0
+    rows = json.loads((run / "evaluation.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["student", "real data"]
 
 
 class Labelled(Places):

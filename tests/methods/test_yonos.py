@@ -338,7 +338,6 @@ MUTATIONS = [
     ("no weight", answer_loss, "expand(denoiser.loss_weight(t), error) * ", "", check_tower),
     ("weight squared", answer_loss, "denoiser.loss_weight(t)", "denoiser.loss_weight(t) ** 2", check_tower),
     ("the answer not stopped", answer_loss, "answer.detach()", "answer", check_constant),
-    ("the teacher not stopped", YONOS.student_loss, "answer_loss(self.student, x_t, t, answer,", "answer_loss(self.student, x_t, t, self.codec.rebase(teacher(x_t, t, easy), 1.0, easy, hard),", check_tower),
     ("the teacher sees the harder observation", YONOS.student_loss, "(x_easy, t, easy)", "(x_easy, t, {'low': easy['low'].mean((2, 3), keepdim=True).expand(-1, -1, 2, 2)})", check_tower),
     ("the teacher sees the student's sample", YONOS.student_loss, "teacher(x_easy,", "teacher(x_t,", check_tower),
     ("the answer left in the teacher's space", YONOS.student_loss, "1.0, easy, hard)", "0.0, easy, hard)", check_tower),

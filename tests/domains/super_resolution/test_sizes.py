@@ -1,46 +1,30 @@
-"""A teacher or a codec of another scale than the data's is refused before the first step."""
+"""Squares of any size with a teacher whose codec leaves sizes free."""
 
 import pytest
-from helpers import trainer
+import torch
+from helpers import at
 
-from distillkit.diffusion.denoiser import Denoiser
-from distillkit.diffusion.process import RectifiedFlow, ResShift
-from distillkit.methods.ctmsr import CTMSR
-from distillkit.methods.dmd import DMD
-from distillkit.methods.lsd import LSD
-from distillkit.methods.pairs import PairDistil
-from distillkit.methods.pretrain import Pretrain
-from distillkit.methods.reflow import Reflow
-from distillkit.teachers.base import Teacher
+from distillkit.methods.few_step import check_belongs
 from domains.super_resolution.codec import Upscale
-from domains.super_resolution.data import Photos
-from domains.super_resolution.network import PatchNet
-
-SHAPE = (3, 16, 16)
-OWN = {"event_shape": SHAPE, "context": ["low"], "codec": Upscale(4)}
+from tests.battery.conftest import build
 
 
-def network() -> PatchNet:
-    return PatchNet(SHAPE, width=8, depth=1)
+def test_the_teacher_takes_squares_of_another_size():
+    made = build("domain=super_resolution", "method=dmd", "data.crop=32", "data.batch_size=2", "data.held_out=2")
+    made.data.setup()
+    made.model.check(made.data)
+    batch = made.data.train[torch.arange(2)]
+    loss = at(made.model).student_loss(batch)
+    assert loss.isfinite() and made.model.student_samples(batch)[0].shape == (2, 3, 32, 32)
 
 
-def teacher() -> Teacher:
-    return Teacher(Denoiser(network(), ResShift(), "edm", 0.1), SHAPE, context=("low",), codec=Upscale(4))
-
-
-METHODS = {
-    "dmd": lambda: DMD(teacher()),
-    "pairs": lambda: PairDistil(teacher(), num_pairs=2),
-    "reflow": lambda: Reflow(teacher(), num_pairs=2),
-    "lsd": lambda: LSD(teacher()),
-    "pretrain": lambda: Pretrain(network(), ResShift(), **OWN),
-    "ctmsr": lambda: CTMSR(network(), RectifiedFlow(), **OWN),
-}
-
-
-@pytest.mark.parametrize("scale, made", [(2, 32), (8, 8)])
-@pytest.mark.parametrize("method", METHODS)
-def test_another_scale_is_refused_in_a_sentence(method, scale, made):
-    says = rf"for low of these data would have shape \[3, {made}, {made}\], the data's is \[3, 16, 16\]: .*scale=4"
-    with pytest.raises(ValueError, match=says):
-        trainer(1).fit(METHODS[method](), Photos(scale=scale, crop=16, held_out=1, batch_size=2))
+def test_what_the_codec_does_not_leave_free_is_compared():
+    made = build("domain=super_resolution", "method=dmd", "data.held_out=2")
+    made.model.teacher.event_shape = (1, 48, 48)
+    with pytest.raises(ValueError, match=r"the data have shape \(3, 48, 48\), the teacher makes \(1, 48, 48\)"):
+        made.model.check(made.data)
+    made.model.teacher.event_shape, made.data.event_shape = (3, 48, 48), (3, 64, 64)
+    check_belongs(made.model.teacher, made.data)
+    made.model.teacher.codec = type("Fixed", (Upscale,), {"free": {}})()
+    with pytest.raises(ValueError, match="choose a teacher trained on these data"):
+        check_belongs(made.model.teacher, made.data)
