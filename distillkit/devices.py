@@ -90,7 +90,8 @@ def in_chunks(make: Callable[[slice], Tensor], num: int, chunk: int) -> Tensor:
 def free(device: torch.device) -> int | None:
     """Bytes of memory that a device has left; None if it does not say."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch keeps it for us
+        return torch.cuda.mem_get_info(device)[0] + unused
     said = Path("/proc/meminfo")
     if device.type != "cpu" or not said.is_file():
         return None

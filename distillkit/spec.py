@@ -40,6 +40,8 @@ PATHS = (
     "empty_prompt",
     "i3d",
     "features",
+    "lpips",
+    "dists",
     "autoencoder",
     "config",
 )

@@ -152,6 +152,7 @@ class FewStepDistiller(Distiller):
 
     def check(self, data) -> None:
         check_belongs(self.teacher, data)
+        check_sizes(self.teacher, data)
 
 
 def steps_of(num_steps: int | None, times: Sequence[float] | None, default: int) -> int:
@@ -215,6 +216,26 @@ def check_belongs(teacher: BaseTeacher, data) -> None:
     check_tokens(teacher.process, data)
     if lacking := sorted(set(teacher.context) - set(data.context)):
         raise ValueError(f"the teacher needs {' and '.join(lacking)} in a batch, which these data do not have")
+
+
+def check_sizes(model, data) -> None:
+    """Raises ValueError if samples for the data's conditions would have another size than the data.
+
+    Args:
+        model: what has a codec, the `event_shape` of its samples and `condition(batch)`.
+        data: the data, set up.
+    """
+    codec = model.codec
+    if type(codec).shape is Codec.shape:
+        return  # sizes do not depend on conditions
+    cond = model.condition(data.val[torch.arange(1)])
+    own = data.event_shape if codec.free else model.event_shape
+    if (made := codec.shape(1, model.event_shape, cond)) != (expected := Codec().shape(1, own, cond)):
+        settings = ", ".join(f"{name}={value}" for name, value in codec.recorded().items())
+        raise ValueError(
+            f"samples for {' and '.join(cond)} of these data would have shape {list(made[1:])}, the data's is "
+            f"{list(expected[1:])}: give data that the codec {type(codec).__name__}({settings}) is for"
+        )
 
 
 def check_tokens(process, data) -> None:

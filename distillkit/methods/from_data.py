@@ -8,7 +8,7 @@ from distillkit import checks
 from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Cond
 from distillkit.methods.base import Adam, Distiller
-from distillkit.methods.few_step import check_tokens
+from distillkit.methods.few_step import check_sizes, check_tokens
 from distillkit.rollouts import Continuation
 from distillkit.spec import Recorded
 
@@ -63,6 +63,7 @@ class FromData(Distiller):
         check_tokens(self.student.process, data)
         if lacking := sorted(set(self.context) - set(data.context)):
             raise ValueError(f"vars.context says {', '.join(lacking)}, which these data do not have")
+        check_sizes(self, data)
 
 
 def check_made_for(network: nn.Module, event_shape: list[int]) -> None:

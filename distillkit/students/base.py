@@ -335,7 +335,8 @@ def load_codec(config: dict[str, Any], file: Path, trust: tuple[str, ...], home:
         raise ValueError(f"{file} is damaged: codec cannot be {repr(config['codec'])[:80]}")
     if "decoder" not in config:
         return codec
-    decoder = codec.decoder()
+    with named(file):
+        decoder = codec.decoder()
     load_weights(decoder, file.parent / DECODER)
     return codec.with_decoder(decoder.requires_grad_(False).eval())
 

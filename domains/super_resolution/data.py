@@ -236,7 +236,7 @@ class PhotoPairs(SuperResolutionData):
         high, low = (Source(path, SUFFIXES, "photo") for path in (self.high, self.low))
         pairs = matched(high, low, self.scale, self.crop, self.workers)
         photographs = {high.name(paths[0]): (paths, sizes) for paths, sizes in pairs.items()}
-        return self.parts(*shared_out(photographs, self.shares, self.seed, high.root))
+        return self.parts(*shared_out(photographs, self.shares, self.seed, high.root, self.scale))
 
     def finish(self, images: Sequence[Tensor], seeds: Sequence[int]) -> Batch:
         data, low = images
@@ -248,6 +248,7 @@ def shared_out(
     shares: tuple[float, float],
     seed: int,
     root: Path,
+    scale: int = 1,
 ) -> list[Photographs]:
     """The photographs of training, validation and test, by a hash of their names.
 
@@ -256,6 +257,7 @@ def shared_out(
         shares: of validation and test.
         seed: of the hash.
         root: their folder.
+        scale: as in `Photographs`.
     """
     names = sorted(photographs)
     val, test = (max(1, round(share * len(names))) for share in shares)
@@ -265,7 +267,7 @@ def shared_out(
             f"val={shares[0]} and test={shares[1]}: give at least 3, or smaller shares"
         )
     parts = split([0] * len(names), val, test, order=drawn(names, seed))
-    return [Photographs(*zip(*(photographs[names[i]] for i in part), strict=True)) for part in parts]
+    return [Photographs(*zip(*(photographs[names[i]] for i in part), strict=True), scale) for part in parts]
 
 
 def _either(folder: Path, name: str, other: str) -> Path:

@@ -20,6 +20,7 @@ from domains.super_resolution.photographs import read
 from domains.super_resolution.resize import eight_bits, enlarged
 from domains.super_resolution.tiles import Cuts, blended, how_many, noise
 
+TILES = 8  # made at once, at most
 PROBE = 64  # side of the part of an observation by which memory is estimated
 COPIES = 8  # bytes of a pixel of the picture that is written: colours, and those of the encoder
 GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes
@@ -77,7 +78,7 @@ class Enlarger:
         """
         height, width = size = [self.scale * side for side in low.shape[1:]]
         tile = self.tile or max(size)
-        self._check_memory(low, tile, name)
+        at_once = self._at_once(low, tile, name)
         made, row = np.empty((height, width, 3), np.uint8), 0
         with progress(name, how_many(size, tile, self.overlap, self.unit)) as going:
 
@@ -87,7 +88,7 @@ class Enlarger:
                 return found
 
             try:
-                for band in blended(make, size, tile, self.overlap, self.unit, self.reach):
+                for band in blended(make, size, tile, self.overlap, self.unit, self.reach, at_once):
                     levels = (eight_bits(band) + 1) * 127.5
                     made[row : row + band.shape[1]] = levels.round().byte().movedim(0, -1).numpy()
                     row += band.shape[1]
@@ -110,15 +111,15 @@ class Enlarger:
 
         return codec.decode(student(draw(0), cond, draw), cond)
 
-    def _check_memory(self, low: Tensor, tile: int, name: str) -> None:
-        """Refuse what would take more memory than there is.
+    def _at_once(self, low: Tensor, tile: int, name: str) -> int:
+        """The number of tiles for which there is memory at once; refuses what would take more.
 
         What the student needs for a small part tells what it needs for each tile.
         """
         part = [min(PROBE, side) for side in low.shape[1:]]
         size = [self.scale * side for side in low.shape[1:]]
         if max(low.shape[1:]) <= PROBE:
-            return
+            return TILES
         pixels, there = math.prod(size), devices.free(torch.device("cpu"))
         if there is not None and (need := COPIES * pixels) > there:
             raise ValueError(
@@ -126,12 +127,15 @@ class Enlarger:
             )
         with devices.Peak() as peak:
             self.tiles(low, [(0, 0)], tuple(self.scale * side for side in part))
-        at_once = math.prod(min(tile, side) for side in size)
-        need, there = peak.bytes * at_once // (self.scale**2 * math.prod(part)), devices.free(self.student.device)
-        if there is not None and need > there:
+        ours = math.prod(min(tile, side) for side in size)
+        need, there = peak.bytes * ours // (self.scale**2 * math.prod(part)), devices.free(self.student.device)
+        if there is None:
+            return TILES
+        if need > there:
             raise ValueError(
                 self._too_large(name, tile, f"about {_gigabytes(need)} of memory, and {_gigabytes(there)} are free")
             )
+        return min(TILES, there // need)
 
     def _too_large(self, name: str, tile: int, need: str) -> str:
         mend = "--tile 512" if self.tile is None else f"a --tile smaller than {tile}"

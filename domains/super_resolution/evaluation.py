@@ -121,7 +121,7 @@ class SuperResolutionEvaluator:
             maps, real_maps = (self._maps(image) for image in (x, real))
             ours.append(_places(maps[-1]))
             theirs.append(_places(real_maps[-1]))
-            each.append(self._measure(x, real, low) | {"distance": extractors.distance(maps, real_maps).double()})
+            each.append(self._measure(x, real, low) | {"distance": extractors.distance(maps, real_maps)})
         found = {name: float(torch.cat([part[name] for part in each]).mean()) for name in each[0]}
         fine, real_fine = found.pop("fine"), found.pop("real_fine")
         raw = metrics.Points(torch.cat(theirs))
@@ -142,7 +142,7 @@ class SuperResolutionEvaluator:
             x, real = (image.to(self.device) for image in (x, real))
             own = {name: judge.to(self.device)(x, real) for name, judge in self.judges.items()}
             for name, values in (own | (self.alone(x) if self.alone else {})).items():
-                found.setdefault(name, []).append(values.double().cpu())
+                found.setdefault(name, []).append(values.cpu().double())
         return {name: float(torch.cat(parts).mean()) for name, parts in found.items()}
 
     def paired(self, samples: Tensor, reference: Tensor, cond: Batch) -> dict[str, float]:

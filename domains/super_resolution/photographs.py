@@ -53,19 +53,25 @@ class Photographs:
     Args:
         paths: of each photograph: its file, and the one of its observation.
         sizes: [W, H] of each of these files.
+        scale: how many times larger a photograph is than its observation, if it has one.
 
     Attributes:
         most: the number of photographs for which there is `ROOM`; the last ones are kept.
         kept: as `decode`, which it calls for one that is not kept.
     """
 
-    def __init__(self, paths: Sequence[tuple[Path, ...]], sizes: Sequence[Sequence[Sequence[int]]]):
-        self.paths, self.sizes = list(paths), list(sizes)
+    def __init__(self, paths: Sequence[tuple[Path, ...]], sizes: Sequence[Sequence[Sequence[int]]], scale: int = 1):
+        self.paths, self.sizes, self.scale = list(paths), list(sizes), scale
         self.most = max(1, ROOM // max(3 * width * height for (width, height), *_ in self.sizes))
         self.kept = lru_cache(self.most)(self.decode)
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def all_kept(self) -> bool:
+        """Whether none is left to decode."""
+        return self.kept.cache_info().currsize == len(self)
 
     def decode(self, number: int) -> tuple[np.ndarray, ...]:
         """uint8 [sH, sW, 3] and, where there is an observation, uint8 [H, W, 3].
@@ -80,5 +86,4 @@ class Photographs:
             if image.shape[:2] != (height, width):
                 raise ValueError(f"{path} is not what it was ({width} x {height} pixels) when the run began")
         height, width = images[-1].shape[:2]
-        scale = images[0].shape[0] // height
-        return images[0][: scale * height, : scale * width], *images[1:]
+        return images[0][: self.scale * height, : self.scale * width], *images[1:]

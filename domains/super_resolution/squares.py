@@ -53,7 +53,7 @@ class Squares:
     def __getitem__(self, indices: Tensor) -> Batch:
         draws = [stream(self.seed, TRAIN, i) for i in indices.tolist()]
         numbers = [self._number(i, random.random()) for i, random in zip(indices.tolist(), draws, strict=True)]
-        images = decoded(self.photographs.kept, len(self.photographs), sorted(set(numbers)), self.workers)
+        images = decoded(self.photographs, sorted(set(numbers)), self.workers)
         rows = [
             cut(images[number], self.crop, *random.random(2), turn=int(random.integers(8)))
             for number, random in zip(numbers, draws, strict=True)
@@ -121,12 +121,12 @@ class HeldOut:
         return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def decoded(
-    decode: Callable[[int], tuple[np.ndarray, ...]], total: int, numbers: Sequence[int], workers: int
-) -> dict[int, tuple[np.ndarray, ...]]:
+def decoded(photographs: Photographs, numbers: Sequence[int], workers: int) -> dict[int, tuple[np.ndarray, ...]]:
     """Photographs by number; for a broken one the next one stands in."""
+    if photographs.all_kept:  # threads would only cost their start
+        return {number: photographs.kept(number) for number in numbers}
     with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda number: first_whole(number, total, decode)[1], numbers)
+        found = pool.map(lambda number: first_whole(number, len(photographs), photographs.kept)[1], numbers)
         return dict(zip(numbers, found, strict=True))
 
 

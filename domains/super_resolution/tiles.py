@@ -69,7 +69,7 @@ def blended(
     overlap: int,
     unit: int = 1,
     reach: int | None = None,
-    batch: int = 8,
+    batch: int = 1,
 ) -> Iterator[Tensor]:
     """Yields an image of `size` (height, width) as bands [C, rows, width], from top to bottom.
 

@@ -150,7 +150,7 @@ class SDUpscale(Teacher):
         download: fetch the pipeline from the hub.
     """
 
-    provides = frozenset({"denoiser", "classes"})
+    provides = frozenset({"denoiser", "classes", "decoder"})
     apart = Teacher.apart | {"codec", "scheduler"}
     guidable = True
     best = {"solver": "ddim", "steps": 75}

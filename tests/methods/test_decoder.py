@@ -15,10 +15,11 @@ from distillkit.codec import Codec
 from distillkit.data import DistillData, TensorData
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import ResShift
+from distillkit.files import read_yaml, write_yaml
 from distillkit.methods.base import Adam
 from distillkit.methods.decoder import DecoderTuning
 from distillkit.networks.heads import Patches
-from distillkit.spec import Outside
+from distillkit.spec import Outside, to_spec
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.folder import FolderTeacher
 from distillkit.teachers.saved import SavedTeacher
@@ -228,6 +229,10 @@ def test_a_stranger_reads_neither_the_autoencoder_nor_a_damaged_decoder(files, t
         load_student(folder).sample(1, {"low": torch.zeros(1, 3, 16, 16)})
     (folder / "decoder.safetensors").unlink()
     with pytest.raises(ValueError, match="decoder.safetensors does not exist"):
+        load_student(folder, (files["autoencoder"],))
+    said = read_yaml(folder / "student.yaml") | {"codec": to_spec(Upscale(4))}
+    write_yaml(folder / "student.yaml", said)
+    with pytest.raises(ValueError, match="student.yaml: Upscale has no decoder with weights"):
         load_student(folder, (files["autoencoder"],))
 
 

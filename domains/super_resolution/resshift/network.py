@@ -288,6 +288,11 @@ class UNetModelSwin(Recorded, Features, nn.Module):
 
     def activations(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Iterator[Tensor]:
         """Features after each input block, the middle and each output block, [B, C, ...]."""
+        if (made := self.codec.shape(len(x), x.shape[1:], cond)) != tuple(x.shape):
+            raise ValueError(
+                f"this network of scale {self.codec.scale} makes latents of {list(made[2:])} for observations of "
+                f"{list(cond['low'].shape[-2:])}, got {list(x.shape[-2:])}: give it data of its scale"
+            )
         t = self.process.from_ratio((4 * time).exp())
         scale = (1 + self.process.sigma(t) ** 2).rsqrt()
         dtype = self.time_embed[0].weight.dtype

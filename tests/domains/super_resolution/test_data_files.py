@@ -112,8 +112,14 @@ def test_only_so_many_are_kept_as_have_room(tmp_path, monkeypatch):
 def test_what_a_photograph_has_beyond_its_observation_is_cut(tmp_path):
     high, low = texture(27, 21), texture(6, 5, 1)
     paths = save(tmp_path / "high.png", high), save(tmp_path / "low.png", low)
-    images = Photographs([paths], [([27, 21], [6, 5])]).decode(0)
+    images = Photographs([paths], [([27, 21], [6, 5])], 4).decode(0)
     assert np.array_equal(images[0], high[:20, :24]) and np.array_equal(images[1], low)
+
+
+def test_a_small_observation_leaves_the_scale_as_it_is(tmp_path):
+    """Its photograph of 23 pixels is 11 times as high as it, and yet of scale 8."""
+    paths = save(tmp_path / "high.png", texture(23, 23)), save(tmp_path / "low.png", texture(2, 2))
+    assert Photographs([paths], [([23, 23], [2, 2])], 8).decode(0)[0].shape == (16, 16, 3)
 
 
 def test_a_file_that_has_changed_is_named(tmp_path):
@@ -127,4 +133,6 @@ def test_the_fault_is_noticed(tmp_path):
     def check():
         test_what_a_photograph_has_beyond_its_observation_is_cut(tmp_path)
 
-    prove(Mutation("cut at the wrong side", Photographs.decode, ": scale * width]", "-scale * width :]", check))
+    prove(
+        Mutation("cut at the wrong side", Photographs.decode, ": self.scale * width]", "-self.scale * width :]", check)
+    )

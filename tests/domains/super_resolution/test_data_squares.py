@@ -88,6 +88,14 @@ def test_a_batch_follows_from_its_indices_alone(library):
     assert not any(torch.equal(other[name][0], value[0]) for name, value in batch.items())
 
 
+def test_no_thread_is_started_where_all_are_kept(library, monkeypatch):
+    data, rows = made(library), torch.arange(40)
+    before = data[rows]
+    assert library.all_kept
+    monkeypatch.setattr(squares, "ThreadPoolExecutor", None)
+    assert all(torch.equal(value, before[name]) for name, value in data[rows].items())
+
+
 def test_every_photograph_place_and_turn_comes(library):
     batch = made(library)[torch.arange(400)]
     numbers, rows, columns, turns = zip(*(home(square) for square in batch["data"][:150]), strict=True)

@@ -199,6 +199,20 @@ def test_what_needs_more_memory_than_there_is_asks_for_tiles(sample, tmp_path, m
     assert "a.png: 360 x 320 pixels need about 0.000922 GB" in capsys.readouterr().err
 
 
+def test_no_more_tiles_are_made_at_once_than_there_is_room_for(monkeypatch):
+    enlarger, low, calls = Enlarger(student(), SCALE, 0, None, 64, 16), torch.zeros(3, 20, 100), []
+    own = enlarger.tiles
+    enlarger.tiles = lambda low, corners, size: calls.append(len(corners)) or own(low, corners, size)
+    with devices.Peak() as peak:
+        own(low, [(0, 0)], (SCALE * 20, SCALE * 64))
+    tile = peak.bytes * 64 * 64 // (SCALE**2 * 20 * 64)
+    for room, most in ((1.5, 1), (3.5, 3), (100, 8)):
+        monkeypatch.setattr(devices, "free", lambda device, room=room: max(int(room * tile), 8 * 80 * 400))
+        calls.clear()
+        enlarger.enlarge(low)
+        assert max(calls[1:]) == most  # after the part that is probed
+
+
 def test_a_device_without_room_for_one_tile_says_so():
     class Full(FewStepStudent):
         def forward(self, noise, cond=None, draw=None):

@@ -336,6 +336,14 @@ def test_twice_as_large_with_convolutions_on_the_observation(tmp_path):
     assert "feature_extractor.2.op.weight" in teacher.denoiser.network.state_dict()
 
 
+def test_observations_of_another_scale_are_refused(teacher):
+    """As method=yonos asks a copy of it."""
+    with pytest.raises(
+        ValueError, match=r"scale 4 makes latents of \[8, 8\] for observations of \[8, 8\], got \[16, 16\]"
+    ):
+        teacher.denoiser(torch.zeros(1, 3, 16, 16), torch.tensor(0.5), {"low": photographs(1, 8, 8)})
+
+
 @pytest.mark.parametrize(
     "name, steps, noise", [("resshift_realsrx4_s15_v2", 15, 0.04), ("resshift_bicsrx4_s4", 4, 0.2)]
 )

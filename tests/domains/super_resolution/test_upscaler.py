@@ -245,6 +245,17 @@ def test_what_is_refused(pipeline, folder, tmp_path, monkeypatch):
     refused(r"^pipelines are read with .*pip install 'distillkit\[hf\]'")
 
 
+def test_its_decoder_can_be_tuned(teacher, folder):
+    words = ["domain=super_resolution", "method=yonos_decoder", "teacher=sd_upscale", "teacher.path=x"]
+    assert capabilities.lacking(config.hand_over(config.compose(words)[0])) is None
+    decoder, cond = teacher.codec.decoder(), {"low": photographs()}
+    made = teacher.codec.with_decoder(decoder).decode(drawn(), cond)
+    torch.testing.assert_close(made, teacher.codec.decode(drawn(), cond))
+    made.sum().backward()
+    assert all(parameter.grad is not None for parameter in decoder.parameters())
+    assert not any(parameter.requires_grad for parameter in teacher.codec.autoencoder(made.device).parameters())
+
+
 def test_a_gan_on_its_features_is_refused():
     words = ["domain=super_resolution", "method=dmd", "teacher=sd_upscale", "teacher.path=x"]
     assert capabilities.lacking(config.hand_over(config.compose([*words, "model.kappa=4"])[0])) is None
