@@ -164,6 +164,8 @@ def check(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None) -> l
             if value.get("download"):  # the names of repositories look like paths
                 asked = (value.get(key) for key in ("path", "pipeline"))
                 outside |= {key: None for key in asked if isinstance(key, str) and not _there(key) and key not in yes}
+            if value.get("no_reference") and "pyiqa" not in trust:  # its metrics fetch their weights
+                outside["pyiqa"] = None
             left += reversed(value.items())
         elif isinstance(value, list):
             left += [(name, inner) for inner in reversed(value)]

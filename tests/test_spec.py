@@ -15,7 +15,7 @@ from distillkit.diffusion.times import KarrasUniform
 from distillkit.networks.dit import DiT
 from distillkit.networks.mlp import MLP
 from distillkit.networks.unet import UNet
-from distillkit.spec import Outside, Recorded, from_spec, named, to_spec
+from distillkit.spec import Outside, Recorded, check, from_spec, named, to_spec
 from distillkit.teachers.exact import CorrectedDenoiser, ExactDenoiser, Mixture
 
 MIXTURE = Mixture([[0.1, 0.2], [1.0, -1.0]], [torch.eye(2).tolist()] * 2, [0.3, 0.7], [0, 1])
@@ -191,6 +191,13 @@ def test_what_is_wrong_is_said_with_the_file(tmp_path):
         with pytest.raises(ValueError, match=r"a\.yaml: .*x") as raised, named(tmp_path / "a.yaml"):
             raise error
         assert isinstance(raised.value, Outside) == isinstance(error, Outside)
+
+
+def test_metrics_that_fetch_their_weights_need_a_permission():
+    spec = {"class_path": "domains.image.data.Digits", "init_args": {"no_reference": ["musiq"]}}
+    with pytest.raises(Outside, match=r"--trust pyiqa"):
+        check(spec)
+    assert check(spec, ("pyiqa",)) == []
 
 
 def test_trusted_packages_may_be_named():

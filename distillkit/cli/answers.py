@@ -51,8 +51,10 @@ def found(path: Path, asked: Answering) -> dict[Path, Path]:
         return {path: Path(path.stem + asked.ending)}
     source = Source(path, asked.suffixes, asked.noun)
     names = {file: Path(source.name(file)) for file in source.without({})}
-    alike = Counter(name.with_suffix("") for name in names.values())
-    return {
-        file: name.with_suffix(("" if alike[name.with_suffix("")] == 1 else name.suffix) + asked.ending)
-        for file, name in names.items()
-    }
+    targets = {file: name.with_suffix(asked.ending) for file, name in names.items()}
+    while max((alike := Counter(targets.values())).values()) > 1:
+        targets = {
+            file: target if alike[target] == 1 else names[file].with_suffix(names[file].suffix + asked.ending)
+            for file, target in targets.items()
+        }
+    return targets

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from PIL import Image, ImageCms
 
 from distillkit import devices
 from distillkit.cli import front
+from distillkit.cli.answers import found
 from distillkit.cli.products import Flat, arguments, free_sizes
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import ResShift, VarianceExploding
@@ -275,3 +278,12 @@ def test_the_graph_runs_elsewhere(folder, tmp_path, capsys):
 def test_files_are_read_as_in_training(tmp_path):
     Image.fromarray(pixels()).save(tmp_path / "a.png")
     assert torch.equal(read(tmp_path / "a.png"), torch.from_numpy(pixels()).movedim(-1, 0).float() / 127.5 - 1)
+
+
+def test_no_two_files_make_one(tmp_path):
+    """A name that is kept whole may be the short one of another file, such as `a.jpg.bmp`."""
+    for name in ("a.jpg", "a.webp", "a.jpg.bmp", "b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    asked = SimpleNamespace(suffixes=(".jpg", ".webp", ".bmp", ".png"), noun="image", ending=".png")
+    targets = {file.name: str(target) for file, target in found(tmp_path, asked).items()}
+    assert targets == {"a.jpg": "a.jpg.png", "a.webp": "a.webp.png", "a.jpg.bmp": "a.jpg.bmp.png", "b.png": "b.png"}
