@@ -512,7 +512,7 @@ class Distiller(LightningModule):
             given |= {"classes"}
         if any(getattr(getattr(giver, "codec", None), "tunable", False) for giver in givers):
             given |= {"decoder"}
-        if data.easier:
+        if getattr(data, "easier", ()):
             given |= {"tower"}
         if missing := self.requires - given:
             names = [type(giver).__name__ for giver in givers]

@@ -146,8 +146,8 @@ taken = partial(test_score.test_training_takes_the_steps_that_the_finished_stude
 ROLLOUT = [
     (ScoreDistiller.generate, "fresh noise whatever one says", "self.renoise", "True", taken),
     (ScoreDistiller.generate, "one noise for all steps", "noise {i}", "noise 0", taken),
-    (FewStepDistiller.product, "a student that has fresh noise whatever one says", "self.renoise", "True", taken),
-    (FewStepDistiller.product, "a student that starts a step late", "self.step_times.tolist()", "self.step_times.tolist()[1:]", taken),
+    (FewStepDistiller.few_step_student, "a student that has fresh noise whatever one says", "self.renoise", "True", taken),
+    (FewStepDistiller.few_step_student, "a student that starts a step late", "self.step_times.tolist()", "self.step_times.tolist()[1:]", taken),
     (ScoreDistiller.rollout, "the fake score told another step", "torch.full((len(x_g),), self.step", "torch.full((len(x_g),), 0", steps),
     (ScoreDistiller.rollout, "always the last step", "purpose, self.step)", "purpose, self.num_steps - 1)", first),
     (ScoreDistiller.rollout, "always the first step", "purpose, self.step)", "purpose, 0)", partial(test_score.test_only_the_last_step_is_matched_if_one_says_so, "student")),

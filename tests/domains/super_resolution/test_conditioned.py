@@ -27,7 +27,7 @@ TINY = ["network.width=8", "network.depth=1", "data.crop=16", "data.batch_size=2
 def test_words_train_one_and_it_makes_any_size(process, words, best, tmp_path):
     """As docs/super_resolution_teachers.md says it."""
     path = f"model.process._target_=distillkit.diffusion.process.{type(process).__name__}"
-    command = ["fit", "domain=super_resolution", "method=pretrain", *PLAIN, path, *words]
+    command = ["fit", "domain=super_resolution", "method=pretrain", *PLAIN, "~recipe", path, *words]
     run = Command(*command, *TINY, "trainer.limit_val_batches=0", "--out", tmp_path / "run")
     assert run.wait(300) == 0, run.stderr
     teacher = FolderTeacher(str(tmp_path / "run" / "teacher"))
