@@ -152,6 +152,7 @@ class FewStepDistiller(Distiller):
 
     def check(self, data) -> None:
         check_belongs(self.teacher, data)
+        check_sizes(self.teacher, data)
 
 
 def steps_of(num_steps: int | None, times: Sequence[float] | None, default: int) -> int:
@@ -211,6 +212,26 @@ def check_belongs(teacher: BaseTeacher, data) -> None:
     check_tokens(teacher.process, data)
     if lacking := sorted(set(teacher.context) - set(data.context)):
         raise ValueError(f"the teacher needs {' and '.join(lacking)} in a batch, which these data do not have")
+
+
+def check_sizes(teacher: Any, data) -> None:
+    """Raises ValueError if samples for what the data ask have another size than the data.
+
+    One sample is read for that, and only where a codec lets sizes follow from a condition.
+
+    Args:
+        teacher: it, or another that has `codec`, `event_shape` and `context`.
+        data: the data.
+    """
+    if type(teacher.codec).shape is Codec.shape:
+        return
+    cond = {name: value for name, value in data.val[torch.arange(1)].items() if name in teacher.context}
+    made, expected = (list(codec.shape(1, teacher.event_shape, cond))[1:] for codec in (teacher.codec, Codec()))
+    if made != expected:
+        raise ValueError(
+            f"for the {' and '.join(cond)} of these data the codec asks for samples of {made}, the data have {expected}: "
+            f"choose a teacher trained on these data (fit method=pretrain makes one)"
+        )
 
 
 def check_tokens(process, data) -> None:

@@ -15,7 +15,7 @@ from distillkit.diffusion.guidance import drop_condition
 from distillkit.diffusion.times import Times
 from distillkit.losses.denoising import denoising_loss
 from distillkit.methods.base import Adam
-from distillkit.methods.few_step import KAPPAS, check_belongs, check_guidable
+from distillkit.methods.few_step import KAPPAS, check_belongs, check_guidable, check_sizes
 from distillkit.methods.leaves_teacher import TeacherDistiller
 from distillkit.pairs import Pairs, ode_solver
 from distillkit.progress import progress
@@ -132,6 +132,7 @@ class Reflow(TeacherDistiller):
 
     def check(self, data) -> None:
         check_belongs(self.teacher, data)
+        check_sizes(self.teacher, data)
 
     @property
     def trajectories(self) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distillkit import capabilities, checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.methods.base import Adam, Distiller
-from distillkit.methods.few_step import KAPPAS, check_belongs, check_guidable, steps_of
+from distillkit.methods.few_step import KAPPAS, check_belongs, check_guidable, check_sizes, steps_of
 from distillkit.pairs import Pairs
 from distillkit.progress import progress
 from distillkit.students.sampler import SamplerStudent
@@ -102,6 +102,7 @@ class SamplerDistiller(Distiller):
 
     def check(self, data) -> None:
         check_belongs(self.teacher, data)
+        check_sizes(self.teacher, data)
 
     # The guard
 
