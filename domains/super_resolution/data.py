@@ -113,6 +113,12 @@ class SuperResolutionData(DistillData):
             batch["low" if scale == self.scale else f"low_{scale}"] = last
         return batch
 
+    def setup(self, stage: str | None = None) -> None:
+        """As in `DistillData`; what a run will be measured with is read before it trains."""
+        super().setup(stage)
+        if stage == "fit":
+            self.evaluator()
+
     def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.super_resolution.evaluation import SuperResolutionEvaluator
 

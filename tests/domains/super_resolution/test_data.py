@@ -339,3 +339,12 @@ def test_kodak(tmp_path):
     assert [len(part.photographs) for part in (data.train, data.val, data.test)] == [20, 2, 2]
     batch = whole(data.train)
     assert batch["data"].std() > 0.2 and batch["low"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [({"lpips": "missing.pth"}, "no weights at missing.pth"), ({"no_reference": ["musiq"]}, "pip install pyiqa")],
+)
+def test_what_a_run_cannot_be_measured_with_is_told_before_it_trains(words, said):
+    with pytest.raises(ValueError, match=said):
+        Photos(**SMALL, **words).setup("fit")
