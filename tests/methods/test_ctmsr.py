@@ -290,6 +290,14 @@ def test_half_of_the_distance_is_lpips_of_decoded_samples():
     assert seen[0][0].requires_grad and not seen[0][1].requires_grad
 
 
+def test_the_distance_knows_its_eps_and_where_a_set_ends():
+    out, target = torch.randn(2, 2, 3, 1, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    each = ((out - target).square() + 0.04).sqrt()
+    expected = 0.5 * (each[0].mean() + each[1, 0, 0]) / 2
+    torch.testing.assert_close(plane(eps=0.04).distance(out, target, {"mask": mask}), expected)
+
+
 # What it leaves, and what it refuses
 
 

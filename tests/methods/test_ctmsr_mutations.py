@@ -43,6 +43,8 @@ FAULTS = [
     (CTMSR.distance, "the difference twice", "0.5 * charbonnier", "charbonnier", lpips),
     (CTMSR.distance, "LPIPS twice", "0.5 * self.lpips", "self.lpips", lpips),
     (CTMSR.distance, "LPIPS of what is not decoded", "self.decoded(cond, out, target)", "(out, target)", lpips),
+    (CTMSR.distance, "its own eps", "self.eps", "1e-12", test_ctmsr.test_the_distance_knows_its_eps_and_where_a_set_ends),
+    (CTMSR.distance, "the mask not handed on", 'cond.get("mask")', "None", test_ctmsr.test_the_distance_knows_its_eps_and_where_a_set_ends),
     (charbonnier, "the target not stopped", "y.detach()", "y", test_consistency.test_its_gradient_is_a_sign_and_reaches_the_student_alone),
     (charbonnier, "a square", ".sqrt()", "", test_consistency.test_it_is_the_absolute_difference),
     (charbonnier, "the mask not handed on", ", mask)", ")", test_consistency.test_padding_counts_nowhere),
