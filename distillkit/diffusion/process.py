@@ -375,7 +375,7 @@ class ResShift(Process):
         return -2 * t, torch.full_like(t, self.kappa)
 
     def from_ratio(self, ratio):
-        # the positive root of ratio t^2 + kappa t - ratio = 0, without a difference of close numbers
+        # the positive root of ratio t^2 + kappa t - ratio = 0, without a difference of near numbers
         return 2 * ratio / (self.kappa + (self.kappa**2 + 4 * ratio**2).sqrt())
 
     def network_time(self, t):
