@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from distillkit.files import write_text
 from distillkit.report.quality import quality_table, shortfalls, verdict
 
+VARIETY = ("recall", "coverage")  # metrics that fall when samples become alike
 _LICENSES = {"These weights": "", "The teacher": "teacher_", "The data": "data_"}
 
 
@@ -38,6 +39,7 @@ def write_card(
         verdict=verdict(evaluation, config),
         shortfalls=shortfalls(evaluation),
         table=quality_table(evaluation),
+        variety=[name for name in VARIETY if name in evaluation.get("better", {})],
         protocol=evaluation.get("protocol", {}),
         picture=(folder / "samples.png").is_file(),
         licenses={of: either(config, f"{key}license", f"{key}licence") for of, key in _LICENSES.items()},

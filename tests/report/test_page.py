@@ -217,6 +217,17 @@ def test_skipped_steps_stand_in_the_report_and_the_card(run):
     assert said in words and "No evaluation yet" in words
 
 
+def test_the_card_says_what_a_student_is_asked_and_names_metrics_that_were_measured(run):
+    made = {"domain": "image", "num_steps": 1, "asks": {"low": "the small photographs"}}
+    for better, said in (
+        ({"frechet": "lower", "recall": "higher"}, "before they cost looks: check recall, not only"),
+        ({"frechet": "lower"}, "before they cost looks.\n"),
+    ):
+        write_card(run / "student", "student", made, EVALUATION | {"better": better}, None)
+        card = (run / "student" / "README.md").read_text()
+        assert said in card and "- `low`: the small photographs\n" in card
+
+
 def test_a_teachers_report_quotes_its_yaml(run):
     (run / "teacher").mkdir()
     (run / "teacher" / "teacher.yaml").write_text("{event_shape: [7, 7]}")
