@@ -24,18 +24,17 @@ def main(steps: int = 600, out: str = "runs/example-super-resolution") -> None:
     quiet()  # fewer messages of Lightning
     seed_everything(0, verbose=False)
     teacher, data = PhotosTeacher(), Photos(scale=4, crop=48, batch_size=16)
-    levels = LogNormal(-1.0, 1.6)
     method = DMD(
         teacher,
         num_steps=1,
-        student=Adam(lr=3e-4),
-        fake_score=Adam(lr=5e-4, updates=2),
-        student_times=levels,
-        fake_times=levels,
-        ema_halflife=2_000,
+        student=Adam(lr=1e-4),
+        fake_score=Adam(lr=5e-4, updates=4),
+        student_times=LogNormal(-1.4, 1.2),
+        fake_times=LogNormal(-2.0, 1.5),
+        ema_halflife=5_000,
     )
     trainer = Trainer(
-        max_steps=steps,  # of both roles: a third of them are the student's
+        max_steps=steps,  # of both roles: a fifth of them are the student's
         max_epochs=-1,
         limit_val_batches=0,
         logger=False,
