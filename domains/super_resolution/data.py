@@ -22,10 +22,9 @@ from distillkit.sources import Source, drawn
 from domains.image.reading import SUFFIXES
 from domains.super_resolution.degradation import DEGRADATIONS, bicubic
 from domains.super_resolution.pairs import matched
-from domains.super_resolution.photographs import Photographs, look, small
+from domains.super_resolution.photographs import SCALES, Photographs, look, small
 from domains.super_resolution.squares import TEST, VAL, HeldOut, Squares
 
-SCALES = (2, 3, 4, 8)
 Parts = tuple[Squares, HeldOut, HeldOut]
 
 

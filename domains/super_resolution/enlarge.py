@@ -56,7 +56,8 @@ class Enlarger:
         self.reach = student.num_steps * reach + 2 * scale if known else None
         student.checked_condition(1, {"low": torch.zeros(1, 3, 1, 1)}, kappa)
         if tile is not None:
-            Cuts(2 * tile + self.unit, tile, overlap, self.unit)
+            for rest in range(0, self.unit, scale):  # all sides that photographs may have
+                Cuts((2 * tile // self.unit + 1) * self.unit + rest, tile, overlap, self.unit)
 
     def __call__(self, source: Path, target: Path) -> None:
         low = read(source)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distillkit.sources import Source, listed
-from domains.super_resolution.photographs import look, small
+from domains.super_resolution.photographs import SCALES, look, small
 
 Size = Sequence[int]  # [W, H]
 
@@ -29,7 +29,10 @@ def matched(
         if len(paths) > 1 or len(found) != 1:
             said = listed([source.name(path) for source, files in ((high, paths), (low, found)) for path in files])
             faults |= dict.fromkeys(
-                paths, f"its name is not that of one pair: {said}" if found else f"has no observation in {low.root}"
+                paths,
+                f"its name is not that of one pair: {said}"
+                if found
+                else f"has no observation in {low.root}{hint(name, below)}",
             )
             continue
         (path,), (partner,) = paths, found
@@ -47,6 +50,12 @@ def matched(
     high.without(faults)
     low.without({path: f"belongs to no file in {high.root}" for paths in below.values() for path in paths})
     return pairs
+
+
+def hint(name: str, observations: Mapping[str, Sequence[Path]]) -> str:
+    """What helps a photograph whose observation has another scale behind its name."""
+    other = next((scale for scale in SCALES if f"{name}x{scale}" in observations), None)
+    return f" at this scale, but at {other}: say data.scale={other}" if other else ""
 
 
 def by_name(source: Source) -> dict[str, list[Path]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from domains.image.reading import decoded, fault, from_uint8, opened
 
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the key in EXIF data, and its values that swap width and height
+SCALES = (2, 3, 4, 8)  # between a photograph and its observation
 ROOM = 2**29  # bytes of decoded photographs that are kept
 
 

@@ -348,3 +348,11 @@ def test_kodak(tmp_path):
 def test_what_a_run_cannot_be_measured_with_is_told_before_it_trains(words, said):
     with pytest.raises(ValueError, match=said):
         Photos(**SMALL, **words).setup("fit")
+
+
+def test_observations_of_another_scale_are_named_with_the_word_to_say(tmp_path):
+    pairs(tmp_path)
+    with pytest.raises(
+        ValueError, match="0000.png .has no observation in .* at this scale, but at 4: say data.scale=4"
+    ):
+        PhotoPairs(high=str(tmp_path / "HR"), low=str(tmp_path / "LR" / "x4"), scale=2, **SMALL).load()

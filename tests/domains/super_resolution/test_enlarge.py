@@ -287,3 +287,10 @@ def test_no_two_files_make_one(tmp_path):
     asked = SimpleNamespace(suffixes=(".jpg", ".webp", ".bmp", ".png"), noun="image", ending=".png")
     targets = {file.name: str(target) for file, target in found(tmp_path, asked).items()}
     assert targets == {"a.jpg": "a.jpg.png", "a.webp": "a.webp.png", "a.jpg.bmp": "a.jpg.bmp.png", "b.png": "b.png"}
+
+
+def test_tiles_that_are_too_small_for_some_photographs_are_refused_for_all():
+    """Of 76 pixels, photographs 3 times larger and a patch of 4 leave 66 in the worst case."""
+    Enlarger(student(3), 3, 0, None, tile=76, overlap=54)
+    with pytest.raises(ValueError, match="have fewer than 12 of their own"):
+        Enlarger(student(3), 3, 0, None, tile=76, overlap=55)
