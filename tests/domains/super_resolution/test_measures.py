@@ -3,6 +3,7 @@
 # ruff: noqa: E501 (a fault is a row of a table)
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from domains.super_resolution import measures
 from domains.super_resolution.measures import fine_energy, gmsd, luma, psnr, psnr_y, ssim_y
 from domains.super_resolution.resize import enlarged, shrunk
 
-KODAK = Path("/work/shared/data/sr/kodak")
+KODAK = Path(os.environ.get("DISTILLKIT_TEST_DATA", "")) / "sr" / "kodak"
 
 
 def images(num: int = 2, height: int = 24, width: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,7 +163,7 @@ def test_each_image_is_measured_alone():
         torch.testing.assert_close(measure(a[1:2], b[1:2]), measure(a, b)[1:2], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.skipif(not KODAK.is_dir(), reason="Kodak's photographs are not here")
+@pytest.mark.skipif(not KODAK.is_dir(), reason="DISTILLKIT_TEST_DATA names no folder with it")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("scale", "decibels", "similarity"), [(2, 31.04, 0.8738), (4, 27.30, 0.7201), (8, 25.20, 0.6240)]
