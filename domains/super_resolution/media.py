@@ -35,11 +35,13 @@ def picture(samples: Tensor, cond: dict[str, Tensor] | None = None, columns: int
 def compare(rows: dict[str, Tensor], cond: dict[str, Tensor]) -> Image.Image:
     """Some photographs: input, bicubic, and the sets of samples, each above a part close up.
 
-    Shown are the photographs of most detail and of each its part of most detail. Both are sought in
-    the last set, that of the real photographs if they are given.
+    The student stands between its teacher and the real photographs. Shown are the photographs
+    of most detail and of each its part of most detail. Both are sought in the last set, that of
+    the real photographs if they are given.
     """
     if not rows:
         raise ValueError("there is nothing to compare; give at least one row of samples")
+    rows = {name: rows[name] for name in sorted(rows, key=lambda name: (name == "real", name == "student"))}
     last = [*rows.values()][-1].detach().float().cpu().nan_to_num(0.0)
     size, low = last.shape[-2:], cond["low"][: len(last)].float().cpu()
     close = [max(2, side * min(max(size) // 2, CELL // 2) // max(size)) for side in size]

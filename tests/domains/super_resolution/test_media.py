@@ -59,3 +59,12 @@ def test_what_is_no_photograph_is_refused():
             media.picture(samples)
     with pytest.raises(ValueError, match="nothing to compare"):
         media.compare({}, {})
+
+
+def test_the_student_stands_between_its_teacher_and_the_photographs(monkeypatch):
+    low = torch.zeros(1, 3, 8, 8)
+    rows = dict.fromkeys(("student", "teacher best", "teacher same steps", "real"), torch.zeros(1, 3, 32, 32))
+    titles = []
+    monkeypatch.setattr(media, "_sheet", lambda lines, names: titles.extend(names))
+    media.compare(rows, {"low": low})
+    assert titles == ["input", "bicubic", "teacher best", "teacher same steps", "student", "real"]
