@@ -39,7 +39,9 @@ METHODS = {
 
 
 def test_squares_of_another_size_are_taken():
-    trainer(1).fit(METHODS["dmd"](), Photos(crop=32, held_out=1, batch_size=2))
+    running = trainer(1)
+    running.fit(METHODS["dmd"](), Photos(crop=32, held_out=1, batch_size=2))
+    assert running.global_step == 1
 
 
 @pytest.mark.parametrize("scale, made", [(2, 48), (8, 12)])
