@@ -10,18 +10,19 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from distillkit import checks
-from distillkit.data import DistillData, split
-from distillkit.sources import drawn
+from distillkit.data import DistillData
+from distillkit.errors import did_you_mean
+from distillkit.sources import drawn, listed
 from domains.lidar import streets
 from domains.lidar.crops import TEST, TRAIN, VAL, Crops, Cut
-from domains.lidar.recordings import Recordings
-from domains.lidar.views import Views
+from domains.lidar.recordings import KEPT, Recordings
+from domains.lidar.views import View, Views
 
 Parts = tuple[Crops, Crops, Crops]
+VISIT = 32  # crops of a view, on average, while it is kept
 
 
 class LidarData(DistillData):
@@ -81,7 +82,9 @@ class LidarData(DistillData):
 
     def parts(self, train: Views, val: Views, test: Views) -> Parts:
         """The data sets of three kinds of views."""
-        held_out = (Crops(views, self.cut, self.seed, part, self.held_out) for views, part in ((val, VAL), (test, TEST)))
+        held_out = (
+            Crops(views, self.cut, self.seed, part, self.held_out) for views, part in ((val, VAL), (test, TEST))
+        )
         return Crops(train, self.cut, self.seed, TRAIN), *held_out
 
     def reward(self, samples: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -116,12 +119,15 @@ class Streets(LidarData):
 
 
 class Scans(LidarData):
-    """Recorded scans in a folder: SemanticKITTI, nuScenes, or loose files; see `Recordings`.
+    """Recorded scans in a folder: SemanticKITTI, nuScenes or loose files, see `trees.find`.
+
+    A sequence is in one part of the data alone. Of fewer than three sequences the last scans are
+    for tests, and those before them for validation.
 
     Args:
         path: the folder.
-        val, test: names of the sequences of validation and of test data, or the shares of all
-            sequences (of all scans, if there are fewer than three sequences) in (0, 1).
+        val, test: names of the sequences of validation and of test data; or shares of all
+            sequences, or of all scans, in (0, 1).
         train: names of the sequences of training; None for all others.
         kwargs: as in `LidarData`.
     """
@@ -135,7 +141,56 @@ class Scans(LidarData):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.path, self.named = path, {"train": train, "val": val, "test": test}
+        if isinstance(val, list) != isinstance(test, list) or (train and not isinstance(val, list)):
+            raise ValueError("give the names of the sequences of data.val and of data.test, or a share for each")
+        if not isinstance(val, list):
+            checks.shares(val=val, test=test)
+        self.path, self.train_names, self.val_names, self.test_names = path, train, val, test
 
     def load(self) -> Parts:
-        raise NotImplementedError
+        named = isinstance(self.val_names, list)
+        wanted = [*self.train_names, *self.val_names, *self.test_names] if self.train_names else None
+        recordings = Recordings(self.path, wanted and [*dict.fromkeys(wanted)], self.cut.max_range)
+        names = recordings.sequences
+        if named:
+            for name in {*self.val_names, *self.test_names} - {*names}:
+                raise ValueError(f"{self.path} has no sequence {name!r}{did_you_mean(name, names)}: {listed(names)}")
+            rest = [name for name in names if name not in {*self.val_names, *self.test_names}]
+            parts = [recordings.of(each) for each in (self.train_names or rest, self.val_names, self.test_names)]
+        else:
+            by_name = len(names) >= 3
+            order = drawn(names, self.seed) if by_name else [*range(len(recordings))]
+            val, test = (max(1, round(share * len(order))) for share in (self.val_names, self.test_names))
+            cut = [order[: -val - test], order[-val - test : -test], order[-test:]]
+            parts = [recordings.of([names[i] for i in each]) if by_name else each for each in cut]
+        if not all(map(len, parts)):
+            raise ValueError(
+                f"{self.path} holds {len(recordings)} scans in {len(names)} sequences, too few to train, validate and test "
+                f"on: give at least three sequences or scans, or name the same ones with data.val and data.test"
+            )
+        return self.parts(*(Part(recordings, numbers) for numbers in parts))
+
+
+class Part(Sequence):
+    """Some of the recordings, as `Views`.
+
+    Args:
+        recordings: all of them.
+        numbers: those of the part.
+
+    Attributes:
+        kept: how many views are in memory at a time.
+        together: neighbouring indices of crops that share so many views; None if all are kept.
+    """
+
+    kept = KEPT // 2
+
+    def __init__(self, recordings: Recordings, numbers: Sequence[int]):
+        self.recordings, self.numbers = recordings, numbers
+        self.together = None if len(numbers) <= self.kept else VISIT * self.kept
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, number: int) -> View:
+        return self.recordings[self.numbers[number]]

@@ -1,4 +1,4 @@
-"""The network of point sets: neither order nor company matters, and any scene is one of many crops."""
+"""The network of point sets: neither order nor company matters, nor how far the grid reaches."""
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_points_out_of_the_grid_count_for_its_border():
 
 
 def test_a_point_reads_the_cell_it_lies_in():
-    """A value known in one cell alone is found in its middle, halved between two middles, gone further out."""
+    """A value of one cell is found in its middle, halved between two middles, gone further."""
     cells = net().cells
     volume = torch.zeros(1, 1, cells.bins, cells.side, cells.side)
     volume[0, 0, 1, 5, 2] = 1.0  # (z, x, y)
