@@ -55,6 +55,10 @@ class Recordings:
         self._map = lru_cache(None)(lambda name: maps.of_sequence(name, self._found[name]))
         self._view = lru_cache(KEPT)(self._make)
 
+    def of(self, sequences: Sequence[str]) -> list[int]:
+        """The numbers of the scans of some sequences."""
+        return [number for number, (name, _) in enumerate(self.frames) if name in sequences]
+
     def __len__(self) -> int:
         return len(self.frames)
 
