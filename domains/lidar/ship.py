@@ -1,6 +1,6 @@
 """Scans streets of a procedural town by ray casting, and writes what `streets` reads.
 
-python -m domains.lidar.ship --out domains/lidar/streets
+python -m domains.lidar.ship --out domains/lidar/scenes
 
 It needs open3d (`pip install 'distillkit[threed]'`); nothing that runs later does.
 """
@@ -48,7 +48,7 @@ Scans of a procedural town (`domains.lidar.town`) by ray casting with Open3D. No
 
 Made by
 
-    python -m domains.lidar.ship --out domains/lidar/streets
+    python -m domains.lidar.ship --out domains/lidar/scenes
 """
 
 

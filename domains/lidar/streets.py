@@ -1,6 +1,6 @@
 """The embedded streets: scans of a procedural town, shipped as range images.
 
-`domains.lidar.ship` made them, and `streets/README.md` says how. H: beams; W: columns.
+`domains.lidar.ship` made them, and `scenes/README.md` says how. H: beams; W: columns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from distillkit import checks
 from domains.lidar.views import Scan, View
 from domains.lidar.voxels import thinned
 
-PLACE = Path(__file__).parent / "streets"
+PLACE = Path(__file__).parent / "scenes"
 PARTS = ("train", "val", "test")
 REACH, LOW, HIGH = 50.0, -4.0, 4.4  # of a truth, in metres: its radius and its z (LiDiff's protocol)
 NOISE, LOST = 0.015, 0.02  # of a range in metres (standard deviation), and the share of returns that are lost

@@ -142,4 +142,6 @@ def test_a_base_with_fewer_elements_is_repeated_as_a_whole():
 @pytest.mark.parametrize("shape", [(2, 4, 3), (2, 0, 3), (2, 2, 2), (2, 2), (2, 12, 3), (1, 6, 3)])
 def test_a_base_that_does_not_go_into_the_sample_is_refused(shape):
     with pytest.raises(ValueError, match=r"cond\['part'\].* must be shaped like the samples, \[2, 6, 3\]"):
-        Start("part")(DiscreteVarianceExploding(), torch.randn(2, 6, 3), torch.tensor(9.0), {"part": torch.zeros(shape)})
+        Start("part")(
+            DiscreteVarianceExploding(), torch.randn(2, 6, 3), torch.tensor(9.0), {"part": torch.zeros(shape)}
+        )
