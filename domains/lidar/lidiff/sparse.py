@@ -48,7 +48,9 @@ class Grid:
 
     def __init__(self, points: Tensor, size: float):
         if len(points) > MOST_SETS:
-            raise ValueError(f"a grid holds at most {MOST_SETS} sets of points, got {len(points)}: take smaller batches")
+            raise ValueError(
+                f"a grid holds at most {MOST_SETS} sets of points, got {len(points)}: take smaller batches"
+            )
         self.sets = len(points)
         voxels = (points.detach() / size).round().clamp(-FARTHEST, FARTHEST).long()
         keys, self.cells = keys_of(voxels).flatten().unique(return_inverse=True)
