@@ -31,6 +31,7 @@ from distillkit.teachers.folder import CONFIG
 from domains.lidar import refinement
 from domains.lidar.codec import Completion
 from domains.lidar.lidiff.network import BOTTOM, LiDiffNetwork
+from domains.lidar.lidiff.teacher import LiDiff
 from domains.lidar.refinement import Refinement, save_refinement
 
 POINTS, REPEAT = 180_000, 10  # of a sample in the release, and for each of the scan
@@ -84,7 +85,7 @@ def convert(checkpoint: str | Path, folder: str | Path) -> Path:
     teacher = Teacher(
         Denoiser(network, process, "eps"), (points, 3), context=("part",), codec=Completion(REPEAT), start=Start("part")
     )
-    teacher.best = {"solver": "ddim", "steps": 50}
+    teacher.best, teacher.provides = {"solver": "ddim", "steps": 50}, LiDiff.provides
     return teacher.save(folder, **facts)
 
 
@@ -161,9 +162,7 @@ def _shape(state: dict[str, Tensor], name: str, source: Any) -> torch.Size:
 
 
 def command(arguments: Sequence[str]) -> None:
-    parser = Arguments(
-        prog="python -m domains.lidar.lidiff.convert", description="A checkpoint of LiDiff as a folder."
-    )
+    parser = Arguments(prog="python -m domains.lidar.lidiff.convert", description="A checkpoint of LiDiff as a folder.")
     parser.add_argument("checkpoint", help="the released diff_net.ckpt or refine_net.ckpt")
     parser.add_argument("folder", help="where to write")
     given = parser.parse_args(arguments)
