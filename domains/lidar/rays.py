@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from distillkit.codec import Codec
+from domains.lidar.projection import levels, metres
 
 
 def given(images: Tensor, every: int, first: Tensor) -> Tensor:
@@ -46,20 +47,23 @@ def nearest_beam(rays: Tensor) -> Tensor:
     return torch.stack([ray[:2, _nearest(*_beams(ray))] for ray in rays])
 
 
-def between_beams(rays: Tensor) -> Tensor:
-    """Images [B, 2, H, W] interpolated linearly between the given beams above and below.
+def between_beams(rays: Tensor, farthest: float) -> Tensor:
+    """Images [B, 2, H, W] between the given beams above and below, as on planes.
 
-    Where one of the two has no return, and beyond the outermost beams, it is the nearest beam.
+    The reciprocal of range is linear in the angle, as it nearly is on planes, and so is
+    reflectance. Where one of the two beams has no return, and beyond the outermost ones, it is the
+    nearest beam.
     """
     images = []
     for ray, near in zip(rays, nearest_beam(rays), strict=True):
         beams, row = _beams(ray)
-        below = torch.searchsorted(beams, row).clamp(1, len(beams) - 1) if len(beams) > 1 else torch.zeros_like(row)
-        high, low = beams[(below - 1).clamp_min(0)], beams[below]
-        share = ((row - high) / (low - high).clamp_min(1)).clamp(0, 1)[:, None]
-        ends = ray[:2, high], ray[:2, low]
-        both = (ends[0][0] > -1) & (ends[1][0] > -1)
-        images.append(torch.where(both, torch.lerp(*ends, share.to(ray)), near))
+        below = torch.searchsorted(beams, row).clamp(1, max(1, len(beams) - 1))
+        high, low = beams[below - 1], beams[below.clamp_max(len(beams) - 1)]
+        share = ((row - high) / (low - high).clamp_min(1)).clamp(0, 1)[:, None].to(ray)
+        ranges = metres(ray[0], farthest)
+        level = levels(1 / torch.lerp(1 / ranges[high], 1 / ranges[low], share), farthest)  # -1 without one of them
+        made = torch.stack([level, torch.lerp(ray[1, high], ray[1, low], share)])
+        images.append(torch.where(level > -1, made, near))
     return torch.stack(images)
 
 
