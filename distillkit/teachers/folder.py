@@ -67,7 +67,9 @@ class Folder:
         with suppress(OSError, ValueError, TypeError):
             arguments = {**arguments, **read_yaml(Path(arguments.get("path", cls.home)) / CONFIG)}
         said = arguments.get("provides")
-        return super().offers(arguments) | ({"classes", "decoder"}.intersection(said) if isinstance(said, list) else set())
+        return super().offers(arguments) | (
+            {"classes", "decoder"}.intersection(said) if isinstance(said, list) else set()
+        )
 
     @property
     def id(self) -> str:

@@ -1,4 +1,4 @@
-"""The embedded LiDAR teachers."""
+"""LiDAR teachers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,20 @@ from distillkit.teachers.folder import FolderTeacher
 WEIGHTS = Path(__file__).parent / "weights"
 
 
+class Streets(FolderTeacher):
+    """The embedded teacher of scenes as points.
+
+    Its model card says how it was trained.
+    """
+
+    home = WEIGHTS / "streets"
+
+    def __init__(self):
+        super().__init__(str(self.home))
+
+
 class StreetsRange(FolderTeacher):
-    """The embedded teacher of range images: the beams between the given ones, on the streets.
+    """The embedded teacher of scenes as range images.
 
     Its model card says how it was trained.
     """
