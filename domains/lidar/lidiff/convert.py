@@ -161,9 +161,7 @@ def _shape(state: dict[str, Tensor], name: str, source: Any) -> torch.Size:
 
 
 def command(arguments: Sequence[str]) -> None:
-    parser = Arguments(
-        prog="python -m domains.lidar.lidiff.convert", description="A checkpoint of LiDiff as a folder."
-    )
+    parser = Arguments(prog="python -m domains.lidar.lidiff.convert", description="A checkpoint of LiDiff as a folder.")
     parser.add_argument("checkpoint", help="the released diff_net.ckpt or refine_net.ckpt")
     parser.add_argument("folder", help="where to write")
     given = parser.parse_args(arguments)
