@@ -25,11 +25,10 @@ class References:
     Args:
         held_out: one or several data sets, len() and data[indices] -> {"data": [n, ...], observed}.
         observed: the batch key of the observations.
-        levels: an observation as a tensor of whole numbers, by which it is known again after its
-            rounding on the way through a model.
+        levels: an observation as it is compared, where rounding on its way must not matter.
     """
 
-    def __init__(self, held_out: Sequence[Any], observed: str, levels: Callable[[Tensor], Tensor]):
+    def __init__(self, held_out: Sequence[Any], observed: str, levels: Callable[[Tensor], Tensor] = torch.clone):
         self.held_out, self.observed, self.levels = list(held_out), observed, levels
 
     def rows(self, observations: Tensor) -> list[Row]:

@@ -45,6 +45,13 @@ def test_samples_of_one_observation_take_turns():
     check_turns()
 
 
+def test_observations_are_compared_as_they_are_by_default():
+    asked = References([made(7, 8)], "seen")
+    assert asked.rows(torch.tensor([[8.0]])) == [(0, 1)]
+    with pytest.raises(ValueError, match="none for sample 0"):
+        asked.rows(torch.tensor([[8.001]]))
+
+
 def test_observations_of_another_shape_are_other_ones():
     asked = References([TensorData({"data": torch.zeros(1, 1), "seen": torch.zeros(1, 2, 3)})], "seen", whole)
     assert asked.rows(torch.zeros(1, 2, 3)) == [(0, 0)]
