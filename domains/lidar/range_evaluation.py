@@ -100,8 +100,8 @@ class RangeEvaluator:
         return {"teacher_mae": self._beside(samples, reference, ~is_given(cond["rays"]))["range_mae"]}
 
     def baselines(self, cond: Batch) -> dict[str, Tensor]:
-        """What needs no model: the nearest given beam, and lines between given beams."""
-        return {"nearest beam": nearest_beam(cond["rays"]), "between beams": between_beams(cond["rays"])}
+        """What needs no model: the nearest given beam, and planes between given beams."""
+        return {"nearest beam": nearest_beam(cond["rays"]), "between beams": between_beams(cond["rays"], self.farthest)}
 
     def floor(self, num_samples: int = 100) -> dict[str, float]:
         """Metrics of the same scenes as the sensor saw them another time."""

@@ -19,3 +19,15 @@ class Streets(FolderTeacher):
 
     def __init__(self):
         super().__init__(str(self.home))
+
+
+class StreetsRange(FolderTeacher):
+    """The embedded teacher of scenes as range images.
+
+    Its model card says how it was trained.
+    """
+
+    home = WEIGHTS / "streets_range"
+
+    def __init__(self):
+        super().__init__(str(self.home))

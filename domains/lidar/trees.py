@@ -125,7 +125,7 @@ def read_poses(poses: Path, calib: Path) -> np.ndarray:
     camera = _rigid(poses, _lines(poses))
     if not calib.is_file():
         return camera
-    said = [line[1:] for line in _lines(calib) if line[:1] in (["Tr:"], ["Tr_velo_to_cam:"])]
+    said = [line[1:] for line in _lines(calib) if line[0] == "Tr:"]
     if len(said) != 1:
         raise ValueError(f"{calib} must have one line Tr: with 12 numbers, has {len(said)}; remove it if it is none")
     (tr,) = _rigid(calib, said)
