@@ -57,6 +57,10 @@ class Recordings:
         )  # in memory, or a file that is open
         self._view = lru_cache(KEPT)(self._make)
 
+    def of(self, sequences: Sequence[str]) -> list[int]:
+        """The numbers of the scans of some sequences."""
+        return [number for number, (name, _) in enumerate(self.frames) if name in sequences]
+
     def __len__(self) -> int:
         return len(self.frames)
 
