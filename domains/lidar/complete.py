@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillkit import devices
 from distillkit.progress import calls
@@ -17,8 +17,8 @@ from domains.lidar.media import framed, write_scene
 from domains.lidar.voxels import thinned
 
 NEAR, FAR = 3.5, 50.0  # metres from the sensor, LiDiff's range
-FINEST, COARSEST = 0.02, 10.0  # metres, of voxels that thin a scan
-HALVINGS = 12  # of the range of their sizes
+FINEST, COARSEST = 0.05, 5.0  # metres, of voxels that thin a scan
+HALVINGS = 8  # of the range of their sizes
 MARGIN = 4.0  # metres of the grid beyond the scan
 PART = 4  # times smaller, along each side, is the part by which memory is estimated
 
@@ -90,7 +90,7 @@ class Completer:
             stream = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
             return torch.randn(shape, generator=stream).to(student.device)
 
-        with calls(name, student.denoiser, student.num_steps):
+        with calls(name, student.network, student.num_steps):
             return student.codec.decode(student(draw(0), cond, draw), cond)[0].cpu()
 
     def _room(self, part: Tensor, extent: float, name: str) -> None:
@@ -112,11 +112,16 @@ class Completer:
 
 def covering(student: Student, extent: float) -> Student:
     """The student on a grid of this extent in metres around the sensor, with the same weights."""
-    if not hasattr(student.network, "covering"):
-        return student
-    denoiser, made = copy.copy(student.denoiser), copy.copy(student)
-    denoiser._modules = {**denoiser._modules, "network": student.network.covering(extent)}
-    made._modules = {**made._modules, "denoiser": denoiser}
+    network = student.network
+    return _with(student, network, network.covering(extent)) if hasattr(network, "covering") else student
+
+
+def _with(module: nn.Module | None, old: nn.Module, new: nn.Module) -> nn.Module | None:
+    """A module in which another stands for one of its parts; they share all others' weights."""
+    if module is None or module is old:
+        return module and new
+    made = copy.copy(module)
+    made._modules = {name: _with(part, old, new) for name, part in module._modules.items()}
     return made
 
 
@@ -141,8 +146,8 @@ def evenly(points: Tensor, number: int, square: float) -> Tensor:
 
 def _crowd(points: Tensor, square: float) -> float:
     """The number of points in the square of a point, on average over the points."""
-    squares = (points[:, :2] / square + 0.5).floor()  # the sensor stands in the middle of one
-    num = squares.unique(dim=0, return_counts=True)[1].double()
+    x, y = (points[:, :2] / square + 0.5).floor().long().unbind(1)  # the sensor stands in the middle of one
+    num = (2**20 * x + y).unique(return_counts=True)[1].double()
     return float(num.square().sum() / num.sum())
 
 
