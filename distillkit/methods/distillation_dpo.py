@@ -156,8 +156,8 @@ class DistillationDPO(ScoreDistiller):
 
         Level and noise are those of the batch, whatever the kind.
         """
-        x_t, t = self.diffuse(x_g.detach(), self.student_times, "student")
         with torch.no_grad():
+            x_t, t = self.diffuse(x_g, self.student_times, "student")
             real = guided(self.teacher.denoiser, x_t, t, cond, self.null(cond), self.kappa)
             return Judged(x_g, real, self.fake(kind, x_t, t, cond)), x_t, t
 

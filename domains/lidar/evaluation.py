@@ -181,6 +181,7 @@ class LidarEvaluator:
         return self(real.again(rows)["data"], real[rows])
 
     def _truths(self, part: Tensor) -> Iterator[Tensor]:
+        """The true scenes [m, 3] of partial scans, some read at a time."""
         rows = self.references.rows(part)
-        for first in range(0, len(rows), READ):
-            yield from self.references.samples(rows[first : first + READ])
+        starts = range(0, len(rows), READ)
+        return (truth for first in starts for truth in self.references.samples(rows[first : first + READ]))

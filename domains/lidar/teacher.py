@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from distillkit.teachers.folder import FolderTeacher
+from domains.lidar.offsets import Offsets
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-class Streets(FolderTeacher):
+class Streets(Offsets, FolderTeacher):
     """The embedded teacher of scenes as points.
 
     Its model card says how it was trained.

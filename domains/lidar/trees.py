@@ -150,7 +150,5 @@ def _rigid(path: Path, lines: Sequence[Sequence[str]]) -> np.ndarray:
     bent = ~(np.abs(turns.swapaxes(1, 2) @ turns - np.eye(3)).max((1, 2)) < BENT)  # NaN is bent
     bent |= (np.linalg.det(np.nan_to_num(turns)) < 0) | ~np.isfinite(matrices).all((1, 2))
     if bent.any():
-        raise ValueError(
-            f"{path} has a matrix that is no rigid motion, the {bent.argmax() + 1}th: give [3, 4] row by row"
-        )
+        raise ValueError(f"{path} holds what is no rigid motion, in line {bent.argmax() + 1}: give [3, 4] row by row")
     return matrices

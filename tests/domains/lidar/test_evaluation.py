@@ -9,7 +9,7 @@ import torch
 from mutations import Mutation, prove
 
 from distillkit.data import TensorData
-from distillkit.progress import counted
+from distillkit.evaluation import references
 from domains.lidar import evaluation, measures
 from domains.lidar.evaluation import LidarEvaluator, compare
 
@@ -215,8 +215,16 @@ def test_what_is_refused(evaluator, batch, held_out):
         LidarEvaluator([held_out], max_range=0)
 
 
-def test_progress_counts_scenes(evaluator, batch, monkeypatch):
+def test_the_data_are_read_before_scenes_are_counted(batch, held_out, monkeypatch):
+    """So that no bar stands still for another."""
     told = []
-    monkeypatch.setattr(evaluation, "counted", lambda what, total: told.append((what, total)) or counted(what, total))
-    evaluator(batch["data"], batch)
-    assert told == [("comparing scenes", NUM)]
+
+    def counts(what, total):
+        told.append((what, total))
+        yield from range(total)
+        told.append("done")
+
+    for module in (references, evaluation):
+        monkeypatch.setattr(module, "counted", counts)
+    LidarEvaluator([held_out])(batch["data"], batch)
+    assert told == [("reading the held-out data", NUM), "done", ("comparing scenes", NUM), "done"]
