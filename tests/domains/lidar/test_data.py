@@ -28,7 +28,9 @@ def recorded(root: Path, sequences: dict[str, int]) -> Path:
         random, lines = np.random.default_rng(len(name)), []
         for i in range(num):
             ground = random.uniform([-20, -20, -2.1], [20, 20, -1.9], (1600, 3))
-            np.c_[ground, random.uniform(0, 1, 1600)].astype("<f4").tofile(root / "sequences" / name / "velodyne" / f"{i:06}.bin")
+            np.c_[ground, random.uniform(0, 1, 1600)].astype("<f4").tofile(
+                root / "sequences" / name / "velodyne" / f"{i:06}.bin"
+            )
             lines.append(f"1 0 0 {i / 2} 0 1 0 0 0 0 1 0")
         (root / "sequences" / name / "poses.txt").write_text("\n".join(lines) + "\n")
     return root
