@@ -10,6 +10,7 @@ of these words:
 - `features`: the teacher's network has activations for the head of a GAN.
 - `data`: batches hold real samples under the key `data`.
 - `numbers`: these samples are numbers to which noise can be added, not tokens.
+- `points`: these samples are sets of points in space, [N, 3], in no order.
 - `classes`: conditions have a null (a class, an empty scan), so that guidance is possible.
 - `decoder`: the teacher's codec decodes by a network that can be trained.
 - `tower`: batches hold easier observations of the same samples too.

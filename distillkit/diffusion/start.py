@@ -59,11 +59,12 @@ class Start(Recorded):
         """
         if base.shape == like.shape:
             return base
-        fits = base.ndim == like.ndim > 1 and base.shape[1] and not like.shape[1] % base.shape[1]
+        fits = base.ndim == like.ndim > 2 and base.shape[1] and not like.shape[1] % base.shape[1]
         if not fits or base.shape[:1] + base.shape[2:] != like.shape[:1] + like.shape[2:]:
+            often = " or go into them a whole number of times" if like.ndim > 2 else ""
             raise ValueError(
-                f"cond[{self.base!r}], from which sampling starts, must be shaped like the samples, {list(like.shape)}, or "
-                f"be repeated to it, got {list(base.shape)}"
+                f"cond[{self.base!r}], from which sampling starts, must be shaped like the samples, "
+                f"{list(like.shape)}{often}, got {list(base.shape)}"
             )
         return base.repeat(1, like.shape[1] // base.shape[1], *[1] * (base.ndim - 2))
 

@@ -112,7 +112,10 @@ class DMD(ScoreDistiller):
         self.add_role("student", student, student=self.make_student())
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        x_g, cond = self.student_samples(batch)
+        return self.matching(*self.student_samples(batch))
+
+    def matching(self, x_g: Tensor, cond: Cond) -> Tensor:
+        """The student's loss (a scalar) for its samples x_g [B, ...] and their conditioning."""
         x_t, t = self.diffuse(x_g, self.student_times, "student")
         with torch.no_grad():
             x_t = x_t.detach()

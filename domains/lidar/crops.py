@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distillkit.data import Batch
-from domains.lidar.views import Scan, View, Views
+from domains.lidar.views import Scan, Views
 
 EPOCH = 2**20  # crops of an epoch
 REACH = 35.0  # metres from the sensor within which crops are centred

@@ -60,7 +60,7 @@ class Cells:
         return (points - origin) / points.new_tensor([self.cell, self.cell, (high - low) / self.bins])
 
     def places(self, units: Tensor) -> tuple[Tensor, Tensor]:
-        """The cell of each point as one index [B, N], and where in the cell it lies, in [-1/2, 1/2].
+        """The cell of each point, one index [B, N], and its place in it, in [-1/2, 1/2].
 
         Points outside of the grid lie in the cells at its border, further out.
         """
@@ -70,7 +70,7 @@ class Cells:
         return (i * self.side + j) * self.bins + k, units - whole - 0.5
 
     def gathered(self, values: Tensor, place: Tensor) -> Tensor:
-        """The means of values [B, N, C] in each cell, and how many there are: [B, side, side, bins (C + 1)].
+        """The means of values [B, N, C] in each cell, and how many: [B, bins (C + 1), side, side].
 
         A number n of points is given as log(1 + n).
         """
@@ -83,7 +83,7 @@ class Cells:
         return rearrange(found, "b (i j k) c -> b (k c) i j", i=self.side, j=self.side)
 
     def read(self, volume: Tensor, units: Tensor) -> Tensor:
-        """Values at points [B, N, C] of a volume [B, C, bins, side, side], trilinear, in cells' middles."""
+        """Values [B, N, C] at points of a volume [B, C, bins, side, side], trilinear."""
         size = units.new_tensor([self.side, self.side, self.bins])
         place = 2 * units / size - 1  # the volume's axes are (k, i, j): z, x, y
         grid = place[..., [1, 0, 2]][:, None, None]
@@ -196,7 +196,7 @@ class PillarNet(Recorded, Features, nn.Module):
         return units, own, torch.cat([points, scan * known.amax(1)[..., None, None]], 1)
 
     def _seen(self, units: Tensor, points: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cells of points, and what a network sees of each: its place in the cell and its height."""
+        """Cells of points, and what is seen of each: its place in the cell and its height."""
         place, within = self.cells.places(units)
         low, high = self.cells.heights
         height = (2 * points[..., 2:] - low - high) / (high - low)
@@ -216,4 +216,3 @@ class Ground(unet.UShape):
     @staticmethod
     def convolution(inp: int, out: int, stride: int = 1) -> nn.Conv2d:
         return nn.Conv2d(inp, out, 3, stride, padding=1)
-

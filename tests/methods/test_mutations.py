@@ -208,7 +208,7 @@ MDT = [
 MUTATIONS = [
     *(Mutation(says, SiD.student_loss, *rest) for says, *rest in SID),
     *(Mutation(says, SiD.fake_score_loss, *rest) for says, *rest in SID_FAKE),
-    *(Mutation(says, DMD.student_loss, *rest) for says, *rest in DMD_STUDENT),
+    *(Mutation(says, DMD.matching, *rest) for says, *rest in DMD_STUDENT),
     *(Mutation(says, DMD.fake_score_loss, *rest) for says, *rest in DMD_FAKE),
     *(Mutation(says, DMD.heads_loss, *rest) for says, *rest in DMD_HEADS),
     *(Mutation(says, function, *rest) for function, says, *rest in (*ROLLOUT, *MDT)),
