@@ -14,6 +14,7 @@ of these words:
 - `classes`: conditions have a null (a class, an empty scan), so that guidance is possible.
 - `decoder`: the teacher's codec decodes by a network that can be trained.
 - `tower`: batches hold easier observations of the same samples too.
+- `reward`: the data say how good a sample is, see `DistillData.reward`.
 """
 
 from __future__ import annotations

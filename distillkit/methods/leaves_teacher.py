@@ -82,7 +82,7 @@ class DataDistiller(FromData, TeacherDistiller):
             raise ValueError(f"there is no solver {solver!r}; there are {', '.join(kind.solvers)}")
 
     def dropped(self, batch: dict[str, Tensor]) -> Cond:
-        """The batch's condition; for a share `drop` of the samples its unconditional counterpart."""
+        """The batch's condition; for a share `drop` of the samples its unconditional one."""
         cond, network = self.condition(batch), getattr(self.student, "network", None)
         if not (self.drop and (self.classes or hasattr(network, "null"))):
             return cond

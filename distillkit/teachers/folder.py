@@ -60,7 +60,7 @@ class Folder:
 
     @classmethod
     def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """As of the class, with classes and decoder as teacher.yaml says, the only file that is read.
+        """As of the class, with classes and decoder as teacher.yaml, the only file read, says.
 
         The constructor raises the errors of a folder.
         """

@@ -22,6 +22,7 @@ from domains.lidar.recordings import KEPT, Recordings
 from domains.lidar.views import View, Views
 
 Parts = tuple[Crops, Crops, Crops]
+REWARDS = ("chamfer", "jsd_bev", "jsd_3d", "f_score")  # metrics of single scenes
 VISIT = 32  # crops of a view, on average, while it is kept
 
 
@@ -73,6 +74,8 @@ class LidarData(DistillData):
         if beams is not None:
             checks.whole(1, 256, beams=beams)
         checks.within("[5, 200]", max_range=max_range)
+        if reward_metric not in REWARDS:
+            raise checks.Unfit("reward_metric", reward_metric, f"be one of {', '.join(REWARDS)}")
         checks.whole(1, 100_000, held_out=held_out)
         checks.seed(seed=seed)
         self.cut = Cut(crop, max_range, num_full, num_part, beams)

@@ -81,16 +81,12 @@ class Builder:
         order = np.argsort(_key(tiles[first]), kind="stable")  # keys stay sorted within a tile
         keys, first = keys[order], first[order]
         tiles = tiles[first]
-        edges = np.flatnonzero(np.r_[True, (tiles[1:] != tiles[:-1]).any(1), True])
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        edges = [0, *np.flatnonzero((tiles[1:] != tiles[:-1]).any(1)) + 1, len(tiles)] if len(tiles) else []
+        for a, b in pairwise(edges):
             tile, new = tuple(tiles[a].tolist()), keys[a:b]
             known = self.known.get(tile, new[:0])
             places = np.searchsorted(known, new)
-            fresh = (
-                (places == len(known)) | (known[np.minimum(places, len(known) - 1)] != new)
-                if len(known)
-                else slice(None)
-            )
+            fresh = np.append(known, -1)[places] != new  # no key is negative
             self.known[tile] = np.insert(known, places[fresh], new[fresh])
             self.points.setdefault(tile, []).append(points[first[a:b][fresh]].astype(np.float32))
 
@@ -146,7 +142,10 @@ def check_poses(name: str, frames: Sequence[Frame]) -> None:
     distances = []
     for number in order[np.linspace(0, len(order) - 1, min(PAIRS, len(order))).astype(int)] if len(order) else ():
         first, second = frames[number], frames[number + 1]
-        here, there = (_around(read_scan(frame.scan, frame.labels).points.numpy()) for frame in (first, second))
+        try:
+            here, there = (_around(read_scan(frame.scan, frame.labels).points.numpy()) for frame in (first, second))
+        except ValueError:  # named when the map is made
+            continue
         if len(here) and len(there):
             tree, asked = cKDTree(here), there[:: -(-len(there) // ASKED)]
             step = np.linalg.inv(first.pose) @ second.pose

@@ -84,12 +84,12 @@ class HeldOut:
         return len(self.images) * self.every
 
     def __getitem__(self, indices: Tensor) -> Batch:
-        data = self.images[indices // self.every]
-        return {"data": data, "rays": given(data, self.every, indices % self.every)}
+        data = self.images[indices % len(self.images)]
+        return {"data": data, "rays": given(data, self.every, indices // len(self.images))}
 
     def again(self, indices: Tensor) -> Batch:
         """The batch of these indices with `data` as the sensor saw it another time."""
-        return self[indices] | {"data": self.other[indices // self.every]}
+        return self[indices] | {"data": self.other[indices % len(self.other)]}
 
 
 class RangeData(DistillData):

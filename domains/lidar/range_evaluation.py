@@ -5,6 +5,7 @@ N: samples; H: beams; W: columns.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -100,8 +101,8 @@ class RangeEvaluator:
         return {"teacher_mae": self._beside(samples, reference, ~is_given(cond["rays"]))["range_mae"]}
 
     def baselines(self, cond: Batch) -> dict[str, Tensor]:
-        """What needs no model: the nearest given beam, and lines between given beams."""
-        return {"nearest beam": nearest_beam(cond["rays"]), "between beams": between_beams(cond["rays"])}
+        """What needs no model: the nearest given beam, and planes between given beams."""
+        return {"nearest beam": nearest_beam(cond["rays"]), "between beams": between_beams(cond["rays"], self.farthest)}
 
     def floor(self, num_samples: int = 100) -> dict[str, float]:
         """Metrics of the same scenes as the sensor saw them another time."""
@@ -144,8 +145,8 @@ class RangeEvaluator:
 
 
 def _key(rays: Tensor) -> bytes:
-    """Rays [3, H, W] as bytes, which those rounded to half precision share but for chance."""
-    return (rays * 127).round().to(torch.int8).numpy().tobytes()
+    """Rays [3, H, W] in 16 bytes."""
+    return hashlib.blake2b(rays.float().contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
 def _mean(values: Tensor, worst: float) -> float:

@@ -45,7 +45,9 @@ class RangeMedia:
     def compare(self, rows: dict[str, Tensor], cond: dict[str, Tensor]) -> Image.Image:
         """The first images: what is given, lines between it, and the sets of samples below."""
         rays = cond["rays"][:SHOWN].cpu()
-        rows = {"given": rays[:, :2], "between": between_beams(rays)} | {name: x[:SHOWN] for name, x in rows.items()}
+        rows = {"given": rays[:, :2], "between": between_beams(rays, self.farthest)} | {
+            name: x[:SHOWN] for name, x in rows.items()
+        }
         return labelled({name: self.picture(x) for name, x in rows.items()})
 
     def _cell(self, level: Tensor) -> np.ndarray:

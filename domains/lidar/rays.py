@@ -1,7 +1,8 @@
-"""The rays that are given of a range image, and the codec that keeps them.
+"""The rays that are given of a range image, what lies between them, and the codec of the rest.
 
 `rays` [B, 3, H, W]: range and reflectance of the given rays, -1 elsewhere; then 1 for given, -1 for
-not. Images are float32 [B, 2, H, W] in [-1, 1], see `projection.image`.
+not. All rays of a beam are given or none, and one beam is at least. Images are float32
+[B, 2, H, W] in [-1, 1], see `projection.image`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.codec import Codec
+from domains.lidar.projection import NEAR, levels, metres
 
 
 def given(images: Tensor, every: int, first: Tensor) -> Tensor:
@@ -32,41 +35,61 @@ def is_given(rays: Tensor) -> Tensor:
     return rays[:, 2] > 0
 
 
-class KeptRays(Codec):
-    """Samples are images; given rays stay as they were measured."""
+def nearest_beam(rays: Tensor) -> Tensor:
+    """Images [B, 2, H, W] in which every beam copies the nearest given one, the higher of two."""
+    above, below, row = _neighbours(rays)
+    return _beams(rays, torch.where(row - above <= below - row, above, below))
+
+
+def between_beams(rays: Tensor, farthest: float) -> Tensor:
+    """Images [B, 2, H, W] between the given beams above and below, as on planes.
+
+    The reciprocal of range is linear in the angle, as it nearly is on planes, and so is
+    reflectance. Where one of the two beams has no return, and beyond the outermost ones, it is the
+    nearest beam.
+    """
+    above, below, row = _neighbours(rays)
+    share = ((row - above) / (below - above).clamp_min(1))[:, None, :, None].to(rays)
+    high, low = _beams(rays, above), _beams(rays, below)
+    near, far = (metres(image[:, :1], farthest) for image in (high, low))
+    ranges = 1 / torch.lerp(1 / near, 1 / far, share)  # zero where one is
+    made = torch.cat([levels(ranges, farthest), torch.lerp(high[:, 1:], low[:, 1:], share)], dim=1)
+    return torch.where(ranges > NEAR, made, nearest_beam(rays))
+
+
+class BetweenRays(Codec):
+    """Samples are what images have beyond `between_beams`; given rays stay as they were measured.
+
+    Args:
+        farthest: what is farther, in metres, is no return.
+    """
 
     in_graph = True
 
+    def __init__(self, farthest: float = 50.0):
+        checks.positive(farthest=farthest)
+        self.farthest = farthest
+
+    def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return batch["data"] - between_beams(batch["rays"], self.farthest)
+
     def decode(self, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        return torch.where(is_given(cond["rays"])[:, None], cond["rays"][:, :2].to(x), x)
+        rays = cond["rays"].to(x)
+        return torch.where(is_given(rays)[:, None], rays[:, :2], x + between_beams(rays, self.farthest))
 
 
-def nearest_beam(rays: Tensor) -> Tensor:
-    """Images [B, 2, H, W] in which every beam copies the nearest given one, the higher of two."""
-    return torch.stack([ray[:2, _nearest(*_beams(ray))] for ray in rays])
+def _neighbours(rays: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The given beams at or above, and at or below each beam, int64 [B, H], and the beams [H].
 
-
-def between_beams(rays: Tensor) -> Tensor:
-    """Images [B, 2, H, W] interpolated linearly between the given beams above and below.
-
-    Where one of the two has no return, and beyond the outermost beams, it is the nearest beam.
+    Beyond the outermost given beams both are that one.
     """
-    images = []
-    for ray, near in zip(rays, nearest_beam(rays), strict=True):
-        beams, row = _beams(ray)
-        below = torch.searchsorted(beams, row).clamp(1, len(beams) - 1) if len(beams) > 1 else torch.zeros_like(row)
-        high, low = beams[(below - 1).clamp_min(0)], beams[below]
-        share = ((row - high) / (low - high).clamp_min(1)).clamp(0, 1)[:, None]
-        ends = ray[:2, high], ray[:2, low]
-        both = (ends[0][0] > -1) & (ends[1][0] > -1)
-        images.append(torch.where(both, torch.lerp(*ends, share.to(ray)), near))
-    return torch.stack(images)
+    row, there = torch.arange(rays.shape[2], device=rays.device), is_given(rays)[:, None, :, 0]
+    height = len(row)
+    above = torch.where(there & (row <= row[:, None]), row, -1).amax(-1)
+    below = torch.where(there & (row >= row[:, None]), row, height).amin(-1)
+    return torch.where(above < 0, below, above), torch.where(below == height, above, below), row
 
 
-def _beams(ray: Tensor) -> tuple[Tensor, Tensor]:
-    """The given beams of one image's rays [3, H, W], at least one, and all beams [H]."""
-    return (ray[2, :, 0] > 0).nonzero()[:, 0], torch.arange(ray.shape[1])
-
-
-def _nearest(beams: Tensor, row: Tensor) -> Tensor:
-    return beams[(row[:, None] - beams).abs().argmin(1)]
+def _beams(rays: Tensor, chosen: Tensor) -> Tensor:
+    """Range and reflectance of the beams [B, H], as images [B, 2, H, W]."""
+    return rays[:, :2].gather(2, chosen[:, None, :, None].expand(-1, 2, -1, rays.shape[3]))

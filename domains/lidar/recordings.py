@@ -73,6 +73,8 @@ class Recordings:
     def _make(self, number: int) -> View:
         name, frame = self.frames[number]
         scan = far(read_scan(frame.scan, frame.labels))
+        if len(scan.points) == 0:
+            raise ValueError(f"{frame.scan} has no point farther than {maps.NEAREST} m that stands still")
         scan = scan if scan.ring is not None else scan._replace(ring=rings(scan.points))
         truth = scan.points if frame.pose is None else self._around(name, frame)
         return View(scan, scene(truth, scan.points, self.max_range), frame.name)
@@ -85,11 +87,7 @@ class Recordings:
 
 
 def far(scan: Scan) -> Scan:
-    """A scan without the points that are nearer than 3.5 m.
-
-    Raises:
-        ValueError: none is left.
-    """
+    """A scan without the points that are nearer than 3.5 m, of the car that carries the sensor."""
     kept = scan.points.norm(dim=1) > maps.NEAREST
     return Scan(*(None if each is None else each[kept] for each in scan))
 

@@ -18,7 +18,9 @@ from PIL import Image
 
 from distillkit.files import write_atomic, write_text
 from distillkit.progress import progress
-from domains.lidar.streets import REACH, abroad, directions
+from domains.lidar.maps import moved
+from domains.lidar.projection import back_project
+from domains.lidar.streets import REACH, pose
 from domains.lidar.town import Street, street
 
 SCENES = {"train": 24, "val": 4, "test": 4}
@@ -35,8 +37,8 @@ Scans of a procedural town (`domains.lidar.town`) by ray casting with Open3D. No
 - Scenes: {train} to train on, {val} for validation and {test} for tests, each of a seed of its own: a curved and sloping
   street with houses, arcades, balconies, stairs, side streets, squares, gardens, fences, trees, lamps, signs, bus
   stops, people, parked cars and vans. Nothing moves.
-- Scans: {scans} of each scene, 3 to 6 m apart, {beams} beams from {high} to {low} degrees (as an OS-1), {columns} columns, {height} m above
-  the road, level; at most {reach} m.
+- Scans: {scans} of each scene, 3 to 6 m apart, {beams} beams from {high} to {low} degrees (as an OS-1), {columns} columns,
+  level, {height} m above the road; ranges of at most {reach} m.
 - `*_range.png`: 16-bit grey, in steps of {step} m, 0 where nothing returned; all scans below each other.
   `*_reflectance.png`: 8-bit grey, by surface. `streets.json`: poses (x, y, z in metres, yaw in radians), elevations.
 - Neither noise nor losses are in the files; `domains.lidar.streets` adds both when it reads them.
@@ -74,12 +76,13 @@ def cast(scene: Street, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for solid in scene.solids:
         world.add_triangles(core.Tensor(solid.corners, core.float32), core.Tensor(solid.triangles, core.uint32))
     shades = np.array([round(255 * solid.reflectance) for solid in scene.solids] + [0])
-    rays = directions(torch.from_numpy(ELEVATIONS), COLUMNS)
+    ones = torch.ones(len(ELEVATIONS), COLUMNS, dtype=torch.float64)
+    rays = back_project(ones, torch.from_numpy(ELEVATIONS)).numpy()
     ranges, reflectances = [], []
-    for pose in torch.from_numpy(places):
-        origin = pose[:3].expand(rays.shape)
-        beams = torch.cat((origin, abroad(rays, pose) - origin), -1).float()
-        hits = world.cast_rays(core.Tensor(beams.numpy()), nthreads=1)
+    for place in places:
+        origin = np.broadcast_to(place[:3], rays.shape)
+        beams = np.concatenate((origin, moved(rays, pose(*place)) - origin), -1).astype(np.float32)
+        hits = world.cast_rays(core.Tensor(beams), nthreads=1)
         distance, solid = hits["t_hit"].numpy(), hits["geometry_ids"].numpy()
         seen = distance < REACH
         ranges.append(np.where(seen, distance / STEP, 0).round().astype(np.uint16))

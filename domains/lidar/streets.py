@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,40 +16,39 @@ from PIL import Image
 from torch import Tensor
 
 from distillkit import checks
+from domains.lidar.maps import Builder, moved
+from domains.lidar.projection import back_project
+from domains.lidar.recordings import scene
 from domains.lidar.views import Scan, View
-from domains.lidar.voxels import thinned
 
 PLACE = Path(__file__).parent / "scenes"
 PARTS = ("train", "val", "test")
-REACH, LOW, HIGH = 50.0, -4.0, 4.4  # of a truth, in metres: its radius and its z (LiDiff's protocol)
+REACH = 50.0  # metres, of the sensor and of a truth
 NOISE, LOST = 0.015, 0.02  # of a range in metres (standard deviation), and the share of returns that are lost
 
 
 class Panorama(NamedTuple):
-    """A scan as an image: a row for each beam, from the highest, and a column for each azimuth.
-
-    Column c looks at azimuth pi (1 - (2 c + 1) / W): the middle ahead, the left half to the left.
+    """A scan as an image, see `projection`: row 0 is the highest beam, the middle column ahead.
 
     Attributes:
         ranges: [H, W] float32 in metres, 0 where nothing returned.
         reflectance: [H, W] float32 in [0, 1].
-        elevations: [H] float64, of the beams, in degrees.
-        pose: [4] float64: x, y, z of the sensor in its scene, in metres, and its yaw in radians.
+        elevations: [H] float64, of the beams, in degrees, falling.
+        pose: [4, 4] float64, from the sensor's frame to that of its scene, in metres.
         name: scene and scan: `train-03/1`.
     """
 
     ranges: Tensor
     reflectance: Tensor
     elevations: Tensor
-    pose: Tensor
+    pose: np.ndarray
     name: str
 
     @property
     def scan(self) -> Scan:
         """The returns as points, beam by beam."""
         seen = self.ranges > 0
-        points = self.ranges[..., None] * directions(self.elevations, self.ranges.shape[1]).float()
-        return Scan(points[seen], self.reflectance[seen], seen.nonzero()[:, 0])
+        return Scan(back_project(self.ranges, self.elevations)[seen], self.reflectance[seen], seen.nonzero()[:, 0])
 
 
 def load(part: str, seed: int = 0) -> list[View]:
@@ -62,16 +62,16 @@ def load(part: str, seed: int = 0) -> list[View]:
         ValueError: there is no such part, or a shipped file is not as it was.
     """
     views: list[View] = []
-    scenes: dict[str, list[Panorama]] = {}
-    for each in panoramas(part, seed):
-        scenes.setdefault(each.name.split("/")[0], []).append(each)
-    for shots in scenes.values():
-        scans = [each.scan for each in shots]
-        scene = thinned(torch.cat([abroad(s.points, p.pose) for s, p in zip(scans, shots, strict=True)]))
+    for _, group in groupby(panoramas(part, seed), lambda shot: shot.name.split("/")[0]):
+        shots = [*group]
+        scans, builder = [shot.scan for shot in shots], Builder()
+        builder.add(
+            np.concatenate([moved(scan.points.numpy(), shot.pose) for scan, shot in zip(scans, shots, strict=True)])
+        )
+        whole = builder.arrays()["points"].numpy()
         for scan, shot in zip(scans, shots, strict=True):
-            truth = home(scene, shot.pose)
-            near = (truth.norm(dim=1) < REACH) & (truth[:, 2] > LOW) & (truth[:, 2] < HIGH)
-            views.append(View(scan, truth[near], shot.name))
+            around = torch.from_numpy(moved(whole, np.linalg.inv(shot.pose))).float()
+            views.append(View(scan, scene(around, scan.points, REACH), shot.name))
     return views
 
 
@@ -81,23 +81,26 @@ def panoramas(part: str, seed: int = 0) -> list[Panorama]:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     checks.seed(seed=seed)
     facts = json.loads((PLACE / "streets.json").read_text(encoding="utf-8"))
-    poses, elevations = np.array(facts["poses"][part]), torch.tensor(facts["elevations"], dtype=torch.float64)
-    shape = (*poses.shape[:2], len(elevations), facts["columns"])
+    places, elevations = np.array(facts["poses"][part]), torch.tensor(facts["elevations"], dtype=torch.float64)
+    shape = (*places.shape[:2], len(elevations), facts["columns"])
     ranges = _image(f"{part}_range.png", shape) * np.float32(facts["step"])
     reflectance = _image(f"{part}_reflectance.png", shape) / np.float32(255)
     rng = np.random.default_rng([seed, PARTS.index(part)])
     there = (ranges > 0) & (rng.random(shape, np.float32) >= LOST)
     ranges = np.where(there, ranges + NOISE * rng.standard_normal(shape, np.float32), 0)
+    images = torch.from_numpy(ranges), torch.from_numpy(np.where(there, reflectance, 0))
     return [
-        Panorama(
-            torch.from_numpy(ranges[scene, shot]),
-            torch.from_numpy(np.where(there, reflectance, 0)[scene, shot]),
-            elevations,
-            torch.from_numpy(poses[scene, shot]),
-            f"{part}-{scene:02}/{shot}",
-        )
-        for scene, shot in np.ndindex(*shape[:2])
+        Panorama(*(image[at] for image in images), elevations, pose(*places[at]), f"{part}-{at[0]:02}/{at[1]}")
+        for at in np.ndindex(*shape[:2])
     ]
+
+
+def pose(x: float, y: float, z: float, yaw: float) -> np.ndarray:
+    """The pose [4, 4] of a level sensor at a place in metres, turned by `yaw` in radians."""
+    made = np.eye(4)
+    made[:2, :2] = [[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]]
+    made[:3, 3] = x, y, z
+    return made
 
 
 def _image(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -109,29 +112,6 @@ def _image(name: str, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"{PLACE / name} cannot be read ({error}): install distillkit again") from None
     height, width = int(np.prod(shape[:-1])), shape[-1]
     if pixels.shape != (height, width):
-        raise ValueError(
-            f"{PLACE / name} is {' x '.join(map(str, pixels.shape))} instead of {height} x {width}: install distillkit again"
-        )
+        size = " x ".join(map(str, pixels.shape))
+        raise ValueError(f"{PLACE / name} is {size} instead of {height} x {width} pixels: install distillkit again")
     return pixels.reshape(shape)
-
-
-def directions(elevations: Tensor, width: int) -> Tensor:
-    """Unit vectors [H, W, 3] along the rays, in the sensor's frame."""
-    azimuth = torch.pi * (1 - (2 * torch.arange(width, dtype=torch.float64) + 1) / width)
-    up, around = torch.meshgrid(torch.deg2rad(elevations), azimuth, indexing="ij")
-    return torch.stack((up.cos() * around.cos(), up.cos() * around.sin(), up.sin()), -1)
-
-
-def abroad(points: Tensor, pose: Tensor) -> Tensor:
-    """Points [..., 3] of a sensor's frame in the frame of its scene; `pose` as in `Panorama`."""
-    return (points.double() @ _turn(pose).T + pose[:3]).to(points)
-
-
-def home(points: Tensor, pose: Tensor) -> Tensor:
-    """The inverse of `abroad`."""
-    return ((points.double() - pose[:3]) @ _turn(pose)).to(points)
-
-
-def _turn(pose: Tensor) -> Tensor:
-    cos, sin = float(pose[3].cos()), float(pose[3].sin())
-    return pose.new_tensor([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])

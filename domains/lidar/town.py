@@ -97,7 +97,7 @@ def blob(rng: Generator, centre: np.ndarray, radii: np.ndarray, reflectance: flo
 
 
 def moved(thing: Thing, x: float, y: float, z: float = 0.0, yaw: float = 0.0, side: int = 1) -> Thing:
-    """A thing turned by `yaw` about z, put at a place and, for side = -1, mirrored in the xz plane."""
+    """A thing turned by `yaw` about z and put at a place; `side` = -1 mirrors it at y = 0 then."""
     cos, sin = np.cos(yaw), np.sin(yaw)
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     return [s._replace(corners=(s.corners @ turn.T + (x, y, z)) * (1, side, 1)) for s in thing]

@@ -125,7 +125,7 @@ def read_poses(poses: Path, calib: Path) -> np.ndarray:
     camera = _rigid(poses, _lines(poses))
     if not calib.is_file():
         return camera
-    said = [line[1:] for line in _lines(calib) if line[:1] in (["Tr:"], ["Tr_velo_to_cam:"])]
+    said = [line[1:] for line in _lines(calib) if line[0] == "Tr:"]
     if len(said) != 1:
         raise ValueError(f"{calib} must have one line Tr: with 12 numbers, has {len(said)}; remove it if it is none")
     (tr,) = _rigid(calib, said)
@@ -150,7 +150,5 @@ def _rigid(path: Path, lines: Sequence[Sequence[str]]) -> np.ndarray:
     bent = ~(np.abs(turns.swapaxes(1, 2) @ turns - np.eye(3)).max((1, 2)) < BENT)  # NaN is bent
     bent |= (np.linalg.det(np.nan_to_num(turns)) < 0) | ~np.isfinite(matrices).all((1, 2))
     if bent.any():
-        raise ValueError(
-            f"{path} has a matrix that is no rigid motion, the {bent.argmax() + 1}th: give [3, 4] row by row"
-        )
+        raise ValueError(f"{path} holds what is no rigid motion, in line {bent.argmax() + 1}: give [3, 4] row by row")
     return matrices
