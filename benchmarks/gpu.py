@@ -55,6 +55,8 @@ WORLDS = {
     "clip": ["domain=video", "stage=clip"],
     "continuation": ["domain=video", "stage=continuation"],
     "photos": ["domain=super_resolution"],
+    "scenes": ["domain=lidar"],
+    "ranges": ["domain=lidar", "stage=range"],
 }
 FIT = ["domain=image", "method=dmd", "model.num_steps=2", "trainer.max_steps=20", "trainer.val_check_interval=10"]
 FIT += ["trainer.log_every_n_steps=10", "vars.callbacks.finish.num_samples=64"]

@@ -11,9 +11,10 @@ of these words:
 - `data`: batches hold real samples under the key `data`.
 - `numbers`: these samples are numbers to which noise can be added, not tokens.
 - `points`: these samples are sets of points in space, [N, 3], in no order.
-- `classes`: conditions have a null class, so that guidance is possible.
+- `classes`: conditions have a null (a class, an empty scan), so that guidance is possible.
 - `decoder`: the teacher's codec decodes by a network that can be trained.
 - `tower`: batches hold easier observations of the same samples too.
+- `reward`: the data say how good a sample is, see `DistillData.reward`.
 """
 
 from __future__ import annotations

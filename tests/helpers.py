@@ -27,6 +27,7 @@ from distillkit.codec import Codec
 from distillkit.data import DistillData, TensorData
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import (
+    DiscreteVarianceExploding,
     DiscreteVariancePreserving,
     RectifiedFlow,
     ResShift,
@@ -57,6 +58,7 @@ PROCESSES = {
     "flow": RectifiedFlow(),
     "trig": TrigFlow(),
     "resshift": ResShift(),
+    "local": DiscreteVarianceExploding(),
 }
 
 

@@ -42,6 +42,8 @@ WORLDS = {
     "clip": ["domain=video", "stage=clip", "method=sid"],
     "continuation": ["domain=video", "stage=continuation", "method=sid"],
     "photos": ["domain=super_resolution", "method=dmd"],
+    "scenes": ["domain=lidar", "method=dmd"],
+    "ranges": ["domain=lidar", "stage=range", "method=dmd"],
 }
 
 

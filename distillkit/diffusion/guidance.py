@@ -8,6 +8,8 @@ the same (x_t, t).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,9 +37,16 @@ def guided(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Cond, null: Cond, k
     return without + kappa * (with_cond - without)
 
 
-def null_condition(cond: Cond, classes: dict[str, int]) -> Cond:
-    """Returns `cond` with every class replaced by its null index, the number of classes."""
-    return {**cond, **{name: torch.full_like(cond[name], num) for name, num in classes.items()}}
+def null_condition(cond: Cond, classes: dict[str, int], network: Any = None) -> Cond:
+    """The unconditional counterpart of `cond`.
+
+    Args:
+        cond: conditions.
+        classes: numbers of classes by name; each class is replaced by its null index, that number.
+        network: if it has a `null` (see `networks.base.WithNull`), this replaces the others.
+    """
+    known = {**cond, **{name: torch.full_like(cond[name], num) for name, num in classes.items()}}
+    return network.null(known) if hasattr(network, "null") else known
 
 
 def drop_condition(cond: Cond, null: Cond, drop: Tensor) -> Cond:

@@ -279,6 +279,40 @@ class DiscreteVariancePreserving(Process):
         return t / self.num_steps
 
 
+class DiscreteVarianceExploding(DiscreteVariancePreserving):
+    """The noise of DDPM's table around a signal that stays: `alpha = 1`, `sigma = sqrt(1 - abar)`.
+
+    So LiDiff (arXiv 2403.13470) moves each point of a scene about its place. Noise is in the unit
+    of the data and ends near 1. Between integer times log(sigma) is interpolated linearly.
+
+    Args:
+        num_steps, beta_start, beta_end, schedule: as in `DiscreteVariancePreserving`; the defaults
+            are LiDiff's.
+    """
+
+    def __init__(
+        self,
+        num_steps: int = 1000,
+        beta_start: float = 3.5e-5,
+        beta_end: float = 0.007,
+        schedule: str = "linear",
+    ):
+        super().__init__(num_steps, beta_start, beta_end, schedule)
+
+    def _log_ratios(self):
+        return torch.nn.functional.logsigmoid(2 * super()._log_ratios()) / 2
+
+    def alpha(self, t):
+        return torch.ones_like(t)
+
+    def sigma(self, t):
+        return self.ratio(t)
+
+    def derivatives(self, t):
+        log_ratio, slope = self._log_ratio(t)
+        return torch.zeros_like(t), slope * log_ratio.exp()
+
+
 class RectifiedFlow(Process):
     """`alpha = 1 - t`, `sigma = t`, t in [0, 1] (arXiv 2209.03003); the velocity is `eps - x_0`.
 

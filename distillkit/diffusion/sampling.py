@@ -67,6 +67,24 @@ def dpm_solver(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noi
     return denoise(x, times[-1])
 
 
+def dpm_solver_sde(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
+    """SDE-DPM-Solver++(2M) (arXiv 2211.01095, eq. 18): multistep, one call and one draw a step.
+
+    It is exact for a constant denoised sample, where its step is that of `ancestral`; the drift is
+    of second order. `noise(i)` is the draw of step i.
+    """
+    log_snr = -process.ratio(times).log()  # lambda = log(alpha / sigma)
+    x_0_before = h_before = None
+    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        x_0, h = denoise(x, t), log_snr[i + 1] - log_snr[i]
+        (_, sigma), (alpha_s, sigma_s) = _scales(process, t, x), _scales(process, s, x)
+        keep, share = torch.exp(-h).to(x.dtype), -torch.expm1(-2 * h).to(x.dtype)
+        d = x_0 if i == 0 else x_0 + (h / (2 * h_before)).to(x.dtype) * (x_0 - x_0_before)
+        x = (sigma_s / sigma) * keep * x + alpha_s * share * d + sigma_s * share.sqrt() * noise(i + 1)
+        x_0_before, h_before = x_0, h
+    return denoise(x, times[-1])
+
+
 def unipc(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
     """UniPC (arXiv 2302.04867, algorithms 1 and 2), p = 2, B(h) = e^h - 1: third order, multistep.
 
@@ -140,6 +158,7 @@ SOLVERS = {
     "heun": heun,
     "ddim": ddim,
     "dpm_solver": dpm_solver,
+    "dpm_solver_sde": dpm_solver_sde,
     "unipc": unipc,
     "ancestral": ancestral,
     "resshift": resshift,

@@ -14,10 +14,12 @@ class Start(Recorded):
     """`x = alpha(t) base + sigma(t) eps`: the input of the first network evaluation.
 
     Without a base it is pure noise, `sigma(t) eps`. A base is a known approximation of the sample:
-    the repeated points of a scan, a coarse render.
+    the points of a scan, a coarse render.
 
     Args:
         base: name of the condition that holds the base, shaped like a sample; None for pure noise.
+            A base with fewer elements along the first axis (the points of a scan) is repeated as a
+            whole.
         level: the time at which sampling starts; None for the process's largest.
     """
 
@@ -47,12 +49,24 @@ class Start(Recorded):
         noise = scale * (expand(process.sigma(t).to(eps.dtype), eps) * eps)
         if self.base is None:
             return noise
-        if cond[self.base].shape != eps.shape:
+        return expand(process.alpha(t).to(eps.dtype), eps) * self.repeated(cond[self.base], eps) + noise
+
+    def repeated(self, base: Tensor, like: Tensor) -> Tensor:
+        """The base [B, n, ...] as often as it goes into samples [B, N, ...], one after the other.
+
+        Raises:
+            ValueError: it does not go into them.
+        """
+        if base.shape == like.shape:
+            return base
+        fits = base.ndim == like.ndim > 2 and base.shape[1] and not like.shape[1] % base.shape[1]
+        if not fits or base.shape[:1] + base.shape[2:] != like.shape[:1] + like.shape[2:]:
+            often = " or go into them a whole number of times" if like.ndim > 2 else ""
             raise ValueError(
-                f"cond[{self.base!r}], from which sampling starts, must be shaped like the samples, {list(eps.shape)}, got "
-                f"{list(cond[self.base].shape)}"
+                f"cond[{self.base!r}], from which sampling starts, must be shaped like the samples, "
+                f"{list(like.shape)}{often}, got {list(base.shape)}"
             )
-        return expand(process.alpha(t).to(eps.dtype), eps) * cond[self.base] + noise
+        return base.repeat(1, like.shape[1] // base.shape[1], *[1] * (base.ndim - 2))
 
     def check(self, process: Process, context: tuple[str, ...]) -> None:
         """Refuse a base that is no condition and a level outside of the process.

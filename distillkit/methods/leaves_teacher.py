@@ -82,9 +82,9 @@ class DataDistiller(FromData, TeacherDistiller):
             raise ValueError(f"there is no solver {solver!r}; there are {', '.join(kind.solvers)}")
 
     def dropped(self, batch: dict[str, Tensor]) -> Cond:
-        """The batch's condition, without its classes for a share `drop` of the samples."""
-        cond = self.condition(batch)
-        if not (self.classes and self.drop):
+        """The batch's condition; for a share `drop` of the samples its unconditional one."""
+        cond, network = self.condition(batch), getattr(self.student, "network", None)
+        if not (self.drop and (self.classes or hasattr(network, "null"))):
             return cond
-        null = null_condition(cond, self.classes)
+        null = null_condition(cond, self.classes, network)
         return drop_condition(cond, null, self.rand(len(batch["data"]), "drop") < self.drop)

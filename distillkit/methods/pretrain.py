@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import Process
+from distillkit.diffusion.start import Start
 from distillkit.diffusion.times import LogNormal, Times
 from distillkit.losses.denoising import denoising_loss
 from distillkit.methods.leaves_teacher import DataDistiller
@@ -27,6 +28,7 @@ class Pretrain(DataDistiller):
         prediction: what the network predicts, see `Denoiser`; None means `edm`.
         sigma_data: standard deviation of the data.
         times: distribution of training times; None means EDM's lognormal.
+        start: the start of the teacher's sampling; None means pure noise.
     """
 
     teacher_class = Teacher
@@ -41,6 +43,7 @@ class Pretrain(DataDistiller):
         prediction: Literal["x0", "eps", "v", "flow", "edm"] | None = None,
         sigma_data: float = 0.5,
         times: Times | None = None,
+        start: Start | None = None,
         **kwargs,
     ):
         if not isinstance(process, Process):
@@ -51,6 +54,8 @@ class Pretrain(DataDistiller):
         denoiser = Denoiser(network, process, prediction or "edm", sigma_data)
         super().__init__(denoiser, event_shape, classes, context, **kwargs)
         self.times = times or LogNormal()
+        (start or Start()).check(process, self.context)
+        self.surroundings["start"] = start
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """`E w(t) |D(alpha x_0 + sigma eps, t, c) - x_0|^2`."""

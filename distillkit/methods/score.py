@@ -146,13 +146,13 @@ class ScoreDistiller(FewStepDistiller):
         if self.reuse and trainer and len(samples) == trainer.world_size * trainer.accumulate_grad_batches:
             self._kept = samples[trainer.global_rank :: trainer.world_size]
 
-    def rollout(self, batch: dict[str, Tensor], purpose: str) -> tuple[Tensor, Cond]:
+    def rollout(self, batch: dict[str, Tensor], purpose: str, noise_scale: float = 1.0) -> tuple[Tensor, Cond]:
         """Samples of this cycle's `step` of the student, and their conditioning.
 
         The gradient flows through that step only. The steps before it run as at inference (backward
         simulation, arXiv 2405.14867). All roles see the same step in one cycle, so the fake score
         has just followed the step that it judges. The conditioning names the step, for the fake
-        score alone.
+        score alone. All noise is multiplied by `noise_scale`.
         """
         cond = self.condition(batch)
         if self.kappa_range:
@@ -162,20 +162,20 @@ class ScoreDistiller(FewStepDistiller):
         shape = self.teacher.shape(len(next(iter(batch.values()))), cond)
         with torch.no_grad():
             for k in range(self.randint(self.rollouts, ROW)):
-                made = self.generate(shape, cond, f"{purpose} {ROW} {k}", self.num_steps - 1)
+                made = self.generate(shape, cond, f"{purpose} {ROW} {k}", self.num_steps - 1, noise_scale)
                 cond = self.teacher.proceed(cond, self.teacher.codec.decode(made, cond))
-        x_g = self.generate(shape, cond, purpose, self.step)
+        x_g = self.generate(shape, cond, purpose, self.step, noise_scale)
         if self.tells_steps:
             cond = {**cond, "step": torch.full((len(x_g),), self.step, device=self.device)}
         return x_g, cond
 
-    def generate(self, shape: tuple[int, ...], cond: Cond, purpose: str, step: int) -> Tensor:
+    def generate(self, shape: tuple[int, ...], cond: Cond, purpose: str, step: int, noise_scale: float) -> Tensor:
         """The student's samples after `step`, with gradient in that step only."""
         x_g, _ = few_step(
             lambda x, t: self.student(x, t, cond),
             self.teacher.process,
             self.step_times,
-            lambda i: self.randn(shape, f"{purpose} noise {i}"),
+            lambda i: noise_scale * self.randn(shape, f"{purpose} noise {i}"),
             self.renoise,
             step,
             lambda eps, t: self.teacher.start(self.teacher.process, eps, t, cond),

@@ -69,6 +69,13 @@ class WithContext(Network, Protocol):
         """
 
 
+class WithNull(Network, Protocol):
+    """A network with an unconditional branch for what is no class: an observation, a scan."""
+
+    def null(self, cond: Cond) -> Cond:
+        """Returns `cond` with what stands for no observation; shapes stay."""
+
+
 class Tellable(Protocol):
     """The `embed` of a network that can be told conditions, such as `blocks.Embedding`."""
 

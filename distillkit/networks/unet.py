@@ -20,16 +20,21 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(8, channels), channels, eps=1e-6)
 
 
+def convolution(inp: int, out: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution over 3 x 3 pixels; pixels beyond the border are zero."""
+    return nn.Conv2d(inp, out, 3, stride, padding=1)
+
+
 class Block(nn.Module):
     """Two convolutions, scaled and shifted by the embedding, with a skip and optional attention."""
 
-    norm = staticmethod(norm)
+    norm, convolution = staticmethod(norm), staticmethod(convolution)
 
     def __init__(self, inp: int, out: int, emb: int, attention: bool = False):
         super().__init__()
-        self.norm0, self.conv0 = self.norm(inp), nn.Conv2d(inp, out, 3, padding=1)
+        self.norm0, self.conv0 = self.norm(inp), self.convolution(inp, out)
         self.affine = nn.Linear(emb, 2 * out)
-        self.norm1, self.conv1 = self.norm(out), zero(nn.Conv2d(out, out, 3, padding=1))
+        self.norm1, self.conv1 = self.norm(out), zero(self.convolution(out, out))
         self.skip = nn.Conv2d(inp, out, 1) if inp != out else nn.Identity()
         self.attention = Attention(out) if attention else nn.Identity()
 
@@ -146,7 +151,7 @@ class UNet(UShape):
         classes: categorical conditions, `{name: number of classes}`.
     """
 
-    Block = Block
+    Block, convolution = Block, staticmethod(convolution)
 
     def __init__(
         self,
@@ -166,7 +171,3 @@ class UNet(UShape):
                 f"a U-Net with {len(multipliers)} levels needs images divisible by {factor}, got {tuple(event_shape)}"
             )
         self.build(image_channels, image_channels, channels, multipliers, blocks, attention, classes)
-
-    @staticmethod
-    def convolution(inp: int, out: int, stride: int = 1) -> nn.Conv2d:
-        return nn.Conv2d(inp, out, 3, stride, padding=1)

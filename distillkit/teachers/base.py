@@ -120,12 +120,12 @@ class BaseTeacher(Recorded, nn.Module, ABC):
 
     def null_condition(self, cond: Cond) -> Cond:
         """The unconditional counterpart of `cond`."""
-        return null_condition(cond, self.classes)
+        return null_condition(cond, self.classes, getattr(self.denoiser, "network", None))
 
     @property
     def guidable(self) -> bool:
         """Whether there is an unconditional counterpart for guidance."""
-        return bool(self.classes)
+        return bool(self.classes) or hasattr(getattr(self.denoiser, "network", None), "null")
 
     def proceed(self, cond: Cond, x_0: Tensor) -> Cond | None:
         """The conditioning of the sample after x_0, or None if nothing follows it.
@@ -299,7 +299,11 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         if self.continuation is not None:
             own["continuation"] = to_spec(self.continuation)
         return {
-            "provides": sorted(self.provides | ({"decoder"} if self.codec.tunable else set())),
+            "provides": sorted(
+                self.provides
+                | ({"decoder"} if self.codec.tunable else set())
+                | ({"classes"} if self.guidable else set())
+            ),
             "best": self.best,
             "event_shape": list(self.event_shape),
             "classes": self.classes,

@@ -60,14 +60,16 @@ class Folder:
 
     @classmethod
     def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """As of the class, with classes and decoder of teacher.yaml, the only file that is read.
+        """As of the class, with classes and decoder as teacher.yaml, the only file read, says.
 
         The constructor raises the errors of a folder.
         """
         with suppress(OSError, ValueError, TypeError):
             arguments = {**arguments, **read_yaml(Path(arguments.get("path", cls.home)) / CONFIG)}
         said = arguments.get("provides")
-        return super().offers(arguments) | ({"decoder"} if isinstance(said, list) and "decoder" in said else set())
+        return super().offers(arguments) | (
+            {"classes", "decoder"}.intersection(said) if isinstance(said, list) else set()
+        )
 
     @property
     def id(self) -> str:

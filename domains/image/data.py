@@ -5,6 +5,7 @@ N: images; B: batch; C, H, W: channels, height, width.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor
 
 from distillkit import checks
-from distillkit.data import DistillData, TensorData, split
+from distillkit.data import Batch, DistillData, TensorData, split
 from distillkit.errors import optional
+from distillkit.evaluation.extractor import load_extractor
+from distillkit.evaluation.samples import eight_bits
 from distillkit.files import read_npz
 from distillkit.sources import Source, drawn, first_whole
+from domains.image.features import SHIPPED, Classifier
 from domains.image.reading import SUFFIXES, cropped, decoded, fault, from_uint8, why
 
 
@@ -57,6 +61,8 @@ class Digits(ImageData):
     weights saw the training part alone.
     """
 
+    provides = ImageData.provides | {"reward"}
+
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
         from sklearn.datasets import load_digits
 
@@ -65,6 +71,19 @@ class Digits(ImageData):
         label_N = torch.from_numpy(source.target).long()
         self.event_shape, self.classes = (1, 8, 8), {"label": 10}
         return _in_memory(data_NCHW, label_N, split(label_N.tolist(), val=250, test=250))
+
+    def reward(self, samples: Tensor, batch: Batch) -> Tensor:
+        """Log-probability [B] of the batch's `label`, as the shipped classifier of digits sees it.
+
+        `class_agreement` is measured with the same classifier, so a student that follows this
+        reward cannot be judged by it.
+        """
+        logits = self._classifier.to(samples.device)(eight_bits(samples))
+        return logits.log_softmax(1).gather(1, batch["label"][:, None])[:, 0]
+
+    @cached_property
+    def _classifier(self) -> Classifier:
+        return load_extractor(Classifier, SHIPPED)
 
 
 class NpzImages(ImageData):

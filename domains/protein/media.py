@@ -14,13 +14,14 @@ from torch import Tensor
 
 from distillkit.evaluation.pictures import labelled
 from distillkit.files import write_text
-from domains.protein.viewer import page
+from distillkit.report.viewer import Item, page
 
 CELL = 96  # pixels along each side of a chain's picture, and of its map of distances
 SUPER = 3  # pixels drawn for each shown, along each side
 REACH = 3.4  # nm that a picture spans at least
 FAR = 2.5  # nm, the distance that is black in a map
 BACKGROUND = (255, 255, 255)
+BEADS, BEAD = 8, 0.09  # on the page to turn them on: spheres along a bond, and their radius in nm
 
 
 def traces(samples: Tensor, cond: dict[str, Tensor] | None = None) -> list[np.ndarray]:
@@ -66,7 +67,7 @@ def draw(chain: np.ndarray, size: int = CELL) -> np.ndarray:
     right, up, front = axes @ x.T
     scale = size * SUPER / max(REACH, 1.05 * 2 * np.abs([right, up]).max())
     points = np.stack([size * SUPER / 2 + scale * right, size * SUPER / 2 - scale * up], -1)
-    colours = (matplotlib.colormaps["turbo"](np.linspace(0.08, 0.92, len(x)))[:, :3] * 255).round().astype(int)
+    colours = along(len(x)).astype(int)
     image = Image.new("RGB", (size * SUPER,) * 2, BACKGROUND)
     pen = ImageDraw.Draw(image)
     for i in np.argsort(front[:-1] + front[1:]):
@@ -76,6 +77,11 @@ def draw(chain: np.ndarray, size: int = CELL) -> np.ndarray:
         for x, y in ends:
             pen.ellipse([x - 1.5 * SUPER, y - 1.5 * SUPER, x + 1.5 * SUPER, y + 1.5 * SUPER], tuple(colours[i]))
     return np.asarray(image.resize((size, size), Image.Resampling.BOX))
+
+
+def along(num: int) -> np.ndarray:
+    """Colours uint8 [num, 3] from blue to red."""
+    return (matplotlib.colormaps["turbo"](np.linspace(0.08, 0.92, num))[:, :3] * 255).round().astype(np.uint8)
 
 
 def distance_map(chain: np.ndarray, size: int = CELL) -> np.ndarray:
@@ -95,13 +101,23 @@ def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path) ->
     .pdb file; then there is the .cif file alone.
     """
     chains = traces(samples, cond)
-    paths = [write_text(Path(folder) / "backbones.html", page(chains))]
+    note = "C-alpha traces, blue where a chain starts and red where it ends."
+    items = [beads(chain, f"chain {i}, {len(chain)} residues") for i, chain in enumerate(chains) if len(chain)]
+    paths = [write_text(Path(folder) / "backbones.html", page(items, "Protein backbones", note))]
     for i, chain in enumerate(chains):
         stem = Path(folder) / f"backbone_{i}"
         if fits_pdb(chain):
             paths.append(write_text(stem.with_suffix(".pdb"), pdb(chain)))
         paths.append(write_text(stem.with_suffix(".cif"), mmcif(chain, stem.name)))
     return paths
+
+
+def beads(chain: np.ndarray, caption: str) -> Item:
+    """A trace [n, 3], moved to the origin, as spheres so close that they make a tube."""
+    last = len(chain) - 1
+    places = np.linspace(0, last, BEADS * last + 1)
+    tube = np.stack([np.interp(places, np.arange(last + 1), axis) for axis in (chain - chain.mean(0)).T], -1)
+    return Item(caption, tube, along(len(tube)), radius=BEAD)
 
 
 def fits_pdb(chain: np.ndarray) -> bool:

@@ -21,6 +21,7 @@ from distillkit.errors import did_you_mean
 from distillkit.sources import Source, drawn
 from domains.image.reading import SUFFIXES
 from domains.super_resolution.degradation import DEGRADATIONS, bicubic
+from domains.super_resolution.measures import psnr
 from domains.super_resolution.pairs import matched
 from domains.super_resolution.photographs import SCALES, Photographs, look, small
 from domains.super_resolution.squares import TEST, VAL, HeldOut, Squares
@@ -53,6 +54,7 @@ class SuperResolutionData(DistillData):
     classes = {}
     asks = {"low": "the small photographs, [n, 3, height, width] in [-1, 1]"}
     pictured = 16
+    provides = DistillData.provides | {"reward"}
 
     def __init__(
         self,
@@ -117,6 +119,10 @@ class SuperResolutionData(DistillData):
         super().setup(stage)
         if stage == "fit":
             self.evaluator()
+
+    def reward(self, samples: Tensor, batch: Batch) -> Tensor:
+        """PSNR [B] to the batch's photographs, of all colours, in decibels."""
+        return psnr((samples - batch["data"]).square().mean((1, 2, 3)), 2)
 
     def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.super_resolution.evaluation import SuperResolutionEvaluator

@@ -6,7 +6,6 @@ N: samples; H, W: height, width; D: features.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -17,8 +16,8 @@ from torch import Tensor
 from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor
 from distillkit.evaluation.perceptual import Dists, Lpips, NoReference
-from distillkit.evaluation.samples import BEYOND, batches, check, check_finite, eight_bits, outside
-from distillkit.progress import counted
+from distillkit.evaluation.references import References
+from distillkit.evaluation.samples import BEYOND, check, check_finite, eight_bits, outside
 from domains.super_resolution import features as extractors
 from domains.super_resolution import measures
 from domains.super_resolution.resize import enlarged, shrunk
@@ -80,6 +79,7 @@ class SuperResolutionEvaluator:
         no_reference: Sequence[str] = (),
     ):
         self.held_out, self.scale = list(held_out), scale
+        self.references = References(held_out, "low", _levels)
         side = min(held_out[0][torch.zeros(1, dtype=torch.long)]["data"].shape[-2:])
         if side < 2 * scale + LEAST:
             raise ValueError(
@@ -187,47 +187,11 @@ class SuperResolutionEvaluator:
     def _pairs(self, samples: Tensor, cond: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Samples, photographs and observations in 8 bits, some at a time."""
         check_finite(samples)
-        rows = self._rows(cond["low"])
+        rows = self.references.rows(cond["low"])
         for part in torch.arange(len(samples)).split(_chunk(samples)):
-            real = self._photographs([rows[i] for i in part.tolist()])
+            real = self.references.samples([rows[i] for i in part.tolist()])
             check(samples, real.shape[1:])
             yield tuple(eight_bits(x) for x in (samples[part], real, cond["low"][part]))
-
-    def _rows(self, low: Tensor) -> list[tuple[int, int]]:
-        """By observation the number of a data set and the row there.
-
-        Where photographs have one observation (two that are white, say), they take turns.
-        """
-        asked: Counter[bytes] = Counter()
-        rows = []
-        for key in map(_key, low):
-            if not (known := self._known.get(key)):
-                raise ValueError(
-                    "samples are compared with the held-out photographs of their observations, and there is none for "
-                    f"sample {len(rows)}: evaluate with the data that it was made for"
-                )
-            rows.append(known[asked[key] % len(known)])
-            asked[key] += 1
-        return rows
-
-    @cached_property
-    def _known(self) -> dict[bytes, list[tuple[int, int]]]:
-        """The held-out photographs by the keys of their observations."""
-        found: dict[bytes, list[tuple[int, int]]] = {}
-        for number, data in enumerate(self.held_out):
-            lows = (low for batch in batches(data, 64) for low in batch["low"])
-            for row, low in zip(counted("reading the held-out photographs", len(data)), lows, strict=True):
-                found.setdefault(_key(low), []).append((number, row))
-        return found
-
-    def _photographs(self, rows: list[tuple[int, int]]) -> Tensor:
-        """Held-out photographs in the order of `rows`."""
-        found: dict[tuple[int, int], Tensor] = {}
-        for number in {number for number, _ in rows}:
-            wanted = sorted({row for part, row in rows if part == number})
-            batch = self.held_out[number][torch.tensor(wanted)]
-            found |= {(number, row): image for row, image in zip(wanted, batch["data"], strict=True)}
-        return torch.stack([found[row] for row in rows])
 
 
 def _places(features: Tensor) -> Tensor:
@@ -237,10 +201,9 @@ def _places(features: Tensor) -> Tensor:
     return points[..., chosen.to(points.device)].movedim(1, 2).flatten(0, 1)
 
 
-def _key(low: Tensor) -> bytes:
-    """An observation [3, H, W] in [-1, 1] as a file would keep it, in 16 bytes."""
-    levels = ((eight_bits(low) + 1) * 127.5).round().to(torch.uint8).contiguous()
-    return hashlib.blake2b(repr(tuple(low.shape)).encode() + levels.numpy().tobytes(), digest_size=16).digest()
+def _levels(low: Tensor) -> Tensor:
+    """An observation [3, H, W] in [-1, 1] as a file would keep it."""
+    return ((eight_bits(low) + 1) * 127.5).round().to(torch.uint8)
 
 
 def _chunk(samples: Tensor) -> int:

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from distillkit.evaluation.pictures import labelled, save_gif
-from distillkit.files import write_atomic
+from distillkit.files import write_atomic, write_text
+from distillkit.report import viewer
 from domains.threed.meshes import Mesh, feature_meshes, structure_meshes
 
 CELL = 96  # pixels along each side of one shape
@@ -29,6 +30,7 @@ LIGHT = np.array([0.29, -0.6, 0.745], np.float32)  # in the camera's frame: righ
 REACH = 0.5  # half the width that the camera sees
 SUPER = 2  # pixels drawn for each shown, along each side
 GREY = 0.7  # of shapes without colours
+SHOWN = 20_000  # vertices of a mesh on the page to turn it on, at most
 
 
 def meshes(samples: Tensor, cond: dict[str, Tensor] | None = None) -> list[Mesh]:
@@ -91,13 +93,15 @@ def compare(rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, colu
 
 
 def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path) -> list[Path]:
-    """Three files for every sample.
+    """Three files for every sample, and the page shapes.html, on which all of them can be turned.
 
     A mesh (.glb), 4096 coloured points of its surface (.ply) and a turning picture (.gif).
     """
-    paths = []
-    for i, mesh in enumerate(meshes(samples, cond)):
+    paths, made = [], meshes(samples, cond)
+    for i, mesh in enumerate(made):
         paths += save_mesh(mesh, Path(folder) / f"shape_{i}")
+    if items := [_item(mesh, f"shape {i}") for i, mesh in enumerate(made) if len(mesh.faces)]:
+        paths.append(write_text(Path(folder) / "shapes.html", viewer.page(items, "Shapes")))
     return paths
 
 
@@ -154,6 +158,14 @@ def _bytes(colours: np.ndarray | None, num: int) -> np.ndarray:
     """Colours in [-1, 1] as uint8 [n, 3]."""
     given = np.full((num, 3), 2 * GREY - 1) if colours is None else colours
     return ((given.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
+
+
+def _item(mesh: Mesh, caption: str) -> viewer.Item:
+    """A mesh for the page; a large one as points of its surface."""
+    if len(mesh.vertices) > SHOWN:
+        points, colours = mesh.sample(SHOWN)
+        return viewer.Item(caption, points, _bytes(None if mesh.colours is None else colours, SHOWN), radius=0.004)
+    return viewer.Item(caption, mesh.vertices, _bytes(mesh.colours, len(mesh.vertices)), mesh.faces)
 
 
 def _trimesh(mesh: Mesh):

@@ -11,7 +11,7 @@ from distillkit.teachers.exact import exact
 
 
 class ToyData(DistillData):
-    """Exact samples, in plain units.
+    """Exact samples, in plain units; the larger its first number, the better a sample.
 
     Batch: `data` [B, D] float32, and the teacher's classes if it has any.
 
@@ -24,6 +24,7 @@ class ToyData(DistillData):
 
     domain = "toy"
     pictured = 2000
+    provides = DistillData.provides | {"reward"}
 
     def __init__(self, teacher: BaseTeacher, num_samples: int = 20_000, batch_size: int = 1024, seed: int = 0):
         super().__init__(batch_size)
@@ -35,6 +36,10 @@ class ToyData(DistillData):
     def load(self):
         generator = torch.Generator().manual_seed(self.seed)
         return tuple(TensorData(self.teacher.exact_samples(num, generator)) for num in (self.num_samples, 5000, 5000))
+
+    def reward(self, samples, batch):
+        """The first number of each sample, [B]."""
+        return samples.flatten(1)[:, 0]
 
     def build_evaluator(self, held_out):
         from domains.toy.evaluation import ToyEvaluator

@@ -7,7 +7,7 @@ from helpers import BATCH, neural
 
 from distillkit import load_student
 from distillkit.data import TensorData
-from distillkit.diffusion.process import RectifiedFlow
+from distillkit.diffusion.process import DiscreteVarianceExploding, RectifiedFlow
 from distillkit.diffusion.start import Start
 from distillkit.methods.dmd import DMD
 from distillkit.methods.lsd import LSD
@@ -130,3 +130,18 @@ def test_a_start_that_cannot_be_is_refused(tmp_path):
         (folder / CONFIG).write_text(yaml.safe_dump(config | changed))
         with pytest.raises(ValueError, match="student.yaml: sampling starts from"):
             load_student(folder)
+
+
+def test_a_base_with_fewer_elements_is_repeated_as_a_whole():
+    process, part = DiscreteVarianceExploding(), torch.arange(12.0).reshape(2, 2, 3)
+    eps, t = torch.randn(2, 6, 3), torch.tensor(999.0)
+    x = Start("part")(process, eps, t, {"part": part})
+    torch.testing.assert_close(x - process.sigma(t) * eps, torch.cat([part, part, part], 1))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3), (2, 0, 3), (2, 2, 2), (2, 2), (2, 12, 3), (1, 6, 3)])
+def test_a_base_that_does_not_go_into_the_sample_is_refused(shape):
+    with pytest.raises(ValueError, match=r"cond\['part'\].* must be shaped like the samples, \[2, 6, 3\]"):
+        Start("part")(
+            DiscreteVarianceExploding(), torch.randn(2, 6, 3), torch.tensor(9.0), {"part": torch.zeros(shape)}
+        )

@@ -3,7 +3,6 @@
 import html
 import json
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from domains.protein.data import ProteinData, lengths
 from domains.protein.evaluation import ProteinEvaluator, descriptors, jensen_shannon, shares, tm_scores
 from domains.protein.folds import IdealFolds
 from domains.protein.teacher import WEIGHTS, Folds
-from domains.protein.viewer import page
 from tests.battery.conftest import FEWER, Case, build, by_family, few
 
 trained = pytest.mark.skipif(not (WEIGHTS / "folds").is_dir(), reason="the embedded teacher is not here")
@@ -251,20 +249,14 @@ def test_biotite_reads_them_too(real, tmp_path):
     assert ["cab"[kind] for kind in ours] == annotate_sse(atoms).tolist()
 
 
-def test_the_page_to_turn_them_on_needs_nothing_else():
-    chains = [np.arange(36.0).reshape(12, 3) / 10, np.zeros((1, 3))]
-    text = page(chains, "a <b>")
-    assert (
-        "http" not in text
-        and "src=" not in text
-        and "a &lt;b&gt;" in text
-        and "%" + "(" not in text
-        and len(text) < 5000
-    )
-    (numbers,) = re.findall(r"const chains = (.*), size", text)
-    held = json.loads(numbers)
-    assert [len(chain) for chain in held] == [12, 1]
-    assert np.abs(np.array(held[0]) - (chains[0] - chains[0].mean(0))).max() <= 5.1e-4
+def test_a_chain_to_turn_is_a_tube_through_its_residues():
+    chain = np.random.default_rng(0).normal(size=(12, 3))
+    tube = media.beads(chain, "chain")
+    assert np.abs(tube.vertices[:: media.BEADS] - (chain - chain.mean(0))).max() < 1e-12
+    gaps = np.linalg.norm(np.diff(tube.vertices, axis=0), axis=1)
+    bonds = np.linalg.norm(np.diff(chain, axis=0), axis=1)
+    assert np.abs(gaps - np.repeat(bonds / media.BEADS, media.BEADS)).max() < 1e-12
+    assert np.array_equal(tube.colours[[0, -1]], media.along(2)) and len(media.beads(chain[:1], "one").vertices) == 1
 
 
 def test_the_report_shows_the_chains_to_turn(real, tmp_path):

@@ -252,7 +252,7 @@ def test_pictures_and_files(tmp_path):
     sheet = media.compare({"teacher": x, "student": x}, {key: value[:3] for key, value in cond.items()}, columns=2)
     assert sheet.height == 2 * media.CELL and sheet.width > 2 * media.CELL
     paths = media.save(x[:1], {key: value[:1] for key, value in cond.items()}, tmp_path)
-    assert sorted(path.name for path in paths) == ["shape_0.gif", "shape_0.glb", "shape_0.ply"]
+    assert sorted(path.name for path in paths) == ["shape_0.gif", "shape_0.glb", "shape_0.ply", "shapes.html"]
     mesh = trimesh.load_scene(tmp_path / "shape_0.glb").to_mesh()
     (own,) = feature_meshes(x[:1], coords[:1], mask[:1], 16)
     assert mesh.is_watertight and mesh.volume == pytest.approx(own.volume, rel=1e-4)
@@ -264,6 +264,17 @@ def test_pictures_and_files(tmp_path):
     assert [path.name for path in media.save(-structure[:1], {}, tmp_path / "empty")] == ["shape_0.gif"]
     with pytest.raises(ValueError, match="coords and mask"):
         media.picture(x, {})
+
+
+def test_meshes_turn_on_the_page_and_large_ones_as_points(monkeypatch):
+    (mesh,) = feature_meshes(*features(ball(0.42, (0, 0, 0))), side=16)
+    shown = media._item(mesh, "shape 0")
+    assert shown.vertices is mesh.vertices and shown.faces is mesh.faces
+    assert np.abs(shown.colours / 127.5 - 1 - mesh.colours).max() < 0.01
+    monkeypatch.setattr(media, "SHOWN", 500)
+    shown = media._item(mesh, "shape 0")
+    assert shown.faces is None and shown.vertices.shape == shown.colours.shape == (500, 3) and shown.radius > 0
+    assert np.abs(np.linalg.norm(shown.vertices, axis=1) - 0.42).max() < 0.02
 
 
 def test_files_can_be_read_as_meshes_again(tmp_path):
