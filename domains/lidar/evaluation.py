@@ -85,6 +85,18 @@ def compare(
     return {name: found[name] for name in BETTER}
 
 
+def points_protocol(max_range: float, legacy_iou: bool = False) -> dict[str, Any]:
+    """The settings of `compare` as plain data."""
+    return {
+        "max_range": max_range,
+        "chamfer": "plain distance, mean of both halves",
+        "jsd": {"cell": CELL, "value": "square root, natural logarithm"},
+        "iou": {"voxels": list(VOXELS), "counts": "added up over scenes", "legacy": legacy_iou},
+        "f_score": {"from": float(THRESHOLDS[0]), "to": float(THRESHOLDS[-1]), "thresholds": len(THRESHOLDS)},
+        "stray": STRAY,
+    }
+
+
 class LidarEvaluator:
     """Compares completed scenes with the held-out ones, which it knows by their partial scans.
 
@@ -137,13 +149,8 @@ class LidarEvaluator:
             "num_reference": sum(map(len, self.held_out)),
             "true_points": one["data"].shape[1],
             "given_points": one["part"].shape[1],
-            "max_range": self.max_range,
-            "chamfer": "plain distance, mean of both halves",
-            "jsd": {"cell": CELL, "value": "square root, natural logarithm"},
-            "iou": {"voxels": list(VOXELS), "counts": "added up over scenes", "legacy": self.legacy_iou},
-            "f_score": {"from": float(THRESHOLDS[0]), "to": float(THRESHOLDS[-1]), "thresholds": len(THRESHOLDS)},
-            "stray": STRAY,
             "seed": SEED,
+            **points_protocol(self.max_range, self.legacy_iou),
         }
 
     def __call__(self, samples: Sequence[Tensor], cond: Batch) -> dict[str, float]:

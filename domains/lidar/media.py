@@ -58,7 +58,7 @@ def picture(samples: Tensor, cond: dict[str, Tensor] | None = None, columns: int
     cells = [from_above(scene, frame) for scene in scenes]
     for i in range(0, len(cells), columns):
         cells[i] = _measured(cells[i], frame)
-    return _sheet([cells[i : i + columns] for i in range(0, len(cells), columns)])
+    return sheet([cells[i : i + columns] for i in range(0, len(cells), columns)])
 
 
 def compare(rows: dict[str, Tensor], cond: dict[str, Tensor]) -> Image.Image:
@@ -78,7 +78,7 @@ def compare(rows: dict[str, Tensor], cond: dict[str, Tensor]) -> Image.Image:
         lines.append([from_above(scene, frame) for scene in each])
         lines[-1][0] = _measured(lines[-1][0], frame)
         lines.append([from_behind(scene, frame) for scene in each])
-    return _sheet(lines, list(sets))
+    return sheet(lines, list(sets))
 
 
 def save(samples: Tensor, cond: dict[str, Tensor], folder: str | Path) -> list[Path]:
@@ -86,9 +86,14 @@ def save(samples: Tensor, cond: dict[str, Tensor], folder: str | Path) -> list[P
 
     On the page scenes.html they can be turned, each beside the scan that it was made for.
     """
-    scans, paths, items = _arrays(cond["part"]), [], []
+    return save_scenes(_arrays(cond["part"]), _arrays(samples), folder)
+
+
+def save_scenes(scans: Sequence[np.ndarray], scenes: Sequence[np.ndarray], folder: str | Path) -> list[Path]:
+    """`save` for scans and scenes [N, 3] of any numbers of points."""
+    paths, items = [], []
     frame = framed(scans)
-    for i, (scan, scene) in enumerate(zip(scans, _arrays(samples), strict=True)):
+    for i, (scan, scene) in enumerate(zip(scans, scenes, strict=True)):
         paths += write_scene(Path(folder) / f"scene_{i}.ply", torch.from_numpy(scene), frame)
         for what, points in (("input", scan), ("completed", scene)):
             shown = frame.inside(points)
@@ -156,17 +161,17 @@ def _arrays(samples: Tensor) -> list[np.ndarray]:
     return [*samples.detach().float().cpu().nan_to_num(0.0, 0.0, 0.0).numpy()]
 
 
-def _sheet(lines: Sequence[Sequence[Image.Image]], heads: Sequence[str] = ()) -> Image.Image:
+def sheet(lines: Sequence[Sequence[Image.Image]], heads: Sequence[str] = ()) -> Image.Image:
     """Lines of images of one width, below the names of the columns if they have names."""
     top = LINE if heads else 0
     width, height = max(map(len, lines)) * (CELL + GAP) + GAP, top + GAP
-    sheet = Image.new("RGB", (width, height + sum(line[0].height + GAP for line in lines)), GREY)
-    pen = ImageDraw.Draw(sheet)
+    whole = Image.new("RGB", (width, height + sum(line[0].height + GAP for line in lines)), GREY)
+    pen = ImageDraw.Draw(whole)
     for i, name in enumerate(heads):
         middle = GAP + i * (CELL + GAP) + CELL // 2, LINE // 2 + 2
         pen.text(middle, name, fill="white", font=ImageFont.load_default(), anchor="mm")
     for line in lines:
         for i, cell in enumerate(line):
-            sheet.paste(cell, (GAP + i * (CELL + GAP), height))
+            whole.paste(cell, (GAP + i * (CELL + GAP), height))
         height += line[0].height + GAP
-    return sheet
+    return whole

@@ -70,7 +70,7 @@ def test_compare_shows_all_sets_in_one_frame():
 
 def test_the_student_stands_between_its_teacher_and_the_real_scenes(monkeypatch):
     titles = []
-    monkeypatch.setattr(media, "_sheet", lambda lines, names: titles.extend(names))
+    monkeypatch.setattr(media, "sheet", lambda lines, names: titles.extend(names))
     x = scenes(1)
     media.compare(dict.fromkeys(("student", "teacher best", "teacher same steps", "real"), x), {"part": x[:, ::8]})
     assert titles == ["input", "teacher best", "teacher same steps", "student", "real"]

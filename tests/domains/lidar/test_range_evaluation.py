@@ -7,7 +7,8 @@ import pytest
 import torch
 from mutations import Mutation, prove
 
-from domains.lidar import measures
+from domains.lidar.evaluation import compare
+from domains.lidar.media import CELL, GAP
 from domains.lidar.projection import back_project, image, levels, metres
 from domains.lidar.range_data import HeldOut
 from domains.lidar.range_evaluation import RangeEvaluator
@@ -40,31 +41,20 @@ def moved(by: float) -> torch.Tensor:
 
 def test_the_truth_is_perfect():
     found = EVALUATOR(BATCH["data"], BATCH)
-    assert found == {
-        "chamfer": 0,
-        "jsd_bev": 0,
-        "iou": 1,
-        "range_mae": 0,
-        "reflectance_mae": 0,
-        "hit_accuracy": 1,
-        "outside": 0,
-    }
+    best = dict.fromkeys(found, 0.0) | {name: 1.0 for name, way in EVALUATOR.better.items() if way == "higher"}
+    assert found == best
     assert {*found, *EVALUATOR.paired(moved(1), BATCH["data"], BATCH)} == set(EVALUATOR.better)
 
 
 def test_numbers_are_those_of_the_points():
     found = EVALUATOR(moved(0.2), BATCH)
     assert found["range_mae"] == pytest.approx(0.2, abs=1e-4) and found["hit_accuracy"] == 1
-    expected, counts = [], np.zeros(3)
-    for ours, theirs in zip(moved(0.2), BATCH["data"], strict=True):
-        sets = []
-        for x in (ours, theirs):
-            ranges = metres(x[0], FARTHEST)
-            sets.append(back_project(ranges, BEAMS)[ranges > 0])
-        expected.append((float(measures.chamfer(*sets)), measures.jsd_bev(*sets)))
-        counts += measures.overlap(*sets, 0.5)
-    assert (found["chamfer"], found["jsd_bev"]) == pytest.approx(np.mean(expected, 0).tolist())
-    assert found["iou"] == pytest.approx(counts[0] / counts.sum()) and 0 < found["iou"] < 1
+    sets = []
+    for images in (moved(0.2), BATCH["data"]):
+        ranges = metres(images[:, 0], FARTHEST)
+        sets.append([back_project(each, BEAMS)[each > 0] for each in ranges])
+    expected = compare(*sets)
+    assert {name: found[name] for name in expected} == pytest.approx(expected) and 0 < expected["iou_0.5"] < 1
     assert EVALUATOR.paired(moved(2), moved(1), BATCH)["teacher_mae"] == pytest.approx(1, abs=1e-4)
 
 
@@ -84,7 +74,7 @@ def test_returns_that_are_missing_or_made_up_count():
 
 def test_an_image_without_a_return_is_far_from_everything():
     found = EVALUATOR(torch.full_like(BATCH["data"], -1.0), BATCH)
-    assert found["chamfer"] > 3 and found["iou"] == 0 and found["range_mae"] == FARTHEST
+    assert found["chamfer"] > 3 and found["iou_0.5"] == 0 and found["range_mae"] == FARTHEST
     assert all(np.isfinite(value) for value in found.values())
 
 
@@ -138,28 +128,41 @@ def test_samples_that_cannot_be_measured_are_refused(samples, message):
 # Pictures
 
 
+def pixels(image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
 def test_pictures_show_what_there_is():
     media = RangeMedia(BEAMS, FARTHEST)
-    one = np.asarray(media.picture(BATCH["data"][:1]))
-    assert (one != np.asarray(media.picture(moved(5)[:1]))).any()
+    one = pixels(media.picture(BATCH["data"][:1]))
+    assert (one != pixels(media.picture(moved(5)[:1]))).any()
     six = media.picture(BATCH["data"])
-    assert six.width == 4 * one.shape[1] and six.height == 2 * one.shape[0]
-    both = media.compare({"student": BATCH["data"], "real": BATCH["data"]}, BATCH)
-    assert both.height == 4 * one.shape[0] and both.width > 4 * one.shape[1]
-    lost = media.picture(BATCH["data"] * torch.nan)
-    assert len(np.unique(np.asarray(lost))) == 2  # black, and white between the cells
+    assert six.width == 4 * (CELL + GAP) + GAP and six.height == 2 * (len(one) - GAP) + GAP
+    both = media.compare({"student": BATCH["data"], "real": BATCH["data"], "teacher": moved(1)}, BATCH)
+    assert both.width == 5 * (CELL + GAP) + GAP and both.height > six.height
+    assert pixels(media.picture(BATCH["data"] * torch.nan)).shape == six.size[::-1] + (3,)
     with pytest.raises(ValueError, match=r"N >= 1, got \[0, 2, 4, 24\]"):
         media.picture(BATCH["data"][:0])
+    with pytest.raises(ValueError, match="nothing to compare"):
+        media.compare({}, BATCH)
 
 
 def test_ahead_is_up_and_left_is_left():
-    """In the view from above, below a range image of 2 x 4 x 11 pixels of height."""
+    """In the view from above, at the lower end of the picture."""
     media, x = RangeMedia(BEAMS, FARTHEST), torch.full((1, 2, 4, 24), -1.0)
-    x[0, 0, 2, 11] = levels(torch.tensor(20.0), FARTHEST)  # almost ahead
-    x[0, 0, 2, 5] = levels(torch.tensor(20.0), FARTHEST)  # almost left
-    drawn = np.asarray(media.picture(x))
-    side = drawn.shape[1] - 6
-    above = drawn[-6 - side : -6, :side].any(-1).nonzero()
-    (top, ahead), (left_row, left) = zip(*above, strict=True)
-    assert top < side / 4 and abs(ahead - side / 2) < side / 10
-    assert left < side / 4 and abs(left_row - side / 2) < side / 10
+    places = {}
+    for name, column in (("ahead", 11), ("left", 5)):
+        seen = x.clone()
+        seen[0, 0, 2, column] = levels(torch.tensor(20.0), FARTHEST)
+        view = [pixels(media.picture(each))[-CELL - GAP : -GAP, GAP : GAP + CELL] for each in (seen, x)]
+        places[name] = np.argwhere((view[0] != view[1]).any(-1)).mean(0) / CELL
+    assert places["ahead"] == pytest.approx([0.10, 0.45], abs=0.02)  # 7.5 degrees to the left
+    assert places["left"] == pytest.approx([0.55, 0.10], abs=0.02)  # 97.5 degrees
+
+
+def test_files_hold_the_points(tmp_path):
+    x = torch.cat([BATCH["data"][:1], torch.full_like(BATCH["data"][:1], -1.0)])
+    paths = RangeMedia(BEAMS, FARTHEST).save(x, {"rays": BATCH["rays"][:2]}, tmp_path)
+    assert [path.name for path in paths] == ["scene_0.ply", "scene_0.bin", "scene_1.ply", "scene_1.bin", "scenes.html"]
+    points = np.fromfile(tmp_path / "scene_0.bin", "<f4").reshape(-1, 4)[:, :3]
+    np.testing.assert_allclose(points, EVALUATOR.points(x[0]).numpy(), rtol=1e-6)
