@@ -44,6 +44,7 @@ PATHS = (
     "dists",
     "autoencoder",
     "config",
+    "refine",
 )
 LARGEST = 2**22  # largest number in a description, except seeds
 MOST_MADE = 2**24  # numbers of objects without own weights, such as embedded teachers (x 16)

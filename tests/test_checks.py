@@ -22,6 +22,7 @@ from distillkit.methods.lsd_tokens import LSDTokens
 from distillkit.methods.mdt_dist import MDTDist
 from distillkit.methods.pretrain import Pretrain
 from distillkit.methods.pretrain_tokens import PretrainTokens
+from distillkit.methods.scorelidar import ScoreLiDAR
 from distillkit.methods.sid import SiD
 from distillkit.networks.ddit import DDiT
 from distillkit.networks.dit import DiT
@@ -57,7 +58,7 @@ CLASSES = {
     process.DiscreteVariancePreserving: {},
     **{getattr(schedule, name): {} for name in ("LogLinear", "Geometric", "MDLMCosine", "DuoCosine")},
     **{cls: {} for cls in (ThetaTrapezoidal, ThetaRK2)},
-    **{cls: {"teacher": TEACHER} for cls in (SiD, DMD, MDTDist, LSD, ToyData)},
+    **{cls: {"teacher": TEACHER} for cls in (SiD, DMD, ScoreLiDAR, MDTDist, LSD, ToyData)},
     **{cls: {"teacher": Potts()} for cls in (LSDTokens, WorldData)},
     Pretrain: {"network": MLP([2], width=4, depth=1), "process": process.VarianceExploding(), "event_shape": [2]},
     PretrainTokens: {"network": DDiT(4, width=8, depth=1), "process": Absorbing(3), "event_shape": [5]},

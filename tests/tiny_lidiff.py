@@ -68,7 +68,7 @@ def weights(shapes, seed=0):
         elif name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1):
             state[name] = 0.5 + value.abs()
         elif name.endswith("kernel"):
-            state[name] = value / shape[-2] ** 0.5
+            state[name] = value / (6 * shape[-2]) ** 0.5
         else:
             state[name] = value / (shape[-1] ** 0.5 if len(shape) > 1 else 4)
     return state

@@ -68,10 +68,10 @@ def dpm_solver(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noi
 
 
 def dpm_solver_sde(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
-    """SDE-DPM-Solver++(2M) (arXiv 2211.01095, eq. 18): multistep, one call and one draw a step.
+    """SDE-DPM-Solver++(2M) (arXiv 2211.01095): multistep, one call and one draw a step.
 
-    It is exact for a constant denoised sample, where its step is that of `ancestral`; the drift is
-    of second order. `noise(i)` is the draw of step i.
+    Its first step is that of `ancestral`. On a Gaussian its law is of second order, that of
+    `ancestral` of first. `noise(i)` is the draw of step i.
     """
     log_snr = -process.ratio(times).log()  # lambda = log(alpha / sigma)
     x_0_before = h_before = None

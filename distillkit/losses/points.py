@@ -3,8 +3,9 @@
 x_g and y are generated and true points, [B, N, 3], metres. A scene has no order, so which points
 belong together has to be found:
 
-- `nn`: each generated point belongs to the nearest true one.
-- `chamfer`: each true point belongs to the nearest generated one, too.
+- `nn`: each point belongs to the nearest one of the other scene, in either direction. From the
+  generated points to the true ones alone, a scene that shrinks into the middle of the true one
+  would cost little.
 - `index`: the points of one index belong together, as in the released code, for comparison. True
   points are shuffled there, so this pulls every generated point towards the centroid of all.
 
@@ -24,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from distillkit.losses.reduce import mean
 
-Correspondence = Literal["nn", "chamfer", "index"]
+Correspondence = Literal["nn", "index"]
 DISTANCES = 2**20  # held at once; with 2**24 a CPU takes twice as long, for they leave its cache
 
 
@@ -35,13 +36,14 @@ def scene_loss(
 
     Args:
         x_g, y: generated and true points, [B, N, 3].
-        correspondence: see above; of `chamfer` it is the mean of both directions.
+        correspondence: see above; of `nn` the loss is the mean of both directions.
         squared: the mean square over points and axes, as published; else the mean distance.
         mask: bool [B, N], true at the points of sets, of both alike; None means all.
     """
-    gaps = [x_g - (y if correspondence == "index" else taken(y, nearest(x_g, y, mask=mask)[..., 0]))]
-    if correspondence == "chamfer":
-        gaps.append(y - taken(x_g, nearest(y, x_g, mask=mask)[..., 0]))
+    if correspondence == "index":
+        gaps = [x_g - y]
+    else:
+        gaps = [one - taken(other, nearest(one, other, mask=mask)[..., 0]) for one, other in ((x_g, y), (y, x_g))]
     return sum(mean(gap.square() if squared else gap.norm(dim=-1), mask) for gap in gaps) / len(gaps)
 
 
@@ -63,7 +65,7 @@ def keypoint_loss(
     Args:
         x_g, y, mask: as in `scene_loss`.
         u: uniform numbers [B, N], by which true points are drawn.
-        correspondence: `nn` and `chamfer`: a key point belongs to the nearest generated point.
+        correspondence: with `nn` a key point belongs to the nearest generated point.
         share, key_share, neighbours: as in `key_points`.
     """
     keys, there = key_points(y, u, share, key_share, neighbours, mask)

@@ -21,9 +21,8 @@ class ScoreLiDAR(DMD):
     Args:
         teacher: the frozen teacher.
         scene, point: weights of the scene-wise and the point-wise loss.
-        correspondence: which points of the two scenes belong together: the `nn` of each generated
-            one; `chamfer`, the nearest in either direction (of the point-wise loss as nn); or
-            `index`, as released.
+        correspondence: which points of the two scenes belong together: nearest neighbours, `nn`, or
+            those of one `index`, as released, which collapses scenes.
         squared: the scene-wise loss is a mean square, as published; else a mean distance in metres.
         share: the part of the true points that are drawn at random, in (0, 1].
         key_share: the part of these, the most curved, whose distances are compared, in (0, 1].
@@ -52,8 +51,8 @@ class ScoreLiDAR(DMD):
         checks.within(WEIGHTS, scene=scene, point=point)
         checks.within("(0, 1]", share=share, key_share=key_share)
         checks.whole(4, neighbours=neighbours)
-        if correspondence not in ("nn", "chamfer", "index"):
-            raise checks.Unfit("correspondence", correspondence, "be nn, chamfer or index")
+        if correspondence not in ("nn", "index"):
+            raise checks.Unfit("correspondence", correspondence, "be nn or index")
         super().__init__(teacher, **kwargs)
         self.scene, self.point, self.correspondence, self.squared = scene, point, correspondence, squared
         self.keys = {"share": share, "key_share": key_share, "neighbours": neighbours}

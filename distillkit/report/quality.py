@@ -11,7 +11,7 @@ from rich.text import Text
 from distillkit.evaluation.rows import BASELINE, BEST, EARLIER, REAL
 
 ARROWS = {"lower": "↓", "higher": "↑", "target": "→ real"}
-ACRONYMS = ("dists", "fad", "fid", "fvd", "gmsd", "hf", "kid", "lpips", "mmd", "nll", "psnr", "ssim")
+ACRONYMS = ("dists", "fad", "fid", "fvd", "gmsd", "hf", "iou", "jsd", "kid", "lpips", "mmd", "nll", "psnr", "ssim")
 FAR = 3.0  # times the floor of real data: a teacher beyond is far, if its many steps do not pay
 CUT = 0.05  # share of a student's values outside the data's range above which it is reported
 

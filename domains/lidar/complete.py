@@ -26,8 +26,9 @@ PART = 4  # times smaller, along each side, is the part by which memory is estim
 class Completer:
     """Files of scans as files of complete scenes, see `distillkit.codec.Answering`.
 
-    A scan is cut to LiDiff's range, thinned to the density of training and completed as a whole.
-    Beside each .ply file lies the same scene as KITTI's .bin.
+    A scan is cut to LiDiff's range, thinned to the density of training and completed as a whole. A
+    file has the points of the scan, then the student's. Beside each .ply file lies the same scene
+    as KITTI's .bin.
 
     Args:
         student: the student.
@@ -46,8 +47,7 @@ class Completer:
             raise ValueError("--tile cuts photographs, and a scan is completed as a whole: leave it out")
         self.student, self.seed, self.kappa = (student := student.merged()), seed, kappa
         self.number = student.event_shape[0] // student.codec.repeat
-        cells = getattr(student.network, "cells", None)
-        self.square = 2 * FAR if cells is None else cells.side * cells.cell
+        self.square = getattr(student.network, "extent", 2 * FAR)
         student.checked_condition(1, {"part": torch.zeros(1, 1, 3)}, kappa)
 
     def __call__(self, source: Path, target: Path) -> None:
@@ -59,7 +59,7 @@ class Completer:
         scene = self.complete(points, source.name)
         if not len(scene):
             raise ValueError(f"{source}: nothing is left of its scene within {FAR:g} m; give another student")
-        write_scene(target, scene, framed([points.numpy()]))
+        write_scene(target, torch.cat([points, scene]), framed([points.numpy()]))
 
     def complete(self, points: Tensor, name: str = "the scan") -> Tensor:
         """The scene [m, 3] around a scan [n, 3], metres in the sensor's frame.

@@ -125,7 +125,7 @@ class Scans(LidarData):
     """Recorded scans in a folder: SemanticKITTI, nuScenes or loose files, see `trees.find`.
 
     A sequence is in one part of the data alone. Of fewer than three sequences the last scans are
-    for tests, and those before them for validation.
+    for tests, and those before them for validation; they share their maps with training.
 
     Args:
         path: the folder.

@@ -161,7 +161,12 @@ class LidarEvaluator:
         return compare(samples, self._truths(cond["part"]), self.max_range, self.legacy_iou, self.device)
 
     def paired(self, samples: Tensor, reference: Tensor, cond: Batch) -> dict[str, float]:
-        """`teacher_distance` of scenes [N, m, 3] whose points have the same noise, one by one."""
+        """`teacher_distance` of scenes [N, m, 3] whose points have the same noise, one by one.
+
+        Scenes of other numbers of points, such as copied scans beside refined ones, have none.
+        """
+        if samples.shape != reference.shape:
+            return {}
         return {"teacher_distance": float((samples - reference).norm(dim=-1).double().mean())}
 
     def baselines(self, cond: Batch) -> dict[str, Tensor]:

@@ -150,6 +150,11 @@ class PillarNet(Recorded, Features, nn.Module):
         """The embedding of the U-Net."""
         return self.ground.embed
 
+    @property
+    def extent(self) -> float:
+        """The side of the grid in metres."""
+        return self.cells.side * self.cells.cell
+
     def covering(self, extent: float) -> PillarNet:
         """A network with the same weights, not copied, whose grid has this extent in metres."""
         made = copy.copy(self)

@@ -52,9 +52,7 @@ class Recordings:
         self._found = find(path, sequences)
         self.sequences = [*self._found]
         self.frames = [(name, frame) for name, frames in self._found.items() for frame in frames]
-        self._map = lru_cache(None)(
-            lambda name: maps.of_sequence(name, self._found[name])
-        )  # in memory, or a file that is open
+        self._map = lru_cache(None)(lambda name: maps.of_sequence(name, self._found[name]))
         self._view = lru_cache(KEPT)(self._make)
 
     def of(self, sequences: Sequence[str]) -> list[int]:

@@ -3,9 +3,25 @@
 import pytest
 import torch
 from helpers import f64, gaussian
+from mutations import Mutation, prove
 
-from distillkit.diffusion.process import RectifiedFlow, ResShift, TrigFlow, VarianceExploding, VariancePreserving
-from distillkit.diffusion.sampling import SOLVERS, ancestral, few_step, network_passes, pure_noise, resshift
+from distillkit.diffusion.process import (
+    DiscreteVariancePreserving,
+    RectifiedFlow,
+    ResShift,
+    TrigFlow,
+    VarianceExploding,
+    VariancePreserving,
+)
+from distillkit.diffusion.sampling import (
+    SOLVERS,
+    ancestral,
+    dpm_solver_sde,
+    few_step,
+    network_passes,
+    pure_noise,
+    resshift,
+)
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
 PROCESSES = {
@@ -145,6 +161,96 @@ def test_ancestral_step_is_the_posterior():
     assert (at_s[1:] - at_s[0]).square().sum().item() == pytest.approx(float(sigma_s) ** 2)
     b = (alpha / alpha_s * sigma_s**2 / sigma**2).item()
     assert (at_s[1] - at_s[0]).item() == pytest.approx(b * float(sigma))
+
+
+# SDE-DPM-Solver++(2M)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_multistep_sde_is_ancestral_on_a_point(name):
+    """Where the denoised sample is constant both are the exact SDE, whatever the steps."""
+    process = PROCESSES[name]
+    z = torch.randn(6, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    x, times, reached = 5 * z[0], process.from_ratio(f64(20, 4, 1.5, 0.3, 0.1)), []
+
+    def denoise(x_t, t):
+        reached.append(x_t)
+        return torch.full_like(x_t, 0.7)
+
+    for solver in (ancestral, dpm_solver_sde):
+        solver(denoise, process, x, times, lambda i: z[i])
+    torch.testing.assert_close(reached[:5], reached[5:], rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_multistep_sde_is_of_second_order(name):
+    """The law of N(0.6, 0.8^2) on steps that are equal in log ratio: exact mean, std off by O(h^2).
+
+    On the exact SDE the denoised sample is a martingale, so its mean never moves.
+    """
+    process, spread = PROCESSES[name], 0.64 / (0.64 + 0.1**2) ** 0.5  # of E[x_0 | x_t] at a ratio of 0.1
+    denoise = gaussian(0.6, 0.8, process).denoiser
+
+    def moments(num):
+        times = process.from_ratio(5.0 * 0.02 ** torch.linspace(0, 1, num + 1, dtype=torch.float64))
+        draws = torch.eye(num + 2, num + 1, dtype=torch.float64)[:, :, None].roll(1, 0)  # row 0: nothing
+        alpha, sigma = process.alpha(times[0]), process.sigma(times[0])
+        start = alpha * 0.6 + (0.64 * alpha**2 + sigma**2).sqrt() * draws[:, 0]
+        found = dpm_solver_sde(denoise, process, start, times, lambda i: draws[:, i])[:, 0]
+        return found[0].item(), (found[1:] - found[0]).square().sum().sqrt().item()
+
+    (mean, coarse), (_, fine) = moments(100), moments(200)
+    assert mean == pytest.approx(0.6, abs=1e-9)
+    assert (coarse - spread) / (fine - spread) == pytest.approx(4, rel=0.05) and abs(fine - spread) < 1e-4
+
+
+def test_the_multistep_sde_is_that_of_diffusers():
+    """DPMSolverMultistepScheduler with `sde-dpmsolver++`, on LiDiff's table and times."""
+    diffusers = pytest.importorskip("diffusers")
+    betas = {"beta_start": 3.5e-5, "beta_end": 0.007}
+    theirs = diffusers.DPMSolverMultistepScheduler(
+        1000, **betas, beta_schedule="linear", algorithm_type="sde-dpmsolver++", solver_order=2
+    )
+    theirs.set_timesteps(8)
+    process = DiscreteVariancePreserving(1000, **betas)
+    times = theirs.timesteps.double()
+    assert times.tolist() == [999, 874, 749, 624, 500, 375, 250, 125]
+    z = torch.randn(9, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    denoise = law(process).denoiser
+    ours, x = dpm_solver_sde(denoise, process, z[0], times, lambda i: z[i]), z[0]
+    for i, t in enumerate(theirs.timesteps, start=1):
+        x = theirs.step(denoise.eps(x, t.double()), t, x, variance_noise=z[i]).prev_sample
+    assert (ours - x).abs().max() < 1e-4 < ours.std()
+
+
+def check_second_order():
+    process, z = PROCESSES["vp"], torch.randn(7, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    denoise, times, x = law(process).denoiser, process.grid(6), z[0]
+    lam = -process.ratio(times).log()
+    seen = []
+    for i in range(5):
+        seen.append(denoise(x, times[i]))
+        h = lam[i + 1] - lam[i]
+        d = seen[i] if i == 0 else seen[i] + h / (lam[i] - lam[i - 1]) / 2 * (seen[i] - seen[i - 1])
+        (a, s), s_t = (process.alpha(times[i + 1]), process.sigma(times[i + 1])), process.sigma(times[i])
+        share = 1 - (-2 * h).exp()
+        x = s / s_t * (-h).exp() * x + a * share * d + s * share.sqrt() * z[i + 1]
+    found = dpm_solver_sde(denoise, process, z[0], process.grid(6), lambda i: z[i])
+    assert (found - denoise(x, times[5])).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("x_0 + (h", "x_0 - (h"),
+        ("2 * h_before", "h_before"),
+        ("share.sqrt()", "share"),
+        ("keep * x +", "x +"),
+        ("noise(i + 1)", "noise(i)"),
+    ],
+)
+def test_faults_of_the_multistep_sde_are_noticed(old, new):
+    prove(Mutation("", dpm_solver_sde, old, new, check_second_order))
 
 
 def test_resshifts_step_is_the_published_one():

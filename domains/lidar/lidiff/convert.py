@@ -31,6 +31,7 @@ from distillkit.teachers.folder import CONFIG
 from domains.lidar import refinement
 from domains.lidar.codec import Completion
 from domains.lidar.lidiff.network import BOTTOM, LiDiffNetwork
+from domains.lidar.lidiff.teacher import LiDiff
 from domains.lidar.refinement import Refinement, save_refinement
 
 POINTS, REPEAT = 180_000, 10  # of a sample in the release, and for each of the scan
@@ -84,7 +85,7 @@ def convert(checkpoint: str | Path, folder: str | Path) -> Path:
     teacher = Teacher(
         Denoiser(network, process, "eps"), (points, 3), context=("part",), codec=Completion(REPEAT), start=Start("part")
     )
-    teacher.best = {"solver": "ddim", "steps": 50}
+    teacher.best, teacher.provides = {"solver": "ddim", "steps": 50}, LiDiff.provides
     return teacher.save(folder, **facts)
 
 

@@ -8,17 +8,17 @@ has the same key without the last bits of x, y and z.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
+from distillkit.losses import points as losses
+
 BITS = 17  # of each axis; the 12 bits above are the set's
 MOST_SETS = 2**12
 FARTHEST = 2**16 - 64  # voxels from the origin, with room for neighbours: 3.2 km for voxels of 5 cm
-PAIRS = 2**26  # distances in memory at once
 
 Pairs = list[tuple[Tensor, Tensor]]  # by offset: the rows that are read, and those that are added to
 
@@ -125,12 +125,10 @@ def _split(source: Tensor, target: Tensor, counts: Tensor) -> Pairs:
 
 
 def nearest(points: Tensor, among: Tensor) -> Tensor:
-    """The row of `among` [M, D] nearest to each of `points` [N, D]: [N] int64."""
+    """The row of `among` [M, 3] nearest to each of `points` [N, 3]: [N] int64."""
     if points.device.type == "cpu":
         return torch.from_numpy(cKDTree(among.numpy()).query(points.numpy())[1])
-    exact = "donot_use_mm_for_euclid_dist"
-    chunks = points.float().split(max(1, PAIRS // len(among)))
-    return torch.cat([torch.cdist(chunk, among.float(), compute_mode=exact).argmin(1) for chunk in chunks])
+    return losses.nearest(points[None], among[None])[0, :, 0]
 
 
 class Voxels(NamedTuple):

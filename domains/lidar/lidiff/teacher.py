@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from distillkit import checks
+from distillkit.codec import Codec
 from distillkit.teachers.folder import FolderTeacher
-from domains.lidar.codec import Completion
 from domains.lidar.lidiff.network import LiDiffNetwork
 from domains.lidar.offsets import Offsets
 
@@ -21,19 +21,20 @@ class LiDiff(Offsets, FolderTeacher):
     Args:
         path: the folder.
         event_shape: (N, 3) of the data; None takes the folder's, of whole scenes.
-        repeat: points of a sample for each of the scan; None takes the folder's.
+        codec: of the data, which says how often the scan is repeated; None takes the folder's.
         solver: `ve` samples as the network was trained, with DDIM; `vp` as published, see
             `domains.lidar.offsets`.
         steps: number of steps with which it counts as at its best.
     """
 
+    provides = frozenset({"denoiser"})  # its features are of voxels, which no head of a GAN takes
     chunk = 1  # a scene has as many points as a batch of other samples
 
     def __init__(
         self,
         path: str,
         event_shape: Sequence[int] | None = None,
-        repeat: int | None = None,
+        codec: Codec | None = None,
         solver: Literal["ve", "vp"] = "ve",
         steps: int = 50,
     ):
@@ -43,8 +44,7 @@ class LiDiff(Offsets, FolderTeacher):
         super().__init__(path)
         if not isinstance(self.denoiser.network, LiDiffNetwork):
             raise ValueError(f"{path} holds no LiDiff: convert a checkpoint, or take teacher=folder")
-        if repeat is not None:
-            self.codec = Completion(repeat)
+        self.codec = codec or self.codec
         self.event_shape = tuple(event_shape or self.event_shape)
         self.best = {"solver": "vp" if solver == "vp" else "ddim", "steps": steps}
 
