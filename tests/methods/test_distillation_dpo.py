@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import BATCH, PROCESSES, Affine, at, gaussian, neural, wake
+from helpers import BATCH, PROCESSES, UNMEASURED, Affine, at, distil, gaussian, neural, wake
 from methods.test_score import on_a_line
 from mutations import Mutation, prove
 from torch import nn
 
 import distillkit.methods.distillation_dpo as dpo_module
-from distillkit import checks
+from distillkit import checks, load_student
 from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import VarianceExploding
@@ -351,6 +351,21 @@ def test_data_without_a_reward_are_refused():
         ValueError, match="^DistillationDPO needs reward, which Teacher and SimpleNamespace do not give;"
     ):
         DistillationDPO(neural()).require(data)
+
+
+@pytest.mark.slow
+def test_a_run_moves_the_mean_towards_the_reward_and_keeps_the_width(tmp_path):
+    """On the plane, from the command line, between the rests of much and of little noise.
+
+    With beta = 0.5 and unit width these are `beta 2 / sqrt(pi)` and, by `v = I_u(1/2, 3/2)`, 0.945.
+    The second number follows along the regression line, 0.6 for 1.
+    """
+    words = ["domain=toy", "method=distillation_dpo", "model.beta=0.5", "data.batch_size=256", "trainer.max_steps=2000"]
+    distil("fit", *words, *UNMEASURED, "trainer.limit_val_batches=0", "--out", tmp_path / "run", timeout=900)
+    made = load_student(tmp_path / "run").sample(20_000, {}, seed=1234)
+    shift, aside = (made.mean(0) - torch.tensor([1.0, -1.0])).tolist()
+    assert ROOT < shift < 0.945 and aside / shift == pytest.approx(0.6, abs=0.05)
+    assert (made.std(0) / torch.tensor([1.0, 0.5]).sqrt() - 1).abs().max() < 0.05
 
 
 def patched(test, *args):
