@@ -200,7 +200,7 @@ def mlp(inp: int, inner: int, out: int) -> nn.Sequential:
 
 
 def embedding(t: Tensor, width: int) -> Tensor:
-    """Sines, then cosines of t [B] at `width / 2` frequencies from 1 to 1 / 10,000, both included."""
+    """Sines, then cosines of t [B] at `width / 2` frequencies, from 1 to 1 / 10,000."""
     half = width // 2
     rates = torch.exp(torch.arange(half, device=t.device).double() * (-math.log(10_000) / max(half - 1, 1)))
     angles = t.float()[:, None] * rates.float()
