@@ -24,6 +24,7 @@ VOXELS = (0.5, 0.2, 0.1)  # metres, of the intersection over union
 THRESHOLDS = np.linspace(0.05, 0.1, 100)  # metres, of precision and recall
 LEGACY = 50  # voxels from the sensor beyond which the published IoU sees nothing
 BITS = 21  # of each coordinate in the key of a cell
+FAR = 1e6  # metres, of what is infinite
 PAIRS = 2**24  # of points that are compared at once on an accelerator
 
 Points = Tensor | np.ndarray
@@ -160,6 +161,8 @@ def reward(
 ) -> Tensor:
     """How good completed scenes [B, n, 3] are beside the true ones `batch["data"]` [B, m, 3].
 
+    Coordinates that are not finite count as zero or as very far: steps of such samples are skipped.
+
     Returns:
         [B] on the device of the samples, higher is better: the F-score, or minus the distance.
     """
@@ -169,5 +172,5 @@ def reward(
         "jsd_3d": lambda ours, theirs: -jsd_3d(ours, theirs),
         "f_score": lambda ours, theirs: f_score(*gaps(ours, theirs)),
     }[metric]
-    pairs = zip(samples, batch["data"], strict=True)
+    pairs = zip(samples.nan_to_num(posinf=FAR, neginf=-FAR), batch["data"], strict=True)
     return torch.stack([torch.as_tensor(measure(*pair), dtype=torch.float32) for pair in pairs]).to(samples.device)

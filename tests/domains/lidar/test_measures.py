@@ -225,6 +225,14 @@ def test_reward():
     check_reward()
 
 
+@pytest.mark.parametrize("metric", ["chamfer", "jsd_bev", "jsd_3d", "f_score"])
+def test_the_reward_of_a_lost_sample_is_the_least(metric):
+    truth = torch.rand(3, 50, 3, generator=torch.Generator().manual_seed(0))
+    samples = torch.stack([truth[0], truth[1] * torch.nan, truth[2] + torch.inf])
+    best, *lost = reward(samples, {"data": truth}, metric).tolist()
+    assert all(np.isfinite(value) and value < best for value in lost)
+
+
 FAULTS = [
     ("a half forgotten", chamfer, "(there.mean() + back.mean()) / 2", "there.mean()", check_chamfer),
     ("squared distances", chamfer, "there.mean()", "there.square().mean()", check_chamfer),
