@@ -18,13 +18,25 @@ class Streets(Offsets, FolderTeacher):
 
     Args:
         codec: a codec with a refinement, say; None takes the folder's.
+        extent: side of the data's scenes in metres, at most that of the network's grid; None for
+            whole scans.
+
+    Raises:
+        ValueError: the scenes are larger: what lies beyond the grid would count for its border.
     """
 
     home = WEIGHTS / "streets"
 
-    def __init__(self, codec: Codec | None = None):
+    def __init__(self, codec: Codec | None = None, extent: float | None = 12.8):
         super().__init__(str(self.home))
         self.codec = codec or self.codec
+        known = self.denoiser.network.extent
+        if extent is None or extent > known:
+            larger = "whole scans" if extent is None else f"scenes of {extent:g} m"
+            raise ValueError(
+                f"the embedded teacher knows scenes of {known:g} m, no {larger}: say data.crop={known:g}, or train a "
+                f"teacher on them by method=pretrain"
+            )
 
 
 class StreetsRange(FolderTeacher):
