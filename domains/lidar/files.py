@@ -21,6 +21,8 @@ BESIDE = "_ring.npy"  # behind the name of a scan: its rings
 FARTHEST = 1000.0  # metres; no sensor sees as far
 INTENSITIES = ("intensity", "remission", "reflectivity", "reflectance", "scalar_intensity", "i")
 RINGS = ("ring", "channel", "beam", "laser_id", "scalar_ring")
+NUMBERS = "fiu"  # kinds of dtypes
+BEAMS = 2**16  # rings are below; no sensor has as many
 STATIC = (2, 251)  # classes of SemanticKITTI that are neither unknown nor moving, first and last
 
 Columns = Mapping[str, np.ndarray]
@@ -119,8 +121,11 @@ def _columns(path: Path) -> Columns:
             _archive(path)
             arrays = read_npz(path, ("points", *INTENSITIES, *RINGS))
             named = _named(arrays.pop("points"))
-            if wrong := [name for name, each in arrays.items() if each.shape != named["x"].shape]:
-                raise ValueError(f"has {len(named['x']):,} points, but {arrays[wrong[0]].shape} numbers as {wrong[0]}")
+            for name, each in arrays.items():
+                if each.shape != named["x"].shape or each.dtype.kind not in NUMBERS:
+                    raise ValueError(
+                        f"has {len(named['x']):,} points, but {each.dtype} of the shape {list(each.shape)} as {name}"
+                    )
             return {**named, **arrays}
         case ".xyz":
             bounded(path.stat().st_size)
@@ -134,7 +139,7 @@ def _named(table: np.ndarray) -> Columns:
 
     Six are x, y, z and a normal or a colour.
     """
-    if table.ndim != 2 or not 3 <= table.shape[1] <= 6 or table.dtype.kind not in "fiu" or not len(table):
+    if table.ndim != 2 or not 3 <= table.shape[1] <= 6 or table.dtype.kind not in NUMBERS or not len(table):
         raise ValueError(f"holds {table.dtype} of the shape {list(table.shape)}; numbers [n, 3] to [n, 6] are read")
     names = NUSCENES[: 3 if table.shape[1] == 6 else None]
     return dict(zip(names, table.T, strict=False))
@@ -144,6 +149,8 @@ def _array(path: Path) -> np.ndarray:
     """The array of an .npy file, read when it is used; pickles are not opened."""
     bounded(path.stat().st_size)
     try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)  # np.load would open an archive too
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged file fails in many ways
         raise ValueError(f"is no whole .npy file of a plain array ({error}); write it with np.save") from None
@@ -164,12 +171,9 @@ def _archive(path: Path) -> None:
 
 def _static(path: Path, rows: int) -> np.ndarray:
     """Which rows are of a known class that stands still, bool [rows]; see `STATIC`."""
-    labels = np.fromfile(path, "<u4")
-    if len(labels) != rows or path.stat().st_size != 4 * rows:
-        raise ValueError(
-            f"has {rows:,} points, but {path} has {path.stat().st_size:,} bytes, which are 4 for each label"
-        )
-    classes = labels & 0xFFFF  # the high half is the instance
+    if (size := path.stat().st_size) != 4 * rows:
+        raise ValueError(f"has {rows:,} points, but {path} has {size:,} bytes, which are 4 for each label")
+    classes = np.fromfile(path, "<u4") & 0xFFFF  # the high half is the instance
     return (classes >= STATIC[0]) & (classes <= STATIC[1])
 
 
@@ -190,10 +194,10 @@ def _ring(path: Path, columns: Columns, rows: int) -> np.ndarray | None:
     for place in places if ring is None else ():
         if place.is_file():
             ring = _array(place)
-            if ring.shape != (rows,):
-                raise ValueError(f"has {rows:,} points, but {place} has {list(ring.shape)} rings")
+            if ring.shape != (rows,) or ring.dtype.kind not in NUMBERS:
+                raise ValueError(f"has {rows:,} points, but {place} has {ring.dtype} of the shape {list(ring.shape)}")
             break
-    if ring is None or not np.isfinite(ring).all() or (ring != np.floor(ring)).any() or ring.min() < 0:
+    if ring is None or not ((ring >= 0) & (ring < BEAMS) & (ring == np.floor(ring))).all():  # NaN is none
         return None
     return ring.astype(np.int64)
 

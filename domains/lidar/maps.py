@@ -176,7 +176,7 @@ def _build(name: str, frames: Sequence[Frame]) -> dict[str, Tensor]:
                 points = read_scan(frame.scan, frame.labels).points.numpy()
                 builder.add(moved(points[np.linalg.norm(points, axis=1) > NEAREST], origin @ frame.pose))
             except ValueError as error:
-                faults.append(str(error))
+                faults.append(f"{frame.scan} {str(error).removeprefix(f'{frame.scan} ')}")
             activity.advance()
     if faults:
         warnings.warn(f"left out of the map of {name}: {listed(faults)}", stacklevel=2)

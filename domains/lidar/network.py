@@ -55,39 +55,40 @@ class Cells:
 
     def units(self, points: Tensor) -> Tensor:
         """Points [B, N, 3] in metres as places in the grid: pillars from 0, bins from 0."""
-        low, high = self.heights
-        origin = points.new_tensor([-self.side * self.cell / 2] * 2 + [low])
-        return (points - origin) / points.new_tensor([self.cell, self.cell, (high - low) / self.bins])
+        (x, y, z), (low, high), half = points.unbind(-1), self.heights, self.side / 2
+        return torch.stack([x / self.cell + half, y / self.cell + half, (z - low) * self.bins / (high - low)], -1)
 
     def places(self, units: Tensor) -> tuple[Tensor, Tensor]:
         """The cell of each point, one index [B, N], and its place in it, in [-1/2, 1/2].
 
-        Points outside of the grid lie in the cells at its border, further out.
+        Points outside of the grid lie in the cells at its border, further out. NaN has a cell too,
+        for a device stops at an index that is none.
         """
-        most = units.new_tensor([self.side - 1, self.side - 1, self.bins - 1])
-        whole = units.floor().clamp(min=torch.zeros_like(most), max=most)
-        i, j, k = whole.long().unbind(-1)
-        return (i * self.side + j) * self.bins + k, units - whole - 0.5
+        sides = (self.side, self.side, self.bins)
+        whole = [axis.nan_to_num().floor().clamp(0, num - 1) for axis, num in zip(units.unbind(-1), sides, strict=True)]
+        i, j, k = (axis.long() for axis in whole)
+        return (i * self.side + j) * self.bins + k, units - torch.stack(whole, -1) - 0.5
 
     def gathered(self, values: Tensor, place: Tensor) -> Tensor:
         """The means of values [B, N, C] in each cell, and how many: [B, bins (C + 1), side, side].
 
-        A number n of points is given as log(1 + n).
+        A number n of points is given as log(1 + n). Sums have 32 bits at least, for 16 lose count.
         """
         cells = self.side**2 * self.bins
         known = torch.cat([values, torch.ones_like(values[..., :1])], -1)
+        known = known.to(torch.promote_types(known.dtype, torch.float32))
         index = place[..., None].expand_as(known)
         total = known.new_zeros(len(known), cells, known.shape[-1]).scatter_add(1, index, known)
         num = total[..., -1:]
         found = torch.cat([total[..., :-1] / num.clamp_min(1), num.log1p()], -1)
-        return rearrange(found, "b (i j k) c -> b (k c) i j", i=self.side, j=self.side)
+        return rearrange(found.to(values.dtype), "b (i j k) c -> b (k c) i j", i=self.side, j=self.side)
 
     def read(self, volume: Tensor, units: Tensor) -> Tensor:
         """Values [B, N, C] at points of a volume [B, C, bins, side, side], trilinear."""
-        size = units.new_tensor([self.side, self.side, self.bins])
-        place = 2 * units / size - 1  # the volume's axes are (k, i, j): z, x, y
-        grid = place[..., [1, 0, 2]][:, None, None]
-        found = F.grid_sample(volume, grid.to(volume.dtype), padding_mode="border", align_corners=False)
+        x, y, z = units.unbind(-1)
+        place = torch.stack([y / self.side, x / self.side, z / self.bins], -1)  # the volume's axes are z, x, y
+        grid = (2 * place - 1)[:, None, None]
+        found = F.grid_sample(volume.to(grid.dtype), grid, padding_mode="border", align_corners=False)
         return found[:, :, 0, 0].transpose(1, 2)
 
 
@@ -97,8 +98,8 @@ class PillarNet(Recorded, Features, nn.Module):
     Points of the sample and of the scan `cond["part"]` [B, n, 3] are gathered separately: the means
     of what a small network says of each, by bin of each pillar. A U-Net looks at the ground plan,
     with bins as channels. Its answer, a volume, is read at the points (trilinear), and a network
-    joins it with the point's own place and time. So the order of points changes nothing, and shifts
-    by whole cells commute with it.
+    joins it with the point's own place and time. So the order of points changes nothing, and away
+    from the border shifts by whole cells of the coarsest level commute with it.
 
     Args:
         event_shape: (N, 3) in training; other numbers of points work too, see `covering`.
@@ -168,14 +169,7 @@ class PillarNet(Recorded, Features, nn.Module):
 
     def check_context(self, cond: dict[str, Tensor]) -> None:
         """See `WithContext`: scans must be points in metres."""
-        part = cond["part"]
-        if part.ndim != 3 or part.shape[-1] != 3 or not part.is_floating_point() or not part.shape[1]:
-            raise ValueError(
-                f"cond['part'] must hold scans, numbers [n, points, 3] in metres, got "
-                f"{str(part.dtype).removeprefix('torch.')} {list(part.shape)}"
-            )
-        if not bool((part.abs() < 1e4).all()):
-            raise ValueError("cond['part'] must hold metres, within 10 km of the sensor and finite: check its unit")
+        check_scans(cond["part"])
 
     def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
         units, own, plan = self._enter(x, cond)
@@ -211,13 +205,20 @@ class PillarNet(Recorded, Features, nn.Module):
 class Ground(unet.UShape):
     """The U-Net on the ground plan."""
 
-    Block = Block
+    Block, convolution = Block, staticmethod(unet.convolution)
 
     def __init__(self, inp: int, out: int, channels: int, multipliers: Sequence[int], classes: dict[str, int] | None):
         super().__init__()
         self.build(inp, out, channels, multipliers, 1, 0, classes)
         self.norm = CellNorm(channels * multipliers[0])
 
-    @staticmethod
-    def convolution(inp: int, out: int, stride: int = 1) -> nn.Conv2d:
-        return nn.Conv2d(inp, out, 3, stride, padding=1)
+
+def check_scans(part: Tensor) -> None:
+    """Refuse what cannot be scans, points [n, points, 3] in metres, with a ValueError."""
+    if part.ndim != 3 or part.shape[-1] != 3 or not part.is_floating_point() or not part.shape[1]:
+        raise ValueError(
+            f"cond['part'] must hold scans, numbers [n, points, 3] in metres, got "
+            f"{str(part.dtype).removeprefix('torch.')} {list(part.shape)}"
+        )
+    if not bool((part.abs() < 1e4).all()):
+        raise ValueError("cond['part'] must hold metres, within 10 km of the sensor and finite: check its unit")

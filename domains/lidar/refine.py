@@ -45,7 +45,7 @@ def train(crops: Crops, steps: int, seed: int) -> Refinement:
         for step in range(steps):
             y = crops[torch.arange(step * BATCH, (step + 1) * BATCH)]["data"]
             optimizer.zero_grad()
-            scene_loss(network(moved(y, generator)), y, "chamfer").backward()
+            scene_loss(network(moved(y, generator)), y).backward()
             optimizer.step()
             schedule.step()
             activity.advance()

@@ -12,6 +12,7 @@ from distillkit import checks
 from distillkit.networks.blocks import Told
 from distillkit.spec import Recorded
 from domains.lidar.lidiff.sparse import Convolution, Down, Grid, Norm, ReLU, Single, Up, Voxels
+from domains.lidar.network import check_scans
 
 CHANNELS = (32, 32, 64, 128, 256, 256, 128, 96, 96)  # after the stem, four stages down and four up
 BOTTOM = 4  # level of the coarsest voxels
@@ -205,14 +206,3 @@ def embedding(t: Tensor, width: int) -> Tensor:
     rates = torch.exp(torch.arange(half, device=t.device).double() * (-math.log(10_000) / max(half - 1, 1)))
     angles = t.float()[:, None] * rates.float()
     return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def check_scans(part: Tensor) -> None:
-    """Refuse what cannot be scans, points [n, points, 3] in metres, with a ValueError."""
-    if part.ndim != 3 or part.shape[-1] != 3 or not part.is_floating_point() or not part.shape[1]:
-        raise ValueError(
-            f"cond['part'] must hold scans, numbers [n, points, 3] in metres, got "
-            f"{str(part.dtype).removeprefix('torch.')} {list(part.shape)}"
-        )
-    if not bool((part.abs() < 1e4).all()):
-        raise ValueError("cond['part'] must hold metres, within 10 km of the sensor and finite: check its unit")

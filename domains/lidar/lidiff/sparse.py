@@ -39,7 +39,7 @@ class Grid:
 
     Args:
         points: [B, N, 3] metres; B at most 4096. Farther from the origin than 3 km they count as
-            there.
+            there, and NaN as zero.
         size: side of a voxel in metres.
 
     Attributes:
@@ -52,7 +52,7 @@ class Grid:
                 f"a grid holds at most {MOST_SETS} sets of points, got {len(points)}: take smaller batches"
             )
         self.sets = len(points)
-        voxels = (points.detach() / size).round().clamp(-FARTHEST, FARTHEST).long()
+        voxels = (points.detach() / size).nan_to_num().round().clamp(-FARTHEST, FARTHEST).long()
         keys, self.cells = keys_of(voxels).flatten().unique(return_inverse=True)
         self._keys, self._parents, self._pairs = [keys], [], {}
 

@@ -188,8 +188,17 @@ def test_rings_of_another_scan_are_refused(tmp_path):
     path = write_bin(tmp_path / "velodyne" / "000000.bin", torch.from_numpy(POINTS))
     (tmp_path / "ring").mkdir()
     np.save(tmp_path / "ring" / "000000.npy", np.zeros(5, np.uint8))
-    with pytest.raises(ValueError, match=r"000000.bin has 4 points, but .*000000.npy has \[5\] rings"):
+    with pytest.raises(ValueError, match=r"000000.bin has 4 points, but .*000000.npy has uint8 of the shape \[5\]"):
         read_scan(path)
+    np.save(tmp_path / "ring" / "000000.npy", np.array(["top"] * 4))
+    with pytest.raises(ValueError, match=r"000000.bin has 4 points, but .*000000.npy has <U3 of the shape \[4\]"):
+        read_scan(path)
+
+
+@pytest.mark.parametrize("ring", [[0.5, 1, 2, 3], [-1, 0, 1, 2], [0, 1, 2, np.nan], [0, 1, 2, 1e300]])
+def test_numbers_that_are_no_rings_are_not_taken_for_them(ring, tmp_path):
+    np.savez(tmp_path / "scan.npz", points=POINTS, ring=np.array(ring))
+    assert read_scan(tmp_path / "scan.npz").ring is None
 
 
 def test_rows_without_a_return_are_left_out_and_told(tmp_path):
@@ -251,6 +260,17 @@ def test_a_damaged_file_is_refused_in_one_sentence(name, tmp_path):
         read_scan(path)
     said = str(caught.value)
     assert said.startswith(f"{path} ") and said.count(str(path)) == 1 and "\n" not in said
+
+
+def test_an_archive_is_no_array_and_words_are_no_numbers(tmp_path):
+    np.savez(tmp_path / "scan.npz", points=POINTS)
+    (tmp_path / "scan.npz").rename(tmp_path / "scan.npy")
+    assert fault(tmp_path / "scan.npy").startswith("is no whole .npy file")
+    with pytest.raises(ValueError, match="scan.npy is no whole .npy file"):
+        read_scan(tmp_path / "scan.npy")
+    np.savez(tmp_path / "scan.npz", points=POINTS, ring=np.array(["top"] * 4))
+    with pytest.raises(ValueError, match=r"scan.npz has 4 points, but <U3 of the shape \[4\] as ring"):
+        read_scan(tmp_path / "scan.npz")
 
 
 def test_pickles_are_not_opened(tmp_path):

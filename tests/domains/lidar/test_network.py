@@ -54,10 +54,31 @@ def test_two_in_a_batch_are_as_two_alone():
     torch.testing.assert_close(called(network, X, PART), alone, rtol=0, atol=1e-4)
 
 
-def test_a_shift_by_whole_cells_commutes():
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_shift_by_whole_cells_of_the_coarsest_level_commutes(levels):
     """The grid's border is far: zeros beyond it are as cells without points, away from its edge."""
-    network, by = net(extent=64.0, multipliers=(1,)), torch.tensor([1.6, -0.8, 0.0])
+    network, by = net(extent=64.0, multipliers=(1,) * levels), torch.tensor([1.6, -0.8, 0.0]) * levels
     torch.testing.assert_close(called(network, X + by, PART + by), called(network, X, PART), rtol=0, atol=1e-3)
+
+
+def test_a_point_that_is_lost_harms_its_own_set_alone():
+    """A step whose loss is NaN is skipped; an index that is none would end the run."""
+    lost = X.clone()
+    lost[0, 0] = torch.nan
+    made = called(net(), lost, PART)
+    assert made[0, 0].isnan().all()
+    torch.testing.assert_close(made[1], called(net(), X, PART)[1])
+
+
+def test_half_precision_keeps_places_and_counts():
+    """256 points of a cell are counted one by one, and places are read as they are."""
+    cells, many = net().cells, torch.ones(1, 400, 1, dtype=torch.bfloat16)
+    found = cells.gathered(many, torch.zeros(1, 400, dtype=torch.long))
+    assert found.dtype == torch.bfloat16 and found[0, 0, 0, 0] == 1
+    assert float(found[0, 1, 0, 0].float()) == pytest.approx(float(torch.tensor(401.0).log()), rel=2**-8)
+    ramp = torch.arange(cells.side).expand(1, 1, cells.bins, cells.side, cells.side).bfloat16()
+    read = cells.read(ramp, torch.tensor([[[4.0, 5.03, 1.5], [4.0, 5.04, 1.5]]]))[0, :, 0]
+    assert read.tolist() == pytest.approx([4.53, 4.54], abs=1e-5)
 
 
 def test_a_grid_that_covers_more_gives_the_same_within():
