@@ -55,10 +55,17 @@ class Completer:
         away = points.norm(dim=1)
         points = points[(away > NEAR) & (away < FAR)]
         if not len(points):
-            raise ValueError(f"{source} has no point from {NEAR:g} to {FAR:g} m away: give a scan in metres")
+            raise ValueError(
+                f"{source} has no point from {NEAR:g} to {FAR:g} m away, all are {away.min():.3g} to {away.max():.3g} m "
+                f"away: give a scan in metres that sees as far"
+            )
+        if points[:, 2].min() == points[:, 2].max():
+            raise ValueError(f"{source} is flat, all its points have one height: give a scan of several beams")
         scene = self.complete(points, source.name)
         if not len(scene):
-            raise ValueError(f"{source}: nothing is left of its scene within {FAR:g} m; give another student")
+            raise ValueError(
+                f"{source}: nothing is left of its scene within {FAR:g} m and the scan's heights; give another student"
+            )
         write_scene(target, torch.cat([points, scene]), framed([points.numpy()]))
 
     def complete(self, points: Tensor, name: str = "the scan") -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from distillkit import checks
 from distillkit.data import DistillData
 from distillkit.errors import did_you_mean
-from distillkit.sources import drawn, listed
+from distillkit.sources import drawn, first_whole, listed
 from domains.lidar import streets
 from domains.lidar.crops import TEST, TRAIN, VAL, Crops, Cut
 from domains.lidar.recordings import KEPT, Recordings
@@ -175,7 +175,7 @@ class Scans(LidarData):
 
 
 class Part(Sequence):
-    """Some of the recordings, as `Views`.
+    """Some of the recordings, as `Views`; for a scan that cannot be read the next one stands in.
 
     Args:
         recordings: all of them.
@@ -196,4 +196,5 @@ class Part(Sequence):
         return len(self.numbers)
 
     def __getitem__(self, number: int) -> View:
-        return self.recordings[self.numbers[number]]
+        whole, _ = first_whole(number, len(self), lambda i: self.recordings.scan(self.numbers[i]))
+        return self.recordings[self.numbers[whole]]

@@ -153,7 +153,8 @@ def _array(path: Path) -> np.ndarray:
             np.lib.format.read_magic(file)  # np.load would open an archive too
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged file fails in many ways
-        raise ValueError(f"is no whole .npy file of a plain array ({error}); write it with np.save") from None
+        why = str(error).partition(".")[0]  # what follows advises to open pickles
+        raise ValueError(f"is no whole .npy file of a plain array ({why}); write it with np.save") from None
 
 
 def _archive(path: Path) -> None:
@@ -166,7 +167,7 @@ def _archive(path: Path) -> None:
         raise ValueError(f"is no whole .npz file ({error}); write it with np.savez") from None
     bounded(sum(entry.file_size for entry in entries))
     if "points.npy" not in (names := [entry.filename for entry in entries]):
-        raise ValueError(f"has no array points, only {', '.join(names)}")
+        raise ValueError(f"has no array points, only {', '.join(names)}: give it that name")
 
 
 def _static(path: Path, rows: int) -> np.ndarray:

@@ -41,6 +41,8 @@ class Recordings:
     Attributes:
         frames: of all sequences, by number.
         sequences: their names.
+        scan: the scan of a view by number, without its scene; raises as views do where its file
+            cannot be read.
 
     Raises:
         ValueError: as `trees.find`.
@@ -53,6 +55,7 @@ class Recordings:
         self.sequences = [*self._found]
         self.frames = [(name, frame) for name, frames in self._found.items() for frame in frames]
         self._map = lru_cache(None)(lambda name: maps.of_sequence(name, self._found[name]))
+        self.scan = lru_cache(KEPT)(self._scan)
         self._view = lru_cache(KEPT)(self._make)
 
     def of(self, sequences: Sequence[str]) -> list[int]:
@@ -70,12 +73,16 @@ class Recordings:
         """
         return self._view(range(len(self))[number])
 
-    def _make(self, number: int) -> View:
-        name, frame = self.frames[number]
+    def _scan(self, number: int) -> Scan:
+        _, frame = self.frames[number]
         scan = far(read_scan(frame.scan, frame.labels))
         if len(scan.points) == 0:
             raise ValueError(f"{frame.scan} has no point farther than {maps.NEAREST} m that stands still")
-        scan = scan if scan.ring is not None else scan._replace(ring=rings(scan.points))
+        return scan if scan.ring is not None else scan._replace(ring=rings(scan.points))
+
+    def _make(self, number: int) -> View:
+        name, frame = self.frames[number]
+        scan = self.scan(number)
         truth = scan.points if frame.pose is None else self._around(name, frame)
         return View(scan, scene(truth, scan.points, self.max_range), frame.name)
 

@@ -105,7 +105,13 @@ def test_wrong_words_are_one_sentence(sample, tmp_path, capsys, words, message):
 def test_scans_of_another_unit_are_refused(sample, capsys):
     write_bin("near.bin", scan() / 100)
     assert sample("--input", "near.bin", "--out", "made") == 1
-    assert "near.bin has no point from 3.5 to 50 m away: give a scan in metres" in capsys.readouterr().err
+    assert "near.bin has no point from 3.5 to 50 m away, all are 0." in capsys.readouterr().err
+
+
+def test_a_flat_scan_is_refused(sample, capsys):
+    write_bin("flat.bin", scan() * torch.tensor([1.0, 1.0, 0.0]))
+    assert sample("--input", "flat.bin", "--out", "made") == 1
+    assert "flat.bin is flat, all its points have one height" in capsys.readouterr().err
 
 
 # The whole scan at once

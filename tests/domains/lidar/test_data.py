@@ -83,6 +83,29 @@ def test_the_truth_of_a_scan_has_the_points_of_its_neighbours(tmp_path):
     assert len(view.truth) > 1.2 * len(view.scan.points)
 
 
+@pytest.mark.parametrize("what", ["zeros", "labels"])
+def test_for_a_scan_that_cannot_be_read_the_next_one_stands_in(what, tmp_path):
+    home = recorded(tmp_path, {"00": 5}) / "sequences" / "00"
+    if what == "zeros":
+        np.zeros((1600, 4), "<f4").tofile(home / "velodyne" / "000001.bin")
+    else:
+        (home / "labels").mkdir()
+        np.full(7, 40, "<u4").tofile(home / "labels" / "000001.label")
+    data = Scans(str(tmp_path), **SMALL)
+    with pytest.warns(UserWarning, match="000001.bin has .*: the next one that can be read stands in"):
+        assert drawn(data)["train"] == {"00/000000", "00/000002"}
+        assert torch.isfinite(data.train[torch.arange(8)]["data"]).all()
+
+
+def test_a_part_without_a_scan_that_can_be_read_says_so(tmp_path):
+    home = recorded(tmp_path, {"00": 3}) / "sequences" / "00"
+    np.zeros((1600, 4), "<f4").tofile(home / "velodyne" / "000002.bin")
+    data = Scans(str(tmp_path), **SMALL)
+    data.setup()
+    with pytest.raises(ValueError, match="none of 1 can be read: .*000002.bin has no return"):
+        data.test.views[0]
+
+
 def test_more_views_than_are_kept_are_visited_in_windows():
     """Of a window of indices only as many views are read as are kept; another window has others."""
 

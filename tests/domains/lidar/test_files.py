@@ -1,6 +1,7 @@
 """Point files as people have them: every format, each written here by hand, whole and damaged."""
 
 import os
+import pickle
 import struct
 from pathlib import Path
 
@@ -279,6 +280,10 @@ def test_pickles_are_not_opened(tmp_path):
     for name in ("scan.npy", "scan.npz"):
         with pytest.raises(ValueError, match=f"{name} .*[Oo]bject"):
             read_scan(tmp_path / name)
+    (tmp_path / "raw.npy").write_bytes(pickle.dumps([1.0]))
+    with pytest.raises(ValueError, match="raw.npy .*pickled") as caught:
+        read_scan(tmp_path / "raw.npy")
+    assert "allow_pickle" not in str(caught.value)  # numpy's own advice is to open it
 
 
 def test_what_no_sensor_sees_is_refused(tmp_path):
