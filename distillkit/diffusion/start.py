@@ -59,9 +59,9 @@ class Start(Recorded):
         """
         if base.shape == like.shape:
             return base
-        fits = base.ndim == like.ndim > 2 and base.shape[1] and not like.shape[1] % base.shape[1]
+        fits = base.ndim == like.ndim == 3 and base.shape[1] and not like.shape[1] % base.shape[1]
         if not fits or base.shape[:1] + base.shape[2:] != like.shape[:1] + like.shape[2:]:
-            often = " or go into them a whole number of times" if like.ndim > 2 else ""
+            often = " or go into them a whole number of times" if like.ndim == 3 else ""
             raise ValueError(
                 f"cond[{self.base!r}], from which sampling starts, must be shaped like the samples, "
                 f"{list(like.shape)}{often}, got {list(base.shape)}"

@@ -14,9 +14,9 @@ from distillkit.progress import calls
 from distillkit.students.base import Student
 from domains.lidar.files import SUFFIXES, read_scan
 from domains.lidar.media import framed, write_scene
+from domains.lidar.views import FARTHEST, NEAREST
 from domains.lidar.voxels import thinned
 
-NEAR, FAR = 3.5, 50.0  # metres from the sensor, LiDiff's range
 FINEST, COARSEST = 0.05, 5.0  # metres, of voxels that thin a scan
 HALVINGS = 8  # of the range of their sizes
 MARGIN = 4.0  # metres of the grid beyond the scan
@@ -47,16 +47,16 @@ class Completer:
             raise ValueError("--tile cuts photographs, and a scan is completed as a whole: leave it out")
         self.student, self.seed, self.kappa = (student := student.merged()), seed, kappa
         self.number = student.event_shape[0] // student.codec.repeat
-        self.square = getattr(student.network, "extent", 2 * FAR)
+        self.square = getattr(student.network, "extent", 2 * FARTHEST)
         student.checked_condition(1, {"part": torch.zeros(1, 1, 3)}, kappa)
 
     def __call__(self, source: Path, target: Path) -> None:
         points = read_scan(source).points
         away = points.norm(dim=1)
-        points = points[(away > NEAR) & (away < FAR)]
+        points = points[(away > NEAREST) & (away < FARTHEST)]
         if not len(points):
             raise ValueError(
-                f"{source} has no point from {NEAR:g} to {FAR:g} m away, all are {away.min():.3g} to {away.max():.3g} m "
+                f"{source} has no point from {NEAREST:g} to {FARTHEST:g} m away, all are {away.min():.3g} to {away.max():.3g} m "
                 f"away: give a scan in metres that sees as far"
             )
         if points[:, 2].min() == points[:, 2].max():
@@ -64,7 +64,7 @@ class Completer:
         scene = self.complete(points, source.name)
         if not len(scene):
             raise ValueError(
-                f"{source}: nothing is left of its scene within {FAR:g} m and the scan's heights; give another student"
+                f"{source}: nothing is left of its scene within {FARTHEST:g} m and the scan's heights; give another student"
             )
         write_scene(target, torch.cat([points, scene]), framed([points.numpy()]))
 
@@ -166,4 +166,4 @@ def kept(scene: Tensor, scan: Tensor) -> Tensor:
     """
     z = scan[:, 2]
     low, high = z.mean() - 2 * z.std(correction=0), z.max()
-    return scene[(scene.norm(dim=1) < FAR) & (scene[:, 2] < high) & (scene[:, 2] > low)]
+    return scene[(scene.norm(dim=1) < FARTHEST) & (scene[:, 2] < high) & (scene[:, 2] > low)]

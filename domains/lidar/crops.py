@@ -83,7 +83,7 @@ class Crops:
             found = [points[_inside(points, cut.crop)] for points in found]
         part, truth = found
         if not len(part):  # of a view without any point within reach
-            part = truth if len(truth) else torch.zeros(1, 3)
+            part = torch.zeros(1, 3)
         if not len(truth):
             truth = part
         part = filled(part, cut.num_part, random)

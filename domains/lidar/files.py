@@ -28,18 +28,17 @@ STATIC = (2, 251)  # classes of SemanticKITTI that are neither unknown nor movin
 Columns = Mapping[str, np.ndarray]
 
 
-def read_scan(path: str | Path, labels: str | Path | None = None, said: list[str] | None = None) -> Scan:
+def read_scan(path: str | Path, labels: str | Path | None = None) -> Scan:
     """A scan from a file; rows that are not finite, or at the origin, are no returns and left out.
 
     Rings are those of the file, else those in `ring/NAME.npy` or `NAME_ring.npy` beside it, turned
-    where the sensor counts from below. Intensities become numbers in [0, 1]: integers are divided
-    by the largest of their type, others by 255 where one is above 1.
+    where the sensor counts from below. Intensities become numbers in [0, 1]: integers of 8 or 16
+    bits are divided by the largest of their type, others by 255 where one is above 1.
 
     Args:
         path: the file.
         labels: SemanticKITTI's classes of its points, a .label file; only points of static classes
             are read then.
-        said: a sentence about rows that are left out is added to it.
 
     Raises:
         ValueError: the file cannot be read, has no return, or one farther than a kilometre; names
@@ -56,8 +55,6 @@ def read_scan(path: str | Path, labels: str | Path | None = None, said: list[str
             raise ValueError(f"has no return: all {len(points):,} rows are zero or not finite")
         if (far := np.abs(points[kept]).max()) > FARTHEST:
             raise ValueError(f"has a coordinate of {far:,.0f} m; metres in the sensor's frame are read")
-        if said is not None and not kept.all():
-            said.append(f"{path}: {(~kept).sum():,} of {len(kept):,} rows are no returns and are left out")
         if labels is not None:
             kept &= _static(Path(labels), len(kept))
         points, ring = points[kept], _ring(path, columns, len(kept))
@@ -181,7 +178,7 @@ def _static(path: Path, rows: int) -> np.ndarray:
 def _share(path: Path, intensity: np.ndarray) -> np.ndarray:
     """Intensities as float32 in [0, 1]."""
     values = np.nan_to_num(intensity.astype(np.float32), posinf=0, neginf=0)
-    if intensity.dtype.kind in "iu":
+    if intensity.dtype.kind in "iu" and intensity.itemsize <= 2:  # wider ones hold whatever the table does
         values = values / np.iinfo(intensity.dtype).max
     elif path.name.lower().endswith(".pcd.bin") or values.max() > 1:
         values = values / 255

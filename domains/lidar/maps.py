@@ -27,9 +27,9 @@ from distillkit.progress import progress
 from distillkit.sources import listed
 from domains.lidar.files import STATIC, read_scan
 from domains.lidar.trees import Frame
+from domains.lidar.views import NEAREST
 
 VOXEL, TILE = 0.1, 100  # metres; voxels along a tile, which is read at once
-NEAREST = 3.5  # metres; what is nearer is the car that carries the sensor
 HALF = 2**20  # voxels on each side of the origin that a key has room for: 104 km
 PAIRS, AROUND, ASKED = 3, 30.0, 5000  # of the check of poses: pairs of scans, metres, points asked for in each
 TINY, BETTER = 0.02, 0.8  # metres by which poses may be worse than none; share of the distance that settles it

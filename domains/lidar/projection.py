@@ -44,7 +44,7 @@ def project(points: Tensor, row: Tensor, height: int, width: int) -> Tensor:
 
     Args:
         points: [n, 3] in metres.
-        row: the beam of each point, int64 [n].
+        row: the beam of each point, int64 [n], below H.
         height, width: H and W.
     """
     order = points.square().sum(1).argsort(descending=True, stable=True)
@@ -88,6 +88,10 @@ def image(ranges: Tensor, reflectance: Tensor, farthest: float) -> Tensor:
 def scan_image(scan: Scan, elevations: Tensor, width: int, farthest: float) -> Tensor:
     """The image [2, H, W] of a scan, by its rings, or without them by the beams' elevations [H]."""
     row = rows(scan.points, elevations) if scan.ring is None else scan.ring
+    if len(row) and int(row.max()) >= len(elevations):
+        raise ValueError(
+            f"the scan has {int(row.max()) + 1} beams, more than the {len(elevations)} elevations: give all"
+        )
     seen = project(scan.points, row, len(elevations), width)
     ranges = torch.where(seen >= 0, scan.points.norm(dim=1)[seen], 0.0)
     bright = torch.zeros(len(scan.points)) if scan.intensity is None else scan.intensity

@@ -18,7 +18,7 @@ from domains.lidar import maps
 from domains.lidar.files import read_scan
 from domains.lidar.rings import rings
 from domains.lidar.trees import Frame, find
-from domains.lidar.views import Scan, View
+from domains.lidar.views import FARTHEST, NEAREST, Scan, View
 
 LOW, HIGH = -4.0, 4.4  # metres above the sensor between which a scene is wanted
 CELL = 10.0  # metres of a cell; a scene is wanted where the scan has a point in it
@@ -48,7 +48,7 @@ class Recordings:
         ValueError: as `trees.find`.
     """
 
-    def __init__(self, path: str | Path, sequences: Sequence[str] | None = None, max_range: float = 50.0):
+    def __init__(self, path: str | Path, sequences: Sequence[str] | None = None, max_range: float = FARTHEST):
         checks.positive(max_range=max_range)
         self.max_range = max_range
         self._found = find(path, sequences)
@@ -77,7 +77,7 @@ class Recordings:
         _, frame = self.frames[number]
         scan = far(read_scan(frame.scan, frame.labels))
         if len(scan.points) == 0:
-            raise ValueError(f"{frame.scan} has no point farther than {maps.NEAREST} m that stands still")
+            raise ValueError(f"{frame.scan} has no point farther than {NEAREST} m that stands still")
         return scan if scan.ring is not None else scan._replace(ring=rings(scan.points))
 
     def _make(self, number: int) -> View:
@@ -95,7 +95,7 @@ class Recordings:
 
 def far(scan: Scan) -> Scan:
     """A scan without the points that are nearer than 3.5 m, of the car that carries the sensor."""
-    kept = scan.points.norm(dim=1) > maps.NEAREST
+    kept = scan.points.norm(dim=1) > NEAREST
     return Scan(*(None if each is None else each[kept] for each in scan))
 
 

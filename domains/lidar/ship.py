@@ -20,8 +20,9 @@ from distillkit.files import write_atomic, write_text
 from distillkit.progress import progress
 from domains.lidar.maps import moved
 from domains.lidar.projection import back_project
-from domains.lidar.streets import REACH, pose
+from domains.lidar.streets import pose
 from domains.lidar.town import Street, street
+from domains.lidar.views import FARTHEST
 
 SCENES = {"train": 24, "val": 4, "test": 4}
 SCANS = 3  # of a scene
@@ -84,7 +85,7 @@ def cast(scene: Street, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         beams = np.concatenate((origin, moved(rays, pose(*place)) - origin), -1).astype(np.float32)
         hits = world.cast_rays(core.Tensor(beams), nthreads=1)
         distance, solid = hits["t_hit"].numpy(), hits["geometry_ids"].numpy()
-        seen = distance < REACH
+        seen = distance < FARTHEST
         ranges.append(np.where(seen, distance / STEP, 0).round().astype(np.uint16))
         reflectances.append(np.where(seen, shades[np.minimum(solid, len(shades) - 1)], 0).astype(np.uint8))
     return np.stack(ranges), np.stack(reflectances)
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
     sizes = {"scans": SCANS, "beams": len(ELEVATIONS), "high": ELEVATIONS[0], "low": ELEVATIONS[-1], "columns": COLUMNS}
     sizes |= {
         "height": HEIGHT,
-        "reach": REACH,
+        "reach": FARTHEST,
         "step": STEP,
         "kilobytes": sum(path.stat().st_size for path in files) / 1000,
     }

@@ -19,11 +19,10 @@ from distillkit import checks
 from domains.lidar.maps import Builder, moved
 from domains.lidar.projection import back_project
 from domains.lidar.recordings import scene
-from domains.lidar.views import Scan, View
+from domains.lidar.views import FARTHEST, Scan, View
 
 PLACE = Path(__file__).parent / "scenes"
 PARTS = ("train", "val", "test")
-REACH = 50.0  # metres, of the sensor and of a truth
 NOISE, LOST = 0.015, 0.02  # of a range in metres (standard deviation), and the share of returns that are lost
 
 
@@ -71,7 +70,7 @@ def load(part: str, seed: int = 0) -> list[View]:
         whole = builder.arrays()["points"].numpy()
         for scan, shot in zip(scans, shots, strict=True):
             around = torch.from_numpy(moved(whole, np.linalg.inv(shot.pose))).float()
-            views.append(View(scan, scene(around, scan.points, REACH), shot.name))
+            views.append(View(scan, scene(around, scan.points, FARTHEST), shot.name))
     return views
 
 

@@ -9,6 +9,9 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+NEAREST = 3.5  # metres from the sensor; what is nearer is the car that carries it
+FARTHEST = 50.0  # metres from the sensor, of scenes that are completed (LiDiff's protocol)
+
 
 class Scan(NamedTuple):
     """One revolution of a LiDAR.

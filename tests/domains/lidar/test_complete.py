@@ -16,9 +16,10 @@ from distillkit.diffusion.process import DiscreteVarianceExploding
 from distillkit.diffusion.start import Start
 from distillkit.students.few_step import FewStepStudent
 from domains.lidar.codec import Completion
-from domains.lidar.complete import FAR, NEAR, Completer, _crowd, _with, covering, evenly, kept
+from domains.lidar.complete import Completer, _crowd, _with, covering, evenly, kept
 from domains.lidar.files import read_scan, write_bin
 from domains.lidar.network import PillarNet
+from domains.lidar.views import FARTHEST, NEAREST
 
 REPEAT = 8
 
@@ -73,7 +74,7 @@ def test_a_folder_of_scans(sample, tmp_path, capsys):
     assert "3 of 4 files made, in made" in said.out and "1 of 4 files left out: scans/cut.bin" in said.err
     scenes = [read_scan(Path("made") / name).points for name in names]
     assert all(torch.equal(scene, scenes[0]) for scene in scenes)  # equal scans get equal noise
-    near = points[(points.norm(dim=1) > NEAR) & (points.norm(dim=1) < FAR)]
+    near = points[(points.norm(dim=1) > NEAREST) & (points.norm(dim=1) < FARTHEST)]
     own, made = scenes[0].split([len(near), len(scenes[0]) - len(near)])
     assert torch.equal(own, near)  # nothing that was measured is lost
     apart = (made[:, None] - near).norm(dim=2).min(1).values

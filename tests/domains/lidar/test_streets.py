@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from domains.lidar import maps, ship, streets, town
+from domains.lidar.views import FARTHEST
 
 SCENES, SCANS = {"train": 24, "val": 4, "test": 4}, 3
 FIRST = SCENES["train"]  # seed of the first scene of validation
@@ -54,7 +55,7 @@ def test_every_scene_has_three_scans_of_64_beams(shots):
         assert shot.elevations.shape == (64,) and (shot.elevations.diff() < 0).all()
         assert shot.ranges.dtype == shot.reflectance.dtype == torch.float32
         seen = shot.ranges > 0
-        assert shot.ranges.max() < streets.REACH + 6 * streets.NOISE and shot.ranges[seen].min() > 0.1
+        assert shot.ranges.max() < FARTHEST + 6 * streets.NOISE and shot.ranges[seen].min() > 0.1
         assert not shot.reflectance[~seen].any() and shot.reflectance.min() >= 0 and shot.reflectance.max() <= 1
 
 
@@ -131,7 +132,7 @@ def test_truths_are_maps_around_their_scans(views):
     registered()
     for view in views:
         assert view.truth.dtype == torch.float32 and len(view.truth) > 1.5 * len(view.scan.points)
-        assert view.truth.norm(dim=1).max() < streets.REACH and view.truth[:, 2].abs().max() < 4.4
+        assert view.truth.norm(dim=1).max() < FARTHEST and view.truth[:, 2].abs().max() < 4.4
 
 
 def test_mutations(lane):
