@@ -156,19 +156,10 @@ def test_parts_that_cannot_be_are_refused(tmp_path, given, words):
 
 def test_recordings_train_from_the_command_line(tmp_path):
     root, out = recorded(tmp_path / "tree", {"00": 2, "01": 1, "08": 1}), tmp_path / "run"
-    run = Command(
-        *(
-            "fit",
-            "domain=lidar",
-            "method=pretrain",
-            "data=scans",
-            f"data.path={root}",
-            'data.val=["08"]',
-            'data.test=["08"]',
-        ),
-        *("data.num_full=64", "data.num_part=16", "data.held_out=4", "vars.codec.repeat=4", "network.channels=8"),
-        "vars.callbacks.finish.num_samples=2",
-    )
+    words = ["fit", "domain=lidar", "method=pretrain", "data=scans", f"data.path={root}", 'data.val=["08"]']
+    words += ['data.test=["08"]', "data.num_full=64", "data.num_part=16", "data.held_out=4", "vars.codec.repeat=4"]
+    words += ["network.channels=8", "trainer.max_steps=2", "model.steps=2", "vars.callbacks.finish.num_samples=2"]
+    run = Command(*words, "--out", out)
     assert run.wait(300) == 0, run.stderr
     made = yaml.safe_load((out / "teacher" / "teacher.yaml").read_text())
     assert made["start"]["init_args"]["base"] == "part" and "classes" in made["provides"]
