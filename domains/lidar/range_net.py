@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from distillkit import checks
 from distillkit.networks import unet
 from distillkit.networks.blocks import sinusoids
+from domains.lidar.rays import between_beams
 
 WAVES = 8  # sines and cosines of a beam's place
 GIVEN = 3  # channels of `rays`
@@ -36,9 +37,10 @@ class Block(unet.Block):
 
 
 class RangeUNet(unet.UShape):
-    """A U-Net on patches of range images, with the given rays as further input.
+    """A U-Net on patches of range images, which sees the given rays and what lies between them.
 
-    Another input is each beam's place between the highest and the lowest, from which its elevation
+    It sees `between_beams`, to which samples are relative, and which of the rays are given. Another
+    input is each beam's place between the highest and the lowest, from which its elevation
     follows. Azimuth is none: a rotating sensor has no preferred one. If the input turns by a
     multiple of patch x 2^(levels - 1) columns, so does the output.
 
@@ -49,6 +51,7 @@ class RangeUNet(unet.UShape):
         blocks: residual blocks on each level of the encoder (the decoder has one more).
         attention: self-attention in the middle.
         patch: side of a patch in pixels.
+        farthest: what is farther, in metres, is no return.
         classes: categorical conditions, `{name: number of classes}`.
     """
 
@@ -62,6 +65,7 @@ class RangeUNet(unet.UShape):
         blocks: int = 1,
         attention: bool = True,
         patch: int = 2,
+        farthest: float = 50.0,
         classes: dict[str, int] | None = None,
     ):
         super().__init__()
@@ -72,7 +76,7 @@ class RangeUNet(unet.UShape):
                 f"a RangeUNet with {len(multipliers)} levels on patches of {patch} pixels needs images divisible by "
                 f"{factor}, got {tuple(event_shape)}"
             )
-        self.patch, self.rays_shape = patch, (GIVEN, *event_shape[1:])
+        self.patch, self.farthest, self.rays_shape = patch, farthest, (GIVEN, *event_shape[1:])
         inp, out = (patch**2 * number for number in (event_shape[0] + GIVEN, event_shape[0]))
         self.build(inp + WAVES, out, channels, multipliers, blocks, attention, classes)
         place = sinusoids(torch.linspace(-1, 1, event_shape[1] // patch), WAVES)
@@ -88,7 +92,8 @@ class RangeUNet(unet.UShape):
             )
 
     def enter(self, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        x = F.pixel_unshuffle(torch.cat([x, cond["rays"].to(x)], dim=1), self.patch)
+        rays = cond["rays"].to(x)
+        x = F.pixel_unshuffle(torch.cat([x, between_beams(rays, self.farthest), rays[:, 2:]], dim=1), self.patch)
         return super().enter(torch.cat([x, self.place.to(x).expand(len(x), -1, -1, x.shape[-1])], dim=1), cond)
 
     def leave(self, h: Tensor) -> Tensor:

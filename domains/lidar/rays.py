@@ -60,6 +60,9 @@ def between_beams(rays: Tensor, farthest: float) -> Tensor:
 class BetweenRays(Codec):
     """Samples are what images have beyond `between_beams`; given rays stay as they were measured.
 
+    A difference r of log range or reflectance is kept as `sign(r) sqrt(|r|)`. Most differences are
+    close to zero, where an error of 0.05 in r itself would be two metres at a distance of 15.
+
     Args:
         farthest: what is farther, in metres, is no return.
     """
@@ -71,11 +74,12 @@ class BetweenRays(Codec):
         self.farthest = farthest
 
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
-        return batch["data"] - between_beams(batch["rays"], self.farthest)
+        more = batch["data"] - between_beams(batch["rays"], self.farthest)
+        return more.sign() * more.abs().sqrt()
 
     def decode(self, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         rays = cond["rays"].to(x)
-        return torch.where(is_given(rays)[:, None], rays[:, :2], x + between_beams(rays, self.farthest))
+        return torch.where(is_given(rays)[:, None], rays[:, :2], between_beams(rays, self.farthest) + x * x.abs())
 
 
 def _neighbours(rays: Tensor) -> tuple[Tensor, Tensor, Tensor]:
