@@ -12,6 +12,7 @@ of these words:
 - `numbers`: these samples are numbers to which noise can be added, not tokens.
 - `points`: these samples are sets of points in space, [N, 3], in no order.
 - `classes`: conditions have a null (a class, an empty scan), so that guidance is possible.
+- `labels`: conditions are classes, each of which may have a network of its own.
 - `decoder`: the teacher's codec decodes by a network that can be trained.
 - `tower`: batches hold easier observations of the same samples too.
 - `reward`: the data say how good a sample is, see `DistillData.reward`.

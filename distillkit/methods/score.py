@@ -169,7 +169,7 @@ class ScoreDistiller(FewStepDistiller):
             cond = {**cond, "step": torch.full((len(x_g),), self.step, device=self.device)}
         return x_g, cond
 
-    def generate(self, shape: tuple[int, ...], cond: Cond, purpose: str, step: int, noise_scale: float) -> Tensor:
+    def generate(self, shape: tuple[int, ...], cond: Cond, purpose: str, step: int, noise_scale: float = 1.0) -> Tensor:
         """The student's samples after `step`, with gradient in that step only."""
         x_g, _ = few_step(
             lambda x, t: self.student(x, t, cond),

@@ -115,8 +115,8 @@ class Routed(Maker):
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """Returns `classes` if it routes by class: the teacher must have classes."""
-        return frozenset() if arguments.get("by") == "time" else frozenset({"classes"})
+        """Returns `labels` if it routes by class: the teacher must have classes."""
+        return frozenset() if arguments.get("by") == "time" else frozenset({"labels"})
 
     def make(self, teacher):
         if self.by == "time":

@@ -85,8 +85,8 @@ class BaseTeacher(Recorded, nn.Module, ABC):
 
     @classmethod
     def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """`provides`, and `classes` where the teacher with these arguments has some."""
-        return cls.provides | ({"classes"} if arguments.get("classes") else set())
+        """`provides`, and `classes` and `labels` where these arguments name some."""
+        return cls.provides | ({"classes", "labels"} if arguments.get("classes") else set())
 
     @property
     def process(self) -> Any:
@@ -302,7 +302,7 @@ class BaseTeacher(Recorded, nn.Module, ABC):
             "provides": sorted(
                 self.provides
                 | ({"decoder"} if self.codec.tunable else set())
-                | ({"classes"} if self.guidable else set())
+                | ({"classes"} if self.guidable and not self.classes else set())
             ),
             "best": self.best,
             "event_shape": list(self.event_shape),

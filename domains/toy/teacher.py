@@ -68,7 +68,7 @@ class Circle(ExactTeacher):
 
     @classmethod
     def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        return super().offers(arguments) | ({"classes"} if arguments.get("labelled") else set())
+        return super().offers(arguments) | ({"classes", "labels"} if arguments.get("labelled") else set())
 
     @property
     def id(self) -> str:

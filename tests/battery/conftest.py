@@ -157,7 +157,8 @@ def worlds() -> list[World]:
             continue
         for world in (World(domain, stage) for stage in config.groups()["stage"]):
             with suppress(UsageError):  # the stage of another domain
-                found += [world] if at_home(config.compose(world.words)[0]) else []
+                chosen = config.compose(world.words)[0]
+                found += [world] if at_home(chosen) and chosen.data._target_.split(".")[1] == domain else []
     return found
 
 

@@ -249,7 +249,7 @@ def test_a_split_that_makes_no_sense_is_one_sentence(settings, said):
 def test_a_split_by_class_needs_classes():
     with pytest.raises(ValueError, match="needs a teacher with such classes, .* has none: say student=copy"):
         Routed(2).make(gaussian(0.0, 1.0))
-    assert complaint("fit", *PLANE, "method=msd").startswith("Routed needs classes, which Gaussian and ToyData")
+    assert complaint("fit", *PLANE, "method=msd").startswith("Routed needs labels, which Gaussian and ToyData")
 
 
 # On from a finished student
