@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distillkit.errors import one_line
 from distillkit.runs import PARTIAL
 
 if TYPE_CHECKING:  # the command line reads yaml without torch
@@ -106,6 +108,36 @@ def _safely(path: str | Path, read: Callable[[Path], Any]) -> Any:
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}): copy it again; pickles are not read"
+        ) from None
+
+
+def read_checkpoint(path: str | Path, harmless: Sequence[Any], wanted: str) -> Any:
+    """The contents of a file of `torch.save` by others, read without running code from it.
+
+    Args:
+        path: the file, a pickle: PyTorch's restricted unpickler opens it.
+        harmless: what it may name besides plain data: classes, and pairs of a class and the name
+            for which it stands in.
+        wanted: the files that are read, for the error about a missing one.
+
+    Raises:
+        ValueError: it is missing or damaged, or reading it might run code.
+    """
+    import torch
+
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: give {wanted}")
+    try:
+        with torch.serialization.safe_globals([*harmless]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # of many kinds, for damaged files too
+        asked = re.search(r"GLOBAL (\S+) was not|unsupported GLOBAL (\S+)", str(error))
+        if asked is None:
+            raise ValueError(f"{path} cannot be read as plain tensors and settings ({one_line(error, 120)})") from None
+        raise ValueError(
+            f"{path} asks for {asked[1] or asked[2]}, which is no plain data, so that reading it could run code: where you "
+            f"trust it, save its state_dict and hyper_parameters alone, as plain tensors, dicts and lists"
         ) from None
 
 

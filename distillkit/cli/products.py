@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from argparse import SUPPRESS, Namespace
+from argparse import SUPPRESS, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -110,7 +110,7 @@ def _asked_to_sample(argv: Sequence[str]) -> Namespace:
     parser.add_argument("--clips", type=moved("--rollouts"), help=SUPPRESS)
     parser.add_argument(
         "--input",
-        type=Path,
+        type=place,
         metavar="PATH",
         help="of a student whose samples are made for what a file holds (photographs): a file, or a folder of them",
     )
@@ -133,6 +133,13 @@ def _asked_to_sample(argv: Sequence[str]) -> Namespace:
     if args.overlap is None:
         args.overlap = min(64, (args.tile or 0) // 4)
     return args
+
+
+def place(text: str) -> Path:
+    """The argparse type of a path; an empty one (an unset variable) would be this folder."""
+    if not text:
+        raise ArgumentTypeError("is empty: give a file or a folder, . for this one")
+    return Path(text)
 
 
 def _continuation(student: Student, args: Namespace) -> Continuation:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 import sys
-import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +23,7 @@ from torch import Tensor
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow
 from distillkit.errors import Arguments, Failure, exit_code, one_line
-from distillkit.files import fill_weights, write_text
+from distillkit.files import fill_weights, read_checkpoint, write_text
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.folder import CONFIG
 from domains.protein.proteina import CATH, FOLDS, ProteinaTransformer
@@ -50,6 +48,7 @@ OMEGACONF = ("dictconfig.DictConfig", "listconfig.ListConfig", "base.ContainerMe
 OMEGACONF += tuple(f"nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean"))
 HARMLESS = [(Inert, name) for name in ("typing.Any", *(f"omegaconf.{name}" for name in OMEGACONF))]
 HARMLESS += [defaultdict, dict, list, int]
+WANTED = "a checkpoint of Proteina"
 
 
 def convert(checkpoint: str | Path, folder: str | Path, cath: str | Path | None = None, longest: int = 256) -> Path:
@@ -69,7 +68,7 @@ def convert(checkpoint: str | Path, folder: str | Path, cath: str | Path | None 
     folder = Path(folder)
     if (folder / CONFIG).exists():
         raise ValueError(f"{folder} holds a teacher already: give another folder")
-    config, state = parts(read(checkpoint), checkpoint)
+    config, state = parts(read_checkpoint(checkpoint, HARMLESS, WANTED), checkpoint)
     target = config["model"]["target_pred"]
     network = build(config["model"]["nn"], target, state, checkpoint)
     fill_weights(network, state, checkpoint)
@@ -84,28 +83,6 @@ def convert(checkpoint: str | Path, folder: str | Path, cath: str | Path | None 
     if tables:
         write_text(folder / CATH, json.dumps(tables))
     return folder
-
-
-def read(path: str | Path) -> Any:
-    """The contents of a file of `torch.save`.
-
-    Raises:
-        ValueError: reading it might run code.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: give a checkpoint of Proteina")
-    try:
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # of many kinds, for damaged files too
-        asked = re.search(r"GLOBAL (\S+) was not|unsupported GLOBAL (\S+)", str(error))
-        if asked is None:
-            raise ValueError(f"{path} cannot be read as plain tensors and settings ({one_line(error, 120)})") from None
-        raise ValueError(
-            f"{path} asks for {asked[1] or asked[2]}, which is no plain data, so that reading it could run code: where you "
-            f"trust it, save its state_dict and hyper_parameters alone, as plain tensors, dicts and lists"
-        ) from None
 
 
 def parts(held: Any, source: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -186,7 +163,7 @@ def build(settings: dict[str, Any], target: str, state: dict[str, Tensor], sourc
 
 def read_cath(path: str | Path, sizes: list[int]) -> list[dict[str, int]]:
     """The tables from code to number of classes, architectures and topologies."""
-    held = read(path)
+    held = read_checkpoint(path, HARMLESS, WANTED)
     tables = [held.get(level) for level in "CAT"] if isinstance(held, dict) else [None]
     if not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"{path} does not hold the tables C, A and T of CATH codes")

@@ -42,9 +42,10 @@ FOREIGN: list[str] = []  # what --conf adds to every command line
 METHODS = config.groups()["method"]
 DOMAINS = config.groups()["domain"]
 TINY = ["network.width=16", "network.depth=2", "data.batch_size=32", "data.num_samples=256"]
-WORLDS = {  # where the law is known: the words for a small network on few data
+WORLDS = {  # where the law is known: the words for a small network on few data; else for small data
     "toy": TINY,
     "discrete": ["data=world", "teacher=potts", *TINY],
+    "lidar": ["data.num_full=160", "data.num_part=20", "data.batch_size=2"],
 }
 FEW = {"num_pairs": 256, "steps": 4, "guard": 200}  # of a class that takes such an argument, where no law is proved
 FEWER = {"num_pairs": 8, "steps": 4, "guard": 0}  # where a sample takes longer than on the plane

@@ -10,9 +10,7 @@ come as inert stand-ins. Anything else is refused.
 
 from __future__ import annotations
 
-import re
 import sys
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import DiscreteVarianceExploding
 from distillkit.diffusion.start import Start
 from distillkit.errors import Arguments, Failure, exit_code, one_line
-from distillkit.files import fill_weights
+from distillkit.files import fill_weights, read_checkpoint
 from distillkit.spec import bounded
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.folder import CONFIG
@@ -62,7 +60,7 @@ def convert(checkpoint: str | Path, folder: str | Path) -> Path:
     folder = Path(folder)
     if taken := [name for name in (CONFIG, refinement.CONFIG) if (folder / name).exists()]:
         raise ValueError(f"{folder} holds {taken[0]} already: give another folder")
-    held = read(checkpoint)
+    held = read_checkpoint(checkpoint, HARMLESS, "diff_net.ckpt or refine_net.ckpt of LiDiff")
     state, settings = weights(held, checkpoint), settings_of(held)
     size = settings("data", "resolution", 0.05)
     facts = {"id": Path(checkpoint).stem, "domain": "lidar", "license": LICENSE}
@@ -87,28 +85,6 @@ def convert(checkpoint: str | Path, folder: str | Path) -> Path:
     )
     teacher.best, teacher.provides = {"solver": "ddim", "steps": 50}, LiDiff.provides
     return teacher.save(folder, **facts)
-
-
-def read(path: str | Path) -> Any:
-    """The contents of a file of `torch.save`.
-
-    Raises:
-        ValueError: reading it might run code.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: give diff_net.ckpt or refine_net.ckpt of LiDiff")
-    try:
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # of many kinds, for damaged files too
-        asked = re.search(r"GLOBAL (\S+) was not|unsupported GLOBAL (\S+)", str(error))
-        if asked is None:
-            raise ValueError(f"{path} cannot be read as plain tensors and settings ({one_line(error, 120)})") from None
-        raise ValueError(
-            f"{path} asks for {asked[1] or asked[2]}, which is no plain data, so that reading it could run code: where you "
-            f"trust it, save its state_dict and hyper_parameters alone, as plain tensors, dicts and lists"
-        ) from None
 
 
 def weights(held: Any, source: Any) -> dict[str, Tensor]:

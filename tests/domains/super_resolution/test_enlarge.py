@@ -108,6 +108,7 @@ def test_seeds_and_tiles(sample, tmp_path):
         (["--input", "a.png", "-n", 3], "leave out -n, --cond and --rollouts"),
         (["--input", "a.png", "--tile", 64, "--overlap", 64], "have fewer than 4 of their own"),
         (["--input", "a.png", "--kappa", 2], "this student was not told kappa"),
+        (["--input", ""], "argument --input: is empty: give a file or a folder"),
         (["--input", "nowhere"], "nowhere is not a folder"),
         (["--input", "empty"], "empty holds no image that can be used"),
         (["--input", "a.png", "--out", "empty"], "empty exists already; give another place with --out"),
