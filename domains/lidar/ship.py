@@ -2,7 +2,7 @@
 
 python -m domains.lidar.ship --out domains/lidar/scenes
 
-It needs open3d (`pip install 'distillkit[threed]'`); nothing that runs later does.
+It needs open3d, which the extra `threed` brings; nothing that runs later does.
 """
 
 from __future__ import annotations

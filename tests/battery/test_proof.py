@@ -40,6 +40,8 @@ def distiller(method):
     made = tiny(method)
     if not isinstance(made.model, ScoreDistiller):
         pytest.skip("no fake score, so no fixed point of this kind")
+    if not hasattr(made.model.teacher, "mixture"):
+        pytest.skip("no law in closed form where it is at home: tests of its own prove it")
     if len(made.model.teacher.mixture.means) > 1:
         pytest.skip("it needs classes; its fixed points are in tests/methods/test_presets.py")
     made.model.student = ExactStudent(made.model.teacher, float(made.model.step_times[0]))
