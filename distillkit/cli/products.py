@@ -311,7 +311,7 @@ def to_safetensors(student: FewStepStudent, path: Path, trust: Sequence[str] = (
         config = json.loads(file.metadata()["student"])
         denoiser = from_spec(config["denoiser"], tuple(trust))
         denoiser.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
-    facts = ("times", "event_shape", "classes", "context", "renoise", "noise_scale")
+    facts = ("times", "event_shape", "classes", "context", "renoise", "noise_scale", "gamma")
     plain = {key: config[key] for key in facts if key in config}
     again = FewStepStudent(denoiser, **plain, codec=student.codec, examples=student.examples).eval()
     tolerance = 0.0 if merged is student else ROUNDING
@@ -346,9 +346,8 @@ def arguments(student: FewStepStudent, num: int, larger: int = 0, seed: int = 0)
         for axis in axes:
             side = cond[name].shape[axis]
             cond[name] = cond[name].index_select(axis, torch.arange(side + larger).clamp_max(side - 1))
-    draws = student.num_steps if student.renoise else 1
     shape = student.codec.shape(num, student.event_shape, cond)
-    noise = torch.randn((num, draws, *shape[1:]), generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn((num, student.draws, *shape[1:]), generator=torch.Generator().manual_seed(seed))
     return noise, *(cond[name] for name in inputs(student))
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from distillkit import checks
 from distillkit.spec import Recorded
 
+CLEAN = -1.0  # the level of the datum itself, below every process's times: alpha = 1, sigma = 0
+
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
     """Returns t, [B] or a scalar, shaped to broadcast against `like` [B, ...]."""
@@ -57,6 +59,26 @@ class Process(Recorded, ABC):
         """Noise-to-signal ratio `sigma(t) / alpha(t)`, the coordinate that all processes share."""
         return self.sigma(t) / self.alpha(t).clamp_min(1e-6)
 
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`(alpha, sigma)` at t, and (1, 0) at `CLEAN`."""
+        clean = t < 0
+        inside = torch.where(clean, self.t_min, t)
+        return torch.where(clean, 1, self.alpha(inside)), torch.where(clean, 0, self.sigma(inside))
+
+    def jump(self, x_t: Tensor, x_0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """`alpha_s x_0 + sigma_s (x_t - alpha_t x_0) / sigma_t`: DDIM's step (arXiv 2010.02502).
+
+        Args:
+            x_t: samples at level t, [B, ...].
+            x_0: what they are denoised to.
+            t, s: times, [B] or scalars; s may be `CLEAN`, where the step ends at x_0. The factors
+                are computed in their precision and cast to that of x_t.
+        """
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.scales(t), self.scales(s)
+        keep = sigma_s / sigma_t
+        keep, gain = (expand(factor, x_t).to(x_t.dtype) for factor in (keep, alpha_s - keep * alpha_t))
+        return keep * x_t + gain * x_0
+
     def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """`alpha(t) x_0 + sigma(t) eps`; x_0, eps: [B, ...]; t: [B] or scalar."""
         return expand(self.alpha(t), x_0) * x_0 + expand(self.sigma(t), x_0) * eps
@@ -70,18 +92,18 @@ class Process(Recorded, ABC):
 
         Args:
             x_s: samples at level s, [B, ...].
-            s, t: times, [B] or scalars; t at least s. The factors are computed in their precision
-                and cast to that of x_s.
+            s, t: times, [B] or scalars; t at least s, and s may be `CLEAN`. The factors are
+                computed in their precision and cast to that of x_s.
             eps: unit Gaussian noise, independent of x_s, like x_s.
 
         Raises:
             ValueError: t is before s. Times on a GPU are not checked, which would wait for the
                 device; the radicand is clamped at zero there.
         """
-        if t.device.type == s.device.type == "cpu" and bool((back := t < s * (1 - 1e-6)).any()):
+        if t.device.type == s.device.type == "cpu" and bool((back := t < s - s.abs() * 1e-6).any()):
             first, second = (u.expand_as(back)[back][0].item() for u in (s, t))
             raise ValueError(f"travel goes from a time to a noisier one, got s={first:g} and t={second:g}: swap them")
-        (alpha_s, sigma_s), (alpha_t, sigma_t) = ((self.alpha(u), self.sigma(u)) for u in (s, t))
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = self.scales(s), self.scales(t)
         still = alpha_s == alpha_t  # no signal is lost; without this 0 / 0 at pure noise
         gain = torch.where(still, 1, alpha_t) / torch.where(still, 1, alpha_s)
         carried = gain * sigma_s

@@ -7,11 +7,12 @@ sample at the last one. With one time each of them is a single call of the denoi
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from distillkit.diffusion.process import Process
+from distillkit.diffusion.process import CLEAN, Process
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor]
@@ -205,12 +206,20 @@ def pure_noise(process: Process, eps: Tensor, t: Tensor) -> Tensor:
     return process.sigma(t).to(eps.dtype) * eps
 
 
+Renoise = Literal["fresh", "implied", "first"]  # the noise of the student's steps after the first
+
+
+def draws(renoise: Renoise, steps: int) -> int:
+    """The number of draws of noise in one sample of a student with `steps` times."""
+    return steps if renoise == "fresh" else 1
+
+
 def few_step(
     denoise: Denoise,
     process: Process,
     times: Tensor,
     noise: Noise,
-    renoise: bool = True,
+    renoise: Renoise = "fresh",
     stop: int | None = None,
     start: Callable[[Tensor, Tensor], Tensor] | None = None,
     noise_scale: float = 1.0,
@@ -221,8 +230,9 @@ def few_step(
         denoise: the student, `(x_t, t) -> x_0`.
         times: [K] decreasing times; the student is called once at each.
         noise: `noise(i)` is a fresh Gaussian draw for step i, shaped like a sample.
-        renoise: true re-noises x_0 with fresh noise (consistency and DMD2 sampling); false with
-            the noise that the student implies (deterministic, DDIM-like).
+        renoise: `fresh` re-noises x_0 with new noise (consistency and DMD2 sampling); `implied`
+            with the noise that the student implies (deterministic, DDIM-like); `first` with that of
+            the first step again (few-step SiD, arXiv 2505.12674; RF++, arXiv 2405.20320).
         stop: the last step that is run (default all). Steps before carry no gradient: the backward
             simulation of DMD2 (arXiv 2405.14867 section 4.5) and few-step SiD (arXiv 2505.12674).
         start: `(eps, t) -> x`, the first input from unit noise; default `noise_scale sigma(t) eps`.
@@ -238,16 +248,48 @@ def few_step(
         t = times[i]
         if i == 0:
             x_t = start(noise(0), t) if start else noise_scale * pure_noise(process, noise(0), t)
+        elif renoise == "implied":
+            x_t = process.jump(x_t, x_0, times[i - 1], t).detach()
         else:
-            eps = noise_scale * noise(i) if renoise else _implied_noise(process, x_t, x_0, times[i - 1])
             alpha, sigma = _scales(process, t, x_0)
-            x_t = (alpha * x_0 + sigma * eps).detach()
+            x_t = (alpha * x_0 + sigma * noise_scale * noise(i if renoise == "fresh" else 0)).detach()
         with torch.set_grad_enabled(torch.is_grad_enabled() and i == stop):
             x_0 = denoise(x_t, t)
     return x_0, x_t
 
 
-def _implied_noise(process: Process, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
-    """The noise `(x_t - alpha x_0) / sigma` that a prediction x_0 at (x_t, t) implies."""
-    alpha, sigma = _scales(process, t, x_0)
-    return (x_t - alpha * x_0) / sigma
+def jump_steps(
+    denoise: Callable[[Tensor, Tensor, Tensor], Tensor],
+    process: Process,
+    times: Tensor,
+    noise: Noise,
+    gamma: float = 0.0,
+    start: Callable[[Tensor, Tensor], Tensor] | None = None,
+    noise_scale: float = 1.0,
+) -> Tensor:
+    """The gamma-sampler of students that are told where a jump ends (CTM, arXiv 2310.02279).
+
+    A step jumps to the level whose ratio sigma / alpha is `sqrt(1 - gamma^2)` times that of the
+    next time, and noises from there to the next time. With gamma = 0 the steps are jumps alone,
+    exact for an exact student; with gamma = 1 each jumps to the datum, as `few_step` with fresh
+    noise.
+
+    Args:
+        denoise: the student, `(x_t, t, end) -> x_0`: the jump to `end` is `process.jump` with it.
+        times: [K] decreasing times; the student is called once at each.
+        noise: `noise(i)` is a fresh Gaussian draw for step i; without gamma only that of step 0.
+        gamma: share of new noise, in [0, 1].
+        start, noise_scale: as in `few_step`.
+    """
+    x = start(noise(0), times[0]) if start else noise_scale * pure_noise(process, noise(0), times[0])
+    ends = [*times[1:], times.new_tensor(CLEAN)]
+    for i, (t, s) in enumerate(zip(times, ends, strict=True)):
+        end = s
+        if gamma == 1:
+            end = times.new_tensor(CLEAN)
+        elif gamma and s >= 0:
+            end = process.from_ratio((1 - gamma**2) ** 0.5 * process.ratio(s)).clamp(process.t_min, s)
+        x = process.jump(x, denoise(x, t, end), t, end)
+        if gamma and s >= 0:
+            x = process.travel(x, end, s, noise_scale * noise(i + 1))
+    return x

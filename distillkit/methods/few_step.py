@@ -12,6 +12,7 @@ from torch import Tensor
 from distillkit import capabilities, checks
 from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Cond, Denoiser
+from distillkit.diffusion.sampling import Renoise
 from distillkit.methods.base import Distiller
 from distillkit.students.few_step import FewStepStudent
 from distillkit.students.makers import Copy, Maker
@@ -34,8 +35,8 @@ class FewStepDistiller(Distiller):
             folder keeps the folder's times, unless other times or another number are given.
         t_init: the largest time; None means the level at which the teacher's sampling starts, or
             the first of `times`.
-        renoise: between steps, re-noise with fresh noise (true) or keep the noise that the student
-            implies (false). None means true, or the value of the folder that the student goes on
+        renoise: the noise between steps: `fresh`, the one that the student has `implied`, or the
+            `first` one again. None means fresh, or that of the folder that the student goes on
             from.
         kappa: guidance scale of the teacher, 1 = none. Some methods take a range `[low, high]`: the
             student is then conditioned on kappa, drawn for each sample in training, and samples
@@ -50,6 +51,8 @@ class FewStepDistiller(Distiller):
 
     requires = frozenset({"denoiser"})
     ranged = False  # whether kappa may be a range
+    tells = frozenset({"kappa"})  # what the method may tell its student
+    gamma: float | None = None  # new noise between the jumps of a student that is told their ends, see `jump_steps`
     renamed = {"network": "another network is student=fresh network=..., of the fake score fake_score=fresh"}
 
     def __init__(
@@ -59,7 +62,7 @@ class FewStepDistiller(Distiller):
         num_steps: int | None = None,
         times: list[float] | None = None,
         t_init: float | None = None,
-        renoise: bool | None = None,
+        renoise: Renoise | None = None,
         kappa: float | list[float] = 1.0,
         noise_scale: float = 1.0,
         **kwargs,
@@ -84,11 +87,17 @@ class FewStepDistiller(Distiller):
         times = times_of(teacher, num_steps, times, t_init)
         self.step_times = torch.tensor(times, dtype=torch.float64)  # no buffer, which half precision would round
         self.num_steps, self.noise_scale = len(times), noise_scale
-        self.renoise = brought.get("renoise", True) if renoise is None else renoise
+        self.renoise = brought.get("renoise", "fresh") if renoise is None else renoise
 
     def make_student(self) -> Denoiser:
         """The student's denoiser, conditioned on kappa if that is a range."""
-        return self.knowing_kappa(self.student_maker.make(self.teacher))
+        made = self.student_maker.make(self.teacher)
+        if strange := sorted(made.told.keys() - self.tells):
+            raise ValueError(
+                f"the student to go on from was told {' and '.join(strange)}, which {type(self).__name__} does not tell: take "
+                f"another student or method"
+            )
+        return self.knowing_kappa(made)
 
     def knowing_kappa(self, denoiser: Denoiser) -> Denoiser:
         """The denoiser, conditioned on kappa from now on if that is a range.
@@ -142,6 +151,7 @@ class FewStepDistiller(Distiller):
             start=teacher.start,
             codec=codec,
             continuation=teacher.continuation,
+            gamma=self.gamma,
         )
 
     def facts(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,18 @@ from torch import Tensor, nn
 from distillkit.codec import Codec
 from distillkit.devices import in_chunks
 from distillkit.diffusion.denoiser import Cond, Denoiser, check_facts, number, numbers
-from distillkit.diffusion.sampling import few_step
+from distillkit.diffusion.process import Process
+from distillkit.diffusion.sampling import Renoise, draws, few_step, jump_steps
 from distillkit.diffusion.start import Start
 from distillkit.files import load_weights
 from distillkit.progress import calls
 from distillkit.rollouts import Continuation
 from distillkit.spec import from_spec, named, to_spec
 from distillkit.students.base import MOST_STEPS, WEIGHTS, Student, check_origin, load_codec, refuse
+
+END = "end"  # the told condition of a student of jumps: where the jump ends
+SIDE = "side"  # the told condition of a student that also knows its own samples' trajectories: 0 for those of data
+EARLIER = {True: "fresh", False: "implied"}  # words of earlier folders
 
 
 class FewStepStudent(Student):
@@ -28,9 +33,11 @@ class FewStepStudent(Student):
         denoiser: `(x_t, t, cond) -> x_0`.
         times: decreasing times of the steps.
         event_shape, classes, context, codec, config, examples, continuation: as in `Student`.
-        renoise: between steps, fresh noise (true) or the noise that the student implies (false).
+        renoise: noise between steps, see `few_step`.
         noise_scale: factor on all noise that it draws, see `few_step`; training uses 1.
         start: the input of the first step; None means pure noise.
+        gamma: share of new noise in [0, 1], see `jump_steps`: of a student whose denoiser is told
+            the `end` of its jump. None for others.
     """
 
     def __init__(
@@ -39,7 +46,7 @@ class FewStepStudent(Student):
         times: Sequence[float],
         event_shape: Sequence[int],
         classes: dict[str, int] | None = None,
-        renoise: bool = True,
+        renoise: Renoise = "fresh",
         config: dict[str, Any] | None = None,
         context: Sequence[str] = (),
         noise_scale: float = 1.0,
@@ -47,11 +54,14 @@ class FewStepStudent(Student):
         codec: Codec | None = None,
         examples: Cond | None = None,
         continuation: Continuation | None = None,
+        gamma: float | None = None,
     ):
         super().__init__(event_shape, classes, context, codec, config, examples, continuation)
         self.denoiser, self._times = denoiser, list(times)
-        self.renoise, self.noise_scale, self.start = renoise, noise_scale, start or Start()
+        self.renoise, self.noise_scale, self.start, self.gamma = renoise, noise_scale, start or Start(), gamma
         self.start.check(denoiser.process, self.context)
+        if (END in denoiser.told) != (gamma is not None):
+            raise ValueError(f"a student has a gamma if it is told the end of its jumps, and only then, got {gamma}")
 
     @property
     def times(self) -> list[float]:
@@ -59,7 +69,13 @@ class FewStepStudent(Student):
 
     @property
     def told(self):
-        return {name: tuple(kind["range"]) for name, kind in self.denoiser.told.items() if "range" in kind}
+        numbers = {name: kind["range"] for name, kind in self.denoiser.told.items() if "range" in kind}
+        return {name: tuple(ends) for name, ends in numbers.items() if name != END}
+
+    @property
+    def draws(self) -> int:
+        """The number of draws of noise in one sample."""
+        return draws(self.renoise if self.gamma is None else "fresh" if self.gamma else "implied", self.num_steps)
 
     @property
     def weights(self) -> nn.Module:
@@ -83,16 +99,29 @@ class FewStepStudent(Student):
     def forward(self, noise: Tensor, cond: Cond | None = None, draw: Callable[[int], Tensor] | None = None) -> Tensor:
         """Map unit noise [B, *event_shape] to undecoded samples; `draw(i)` is step i's noise."""
         times, cond = torch.tensor(self.times, dtype=torch.float64, device=noise.device), cond or {}
-        x_0, _ = few_step(
+        process = self.denoiser.process
+        cond |= {name: noise.new_zeros(len(noise), dtype=torch.int64) for name in self.denoiser.told if name == SIDE}
+
+        def drawn(i: int) -> Tensor:
+            return noise if i == 0 else draw(i)
+
+        def begin(eps: Tensor, t: Tensor) -> Tensor:
+            return self.start(process, eps, t, cond, self.noise_scale)
+
+        def jumping(x: Tensor, t: Tensor, end: Tensor) -> Tensor:
+            return self.denoiser(x, t, {**cond, END: told_end(process, end, x)})
+
+        if END in self.denoiser.told:
+            return jump_steps(jumping, process, times, drawn, self.gamma, begin, self.noise_scale)
+        return few_step(
             lambda x, t: self.denoiser(x, t, cond),
-            self.denoiser.process,
+            process,
             times,
-            lambda i: noise if i == 0 else draw(i),
+            drawn,
             self.renoise,
-            start=lambda eps, t: self.start(self.denoiser.process, eps, t, cond, self.noise_scale),
+            start=begin,
             noise_scale=self.noise_scale,
-        )
-        return x_0
+        )[0]
 
     def sample(self, n=64, cond=None, seed=0, batch_size=1000, decode=True, kappa=None):
         cond = self.checked_condition(n, cond, kappa)
@@ -102,8 +131,7 @@ class FewStepStudent(Student):
         device = self.device
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
         draws = [
-            torch.randn(self.codec.shape(n, self.event_shape, cond), generator=generator)
-            for _ in range(self.num_steps if self.renoise else 1)
+            torch.randn(self.codec.shape(n, self.event_shape, cond), generator=generator) for _ in range(self.draws)
         ]
 
         def made(rows: slice) -> Tensor:
@@ -116,6 +144,7 @@ class FewStepStudent(Student):
 
     def facts(self):
         where = {} if self.start.pure else {"start": to_spec(self.start)}
+        where |= {} if self.gamma is None else {"gamma": self.gamma}
         return {
             **super().facts(),
             "times": self.times,
@@ -137,11 +166,13 @@ class FewStepStudent(Student):
             going_on = from_spec(config["continuation"], trust, home) if "continuation" in config else None
         check_facts(config, file, denoiser)
         check_origin(config, file)
-        times, scale = config["times"], config.get("noise_scale", 1.0)
+        times, scale, gamma = config["times"], config.get("noise_scale", 1.0), config.get("gamma")
+        renoise = EARLIER.get(config["renoise"], config["renoise"]) if _plain(config["renoise"]) else None
         falling = numbers(times) and all(a > b for a, b in zip(times, times[1:], strict=False))
         sound = {
             "times": falling and len(times) <= MOST_STEPS,
-            "renoise": isinstance(config["renoise"], bool),
+            "renoise": renoise in get_args(Renoise),
+            "gamma": gamma is None or number(gamma) and gamma <= 1,
             "noise_scale": number(scale),
             "start": start is None or isinstance(start, Start),
             "continuation": going_on is None or isinstance(going_on, Continuation),
@@ -155,11 +186,28 @@ class FewStepStudent(Student):
                 times,
                 config["event_shape"],
                 config.get("classes"),
-                config["renoise"],
+                renoise,
                 config,
                 config.get("context") or (),
                 scale,
                 start,
                 codec,
                 continuation=going_on,
+                gamma=gamma,
             )
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, bool | str)
+
+
+def told_end(process: Process, end: Tensor, x: Tensor) -> Tensor:
+    """The flow time of the end of a jump as a network is told it, [B]: 0 at the datum.
+
+    Args:
+        process: the noising process.
+        end: a time, scalar or [B]; `CLEAN` for the datum.
+        x: samples, [B, ...].
+    """
+    alpha, sigma = process.scales(end)
+    return (sigma / (alpha + sigma)).to(x.dtype).expand(len(x))

@@ -344,12 +344,12 @@ def test_deterministic_mode_is_ddim(name):
     draws, noise = noises(1)
     denoise, times = law(process).denoiser, process.from_ratio(f64(20, 2, 0.3))
     asked = []
-    found, _ = few_step(denoise, process, times, lambda i: asked.append(i) or noise(i), renoise=False)
+    found, _ = few_step(denoise, process, times, lambda i: asked.append(i) or noise(i), renoise="implied")
     torch.testing.assert_close(found, SOLVERS["ddim"](denoise, process, process.sigma(times[0]) * draws[0], times))
     assert asked == [0]
 
 
-@pytest.mark.parametrize("renoise", [True, False])
+@pytest.mark.parametrize("renoise", ["fresh", "implied", "first"])
 @pytest.mark.parametrize("stop", [0, 1, 2])
 def test_only_the_last_step_has_gradient(renoise, stop):
     process, (_, noise), used = PROCESSES["ve"], noises(3), []
@@ -417,6 +417,6 @@ def test_variance_of_modulated_samples_in_closed_form():
 def test_a_deterministic_student_draws_once_and_so_is_scaled_once():
     process, (_, noise) = PROCESSES["flow"], noises(1)
     denoise, times = law(process).denoiser, f64(0.9, 0.4, 0.1)
-    found, _ = few_step(denoise, process, times, noise, renoise=False, noise_scale=0.5)
-    expected, _ = few_step(denoise, process, times, noise, renoise=False, start=lambda eps, t: 0.5 * t * eps)
+    found, _ = few_step(denoise, process, times, noise, renoise="implied", noise_scale=0.5)
+    expected, _ = few_step(denoise, process, times, noise, renoise="implied", start=lambda eps, t: 0.5 * t * eps)
     torch.testing.assert_close(found, expected)

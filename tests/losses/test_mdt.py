@@ -354,9 +354,9 @@ def test_keeping_the_implied_noise_widens_even_the_exact_student(s):
         )
         return samples.std(correction=0).item() / s / z.std(correction=0).item()
 
-    assert ratio([1.0], False) == pytest.approx(1, abs=1e-9)
-    assert ratio([1.0, 0.5], False) == pytest.approx((1 + s) / math.sqrt(1 + s**2), abs=1e-9)
-    assert ratio([1.0, 0.5], True) == pytest.approx(1, abs=1e-9)
+    assert ratio([1.0], "implied") == pytest.approx(1, abs=1e-9)
+    assert ratio([1.0, 0.5], "implied") == pytest.approx((1 + s) / math.sqrt(1 + s**2), abs=1e-9)
+    assert ratio([1.0, 0.5], "fresh") == pytest.approx(1, abs=1e-9)
 
 
 # Training

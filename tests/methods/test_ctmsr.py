@@ -309,7 +309,7 @@ def test_a_folder_without_a_teacher_loads_and_samples_alike(tmp_path):
     cond = {"label": torch.tensor([0, 1, 1])}
     assert torch.equal(student.sample(3, cond, 7), model.eval().sample(cond, 3, 7))
     assert "teacher" not in student.config and student.config["method"] == "CTMSR"
-    assert student.renoise and student.num_steps == 2
+    assert student.renoise == "fresh" and student.num_steps == 2
 
 
 def test_the_codec_is_the_students():

@@ -144,9 +144,9 @@ reused = patched(test_score.test_the_fake_score_is_fitted_to_the_very_samples_of
 saved = partial(test_score.test_reuse_saves_one_rollout_in_every_cycle_but_the_first, SiD, 1)
 taken = partial(test_score.test_training_takes_the_steps_that_the_finished_student_takes, SiD)
 ROLLOUT = [
-    (ScoreDistiller.generate, "fresh noise whatever one says", "self.renoise", "True", taken),
+    (ScoreDistiller.generate, "fresh noise whatever one says", "self.renoise", '"fresh"', taken),
     (ScoreDistiller.generate, "one noise for all steps", "noise {i}", "noise 0", taken),
-    (FewStepDistiller.few_step_student, "a student that has fresh noise whatever one says", "self.renoise", "True", taken),
+    (FewStepDistiller.few_step_student, "a student that has fresh noise whatever one says", "self.renoise", '"fresh"', taken),
     (FewStepDistiller.few_step_student, "a student that starts a step late", "self.step_times.tolist()", "self.step_times.tolist()[1:]", taken),
     (ScoreDistiller.rollout, "the fake score told another step", "torch.full((len(x_g),), self.step", "torch.full((len(x_g),), 0", steps),
     (ScoreDistiller.rollout, "always the last step", "purpose, self.step,", "purpose, self.num_steps - 1,", first),

@@ -258,7 +258,7 @@ def test_a_split_by_class_needs_classes():
 @pytest.fixture
 def finished(tmp_path):
     """A student of two steps at times of its own, which keeps the noise that it implies."""
-    model = score(SiD, times=[40.0, 1.5], renoise=False)
+    model = score(SiD, times=[40.0, 1.5], renoise="implied")
     fit(model, 8)
     return model.export(tmp_path / "run" / "student").parent
 
@@ -267,7 +267,7 @@ def finished(tmp_path):
 def test_it_begins_as_the_student_that_it_goes_on_from(kind, finished):
     model = score(kind, FromFolder(str(finished)))
     expected = load_student(finished)
-    assert (model.num_steps, model.renoise, model.step_times.tolist()) == (2, False, [40.0, 1.5])
+    assert (model.num_steps, model.renoise, model.step_times.tolist()) == (2, "implied", [40.0, 1.5])
     for denoiser in (model.student, model.ema):
         assert same(dict(denoiser.state_dict()), dict(expected.denoiser.state_dict()))
     assert torch.equal(model.product().sample(6, seed=1), expected.sample(6, seed=1))
@@ -279,7 +279,7 @@ def test_it_begins_as_the_student_that_it_goes_on_from(kind, finished):
 def test_the_run_may_say_other_times(finished):
     maker = FromFolder(str(finished))
     assert score(maker=maker, num_steps=1).num_steps == 1
-    assert score(maker=maker, times=[30.0], renoise=True).renoise
+    assert score(maker=maker, times=[30.0], renoise="fresh").renoise == "fresh"
     assert score(maker=maker, num_steps=2, t_init=40.0).step_times.tolist() == [40.0, 1.5]
     with pytest.raises(ValueError, match="t_init=20.0 and times=.* contradict"):
         score(maker=maker, t_init=20.0)

@@ -27,7 +27,7 @@ from distillkit.teachers.folder import FolderTeacher
 CLASSES = {"label": 3}
 
 
-def student(times=(1.0, 0.6, 0.2), renoise=True, classes=None, process=None):
+def student(times=(1.0, 0.6, 0.2), renoise="fresh", classes=None, process=None):
     """A student with random weights, so that every sample depends on noise, time and class."""
     classes = CLASSES if classes is None else classes
     network, generator = MLP([2], width=8, depth=1, classes=classes), torch.Generator().manual_seed(0)
@@ -53,7 +53,7 @@ def edit(folder, change):
 
 
 @pytest.mark.parametrize("times", [(1.0,), (1.0, 0.6, 0.2)], ids=["one step", "three steps"])
-@pytest.mark.parametrize("renoise", [True, False])
+@pytest.mark.parametrize("renoise", ["fresh", "implied", "first"])
 @pytest.mark.parametrize("classes", [{}, CLASSES], ids=["plain", "classes"])
 def test_samples_come_back_bit_for_bit(times, renoise, classes, tmp_path):
     made = student(times, renoise, classes)
@@ -131,7 +131,7 @@ def test_samples_are_a_function_of_the_seed():
     assert torch.equal(one, made.sample(10, seed=1)) and not torch.equal(one, made.sample(10, seed=2))
 
 
-@pytest.mark.parametrize("renoise", [True, False])
+@pytest.mark.parametrize("renoise", ["fresh", "implied", "first"])
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 99])
 def test_chunks_change_nothing(batch_size, renoise):
     made, cond = student(renoise=renoise), {"label": torch.arange(10) % 3}
