@@ -55,7 +55,10 @@ class Consistency(FewStepDistiller):
             then jumps from any level to any (CTM, arXiv 2310.02279; TCD, arXiv 2402.19159).
         target: decay of the average that gives the target, in [0, 1); 0 is the student itself.
         distance, c: the distance and what counts as near, see `losses/consistency.py`.
-        weight: of a hop: `none`, or `hop`, one over its length in sigma / alpha (iCT, ECT).
+        weight: of a hop. `network`: the difference counts as one of the network's outputs at the far
+            end (`Denoiser.loss_weight`); without, what is learnt near the data, from which all the
+            rest follows, has no weight. `hop`: one over its length in sigma / alpha (iCT, ECT).
+            `none`: all alike.
         kappa: guidance scale of the teacher, or a range `[low, high]` of it.
         tell_kappa: whether a student of a range is told kappa. Without, it learns the mean (PCM).
         gan: weight of the adversarial loss, in which the target is real: both ends are noised to a
@@ -73,6 +76,11 @@ class Consistency(FewStepDistiller):
     requires = frozenset({"denoiser", "data"})
     ranged = True
     tells = frozenset({"kappa", END})
+    # The law of 64 hops is 0.035 and 0.002 away from the Gaussian's; of the mixture's there is no formula.
+    proof = {
+        "gaussian": {"std_error": 0.085, "correlation_error": 0.05},
+        "mixture": {"std_error": 0.05, "correlation_error": 0.05, "weight_error": 0.2},
+    }
 
     def __init__(
         self,
@@ -82,9 +90,9 @@ class Consistency(FewStepDistiller):
         segments: int | list[int] = 1,
         ends: Literal["edge", "any"] = "edge",
         target: float = 0.0,
-        distance: Distance = "huber",
+        distance: Distance = "square",
         c: float = 0.001,
-        weight: Literal["none", "hop"] = "none",
+        weight: Literal["network", "hop", "none"] = "network",
         kappa: float | list[float] = 1.0,
         tell_kappa: bool = True,
         gan: float = 0.0,
@@ -210,12 +218,18 @@ class Consistency(FewStepDistiller):
             inside = torch.where(s < 0, t, s)  # at the datum nothing is left to jump
             near = self.jump(self.student if self.target is None else self.target, x_s, inside, end, told)
             near = torch.where(expand(s == end, x_s), x_s, near)
-        weight = 1.0
-        if self.weight == "hop":
-            (alpha_t, sigma_t), (alpha_s, sigma_s) = process.scales(t), process.scales(s)
-            weight = 1 / (sigma_t / alpha_t - sigma_s / alpha_s)
         tops = torch.cat([edges.new_tensor([self.start]), edges])
-        return Ends(far, near, end, tops[torch.searchsorted(-tops, -edge) - 1], told, weight)
+        return Ends(far, near, end, tops[torch.searchsorted(-tops, -edge) - 1], told, self.weights(t, s))
+
+    def weights(self, t: Tensor, s: Tensor) -> Tensor | float:
+        """The weights of hops, [B], or 1."""
+        if self.weight == "none":
+            return 1.0
+        if self.weight == "network":
+            weight = self.student.loss_weight(t)
+            return weight if self.distance == "square" else weight.sqrt()
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (self.teacher.process.scales(u) for u in (t, s))
+        return 1 / (sigma_t / alpha_t - sigma_s / alpha_s)
 
     def between(self, low: Tensor, high: Tensor, u: Tensor) -> Tensor:
         """A level of the grid from low to high, each as likely, [B]; u is uniform in [0, 1)."""

@@ -32,6 +32,9 @@ class Table(nn.Module):
         num = len(levels)
         self.values = nn.Parameter(torch.zeros(num, num, 2, dtype=torch.float64))
 
+    def loss_weight(self, t):
+        return 1 + t.double()
+
     def place(self, t, end):
         """Indices of a level, and of an end; -1 stands for the datum."""
         alpha, sigma = self.process.scales(self.levels)
@@ -229,6 +232,8 @@ class OneWidth(Denoiser):
 
 
 class Wrapped(nn.Module):
+    """A table that is called through a function."""
+
     def __init__(self, table, call):
         super().__init__()
         self.table, self.call = table, call
@@ -238,6 +243,7 @@ class Wrapped(nn.Module):
 
     levels = property(lambda self: self.table.levels)
     values = property(lambda self: self.table.values)
+    loss_weight = property(lambda self: self.table.loss_weight)
 
 
 def solve_guided(model, batch, kappa):

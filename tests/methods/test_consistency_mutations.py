@@ -15,7 +15,6 @@ from distillkit.diffusion.process import Process
 from distillkit.diffusion.sampling import jump_steps
 from distillkit.losses.consistency import distance
 from distillkit.methods.consistency import Consistency
-from distillkit.students.few_step import told_end
 
 law, data_law = (
     partial(proofs.test_the_fixed_point_has_the_law_of_the_hops, "flow", kind) for kind in ("ddim", "data")
