@@ -53,8 +53,23 @@ def adaptive_weight(R: Tensor, power: float, floor: float, mask: Tensor | None =
 
 
 def span_weight(tau: Tensor, r: Tensor) -> Tensor:
-    """`1 + tan((1 - (tau - r)) pi / 2.5)`: TwinFlow's weight, 1 for the whole way, 4.08 for none."""
+    """TwinFlow's weight `1 + tan((1 - (tau - r)) pi / 2.5)`: 1 for the whole way, 4.08 for none."""
     return 1 + torch.tan((1 - (tau - r)) * math.pi / 2.5)
+
+
+def rectifying(own: Tensor, data: Tensor, clamp: float) -> Tensor:
+    """The direction that own samples descend in TwinFlow's rectification, [B, ...]; a constant.
+
+    It is `-clamp(own - data)`. As u is the start less the sample, u down is the sample up: fitting
+    u to `sg[u - clamp(own - data)]` moves the sample by `+ clamp(own - data)`. In denoised samples
+    that is `(D_data - D_own) / tau`, DMD's direction.
+
+    Args:
+        own, data: velocities of the trajectories of own samples and of data at the same noised
+            sample, [B, ...].
+        clamp: largest absolute value of an element.
+    """
+    return -(own - data).detach().clamp(-clamp, clamp)
 
 
 def weighted_pull(y: Tensor, push: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:

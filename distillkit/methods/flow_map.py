@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillkit import checks
 from distillkit.diffusion.denoiser import Cond, Denoiser
@@ -181,24 +181,26 @@ class FlowMap(FewStepDistiller):
 
     def chain(self, cond: Cond, x: Tensor, tau: Tensor, r: Tensor) -> Tensor:
         """The state at r after `order` jumps of the student from (x, tau)."""
-        level = tau
+        level, network = tau, self.student if self.target is None else self.target
         for k in range(self.order - 1, -1, -1):
             end = r + (tau - r) * (k / self.order)
-            u = self.average_velocity(cond, end)(x, level.clamp_min(self.low))
+            u = self.average_velocity(cond, end, network)(x, level.clamp_min(self.low))
             x, level = jump(x, level, end, u), end
         return x
 
     # Its parts
 
-    def average_velocity(self, cond: Cond, end: Tensor, **told: Tensor) -> Velocity:
-        """The student's velocity u of jumps to level `end` [B], in float32 at any precision.
+    def average_velocity(self, cond: Cond, end: Tensor, network: nn.Module | None = None) -> Velocity:
+        """The velocity u of jumps to level `end` [B], in float32 at any precision.
 
-        Differences of rounded numbers would be no derivatives.
+        Differences of rounded numbers would be no derivatives. The jumps are the student's, or
+        those of another `network`.
         """
+        network = self.student if network is None else network
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             with torch.autocast(x_t.device.type, enabled=False):
-                return self.student(x_t, t, {**cond, END: end, **told})
+                return network(x_t, t, {**cond, END: end})
 
         return flow_velocity(denoise, self.teacher.process)
 
@@ -234,9 +236,11 @@ class FlowMap(FewStepDistiller):
 
     def levels(self, num: int, purpose: str) -> Tensor:
         """Draws `num` levels tau within the student's range, [num]."""
-        process = self.teacher.process
-        t = self.student_times(self.rand(num, purpose), process)
-        share = (flow_time(process, t) - self.low) / (self.high - self.low)
+        return self.mapped(self.student_times(self.rand(num, purpose), self.teacher.process))
+
+    def mapped(self, t: Tensor) -> Tensor:
+        """The levels tau of times t of the process, mapped onto the student's range."""
+        share = (flow_time(self.teacher.process, t) - self.low) / (self.high - self.low)
         return self.low + (self.last - self.low) * share
 
     # Refusals before work starts
