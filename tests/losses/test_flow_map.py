@@ -123,13 +123,13 @@ def test_the_size_of_that_residual(delta):
     y = x - (1 - tau[:, None]) * MU
     expected = b_r / b_e * (1 - delta * growth(tau)[:, None] - b_e / b) * y / delta
     torch.testing.assert_close(by_hop(u, v(x, tau), x, tau, r, delta, 2), expected, rtol=1e-7, atol=1e-10)
-    assert expected.abs().max() < 5 * delta
+    assert expected.abs().max() < 8 * delta
 
 
 def test_a_hop_that_does_not_fit_ends_at_the_end():
     """Its residual is `u - v`: no jump is left behind it, and nothing is divided by zero."""
     u, v, x = (torch.randn(3, 2, dtype=torch.float64) for _ in range(3))
-    tau, r = f64(0.5, 0.505, 0.7), f64(0.5, 0.5, 0.69)
+    tau, r = f64(0.5, 0.505, 0.7), f64(0.5, 0.5, 0.693)
     hop = (tau - r).clamp_max(0.01)
     assert torch.equal(hop_residual(u, v, x, x + torch.nan, tau, r, hop), u - v)
 
@@ -174,7 +174,7 @@ MIDDLES = 0.02 + 0.98 * (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
 
 
 def slope_of_the_loss(probe, part, found=residual):
-    """d loss / d a at a = 0.1 of a map that is exact but for a probe: u + a h, with r = part tau."""
+    """d loss / d a at a = 0.1 of a map that is exact but for a probe, u + a h; r = part tau."""
     tau = MIDDLES.repeat(2)
     r = part * tau
     x = (1 - tau[:, None]) * MU + torch.cat([spread(MIDDLES), -spread(MIDDLES)])[:, None]

@@ -15,8 +15,6 @@ from distillkit import load_student
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.flow import flow_time, flow_velocity, noised
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
-from distillkit.diffusion.times import LogNormal
-from distillkit.losses.mdt import residual
 from distillkit.methods.flow_map import FlowMap
 from distillkit.methods.mdt_dist import MDTDist
 from distillkit.networks.dit import DiT
@@ -207,7 +205,7 @@ def test_clamp_and_span_weight_reach_the_loss():
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_levels_and_ends(process):
-    """`low <= r <= tau <= last`: first those with r = tau, last those with r = 0, else two draws."""
+    """`low <= r <= tau <= last`: first come r = tau, last r = 0, between them two draws."""
     model = FlowMap(neural(process), instant=0.25, whole=0.125)
     ends = torch.tensor([process.t_min, float(model.step_times[0])], dtype=torch.float64)
     low, last = flow_time(process, ends).tolist()
@@ -222,11 +220,17 @@ def test_levels_and_ends(process):
     assert torch.equal(r[between], torch.minimum(one, other)[between])
 
 
-def test_the_default_law_is_the_papers_logit_normal():
-    model = FlowMap(neural(RectifiedFlow(t_min=1e-6)))
+@pytest.mark.parametrize("t_init", [None, 2.0])
+def test_levels_are_the_papers_logit_normal_mapped_onto_the_students_range(t_init):
+    """In tau: the median is as far along this range as sigmoid(-0.4) along the process's."""
+    model = FlowMap(neural(), t_init=t_init)
     levels = model.levels(20_000, "tau")
-    assert torch.special.logit(levels).mean().item() == pytest.approx(-0.4, abs=0.03)
-    assert torch.special.logit(levels).std().item() == pytest.approx(1.0, abs=0.03)
+    share = (torch.sigmoid(f64(-0.4)).item() - model.low) / (model.high - model.low)
+    last = 2 / 3 if t_init else 80 / 81
+    assert levels.median().item() == pytest.approx(model.low + (last - model.low) * share, abs=0.005)
+    assert levels.max() <= last
+    if t_init is None:
+        assert torch.special.logit(levels).std().item() == pytest.approx(1.0, abs=0.03)
 
 
 def test_shares_of_small_batches_are_right_on_average():

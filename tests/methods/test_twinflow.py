@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import BATCH, PROCESSES, f64, gaussian, neural, sigma_points
 from losses.test_flow_map import average, spread
-from methods.test_flow_map import M, S, Map
+from methods.test_flow_map import M, Map, S
 from torch import nn
 
 from distillkit import load_student
@@ -92,9 +92,9 @@ def test_the_rows_of_the_map(process):
 
 
 def test_what_each_row_is_told():
-    """The map: side 0 and its end; own samples: side 1, told their level; the judges: both sides."""
+    """The map: side 0, its end; own samples: side 1, their level; the judges: both sides."""
     model = awake()
-    cond, (tau, r, _) = model.condition(BATCH), model.spans(6)
+    _, r, _ = model.spans(6)
     seen = seen_by(model, lambda: model.student_loss(BATCH))
     sides = [(told[SIDE].unique().tolist(), len(told[END]), graded) for told, graded in seen]
     assert sides == [
@@ -110,7 +110,12 @@ def test_what_each_row_is_told():
     assert torch.equal(ends[0], r) and torch.equal(ends[2], r) and ends[3].eq(0).all()
     assert torch.equal(ends[4], model.levels(2, "own tau"))
     assert torch.equal(ends[5], model.levels(2, "judge tau")) and torch.equal(ends[6], ends[5])
-    assert torch.equal(seen[0][0]["label"], cond["label"][:6]) and torch.equal(seen[3][0]["label"], cond["label"][6:])
+
+
+def test_the_rows_keep_their_conditions():
+    model, labels = awake(), torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
+    seen = seen_by(model, lambda: model.student_loss({**BATCH, "label": labels}))
+    assert torch.equal(seen[0][0]["label"], labels[:6]) and torch.equal(seen[3][0]["label"], labels[6:])
 
 
 def test_the_product_is_told_no_side(tmp_path):
