@@ -40,10 +40,14 @@ class TwinFlow(FlowMap):
         student_times: noise levels of the rows; None means uniform in tau.
         judge_times: noise levels at which one-step samples are judged; None means uniform in tau.
         whole, short, fake: shares of the rows; the rest are any.
-        rectify: weight of the rectification, on as many samples as there are fake rows.
+        rectify: weight of the rectification, on the samples of the fake rows.
+        rectify_start: the optimiser step from which it counts; before it the own side follows a
+            student that nothing but the flow map moves.
         judge: the velocity of data in the rectification: the student's `own`, as published, or the
             `teacher`'s, guided by kappa.
         rectify_clamp: largest absolute value of an element of the rectification's difference.
+        rectify_power: as `power`, of the rectification's own weight. 0.5 makes a difference of any
+            size about a unit long; 0 leaves it as it is, so that it ends where the sides agree.
         states: the states of the flow map are noised `data`, or the student's `own` one-step
             samples noised, which need no data.
         target_decay: the jumps behind a hop are those of an average of the student with this decay;
@@ -68,8 +72,10 @@ class TwinFlow(FlowMap):
         short: float = 0.25,
         fake: float = 0.25,
         rectify: float = 0.5,
+        rectify_start: int = 0,
         judge: Literal["own", "teacher"] = "own",
         rectify_clamp: float = 1.0,
+        rectify_power: float = 0.5,
         states: Literal["data", "own"] = "data",
         target_decay: float = 0.0,
         tangent: Literal["jvp", "quotient"] = "quotient",
@@ -86,6 +92,8 @@ class TwinFlow(FlowMap):
         checks.within(SHARE, short=short, fake=fake)
         checks.within(WEIGHTS, rectify=rectify)
         checks.positive(rectify_clamp=rectify_clamp)
+        checks.within("[0, 2]", rectify_power=rectify_power)
+        checks.whole(0, rectify_start=rectify_start)
         if whole + short + fake > 1:
             raise ValueError(f"whole={whole}, short={short} and fake={fake} are shares of a batch: together at most 1")
         if rectify and not fake:
@@ -99,6 +107,7 @@ class TwinFlow(FlowMap):
         if judge == "teacher" and velocity == "data":
             raise ValueError("velocity=data asks no teacher, judge=teacher does: choose one of them")
         self.judge_times, self.short, self.fake = judge_times, short, fake
+        self.rectify_start, self.rectify_power = rectify_start, rectify_power
         self.rectify, self.judge, self.rectify_clamp, self.states = rectify, judge, rectify_clamp, states
         super().__init__(
             teacher,
@@ -143,14 +152,15 @@ class TwinFlow(FlowMap):
         loss = 0.0
         if fake < num:
             with torch.no_grad():
-                x_0 = self.teacher.codec.encode(batch)[: num - fake] if self.states == "data" else None
-                x_0 = self.own_samples(num - fake, cond, "states") if x_0 is None else x_0
-            loss = (1 - fake / num) * self.matching(x_0, *self.spans(num - fake), cond)
+                own_states = self.states == "own"
+                x_0 = self.own_samples(num - fake, cond, "states") if own_states else self.teacher.codec.encode(batch)
+            loss = (1 - fake / num) * self.matching(x_0[: num - fake], *self.spans(num - fake), cond)
         if fake:
-            with torch.set_grad_enabled(bool(self.rectify)):
+            rectifies = self.rectify > 0 and self.global_step >= self.rectify_start
+            with torch.set_grad_enabled(rectifies):
                 x_g = self.own_samples(fake, own, "own")
             loss = loss + fake / num * self.own_side(x_g.detach(), own)
-            if self.rectify:
+            if rectifies:
                 loss = loss + self.rectify * self.rectification(x_g, own)
         return loss
 
@@ -175,7 +185,7 @@ class TwinFlow(FlowMap):
             data = self.ode_velocity(x, tau, cond) if teacher else self.average_velocity(cond, tau)(x, tau)
             push = rectifying(own, data, self.rectify_clamp)
             self.note("student/rectification", mean(push.square(), mask).sqrt())
-        return weighted_pull(x_g, push, adaptive_weight(push, self.power, self.floor, mask), mask)
+        return weighted_pull(x_g, push, adaptive_weight(push, self.rectify_power, self.floor, mask), mask)
 
     # Its parts
 

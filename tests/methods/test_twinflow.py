@@ -19,7 +19,7 @@ from distillkit.networks.mlp import MLP
 from distillkit.students.few_step import END, SIDE
 from distillkit.students.makers import Fresh
 
-PLAIN = {"power": 0.0, "clamp": None, "rectify_clamp": 100.0, "weigh_span": False}
+PLAIN = {"power": 0.0, "clamp": None, "rectify_clamp": 100.0, "rectify_power": 0.0, "weigh_span": False}
 QUARTERS = slice(0, 6), slice(6, 8)  # the rows of the map and the own ones, of eight
 
 
@@ -197,9 +197,21 @@ def test_the_loss_is_the_sum_of_its_parts():
     matched = model.matching(BATCH["data"][:6], *model.spans(6), real)
     x_g = model.own_samples(2, own, "own")
     sides = 0.75 * matched + 0.25 * model.own_side(x_g.detach(), own)
-    without.seed = awake().seed
     torch.testing.assert_close(without.student_loss(BATCH), sides)
     torch.testing.assert_close(whole, sides + 0.5 * model.rectification(x_g, own))
+
+
+@pytest.mark.parametrize("step", [0, 2, 3])
+def test_the_rectification_counts_from_its_start_on(step):
+    """Before that step the loss is that of the other rows, to the bit."""
+    start, losses = 3, []
+    for settings in ({"rectify_start": start}, {"rectify": 0.0}, {}):
+        model = awake(**settings)
+        model._trainer = SimpleNamespace(global_step=step, global_rank=0, world_size=1, accumulate_grad_batches=1)
+        model.log = lambda *args: None
+        losses.append(model.student_loss(BATCH))
+    late, without, both = losses
+    assert without != both and torch.equal(late, both if step >= start else without)
 
 
 def test_only_the_student_gets_gradient():
