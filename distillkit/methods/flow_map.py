@@ -64,7 +64,7 @@ class FlowMap(FewStepDistiller):
     requires = frozenset({"denoiser", "data"})
     ranged = True
     tells = frozenset({"kappa", END})
-    proof = {  # of the mixture after half the default run; what a residual misses is averaged over no samples
+    proof = {  # of the mixture what half the default run reached, with half its batch
         "gaussian": {"std_error": 0.05, "correlation_error": 0.05},
         "mixture": {"std_error": 0.12, "correlation_error": 0.06, "weight_error": 0.2},
     }
