@@ -55,9 +55,9 @@ class Consistency(FewStepDistiller):
             then jumps from any level to any (CTM, arXiv 2310.02279; TCD, arXiv 2402.19159).
         target: decay of the average that gives the target, in [0, 1); 0 is the student itself.
         distance, c: the distance and what counts as near, see `losses/consistency.py`.
-        weight: of a hop. `network`: the difference counts as one of the network's outputs at the far
-            end (`Denoiser.loss_weight`); without, what is learnt near the data, from which all the
-            rest follows, has no weight. `hop`: one over its length in sigma / alpha (iCT, ECT).
+        weight: of a hop. `network`: the difference counts as one of outputs of the network at the
+            far end (`Denoiser.loss_weight`); without, what is learnt near the data, from which all
+            the rest follows, hardly counts. `hop`: one over its length in sigma / alpha (iCT, ECT).
             `none`: all alike.
         kappa: guidance scale of the teacher, or a range `[low, high]` of it.
         tell_kappa: whether a student of a range is told kappa. Without, it learns the mean (PCM).
@@ -200,11 +200,8 @@ class Consistency(FewStepDistiller):
         """The ends of a random hop of each sample; only `far` has a gradient."""
         x_0, cond = self.teacher.codec.encode(batch), self.condition(batch)
         process, num = self.teacher.process, len(x_0)
-        kappa, told = self.kappa, cond
-        if self.kappa_range:
-            low, high = self.kappa_range
-            kappa = low + (high - low) * self.rand(num, f"{purpose} kappa")
-            told = {**cond, "kappa": kappa} if self.tell_kappa else cond
+        told = self.with_kappa(cond, num, f"{purpose} kappa")
+        kappa, told = told.get("kappa", self.kappa), told if self.tell_kappa else cond
         t, s = self.hops(self.rand(num, f"{purpose} hop"), process, self.start, self.done)
         edges = self.edges[min(int(len(self.parts) * self.done), len(self.parts) - 1)].to(t)
         edge = edge_below(t, edges)

@@ -132,6 +132,13 @@ class FewStepDistiller(Distiller):
     def null(self, cond: Cond) -> Cond:
         return self.teacher.null_condition(cond)
 
+    def with_kappa(self, cond: Cond, num: int, purpose: str) -> Cond:
+        """The conditions, with a kappa drawn for each of `num` samples if that is a range."""
+        if not self.kappa_range:
+            return cond
+        low, high = self.kappa_range
+        return {**cond, "kappa": low + (high - low) * self.rand(num, purpose)}
+
     # The product
 
     def product(self) -> FewStepStudent:

@@ -217,11 +217,7 @@ class FlowMap(FewStepDistiller):
 
     def told_condition(self, batch: dict[str, Tensor]) -> Cond:
         """The batch's conditions, with a kappa for each sample if that is a range."""
-        cond = self.condition(batch)
-        if not self.kappa_range:
-            return cond
-        low, high = self.kappa_range
-        return {**cond, "kappa": low + (high - low) * self.rand(len(next(iter(batch.values()))), "kappa")}
+        return self.with_kappa(self.condition(batch), len(next(iter(batch.values()))), "kappa")
 
     def spans(self, num: int) -> tuple[Tensor, Tensor, int]:
         """Draws tau and r for `num` samples, [num] each, and the number of those with r = tau.

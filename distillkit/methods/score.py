@@ -154,12 +154,9 @@ class ScoreDistiller(FewStepDistiller):
         has just followed the step that it judges. The conditioning names the step, for the fake
         score alone. All noise is multiplied by `noise_scale`.
         """
-        cond = self.condition(batch)
-        if self.kappa_range:
-            low, high = self.kappa_range
-            share = self.rand(len(next(iter(batch.values()))), f"{purpose} kappa")
-            cond = {**cond, "kappa": low + (high - low) * share}
-        shape = self.teacher.shape(len(next(iter(batch.values()))), cond)
+        num = len(next(iter(batch.values())))
+        cond = self.with_kappa(self.condition(batch), num, f"{purpose} kappa")
+        shape = self.teacher.shape(num, cond)
         with torch.no_grad():
             for k in range(self.randint(self.rollouts, ROW)):
                 made = self.generate(shape, cond, f"{purpose} {ROW} {k}", self.num_steps - 1, noise_scale)

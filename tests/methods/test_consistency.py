@@ -281,7 +281,7 @@ def step(**settings):
 
 def test_the_student_learns_at_the_far_end_alone():
     """The gradient is that of the distance to a constant, of one call of the student."""
-    model = step(distance="square")
+    model = step(distance="square", weight="none")
     found = torch.autograd.grad(model.student_loss(BATCH), list(model.student.parameters()))
     ends = model.hop_ends(BATCH, "student")
     assert ends.far.requires_grad and not ends.near.requires_grad
@@ -365,6 +365,16 @@ def test_a_weight_is_one_over_the_length_of_the_hop():
         torch.testing.assert_close(
             model.hop_ends(batch, "student").weight.double(), (1 / length).expand(4), rtol=1e-5, atol=0
         )
+
+
+@pytest.mark.parametrize("distance, power", [("square", 1.0), ("huber", 0.5), ("absolute", 0.5)])
+def test_the_network_s_weight_counts_differences_of_its_outputs(distance, power):
+    """`D = c_skip x + c_out F`, so F's difference is D's over c_out; a square's is squared."""
+    model = step(distance=distance)
+    t = torch.tensor([0.01, 0.5, 60.0])
+    sd = model.teacher.denoiser.sigma_data
+    c_out = t * sd / (t**2 + sd**2).sqrt()
+    torch.testing.assert_close(model.weights(t, t / 2), c_out ** (-2 * power))
 
 
 def test_segments_become_fewer_in_equal_parts_of_the_run():
