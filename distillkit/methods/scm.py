@@ -24,13 +24,14 @@ from distillkit.methods.adversarial import Discriminator
 from distillkit.methods.base import WEIGHTS, Adam
 from distillkit.methods.few_step import FewStepDistiller
 from distillkit.networks.blocks import sinusoids, zero
+from distillkit.students.makers import Copy
 from distillkit.teachers.base import Teacher
 
 PUBLISHED = 0.5  # the data's standard deviation for which sCM states its levels
 
 
 class LogVariance(nn.Module):
-    """A learned number for each angle, [B] to [B]: linear in sinusoids of its log ratio, zero at first."""
+    """A number for each angle, [B] to [B]: linear in sinusoids of its log ratio, zero at first."""
 
     def __init__(self, width: int = 64):
         super().__init__()
@@ -84,7 +85,7 @@ class TangentConsistency(FewStepDistiller):
         chain: int = 16,
         tangent_times: Times | None = None,
         tangent: trig.Tangent = "jvp",
-        delta: float = 5e-3,
+        delta: float = 2e-3,
         tangent_warmup: int = 1000,
         normaliser: Normaliser | None = "rms",
         prior: Literal["tan", "none"] = "tan",
@@ -128,8 +129,12 @@ class TangentConsistency(FewStepDistiller):
         """The needs of the base; states at data need data."""
         return super().needs(arguments) | ({"data"} if arguments.get("states", "data") == "data" else set())
 
+    def ask(self, **arguments: Any) -> None:
+        """Sets `requires` to the needs with the states, the kappa and these arguments."""
+        self.requires = self.needs({"kappa": self.kappa_range or self.kappa, "states": self.states, **arguments})
+
     def add_student(self, settings: Adam, student: Denoiser) -> None:
-        """Adds the role `student`, or gives it anew, with the log-variance head beside its network."""
+        """Adds the role `student`, or gives it anew, with the log-variance head beside it."""
         beside = {"log_variance": LogVariance()} if self.learns_log_variance else {}
         self.add_role("student", settings, student=student, **beside)
 
@@ -322,20 +327,29 @@ class SCM(TangentConsistency):
         super().__init__(teacher, **kwargs)
         checks.within(WEIGHTS, gan=gan)
         checks.within("[0, 1]", largest=largest)
-        self.requires |= self.needs({"states": self.states, "gan": gan})
+        self.ask(gan=gan)
         self.gan, self.largest, self.discriminator = gan, largest, discriminator
         self.gan_times = gan_times or LogNormal(-0.6, 1.0)
         if gan and discriminator.taps != "teacher":
-            raise ValueError(f"SCM has no fake score whose features heads could see: set model.discriminator.taps=teacher")
+            raise ValueError(
+                f"SCM has no fake score whose features heads could see: set model.discriminator.taps=teacher"
+            )
         self.add_student(student, self.make_student())
         if gan:
-            self.add_role("heads", heads, heads=discriminator.heads(teacher.denoiser))
+            if not hasattr(teacher.denoiser.network, "feature_channels"):  # an exact teacher
+                self.trunk = Copy().make(teacher).requires_grad_(False).eval()
+            self.add_role("heads", heads, heads=discriminator.heads(self.tapped))
         self.keep_ema()
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
         """The needs of the base; `gan` adds data and features."""
         return super().needs(arguments) | ({"data", "features"} if arguments.get("gan") else set())
+
+    @property
+    def tapped(self) -> Denoiser:
+        """Whose features the heads see: the teacher's, or of one without a network its copy's."""
+        return self.trunk if "trunk" in self._modules else self.teacher.denoiser
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
         loss = self.consistency(batch)
@@ -353,7 +367,7 @@ class SCM(TangentConsistency):
         if not self.discriminator.r1:
             return self.discriminator.discriminator_loss(fake, self.logits(x_0, cond, "heads gan", "real"))
         x_t, t = self.diffused(x_0, "heads gan", "real")
-        real, penalty = self.discriminator.penalised(self.heads, self.teacher.denoiser, x_t, t, cond)
+        real, penalty = self.discriminator.penalised(self.heads, self.tapped, x_t, t, cond)
         return self.discriminator.discriminator_loss(fake, real) + penalty
 
     def samples(self, batch: dict[str, Tensor], purpose: str) -> tuple[Tensor, Cond]:
@@ -371,7 +385,7 @@ class SCM(TangentConsistency):
     def logits(self, x_0: Tensor, cond: Cond, purpose: str, noise: str = "") -> Tensor:
         """The discriminator's logits of x_0 noised at random levels, [B, heads]."""
         x_t, t = self.diffused(x_0, purpose, noise)
-        return self.discriminator.logits(self.heads, self.teacher.denoiser, x_t, t, cond)
+        return self.discriminator.logits(self.heads, self.tapped, x_t, t, cond)
 
     def diffused(self, x_0: Tensor, purpose: str, noise: str = "") -> tuple[Tensor, Tensor]:
         """`(x_t, t)` at levels of `purpose`; other `noise` is other noise at the same levels."""
