@@ -5,6 +5,7 @@ With `states=trajectory` it is TBCM (arXiv 2511.20410), with `gan` SANA-Sprint (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -110,15 +111,10 @@ class TangentConsistency(FewStepDistiller):
         if sigma_data is not None:
             checks.positive(sigma_data=sigma_data)
         self.states, self.chain, self.tangent, self.delta = states, chain, tangent, delta
-        self.tangent_warmup, self.normaliser, self.prior, self.max_residual = (
-            tangent_warmup,
-            normaliser,
-            prior,
-            max_residual,
-        )
+        self.tangent_warmup, self.normaliser, self.prior = tangent_warmup, normaliser, prior
+        self.max_residual = max_residual
         self.sd = teacher.denoiser.sigma_data if sigma_data is None else sigma_data
-        moved = float(torch.tensor(self.sd / PUBLISHED).log())
-        self.tangent_times = tangent_times or LogNormal(-1.0 + moved, 1.4)
+        self.tangent_times = tangent_times or LogNormal(-1.0 + math.log(self.sd / PUBLISHED), 1.4)
         self.learns_log_variance = log_variance
         self.register_buffer("runaway", torch.zeros((), dtype=torch.int64))  # consecutive steps
         ends = torch.tensor([teacher.process.t_min, self.step_times[0]], dtype=torch.float64)
@@ -332,7 +328,7 @@ class SCM(TangentConsistency):
         self.gan_times = gan_times or LogNormal(-0.6, 1.0)
         if gan and discriminator.taps != "teacher":
             raise ValueError(
-                f"SCM has no fake score whose features heads could see: set model.discriminator.taps=teacher"
+                "SCM has no fake score whose features heads could see: set model.discriminator.taps=teacher"
             )
         self.add_student(student, self.make_student())
         if gan:
