@@ -74,7 +74,7 @@ TRIG = [
     (trig.exact_rate, "the sample's pace left out", "expand(pace, x) * dx", "dx", rate),
     (trig.quotient_rate, "one side alone", "(-delta, delta)", "(0, delta)", order),
     (trig.quotient_rate, "the sample stands still", "x + expand(way * pace, x) * dx", "x", order),
-    (trig.quotient_rate, "over one side", "(ahead - behind)", "ahead", order),
+    (trig.quotient_rate, "over one side", "ahead - behind", "ahead", order),
     (trig.quotient_rate, "beyond the end", ".clamp(low, high)", "", top),
     (trig.quotient_rate, "the value of the far side", "F_behind - expand(behind, x) * rate", "F_behind", top),
 ]  # fmt: skip
@@ -97,7 +97,7 @@ chain, cells = (
 )
 told = partial(test_scm.test_one_student_answers_every_kappa_it_is_told, {"states": "data"})
 mean, simulation = (
-    partial(test_rcm.test_dmds_gradient_on_the_mean_is_the_closed_one, 0.5, VE),
+    partial(test_rcm.test_dmds_gradient_on_the_mean_is_the_closed_one, VE, 0.5),
     test_rcm.test_the_simulation_goes_round_and_falls,
 )
 last = test_rcm.test_the_gradient_is_in_the_last_step_alone
