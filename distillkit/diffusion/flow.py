@@ -55,10 +55,22 @@ def difference_quotient(student: Velocity, x: Tensor, tau: Tensor, phi: Tensor, 
     return (phi - student(x - delta * v, tau - delta)) / delta
 
 
-def forward_derivative(student: Velocity, x: Tensor, tau: Tensor, v: Tensor) -> Tensor:
-    """Exact `dphi/dtau = d_tau phi + (grad_x phi) v` in one forward-mode pass, [B, ...].
+def value_and_derivative(
+    function: Velocity, at: tuple[Tensor, Tensor], towards: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """A function and its exact derivative in one forward-mode pass, [B, ...] each.
 
     Fused attention kernels have no forward-mode rule, so attention runs on PyTorch's plain maths.
+
+    Args:
+        function: of a state x [B, ...] and its level [B].
+        at: the state and the level.
+        towards: the direction of the derivative, like `at`.
     """
     with sdpa_kernel(SDPBackend.MATH):
-        return torch.func.jvp(student, (x, tau), (v, torch.ones_like(tau)))[1]
+        return torch.func.jvp(function, at, towards)
+
+
+def forward_derivative(student: Velocity, x: Tensor, tau: Tensor, v: Tensor) -> Tensor:
+    """Exact `dphi/dtau = d_tau phi + (grad_x phi) v` in one forward-mode pass, [B, ...]."""
+    return value_and_derivative(student, (x, tau), (v, torch.ones_like(tau)))[1]
