@@ -17,6 +17,7 @@ from distillkit.losses.flow_map import adaptive_weight, hop_residual, jump, span
 from distillkit.losses.mdt import residual
 from distillkit.losses.reduce import mean
 from distillkit.methods.base import Adam
+from distillkit.methods.derivatives import refuse_half_weights, try_forward_mode
 from distillkit.methods.few_step import FewStepDistiller
 from distillkit.students.few_step import END
 from distillkit.teachers.base import Teacher
@@ -246,11 +247,7 @@ class FlowMap(FewStepDistiller):
     # Refusals before work starts
 
     def setup(self, stage: str) -> None:
-        if self.trainer.precision in ("bf16-true", "16-true"):
-            raise ValueError(
-                f"{type(self).__name__} differentiates the student in its input, for which {self.trainer.precision} is too "
-                f"coarse: use 32-true or bf16-mixed"
-            )
+        refuse_half_weights(self)
         super().setup(stage)
 
     def check(self, data: Any) -> None:
@@ -261,15 +258,7 @@ class FlowMap(FewStepDistiller):
     def check_forward_mode(self, data: Any) -> None:
         """Raises ValueError if an operator of the student's network has no forward derivative."""
         batch = {name: value.to(self.device) for name, value in data.val[torch.arange(1)].items()}
-        x = self.teacher.codec.encode(batch)
+        x, cond = self.teacher.codec.encode(batch), self.told_condition(batch)
         tau = x.new_tensor([(self.low + self.last) / 2])
-        cond = self.condition(batch) | ({"kappa": x.new_tensor([self.kappa])} if self.kappa_range else {})
-        try:
-            with torch.no_grad():
-                forward_derivative(self.average_velocity(cond, tau / 2), x, tau, x)
-        except (NotImplementedError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"{type(self.student.network).__name__} has an operator without a forward derivative ({reason[:160]}): use "
-                f"model.tangent=quotient"
-            ) from error
+        velocity = self.average_velocity(cond, tau / 2)
+        try_forward_mode(self.student.network, lambda: forward_derivative(velocity, x, tau, x))

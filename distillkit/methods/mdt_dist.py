@@ -23,6 +23,7 @@ from distillkit.diffusion.times import Times
 from distillkit.losses.mdt import pull, residual, unit_tangent
 from distillkit.losses.reduce import mean
 from distillkit.methods.base import WEIGHTS, Adam
+from distillkit.methods.derivatives import refuse_half_weights, try_forward_mode
 from distillkit.methods.few_step import KAPPAS, FewStepDistiller
 from distillkit.teachers.base import Teacher
 
@@ -188,9 +189,13 @@ class MDTDist(FewStepDistiller):
         return start + (self.last - start) * share
 
     def setup(self, stage: str) -> None:
-        if self.trainer.precision in ("bf16-true", "16-true"):
-            raise ValueError(
-                f"MDTDist differentiates the student in its input, for which {self.trainer.precision} is too coarse: "
-                f"use 32-true or bf16-mixed"
-            )
+        refuse_half_weights(self)
         super().setup(stage)
+
+    def check(self, data) -> None:
+        super().check(data)
+        if self.tangent == "jvp":
+            batch = {name: value.to(self.device) for name, value in data.val[torch.arange(1)].items()}
+            x, velocity = self.teacher.codec.encode(batch), self.average_velocity(self.condition(batch))
+            tau = x.new_tensor([(self.first + self.last) / 2])
+            try_forward_mode(self.student.network, lambda: forward_derivative(velocity, x, tau, x), "fd")

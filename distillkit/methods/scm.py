@@ -23,6 +23,7 @@ from distillkit.losses.reduce import mean
 from distillkit.losses.tangent import Normaliser, normalised, residual, tangent_loss
 from distillkit.methods.adversarial import Discriminator
 from distillkit.methods.base import WEIGHTS, Adam
+from distillkit.methods.derivatives import refuse_half_weights, try_forward_mode
 from distillkit.methods.few_step import FewStepDistiller
 from distillkit.networks.blocks import sinusoids, zero
 from distillkit.students.makers import Copy
@@ -185,7 +186,7 @@ class TangentConsistency(FewStepDistiller):
     def at_data(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Cond]:
         """Noised data at random levels."""
         x_0 = self.teacher.codec.encode(batch)
-        cond, tau = self.knowing(self.condition(batch), len(x_0)), self.levels(len(x_0))
+        cond, tau = self.with_kappa(self.condition(batch), len(x_0), "kappa"), self.levels(len(x_0))
         x = trig.noised(x_0, tau, self.randn(x_0.shape, "eps"), self.sd)
         return x, tau, self.velocity(x, tau, cond), cond
 
@@ -197,7 +198,7 @@ class TangentConsistency(FewStepDistiller):
         """
         process, start = self.teacher.process, self.step_times[0]
         num = len(next(iter(batch.values())))
-        cond = self.knowing(self.condition(batch), num)
+        cond = self.with_kappa(self.condition(batch), num, "kappa")
         eps = self.randn(self.teacher.shape(num, cond), "eps")
         edges = trig.angle(process, process.grid(self.chain, float(start)), self.sd).to(eps)
         share = self.rand(num * (self.chain - 1), "tau").reshape(self.chain - 1, num).to(eps)
@@ -227,13 +228,6 @@ class TangentConsistency(FewStepDistiller):
         t = self.tangent_times(self.rand(num, "tau"), self.teacher.process)
         return trig.angle(self.teacher.process, t, self.sd).clamp(self.low, self.high)
 
-    def knowing(self, cond: Cond, num: int) -> Cond:
-        """The conditioning, with a random kappa for each sample if that is a range."""
-        if not self.kappa_range:
-            return cond
-        low, high = self.kappa_range
-        return {**cond, "kappa": low + (high - low) * self.rand(num, "kappa")}
-
     # Refusals
 
     def watch(self, size: Tensor) -> None:
@@ -257,33 +251,20 @@ class TangentConsistency(FewStepDistiller):
             )
 
     def setup(self, stage: str) -> None:
-        if self.trainer.precision in ("bf16-true", "16-true"):
-            raise ValueError(
-                f"{type(self).__name__} differentiates the student in its input, for which {self.trainer.precision} is too "
-                f"coarse: use 32-true or bf16-mixed"
-            )
+        refuse_half_weights(self)
         super().setup(stage)
         if stage == "fit" and self.tangent == "jvp":
-            self.try_forward_mode(self.trainer.datamodule.train[torch.arange(1)])
+            self.check_forward_mode(self.trainer.datamodule.train[torch.arange(1)])
 
-    @torch.no_grad()
-    def try_forward_mode(self, batch: dict[str, Tensor]) -> None:
+    def check_forward_mode(self, batch: dict[str, Tensor]) -> None:
         """Differentiates the student once in forward mode, at the conditions of one sample.
 
         Raises:
             ValueError: one of its operators has no such derivative.
         """
-        cond = self.condition(batch)
-        if self.kappa_range:
-            cond = {**cond, "kappa": torch.tensor([self.kappa])}
+        cond = self.with_kappa(self.condition(batch), 1, "kappa")
         x, tau = torch.zeros(self.teacher.shape(1, cond)), torch.tensor([(self.low + self.high) / 2])
-        try:
-            self.rate(x, tau, torch.ones_like(x), cond)
-        except (NotImplementedError, RuntimeError) as error:
-            raise ValueError(
-                f"{type(self.student.network).__name__} has no derivative in forward mode, which tangent=jvp needs "
-                f"({str(error).splitlines()[0][:120]}): set model.tangent=quotient"
-            ) from error
+        try_forward_mode(self.student.network, lambda: self.rate(x, tau, torch.ones_like(x), cond))
 
 
 class SCM(TangentConsistency):
@@ -370,7 +351,7 @@ class SCM(TangentConsistency):
         """One-call samples of the student for the discriminator, and their conditioning."""
         process, start = self.teacher.process, self.step_times[0]
         x_0 = self.teacher.codec.encode(batch)
-        cond, eps = self.knowing(self.condition(batch), len(x_0)), self.randn(x_0.shape, f"{purpose} x")
+        cond, eps = self.with_kappa(self.condition(batch), len(x_0), "kappa"), self.randn(x_0.shape, f"{purpose} x")
         t = self.tangent_times(self.rand(len(x_0), f"{purpose} x t"), process).clamp_max(float(start))
         noise = self.rand(len(x_0), f"{purpose} x largest") < self.largest
         x_t = torch.where(

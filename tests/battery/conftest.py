@@ -126,8 +126,9 @@ def families(asked: tuple[str, ...] = ()) -> dict[type, Case]:
     """
     found: dict[type, list[Case]] = defaultdict(list)
     kinds = {case.kind for case in cases(asked)}
-    # Pairs for a reward take twice the samples, so a class that makes them stands for no other.
-    for case in sorted(cases(asked), key=lambda case: "reward" in case.kind.requires):
+    # Pairs for a reward take twice the samples, so a class that makes them stands for no other; of
+    # the others a plain one does.
+    for case in sorted(cases(asked), key=lambda case: ("reward" in case.kind.requires, len(case.kind.__mro__))):
         found[next(base for base in case.kind.__mro__ if base not in kinds)].append(case)
     above = {base for base in found for other in found if other is not base and issubclass(other, base)}
     return {base: of[0] for base, of in found.items() if len(of) > 1 or base not in above}

@@ -377,7 +377,7 @@ def test_a_network_without_forward_mode_is_refused_before_work_starts():
         model = FlowMap(neural(), student_maker=Fresh(kind) if kind else None, tangent=tangent, kappa=[1.0, 2.0])
         if refused:
             with pytest.raises(
-                ValueError, match="Stubborn has an operator without a forward derivative .*tangent=quotient"
+                ValueError, match="Stubborn has an operator without a derivative in forward mode .*tangent=quotient"
             ):
                 model.check_forward_mode(some)
         elif tangent == "jvp":
