@@ -118,7 +118,7 @@ class Streets(LidarData):
     """
 
     def load(self) -> Parts:
-        return self.parts(*(streets.load(part, self.seed) for part in ("train", "val", "test")))
+        return self.parts(*(streets.kept(part, self.seed) for part in ("train", "val", "test")))
 
 
 class Scans(LidarData):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +49,12 @@ class Panorama(NamedTuple):
         """The returns as points, beam by beam."""
         seen = self.ranges > 0
         return Scan(back_project(self.ranges, self.elevations)[seen], self.reflectance[seen], seen.nonzero()[:, 0])
+
+
+@lru_cache(len(PARTS))
+def kept(part: str, seed: int = 0) -> tuple[View, ...]:
+    """The views of `load`, made once in a process; their tensors are nobody's to change."""
+    return tuple(load(part, seed))
 
 
 def load(part: str, seed: int = 0) -> list[View]:

@@ -45,7 +45,10 @@ TINY = ["network.width=16", "network.depth=2", "data.batch_size=32", "data.num_s
 WORLDS = {  # where the law is known: the words for a small network on few data; else for small data
     "toy": TINY,
     "discrete": ["data=world", "teacher=potts", *TINY],
-    "lidar": ["data.num_full=160", "data.num_part=20", "data.batch_size=2"],
+    "lidar": [
+        *("data.num_full=160", "data.num_part=20", "data.batch_size=2", "student=fresh", "fake_score=fresh"),
+        *("network.cell=1.6", "network.bins=2", "network.channels=8", "network.width=16"),
+    ],
 }
 FEW = {"num_pairs": 256, "steps": 4, "guard": 200}  # of a class that takes such an argument, where no law is proved
 FEWER = {"num_pairs": 8, "steps": 4, "guard": 0}  # where a sample takes longer than on the plane

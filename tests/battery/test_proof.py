@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -97,19 +98,24 @@ def default_run(kind: type[Distiller], folder: Path, *words: str) -> dict[str, f
 
 
 def measured(kind: type[Distiller], folder: Path, evaluator: Any) -> dict[str, float]:
-    """The evaluator on 20,000 samples; of a teacher the best of its solvers by the headline."""
+    """The evaluator on 20,000 samples; of a teacher the best of its solvers by the headline.
+
+    The energy, which no proof asks for, would take the distances of all pairs of them.
+    """
     num, seed = 20_000, 1234
     if (folder / "student").is_dir():
-        return evaluator(load_student(folder).sample(num, {}, seed), {})
-    teacher, steps = FolderTeacher(str(folder / "teacher")), kind.proof_steps
-    choices = teacher.few_step_choices(steps) if steps else [(None, None)]
-    found = [evaluator(teacher.generate(num, {}, seed, *choice), {}) for choice in choices]
-    return min(found, key=lambda metrics: metrics[evaluator.headline])
+        made = [load_student(folder).sample(num, {}, seed)]
+    else:
+        teacher, steps = FolderTeacher(str(folder / "teacher")), kind.proof_steps
+        choices = teacher.few_step_choices(steps) if steps else [(None, None)]
+        made = [teacher.generate(num, {}, seed, *choice) for choice in choices]
+    with patch("distillkit.evaluation.metrics.energy_distance", return_value=0.0):
+        return min((evaluator(samples, {}) for samples in made), key=lambda metrics: metrics[evaluator.headline])
 
 
 # Batches a quarter as large reach the same bounds. Of `mdt_dist` they do not (std_error 0.11), and
 # half the steps are too few for `dmd` (std_error 0.057) and `lsd` (correlation_error 0.076).
-QUICKER = dict.fromkeys(("dmd", "pretrain"), ("data.batch_size=256",))
+QUICKER = dict.fromkeys(("dmd", "pretrain", "reflow"), ("data.batch_size=256",))
 
 
 def on_the_plane(case: Case) -> None:

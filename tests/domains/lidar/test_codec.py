@@ -38,7 +38,9 @@ def test_what_is_no_refinement_is_refused(tmp_path):
 
 def test_a_student_keeps_its_refinement(refinement, tmp_path):
     words = ["fit", "domain=lidar", "method=dmd", f"vars.codec.refine={refinement}", "data.held_out=2"]
-    words += ["trainer.max_steps=2", "vars.callbacks.finish.num_samples=2", "--out", tmp_path / "run"]
+    words += ["data.num_full=160", "data.num_part=20", "data.batch_size=1"]
+    words += ["trainer.max_steps=2", "vars.callbacks.finish.num_samples=2"]
+    words += ["vars.callbacks.finish.pictures=false", "--out", tmp_path / "run"]
     run = Command(*words)
     assert run.wait(300) == 0, run.stderr
     said = yaml.safe_load((tmp_path / "run" / "student" / "student.yaml").read_text())
