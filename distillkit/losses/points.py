@@ -158,7 +158,10 @@ def nearest(points: Tensor, y: Tensor, num: int = 1, mask: Tensor | None = None)
         offset = torch.where(mask[:, None], offset, math.inf)
     for rows in _chunks(points.shape[1], y.shape[0] * y.shape[1]):
         squares = torch.baddbmm(offset, points[:, rows], y.mT, alpha=-2)
-        found.append(squares.topk(min(num, y.shape[1]), largest=False).indices)
+        if num == 1:  # on a CPU `topk` takes twice as long
+            found.append(squares.min(-1, keepdim=True).indices)
+        else:
+            found.append(squares.topk(min(num, y.shape[1]), largest=False).indices)
     return torch.cat(found, 1)
 
 

@@ -206,8 +206,9 @@ def check_nearest(offset=5_000.0):
     y = (draw(2, 300, 3) * 0.1 + offset).float()
     x = (draw(2, 200, 3, seed=1) * 0.1 + offset).float()
     exact = (x[:, :, None].double() - y[:, None].double()).norm(dim=-1)
-    found = nearest(x, y, 3)
-    torch.testing.assert_close(exact.gather(2, found), exact.sort(-1).values[..., :3], rtol=0, atol=0)
+    for num in (1, 3):
+        found = nearest(x, y, num)
+        torch.testing.assert_close(exact.gather(2, found), exact.sort(-1).values[..., :num], rtol=0, atol=0)
 
 
 def test_the_nearest_are_the_nearest_far_from_the_origin_too():
@@ -364,7 +365,8 @@ MUTATIONS = [
     (smallest_eigenvalue, "the middle one", "2 * math.pi / 3", "4 * math.pi / 3", check_curvature),
     (smallest_eigenvalue, "the trace for its third", ".mean(-1)", ".sum(-1)", check_curvature),
     (nearest, "in single precision", "points.double(), y.double(), []", "points, y, []", check_nearest),
-    (nearest, "the furthest", "largest=False", "largest=True", squares),
+    (nearest, "the furthest", "squares.min(", "squares.max(", squares),
+    (nearest, "the furthest of several", "largest=False", "largest=True", check_nearest),
     (nearest, "the sign of the products", "alpha=-2", "alpha=2", check_nearest),
     (nearest, "the offset left out", "y.square().sum(-1)[:, None]", "0 * y.square().sum(-1)[:, None]", squares),
     (nearest, "the first rows again", "points[:, rows]", "points[:, : rows.stop - rows.start]", check_chunks),
