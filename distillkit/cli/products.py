@@ -313,6 +313,8 @@ def to_safetensors(student: FewStepStudent, path: Path, trust: Sequence[str] = (
         denoiser.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
     facts = ("times", "event_shape", "classes", "context", "renoise", "noise_scale", "gamma")
     plain = {key: config[key] for key in facts if key in config}
+    if "start" in config:
+        plain["start"] = from_spec(config["start"], tuple(trust))
     again = FewStepStudent(denoiser, **plain, codec=student.codec, examples=student.examples).eval()
     tolerance = 0.0 if merged is student else ROUNDING
     return _difference(path, *(one.sample(8, decode=False) for one in (student, again)), tolerance)

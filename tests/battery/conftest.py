@@ -268,7 +268,14 @@ def few(case: Case, numbers: Mapping[str, int] = FEW) -> list[str]:
 def small(case: Case) -> list[str]:
     """The words of a run of a class that takes seconds, in the domain where it is the default."""
     where = plane(case.method) if case.domain == "toy" else [f"domain={case.domain}", f"method={case.method}"]
-    return [*where, *WORLDS.get(case.domain, ["data.batch_size=4"]), *few(case)]
+    return [*where, *WORLDS.get(case.domain, ["data.batch_size=4"]), *few(case), *early(where)]
+
+
+def early(where: list[str]) -> list[str]:
+    """Words that let every role of a class train from the first step."""
+    arguments = compose(*where)["model"]["init_args"]
+    late = [name for name, value in arguments.items() if isinstance(value, dict) and value.get("start")]
+    return [f"model.{name}.start=0" for name in late if isinstance(arguments[name]["start"], int)]
 
 
 def tiny(case: Case | str, *words: str, seed: int = 0) -> SimpleNamespace:
