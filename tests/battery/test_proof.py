@@ -113,8 +113,9 @@ def measured(kind: type[Distiller], folder: Path, evaluator: Any) -> dict[str, f
         return min((evaluator(samples, {}) for samples in made), key=lambda metrics: metrics[evaluator.headline])
 
 
-# Batches a quarter (of `consistency` half) as large reach the same bounds. Of `mdt_dist` they do not (std_error 0.11), and
-# half the steps are too few for `dmd` (std_error 0.057) and `lsd` (correlation_error 0.076).
+# Batches half or a quarter as large reach the same bounds. Of `mdt_dist` they do not (std_error
+# 0.11), and half the steps are too few for `dmd` (std_error 0.057) and `lsd` (correlation_error
+# 0.076).
 QUICKER = dict.fromkeys(("consistency", "dmd", "pretrain", "reflow"), ("data.batch_size=256",))
 
 
