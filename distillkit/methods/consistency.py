@@ -125,6 +125,10 @@ class Consistency(FewStepDistiller):
             raise ValueError("hop=data has no teacher to guide: leave model.kappa at 1")
         if ends == "any" and not isinstance(hops or Grid(), Grid):
             raise ValueError(f"ends=any takes levels of a grid, {type(hops).__name__} has none: give model.hops a Grid")
+        if gan and discriminator.taps != "teacher":
+            raise ValueError(
+                "Consistency has no fake score whose features heads could see: set model.discriminator.taps=teacher"
+            )
         self.hops, self.hop, self.ends = hops or Grid(), hop, ends
         self.distance, self.c, self.weight = distance, c, weight
         self.gan, self.discriminator = gan, discriminator
@@ -158,7 +162,11 @@ class Consistency(FewStepDistiller):
         return made
 
     def knowing_kappa(self, denoiser: Denoiser) -> Denoiser:
-        return super().knowing_kappa(denoiser) if self.tell_kappa or not self.kappa_range else denoiser
+        if self.tell_kappa or not self.kappa_range:
+            return super().knowing_kappa(denoiser)
+        if "kappa" in denoiser.told:
+            raise ValueError("the student to go on from was told kappa: say model.tell_kappa=true")
+        return denoiser
 
     def on_fit_start(self) -> None:
         if (self.hops.changes or len(self.parts) > 1) and self.total == math.inf:

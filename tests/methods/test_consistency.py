@@ -12,6 +12,7 @@ from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.hops import Grid, Shrinking
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, expand
 from distillkit.diffusion.sampling import few_step, jump_steps
+from distillkit.methods.adversarial import Discriminator
 from distillkit.methods.base import Adam
 from distillkit.methods.consistency import Consistency
 from distillkit.networks.mlp import MLP
@@ -440,6 +441,7 @@ def test_a_start_below_the_largest_level():
         ({"ends": "any", "hops": Shrinking()}, "ends=any takes levels of a grid"),
         ({"segments": 2, "hops": Grid(8, 16)}, "2 segments need hops that stay"),
         ({"gamma": 1.5}, "gamma"),
+        ({"gan": 0.1, "discriminator": Discriminator()}, "set model.discriminator.taps=teacher"),
     ],
 )
 def test_what_cannot_be_is_refused_before_work_starts(settings, says):
@@ -461,3 +463,13 @@ def test_a_student_of_jumps_is_not_for_methods_that_do_not_tell():
     told.tell(END, range=(0.0, 1.0))
     with pytest.raises(ValueError, match="was told end, which DMD does not tell"):
         DMD(teacher, student_maker=SimpleNamespace(make=lambda t: told, sampling={}))
+
+
+def test_a_student_that_was_told_kappa_is_told_it():
+    teacher = neural()
+    told = teacher.new_denoiser()
+    told.tell("kappa", range=(1.0, 5.0))
+    maker = SimpleNamespace(make=lambda t: told, sampling={})
+    with pytest.raises(ValueError, match="was told kappa: say model.tell_kappa=true"):
+        Consistency(teacher, student_maker=maker, hops=Grid(8), kappa=[1.0, 5.0], tell_kappa=False)
+    assert Consistency(teacher, student_maker=maker, hops=Grid(8), kappa=[1.0, 5.0]).student.told.keys() == {"kappa"}
