@@ -1,7 +1,7 @@
 """Overhead of a training step beyond the network passes that its algorithm needs.
 
     python benchmarks/step_time.py [--methods sid dmd] [--batch 32] [--channels 64] [--size 16]
-        [--cycles 10] [--where]
+        [--cycles 10] [--where | --memory]
 
 The step is the real one: Lightning's Trainer around the method, from the end of one step to the end
 of the next. It includes fetching the batch, hooks, logging, clipping and the student's EMA. The
@@ -10,9 +10,15 @@ two alternate in one process. Times are CPU seconds on a CPU, so that other load
 not count; a ratio is that of the shortest ones.
 
 One F is one forward pass of the network on the batch; a backward to the input costs another F, a
-full backward two. The passes are counted in a real step, by hooks on the networks: a call without
-gradient, one whose input has a gradient, one whose weights have. They are compared with `NEEDS`,
-what the papers' losses need, and a difference is said.
+full backward two. A pass in forward mode, which gives a value and a derivative, counts as two, and
+features as a whole pass, though they end in the middle; the bare step makes what the real one
+makes. The passes are counted in a real step, by hooks on the networks: a call without gradient, one
+whose input has a gradient, one whose weights have. They are compared with `NEEDS`, what the papers'
+losses need, and a difference is said.
+
+`--memory` gives instead, for each method in a process of its own, what its networks, averages and
+optimisers hold and the growth of the process's peak over some steps, in units of one network's
+weights.
 """
 
 from __future__ import annotations
@@ -21,9 +27,13 @@ import argparse
 import copy
 import logging
 import os
+import resource
+import subprocess
+import sys
 import time
 import warnings
 from collections import defaultdict
+from dataclasses import replace
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -34,6 +44,8 @@ import torch
 import yaml
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distillkit.data import DistillData, TensorData
 from distillkit.diffusion.denoiser import Denoiser
@@ -41,14 +53,16 @@ from distillkit.diffusion.process import VarianceExploding
 from distillkit.methods.base import Distiller
 from distillkit.methods.pretrain import Pretrain
 from distillkit.methods.sampler import SamplerDistiller
+from distillkit.methods.turns import Turns
 from distillkit.networks.unet import UNet
+from distillkit.students.few_step import END, SIDE
 from distillkit.teachers.base import Teacher
 
 CLASSES = {"label": 10}
 WARMUP = 2  # cycles that are not timed
 FEW = 64  # pairs of noise and samples, of methods that have them
 CONF = Path(__file__).parents[1] / "conf"
-COST = {"forward": 1, "input gradient": 2, "train": 3}  # in F
+COST = {"forward": 1, "input gradient": 2, "forward mode": 2, "train": 3}  # in F
 
 # What the loss of each role needs, in F, at the settings of the methods' yamls.
 NEEDS = {
@@ -66,6 +80,26 @@ NEEDS = {
     "pretrain": {"student": 3},
     "lsd": {"student": 11},  # six steps of the teacher's network: the first has no gradient (1), the others do (2)
     "lsd_plus": {"student": 12},  # the first time is learned too
+    # hops: the student at one end (3), itself or its average at the other (1), the teacher between
+    "consistency": {"student": 6},  # Heun: two calls
+    "ctm": {"student": 6},
+    "lcm": {"student": 6},  # DDIM, guided: two calls
+    "tcd": {"student": 6},
+    "consistency_training": {"student": 4},  # along the datum: none
+    "ict": {"student": 4},
+    "ect": {"student": 4},
+    # and the discriminator's features: of one end to the input (2); of both (2)
+    "pcm": {"heads": 6, "student": 8},
+    "hyper_sd": {"heads": 5, "student": 7},
+    # tangents: the student (3) and its derivative (2), the teacher's velocity (1)
+    "scm": {"student": 6},
+    "tbcm": {"student": 91},  # at 15 states of 16 that the teacher visits
+    "sana_sprint": {"heads": 3, "student": 11},  # besides a sample and the features of it, and for heads of data
+    "rcm": {"fake_score": 4, "student": 11},  # scm and dmd, where one step is simulated
+    "meanflow": {"student": 4.5},  # the derivative for a quarter of the rows
+    # flow map on 3/4 of the rows: the student (3), the teacher (1), two jumps behind its hop (2)
+    # the rest: a sample (3), the denoising loss of it (3), the two sides that rectify it (2)
+    "twinflow": {"student": 6.5},
 }
 
 COLUMNS = {
@@ -100,19 +134,29 @@ def settings(method: str) -> tuple[type[Distiller], dict[str, Any]]:
             cls, arguments = settings(entry)
         elif isinstance(entry, dict):
             ((group, choice),) = entry.items()
-            group = group.rpartition("/")[2]
-            arguments[f"{group}_maker"] = made(read(CONF / group / f"{choice}.yaml"))
+            if not group.startswith("override"):  # a network from nothing is a copy here
+                group = group.rpartition("/")[2]
+                arguments[f"{group}_maker"] = made(read(CONF / group / f"{choice}.yaml"))
     model = said.get("model", {})
-    own = {key: value for key, value in model.items() if key != "_target_" and not str(value).startswith("${")}
-    return imported(model["_target_"]) if "_target_" in model else cls, arguments | own
+    for key, value in model.items():
+        before = arguments.get(key)
+        if isinstance(value, dict):  # as Hydra joins them
+            arguments[key] = (before if isinstance(before, dict) else {}) | value
+        elif key != "_target_" and not str(value).startswith("${"):
+            arguments[key] = value
+    return imported(model["_target_"]) if "_target_" in model else cls, arguments
 
 
 def read(file: Path) -> dict[str, Any]:
     return yaml.safe_load(file.read_text())
 
 
-def made(said: dict[str, Any]) -> Any:
-    return imported(said["_target_"])(**{key: value for key, value in said.items() if key != "_target_"})
+def made(said: Any) -> Any:
+    """What a yaml says, with an object for each `_target_`."""
+    if not isinstance(said, dict):
+        return said
+    parts = {key: made(value) for key, value in said.items() if key != "_target_"}
+    return imported(said["_target_"])(**parts) if "_target_" in said else parts
 
 
 def imported(path: str) -> Any:
@@ -152,16 +196,20 @@ def network(shape: tuple[int, ...], channels: int) -> UNet:
 
 
 def build(name: str, shape: tuple[int, ...], channels: int) -> Distiller:
-    cls, arguments = settings(name)
+    cls, said = settings(name)
+    arguments = {key: made(value) for key, value in said.items()}
     net, process = network(shape, channels), VarianceExploding()
     if cls is Pretrain:
         return cls(net, process, list(shape), CLASSES)
     if "num_pairs" in signature(cls).parameters or issubclass(cls, SamplerDistiller):
         arguments["num_pairs"] = FEW
-    return cls(Teacher(Denoiser(net, process), shape, CLASSES), **arguments)
+    method = cls(Teacher(Denoiser(net, process), shape, CLASSES), **arguments)
+    method.settings = {role: replace(of, start=0) for role, of in method.settings.items()}
+    method.turns = Turns(method.settings)  # all roles from the first step on
+    return method
 
 
-Call = tuple[str, str, int]  # the network's name, the kind of pass, how many batches go through
+Call = tuple[str, str, str, int]  # the network's name, its function, the kind of pass, the rows that go through
 
 
 class Bare:
@@ -173,26 +221,39 @@ class Bare:
     """
 
     def __init__(self, networks: dict[str, nn.Module], calls: list[Call]):
-        self.calls = calls
+        self.calls = [*calls]
         self.networks = {name: copy.deepcopy(networks[name]) for name, *_ in calls}
         for net in self.networks.values():
-            net._forward_pre_hooks.clear()  # the stopwatch's
+            for function in ("forward", "features"):
+                net.__dict__.pop(function, None)  # the stopwatch's
         trained = [p for net in self.networks.values() for p in net.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True) if trained else None
 
     def step(self, batch: dict[str, Tensor]) -> None:
         data, outputs = batch["data"], []
-        for name, kind, times in self.calls:
-            x = outputs[0] if outputs and len(outputs[0]) == len(data) else data
+        for name, function, kind, rows in self.calls:
+            x = outputs[0] if outputs and outputs[0].shape == data.shape else data
             if kind == "input gradient" and not x.requires_grad:
                 x = x.clone().requires_grad_()
-            x, cond = torch.cat([x] * times), {key: torch.cat([batch[key]] * times) for key in CLASSES}
-            with torch.set_grad_enabled(kind != "forward"):
-                outputs.append(self.networks[name](x, torch.zeros(len(x), device=x.device), cond))
-        torch.stack([out.square().mean() for out in outputs if out.requires_grad]).sum().backward()
+            x, cond = repeated(x, rows), {key: repeated(batch[key], rows) for key in CLASSES}
+            call, time = getattr(self.networks[name], function), torch.zeros(len(x), device=x.device)
+            cond |= {END: time, "kappa": time, SIDE: time.long()}  # whoever was told
+            if kind == "forward mode":
+                with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+                    torch.func.jvp(lambda x, t: call(x, t, cond), (x, time), (x, time))  # noqa: B023
+            else:
+                with torch.set_grad_enabled(kind != "forward"):
+                    outputs.append(call(x, time, cond))
+        if moved := [out.square().mean() for out in outputs if out.requires_grad]:
+            torch.stack(moved).sum().backward()
         if self.optimizer:
             self.optimizer.step()
             self.optimizer.zero_grad()
+
+
+def repeated(x: Tensor, rows: int) -> Tensor:
+    """As many rows of x, again and again, [rows, ...]."""
+    return torch.cat([x] * -(-rows // len(x)))[:rows]
 
 
 class Stopwatch(Callback):
@@ -214,24 +275,32 @@ class Stopwatch(Callback):
     def on_train_start(self, trainer, pl_module) -> None:
         self.networks = {name: m.network for name, m in pl_module.named_modules() if isinstance(m, Denoiser)}
         self.made: list[Call] = []
-        self.hooks = [
-            network.register_forward_pre_hook(
-                lambda module, inputs, name=name: self.made.append((name, kind(module, inputs[0]), len(inputs[0])))
-            )
-            for name, network in self.networks.items()
-        ]
+        for name, network in self.networks.items():
+            for function in ("forward", "features"):
+                self.count(name, network, function)
         self.start = now()
+
+    def count(self, name: str, network: nn.Module, function: str) -> None:
+        """Notes each call of a function of a network."""
+        own = getattr(network, function)
+
+        def counted(x: Tensor, *args: Any, **options: Any) -> Any:
+            self.made.append((name, function, kind(network, x), len(x)))
+            return own(x, *args, **options)
+
+        setattr(network, function, counted)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         end, role = now(), pl_module.turn(trainer.global_step - 1)
         if trainer.global_step <= cycle_of(pl_module):
-            calls = self.calls[role] = [(name, how, rows // len(batch["data"])) for name, how, rows in self.made]
+            if role not in self.calls:
+                self.calls[role] = [*self.made]
+                if self.bare:
+                    self.counted[role] = Bare(self.networks, self.made)
             self.made.clear()
             if trainer.global_step == cycle_of(pl_module):
-                for hook in self.hooks:
-                    hook.remove()
-            if self.bare:
-                self.counted[role] = Bare(self.networks, calls)
+                for network in self.networks.values():
+                    del network.forward, network.features
         end_of_counting = now()
         if self.bare:
             self.counted[role].step(batch)
@@ -242,6 +311,8 @@ class Stopwatch(Callback):
 
 def kind(network: nn.Module, x: Tensor) -> str:
     """The kind of the pass that begins."""
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        return "forward mode"
     if not torch.is_grad_enabled():
         return "forward"
     if any(p.requires_grad for p in network.parameters()):
@@ -336,7 +407,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--channels", type=int, default=64, help="width of the U-Net (default 64)")
     parser.add_argument("--size", type=int, default=16, help="height and width of the RGB images (default 16)")
     parser.add_argument("--cycles", type=int, default=10, help="measured cycles through all roles (default 10)")
-    parser.add_argument("--where", action="store_true", help="afterwards, say where the time of a step goes")
+    also = parser.add_mutually_exclusive_group()
+    also.add_argument("--where", action="store_true", help="afterwards, say where the time of a step goes")
+    also.add_argument("--memory", action="store_true", help="measure memory instead, each method in a fresh process")
     args = parser.parse_args(argv)
 
     if not torch.cuda.is_available():
@@ -346,10 +419,12 @@ def main(argv: list[str] | None = None) -> list[dict]:
     warnings.filterwarnings("ignore")
 
     shape = (3, args.size, args.size)
+    if args.memory:
+        return memory(args, shape)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} thread"
     size = sum(p.numel() for p in network(shape, args.channels).parameters()) / 1e6
     print(f"torch {torch.__version__}, {device}; U-Net of {size:.1f} M parameters, batch {args.batch} x {shape}")
-    line = "{:<10} {:<12} {:>8} {:>9} {:>9} {:>7} {:>9}"
+    line = "{:<20} {:<12} {:>8} {:>9} {:>9} {:>7} {:>9}"
     print(line.format(*COLUMNS.values()))
 
     rows = []
@@ -361,12 +436,12 @@ def main(argv: list[str] | None = None) -> list[dict]:
         total = {"step_ms": 0.0, "bare_ms": 0.0, "passes": 0}
         for role, of in method.settings.items():
             step, bare = (min(column) for column in zip(*watch.pairs[role], strict=True))
-            passes = sum(COST[how] * times for _, how, times in watch.calls[role])
+            passes = sum(COST[how] * rows for *_, how, rows in watch.calls[role]) / args.batch
             row = {"step_ms": step, "bare_ms": bare, "passes": passes}
             total = {key: total[key] + of.updates * value for key, value in row.items()}
             rows.append({"method": name, "role": role, "updates": of.updates, "ratio": step / bare, **row})
             if (needs := NEEDS.get(name, {}).get(role)) != passes:
-                print(f"  the {role} of {name} makes {passes} F, its loss needs {needs or 'what NEEDS does not say'}")
+                print(f"  the {role} of {name} makes {passes:g} F, its loss needs {needs or 'what NEEDS does not say'}")
         ratio = total["step_ms"] / total["bare_ms"]
         rows.append({"method": name, "role": "cycle", "updates": cycle_of(method), "ratio": ratio, **total})
         for row in rows[-len(method.settings) - 1 :]:
@@ -378,6 +453,29 @@ def main(argv: list[str] | None = None) -> list[dict]:
             for role in method.roles:
                 print(f"  a {role} step, in ms: {ledger.summary(role, mean(step for step, _ in watch.pairs[role]))}")
     return rows
+
+
+def memory(args: argparse.Namespace, shape: tuple[int, ...]) -> list[dict]:
+    """What each method holds and its peak in some steps, over the weights of one network."""
+    if args.methods != [(name := args.methods[0])]:
+        words = ["--memory", "--batch", args.batch, "--channels", args.channels, "--size", args.size]
+        for name in args.methods:
+            subprocess.run([sys.executable, __file__, *map(str, words), "--methods", name], check=True)
+        return []
+    seed_everything(0, verbose=False)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    method, data = build(name, shape, args.channels), RandomImages(shape, args.batch)
+    measure(method, data, 1)
+    peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    weights = sum(p.numel() * p.element_size() for p in method.teacher.denoiser.parameters())
+    states = [v for o in method.trainer.optimizers for state in o.state.values() for v in state.values()]
+    held = {t.data_ptr(): t.numel() * t.element_size() for t in [*method.parameters(), *method.buffers(), *states]}
+    row = {"method": name, "held": sum(held.values()) / weights, "peak": peak / weights}
+    print(
+        f"{name:<20} holds {row['held']:5.1f}, peak {row['peak']:6.1f} networks of {weights / 2**20:.1f} MiB, batch {args.batch}",
+        flush=True,
+    )
+    return [row]
 
 
 def cell(value: str | int | float) -> str:

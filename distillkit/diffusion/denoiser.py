@@ -92,6 +92,7 @@ class Denoiser(Recorded, nn.Module):
             alpha).
         sigma_data: standard deviation of the data, used by `edm`.
         told: further conditions of the network, `{name: arguments of tell}`.
+        fastest: see `slow`; None leaves the waves as they are.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Denoiser(Recorded, nn.Module):
         prediction: Prediction = "edm",
         sigma_data: float = 0.5,
         told: dict[str, dict[str, Any]] | None = None,
+        fastest: float | None = None,
     ):
         super().__init__()
         if prediction not in ("x0", "eps", "v", "flow", "edm"):
@@ -119,11 +121,17 @@ class Denoiser(Recorded, nn.Module):
         self.told: dict[str, dict[str, Any]] = {}
         for name, kind in (told or {}).items():
             self.tell(name, **kind)
+        self.fastest = fastest
+        if fastest is not None:
+            checks.positive(fastest=fastest)
+            for embedding in self._embeddings():
+                embedding.fastest = fastest
 
     def recorded(self):
-        """The arguments and the conditions told later; without any, there is no key `told`."""
-        arguments = {name: value for name, value in super().recorded().items() if name != "told"}
-        return arguments | ({"told": self.told} if self.told else {})
+        """The arguments as they are now; without such, there are no keys `told` and `fastest`."""
+        later = {"told": self.told or None, "fastest": self.fastest}
+        arguments = {name: value for name, value in super().recorded().items() if name not in later}
+        return arguments | {name: value for name, value in later.items() if value is not None}
 
     @property
     def tellable(self) -> bool:
@@ -163,9 +171,30 @@ class Denoiser(Recorded, nn.Module):
         given = {"categories": categories, "range": None if range is None else list(range), "size": size}
         self.told[name] = {kind: value for kind, value in given.items() if value is not None}
 
+    def slow(self, fastest: float) -> None:
+        """Let the network see the noise level in waves up to `fastest` from now on.
+
+        Fast waves make the derivative in the level large, so that continuous-time consistency runs
+        away (sCM, arXiv 2410.11081, section 4). The denoised samples stay nearly the same: first
+        layers of embeddings are fitted anew. A network without such embeddings stays as it is, so
+        do adapters on a frozen one.
+
+        Args:
+            fastest: frequency in the network's time, in units of pi / 2.
+        """
+        ends = self.process.network_time(torch.tensor([self.process.t_min, self.process.t_max], dtype=torch.float64))
+        if embeddings := self._embeddings():
+            for embedding in embeddings:
+                embedding.slow(fastest, ends.tolist())
+            self.fastest = fastest
+
+    def _embeddings(self) -> list[nn.Module]:
+        """The network's embeddings of time whose waves can be made slower."""
+        return [module for module in self.network.modules() if hasattr(module, "slow")]
+
     def with_network(self, network: nn.Module) -> Denoiser:
         """Returns a denoiser on the same process with another network, told the same conditions."""
-        return Denoiser(network, self.process, self.prediction, self.sigma_data, self.told)
+        return Denoiser(network, self.process, self.prediction, self.sigma_data, self.told, self.fastest)
 
     def merged(self) -> Denoiser:
         """Returns a denoiser with adapters merged into a plain network, or itself without any."""

@@ -71,6 +71,8 @@ class TangentConsistency(FewStepDistiller):
         log_variance: learn the logarithm of the loss at each level and divide by what it stands
             for, so that all levels count alike.
         sigma_data: sd, the scale of the coordinates; None means the teacher's.
+        fastest: the fastest wave in which the student's network sees the level, see
+            `Denoiser.slow`; None leaves the teacher's.
         max_residual: a root mean square of the residual beyond which a step counts as runaway, in
             units of sd. After `max_bad_steps` of them in a row the run is stopped.
 
@@ -93,6 +95,7 @@ class TangentConsistency(FewStepDistiller):
         prior: Literal["tan", "none"] = "tan",
         log_variance: bool = True,
         sigma_data: float | None = None,
+        fastest: float | None = 4.0,
         max_residual: float = 1e3,
         **kwargs,
     ):
@@ -109,11 +112,13 @@ class TangentConsistency(FewStepDistiller):
         checks.within("(0, 1]", delta=delta)
         checks.whole(0, tangent_warmup=tangent_warmup)
         checks.positive(max_residual=max_residual)
+        if fastest is not None:
+            checks.positive(fastest=fastest)
         if sigma_data is not None:
             checks.positive(sigma_data=sigma_data)
         self.states, self.chain, self.tangent, self.delta = states, chain, tangent, delta
         self.tangent_warmup, self.normaliser, self.prior = tangent_warmup, normaliser, prior
-        self.max_residual = max_residual
+        self.fastest, self.max_residual = fastest, max_residual
         self.sd = teacher.denoiser.sigma_data if sigma_data is None else sigma_data
         self.tangent_times = tangent_times or LogNormal(-1.0 + math.log(self.sd / PUBLISHED), 1.4)
         self.learns_log_variance = log_variance
@@ -131,7 +136,12 @@ class TangentConsistency(FewStepDistiller):
         self.requires = self.needs({"kappa": self.kappa_range or self.kappa, "states": self.states, **arguments})
 
     def add_student(self, settings: Adam, student: Denoiser) -> None:
-        """Adds the role `student`, or gives it anew, with the log-variance head beside it."""
+        """Adds the role `student`, or gives it anew, with the log-variance head beside it.
+
+        Its network sees the level in slow waves from then on.
+        """
+        if self.fastest not in (None, student.fastest):
+            student.slow(self.fastest)
         beside = {"log_variance": LogVariance()} if self.learns_log_variance else {}
         self.add_role("student", settings, student=student, **beside)
 

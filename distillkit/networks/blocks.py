@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from distillkit import checks
 
 WAVES = 64  # sines and cosines of a told number
+FASTEST = 64.0  # see `sinusoids`
+GRID = 2000  # times at which an embedding is fitted anew
 MOST = 65_536  # categories or elements of one further condition
 
 
@@ -21,11 +23,14 @@ class Embedding(nn.Module):
     Args:
         width: size of the vector.
         classes: `{name: number of classes}`; index `number of classes` is the null condition.
+
+    Attributes:
+        fastest: frequency of the fastest wave in which the time is seen, see `sinusoids`.
     """
 
     def __init__(self, width: int, classes: dict[str, int]):
         super().__init__()
-        self.width = width
+        self.width, self.fastest = width, FASTEST
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.classes = nn.ModuleDict({name: nn.Embedding(num + 1, width) for name, num in classes.items()})
         self.told = Told(width)
@@ -36,8 +41,24 @@ class Embedding(nn.Module):
             raise ValueError(f"this network is conditioned on {name!r} already: choose another name")
         self.told.tell(name, **kind)
 
+    @torch.no_grad()
+    def slow(self, fastest: float, ends: Sequence[float]) -> None:
+        """See the time in waves up to `fastest` from now on, and give nearly the same vectors.
+
+        The first layer is fitted anew, by least squares at times between the two ends. What it
+        loses are wiggles in time that are faster than the new waves.
+        """
+        layer, time = self.time[0], torch.linspace(*map(float, ends), GRID, dtype=torch.float64)
+        given = sinusoids(time, self.width, self.fastest) @ layer.weight.double().cpu().T + layer.bias.double().cpu()
+        waves = torch.cat([sinusoids(time, self.width, fastest), torch.ones(GRID, 1, dtype=torch.float64)], dim=1)
+        ridge = 1e-6 * GRID * torch.eye(waves.shape[1], dtype=torch.float64)
+        fitted = torch.linalg.solve(waves.T @ waves + ridge, waves.T @ given)
+        layer.weight.copy_(fitted[:-1].T)
+        layer.bias.copy_(fitted[-1])
+        self.fastest = fastest
+
     def forward(self, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        out = self.time(sinusoids(time, self.width).to(self.time[0].weight.dtype))
+        out = self.time(sinusoids(time, self.width, self.fastest).to(self.time[0].weight.dtype))
         for name, table in self.classes.items():
             out = out + table(wanted(cond, name))
         if self.told:
@@ -139,12 +160,14 @@ def wanted(cond: dict[str, Tensor], name: str) -> Tensor:
     return cond[name]
 
 
-def sinusoids(time: Tensor, width: int, low: float = 0.25, high: float = 64.0) -> Tensor:
+def sinusoids(time: Tensor, width: int, fastest: float = FASTEST, slowest: float = 0.25) -> Tensor:
     """Sines and cosines of times of order one, [B] to [B, width].
 
-    Angular frequencies are geometric from `low` to `high`, in units of pi / 2.
+    Angular frequencies are geometric from `slowest` to `fastest`, in units of pi / 2.
     """
-    frequencies = low * (high / low) ** torch.linspace(0, 1, width // 2, device=time.device, dtype=time.dtype)
+    frequencies = slowest * (fastest / slowest) ** torch.linspace(
+        0, 1, width // 2, device=time.device, dtype=time.dtype
+    )
     angles = time[:, None] * frequencies * math.tau / 4
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 

@@ -15,6 +15,7 @@ from distillkit.diffusion.times import LogNormal, Uniform
 from distillkit.errors import Failure
 from distillkit.losses.tangent import normalised, residual
 from distillkit.methods.adversarial import Discriminator
+from distillkit.methods.rcm import RCM
 from distillkit.methods.scm import SCM
 from distillkit.networks.mlp import MLP
 from distillkit.students.makers import Fresh
@@ -124,7 +125,7 @@ def test_the_tangent_warms_up_over_the_students_steps():
 
 
 def test_a_copy_of_the_teacher_rests_until_the_tangent_comes():
-    model = at(SCM(neural(), tangent_warmup=10, log_variance=False), step=0)
+    model = at(SCM(neural(), tangent_warmup=10, log_variance=False, fastest=None), step=0)
     assert model.student_loss(BATCH) < 1e-10 < 1e-4 < at(model, step=5).student_loss(BATCH)
 
 
@@ -415,3 +416,11 @@ def test_the_count_of_runaway_steps_starts_anew():
 def test_what_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SCM(neural(), **wrong)
+
+
+@pytest.mark.parametrize("kind", [SCM, RCM])
+def test_the_student_sees_the_level_in_slow_waves(kind):
+    """It is averaged and finished as such; the teacher keeps its own waves."""
+    model = kind(neural())
+    assert model.student.fastest == model.product().denoiser.fastest == 4.0
+    assert model.teacher.denoiser.fastest is None and kind(neural(), fastest=None).student.fastest is None
