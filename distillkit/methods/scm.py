@@ -99,6 +99,9 @@ class TangentConsistency(FewStepDistiller):
         max_residual: float = 1e3,
         **kwargs,
     ):
+        if fastest is not None:
+            checks.positive(fastest=fastest)
+        self.fastest = fastest
         super().__init__(teacher, **kwargs)
         for name, value, known in (
             ("states", states, ("data", "trajectory")),
@@ -112,13 +115,11 @@ class TangentConsistency(FewStepDistiller):
         checks.within("(0, 1]", delta=delta)
         checks.whole(0, tangent_warmup=tangent_warmup)
         checks.positive(max_residual=max_residual)
-        if fastest is not None:
-            checks.positive(fastest=fastest)
         if sigma_data is not None:
             checks.positive(sigma_data=sigma_data)
         self.states, self.chain, self.tangent, self.delta = states, chain, tangent, delta
         self.tangent_warmup, self.normaliser, self.prior = tangent_warmup, normaliser, prior
-        self.fastest, self.max_residual = fastest, max_residual
+        self.max_residual = max_residual
         self.sd = teacher.denoiser.sigma_data if sigma_data is None else sigma_data
         self.tangent_times = tangent_times or LogNormal(-1.0 + math.log(self.sd / PUBLISHED), 1.4)
         self.learns_log_variance = log_variance
@@ -135,13 +136,15 @@ class TangentConsistency(FewStepDistiller):
         """Sets `requires` to the needs with the states, the kappa and these arguments."""
         self.requires = self.needs({"kappa": self.kappa_range or self.kappa, "states": self.states, **arguments})
 
-    def add_student(self, settings: Adam, student: Denoiser) -> None:
-        """Adds the role `student`, or gives it anew, with the log-variance head beside it.
+    def make_student(self) -> Denoiser:
+        """The base's student, whose network sees the level in slow waves."""
+        made = super().make_student()
+        if self.fastest not in (None, made.fastest):
+            made.slow(self.fastest)
+        return made
 
-        Its network sees the level in slow waves from then on.
-        """
-        if self.fastest not in (None, student.fastest):
-            student.slow(self.fastest)
+    def add_student(self, settings: Adam, student: Denoiser) -> None:
+        """Adds the role `student`, or gives it anew, with the log-variance head beside it."""
         beside = {"log_variance": LogVariance()} if self.learns_log_variance else {}
         self.add_role("student", settings, student=student, **beside)
 
