@@ -1,4 +1,4 @@
-"""What methods that differentiate the student in its input refuse before work starts."""
+"""What methods that differentiate the student in its input need of it and refuse."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
+
+from distillkit import checks
+from distillkit.diffusion.denoiser import Denoiser
+
+SLOW = 4.0  # the fastest wave in which such a student sees the noise level
+
+
+def slowed(student: Denoiser, fastest: float | None) -> Denoiser:
+    """The student, its network's waves of the level made slow, see `Denoiser.slow`; None: as is."""
+    if fastest is not None:
+        checks.positive(fastest=fastest)
+        if student.fastest != fastest:
+            student.slow(fastest)
+    return student
 
 
 def refuse_half_weights(model: LightningModule) -> None:

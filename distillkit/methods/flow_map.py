@@ -17,7 +17,7 @@ from distillkit.losses.flow_map import adaptive_weight, hop_residual, jump, span
 from distillkit.losses.mdt import residual
 from distillkit.losses.reduce import mean
 from distillkit.methods.base import Adam
-from distillkit.methods.derivatives import refuse_half_weights, try_forward_mode
+from distillkit.methods.derivatives import SLOW, refuse_half_weights, slowed, try_forward_mode
 from distillkit.methods.few_step import FewStepDistiller
 from distillkit.students.few_step import END
 from distillkit.teachers.base import Teacher
@@ -54,6 +54,8 @@ class FlowMap(FewStepDistiller):
         clamp: largest absolute value of an element of the residual; None leaves it as it is.
         weigh_span: weigh short jumps more, see `span_weight`.
         tangent_warmup: steps over which the derivative's part of the residual rises from zero.
+        fastest: the fastest wave in which the student's network sees the level, see
+            `Denoiser.slow`; None leaves the teacher's.
         gamma: share of new noise between the finished student's steps, see `jump_steps`.
         student: settings of the student's optimiser.
 
@@ -86,10 +88,12 @@ class FlowMap(FewStepDistiller):
         clamp: float | None = None,
         weigh_span: bool = False,
         tangent_warmup: int = 0,
+        fastest: float | None = SLOW,
         gamma: float = 0.0,
         student: Adam = Adam(lr=1e-4, betas=(0.9, 0.95)),
         **kwargs,
     ):
+        self.fastest = fastest
         super().__init__(teacher, kappa=kappa, **kwargs)
         checks.within(SHARE, instant=instant, whole=whole, gamma=gamma)
         checks.within("[0, 2]", power=power)
@@ -133,7 +137,7 @@ class FlowMap(FewStepDistiller):
 
     def make_student(self) -> Denoiser:
         """The student's denoiser, which is told the flow time of the end of its jump."""
-        made = super().make_student()
+        made = slowed(super().make_student(), self.fastest)
         if END not in made.told:
             made.tell(END, range=(0.0, 1.0))
         return made

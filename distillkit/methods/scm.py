@@ -23,7 +23,7 @@ from distillkit.losses.reduce import mean
 from distillkit.losses.tangent import Normaliser, normalised, residual, tangent_loss
 from distillkit.methods.adversarial import Discriminator
 from distillkit.methods.base import WEIGHTS, Adam
-from distillkit.methods.derivatives import refuse_half_weights, try_forward_mode
+from distillkit.methods.derivatives import SLOW, refuse_half_weights, slowed, try_forward_mode
 from distillkit.methods.few_step import FewStepDistiller
 from distillkit.networks.blocks import sinusoids, zero
 from distillkit.students.makers import Copy
@@ -95,12 +95,10 @@ class TangentConsistency(FewStepDistiller):
         prior: Literal["tan", "none"] = "tan",
         log_variance: bool = True,
         sigma_data: float | None = None,
-        fastest: float | None = 4.0,
+        fastest: float | None = SLOW,
         max_residual: float = 1e3,
         **kwargs,
     ):
-        if fastest is not None:
-            checks.positive(fastest=fastest)
         self.fastest = fastest
         super().__init__(teacher, **kwargs)
         for name, value, known in (
@@ -138,10 +136,7 @@ class TangentConsistency(FewStepDistiller):
 
     def make_student(self) -> Denoiser:
         """The base's student, whose network sees the level in slow waves."""
-        made = super().make_student()
-        if self.fastest not in (None, made.fastest):
-            made.slow(self.fastest)
-        return made
+        return slowed(super().make_student(), self.fastest)
 
     def add_student(self, settings: Adam, student: Denoiser) -> None:
         """Adds the role `student`, or gives it anew, with the log-variance head beside it."""

@@ -99,7 +99,7 @@ def test_it_is_pulled_back_from_either_side(tangent):
 @pytest.mark.parametrize("tangent, order", [("jvp", 1), ("quotient", 1), ("quotient", 3)])
 def test_the_bare_velocity_alone_is_differentiated(tangent, order):
     """The gradient is `2 w R du/dtheta` over the elements; R and w are constants."""
-    model = awake(tangent=tangent, order=order, instant=0.25, whole=0.25)
+    model = awake(tangent=tangent, order=order, instant=0.25, whole=0.25, fastest=None)
     found = gradient(model.student_loss(BATCH), model)
     cond, (tau, r, instant) = model.condition(BATCH), model.spans(8)
     x = noised(BATCH["data"], tau, model.randn((8, 2), "eps"))
@@ -127,7 +127,7 @@ def test_at_the_level_itself_it_is_regression_on_the_teacher(monkeypatch):
 
 def test_to_the_datum_it_is_velocity_matching():
     """r = 0: the gradient of MDT-dist's velocity matching, on the same levels and noise."""
-    model = FlowMap(neural(), instant=0.0, whole=1.0, **PLAIN)
+    model = FlowMap(neural(), instant=0.0, whole=1.0, fastest=None, **PLAIN)
     other = MDTDist(neural(), tangent="jvp")
     tau, r, instant = model.spans(8)
     assert r.eq(0).all() and instant == 0

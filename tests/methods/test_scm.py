@@ -15,8 +15,10 @@ from distillkit.diffusion.times import LogNormal, Uniform
 from distillkit.errors import Failure
 from distillkit.losses.tangent import normalised, residual
 from distillkit.methods.adversarial import Discriminator
+from distillkit.methods.flow_map import FlowMap
 from distillkit.methods.rcm import RCM
 from distillkit.methods.scm import SCM
+from distillkit.methods.twinflow import TwinFlow
 from distillkit.networks.mlp import MLP
 from distillkit.students.makers import Fresh
 from distillkit.teachers.base import Teacher
@@ -418,7 +420,7 @@ def test_what_makes_no_sense_is_refused(wrong):
         SCM(neural(), **wrong)
 
 
-@pytest.mark.parametrize("kind", [SCM, RCM])
+@pytest.mark.parametrize("kind", [SCM, RCM, FlowMap, TwinFlow])
 def test_the_student_sees_the_level_in_slow_waves(kind):
     """It is averaged and finished as such; the teacher keeps its own waves."""
     model = kind(neural())
