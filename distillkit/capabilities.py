@@ -16,6 +16,7 @@ of these words:
 - `decoder`: the teacher's codec decodes by a network that can be trained.
 - `tower`: batches hold easier observations of the same samples too.
 - `reward`: the data say how good a sample is, see `DistillData.reward`.
+- `reward_gradient`: and what they say is differentiable in the sample.
 """
 
 from __future__ import annotations

@@ -166,7 +166,8 @@ class DistillData(Recorded, LightningDataModule):
         asks: by context key, a description in the domain's words, for errors about a missing one.
         provides: capabilities for methods; `data` means real samples under the batch key `data`,
             `numbers` that noise can be added to them, `points` that they are sets of points in
-            space, `reward` that `reward` is implemented.
+            space, `reward` that `reward` is implemented, `reward_gradient` that it is
+            differentiable in the samples too.
         easier: for each easier observation of the samples, the easiest one first, the batch keys
             that stand for those of the context, such as `[{"low": "low_2"}]`. Each observation must
             be made from the one before it, and the context from the last.
@@ -214,12 +215,12 @@ class DistillData(Recorded, LightningDataModule):
     def reward(self, samples: Tensor, batch: Batch) -> Tensor:
         """How good each sample is, [B] float on the samples' device; higher is better.
 
-        A preference of the domain, to rank samples that were made for the same conditions. It need
-        not be differentiable, since nothing is trained through it. Data that have one name `reward`
-        in `provides`.
+        A preference of the domain, to rank samples that were made for the same conditions. Data
+        that have one name `reward` in `provides`. It need not be differentiable; where it is, data
+        name `reward_gradient` too, and a student may be trained through it.
 
         Args:
-            samples: decoded samples [B, ...], without gradient.
+            samples: decoded samples [B, ...].
             batch: the batch that they were made for, on their device.
         """
         raise NotImplementedError(f"{type(self).__name__} has no reward")

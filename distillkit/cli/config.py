@@ -235,6 +235,13 @@ def check(word: str, change: str, known: dict[str, list[str]], sweep: bool) -> N
         raise UsageError(f"{word} lists several values: add -m to run them all{listed if plain else ''}")
 
 
+def listing(changes: Sequence[str]) -> int:
+    """The number of Hydra's overrides that list several values."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return sum(each.is_sweep_override() for each in OverridesParser.create().parse_overrides([*changes]))
+
+
 @contextmanager
 def hydra_errors() -> Iterator[None]:
     """Turns Hydra's and OmegaConf's errors into one sentence."""

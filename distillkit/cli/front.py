@@ -53,6 +53,7 @@ flags:
   --no-cache     make the teacher's samples anew, and keep none (docs/runs.md)
   --config F     run RUN/config.yaml again (with flags only, no words)
   -m             sweep: `a=1,2 b=x,y` makes four runs
+  --chain        with -m: each run begins with the student of the one before, as in method=hyper_sd,feedback,dmd
   --debug        show tracebacks
   --help=all     every flag of LightningCLI (--trainer.X, --print_config ...); --model.help explains the chosen model"""
 
@@ -62,6 +63,7 @@ SWITCHES = {
     "--no-cache": "no_cache",
     "-m": "sweep",
     "--multirun": "sweep",
+    "--chain": "chain",
     "-h": "help",
     "--help": "help",
 }
@@ -77,6 +79,7 @@ class Call:
     show: bool = False
     no_cache: bool = False
     sweep: bool = False
+    chain: bool = False
     help: bool = False
 
     def value(self, *names: str) -> str | None:
@@ -207,6 +210,8 @@ def run(tokens: Sequence[str], debug: bool = False) -> int:
         return 0
     if call.value("--config", "-c") is None:
         refuse_words_as_flags(call)
+    if call.chain:
+        refuse_chain(verb, call)
     if not call.sweep:
         return train(verb, call)
     if call.value("--config", "-c") is not None:
@@ -216,7 +221,20 @@ def run(tokens: Sequence[str], debug: bool = False) -> int:
     from distillkit.cli.sweeps import sweep
 
     switches = [flag for flag, given in (("--no-cache", call.no_cache), ("--debug", debug)) if given]
-    return sweep(verb, call.words, [*sum(call.flags, []), *switches], call.out)
+    return sweep(verb, call.words, [*sum(call.flags, []), *switches], call.out, call.chain)
+
+
+def refuse_chain(verb: str, call: Call) -> None:
+    """Refuse a chain that is no sweep of `fit`, or whose runs would begin with another student."""
+    if verb != "fit":
+        raise UsageError(f"--chain hands on students that are trained, and {verb} trains none: it goes with fit")
+    if not call.sweep:
+        raise UsageError(
+            "--chain is a row of runs: list them in a word, such as method=hyper_sd,feedback,dmd, and add -m"
+        )
+    for word in call.words:
+        if re.match(r"[+~]*student(?=[.=@]|$)", word):
+            raise UsageError(f"each run of a chain begins with the student of the one before: leave {word} out")
 
 
 def refuse_words_as_flags(call: Call) -> None:

@@ -50,10 +50,11 @@ class Sweep:
         verb: the verb of every job.
         flags: the flags of every job.
         folder: job N runs in FOLDER/N.
+        chain: whether each job begins with the student of the one before; none follows a failure.
     """
 
-    def __init__(self, verb: str, flags: Sequence[str], folder: Path):
-        self.verb, self.flags, self.folder = verb, list(flags), folder
+    def __init__(self, verb: str, flags: Sequence[str], folder: Path, chain: bool = False):
+        self.verb, self.flags, self.folder, self.chain = verb, list(flags), folder, chain
         self.jobs: list[Job] = []
         self.stopped = False
         self._process: subprocess.Popen | None = None
@@ -68,6 +69,8 @@ class Sweep:
         words, number = list(hydra.overrides.task), hydra.job.num
         shown = shlex.join(word.lstrip("+") for word in words if not word.startswith("hydra."))
         words += [f"{config.SEARCH_PATH}[{','.join(map(config.quoted, hydra.searchpath))}]"] if hydra.searchpath else []
+        if self.chain and self.jobs:
+            words += ["student=folder", f"student.path={self.folder / str(self.jobs[-1].number)}"]
         print(f"\n[{number}] {shown}", flush=True)
         command = [
             sys.executable,
@@ -90,8 +93,13 @@ class Sweep:
                 last = (last + text)[-2000:]
         reason = last.strip().rpartition("\n")[2].removeprefix("error: ")
         self.jobs.append(Job(number, shown, self._process.returncode, time.monotonic() - begun, reason))
-        if self.stopped:
+        if self.stopped or self.broken:
             raise KeyboardInterrupt
+
+    @property
+    def broken(self) -> bool:
+        """Whether the chain has a failed job, after which none is started."""
+        return self.chain and any(job.code for job in self.jobs)
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -149,9 +157,17 @@ def headline(run: Path) -> tuple[str, str, str]:
     return name, student, teacher
 
 
-def sweep(verb: str, words: Sequence[str], flags: Sequence[str], out: str | None) -> int:
-    """Run every combination of the words; returns 0 if all were done, 130 if stopped, else 1."""
+def sweep(verb: str, words: Sequence[str], flags: Sequence[str], out: str | None, chain: bool = False) -> int:
+    """Run every combination of the words; returns 0 if all were done, 130 if stopped, else 1.
+
+    With `chain` one word alone lists several values: the runs, in order.
+    """
     changes = config.overrides(words, sweep=True)
+    if chain and (several := config.listing(changes)) != 1:
+        raise UsageError(
+            f"a chain is one row of runs, so exactly one word lists several values, and {several or 'none'} of these "
+            f"{'do' if several > 1 else 'does'}: list the runs in one, such as method=hyper_sd,feedback,dmd"
+        )
     folder = runs.claim(out, "sweep").resolve()
     os.environ.pop(runs.OUT, None)
     from hydra.core.global_hydra import GlobalHydra
@@ -162,7 +178,7 @@ def sweep(verb: str, words: Sequence[str], flags: Sequence[str], out: str | None
         "hydra/job_logging=none",
         "hydra/hydra_logging=none",
     ]
-    made = Sweep(verb, flags, folder)
+    made = Sweep(verb, flags, folder, chain)
     try:
         with made.signals(), config.hydra_over(config.places_of(words)):
             jobs = GlobalHydra.instance().hydra.multirun("config", made.job, [*changes, *quiet], False)
@@ -172,10 +188,10 @@ def sweep(verb: str, words: Sequence[str], flags: Sequence[str], out: str | None
             (folder / "multirun.yaml").unlink(missing_ok=True)
             raise UsageError("these words make no runs: one of them, such as a glob(...), stands for no value")
     except KeyboardInterrupt:
-        made.stopped = True
+        made.stopped = made.stopped or not made.broken
     finally:
         runs.release(folder)
-    of = "stopped after " if made.stopped else ""
+    of = "stopped after " if made.stopped else "the chain ends where a run failed: " if made.broken else ""
     print(f"\n{of}{len(made.jobs)} run{'s' * (len(made.jobs) != 1)} in {folder}\n{made.table()}", end="", flush=True)
     if made.stopped:
         return 130

@@ -90,7 +90,8 @@ class Distiller(LightningModule):
         requires: the capabilities that the method always needs from teacher and data, see
             `distillkit.capabilities`.
         proof: the metrics that the method's default run on the exact teachers of the toy domain
-            must reach; tested for every method.
+            must reach; tested for every method. Empty where the run goes on from a finished student
+            and has nothing to reach from a copy of the teacher.
         proof_steps: the solver steps in which a teacher as product must reach them; None means
             those of its best settings. Not used if the product is a student.
         renamed: names of arguments of earlier versions, each with the message for who still gives

@@ -119,22 +119,11 @@ class DistillationDPO(ScoreDistiller):
         same, scale = (f"{purpose} again", 1.0) if self.second == "fresh" else (purpose, self.second)
         first, cond = self.rollout(batch, purpose)
         second, _ = self.rollout(batch, same, scale)
-        rewards = [self.reward(x_g, cond, batch) for x_g in (first, second)]
+        with torch.no_grad():
+            rewards = [self.reward(x_g.detach(), cond, batch) for x_g in (first, second)]
         swap = expand(rewards[1] > rewards[0], first)
         pair = {"winner": torch.where(swap, second, first), "loser": torch.where(swap, first, second)}
         return {**pair, "first": first}, cond
-
-    @torch.no_grad()
-    def reward(self, x_g: Tensor, cond: Cond, batch: dict[str, Tensor]) -> Tensor:
-        """The data's reward of samples, [B]."""
-        data = self.trainer.datamodule
-        reward = data.reward(self.teacher.codec.decode(x_g.detach(), cond), batch)
-        if reward.shape != (len(x_g),):
-            raise ValueError(
-                f"{type(data).__name__}.reward must give one number for each of {len(x_g)} samples, got "
-                f"{list(reward.shape)}"
-            )
-        return reward
 
     def fake(self, kind: str, x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The denoised samples of the fake score of one kind."""

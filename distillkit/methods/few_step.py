@@ -12,7 +12,7 @@ from torch import Tensor
 from distillkit import capabilities, checks
 from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Cond, Denoiser
-from distillkit.diffusion.sampling import Renoise
+from distillkit.diffusion.sampling import Renoise, few_step
 from distillkit.methods.base import Distiller
 from distillkit.students.few_step import FewStepStudent
 from distillkit.students.makers import Copy, Maker
@@ -138,6 +138,48 @@ class FewStepDistiller(Distiller):
             return cond
         low, high = self.kappa_range
         return {**cond, "kappa": low + (high - low) * self.rand(num, purpose)}
+
+    # Samples in training
+
+    def generate(
+        self,
+        shape: tuple[int, ...],
+        cond: Cond,
+        purpose: str,
+        step: int,
+        noise_scale: float = 1.0,
+        denoiser: Denoiser | None = None,
+    ) -> Tensor:
+        """Samples after `step`, with gradient in that step only; the noise is that of `purpose`.
+
+        Those of the student, or of another `denoiser` in its place.
+        """
+        denoiser = self.student if denoiser is None else denoiser
+        x_g, _ = few_step(
+            lambda x, t: denoiser(x, t, cond),
+            self.teacher.process,
+            self.step_times,
+            lambda i: noise_scale * self.randn(shape, f"{purpose} noise {i}"),
+            self.renoise,
+            step,
+            lambda eps, t: self.teacher.start(self.teacher.process, eps, t, cond),
+        )
+        return x_g
+
+    def reward(self, x_g: Tensor, cond: Cond, batch: dict[str, Tensor]) -> Tensor:
+        """The data's reward of samples made for the conditions of a batch, [B].
+
+        Raises:
+            ValueError: the reward is not one number for each sample.
+        """
+        data = self.trainer.datamodule
+        reward = data.reward(self.teacher.codec.decode(x_g, cond), batch)
+        if reward.shape != (len(x_g),):
+            raise ValueError(
+                f"{type(data).__name__}.reward must give one number for each of {len(x_g)} samples, got "
+                f"{list(reward.shape)}"
+            )
+        return reward
 
     # The product
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.diffusion.denoiser import Cond, Denoiser
-from distillkit.diffusion.sampling import few_step
 from distillkit.diffusion.times import Times
 from distillkit.losses.reduce import Normalise
 from distillkit.methods.base import Adam
@@ -165,19 +164,6 @@ class ScoreDistiller(FewStepDistiller):
         if self.tells_steps:
             cond = {**cond, "step": torch.full((len(x_g),), self.step, device=self.device)}
         return x_g, cond
-
-    def generate(self, shape: tuple[int, ...], cond: Cond, purpose: str, step: int, noise_scale: float = 1.0) -> Tensor:
-        """The student's samples after `step`, with gradient in that step only."""
-        x_g, _ = few_step(
-            lambda x, t: self.student(x, t, cond),
-            self.teacher.process,
-            self.step_times,
-            lambda i: noise_scale * self.randn(shape, f"{purpose} noise {i}"),
-            self.renoise,
-            step,
-            lambda eps, t: self.teacher.start(self.teacher.process, eps, t, cond),
-        )
-        return x_g
 
     def real_condition(self, batch: dict[str, Tensor], cond: Cond) -> Cond:
         """The conditioning of the batch's own samples, told what `cond` tells besides."""

@@ -126,6 +126,11 @@ class Mixture(Recorded, nn.Module):
         """The log density of the noised mixture at x [B, ...], [B]."""
         return self._responsibilities(*self._flat(x, alpha, sigma), label)[0].logsumexp(-1)
 
+    def log_posterior(self, x: Tensor, label: Tensor) -> Tensor:
+        """The log probability [B] that a clean sample x [B, ...] is of the class `label` [B]."""
+        log = self._responsibilities(*self._flat(x, 1.0, 0.0), None)[0]
+        return log.masked_fill(self.labels != label[:, None], -math.inf).logsumexp(-1) - log.logsumexp(-1)
+
     def sample(self, num: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draws `num` exact samples, [num, D], and their components, [num], on the CPU."""
         weights, means, axes, variances = (v.cpu() for v in (self.weights, self.means, self.axes, self.variances))

@@ -18,10 +18,9 @@ from distillkit import checks
 from distillkit.data import Batch, DistillData, TensorData, split
 from distillkit.errors import optional
 from distillkit.evaluation.extractor import load_extractor
-from distillkit.evaluation.samples import eight_bits
 from distillkit.files import read_npz
 from distillkit.sources import Source, drawn, first_whole
-from domains.image.features import SHIPPED, Classifier
+from domains.image.features import JUDGE, Classifier
 from domains.image.reading import SUFFIXES, cropped, decoded, fault, from_uint8, why
 
 
@@ -61,7 +60,7 @@ class Digits(ImageData):
     weights saw the training part alone.
     """
 
-    provides = ImageData.provides | {"reward"}
+    provides = ImageData.provides | {"reward", "reward_gradient"}
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
         from sklearn.datasets import load_digits
@@ -73,17 +72,17 @@ class Digits(ImageData):
         return _in_memory(data_NCHW, label_N, split(label_N.tolist(), val=250, test=250))
 
     def reward(self, samples: Tensor, batch: Batch) -> Tensor:
-        """Log-probability [B] of the batch's `label`, as the shipped classifier of digits sees it.
+        """Log-probability [B] of the batch's `label`, as a classifier sees it, in [-1, 1] alone.
 
-        `class_agreement` is measured with the same classifier, so a student that follows this
-        reward cannot be judged by it.
+        It is not the classifier of the evaluation: the same design and training data, another
+        seed. What pleases the one by its weaknesses may still please the other.
         """
-        logits = self._classifier.to(samples.device)(eight_bits(samples))
+        logits = self._judge.to(samples.device)(samples.clamp(-1, 1))
         return logits.log_softmax(1).gather(1, batch["label"][:, None])[:, 0]
 
     @cached_property
-    def _classifier(self) -> Classifier:
-        return load_extractor(Classifier, SHIPPED)
+    def _judge(self) -> Classifier:
+        return load_extractor(Classifier, JUDGE)
 
 
 class NpzImages(ImageData):

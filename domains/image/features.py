@@ -14,6 +14,7 @@ from distillkit.evaluation.extractor import once
 from distillkit.progress import counted
 
 SHIPPED = Path(__file__).parent / "weights" / "features" / "model.safetensors"
+JUDGE = SHIPPED.with_name("judge.safetensors")  # of the reward, see `Digits.reward`
 STEPS = 600  # of training, shipped or on the spot
 LARGEST = 64  # pixels; larger images are shrunk before the classifier sees them
 

@@ -11,7 +11,9 @@ from distillkit.teachers.exact import exact
 
 
 class ToyData(DistillData):
-    """Exact samples, in plain units; the larger its first number, the better a sample.
+    """Exact samples, in plain units.
+
+    With classes a sample is the better the surer its class is, without the larger its first number.
 
     Batch: `data` [B, D] float32, and the teacher's classes if it has any.
 
@@ -24,7 +26,7 @@ class ToyData(DistillData):
 
     domain = "toy"
     pictured = 2000
-    provides = DistillData.provides | {"reward"}
+    provides = DistillData.provides | {"reward", "reward_gradient"}
 
     def __init__(self, teacher: BaseTeacher, num_samples: int = 20_000, batch_size: int = 1024, seed: int = 0):
         super().__init__(batch_size)
@@ -38,8 +40,11 @@ class ToyData(DistillData):
         return tuple(TensorData(self.teacher.exact_samples(num, generator)) for num in (self.num_samples, 5000, 5000))
 
     def reward(self, samples, batch):
-        """The first number of each sample, [B]."""
-        return samples.flatten(1)[:, 0]
+        """The exact log-probability [B] of the batch's class; without classes the first number."""
+        if not self.classes:
+            return samples.flatten(1)[:, 0]
+        (name,) = self.classes
+        return self.teacher.mixture.log_posterior(samples.cpu(), batch[name].cpu()).to(samples)
 
     def build_evaluator(self, held_out):
         from domains.toy.evaluation import ToyEvaluator

@@ -216,6 +216,22 @@ def test_show_needs_no_torch(tmp_path):
         (["fit", "--config", "x.yaml"], r"--config: there is no file x.yaml"),
         (["fit", "--config", '{"seed_everything": 0}'], r"--config: there is no file \{\"seed_everything\": 0\}"),
         (["fit", "--config", "x.yaml", "-m"], r"leave one of them out"),
+        (
+            ["fit", *DUMMY, "model.rate=1,2", "--chain"],
+            r"--chain is a row of runs: list them in a word, .*, and add -m",
+        ),
+        (["validate", *DUMMY, "model.rate=1,2", "-m", "--chain"], r"validate trains none: it goes with fit"),
+        (["sample", "somewhere", "--chain"], r"sample: unrecognized arguments: --chain"),
+        (
+            ["fit", *DUMMY, "-m", "--chain"],
+            r"exactly one word lists several values, and none of these does: list the runs",
+        ),
+        (
+            ["fit", *DUMMY, "model.rate=1,2", "seed_everything=0,1", "-m", "--chain"],
+            r"and 2 of these do: list the runs",
+        ),
+        (["fit", "method=sid,dmd", "student=folder", "-m", "--chain"], r"of the one before: leave student=folder out"),
+        (["fit", "method=sid,dmd", "student.path=x", "-m", "--chain"], r"of the one before: leave student.path=x out"),
         (["fit", *DUMMY, "--ckpt_path", "x=1.ckpt"], r"--ckpt_path: there is no file x=1.ckpt"),
         (["fit", *DUMMY, "--ckpt_path=last"], r"--ckpt_path=last needs --out"),
         (["fit", *DUMMY, "--out"], r"--out needs a folder"),
@@ -335,6 +351,45 @@ def test_sweep_hands_on_words_flags_and_folders(tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr()
     assert "0   done" in shown.out and re.search(r"1   failed \(1\) .* model.rate=2\n +no luck\n", shown.out)
     assert shown.err.count("error: no luck") == 2
+
+
+class Trained:
+    """A job that ends with the next code of `codes`; its command is kept in `commands`."""
+
+    def __init__(self, command, stderr, start_new_session):
+        self.commands.append(command)
+        self.returncode = self.codes.pop(0)
+        self.stderr = io.BytesIO(b"error: no luck\n" if self.returncode else b"")
+
+    __enter__ = __exit__ = lambda self, *_: self
+
+
+def chained(monkeypatch, out, codes):
+    """The exit code of a chain of three jobs that end with `codes`, and their words by job."""
+    monkeypatch.setattr(sweeps.subprocess, "Popen", type("Job", (Trained,), {"commands": [], "codes": [*codes]}))
+    words = ["domain=toy", "method=hyper_sd,feedback,dmd", "model.student.lr=0.5", "-m", "--chain", "--out", out]
+    code = front.main(["fit", *map(str, words)])
+    return code, [command[4:-2] for command in sweeps.subprocess.Popen.commands]
+
+
+def test_each_job_of_a_chain_begins_with_the_student_of_the_one_before(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "a b"
+    code, jobs = chained(monkeypatch, out, (0, 0, 0))
+    assert code == 0 and "\n3 runs in" in capsys.readouterr().out
+    for number, (words, method) in enumerate(zip(jobs, ("hyper_sd", "feedback", "dmd"), strict=True)):
+        assert words[:3] == ["domain=toy", f"method={method}", "++model.student.lr=0.5"]
+        before = [word for word in words if word.startswith("student")]
+        assert before == (["student=folder", f"student.path={out}/{number - 1}"] if number else [])
+    given = config.compose([word for word in jobs[1] if not word.startswith("++")])[0]
+    assert given.model.student_maker.path == f"{out}/0"
+
+
+def test_a_chain_ends_where_a_job_fails(tmp_path, capsys, monkeypatch):
+    code, jobs = chained(monkeypatch, tmp_path / "chain", (0, 1))
+    shown = capsys.readouterr().out
+    assert code == 1 and len(jobs) == 2 and not (tmp_path / "chain" / "2").exists()
+    assert "the chain ends where a run failed: 2 runs in" in shown
+    assert re.search(r"0   done .*method=hyper_sd .*\n  1   failed \(1\) .*\n +no luck\n$", shown)
 
 
 def test_the_table_of_a_sweep_shows_the_headline_metrics(tmp_path):

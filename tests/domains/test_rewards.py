@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from distillkit.data import DistillData
+from distillkit.evaluation.extractor import load_extractor
 from distillkit.evaluation.preference import win_rate
 from domains.image.data import Digits
+from domains.image.features import SHIPPED, Classifier, accuracy
 from domains.super_resolution.data import Photos
 from domains.toy.data import ToyData
-from domains.toy.teacher import Gaussian
+from domains.toy.teacher import Circle, Gaussian
 from tests.battery.conftest import composed, loaded
 
 
@@ -26,6 +28,14 @@ def first(data, num: int) -> dict[str, Tensor]:
 def test_on_the_plane_the_first_number_counts():
     samples = torch.tensor([[1.0, 5.0], [-2.0, 3.0]])
     assert ToyData(Gaussian()).reward(samples, {}).tolist() == [1, -2]
+
+
+def test_on_the_plane_with_classes_the_class_counts():
+    """Halfway between two of three modes, whose weights are 1, 2 and 3."""
+    data = ToyData(Circle(3, labelled=True))
+    middle = data.teacher.mixture.means[:2].mean(0).float()
+    found = data.reward(middle.expand(2, 2), {"label": torch.tensor([0, 1])})
+    assert found.exp().tolist() == pytest.approx([1 / 3, 2 / 3], abs=1e-4)
 
 
 def test_of_photographs_it_is_the_nearness_to_the_photograph():
@@ -45,6 +55,29 @@ def test_of_digits_it_is_how_likely_their_label_is():
     assert right.shape == (250,) and (right <= 0).all() and (right > wrong).float().mean() > 0.95
     every = torch.stack([data.reward(batch["data"], {"label": torch.full((250,), k)}) for k in range(10)])
     torch.testing.assert_close(every.exp().sum(0), torch.ones(250))
+
+
+def test_the_classifier_of_the_reward_is_not_that_of_the_evaluation():
+    data = Digits()
+    data.setup()
+    judge, measure = (net.state_dict() for net in (data._judge, load_extractor(Classifier, SHIPPED)))
+    assert judge.keys() == measure.keys() and not any(torch.equal(judge[key], measure[key]) for key in judge)
+    assert accuracy(data._judge, data.test) > 0.98
+
+
+@pytest.mark.parametrize("words", [["domain=toy"], ["domain=toy", "teacher=labelled"], ["domain=image"]], ids=str)
+def test_rewards_that_say_so_have_a_gradient_that_climbs(words):
+    """Along it a small step raises the reward of samples that are not the best yet."""
+    data = loaded(json.dumps(json.loads(composed(*words, "method=dmd"))["data"]))
+    batch = first(data, 20)
+    x = (batch["data"] + batch["data"].roll(1, 0)) / 2
+    x.requires_grad_()
+    before = data.reward(x, batch)
+    (slope,) = torch.autograd.grad(before.sum(), x)
+    step = 1e-3 * slope / slope.flatten(1).norm(dim=1).clamp_min(1e-9).reshape(-1, *[1] * (x.ndim - 1))
+    assert "reward_gradient" in data.provides and slope.isfinite().all()
+    assert (data.reward(x + step, batch) > before).float().mean() > 0.5
+    assert not (data.reward(x + step, batch) < before - 1e-5).any()
 
 
 @pytest.mark.parametrize("domain", ["toy", "image", "super_resolution"])

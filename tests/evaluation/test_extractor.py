@@ -16,6 +16,7 @@ from domains.image import ship as image_ship
 DOMAINS = ("image", "threed", "video")
 # Of the weights in the repository. Numbers that were measured with others are not comparable.
 SHA256 = {
+    "image/weights/features/judge.safetensors": "50c5e71fe5f0588bb2409090a0f7af953e1612ea2b240f2afa9b83503585df98",
     "image/weights/features/model.safetensors": "8449686cbc9dcfde428a909b43331ed6cf7a8787f9735615012e8df78c53e6d4",
     "super_resolution/weights/features/model.safetensors": "7d4f21f5b125100323b5fdba353b322d45c484a7af83c45487c7896b8a8846b9",
     "threed/weights/features/features.safetensors": "9334389af464555808bd7d49ad504d6120bb52d66b80cc5763759551fe312f76",
@@ -32,8 +33,11 @@ def test_the_weights_are_those_that_published_numbers_were_measured_with():
 
 def test_a_script_writes_weights_and_their_card(tmp_path, capsys):
     image_ship.main(["--out", str(tmp_path / "new"), "--steps", "2", "--seed", "3"])
-    file, card = tmp_path / "new" / "model.safetensors", (tmp_path / "new" / "README.md").read_text()
-    assert hashlib.sha256(file.read_bytes()).hexdigest() in card and "2 steps of AdamW" in card and "seed 3" in card
+    card = (tmp_path / "new" / "README.md").read_text()
+    judge, file = (tmp_path / "new" / f"{name}.safetensors" for name in ("judge", "model"))
+    hashes = [hashlib.sha256(each.read_bytes()).hexdigest() for each in (judge, file)]
+    assert hashes[0] != hashes[1] and all(each in card for each in hashes)
+    assert "2 steps of AdamW" in card and "seed 3" in card
     assert f"    python -m domains.image.ship --out {tmp_path / 'new'} --steps 2 --seed 3\n" in card
     assert str(file) in capsys.readouterr().out
     net = load_extractor(features.Classifier, file)

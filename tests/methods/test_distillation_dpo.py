@@ -419,8 +419,8 @@ FAKE = [
     ("the kind not told", "self.told(kind,", "self.told(self.kinds[0],", fits),
 ]  # fmt: skip
 REST = [
-    (DistillationDPO.reward, "not decoded", "self.teacher.codec.decode(x_g.detach(), cond)", "x_g.detach()[..., None]", partial(seen_by_reward, Affine())),
-    (DistillationDPO.reward, "with gradient", "x_g.detach()", "x_g", partial(seen_by_reward, Codec())),
+    (DistillationDPO.reward, "not decoded", "self.teacher.codec.decode(x_g, cond)", "x_g[..., None]", partial(seen_by_reward, Affine())),
+    (DistillationDPO.pair, "with gradient", "x_g.detach()", "x_g", partial(seen_by_reward, Codec())),
 ]  # fmt: skip
 MUTATIONS = [
     *(Mutation(says, DistillationDPO.student_loss, *rest) for says, *rest in STUDENT),

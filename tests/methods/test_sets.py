@@ -1,7 +1,10 @@
 """Samples that are sets: padding is inert from the network to the loss, whatever lies in it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from helpers import at
 from torch import nn
 
 from distillkit.diffusion.denoiser import Denoiser
@@ -11,6 +14,7 @@ from distillkit.losses.dmd import dmd_loss, regression_loss
 from distillkit.losses.reduce import distance_scale, mean, mean_per_sample
 from distillkit.losses.sid import sid_loss
 from distillkit.methods.dmd import DMD
+from distillkit.methods.feedback import Feedback
 from distillkit.methods.mdt_dist import MDTDist
 from distillkit.methods.pairs import PairDistil
 from distillkit.methods.reflow import Reflow
@@ -147,6 +151,7 @@ KINDS = {  # of losses: method, its settings, and the role that has it
     "reflow": (Reflow, {}, "student"),
     "velocity matching": (MDTDist, {"lambda_vd": 0.0}, "student"),
     "velocity distillation": (MDTDist, {"lambda_vm": 0.0}, "student"),
+    "feedback's hold": (Feedback, {}, "student"),
     "the released norm": (MDTDist, {"normalise_tangent": True, "lambda_vd": 0.0}, "student"),
 }
 
@@ -170,6 +175,7 @@ def test_sets_padded_further_have_the_same_loss(kind):
             return noise[purpose][:, :size]
 
         model.randn, model.seed = drawn, 3
+        at(model)._trainer.datamodule = SimpleNamespace(reward=lambda x, _: 0 * x.flatten(1).sum(1))
         given = padded(batch(), size)
         if hasattr(model, "pairs"):
             z, y = (drawn(None, name) for name in ("z", "y"))

@@ -53,6 +53,19 @@ def test_denoiser_and_density_by_integration(alpha, sigma, label, components):
     torch.testing.assert_close(line().log_prob(x_t, alpha, sigma, label), marginal.log(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("label, components", [(0, [0, 2]), (1, [1])])
+def test_the_posterior_of_a_class_is_its_share_of_the_density(label, components):
+    """Far from all components too, where the densities themselves are zero."""
+    x = torch.linspace(-2.5, 2.5, 7, dtype=torch.float64)[:, None]
+    share = sum(WEIGHTS[k] for k in components) / sum(WEIGHTS)
+    expected = (share * density(x, components) / density(x, [0, 1, 2])).log()[:, 0]
+    torch.testing.assert_close(line().log_posterior(x, torch.full((7,), label)), expected, rtol=1e-9, atol=1e-9)
+    far = torch.tensor([[-90.0], [90.0]], dtype=torch.float64, requires_grad=True)
+    found = line().log_posterior(far, torch.full((2,), label))
+    (slope,) = torch.autograd.grad(found.sum(), far)
+    assert found.isfinite().all() and slope.isfinite().all() and (label == 0 or slope.abs().min() > 1)
+
+
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_score_is_the_slope_of_the_density(process):
     """In the plane with tilted covariances: autograd of log p_t against (alpha D - x) / sigma^2."""
