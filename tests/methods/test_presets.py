@@ -150,7 +150,13 @@ def consistent(*words):
     return made_of(compose(*words), "model").model
 
 
-@pytest.mark.parametrize("domain", sorted(set(DOMAINS) - {"toy", "discrete"}))
+CONTINUOUS = sorted(set(DOMAINS) - {"toy", "discrete"})
+QUICK = "protein"  # the others take several seconds each
+
+
+@pytest.mark.parametrize(
+    "domain", [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONTINUOUS]
+)
 def test_presets_of_consistency_stay_themselves_under_the_recipes_of_a_domain(domain):
     """A recipe comes after the method, and a preset without one takes that of consistency."""
     going = [method for method in FAMILY if goes(domain, method)]
