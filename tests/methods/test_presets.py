@@ -1,17 +1,21 @@
 """Methods that are another one with other settings: what each of them claims beyond its class."""
 
+from functools import partial
+
 import pytest
 import torch
 from helpers import CLASSES, Line, at
 from torch import nn
 
+from distillkit.diffusion.hops import Grid
 from distillkit.diffusion.process import VarianceExploding
 from distillkit.diffusion.times import LogNormal
 from distillkit.methods.dmd import DMD
 from distillkit.networks.adapters import Adapters
 from distillkit.networks.routed import Routed
 from distillkit.teachers.exact import ExactTeacher, Mixture
-from tests.battery.conftest import TINY, build
+from tests.battery.conftest import DOMAINS, TINY, build, compose, goes, made_of
+from tests.mutations import Mutation, prove
 
 # SwiftBrush
 
@@ -124,3 +128,62 @@ def test_msd_shares_the_classes_among_networks_and_has_one_fake_score():
     assert model.student.network.owner.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 0]
     sizes = [sum(p.numel() for p in one.parameters()) for one in (model.student, model.fake_score)]
     assert sizes[0] == 5 * sizes[1]
+
+
+# The presets of consistency
+
+
+FAMILY = {  # where hops go, and the numbers of segments
+    "consistency": ("edge", [1]),
+    "consistency_training": ("edge", [1]),
+    "ict": ("edge", [1]),
+    "ect": ("edge", [1]),
+    "lcm": ("edge", [1]),
+    "hyper_sd": ("edge", [8, 4, 2, 1]),
+    "pcm": ("edge", [8]),
+    "ctm": ("any", [1]),
+    "tcd": ("any", [1]),
+}
+
+
+def consistent(*words):
+    return made_of(compose(*words), "model").model
+
+
+@pytest.mark.parametrize("domain", sorted(set(DOMAINS) - {"toy", "discrete"}))
+def test_presets_of_consistency_stay_themselves_under_the_recipes_of_a_domain(domain):
+    """A recipe comes after the method, and a preset without one takes that of consistency."""
+    going = [method for method in FAMILY if goes(domain, method)]
+    assert len(going) >= 6
+    for method in going:
+        model = consistent(f"domain={domain}", f"method={method}")
+        assert (model.ends, model.parts) == FAMILY[method], method
+        assert (model.hop == "data") == (method in ("consistency_training", "ict", "ect")), method
+
+
+def at_the_datum(hops, process, start, done):
+    """The share of hops that end there."""
+    u = (torch.arange(10_000) + 0.5) / 10_000
+    return float((hops(u, process, start, done)[1] < 0).float().mean())
+
+
+X_0 = [("threed", "structure"), ("threed", "features"), ("video", "clip"), ("video", "continuation")]
+X_0 += [("super_resolution", None)]
+
+
+@pytest.mark.parametrize("domain,stage", X_0)
+def test_students_that_predict_x_0_are_tied_to_the_datum(domain, stage):
+    """Over their own grid's share, by the levels that the recipe says: at least a tenth."""
+    model = consistent(f"domain={domain}", *([f"stage={stage}"] if stage else []), "method=consistency")
+    assert model.student.prediction == "x0" and model.hops.last >= 16
+    for done in (0.0, 0.999):
+        assert at_the_datum(model.hops, model.teacher.process, model.start, done) > 0.1
+    plain = Grid(model.hops.num, model.hops.last, True)
+    assert at_the_datum(plain, model.teacher.process, model.start, 0.999) < 0.1
+
+
+@pytest.mark.parametrize(
+    "old,new", [("self.times is None", "True"), ("clamp(1, num)", "clamp(2, num)")], ids=["levels ignored", "no datum"]
+)
+def test_the_tie_would_be_missed(old, new):
+    prove(Mutation("", Grid.__call__, old, new, partial(test_students_that_predict_x_0_are_tied_to_the_datum, *X_0[0])))
