@@ -232,8 +232,12 @@ def refuse_chain(verb: str, call: Call) -> None:
         raise UsageError(
             "--chain is a row of runs: list them in a word, such as method=hyper_sd,feedback,dmd, and add -m"
         )
+    if call.value("--ckpt_path") is not None:
+        raise UsageError(
+            "--ckpt_path goes on with one run, and every run of a chain would: continue the one that stopped without --chain"
+        )
     for word in call.words:
-        if re.match(r"[+~]*student(?=[.=@]|$)", word):
+        if re.match(r"[+~]*(student|model\.student_maker)(?=[.=@]|$)", word):
             raise UsageError(f"each run of a chain begins with the student of the one before: leave {word} out")
 
 

@@ -181,6 +181,22 @@ class FewStepDistiller(Distiller):
             )
         return reward
 
+    # Checkpoints say in which waves the student's weights see the level
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["distillkit"]["fastest"] = self.student.fastest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        made, here = checkpoint["distillkit"].get("fastest", self.student.fastest), self.student.fastest
+        if made != here:
+            made, here = ("null" if fastest is None else fastest for fastest in (made, here))
+            raise ValueError(
+                f"the checkpoint's student was trained with model.fastest={made}, here it is {here}: say "
+                f"model.fastest={made}"
+            )
+
     # The product
 
     def product(self) -> FewStepStudent:

@@ -166,12 +166,18 @@ class CorrectedDenoiser(Denoiser):
     F is zero at the start. It stands in for the copy of a neural teacher's weights.
     """
 
-    def __init__(self, exact: ExactDenoiser, network: nn.Module, told: dict[str, dict[str, Any]] | None = None):
-        super().__init__(network, exact.process, "edm", exact.sigma_data, told)
+    def __init__(
+        self,
+        exact: ExactDenoiser,
+        network: nn.Module,
+        told: dict[str, dict[str, Any]] | None = None,
+        fastest: float | None = None,
+    ):
+        super().__init__(network, exact.process, "edm", exact.sigma_data, told, fastest)
         self.exact = exact
 
     def with_network(self, network):
-        return CorrectedDenoiser(self.exact, network, self.told)
+        return CorrectedDenoiser(self.exact, network, self.told, self.fastest)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         x_t, t = precise(x_t), self._time(x_t, t)

@@ -232,6 +232,14 @@ def test_show_needs_no_torch(tmp_path):
         ),
         (["fit", "method=sid,dmd", "student=folder", "-m", "--chain"], r"of the one before: leave student=folder out"),
         (["fit", "method=sid,dmd", "student.path=x", "-m", "--chain"], r"of the one before: leave student.path=x out"),
+        (
+            ["fit", "method=sid,dmd", "model.student_maker.path=x", "-m", "--chain"],
+            r"of the one before: leave model.student_maker.path=x out",
+        ),
+        (
+            ["fit", "method=sid,dmd", "-m", "--chain", "--ckpt_path", "x.ckpt"],
+            r"--ckpt_path goes on with one run, .*: continue the one that stopped without --chain",
+        ),
         (["fit", *DUMMY, "--ckpt_path", "x=1.ckpt"], r"--ckpt_path: there is no file x=1.ckpt"),
         (["fit", *DUMMY, "--ckpt_path=last"], r"--ckpt_path=last needs --out"),
         (["fit", *DUMMY, "--out"], r"--out needs a folder"),

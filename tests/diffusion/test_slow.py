@@ -13,6 +13,7 @@ from distillkit.networks.blocks import Embedding, sinusoids
 from distillkit.networks.mlp import MLP
 from distillkit.spec import from_spec, to_spec
 from distillkit.students.makers import Copy, Lora, Routed
+from distillkit.teachers.exact import ExactTeacher, Mixture
 
 WIDTH, ENDS = 32, (-1.5, 1.1)
 TIMES = torch.linspace(*ENDS, 200)
@@ -70,8 +71,14 @@ def test_a_network_of_slow_waves_is_nearly_the_same_with_slower_ones():
     assert error < 0.05, error  # of a fit whose weights stay small
 
 
-def test_it_is_kept_with_the_denoiser():
-    denoiser = Denoiser(wake(MLP([2], WIDTH, 2)), VarianceExploding())
+@pytest.mark.parametrize("kind", ["network", "correction"])
+def test_it_is_kept_with_the_denoiser(kind):
+    network = wake(MLP([2], WIDTH, 2))
+    denoiser = Denoiser(network, VarianceExploding())
+    if kind == "correction":  # of an exact teacher
+        denoiser = ExactTeacher(Mixture([[1.0, 0.0]], [[[0.5, 0.0], [0.0, 2.0]]]), VarianceExploding()).new_denoiser(
+            network
+        )
     assert "fastest" not in denoiser.recorded()
     denoiser.slow(4.0)
     read = from_spec(to_spec(denoiser))

@@ -426,3 +426,13 @@ def test_the_student_sees_the_level_in_slow_waves(kind):
     model = kind(neural())
     assert model.student.fastest == model.product().denoiser.fastest == 4.0
     assert model.teacher.denoiser.fastest is None and kind(neural(), fastest=None).student.fastest is None
+
+
+def test_a_checkpoint_of_other_waves_is_refused():
+    teacher, saved = neural(), {"global_step": 3}
+    SCM(teacher, fastest=None).on_save_checkpoint(saved)
+    SCM(teacher, fastest=None).on_load_checkpoint(saved)
+    with pytest.raises(ValueError, match=r"fastest=null, here it is 4\.0: say model\.fastest=null"):
+        SCM(teacher).on_load_checkpoint(saved)
+    del saved["distillkit"]["fastest"]  # of before it was kept
+    SCM(teacher).on_load_checkpoint(saved)
