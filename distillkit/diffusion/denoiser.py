@@ -71,6 +71,9 @@ def x0_from_velocity(x_t: Tensor, u: Tensor, alpha: Tensor, sigma: Tensor, d_alp
     return (slope * x_t - u) / (slope * alpha - d_alpha)
 
 
+WAVES = "(0, 64]"  # the frequencies of waves of the level; networks are built with 64
+
+
 class Denoiser(Recorded, nn.Module):
     """A network with its noising process and its prediction type, read as an x_0-prediction.
 
@@ -123,7 +126,7 @@ class Denoiser(Recorded, nn.Module):
             self.tell(name, **kind)
         self.fastest = fastest
         if fastest is not None:
-            checks.positive(fastest=fastest)
+            checks.within(WAVES, fastest=fastest)
             for embedding in self._embeddings():
                 embedding.fastest = fastest
 
@@ -180,8 +183,12 @@ class Denoiser(Recorded, nn.Module):
         do adapters on a frozen one.
 
         Args:
-            fastest: frequency in the network's time, in units of pi / 2.
+            fastest: frequency in the network's time, in units of pi / 2, in (0, 64].
+
+        Raises:
+            ValueError: it is out of range.
         """
+        checks.within(WAVES, fastest=fastest)
         ends = self.process.network_time(torch.tensor([self.process.t_min, self.process.t_max], dtype=torch.float64))
         if embeddings := self._embeddings():
             for embedding in embeddings:

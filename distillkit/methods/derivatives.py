@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from distillkit import checks
 from distillkit.diffusion.denoiser import Denoiser
 
 SLOW = 4.0  # the fastest wave in which such a student sees the noise level
@@ -17,10 +16,8 @@ SLOW = 4.0  # the fastest wave in which such a student sees the noise level
 
 def slowed(student: Denoiser, fastest: float | None) -> Denoiser:
     """The student, its network's waves of the level made slow, see `Denoiser.slow`; None: as is."""
-    if fastest is not None:
-        checks.positive(fastest=fastest)
-        if student.fastest != fastest:
-            student.slow(fastest)
+    if fastest not in (None, student.fastest):
+        student.slow(fastest)
     return student
 
 

@@ -55,7 +55,7 @@ class FlowMap(FewStepDistiller):
         weigh_span: weigh short jumps more, see `span_weight`.
         tangent_warmup: steps over which the derivative's part of the residual rises from zero.
         fastest: the fastest wave in which the student's network sees the level, see
-            `Denoiser.slow`; None leaves the teacher's.
+            `Denoiser.slow`, in (0, 64]; None leaves them as they are.
         gamma: share of new noise between the finished student's steps, see `jump_steps`.
         student: settings of the student's optimiser.
 

@@ -72,7 +72,7 @@ class TangentConsistency(FewStepDistiller):
             for, so that all levels count alike.
         sigma_data: sd, the scale of the coordinates; None means the teacher's.
         fastest: the fastest wave in which the student's network sees the level, see
-            `Denoiser.slow`; None leaves the teacher's.
+            `Denoiser.slow`, in (0, 64]; None leaves them as they are.
         max_residual: a root mean square of the residual beyond which a step counts as runaway, in
             units of sd. After `max_bad_steps` of them in a row the run is stopped.
 

@@ -107,7 +107,7 @@ def test_the_teacher_stays_as_it_is(maker):
     assert teacher.denoiser.network.embed.fastest == 64.0
 
 
-@pytest.mark.parametrize("fastest", [0.0, -1.0, math.inf, "4", True])
+@pytest.mark.parametrize("fastest", [0.0, -1.0, 65.0, math.inf, "4", True])
 def test_a_frequency_without_sense_is_refused(fastest):
     with pytest.raises(ValueError, match="fastest must"):
         Denoiser(MLP([2], 8, 1), VarianceExploding(), fastest=fastest)
