@@ -84,7 +84,8 @@ class Denoiser(Recorded, nn.Module):
     A network whose attribute `centred` is true works on sets of points [B, N, C] with mean zero.
     The input loses its mean over the points (which is noise alone), and the output has mean zero.
 
-    A network whose attribute `blind` is true does not look at x, see `networks.base.Blind`.
+    A network whose attribute `blind` is true does not look at x, see `networks.base.Blind`. One
+    whose attribute `any_number` is true takes sets of other sizes than the one it was built for.
 
     Args:
         network: `network(x, time, cond) -> tensor like x`; `x` is scaled to order one, `time` is
@@ -346,7 +347,8 @@ def check_facts(config: dict[str, Any], file: Path, denoiser: Any, kind: type = 
     # a told condition has no null class; a number or a vector has no classes
     tables |= {name: told.get("categories", 1) - 1 for name, told in getattr(denoiser, "told", {}).items()}
     own = known.get("event_shape") or shape
-    first = 1 if isinstance(context, list) and "mask" in context else 0  # sets come in all sizes
+    sets = isinstance(context, list) and "mask" in context or getattr(network, "any_number", False)
+    first = 1 if sets else 0  # sets come in all sizes
     sound = {
         "denoiser": isinstance(denoiser, kind),
         "event_shape": numbers(shape)

@@ -114,6 +114,8 @@ class PillarNet(Recorded, Features, nn.Module):
         classes: categorical conditions, `{name: number of classes}`.
     """
 
+    any_number = True  # of points
+
     def __init__(
         self,
         event_shape: Sequence[int],

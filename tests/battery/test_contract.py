@@ -13,6 +13,7 @@ from helpers import UNMEASURED, Command, distil, trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
+from distillkit import load_student
 from distillkit.callbacks.checkpoint import Checkpoint
 from distillkit.cli import config, front
 from distillkit.cli.matrix import compatibility
@@ -58,11 +59,15 @@ def test_every_pair_builds_or_is_refused_in_one_sentence(method, domain, tmp_pat
         assert not [*tmp_path.iterdir()]
 
 
-def test_every_role_takes_a_finite_step(method):
-    """One cycle of turns, which a preset's settings have part in."""
+def test_every_role_takes_a_finite_step(method, tmp_path):
+    """One cycle of turns, which a preset's settings have part in; then the student is read."""
     made = tiny(method)
     trainer(max_steps=cycle(made.model)).fit(made.model, made.data)
     assert not made.model.bad_steps.any()
+    folder = made.model.export(tmp_path / "product")
+    if (folder / "student.yaml").exists():
+        expected, read = made.model.product().state_dict(), load_student(folder).state_dict()
+        assert expected.keys() == read.keys() and all(torch.equal(read[key], expected[key]) for key in read)
 
 
 def cycle(model) -> int:
