@@ -81,9 +81,6 @@ class TangentConsistency(FewStepDistiller):
     """
 
     ranged = True
-    # Jumps that learn from their neighbours are smooth between modes: weights were off by 0.23
-    # (rcm: 0.32).
-    proof = {**FewStepDistiller.proof, "mixture": {**FewStepDistiller.proof["mixture"], "weight_error": 0.4}}
 
     def __init__(
         self,
