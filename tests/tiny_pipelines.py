@@ -18,6 +18,59 @@ def texts(kind: str) -> dict:
     return {"tokenizer": tokenizer, "text_encoder": getattr(transformers, f"{kind}EncoderModel")(config).eval()}
 
 
+def clip(projected: bool = False) -> dict:
+    """A tokenizer of a few words, seven tokens long, and a text encoder of CLIP."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A [PAD]", special_tokens=[("[PAD]", 0)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]", eos_token="[PAD]", model_max_length=7
+    )
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"projection_dim": 32} if projected else {}
+    config = transformers.CLIPTextConfig(
+        **sizes, vocab_size=len(WORDS), max_position_embeddings=7, bos_token_id=1, eos_token_id=0, pad_token_id=0
+    )
+    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    return {"tokenizer": tokenizer, "text_encoder": kind(config).eval()}
+
+
+def autoencoder(seed: int = 0, latents: int = 4, **config):
+    """A tiny AutoencoderKL: images of sides twice as long as the latents'."""
+    import diffusers
+
+    torch.manual_seed(seed)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=latents,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **config,
+    )  # fmt: skip
+    return vae.eval()
+
+
+def stable_diffusion(folder, seed=0, **scheduler):
+    """A tiny StableDiffusionPipeline in `folder`: images of 32 pixels, latents of 16."""
+    import diffusers
+
+    torch.manual_seed(seed)
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 16), layers_per_block=1, in_channels=4, out_channels=4, cross_attention_dim=32,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4, norm_num_groups=4, sample_size=16,
+    )  # fmt: skip
+    released = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+    released |= {"set_alpha_to_one": True, "steps_offset": 1}
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=autoencoder(seed, scaling_factor=0.18215), **clip(), unet=wake(unet),
+        scheduler=diffusers.DDIMScheduler(**released | scheduler),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
 def wake(model: torch.nn.Module, seed: int = 3) -> torch.nn.Module:
     """All layers of the transformer have a say, those that look at the text too."""
     generator = torch.Generator().manual_seed(seed)
@@ -80,8 +133,6 @@ def cogvideox(folder, rotary=False, frames_in_patch=None, seed=0, **scheduler):
 def upscaler(folder, seed=0, low=None, **scheduler):
     """A tiny StableDiffusionUpscalePipeline in `folder`: photographs 4 times larger."""
     import diffusers
-    import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     torch.manual_seed(seed)
     unet = diffusers.UNet2DConditionModel(
@@ -94,22 +145,11 @@ def upscaler(folder, seed=0, low=None, **scheduler):
         block_out_channels=(8, 8, 16), layers_per_block=1, norm_num_groups=4, latent_channels=4, scaling_factor=0.08333,
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
     )  # fmt: skip
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="$A [PAD]", special_tokens=[("[PAD]", 0)])
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]", eos_token="[PAD]", model_max_length=7
-    )
-    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = transformers.CLIPTextConfig(
-        **sizes, vocab_size=len(WORDS), max_position_embeddings=7, bos_token_id=1, eos_token_id=0, pad_token_id=0
-    )
     released = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "scaled_linear", "clip_sample": False}
     released |= {"prediction_type": "v_prediction", "set_alpha_to_one": False, "steps_offset": 1}
     pipeline = diffusers.StableDiffusionUpscalePipeline(
         vae=vae.eval(),
-        text_encoder=transformers.CLIPTextModel(config).eval(),
-        tokenizer=tokenizer,
+        **clip(),
         unet=wake(unet),
         low_res_scheduler=diffusers.DDPMScheduler(**{"beta_schedule": "squaredcos_cap_v2"} | (low or {})),
         scheduler=diffusers.DDIMScheduler(**released | scheduler),

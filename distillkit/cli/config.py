@@ -40,7 +40,11 @@ UNFIT = {  # what Hydra says of choices that do not go together, and what to say
     r"Multiple values for (\w+)": "two of the choices name a {0} each, so they do not go together: change one of them",
     r"Error resolving interpolation '\$\{recipe_of": "a run needs a domain and a method: say domain=... method=...",
 }
-GONE = {"teacher=discrete_folder": "teacher=folder"}  # choices of earlier versions
+GONE = {  # choices of earlier versions
+    "teacher=discrete_folder": "teacher=folder",
+    "teacher=wan": "teacher=diffusers",
+    "teacher=cogvideox": "teacher=diffusers",
+}
 
 
 def conf_dirs(words: Sequence[str] = ()) -> list[Path]:

@@ -14,69 +14,42 @@ import torch
 from torch import Tensor
 
 from distillkit import checks
-from distillkit.data import DistillData, TensorData
 from distillkit.evaluation import metrics
 from distillkit.evaluation.samples import check, eight_bits
-from distillkit.pipelines.files import local
+from distillkit.pipelines.data import PromptData
 from domains.video import media
 from domains.video.look import AVERAGES, Look, averages, look, motion_apart
-from domains.video.pipelines import VAE, latent_shape, read_prompts
-
-EPOCH = 1000  # draws of an epoch, at least
-VALIDATED = 16  # prompts of validation, at most
+from domains.video.pipelines import VideoPipeline
 
 
-class Prompts(DistillData):
-    """Prompts from a file, and no videos: enough for methods that learn from the teacher alone.
+class Prompts(PromptData):
+    """Prompts from a file, and no videos.
 
     Args:
-        path: file with the prompts, see `read_prompts`.
-        pipeline, download: `path` and `download` of the teacher, whose pipeline says which sizes of
-            clips are possible.
-        frames, height, width: of a clip in pixels, those of the teacher.
-        held_out: number of the last prompts that are not trained on; evaluation and pictures ask
-            for them. 0 trains on all and asks for all.
         fps: frames a second at which clips are shown.
-        batch_size: prompts in a batch.
+        frames, height, width: the size, as folders of earlier versions say it.
+        path, pipeline, size, held_out, download, batch_size: as in `PromptData`.
     """
 
-    domain, pictured = "video", 4
-    provides = frozenset()
+    domain, teacher = "video", VideoPipeline
 
     def __init__(
         self,
         path: str,
         pipeline: str | None,
-        frames: int,
-        height: int,
-        width: int,
+        size: dict[str, int | float | None] | None = None,
         held_out: int = 0,
         fps: float = 16.0,
         download: bool = False,
         batch_size: int = 1,
+        frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ):
-        super().__init__(batch_size)
+        size = size or {"frames": frames, "height": height, "width": width}
+        super().__init__(path, pipeline, size, held_out, download, batch_size)
         checks.positive(fps=fps)
-        if pipeline is None:
-            raise ValueError("prompts need a teacher that reads them: say teacher=wan or teacher=cogvideox")
-        self.prompts, self.fps = read_prompts(path), fps
-        num = len(self.prompts)
-        checks.whole(0, held_out=held_out)
-        if held_out >= num:
-            raise ValueError(f"held_out must leave some of the {num} prompts to train on, got {held_out}")
-        self.asked = torch.arange(num - held_out if held_out else 0, num)
-        self.trained = torch.arange(num - held_out)
-        root = local(pipeline, download)
-        self.event_shape = VAE(str(root)).data_shape(latent_shape(root, frames, height, width))
-        self.classes = {"prompt": num}
-
-    def load(self) -> tuple[TensorData, TensorData, TensorData]:
-        drawn = self.trained.repeat(-(-EPOCH // len(self.trained)))
-        parts = (drawn, self.asked[:VALIDATED], self.asked)
-        return tuple(TensorData({"prompt": part}) for part in parts)
-
-    def conditions(self, num: int) -> dict[str, Tensor]:
-        return {"prompt": self.asked[torch.arange(num) % len(self.asked)]}
+        self.fps = fps
 
     def build_evaluator(self, held_out: Sequence[Any]) -> PromptEvaluator:
         return PromptEvaluator(self.event_shape)

@@ -1,9 +1,9 @@
-"""Text-to-video pipelines of the package diffusers as teachers: Wan and CogVideoX (extra `hf`)."""
+"""Video pipelines of the package diffusers as teachers (extra `hf`)."""
 
+from distillkit.pipelines.teacher import ask
 from domains.video.pipelines.decoder import VAE, latent_shape
-from domains.video.pipelines.files import read_prompts
 from domains.video.pipelines.networks import TARGETS, CogVideoXNetwork, PipelineBase, WanNetwork
-from domains.video.pipelines.teacher import CogVideoX, Wan, ask
+from domains.video.pipelines.teacher import CogVideoX, VideoPipeline, Wan
 
 __all__ = [
     "TARGETS",
@@ -11,9 +11,9 @@ __all__ = [
     "CogVideoX",
     "CogVideoXNetwork",
     "PipelineBase",
+    "VideoPipeline",
     "Wan",
     "WanNetwork",
     "ask",
     "latent_shape",
-    "read_prompts",
 ]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from distillkit.codec import Codec
-from distillkit.pipelines.files import load, read_json
-
-VAES = ("AutoencoderKLWan", "AutoencoderKLCogVideoX")
+from distillkit.pipelines.codec import PipelineCodec
+from distillkit.pipelines.files import read_json
 
 
 def compression(root: Path) -> tuple[int, int, int]:
@@ -51,58 +47,18 @@ def latent_shape(root: Path, frames: int, height: int, width: int) -> tuple[int,
     return channels, frames // time + 1, height // space, width // space
 
 
-class VAE(Codec):
-    """Clips [B, 3, F, H, W] in [-1, 1] and latents [B, C, F', H', W'], by a pipeline's VAE.
+class VAE(PipelineCodec):
+    """Clips [B, 3, F, H, W] in [-1, 1] and latents [B, C, F', H', W'], by a pipeline's VAE."""
 
-    The latents are of order one. The VAE works in float32 on the device of what it gets, is read
-    when it is needed first, and takes one clip at a time.
+    kinds = ("AutoencoderKLWan", "AutoencoderKLCogVideoX")
 
-    Args:
-        path: the pipeline's directory; if it is missing, only reading data raises an error.
-    """
-
-    def __init__(self, path: str):
-        folder = Path(path).expanduser()
-        self.path = path
-        self._root = folder.resolve() if folder.is_dir() else None  # now, for what a folder may read is checked before
-
-    @property
-    def root(self) -> Path:
-        if self._root is None:
-            raise ValueError(
-                f"there is no directory {self.path}, whose VAE makes clips of latents: put the pipeline back, or take samples "
-                f"undecoded, with decode=False"
-            )
-        return self._root
-
-    @cached_property
-    def vae(self) -> Any:
-        return load(self.root, "vae", VAES, torch.float32).requires_grad_(False).eval()
-
-    @property
     def units(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the VAE's own latents, [C or 1, 1, 1, 1]."""
-        config = self.vae.config
-        if hasattr(config, "scaling_factor"):  # CogVideoX
-            mean, std = torch.zeros(1), torch.full((1,), 1 / config.scaling_factor)
+        config = self.config
+        if "scaling_factor" in config:  # CogVideoX
+            mean, std = torch.zeros(1), torch.full((1,), 1 / config["scaling_factor"])
         else:
-            mean, std = torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
+            mean, std = torch.tensor(config["latents_mean"]), torch.tensor(config["latents_std"])
         return mean.reshape(-1, 1, 1, 1), std.reshape(-1, 1, 1, 1)
-
-    @torch.no_grad()
-    def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The clips `batch["data"]` as latents, the mean of the VAE's posterior."""
-        x, (mean, std) = batch["data"].float(), self.units
-        vae = self.vae.to(x.device)
-        z = torch.cat([vae.encode(one).latent_dist.mode() for one in x.split(1)])
-        return (z - mean.to(z)) / std.to(z)
-
-    @torch.no_grad()
-    def decode(self, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """Latents as clips, cut to [-1, 1]."""
-        (mean, std), vae = self.units, self.vae.to(x.device)
-        z = x.float() * std.to(x.device) + mean.to(x.device)
-        return torch.cat([vae.decode(one, return_dict=False)[0].clamp(-1, 1) for one in z.split(1)])
 
     def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         """The shape that the VAE decodes to.
@@ -112,5 +68,5 @@ class VAE(Codec):
         """
         _, time, space = compression(self.root)
         _, frames, height, width = event_shape
-        first = time - 1 if frames % 2 or "z_dim" in read_json(self.root / "vae" / "config.json") else 0
+        first = time - 1 if frames % 2 or "z_dim" in self.config else 0
         return 3, time * frames - first, space * height, space * width

@@ -1,142 +1,92 @@
-"""The pipelines' transformers as networks of the library, with adapters' places in them.
-
-B: batch; C: latent channels; F: latent frames; H, W: latent height and width; D: channels of the
-text encoder.
-"""
+"""Families of video pipelines. C: latent channels; F: latent frames; H, W: latent height, width."""
 
 from __future__ import annotations
 
-import hashlib
-from abc import abstractmethod
-from collections.abc import Sequence
-from functools import cached_property, partial
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from distillkit.files import hash_weights
 from distillkit.networks import adapters
-from distillkit.networks.adapters import Base
-from distillkit.networks.blocks import Told
-from distillkit.networks.routed import dispatch
-from distillkit.pipelines.files import import_diffusers, load, read_json
+from distillkit.pipelines import network, schedulers
+from distillkit.pipelines.files import import_diffusers
+from distillkit.pipelines.network import Network
+from distillkit.pipelines.texts import padded, trimmed
 from distillkit.spec import Recorded
-from distillkit.teachers.foreign import check_foreign
-from domains.video.pipelines.files import DTYPES
+from domains.video.pipelines.decoder import VAE, latent_shape
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the layers of an attention
 
 
-class Texts(nn.Module):
-    """Embeddings of the prompts, by number. Copies of a network share them.
-
-    Args:
-        num: prompts; number `num` is the negative prompt.
-        tokens, dim: shape of an embedding.
-    """
-
-    def __init__(self, num: int, tokens: int, dim: int):
-        super().__init__()
-        self.register_buffer("table", torch.zeros(num + 1, tokens, dim))
-
-    def __deepcopy__(self, memo):
-        return self
-
-    def forward(self, prompt: Tensor, length: int) -> Tensor:
-        """[B] to [B, length, D], zeros after the last token."""
-        found = self.table[prompt]
-        return F.pad(found, (0, 0, 0, length - found.shape[1]))
-
-
-class Network(Recorded, nn.Module):
-    """A text-to-video transformer, or two: the first from time `boundary` up, the second below.
-
-    Args:
-        configs: for each transformer, its config.json.
-        texts: shape `[prompts, tokens, D]` of the table of embeddings.
-        boundary: a time in (0, 1), if there are two.
+class Clips(Network):
+    """What the families here have in common: clips [3, F, H, W], texts padded with zeros.
 
     Attributes:
-        kind, pipeline: classes of the package diffusers.
-        own_parts: submodules that adapters keep for themselves, see there.
+        size: of a clip, where a user gives none: frames, height and width in pixels.
     """
 
-    kind: str
-    pipeline: str
-    own_parts = ("texts",)
+    codec = VAE
+    size: dict[str, int]
 
-    def __init__(self, configs: list[dict[str, Any]], texts: Sequence[int], boundary: float | None = None):
-        super().__init__()
-        kind = getattr(import_diffusers(), self.kind)
-        self.models = nn.ModuleList(
-            kind.from_config({k: v for k, v in config.items() if k[:1] != "_"}) for config in configs
-        )
-        self.texts, self.length, self.boundary = Texts(*texts), self.text_length(configs[0]), boundary
-        self.embed = Told(texts[2])  # a vector that is added to all tokens of the text
+    @classmethod
+    def latent_shape(cls, root, size):
+        config = cls.model_config(root)
+        if config["in_channels"] != (config.get("out_channels") or config["in_channels"]):
+            raise ValueError(f"{root} wants more than a text (an image): only text-to-video pipelines are read here")
+        return latent_shape(root, **cls.size | {name: value for name, value in size.items() if value is not None})
 
-    @staticmethod
-    @abstractmethod
-    def text_length(config: dict[str, Any]) -> int:
-        """Tokens of a prompt, padding included."""
-
-    @abstractmethod
-    def call(self, model: nn.Module, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
-        """The output of one of the transformers at time [B] in [0, 1]."""
-
-    def forward(self, x: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """The transformer's prediction, like x.
-
-        Args:
-            x: [B, C, F, H, W].
-            time: [B] in [0, 1].
-            cond: has `prompt`, int [B].
-        """
-        text = self.texts(cond["prompt"], self.length)
-        if self.embed:
-            text = text + self.embed(cond)[:, None]
-        x, text = (y.to(self.models[0].dtype) for y in (x, text))
-        if self.boundary is None:
-            return self.call(self.models[0], x, time, text)
-        calls = [partial(self.call, model) for model in self.models]
-        return dispatch(calls, (time < self.boundary).long(), x, time, text)
-
-    def sha256(self) -> str:
-        """The sha256 of the transformers' weights."""
-        digest = hashlib.sha256()
-        hash_weights(digest, self.models)
-        return digest.hexdigest()
+    @classmethod
+    def trim(cls, tables):
+        return trimmed(tables, tables["text"].ne(0).any(2), ["text"])
 
 
-class WanNetwork(Network):
+class WanNetwork(Clips):
     """Wan 2.1 and 2.2, text to video (arXiv 2503.20314): predicts the velocity of a flow."""
 
-    kind, pipeline = "WanTransformer3DModel", "WanPipeline"
+    pipelines, kinds = ("WanPipeline",), ("WanTransformer3DModel",)
+    schedulers = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler")
+    size = {"frames": 81, "height": 480, "width": 832}
+    length = 512  # tokens that the released models were trained with; no configuration says it
 
-    @staticmethod
-    def text_length(config):
-        return 512  # what the released models were trained with; no configuration says it
+    @classmethod
+    def process(cls, scheduler, shape):
+        return schedulers.flow(scheduler)
 
-    def call(self, model, x, time, text):
-        return model(x, 1000 * time, text, return_dict=False)[0]
+    @classmethod
+    def encode(cls, pipeline, prompts, settings):
+        options = {"do_classifier_free_guidance": False, "max_sequence_length": cls.length}
+        return {"text": pipeline.encode_prompt(prompts, **options)[0]}
+
+    def call(self, model, x, time, cond):
+        return model(x, 1000 * time, padded(cond["text"], self.length), return_dict=False)[0]
 
 
-class CogVideoXNetwork(Network):
-    """CogVideoX, text to video (arXiv 2408.06072); it wants frames before channels."""
+class CogVideoXNetwork(Clips):
+    """CogVideoX, text to video (arXiv 2408.06072); it wants frames before channels.
 
-    kind, pipeline = "CogVideoXTransformer3DModel", "CogVideoXPipeline"
+    Variance preserving, v-prediction. Its highest noise level has no signal left.
+    """
 
-    @staticmethod
-    def text_length(config):
-        return config["max_text_seq_length"]
+    pipelines, kinds = ("CogVideoXPipeline",), ("CogVideoXTransformer3DModel",)
+    schedulers = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
+    size = {"frames": 49, "height": 480, "width": 720}
 
-    def call(self, model, x, time, text):
+    @classmethod
+    def process(cls, scheduler, shape):
+        return schedulers.variance_preserving(scheduler)
+
+    @classmethod
+    def read_settings(cls, root, shape, asked):
+        return {"length": cls.model_config(root)["max_text_seq_length"]}
+
+    @classmethod
+    def encode(cls, pipeline, prompts, settings):
+        options = {"do_classifier_free_guidance": False, "max_sequence_length": settings.get("length", 226)}
+        return {"text": pipeline.encode_prompt(prompts, **options)[0]}
+
+    def call(self, model, x, time, cond):
+        text = padded(cond["text"], model.config.max_text_seq_length)
         rotary = self.rotary(model, x) if model.config.use_rotary_positional_embeddings else None
-        x = x.transpose(1, 2)
-        out = model(x, text, 1000 * time, image_rotary_emb=rotary, return_dict=False)[0]
+        out = model(x.transpose(1, 2), text, 1000 * time, image_rotary_emb=rotary, return_dict=False)[0]
         return out.transpose(1, 2)
 
     def rotary(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,65 +103,10 @@ class CogVideoXNetwork(Network):
 NETWORKS = {cls.__name__: cls for cls in (WanNetwork, CogVideoXNetwork)}
 
 
-def released(cls: type[Network], root: Path, texts: Sequence[int], dtype: torch.dtype) -> Network:
-    """The network of the pipeline in `root`, frozen."""
-    index = read_index(root, cls)
-    two = "transformer_2" in index and index["transformer_2"][0] is not None
-    boundary = index.get("boundary_ratio") if two else None
-    if two and boundary is None:
-        raise ValueError(f"{root / 'model_index.json'} names two transformers but no boundary_ratio between them")
-    models = [load(root, part, (cls.kind,), dtype) for part in ("transformer", "transformer_2")[: 1 + two]]
-    configs = [{k: v for k, v in model.config.items() if k[:1] != "_"} for model in models]
-    for config in configs:
-        if config["in_channels"] != (config["out_channels"] or config["in_channels"]):
-            raise ValueError(f"{root} wants more than a text (an image): only text-to-video pipelines are read here")
-    with torch.device("meta"):  # the transformers are there already
-        network = cls(configs, list(texts), boundary)
-    network.models = nn.ModuleList(models)
-    network.texts, network.embed = Texts(*texts), Told(texts[2])
-    return network.requires_grad_(False).eval()
+class PipelineBase(network.PipelineBase):
+    """The frozen network of a video pipeline."""
 
-
-def read_index(root: Path, cls: type[Network]) -> dict[str, Any]:
-    """model_index.json, of the right class, of a pipeline that brings no code."""
-    check_foreign(root)
-    index = read_json(root / "model_index.json")
-    if index.get("_class_name") != cls.pipeline:
-        raise ValueError(f"{root} holds a {index.get('_class_name')}, but what is needed here is a {cls.pipeline}")
-    return index
-
-
-class PipelineBase(Base):
-    """The frozen network of a pipeline; nothing else of the pipeline is read.
-
-    Args:
-        path: directory of the pipeline.
-        kind: class of the network.
-        texts: see `Network`.
-        dtype: of the network's weights.
-    """
-
-    def __init__(self, path: str, kind: str, texts: list[int], dtype: str):
-        if kind not in NETWORKS:
-            raise ValueError(f"the folder is damaged: adapters belong to {' or '.join(NETWORKS)}, not to {kind!r}")
-        if dtype not in DTYPES:
-            raise ValueError(f"the folder is damaged: weights are {' or '.join(DTYPES)}, not {dtype!r}")
-        self.path, self.kind, self.texts, self.dtype = path, kind, texts, dtype
-
-    def read(self) -> Network:
-        if not Path(self.path).is_dir():
-            raise ValueError(
-                f"this student is adapters on {self}, which is not there: put it back, or write its new place into `path` in "
-                f"student.yaml"
-            )
-        return released(NETWORKS[self.kind], Path(self.path), self.texts, DTYPES[self.dtype])
-
-    @cached_property
-    def sha256(self) -> str:
-        return self.network.sha256()
-
-    def __str__(self) -> str:
-        return f"the pipeline in {self.path}"
+    networks = NETWORKS
 
 
 class Adapters(adapters.Adapters):

@@ -16,11 +16,14 @@ pytest.importorskip("transformers")
 import tiny_pipelines
 from helpers import f64
 
+from distillkit.pipelines.prompts import read_prompts
+from distillkit.pipelines.texts import padded
 from distillkit.spec import Outside, from_spec, to_spec
 from distillkit.students.base import load_student
 from distillkit.students.few_step import FewStepStudent
 from distillkit.teachers.key import samples_key
-from domains.video.pipelines import VAE, CogVideoX, Wan, ask, read_prompts
+from domains.image.pipelines import ImagePipeline
+from domains.video.pipelines import VAE, CogVideoXNetwork, VideoPipeline, ask
 
 SIZE = {"frames": 9, "height": 16, "width": 32}
 PROMPTS = ["a cat runs", "a dog sleeps on the moon", "a cat on the moon"]
@@ -47,7 +50,7 @@ def wan(folder):
 
 @pytest.fixture(scope="module")
 def teacher(wan, folder, prompts):
-    return Wan(str(folder), prompts=prompts, negative_prompt=NEGATIVE, **SIZE)
+    return VideoPipeline(str(folder), prompts=prompts, negative_prompt=NEGATIVE, **SIZE)
 
 
 def theirs(pipeline, noise, steps, length, kappa=5.0, output_type="latent", **options):
@@ -94,7 +97,7 @@ def test_euler_on_wan_is_the_pipeline(teacher, wan):
 
 def test_wan_2_2_has_two_networks_with_a_guidance_each(tmp_path, prompts):
     pipeline = tiny_pipelines.wan(tmp_path, two=True)
-    teacher = Wan(str(tmp_path), prompts=prompts, negative_prompt=NEGATIVE, guidance_2=2.0, **SIZE)
+    teacher = VideoPipeline(str(tmp_path), prompts=prompts, negative_prompt=NEGATIVE, guidance_2=2.0, **SIZE)
     noise, cond = drawn(teacher), {"prompt": torch.tensor([2, 0])}
     times = teacher.grid(6)
     assert 0 < int((times < teacher.denoiser.network.boundary).sum()) < 6
@@ -118,7 +121,7 @@ def test_wan_2_2_has_two_networks_with_a_guidance_each(tmp_path, prompts):
 def test_a_time_for_each_token_is_the_same_as_one(tmp_path, prompts):
     """Wan 2.2 TI2V, which text to video gives all tokens one time."""
     pipeline = tiny_pipelines.wan(tmp_path, per_token=True)
-    teacher = Wan(str(tmp_path), prompts=prompts, negative_prompt=NEGATIVE, **SIZE)
+    teacher = VideoPipeline(str(tmp_path), prompts=prompts, negative_prompt=NEGATIVE, **SIZE)
     noise = drawn(teacher)
     assert_close(teacher.sample(noise, {"prompt": torch.tensor([2, 0])}, 3, kappa=5.0), theirs(pipeline, noise, 3, 512))
 
@@ -131,7 +134,7 @@ def test_a_time_for_each_token_is_the_same_as_one(tmp_path, prompts):
 def test_ddim_on_cogvideox_is_the_pipeline(own, tmp_path, prompts):
     pipeline = tiny_pipelines.cogvideox(tmp_path, **own)
     size = SIZE | ({"frames": 13} if "frames_in_patch" in own else {})
-    teacher = CogVideoX(str(tmp_path), prompts=prompts, negative_prompt=NEGATIVE, **size)
+    teacher = VideoPipeline(str(tmp_path), prompts=prompts, negative_prompt=NEGATIVE, **size)
     noise, cond = drawn(teacher), {"prompt": torch.tensor([2, 0])}
     assert teacher.event_shape == (4, size["frames"] // 4 + 1, 2, 4)
     for steps in (1, 5):
@@ -145,7 +148,7 @@ def test_the_process_of_cogvideox_is_the_schedulers_table(shift, zero):
     scheduler = CogVideoXDDIMScheduler(
         prediction_type="v_prediction", snr_shift_scale=shift, rescale_betas_zero_snr=zero
     )
-    process, prediction = CogVideoX.read_scheduler(scheduler)
+    process, prediction = CogVideoXNetwork.process(scheduler, ())
     assert prediction == "v"
     alpha = process.alpha(torch.arange(1000).double())
     torch.testing.assert_close(alpha**2, scheduler.alphas_cumprod.double(), rtol=1e-6, atol=2e-12)
@@ -157,7 +160,7 @@ def test_unipc_on_wan_is_the_pipelines(tmp_path, prompts):
 
     settings = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
     pipeline = tiny_pipelines.wan(tmp_path, scheduler=UniPCMultistepScheduler(**settings))
-    teacher = Wan(str(tmp_path), prompts=prompts, negative_prompt=NEGATIVE, **SIZE)
+    teacher = VideoPipeline(str(tmp_path), prompts=prompts, negative_prompt=NEGATIVE, **SIZE)
     noise, cond = drawn(teacher), {"prompt": torch.tensor([2, 0])}
     assert teacher.best["solver"] == "unipc"
     scheduler, set_timesteps = pipeline.scheduler, pipeline.scheduler.set_timesteps
@@ -171,7 +174,7 @@ def test_unipc_on_wan_is_the_pipelines(tmp_path, prompts):
         assert_close(teacher.sample(noise, cond, steps, kappa=5.0), theirs(pipeline, noise, steps, 512))
     UniPCMultistepScheduler(**settings | {"solver_order": 3}).save_pretrained(tmp_path / "scheduler")
     with pytest.raises(ValueError, match="solver_order = 3"):
-        Wan(str(tmp_path), prompts=prompts, **SIZE)
+        VideoPipeline(str(tmp_path), prompts=prompts, **SIZE)
 
 
 def test_unipc_tells_the_same_kind_of_times(tmp_path, prompts):
@@ -180,7 +183,7 @@ def test_unipc_tells_the_same_kind_of_times(tmp_path, prompts):
 
     settings = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
     tiny_pipelines.wan(tmp_path, scheduler=UniPCMultistepScheduler(**settings))
-    teacher = Wan(str(tmp_path), prompts=prompts, **SIZE)
+    teacher = VideoPipeline(str(tmp_path), prompts=prompts, **SIZE)
     u = torch.linspace(1, 1e-3, 9, dtype=torch.float64)[:-1]
     assert (teacher.grid(8) - 3 * u / (1 + 2 * u)).abs().max() < 2e-6  # it begins 1e-6 below 1
     assert teacher.process.grid(9)[:-1].tolist() == pytest.approx(
@@ -188,18 +191,18 @@ def test_unipc_tells_the_same_kind_of_times(tmp_path, prompts):
     )  # a student's, which ends elsewhere
     UniPCMultistepScheduler().save_pretrained(tmp_path / "scheduler")
     with pytest.raises(ValueError, match="use_flow_sigmas"):
-        Wan(str(tmp_path), prompts=prompts, **SIZE)
+        VideoPipeline(str(tmp_path), prompts=prompts, **SIZE)
 
 
 # Texts
 
 
 def test_prompts_are_read_once_and_guidance_leads_away_from_the_negative_one(teacher, wan):
-    table = teacher.denoiser.network.texts.table
+    table = teacher.denoiser.network.texts.text
     assert teacher.classes == {"prompt": 3} and table.shape == (4, 6, 32)  # the longest has six words
     for number, text in enumerate([*PROMPTS, NEGATIVE]):
         expected = wan.encode_prompt([text], do_classifier_free_guidance=False, max_sequence_length=512)[0]
-        found = teacher.denoiser.network.texts(torch.tensor([number]), 512)
+        found = padded(teacher.denoiser.network.texts(torch.tensor([number]))["text"], 512)
         assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5)
     null = teacher.null_condition({"prompt": torch.tensor([0, 2])})
     assert null["prompt"].tolist() == [3, 3] and teacher.guidable
@@ -303,13 +306,16 @@ def changed(folder, to, file, **changes):
 
 
 def test_what_is_refused(wan, folder, prompts, tmp_path, monkeypatch):
-    def refused(said, path=folder, cls=Wan, **changes):
+    def refused(said, path=folder, cls=VideoPipeline, **changes):
         with pytest.raises(ValueError, match=said):
             cls(str(path), **{"prompts": prompts, **SIZE, **changes})
 
     refused("there is no directory Wan-AI/none.*teacher.download=true", path="Wan-AI/none")
     refused("data=prompts", prompts=None)
-    refused("holds a WanPipeline, but what is needed here is a CogVideoXPipeline", cls=CogVideoX)
+    with pytest.raises(
+        ValueError, match="holds a WanPipeline, which makes samples of the domain video: say domain=video"
+    ):
+        ImagePipeline(str(folder), prompts)
     refused(r"4 k \+ 1 frames", frames=10)
     refused("height of a clip must be a multiple of 16, got 24", height=24)
     refused("width must be at least 1, got 0", width=0)
@@ -340,13 +346,13 @@ def test_what_is_refused(wan, folder, prompts, tmp_path, monkeypatch):
 def test_clips_of_cogvideox_1_5_fill_its_patches(tmp_path, prompts):
     tiny_pipelines.cogvideox(tmp_path, rotary=True, frames_in_patch=2)
     with pytest.raises(ValueError, match="9 frames are 3 latent ones.*teacher.frames to 13"):
-        CogVideoX(str(tmp_path), prompts=prompts, **SIZE)
+        VideoPipeline(str(tmp_path), prompts=prompts, **SIZE)
 
 
 def test_times_reach_the_network_as_they_were_trained(teacher, wan):
     """1000 t, and a student's denoised sample is x - t u."""
     x, t = drawn(teacher), f64(0.25, 1.0)
-    text = teacher.denoiser.network.texts(torch.tensor([0, 1]), 512)
+    text = padded(teacher.denoiser.network.texts(torch.tensor([0, 1]))["text"], 512)
     with torch.no_grad():
         velocity = wan.transformer(x, (1000 * t).float(), text, return_dict=False)[0]
         found = teacher.denoiser(x, t, {"prompt": torch.tensor([0, 1])})

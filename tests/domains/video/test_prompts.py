@@ -32,7 +32,7 @@ def pipelines(tmp_path_factory):
 
 
 def prompts(pipelines, **settings):
-    return Prompts(str(pipelines / "prompts.txt"), str(pipelines / "wan"), **SIZE, **settings)
+    return Prompts(str(pipelines / "prompts.txt"), str(pipelines / "wan"), SIZE, **settings)
 
 
 # Data
@@ -53,8 +53,8 @@ def test_batches_are_numbers_of_prompts(pipelines):
 def test_what_data_refuse(pipelines):
     with pytest.raises(ValueError, match="held_out must leave some of the 4 prompts"):
         prompts(pipelines, held_out=4)
-    with pytest.raises(ValueError, match="teacher=wan"):
-        Prompts(str(pipelines / "prompts.txt"), None, **SIZE)
+    with pytest.raises(ValueError, match="teacher=diffusers"):
+        Prompts(str(pipelines / "prompts.txt"), None, SIZE)
 
 
 # Evaluation and pictures
@@ -108,7 +108,7 @@ def here(tmp_path, monkeypatch):
 
 
 def words(pipelines, kind):
-    own = ["domain=video", "method=dmd", f"teacher={kind}", f"teacher.path={pipelines / kind}", "data=prompts"]
+    own = ["domain=video", "method=dmd", "teacher=diffusers", f"teacher.path={pipelines / kind}", "data=prompts"]
     own += [f"data.path={pipelines / 'prompts.txt'}", *(f"teacher.{key}={value}" for key, value in SIZE.items())]
     own += ["teacher.steps=2", "data.batch_size=2", "trainer.max_steps=2", "model.kappa=3", "model.num_steps=2"]
     return [*own, "vars.callbacks.finish.num_samples=3"]
@@ -181,8 +181,8 @@ def test_words_that_do_not_go_together(pipelines, here, capsys):
         return capsys.readouterr().err
 
     assert "data=prompts data.path=FILE" in said(*[w for w in good if not w.startswith("data")])
-    assert "teacher=wan or teacher=cogvideox" in said("domain=video", "method=dmd", *good[4:6])
-    assert "DMD with gan=0.001 needs data and features, which Wan and Prompts do not give" in said(
+    assert "teacher=diffusers teacher.path=DIR" in said("domain=video", "method=dmd", *good[4:6])
+    assert "DMD with gan=0.001 needs data and features, which VideoPipeline and Prompts do not give" in said(
         *good, "model.gan=1e-3"
     )
     assert "teacher.download=true" in said(

@@ -1,0 +1,71 @@
+"""Prompts as data: batches hold `prompt` int64 [B], its number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from distillkit import checks
+from distillkit.data import DistillData, TensorData
+from distillkit.pipelines.files import local
+from distillkit.pipelines.prompts import read_prompts
+from distillkit.pipelines.teacher import PipelineTeacher
+
+EPOCH = 1000  # draws of an epoch, at least
+VALIDATED = 16  # prompts of validation, at most
+
+
+class PromptData(DistillData):
+    """Prompts from a file, and no samples: enough for methods that learn from the teacher alone.
+
+    Args:
+        path: file or folder with the prompts, see `read_prompts`.
+        pipeline, download: `path` and `download` of the teacher, whose pipeline says which sizes of
+            samples are possible.
+        size: of a sample, that of the teacher; None is the pipeline's own.
+        held_out: number of the last prompts that are not trained on; evaluation and pictures ask
+            for them. 0 trains on all and asks for all.
+        batch_size: prompts in a batch.
+
+    Attributes:
+        teacher: the domain's teacher of pipelines.
+    """
+
+    pictured = 4
+    provides = frozenset()
+    teacher: type[PipelineTeacher]
+
+    def __init__(
+        self,
+        path: str,
+        pipeline: str | None,
+        size: Mapping[str, int | float | None] | None = None,
+        held_out: int = 0,
+        download: bool = False,
+        batch_size: int = 1,
+    ):
+        super().__init__(batch_size)
+        if pipeline is None:
+            raise ValueError("prompts need a teacher that reads them: say teacher=diffusers teacher.path=DIR")
+        self.prompts = read_prompts(path)
+        num = len(self.prompts)
+        checks.whole(0, held_out=held_out)
+        if held_out >= num:
+            raise ValueError(f"held_out must leave some of the {num} prompts to train on, got {held_out}")
+        self.asked = torch.arange(num - held_out if held_out else 0, num)
+        self.trained = torch.arange(num - held_out)
+        root = local(pipeline, download)
+        family = self.teacher.family(root)
+        shape = family.latent_shape(root, size or {})
+        self.event_shape = shape if family.codec is None else family.codec(str(root)).data_shape(shape)
+        self.classes = {"prompt": num}
+
+    def load(self) -> tuple[TensorData, TensorData, TensorData]:
+        drawn = self.trained.repeat(-(-EPOCH // len(self.trained)))
+        parts = (drawn, self.asked[:VALIDATED], self.asked)
+        return tuple(TensorData({"prompt": part}) for part in parts)
+
+    def conditions(self, num: int) -> dict[str, Tensor]:
+        return {"prompt": self.asked[torch.arange(num) % len(self.asked)]}

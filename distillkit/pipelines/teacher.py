@@ -1,0 +1,232 @@
+"""Pipelines of the package diffusers as teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from distillkit import checks
+from distillkit.diffusion.denoiser import Denoiser
+from distillkit.pipelines import schedulers
+from distillkit.pipelines.files import DTYPES, import_diffusers, load, local, print_of, read_index
+from distillkit.pipelines.network import Network, PipelineBase, released
+from distillkit.pipelines.prompts import read_prompts
+from distillkit.pipelines.texts import Texts, in_chunks, kept
+from distillkit.teachers.base import Teacher
+
+
+class PipelineTeacher(Teacher):
+    """A pipeline of the package diffusers, whose family its model_index.json tells.
+
+    Of a family that reads texts the class `prompt` is the number of a prompt, and the null class is
+    the negative prompt, so kappa is the pipeline's `guidance_scale`. The text encoders are run
+    once, at the start, and dropped; the embeddings are kept in memory and, where a cache is
+    switched on, on disk.
+
+    Args:
+        path: directory of the pipeline; with `download` also the name of a repository on the hub.
+        prompts: file or folder with the prompts, see `read_prompts`; the one that the data read.
+        size: of a sample, such as `height` and `width`; None is the pipeline's own.
+        negative_prompt: the prompt that guidance leads away from; None is the pipeline's own.
+        steps: number of steps with which the teacher counts as at its best; None is the family's.
+        dtype: of the pipeline's weights; what is trained is float32.
+        checkpointing: recompute activations of what is trained in the backward pass instead of
+            keeping them.
+        download: fetch the pipeline from the hub.
+        asked: further arguments of a family, see `Network.read_settings`.
+
+    Attributes:
+        domain: the domain of its samples.
+        families: networks by the class of the pipeline.
+        base_kind: the record of a frozen network, see there.
+    """
+
+    provides = frozenset({"denoiser"})
+    apart = Teacher.apart | {"codec", "root", "scheduler", "checkpointing", "_base"}
+    renamed = {"lora": "adapters are student=lora student.rank=..., of the fake score fake_score=lora"}
+    retired = ("lora",)  # in older folders: the rank of its students, which are what they are now without it
+    domain: str
+    families: Mapping[str, type[Network]]
+    base_kind: type[PipelineBase]
+
+    def __init__(
+        self,
+        path: str,
+        prompts: str | None = None,
+        size: Mapping[str, int | None] | None = None,
+        negative_prompt: str | None = None,
+        steps: int | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        checkpointing: bool = False,
+        download: bool = False,
+        asked: Mapping[str, Any] | None = None,
+    ):
+        size = dict(size or {})
+        checks.whole(1, **{name: value for name, value in {**size, "steps": steps}.items() if value is not None})
+        root = local(path, download)
+        family = self.family(root)
+        if family.given == "prompt" and prompts is None:
+            raise ValueError("this teacher is asked for prompts: say data=prompts data.path=FILE")
+        wanted = read_prompts(prompts) if family.given == "prompt" else []
+        scheduler = load(root, "scheduler", family.schedulers)
+        shape = family.latent_shape(root, size)
+        process, prediction = family.process(scheduler, shape)
+        settings = family.read_settings(root, shape, dict(asked or {}))
+        tables = embed(root, family, wanted, negative_prompt, settings, dtype) if wanted else {}
+        shapes = {name: [len(wanted), *table.shape[1:]] for name, table in tables.items()}
+        network = released(family, root, shapes, DTYPES[dtype], settings)
+        network.texts = Texts.of(tables)
+        classes = {"prompt": len(wanted)} if wanted else family.classes(network)
+        codec = None if family.codec is None else family.codec(str(root))
+        super().__init__(Denoiser(network, process, prediction), shape, classes, family.context, codec)
+        self.best = {"solver": schedulers.solver(scheduler), "steps": steps or family.steps}
+        self._id, self.root, self.scheduler = Path(path).name, root, scheduler
+        self.checkpointing = checkpointing
+        more = (settings,) if settings else ()
+        self._base = self.base_kind(str(root), family.__name__, shapes, dtype, *more)
+        self._base.network = network  # it is in memory already
+
+    @classmethod
+    def family(cls, root: Path) -> type[Network]:
+        """The family of the pipeline in `root`.
+
+        Raises:
+            ValueError: there is none, in this domain or at all.
+        """
+        kind = read_index(root).get("_class_name")
+        if kind in cls.families:
+            return cls.families[kind]
+        known = {name: found.domain for found in teachers() for name in found.families}
+        if kind in known:
+            raise ValueError(
+                f"{root} holds a {kind}, which makes samples of the domain {known[kind]}: say domain={known[kind]}"
+            )
+        raise ValueError(
+            f"{root} holds a {kind}, which is not read here; in the domain {cls.domain} there are {', '.join(cls.families)}"
+        )
+
+    @classmethod
+    def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """`provides`, and `classes` and `labels` as the pipeline in `path` has them."""
+        path = Path(str(arguments.get("path"))).expanduser()
+        try:
+            given = cls.families[read_index(path)["_class_name"]].given
+        except (ValueError, KeyError, OSError):  # said later, when it is read
+            given = "prompt"
+        return cls.provides | ({"classes"} if given else set()) | ({"labels"} if given == "label" else set())
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    def grid(self, steps: int) -> Tensor:
+        """The pipeline's own times."""
+        return type(self.denoiser.network).grid(self.scheduler, self.process, steps, self.event_shape)
+
+    def base(self) -> PipelineBase:
+        """The pipeline's own weights, which adapters change."""
+        return self._base
+
+    def new_denoiser(self, network: nn.Module | None = None) -> Denoiser:
+        """As any teacher's; a full copy is float32."""
+        made = super().new_denoiser(network)
+        if network is None:
+            made.network.models.float()
+        for model in getattr(made.network, "models", ()) if self.checkpointing else ():
+            model.enable_gradient_checkpointing()
+        return made
+
+
+def teachers() -> list[type[PipelineTeacher]]:
+    """The pipelines' teacher of every domain that has one."""
+    import domains
+
+    for module in iter_modules(domains.__path__, "domains."):
+        for inner in iter_modules([str(Path(place, module.name.rpartition(".")[2])) for place in domains.__path__]):
+            if inner.name == "pipelines":
+                import_module(f"{module.name}.pipelines")
+    return [kind for kind in PipelineTeacher.__subclasses__() if kind.__module__.startswith("domains.")]
+
+
+@torch.no_grad()
+def embed(
+    root: Path,
+    family: type[Network],
+    prompts: list[str],
+    negative_prompt: str | None,
+    settings: Mapping[str, Any],
+    dtype: str,
+) -> dict[str, Tensor]:
+    """The tables of embeddings of prompts and, in the last row, of the negative one; on the CPU.
+
+    The encoders run on a GPU if there is one, and are dropped again. Within
+    `distillkit.cache.using` the tables are kept on disk, and no encoder is loaded for those found.
+
+    Args:
+        root: the pipeline's directory.
+        family: its family.
+        prompts: different texts.
+        negative_prompt: see `PipelineTeacher`.
+        settings: see `Network.read_settings`.
+        dtype: of the encoders and the tables.
+    """
+
+    def make() -> dict[str, Tensor]:
+        pipeline = encoders(root, family, DTYPES[dtype])
+        made = in_chunks(lambda some: family.encode(pipeline, some, settings), prompts)
+        null = {name: row.cpu() for name, row in family.encode_negative(pipeline, negative_prompt, settings).items()}
+        return {name: torch.cat([made[name], null[name].to(made[name].dtype)]) for name in made}
+
+    about = {"family": family.__name__, "pipeline": print_of(root, family.text_parts), "dtype": dtype}
+    about |= {"prompts": prompts, "negative": negative_prompt, "settings": dict(settings)}
+    return family.trim(kept(about, make))
+
+
+def encoders(root: Path, family: type[Network], dtype: torch.dtype) -> Any:
+    """The pipeline with the parts that read texts alone."""
+    index = read_index(root)
+    absent = {
+        part: None
+        for part, value in index.items()
+        if isinstance(value, list) and not part.startswith((*family.text_parts, "scheduler"))
+    }
+    cls = getattr(import_diffusers(), index["_class_name"])
+    try:
+        pipeline = cls.from_pretrained(str(root), local_files_only=True, use_safetensors=True, dtype=dtype, **absent)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ValueError(f"the text encoder in {root} does not load: {str(error).splitlines()[0]}") from None
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def ask(student: Any, prompts: list[str], path: str | None = None, negative_prompt: str | None = None) -> None:
+    """Gives a student these prompts as classes; the text encoders of its pipeline read them.
+
+    Args:
+        student: a student of a pipeline's teacher.
+        prompts: some texts.
+        path: the pipeline's directory; None is where the student says that it is.
+        negative_prompt: the prompt that guidance leads away from, for a student that is told kappa.
+
+    Raises:
+        ValueError: the student reads no texts, or the pipeline is not there.
+    """
+    network = getattr(student.network, "tree", student.network)  # the one that adapters change
+    if not isinstance(network, Network) or network.given != "prompt":
+        raise ValueError("this student was not made from a pipeline that reads texts, so there is no prompt to give")
+    if path is not None:
+        root = local(path)
+    else:
+        student.codec.data_shape(student.event_shape)  # raises where the folder may not read the pipeline
+        root = student.codec.root
+    family, dtype = type(network), "bfloat16" if network.models[0].dtype == torch.bfloat16 else "float32"
+    tables = embed(root, family, prompts, negative_prompt, network.settings, dtype)
+    texts = Texts.of({name: table.to(student.device) for name, table in tables.items()})
+    for each in {student.network, network}:  # adapters keep a reference of their own
+        each.texts = texts
+    student.classes = {"prompt": len(prompts)}
