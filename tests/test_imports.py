@@ -35,7 +35,7 @@ ROOMS = {
     "networks": {"diffusion", "discrete"},
     "losses": {"diffusion", "discrete"},
     "teachers": {"networks", "rollouts", "diffusion", "discrete"},  # an exact teacher makes its students' networks
-    "pipelines": set(),
+    "pipelines": {"teachers", "networks", "diffusion"},
     "pairs": {"teachers", "diffusion"},
     "students": {
         "teachers",

@@ -19,8 +19,12 @@ SEEN, PIECE = 64, 2**16  # pieces of a file of weights in its print, and bytes o
 
 def import_diffusers() -> Any:
     """The package `diffusers`, or an error that says how to get it."""
-    optional("transformers", "hf", "pipelines are read with")
-    return optional("diffusers", "hf", "pipelines are read with")
+    transformers = optional("transformers", "hf", "pipelines are read with")
+    transformers.logging.set_verbosity_error()  # before parts that it cannot use complain
+    transformers.logging.disable_progress_bar()
+    diffusers = optional("diffusers", "hf", "pipelines are read with")
+    diffusers.utils.logging.disable_progress_bar()
+    return diffusers
 
 
 def local(path: str, download: bool = False) -> Path:

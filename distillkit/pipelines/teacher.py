@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Literal
@@ -145,12 +146,10 @@ class PipelineTeacher(Teacher):
 
 def teachers() -> list[type[PipelineTeacher]]:
     """The pipelines' teacher of every domain that has one."""
-    import domains
-
-    for module in iter_modules(domains.__path__, "domains."):
-        for inner in iter_modules([str(Path(place, module.name.rpartition(".")[2])) for place in domains.__path__]):
-            if inner.name == "pipelines":
-                import_module(f"{module.name}.pipelines")
+    places = find_spec("domains").submodule_search_locations
+    for domain in iter_modules(places):
+        if find_spec(f"domains.{domain.name}.pipelines"):
+            import_module(f"domains.{domain.name}.pipelines")
     return [kind for kind in PipelineTeacher.__subclasses__() if kind.__module__.startswith("domains.")]
 
 
