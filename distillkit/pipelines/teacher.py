@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -114,13 +115,14 @@ class PipelineTeacher(Teacher):
 
     @classmethod
     def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """`provides`, and `classes` and `labels` as the pipeline in `path` has them."""
-        path = Path(str(arguments.get("path"))).expanduser()
-        try:
-            given = cls.families[read_index(path)["_class_name"]].given
-        except (ValueError, KeyError, OSError):  # said later, when it is read
-            given = "prompt"
-        return cls.provides | ({"classes"} if given else set()) | ({"labels"} if given == "label" else set())
+        """`provides`, and `classes` and `labels` as the pipeline in `path` has them.
+
+        A pipeline that cannot be read has all of them: what is wrong is said when it is.
+        """
+        with suppress(ValueError, KeyError, OSError, AttributeError):
+            given = cls.families[read_index(Path(str(arguments["path"])).expanduser())["_class_name"]].given
+            return cls.provides | {"prompt": {"classes"}, "label": {"classes", "labels"}}.get(given, set())
+        return cls.provides | {"classes", "labels"}
 
     @property
     def id(self) -> str:
