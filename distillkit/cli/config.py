@@ -38,7 +38,7 @@ MOVED_TOKENS = {
 UNFIT = {  # what Hydra says of choices that do not go together, and what to say instead
     r"Could not override '(\w+)'": "this run has no {0}: leave {0}=... out",
     r"Multiple values for (\w+)": "two of the choices name a {0} each, so they do not go together: change one of them",
-    r"Error resolving interpolation '\$\{(recipe_of|further_recipe)": "a run needs a domain and a method: say domain=... method=...",
+    r"Error resolving interpolation '\$\{\w*recipe": "a run needs a domain and a method: say domain=... method=...",
 }
 GONE = {  # choices of earlier versions
     "teacher=discrete_folder": "teacher=folder",
