@@ -72,7 +72,7 @@ def stable_audio_3(folder, seed=0, stochastic=False, **scheduler):
     )  # fmt: skip
     vae.bottleneck.running_std.fill_(0.7)
     pipeline = diffusers.StableAudio3Pipeline(
-        vae=vae.eval(),
+        vae=wake(vae),
         text_encoder=transformers.T5GemmaEncoderModel(config).eval(),
         tokenizer=tokens(texts("T5"))["tokenizer"],
         duration_embedder=StableAudio3DurationEmbedder(output_dim=32, fourier_dim=8),
@@ -115,7 +115,7 @@ def audioldm2(folder, seed=0, **scheduler):
     released = {"beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear", "clip_sample": False}
     released |= {"set_alpha_to_one": True, "steps_offset": 1}
     pipeline = diffusers.AudioLDM2Pipeline(
-        vae=autoencoder(seed, scaling_factor=0.41, in_channels=1, out_channels=1),
+        vae=wake(autoencoder(seed, scaling_factor=0.41, in_channels=1, out_channels=1)),
         text_encoder=transformers.ClapModel(clap).eval(),
         text_encoder_2=encoder,
         projection_model=AudioLDM2ProjectionModel(12, 32, 16),

@@ -114,7 +114,7 @@ class Network(Recorded, nn.Module, ABC):
 
     @classmethod
     def make_codec(cls, root: Path, size: Mapping[str, Any]) -> PipelineCodec | None:
-        """The codec of samples of this size, see `latent_shape`; None if the model works on data."""
+        """The codec of samples of this size (see `latent_shape`); None for a model of data."""
         return None if cls.codec is None else cls.codec(str(root))
 
     @classmethod

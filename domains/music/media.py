@@ -26,9 +26,10 @@ COLOURS = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [2
 
 
 def picture(samples: Tensor, cond: Mapping[str, Tensor] | None = None, rate: int = RATE) -> Image.Image:
-    """Mel spectrograms of sounds [N, C, T] in [-1, 1], one below the other, low notes at the bottom.
+    """Mel spectrograms of sounds [N, C, T] in [-1, 1], one below the other.
 
-    Channels are averaged. Colours go from -100 dB to 0 dB of a full-scale sine.
+    Channels are averaged, and low notes are at the bottom. Colours go from -100 dB to the level of
+    a full-scale sine.
     """
     if samples.ndim != 3 or 0 in samples.shape:
         raise ValueError(f"a picture needs samples [N, C, T] with N, C, T >= 1, got {list(samples.shape)}")
@@ -60,7 +61,7 @@ def save(samples: Tensor, cond: Mapping[str, Tensor] | None, folder: str | Path,
 
 
 def save_wav(x: Tensor, path: Path, rate: int) -> Path:
-    """A sound [C, T] as a .wav file of 16 bits; one with a peak above 1 is made quieter as a whole."""
+    """A sound [C, T] as a .wav file of 16 bits; one with a peak above 1 is made quieter."""
     levels = (x / x.abs().max().clamp_min(1) * 32767).round().to(torch.int16)
 
     def write(path: Path) -> None:

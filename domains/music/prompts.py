@@ -89,7 +89,7 @@ class PromptEvaluator:
         for one in samples.split(1):
             x = one.to(self.device).float().clamp(-1, 1)
             mels = log_mel(x, self.rate).flatten(1, 2)
-            parts, changes = F.adaptive_avg_pool1d(mels, PARTS), mels.diff(dim=2).abs().mean(2)
+            parts, changes = F.adaptive_avg_pool1d(mels, PARTS), mels.diff(dim=2, prepend=mels[:, :, :1]).abs().mean(2)
             features.append(torch.cat([parts.flatten(1), changes], 1).double())
             levels.append(10 * x.square().mean().clamp_min(1e-10).log10())
         return torch.cat(features), float(torch.stack(levels).mean())

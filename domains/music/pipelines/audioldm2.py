@@ -1,4 +1,4 @@
-"""AudioLDM 2 and MusicLDM's like (arXiv 2308.05734): a U-Net on latents of mel spectrograms."""
+"""AudioLDM 2 (arXiv 2308.05734): a U-Net on latents of mel spectrograms."""
 
 from __future__ import annotations
 
@@ -89,10 +89,9 @@ class AudioLDM2(Sounds):
         stack = 2 ** (len(codec.config["block_out_channels"]) - 1)
         frames = codec.whole() // math.prod(codec.heard["upsample_rates"])
         if not frames:
-            least = codec.heard["upsample_rates"]
+            least = math.prod(codec.heard["upsample_rates"]) / codec.sample_rate
             raise ValueError(
-                f"a sound has at least one frame of {math.prod(least) / codec.sample_rate:.3g} seconds, got "
-                f"{codec.seconds:.3g}: set teacher.seconds"
+                f"a sound has at least one frame of {least:.3g} seconds, got {codec.seconds:.3g}: set teacher.seconds"
             )
         return config["in_channels"], frames // stack, codec.heard["model_in_dim"] // stack
 

@@ -12,7 +12,7 @@ from domains.music.pipelines.sounds import Sound, Sounds
 
 
 class Oobleck(Sound):
-    """Sounds and latents [B, C, T] by a pipeline's AutoencoderOobleck, always of the full length."""
+    """Sounds and latents [B, C, T] of the model's full length, by an AutoencoderOobleck."""
 
     kinds = ("AutoencoderOobleck",)
 
@@ -61,7 +61,7 @@ class StableAudio(Sounds):
             return super().scheduler(root)  # which refuses it
 
         class CosineDPMSolverMultistepScheduler(import_diffusers().EDMDPMSolverMultistepScheduler):
-            """The same levels; the class of this name wants a further package for its draws alone."""
+            """The same levels; the class of this name wants another package, for its draws."""
 
         return CosineDPMSolverMultistepScheduler.from_config(config)
 

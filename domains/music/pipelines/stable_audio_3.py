@@ -7,14 +7,13 @@ import math
 import torch
 
 from distillkit.pipelines import schedulers
-from distillkit.pipelines.files import read_json
 from domains.music.pipelines.sounds import Sound, Sounds
 
 LOG_SNR = (-6.2, 2.0)  # of the first and, after all steps, of the last time; no configuration says it
 
 
 class Same(Sound):
-    """Sounds and latents [B, C, T] by a pipeline's AutoencoderSAME, which has no posterior."""
+    """Sounds and latents [B, C, T], by an AutoencoderSAME, which has no posterior."""
 
     kinds = ("AutoencoderSAME",)
 
