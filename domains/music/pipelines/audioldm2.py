@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from distillkit.pipelines import schedulers
-from distillkit.pipelines.files import import_diffusers, read_index, read_json
+from distillkit.pipelines.files import load, read_index, read_json
 from distillkit.pipelines.texts import padded, trimmed
 from domains.music.pipelines.sounds import Sound, Sounds
 
@@ -31,11 +31,7 @@ class Mel(Sound):
     @cached_property
     def vocoder(self) -> Any:
         """The network from log-mels [B, frames, bands] to sounds [B, samples], frozen, float32."""
-        import_diffusers()
-        from transformers import SpeechT5HifiGan
-
-        place = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
-        return SpeechT5HifiGan.from_pretrained(str(self.root / "vocoder"), **place).requires_grad_(False).eval()
+        return load(self.root, "vocoder", ("SpeechT5HifiGan",), torch.float32).requires_grad_(False).eval()
 
     @property
     def sample_rate(self):
