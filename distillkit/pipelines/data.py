@@ -31,6 +31,7 @@ class PromptData(DistillData):
 
     Attributes:
         teacher: the domain's teacher of pipelines.
+        codec: the pipeline's; None if it works on data.
     """
 
     pictured = 4
@@ -59,7 +60,8 @@ class PromptData(DistillData):
         root = local(pipeline, download)
         family = self.teacher.family(root)
         shape = family.latent_shape(root, size or {})
-        self.event_shape = shape if family.codec is None else family.codec(str(root)).data_shape(shape)
+        self.codec = family.make_codec(root, size or {})
+        self.event_shape = shape if self.codec is None else self.codec.data_shape(shape)
         self.classes = {"prompt": num}
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:

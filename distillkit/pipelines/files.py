@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +110,12 @@ def load(root: Path, part: str, kinds: tuple[str, ...], dtype: torch.dtype | Non
         dtype: of weights; None for what has none.
     """
     file = root / part / ("scheduler_config.json" if part.endswith("scheduler") else "config.json")
-    kind = read_json(file).get("_class_name")
+    config = read_json(file)
+    kind = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
     if kind not in kinds:
         raise ValueError(f"{file} describes a {kind}, but what is needed here is a {' or a '.join(kinds)}")
     weights = {} if dtype is None else {"dtype": dtype, "use_safetensors": True}
-    cls = getattr(import_diffusers(), kind)
+    cls = getattr(import_diffusers(), kind, None) or getattr(import_module("transformers"), kind)
     try:
         return cls.from_pretrained(str(root), subfolder=part, local_files_only=True, **weights)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

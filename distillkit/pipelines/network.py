@@ -100,7 +100,7 @@ class Network(Recorded, nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def latent_shape(cls, root: Path, size: Mapping[str, int | None]) -> tuple[int, ...]:
+    def latent_shape(cls, root: Path, size: Mapping[str, int | float | None]) -> tuple[int, ...]:
         """The shape of a latent of the pipeline in `root`.
 
         Args:
@@ -113,6 +113,16 @@ class Network(Recorded, nn.Module, ABC):
         """
 
     @classmethod
+    def make_codec(cls, root: Path, size: Mapping[str, Any]) -> PipelineCodec | None:
+        """The codec of samples of this size (see `latent_shape`); None for a model of data."""
+        return None if cls.codec is None else cls.codec(str(root))
+
+    @classmethod
+    def scheduler(cls, root: Path) -> Any:
+        """The pipeline's scheduler."""
+        return load(root, "scheduler", cls.schedulers)
+
+    @classmethod
     @abstractmethod
     def process(cls, scheduler: Any, shape: Sequence[int]) -> tuple[Process, str]:
         """The process of the pipeline's scheduler, and the quantity that the network predicts."""
@@ -121,6 +131,19 @@ class Network(Recorded, nn.Module, ABC):
     def grid(cls, scheduler: Any, process: Process, steps: int, shape: Sequence[int]) -> Tensor:
         """The pipeline's own times, float64, see `schedulers.grid`."""
         return schedulers.grid(scheduler, process, steps)
+
+    @classmethod
+    def best_steps(cls, scheduler: Any) -> int:
+        """The pipeline's own number of steps."""
+        return cls.steps
+
+    @classmethod
+    def stand_ins(cls, root: Path) -> dict[str, Any]:
+        """Replacements by the name of parts that reading texts looks at but does not use.
+
+        All other parts that read no texts are None already.
+        """
+        return {}
 
     @classmethod
     def encode(cls, pipeline: Any, prompts: list[str], settings: Mapping[str, Any]) -> dict[str, Tensor]:
