@@ -26,8 +26,10 @@ SOLVERS = {
     "FlowMatchEulerDiscreteScheduler": "euler",
     "CogVideoXDDIMScheduler": "ddim",
     "CogVideoXDPMScheduler": "ddim",
+    "RFD4ProteinaScheduler": "euler",
 }
-TABLES = tuple(name for name in SOLVERS if name not in ("FlowMatchEulerDiscreteScheduler",) and "CogVideoX" not in name)
+OTHERS = ("FlowMatchEulerDiscreteScheduler", "RFD4ProteinaScheduler")  # than those with a table of levels
+TABLES = tuple(name for name in SOLVERS if name not in OTHERS and "CogVideoX" not in name)
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
 MULTISTEP = {  # settings that our multistep solvers have
     "UniPCMultistepScheduler": {

@@ -74,7 +74,7 @@ class PipelineTeacher(Teacher):
         if family.given == "prompt" and prompts is None:
             raise ValueError("this teacher is asked for prompts: say data=prompts data.path=FILE")
         wanted = read_prompts(prompts) if family.given == "prompt" else []
-        scheduler = load(root, "scheduler", family.schedulers)
+        scheduler = load(root, family.scheduler_part, family.schedulers)
         shape = family.latent_shape(root, size)
         process, prediction = family.process(scheduler, shape)
         settings = family.read_settings(root, shape, dict(asked or {}))
