@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from distillkit.files import read_tensors
 from domains.protein.data import UNKNOWN
 
-NEEDED = ("padding_mask", "is_in_context_conditioning", "supports_local_latent")  # bool [1, N] each
-NEEDED += ("condition_sequence_1_residue", "molecule_iid")  # int [1, N] each
+MASKS = ("padding_mask", "is_in_context_conditioning", "supports_local_latent")  # bool [1, N] each
+NEEDED = (*MASKS, "condition_sequence_1_residue", "molecule_iid")  # the last two int [1, N] each
 UNUSED = ("coords_nm",)  # the input's own coordinates, for partial diffusion alone
 PAIRS = ("token_bond_path_length", "bond_mask", "bond_order", "is_aromatic", "canonical_polymer_ordering")
 PAIRS += ("na_ss_pair", "na_ss_pair_mask")  # [1, N, N] each
@@ -72,12 +72,17 @@ def _read(file: Path) -> dict[str, Tensor]:
     read = {name: value for name, value in read_tensors(file).items() if name not in UNUSED}
     if missing := [name for name in NEEDED if name not in read]:
         raise ValueError(f"{file} holds no {missing[0]}: save the features that rfd4-proteina-prep makes")
-    num, tokens = len(read["padding_mask"]), read["padding_mask"].shape[-1]
+    num, tokens = read["padding_mask"].shape[:1], read["padding_mask"].shape[-1:]
     for name, value in read.items():
-        if not name.replace("-", "__").isidentifier() or len(value) != num:
-            raise ValueError(f"{file} holds {name} {list(value.shape)}: it should hold features of {num} designs alone")
-        if name in NEEDED and value.shape != (num, tokens):
-            raise ValueError(f"{file} holds {name} {list(value.shape)}: it should be [{num}, {tokens}]")
+        if "__" in name or not name.replace("-", "__").isidentifier() or value.shape[:1] != num:
+            raise ValueError(
+                f"{file} holds {name} {list(value.shape)}: it should hold features of {num[0]} designs alone"
+            )
+        if name in NEEDED and value.shape != num + tokens or name in MASKS and value.dtype != torch.bool:
+            raise ValueError(
+                f"{file} holds {name} as {str(value.dtype).removeprefix('torch.')} {list(value.shape)}: save the features as "
+                f"rfd4-proteina-prep makes them"
+            )
     if GROUPS in read:
         read[RANKS] = torch.stack([_ranks(row) for row in read[GROUPS]])
     made = {name.replace("-", "__"): _finite(value) for name, value in read.items()}

@@ -67,7 +67,7 @@ class RFD4Proteina(Network):
 
     @classmethod
     def grid(cls, scheduler, process, steps, shape):
-        return 1 - taus(scheduler, steps)[:-1]
+        return 1 - taus(settings_of(scheduler), steps)[:-1]
 
     @classmethod
     def read_settings(cls, root: Path, shape: Sequence[int], asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,14 +122,18 @@ class RFD4Proteina(Network):
         return found.backbone.float(), found.local_latents.float()
 
 
-def taus(scheduler: Any, steps: int) -> Tensor:
-    """The pipeline's times of one modality, rising from almost 0 to 1, float64 [steps + 1].
+def settings_of(scheduler: Any) -> dict[str, Any]:
+    """The settings of one of the pipeline's schedulers, as plain data."""
+    return {name: value for name, value in scheduler.config.items() if name[:1] != "_"}
+
+
+def taus(settings: Mapping[str, Any], steps: int) -> Tensor:
+    """The times of a scheduler, rising from almost 0 to 1, float64 [steps + 1].
 
     With too few steps for the finer ones at the end there are none of these.
     """
-    config = scheduler.config
-    if steps < config["tail_steps"] * config["tail_step_multiplier"]:
-        scheduler = import_diffusers().RFD4ProteinaScheduler.from_config({**config, "tail_steps": 0})
+    short = steps < settings["tail_steps"] * settings["tail_step_multiplier"]
+    scheduler = import_diffusers().RFD4ProteinaScheduler(**{**settings, **({"tail_steps": 0} if short else {})})
     scheduler.set_timesteps(steps)
     return torch.cat([scheduler.timesteps.double(), torch.ones(1, dtype=torch.float64)])
 

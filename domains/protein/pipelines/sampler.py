@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,11 +31,10 @@ class Schedule(NamedTuple):
     high: float
 
     @classmethod
-    def of(cls, scheduler: Any, steps: int) -> Schedule:
-        """The schedule of one of the pipeline's schedulers."""
-        own = scheduler.config
+    def of(cls, settings: Mapping[str, Any], steps: int) -> Schedule:
+        """The schedule of a scheduler of the pipeline with these settings."""
         names = ("tsr_k", "tsr_sigma", "noise_mode", "t_lim_ode_below", "t_lim_ode")
-        return cls(taus(scheduler, steps).float(), *(own[name] for name in names))
+        return cls(taus(settings, steps).float(), *(settings[name] for name in names))
 
     def step(self, i: int, x: Tensor, v: Tensor, draw: Tensor) -> Tensor:
         """The state [B, N, ...] after step i, from velocities and unit noise of its shape.

@@ -15,7 +15,7 @@ from distillkit.pipelines.files import load
 from distillkit.pipelines.teacher import PipelineTeacher
 from domains.protein.pipelines.codec import Atoms
 from domains.protein.pipelines.design import latent_mask, read_designs
-from domains.protein.pipelines.network import NETWORKS, PipelineBase, recycle_depths
+from domains.protein.pipelines.network import NETWORKS, PipelineBase, recycle_depths, settings_of
 from domains.protein.pipelines.sampler import Schedule, tsr
 
 
@@ -38,7 +38,6 @@ class ProteinPipeline(PipelineTeacher):
     families = {name: kind for kind in NETWORKS.values() for name in kind.pipelines}
     base_kind = PipelineBase
     solvers = {**SOLVERS, "tsr": tsr}
-    apart = PipelineTeacher.apart | {"schedulers", "depths"}
 
     def __init__(
         self,
@@ -60,8 +59,9 @@ class ProteinPipeline(PipelineTeacher):
         self.codec = Atoms(str(self.root), lead=float(lead))
         self.depths = recycle_depths(self.root)
         self.best = {"solver": "tsr", "steps": steps or len(self.depths)}
-        family = type(self.denoiser.network)
-        self.schedulers = (self.scheduler, load(self.root, "local_latents_scheduler", family.schedulers))
+        kinds = type(self.denoiser.network).schedulers
+        other = load(self.root, "local_latents_scheduler", kinds)
+        self.clocks = [settings_of(self.scheduler), settings_of(other)]  # plain: samples depend on them
 
     def solve(
         self,
@@ -75,7 +75,7 @@ class ProteinPipeline(PipelineTeacher):
         if solver is not tsr:
             return super().solve(noise, cond, solver, times, kappa, draw)
         network, steps, num = self.denoiser.network, len(times), len(noise)
-        schedules = [Schedule.of(scheduler, steps) for scheduler in self.schedulers]
+        schedules = [Schedule.of(clock, steps) for clock in self.clocks]
 
         def velocities(i: int, *state: Tensor) -> tuple[Tensor, Tensor]:
             clocks = (schedule.tau[i].to(noise).expand(num) for schedule in schedules)

@@ -7,9 +7,10 @@ pytest.importorskip("diffusers")
 
 import tiny_proteina
 from helpers import trainer
+from safetensors.torch import save_file
 
 from distillkit import load_student
-from distillkit.pipelines.teacher import PipelineTeacher
+from domains.image.pipelines import ImagePipeline
 from domains.protein.pipelines import Designs, ProteinPipeline, read_designs
 from domains.protein.pipelines.codec import CA
 from domains.protein.pipelines.design import features, latent_mask
@@ -246,17 +247,14 @@ def test_what_is_refused(folder, tmp_path):
     tiny_proteina.design(tmp_path / "b.safetensors", given=12)
     with pytest.raises(ValueError, match="leaves nothing to design"):
         read_designs(str(tmp_path / "b.safetensors"))
-    torch_save = {name: value for name, value in made.items() if name != "molecule_iid"}
-    from safetensors.torch import save_file
-
-    save_file({name: value.contiguous() for name, value in torch_save.items()}, str(tmp_path / "b.safetensors"))
-    with pytest.raises(ValueError, match=r"b.safetensors holds no molecule_iid: save the features"):
-        read_designs(str(tmp_path / "b.safetensors"))
+    lacking, wrong = dict(made), {**made, "padding_mask": made["padding_mask"].long()}
+    del lacking["molecule_iid"]
+    for odd, said in ((lacking, "no molecule_iid"), (wrong, r"padding_mask as int64 \[1, 12\]")):
+        save_file({name: value.contiguous() for name, value in odd.items()}, str(tmp_path / "b.safetensors"))
+        with pytest.raises(ValueError, match=f"b.safetensors holds {said}: save the features"):
+            read_designs(str(tmp_path / "b.safetensors"))
     for settings in ({"lead": 0.0}, {"passes": 0}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             teacher_of(folder, **settings)
-    from domains.image.pipelines import ImagePipeline
-
     with pytest.raises(ValueError, match="samples of the domain protein: say domain=protein"):
         ImagePipeline.family(folder / "pipeline")
-    assert issubclass(ProteinPipeline, PipelineTeacher)
