@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distillkit.pipelines.codec import PipelineCodec
 from domains.protein.pipelines.design import features
-from domains.protein.pipelines.residues import ATOMS, UNKNOWN_KIND, kinds_of
+from domains.protein.pipelines.residues import ATOMS, kinds_of
 
 CA = 1  # place of the C-alpha atom
 
@@ -59,8 +59,7 @@ class Atoms(PipelineCodec):
         place, there = found.coordinates.clone(), found.atom_mask.clone()
         place[..., CA, :], there[..., CA] = positions, mask
         kind = torch.tensor(kinds_of(self.config), device=x.device)[found.residue_type.long()]
-        kind = torch.where(found.emit_mask, kind, UNKNOWN_KIND)[..., None].expand(there.shape)
-        made = torch.cat([place, torch.stack([there, kind], -1).to(place)], -1)
+        made = torch.cat([place, torch.stack([there, kind[..., None].expand(there.shape)], -1).to(place)], -1)
         return made * mask[..., None, None]
 
     def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from domains.image.pipelines import ImagePipeline
 from domains.protein.pipelines import Designs, ProteinPipeline, read_designs
 from domains.protein.pipelines.codec import CA
 from domains.protein.pipelines.design import features, latent_mask
-from domains.protein.pipelines.residues import ATOMS, KINDS, UNKNOWN_KIND
+from domains.protein.pipelines.residues import ATOMS, KINDS, UNKNOWN_KIND, kinds_of
 from tests.battery.conftest import build
 
 GIVEN, BARE = 2, 1  # tokens of the first design
@@ -179,6 +179,13 @@ def test_groups_are_numbered_and_only_the_shuffle_is_left_out(tmp_path):
     tiny_proteina.design(tmp_path / "a.safetensors", condition_CoordinateGroup_1_atom=groups)
     found = read_designs(str(tmp_path / "a.safetensors"))["_prepared_coord_group_seq"]
     assert found[0, 0, :4].tolist() == [1, 1, 1, -1] and found[0, 1, 0] == 0 and found.unique().tolist() == [-1, 0, 1]
+
+
+def test_residues_are_known_by_their_atoms():
+    """The twenty, in whatever order; not what only another token has, nor what has other atoms."""
+    atoms, allowed = tiny_proteina.vocabulary()
+    found = kinds_of({"atom37_mask": atoms, "allowed_residue_types": allowed})
+    assert found == [UNKNOWN_KIND, *reversed(range(20)), *[UNKNOWN_KIND] * 3] and len(KINDS) == 21
 
 
 def test_files_have_all_atoms(folder, tmp_path):
