@@ -46,6 +46,7 @@ class Network(Recorded, nn.Module, ABC):
         text_parts: beginnings of the names of the folders that texts are embedded with.
         given: `prompt` for a model that reads texts, `label` for one with classes, or empty.
         codec: the class of its codec; None if it works on data.
+        scheduler_part: folder of the pipeline's sampler; its name ends in `scheduler`.
         schedulers: classes of the pipeline's samplers that are known.
         steps: the pipeline's own number of steps.
         context: batch keys of further conditions (an image), see `BaseTeacher`.
@@ -58,6 +59,7 @@ class Network(Recorded, nn.Module, ABC):
     text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")
     given = "prompt"
     codec: type[PipelineCodec] | None
+    scheduler_part = "scheduler"
     schedulers: tuple[str, ...]
     steps = 50
     context: tuple[str, ...] = ()
@@ -120,7 +122,7 @@ class Network(Recorded, nn.Module, ABC):
     @classmethod
     def scheduler(cls, root: Path) -> Any:
         """The pipeline's scheduler."""
-        return load(root, "scheduler", cls.schedulers)
+        return load(root, cls.scheduler_part, cls.schedulers)
 
     @classmethod
     @abstractmethod
@@ -251,8 +253,6 @@ def released(
     with torch.device("meta"):  # the models are there already
         network = cls(configs, texts, boundary, **({"settings": settings} if settings else {}))
     network.models, network.texts = nn.ModuleList(models), Texts(network.texts.shapes)
-    if hasattr(network, "embed"):
-        network.embed = Told(network.texts.shapes["text"][-1])
     return network.requires_grad_(False).eval()
 
 

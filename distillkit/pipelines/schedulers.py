@@ -27,8 +27,10 @@ SOLVERS = {
     "CogVideoXDDIMScheduler": "ddim",
     "CogVideoXDPMScheduler": "ddim",
     "CosineDPMSolverMultistepScheduler": "dpm_solver_sde",
+    "RFD4ProteinaScheduler": "euler",
 }
-OTHERS = ("FlowMatchEulerDiscreteScheduler", "CosineDPMSolverMultistepScheduler")  # without a table of noise levels
+# without a table of noise levels
+OTHERS = ("FlowMatchEulerDiscreteScheduler", "CosineDPMSolverMultistepScheduler", "RFD4ProteinaScheduler")
 TABLES = tuple(name for name in SOLVERS if name not in OTHERS and "CogVideoX" not in name)
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
 MULTISTEP = {  # settings that our multistep solvers have
