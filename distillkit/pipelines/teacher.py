@@ -128,6 +128,12 @@ class PipelineTeacher(Teacher):
     def id(self) -> str:
         return self._id
 
+    def condition(self, batch):
+        """As any teacher's, with what the codec encodes: once for a batch, where the teacher is."""
+        cond = super().condition(batch)
+        seen = self.codec.conditions({name: value.to(self.device) for name, value in cond.items()}, self.event_shape)
+        return {name: seen[name].to(value.device) for name, value in cond.items()}
+
     def grid(self, steps: int) -> Tensor:
         """The pipeline's own times."""
         return type(self.denoiser.network).grid(self.scheduler, self.process, steps, self.event_shape)
