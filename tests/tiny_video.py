@@ -1,11 +1,13 @@
 """Tiny random video pipelines of the package diffusers, saved as the released ones are."""
 
+from functools import partial
+
 import torch
 from tiny_pipelines import texts, wake
 
 
-def wan_image(folder, looks=True, two=False, seed=0):
-    """A tiny WanImageToVideoPipeline: with an image encoder as 2.1, or with two models as 2.2."""
+def wan_image(folder, looks=False, two=False, per_token=False, seed=0):
+    """A tiny WanImageToVideoPipeline, as 2.1 (`looks`), 2.2 (`two`) or 2.2 TI2V (`per_token`)."""
     import diffusers
     import transformers
 
@@ -16,7 +18,7 @@ def wan_image(folder, looks=True, two=False, seed=0):
         latents_mean=mean, latents_std=std,
     )  # fmt: skip
     sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 32, "ffn_dim": 32, "num_layers": 2}
-    sizes |= {"in_channels": 36, "out_channels": 16, "rope_max_seq_len": 32}
+    sizes |= {"in_channels": 16 if per_token else 36, "out_channels": 16, "rope_max_seq_len": 32}
     sizes |= {"image_dim": 8, "added_kv_proj_dim": 24} if looks else {}
     one, other = (wake(diffusers.WanTransformer3DModel(**sizes), seed) for seed in (3, 4))
     parts = {"transformer": one, **({"transformer_2": other, "boundary_ratio": 0.7} if two else {})}
@@ -28,8 +30,11 @@ def wan_image(folder, looks=True, two=False, seed=0):
         parts["image_encoder"] = transformers.CLIPVisionModel(config).eval()
         parts["image_processor"] = transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=square)
     pipeline = diffusers.WanImageToVideoPipeline(
-        vae=wake(vae), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), **parts, **texts("UMT5")
-    )
+        vae=wake(vae), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), expand_timesteps=per_token,
+        **parts, **texts("UMT5"),
+    )  # fmt: skip
+    # the pipeline's own needs the package ftfy, which repairs broken texts and leaves these alone
+    pipeline._get_t5_prompt_embeds = partial(diffusers.WanPipeline._get_t5_prompt_embeds, pipeline)
     pipeline.save_pretrained(folder)
     return pipeline
 

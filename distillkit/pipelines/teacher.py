@@ -103,7 +103,7 @@ class PipelineTeacher(Teacher):
         """
         kind = read_index(root).get("_class_name")
         if kind in cls.families:
-            return cls.families[kind]
+            return cls.families[kind].variant(root)
         known = {name: found.domain for found in teachers() for name in found.families}
         if kind in known:
             raise ValueError(

@@ -42,6 +42,10 @@ class Clips(Network):
     def trim(cls, tables):
         return trimmed(tables, tables["text"].ne(0).any(2), ["text"])
 
+    def times(self, x: Tensor, time: Tensor) -> Tensor:
+        """The times [B] or [B, tokens] that the model is told at `time` [B]; x: [B, C, F, H, W]."""
+        return time
+
 
 class FromImage(Clips):
     """A network that is given the first frame of a clip; guidance keeps it.
@@ -57,13 +61,23 @@ class KeepsImage(FromImage):
     """A network that sees the first latent frame without noise, at time 0.
 
     Its prediction for this frame is the velocity that leads from the noise straight to it.
+
+    Attributes:
+        patch: latent places of a token.
     """
+
+    patch = 1
 
     def forward(self, x, time, cond):
         first = first_frame(x, cond)
         out = super().forward(torch.cat([first, x[:, :, 1:]], 2), time, cond)
         velocity = (x[:, :, :1] - first) / time.reshape(-1, 1, 1, 1, 1).to(x.dtype)
         return torch.cat([velocity, out[:, :, 1:].to(x.dtype)], 2)
+
+    def times(self, x, time):
+        tokens = x[0, 0].numel() // self.patch
+        later = torch.arange(tokens, device=x.device) >= tokens // x.shape[2]
+        return time[:, None] * later
 
 
 def code_of(cond: Cond) -> Tensor:
@@ -83,9 +97,3 @@ def code_of(cond: Cond) -> Tensor:
 def first_frame(x: Tensor, cond: Cond) -> Tensor:
     """The latents [B, C, 1, H, W] of the first frames for x [B, C, F, H, W]."""
     return code_of(cond)[:, : x[0, :, 0].numel()].reshape(x[:, :, :1].shape)
-
-
-def token_times(time: Tensor, tokens: int, frames: int) -> Tensor:
-    """The times [B, tokens] of a clip whose first latent frame has no noise; time: [B]."""
-    later = torch.arange(tokens, device=time.device) >= tokens // frames
-    return time[:, None] * later

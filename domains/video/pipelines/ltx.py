@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from distillkit.pipelines import schedulers
 from distillkit.pipelines.texts import trimmed
-from domains.video.pipelines.clips import Clips, KeepsImage, token_times
+from domains.video.pipelines.clips import Clips, KeepsImage
 from domains.video.pipelines.decoder import LTXVAE, LTXImageVAE, compression
 
 
@@ -59,7 +58,7 @@ class LTXNetwork(Clips):
     def call(self, model, x, time, cond):
         frames, height, width = x.shape[2:]
         out = model(
-            x.flatten(2).transpose(1, 2),
+            x.flatten(2).transpose(1, 2).contiguous(),
             cond["text"],
             1000 * self.times(x, time),
             cond["mask"],
@@ -71,18 +70,11 @@ class LTXNetwork(Clips):
         )[0]
         return out.transpose(1, 2).reshape(x.shape)
 
-    def times(self, x: Tensor, time: Tensor) -> Tensor:
-        """The times of the tokens of x, [B] or [B, F H W]."""
-        return time
-
 
 class LTXImageNetwork(LTXNetwork, KeepsImage):
     """Image to video."""
 
     pipelines, codec = ("LTXImageToVideoPipeline",), LTXImageVAE
-
-    def times(self, x, time):
-        return token_times(time, x[0, 0].numel(), x.shape[2])
 
 
 def log_shift(config: Any, shape: Sequence[int]) -> float:

@@ -7,11 +7,12 @@ from distillkit.pipelines import network
 from distillkit.spec import Recorded
 from domains.video.pipelines.cogvideox import CogVideoXImageNetwork, CogVideoXNetwork
 from domains.video.pipelines.ltx import LTXImageNetwork, LTXNetwork
-from domains.video.pipelines.wan import WanImageNetwork, WanNetwork
+from domains.video.pipelines.wan import WanImageNetwork, WanNetwork, WanTokenNetwork
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # the layers of an attention
 FAMILIES = (
     WanNetwork,
+    WanTokenNetwork,  # a variant of the next one, which answers for their pipeline
     WanImageNetwork,
     CogVideoXNetwork,
     CogVideoXImageNetwork,

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 
 from distillkit.pipelines import schedulers
-from distillkit.pipelines.files import import_diffusers
+from distillkit.pipelines.files import import_diffusers, read_index
 from distillkit.pipelines.texts import padded
-from domains.video.pipelines.clips import Clips, FromImage, code_of
-from domains.video.pipelines.decoder import WanImageVAE, compression
+from domains.video.pipelines.clips import Clips, FromImage, KeepsImage, code_of
+from domains.video.pipelines.decoder import ImageVAE, WanImageVAE, compression
 
 
 class WanNetwork(Clips):
@@ -32,7 +32,7 @@ class WanNetwork(Clips):
         return {"text": make(pipeline, prompts, max_sequence_length=cls.length)}
 
     def call(self, model, x, time, cond):
-        return model(x, 1000 * time, padded(cond["text"], self.length), return_dict=False)[0]
+        return model(x, 1000 * self.times(x, time), padded(cond["text"], self.length), return_dict=False)[0]
 
 
 class WanImageNetwork(WanNetwork, FromImage):
@@ -42,6 +42,10 @@ class WanImageNetwork(WanNetwork, FromImage):
     """
 
     pipelines, codec = ("WanImageToVideoPipeline",), WanImageVAE
+
+    @classmethod
+    def variant(cls, root):
+        return WanTokenNetwork if read_index(root).get("expand_timesteps") else cls
 
     @classmethod
     def inputs(cls, root, channels):
@@ -55,3 +59,9 @@ class WanImageNetwork(WanNetwork, FromImage):
         width = model.config.image_dim
         tokens = None if width is None else code[:, size:].reshape(len(x), -1, width)
         return model(seen, 1000 * time, padded(cond["text"], self.length), tokens, return_dict=False)[0]
+
+
+class WanTokenNetwork(WanNetwork, KeepsImage):
+    """Image to video of Wan 2.2 TI2V, which tells each token a time (`expand_timesteps`)."""
+
+    pipelines, codec, patch = ("WanImageToVideoPipeline",), ImageVAE, 4
