@@ -237,3 +237,5 @@ def ask(student: Any, prompts: list[str], path: str | None = None, negative_prom
     for each in {student.network, network}:  # adapters keep a reference of their own
         each.texts = texts
     student.classes = {"prompt": len(prompts)}
+    if student.examples:  # what else they hold, such as first frames, stays
+        student.examples["prompt"] = torch.arange(len(student.examples["prompt"])) % len(prompts)

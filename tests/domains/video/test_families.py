@@ -15,12 +15,12 @@ from PIL import Image
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-import tiny_pipelines
 import tiny_video
 from helpers import trainer
 
 from distillkit import load_student
 from distillkit.cli import front
+from distillkit.pipelines.teacher import ask
 from distillkit.students.few_step import FewStepStudent
 from domains.video.first_frames import covering
 from domains.video.pipelines import VideoPipeline
@@ -283,6 +283,9 @@ def test_students_of_first_frames(kind, more, made, folder, tmp_path):
     again = load_student(tmp_path / "student", (str(folder / kind),))
     assert (again.sample(3) - clips).abs().max() < 1e-5  # of the examples in its folder
     if not more:
+        ask(again, [PROMPTS[0], PROMPTS[2]], str(folder / kind))  # the examples' first frames, new prompts
+        assert again.examples["prompt"].tolist() == [0, 1, 0]
+        assert (again.sample(1) - student.sample(1, {"prompt": [0], "image": cond["image"][:1]})).abs().max() < 1e-4
         shut = load_student(tmp_path / "student")
         with pytest.raises(ValueError, match="first frames are encoded by the pipeline's autoencoder.*--trust DIR"):
             shut.sample(3, decode=False)
@@ -295,7 +298,7 @@ def test_a_run_from_first_frames(made, folder, tmp_path, monkeypatch, capsys):
     """On the command line, from fitting to export."""
     made("ltx image")
     monkeypatch.chdir(tmp_path)
-    argv = words(folder, "ltx image", "vars.callbacks.finish.num_samples=2", "data.held_out=1")
+    argv = words(folder, "ltx image", "vars.callbacks.finish.num_samples=2", "trainer.max_steps=1")
     assert front.main(["fit", *argv, "--out", "run"]) == 0
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert all(np.isfinite(row["metrics"]["distance"]) for row in result["rows"])
@@ -337,7 +340,6 @@ def test_what_is_refused(made, folder, tmp_path):
     config = tmp_path / "other" / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 16}))
     refused("takes 16 channels, but WanImageToVideoPipeline gives it 36", "wan 2.1", path=tmp_path / "other")
-    tiny_pipelines.wan(tmp_path / "wan")
     teacher = VideoPipeline(str(folder / "wan 2.1"), str(folder / "frames"), **SMALL)
     with pytest.raises(ValueError, match="conditioned on .*'image'"):
         teacher.condition({"prompt": torch.tensor([0])})
