@@ -85,6 +85,11 @@ class Network(Recorded, nn.Module, ABC):
     # What a family says
 
     @classmethod
+    def variant(cls, root: Path) -> type[Network]:
+        """The family of the pipeline in `root`, where one pipeline class stands for several."""
+        return cls
+
+    @classmethod
     def model_config(cls, root: Path) -> dict[str, Any]:
         """The configuration of the pipeline's first model."""
         return read_json(root / cls.part / "config.json")

@@ -105,7 +105,7 @@ class PipelineTeacher(Teacher):
         """
         kind = read_index(root).get("_class_name")
         if kind in cls.families:
-            return cls.families[kind]
+            return cls.families[kind].variant(root)
         known = {name: found.domain for found in teachers() for name in found.families}
         if kind in known:
             raise ValueError(
@@ -129,6 +129,12 @@ class PipelineTeacher(Teacher):
     @property
     def id(self) -> str:
         return self._id
+
+    def condition(self, batch):
+        """As any teacher's, with what the codec encodes: once for a batch, where the teacher is."""
+        cond = super().condition(batch)
+        seen = self.codec.conditions({name: value.to(self.device) for name, value in cond.items()}, self.event_shape)
+        return {name: seen[name].to(value.device) for name, value in cond.items()}
 
     def grid(self, steps: int) -> Tensor:
         """The pipeline's own times."""
@@ -234,3 +240,5 @@ def ask(student: Any, prompts: list[str], path: str | None = None, negative_prom
     for each in {student.network, network}:  # adapters keep a reference of their own
         each.texts = texts
     student.classes = {"prompt": len(prompts)}
+    if student.examples:  # what else they hold, such as first frames, stays
+        student.examples["prompt"] = torch.arange(len(student.examples["prompt"])) % len(prompts)
