@@ -18,6 +18,7 @@ from distillkit import load_student
 from distillkit.files import read_yaml
 from distillkit.methods.base import Adam
 from distillkit.methods.dmd import DMD
+from distillkit.pipelines.files import local
 from distillkit.pipelines.teacher import ask
 from distillkit.students.makers import Lora
 from domains.image.pipelines import VAE, ImagePipeline
@@ -268,3 +269,19 @@ def test_what_other_pipelines_lead_to(make, file, changes, said, prompts, tmp_pa
     config.write_text(json.dumps(json.loads(config.read_text()) | changes))
     with pytest.raises(ValueError, match=said):
         ImagePipeline(str(tmp_path), prompts)
+
+
+def test_only_the_folders_of_a_pipeline_are_fetched(monkeypatch, tmp_path):
+    """A repository of FLUX.1 keeps the same weights beside them, of 24 GB."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    kept = ["model_index.json", "transformer/config.json", "transformer/w-00001-of-00003.safetensors"]
+    kept += ["tokenizer/merges.txt", "tokenizer_2/spiece.model"]
+    others = ["flux1-dev.safetensors", "ae.safetensors", "text_encoder/pytorch_model.bin", "transformer/model.py"]
+
+    def fetch(name, allow_patterns):
+        assert list(filter_repo_objects([*others, *kept], allow_patterns=allow_patterns)) == kept
+        return tmp_path
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert local("someone/flux", download=True) == tmp_path
