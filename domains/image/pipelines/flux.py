@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from distillkit import checks
-from distillkit.pipelines import schedulers
-from distillkit.pipelines.network import Network
 from domains.image.pipelines.codec import VAE, latent_size
+from domains.image.pipelines.patches import Patches, packed, unpacked
 
 
-def packed(x: Tensor) -> Tensor:
-    """Latents [B, C, H, W] as tokens [B, H W / 4, 4 C], a patch of 2 x 2 each."""
-    return F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
-
-
-def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Tokens [B, H W / 4, 4 C] as latents [B, C, H, W]."""
-    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2)), 2)
-
-
-class Flux(Network):
+class Flux(Patches):
     """FLUX.1: predicts the velocity, for tokens of T5 and the pooled text of CLIP.
 
     FLUX.1-dev was distilled from a guided model and is told a guidance scale: the setting
@@ -33,7 +18,7 @@ class Flux(Network):
     """
 
     pipelines, kinds = ("FluxPipeline",), ("FluxTransformer2DModel",)
-    codec, schedulers, steps = VAE, ("FlowMatchEulerDiscreteScheduler",), 28
+    codec, steps = VAE, 28
 
     @classmethod
     def latent_shape(cls, root, size):
@@ -49,15 +34,6 @@ class Flux(Network):
         guidance = 3.5 if asked.get("guidance") is None else asked["guidance"]
         checks.finite(guidance=guidance)
         return {"guidance": float(guidance)}
-
-    @classmethod
-    def process(cls, scheduler, shape):
-        return schedulers.flow(scheduler, schedulers.shift_by_size(scheduler, shape[1] * shape[2] // 4))
-
-    @classmethod
-    def grid(cls, scheduler, process, steps, shape):
-        even = torch.linspace(1, 1 / steps, steps).tolist()  # before the shift
-        return schedulers.grid(scheduler, process, steps, sigmas=even, mu=math.log(process.shift))
 
     @classmethod
     def encode(cls, pipeline, prompts, settings):

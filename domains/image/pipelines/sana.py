@@ -38,22 +38,22 @@ class Sana(Network):
     @classmethod
     def encode(cls, pipeline, prompts, settings):
         instruction = signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
-        return tables(pipeline, prompts, instruction)
+        return tokens(pipeline, prompts, instruction)
 
     @classmethod
     def encode_negative(cls, pipeline, prompt, settings):
-        return tables(pipeline, [prompt or ""])
+        return tokens(pipeline, [prompt or ""])
 
     @classmethod
     def trim(cls, tables):
         return trimmed(tables, tables["mask"], ["text", "mask"])
 
     def call(self, model, x, time, cond):
-        scaled = 1000 * model.config.timestep_scale * time
+        scaled = 1000 * time * model.config.timestep_scale
         return model(x, cond["text"], scaled, encoder_attention_mask=cond["mask"], return_dict=False)[0]
 
 
-def tables(pipeline: Any, prompts: list[str], instruction: list[str] | None = None) -> dict[str, Tensor]:
+def tokens(pipeline: Any, prompts: list[str], instruction: list[str] | None = None) -> dict[str, Tensor]:
     """Gemma's tokens [N, 300, D] of prompts, and which of them count [N, 300]."""
     text, mask, _, _ = pipeline.encode_prompt(prompts, False, complex_human_instruction=instruction)
     return {"text": text, "mask": mask.bool()}

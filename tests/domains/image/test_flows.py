@@ -23,7 +23,7 @@ from distillkit.pipelines.teacher import ask
 from distillkit.students.makers import Lora
 from domains.image.pipelines import VAE, ImagePipeline
 from domains.image.pipelines.codec import DC
-from domains.image.pipelines.flux import packed
+from domains.image.pipelines.patches import packed
 from domains.image.prompts import Prompts
 
 PROMPTS = ["a cat runs", "a dog sleeps on the moon", "a cat on the moon"]
@@ -38,10 +38,7 @@ KINDS = {  # how a pipeline is built, its arguments, and the names of its guidan
     "sana": (tiny.sana, {}, "guidance_scale", {"use_resolution_binning": False}),
     "sana_euler": (tiny.sana, {"scheduler": EULER(shift=3.0)}, "guidance_scale", {"use_resolution_binning": False}),
 }
-# Largest difference as a share of the largest latent, in float32: ours guides x_0, with times in
-# float64. Measured at most 5e-6; of Sana 5e-5, whose linear attention divides by a small sum.
-WITHIN = {"sana": 3e-4, "sana_euler": 3e-4}
-OTHERWISE = 3e-5
+WITHIN = 2e-5  # of the largest latent; measured at most 4e-6, of float32 (ours guides x_0, its times are float64)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +95,7 @@ def test_samples_are_the_pipelines(kind, built, monkeypatch):
         ours = teacher.sample(noise, cond, steps, kappa=kappa)
         expected = pipeline(num_inference_steps=steps, output_type="latent", **{scale: kappa}, **asked).images
         assert pack(ours).shape == expected.shape and expected.std() > 1
-        assert (pack(ours) - expected).abs().max() < WITHIN.get(kind, OTHERWISE) * expected.abs().max()
+        assert (pack(ours) - expected).abs().max() < WITHIN * expected.abs().max()
     images = pipeline(num_inference_steps=steps, output_type="pt", **{scale: 1.0}, **asked).images
     decoded = teacher.codec.decode(ours, {})
     assert decoded.shape == (2, 3, 32, 64) == (2, *teacher.codec.data_shape(teacher.event_shape))
@@ -113,7 +110,7 @@ def test_the_embedded_guidance_is_a_setting(built, prompts):
     asked = {"prompt": [PROMPTS[2], PROMPTS[0]], "num_inference_steps": 1, **SIZE, "latents": packed(noise)}
     expected = pipeline(guidance_scale=1.5, output_type="latent", **asked).images
     ours = packed(other.sample(noise, cond, 1))
-    assert (ours - expected).abs().max() < OTHERWISE * expected.abs().max()
+    assert (ours - expected).abs().max() < WITHIN * expected.abs().max()
     assert (packed(teacher.sample(noise, cond, 1)) - expected).abs().max() > 0.01
 
 
@@ -160,7 +157,7 @@ def test_a_time_of_a_students_own(kind, built):
             velocity = pipeline._unpack_latents(out, *SIZE.values(), pipeline.vae_scale_factor)
     expected = x - t.reshape(2, 1, 1, 1) * velocity
     found = teacher.denoiser(x, t, {"prompt": torch.tensor([0, 1])})
-    assert (found - expected).abs().max() < OTHERWISE * expected.abs().max() and velocity.std() > 0.5
+    assert (found - expected).abs().max() < WITHIN * expected.abs().max() and velocity.std() > 0.5
 
 
 # Latents
