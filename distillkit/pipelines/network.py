@@ -102,7 +102,12 @@ class Network(Recorded, nn.Module, ABC):
             root: the pipeline's directory.
             shape: of a latent, see `latent_shape`.
             asked: further arguments of the teacher, such as `guidance`.
+
+        Raises:
+            ValueError: something is asked for that the pipeline does not have.
         """
+        if unknown := [name for name, value in asked.items() if value is not None]:
+            raise ValueError(f"the model in {root} is not told its {unknown[0]}: leave teacher.{unknown[0]} null")
         return {}
 
     @classmethod

@@ -203,7 +203,7 @@ def encoders(root: Path, family: type[Network], dtype: torch.dtype) -> Any:
     absent = {
         part: None
         for part, value in index.items()
-        if isinstance(value, list) and not part.startswith((*family.text_parts, "scheduler"))
+        if isinstance(value, list) and (value[0] is None or not part.startswith((*family.text_parts, "scheduler")))
     }
     parts = absent | family.stand_ins(root)
     cls = getattr(import_diffusers(), index["_class_name"])

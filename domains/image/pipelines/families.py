@@ -1,5 +1,8 @@
 """The families of image pipelines by name."""
 
+from domains.image.pipelines.flux import Flux
+from domains.image.pipelines.sana import Sana
 from domains.image.pipelines.stable_diffusion import StableDiffusion
+from domains.image.pipelines.stable_diffusion_3 import StableDiffusion3
 
-FAMILIES = {cls.__name__: cls for cls in (StableDiffusion,)}
+FAMILIES = {cls.__name__: cls for cls in (StableDiffusion, StableDiffusion3, Flux, Sana)}
