@@ -77,8 +77,8 @@ class Network(Recorded, nn.Module, ABC):
         )
         self.settings = dict(settings or {})
         self.texts, self.boundary = Texts(tables), boundary
-        if "text" in tables:
-            self.embed = Told(tables["text"][-1])  # a vector that is added to all tokens of the text
+        # a vector that is added to all tokens of the text, or without one to all places of x
+        self.embed = Told(tables["text"][-1] if "text" in tables else configs[0]["in_channels"])
 
     # What a family says
 
@@ -121,6 +121,11 @@ class Network(Recorded, nn.Module, ABC):
     def grid(cls, scheduler: Any, process: Process, steps: int, shape: Sequence[int]) -> Tensor:
         """The pipeline's own times, float64, see `schedulers.grid`."""
         return schedulers.grid(scheduler, process, steps)
+
+    @classmethod
+    def limit(cls, scheduler: Any) -> float | None:
+        """The bound of denoised samples' absolute values in the teacher's sampling, if any."""
+        return None
 
     @classmethod
     def encode(cls, pipeline: Any, prompts: list[str], settings: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -170,8 +175,10 @@ class Network(Recorded, nn.Module, ABC):
             cond: has `prompt` (its number, int [B]) or `label`, as `given` says.
         """
         known = {**cond, **(self.texts(cond["prompt"]) if self.given == "prompt" else {})}
-        if "text" in known and self.embed:
+        if self.embed and "text" in known:
             known["text"] = known["text"] + self.embed(cond)[:, None]
+        elif self.embed:
+            x = x + self.embed(cond).reshape(len(x), -1, *[1] * (x.ndim - 2))
         dtype = self.models[0].dtype
         x = x.to(dtype)
         known = {name: value.to(dtype) if value.is_floating_point() else value for name, value in known.items()}
@@ -228,8 +235,6 @@ def released(
     with torch.device("meta"):  # the models are there already
         network = cls(configs, texts, boundary, **({"settings": settings} if settings else {}))
     network.models, network.texts = nn.ModuleList(models), Texts(network.texts.shapes)
-    if hasattr(network, "embed"):
-        network.embed = Told(network.texts.shapes["text"][-1])
     return network.requires_grad_(False).eval()
 
 

@@ -40,6 +40,20 @@ def latent_size(root: Path, size: Mapping[str, int | None], default: int, patch:
     return sides[0] // pixels, sides[1] // pixels
 
 
+def same_size(size: Mapping[str, int | None], height: int, width: int) -> tuple[int, int]:
+    """Height and width of a model that knows this one size of images, in pixels.
+
+    Raises:
+        ValueError: another size is asked for.
+    """
+    for name, own in (("height", height), ("width", width)):
+        if (asked := size.get(name) or own) != own:
+            raise ValueError(
+                f"the pipeline makes images of {height} x {width} alone, got {name} {asked}: leave teacher.{name} out"
+            )
+    return height, width
+
+
 class VAE(PipelineCodec):
     """Images [B, 3, H, W] in [-1, 1] and latents [B, C, H', W'], by a pipeline's AutoencoderKL."""
 
