@@ -22,7 +22,7 @@ from distillkit.networks.blocks import Told
 from distillkit.networks.routed import dispatch
 from distillkit.pipelines import schedulers
 from distillkit.pipelines.codec import PipelineCodec
-from distillkit.pipelines.files import DTYPES, import_diffusers, load, read_index, read_json
+from distillkit.pipelines.files import DTYPES, import_diffusers, load, place, read_index, read_json
 from distillkit.pipelines.texts import Texts
 from distillkit.spec import Recorded
 
@@ -85,7 +85,7 @@ class Network(Recorded, nn.Module, ABC):
     @classmethod
     def model_config(cls, root: Path) -> dict[str, Any]:
         """The configuration of the pipeline's first model."""
-        return read_json(root / cls.part / "config.json")
+        return read_json(place(root, cls.part) / "config.json")
 
     @classmethod
     def read_settings(cls, root: Path, shape: Sequence[int], asked: Mapping[str, Any]) -> dict[str, Any]:

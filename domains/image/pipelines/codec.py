@@ -18,6 +18,11 @@ def factor(vae: Mapping[str, Any]) -> int:
     return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
+def pixels(root: Path, sides: Sequence[int]) -> list[int]:
+    """Height and width of an image in pixels, from those of its latent."""
+    return [side * factor(read_json(root / "vae" / "config.json")) for side in sides]
+
+
 def latent_size(root: Path, size: Mapping[str, int | None], default: int, patch: int = 1) -> tuple[int, int]:
     """Height and width of a latent.
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from distillkit.pipelines import schedulers
-from distillkit.pipelines.files import read_json
 from distillkit.pipelines.network import Network
-from domains.image.pipelines.codec import VAE, factor, same_size
+from domains.image.pipelines.codec import VAE, pixels, same_size
 
 
 class DiT(Network):
@@ -17,8 +16,8 @@ class DiT(Network):
     @classmethod
     def latent_shape(cls, root, size):
         config = cls.model_config(root)
-        side, pixels = config["sample_size"], factor(read_json(root / "vae" / "config.json"))
-        same_size(size, side * pixels, side * pixels)
+        side = config["sample_size"]
+        same_size(size, *pixels(root, [side, side]))
         return config["in_channels"], side, side
 
     @classmethod

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from distillkit.pipelines import schedulers
-from distillkit.pipelines.files import read_json
 from distillkit.pipelines.network import Network
 from distillkit.pipelines.texts import trimmed
-from domains.image.pipelines.codec import VAE, factor, latent_size
+from domains.image.pipelines.codec import VAE, latent_size, pixels
 
 
 class PixArtAlpha(Network):
@@ -32,8 +31,7 @@ class PixArtAlpha(Network):
 
     @classmethod
     def read_settings(cls, root, shape, asked):
-        pixels = factor(read_json(root / "vae" / "config.json"))
-        return {"size": [side * pixels for side in shape[1:]]}
+        return {"size": pixels(root, shape[1:])}
 
     @classmethod
     def process(cls, scheduler, shape):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from distillkit.pipelines import schedulers
-from distillkit.pipelines.files import read_json
 from distillkit.pipelines.network import Network
-from domains.image.pipelines.codec import VAE, factor, latent_size
+from domains.image.pipelines.codec import VAE, latent_size, pixels
 
 
 class StableDiffusion(Network):
@@ -45,8 +44,7 @@ class StableDiffusionXL(StableDiffusion):
 
     @classmethod
     def read_settings(cls, root, shape, asked):
-        pixels = factor(read_json(root / "vae" / "config.json"))
-        return {"size": [side * pixels for side in shape[1:]]}
+        return {"size": pixels(root, shape[1:])}
 
     @classmethod
     def encode(cls, pipeline, prompts, settings):

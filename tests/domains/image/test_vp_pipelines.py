@@ -30,7 +30,9 @@ from domains.image.prompts import Prompts
 PROMPTS = ["a cat runs", "a dog sleeps on the moon", "a cat on the moon"]
 ASKED, LABELS = [2, 0], [3, 977]
 SIZE = {"height": 16, "width": 24}
-WITHIN = 5e-5  # of the largest value: 3e-6 where their table is float64's to 1e-7, 1e-5 for float32 noise levels
+# of the largest value, three times what was measured: 3e-5 for DDPM uncut, whose values are above
+# 100 before the pipeline cuts them, 1e-5 for Euler's method with its float32 levels, 4e-6 else
+WITHIN = 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,15 @@ def test_ddpm(own, solver, tmp_path):
         expected = images_of(pipeline, steps)
         assert own or 0.2 < (expected.abs() < 1).float().mean() < 0.8  # the cut matters
         assert_close(ours.clamp(-1, 1), expected)
+
+
+def test_the_oldest_pipelines_have_their_files_in_the_root(folder, pipelines, tmp_path):
+    for part in ("unet", "scheduler"):
+        shutil.copytree(folder / "ddpm" / part, tmp_path, dirs_exist_ok=True)
+    shutil.copy(folder / "ddpm" / "model_index.json", tmp_path)
+    found, expected = (ImagePipeline(str(place), steps=7) for place in (tmp_path, folder / "ddpm"))
+    assert found.fingerprint() == expected.fingerprint() and found.best == expected.best
+    assert Lora(2).make(found).network.base.read().sha256() == expected.denoiser.network.sha256()
 
 
 @pytest.mark.parametrize("own", [{}, {"clip_sample": False, "prediction_type": "v_prediction"}], ids=["cut", "v"])
