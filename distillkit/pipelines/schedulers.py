@@ -20,7 +20,7 @@ SOLVERS = {
     "DDIMScheduler": "ddim",
     "PNDMScheduler": "ddim",
     "EulerDiscreteScheduler": "ddim",
-    "DDPMScheduler": "ancestral",
+    "DDPMScheduler": "ancestral",  # see `VARIANCES`
     "EulerAncestralDiscreteScheduler": "ancestral",
     "DPMSolverMultistepScheduler": "dpm_solver",
     "UniPCMultistepScheduler": "unipc",
@@ -34,6 +34,7 @@ SOLVERS = {
 OTHERS = ("FlowMatchEulerDiscreteScheduler", "CosineDPMSolverMultistepScheduler", "RFD4ProteinaScheduler")
 TABLES = tuple(name for name in SOLVERS if name not in OTHERS and "CogVideoX" not in name)
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
+VARIANCES = {"fixed_small": "ancestral", "fixed_small_log": "ancestral", "fixed_large": "ancestral_large"}  # of DDPM
 MULTISTEP = {  # settings that our multistep solvers have
     "UniPCMultistepScheduler": {
         "solver_order": 2,
@@ -64,14 +65,35 @@ def solver(scheduler: Any) -> str:
     for key, known in MULTISTEP.get(kind, {}).items():
         if (value := scheduler.config.get(key, known)) != known:
             raise ValueError(f"the pipeline's scheduler says {key} = {value!r}; only {known!r} is known here")
-    return "renoise" if scheduler.config.get("stochastic_sampling") else SOLVERS[kind]
+    if scheduler.config.get("stochastic_sampling"):
+        return "renoise"
+    if kind != "DDPMScheduler":
+        return SOLVERS[kind]
+    if (variance := scheduler.config.variance_type) not in VARIANCES:
+        raise ValueError(
+            f"the pipeline's scheduler says variance_type = {variance!r}; known here are {', '.join(VARIANCES)}"
+        )
+    return VARIANCES[variance]
+
+
+def limit(scheduler: Any) -> float | None:
+    """The bound to which a scheduler cuts the absolute values of denoised samples; None is without.
+
+    Raises:
+        ValueError: it cuts them by a bound that follows from the sample (thresholding).
+    """
+    if scheduler.config.get("thresholding"):
+        raise ValueError(
+            "the pipeline's scheduler says thresholding, which is not known here: set it to false in scheduler_config.json"
+        )
+    return scheduler.config.clip_sample_range if scheduler.config.get("clip_sample") else None
 
 
 def table(config: Any) -> DiscreteVariancePreserving:
     """The process of a scheduler's configuration with a table of noise levels.
 
     Raises:
-        ValueError: the table is its own (trained_betas), or it cuts denoised samples.
+        ValueError: the table is its own (trained_betas), or of an unknown form.
     """
     if config.get("trained_betas") is not None:
         raise ValueError("the pipeline's scheduler has a table of its own (trained_betas), which is not read")
