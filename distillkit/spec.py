@@ -40,6 +40,7 @@ PATHS = (
     "empty_prompt",
     "i3d",
     "features",
+    "clip",
     "lpips",
     "dists",
     "autoencoder",

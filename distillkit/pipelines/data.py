@@ -1,4 +1,4 @@
-"""Prompts as data: batches hold `prompt` int64 [B], its number."""
+"""Prompts and samples as data for pipelines: batches hold `prompt` int64 [B], its number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distillkit import checks
-from distillkit.data import DistillData, TensorData
+from distillkit.data import Batch, DistillData, TensorData, column
 from distillkit.pipelines.files import local
 from distillkit.pipelines.prompts import read_prompts
 from distillkit.pipelines.teacher import PipelineTeacher
@@ -56,10 +56,7 @@ class PromptData(DistillData):
             raise ValueError(f"held_out must leave some of the {num} prompts to train on, got {held_out}")
         self.asked = torch.arange(num - held_out if held_out else 0, num)
         self.trained = torch.arange(num - held_out)
-        root = local(pipeline, download)
-        family = self.teacher.family(root)
-        shape = family.latent_shape(root, size or {})
-        self.event_shape = shape if family.codec is None else family.codec(str(root)).data_shape(shape)
+        self.event_shape = sample_shape(self.teacher, pipeline, size or {}, download)
         self.classes = {"prompt": num}
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
@@ -69,3 +66,37 @@ class PromptData(DistillData):
 
     def conditions(self, num: int) -> dict[str, Tensor]:
         return {"prompt": self.asked[torch.arange(num) % len(self.asked)]}
+
+
+class SampleData(DistillData):
+    """Base of samples for pipelines: evaluation asks for what held-out samples show, in turn."""
+
+    pictured = 4
+
+    def conditions(self, num: int) -> Batch:
+        self.setup()
+        rows = torch.arange(num) % len(self.test)
+        return {name: column(self.test, name)[rows] for name in self.classes}
+
+    def left_out(self) -> dict[str, list[int]]:
+        return {}
+
+    def real(self, num: int) -> Batch:
+        self.setup()
+        return self.test[torch.arange(num) % len(self.test)]
+
+
+def sample_shape(
+    teacher: type[PipelineTeacher], pipeline: str, size: Mapping[str, int | float | None], download: bool = False
+) -> tuple[int, ...]:
+    """The shape of the samples that a pipeline makes.
+
+    Args:
+        teacher: the domain's teacher of pipelines.
+        pipeline, download: its `path` and `download`.
+        size: of a sample; None is the pipeline's own.
+    """
+    root = local(pipeline, download)
+    family = teacher.family(root)
+    shape = family.latent_shape(root, size)
+    return tuple(shape if family.codec is None else family.codec(str(root)).data_shape(shape))
