@@ -127,6 +127,9 @@ def _look(shard: Path) -> dict[str, Any]:
                             sample[3] = int(text)
                         else:
                             sample[2] = text.strip() or None if ending == "txt" else caption_in(json.loads(text))
+            tar.fileobj.seek(tar.offset)  # where the last member ends: of a whole archive a block of zeros is there
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"it is damaged at byte {tar.offset}")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         return {"fault": f"is no whole tar file: {error}", "samples": []}
     return {"fault": None, "samples": [sample for sample in found.values() if sample[1]]}

@@ -10,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -76,8 +78,7 @@ class ClipScore:
         self._embed(sorted({*wanted} - self._known.keys()))
         found = []
         for x, numbers in zip(samples.split(CHUNK), prompt.split(CHUNK), strict=True):
-            pixels = self.pixels(x.to(self.device))
-            images = F.normalize(model.visual_projection(model.vision_model(pixels).pooler_output))
+            images = F.normalize(model.visual_projection(model.vision_model(self.pixels(x)).pooler_output))
             texts = torch.stack([self._known[number] for number in numbers.tolist()]).to(self.device)
             found.append((images * texts).sum(1).clamp_min(0).double().cpu())
         return float(100 * torch.cat(found).mean())
@@ -94,16 +95,17 @@ class ClipScore:
             self._known |= zip(some, F.normalize(model.text_projection(states)).cpu(), strict=True)
 
     def pixels(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] in [-1, 1] as the model sees them, [N, 3, S, S].
+        """Images [N, C, H, W] in [-1, 1] as the model sees them, [N, 3, S, S], on its device.
 
         The shorter side is resized to S (antialiased bicubic), the centre cropped.
         """
         side = self._parts[0].config.vision_config.image_size
         height, width = x.shape[-2:]
-        whole = [side * length // min(height, width) for length in (height, width)]
-        levels = (eight_bits(x) + 1) * 127.5
-        levels = F.interpolate(levels, whole, mode="bicubic", antialias=True).round().clamp(0, 255)
-        top, left = ((length - side) // 2 for length in whole)
-        shown = levels[..., top : top + side, left : left + side].expand(-1, 3, -1, -1) / 255
-        mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (MEAN, STD))
-        return (shown - mean) / std
+        size = side * width // min(height, width), side * height // min(height, width)
+        left, top = ((length - side) // 2 for length in size)
+        levels_NHWC = ((eight_bits(x) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1).movedim(1, -1).cpu()
+        shown = [Image.fromarray(levels.numpy()).resize(size, Image.Resampling.BICUBIC) for levels in levels_NHWC]
+        shown = [np.asarray(image.crop((left, top, left + side, top + side))) for image in shown]
+        pixels = torch.from_numpy(np.stack(shown)).to(self.device).movedim(-1, 1) / 255
+        mean, std = (torch.tensor(values, device=self.device)[:, None, None] for values in (MEAN, STD))
+        return (pixels - mean) / std
