@@ -201,6 +201,9 @@ def test_patterns_choose_shards(tars):
     assert read_prompts(f"{tars}/part-{{001..001}}.tar") == TEXTS
     with pytest.raises(ValueError, match="holds no shard"):
         found("part-{00..01}.tar")
+    for pattern in ("*.tar", "part-{000..001}.tar"):  # of a stranger's folder
+        with pytest.raises(Outside, match=str(tars)):
+            check({"class_path": "domains.image.captioned.WebDataset", "init_args": {"path": f"{tars}/{pattern}"}})
 
 
 def test_classes_stand_in_where_no_sample_has_a_caption(tmp_path, pipeline):
