@@ -359,8 +359,6 @@ def test_evaluators_have_the_clip_score(clip, folder, pipeline):
     assert found.keys() == evaluator.better.keys() - set(evaluator.too_few(8)) and evaluator.better["clip"] == "higher"
     assert found["clip"] == pytest.approx(ClipScore(str(clip), data.prompts)(x, cond["prompt"]))
     assert evaluator.describe()["clip"]["sha256"] == ClipScore(str(clip), []).facts["sha256"]
-    real = whole(data.test)
-    assert evaluator.floor(8)["clip"] == pytest.approx(evaluator.clip(real["data"], real["prompt"]), abs=1e-4)
     assert found.keys() - evaluator.floor(8).keys() == {"density", "coverage"}  # of four training images
     asked = Prompts(str(folder), pipeline, SIZE, clip=str(clip))
     assert asked.prompts == data.prompts
@@ -368,6 +366,21 @@ def test_evaluators_have_the_clip_score(clip, folder, pipeline):
     assert alone.thorough(x, cond) == {"clip": pytest.approx(found["clip"])} and "sha256" in alone.describe()["clip"]
     plain = ready(Captioned(str(folder), pipeline, SIZE)).evaluator()
     assert plain.thorough(x, cond) == {} and "clip" not in plain.better and "clip" not in plain.describe()
+
+
+def test_the_floor_has_the_score_of_real_images_and_their_own_captions(folder, pipeline):
+    class Scores:
+        """Stands for a CLIP model: the score is the number of the prompt."""
+
+        def __call__(self, x, prompt):
+            return float(prompt.double().mean())
+
+    table(folder, "captions.csv")
+    data = ready(Captioned(str(folder), pipeline, SIZE, val=0.3, test=0.3))
+    evaluator, real = data.evaluator(), whole(data.test)["prompt"].double()
+    evaluator.clip, evaluator.chunk = Scores(), 3
+    assert len(real) == 4 and evaluator.floor(8)["clip"] == pytest.approx(float(real.mean()))
+    assert evaluator.floor(2)["clip"] == pytest.approx(float(real[[0, 3]].mean()))  # spread over the images
 
 
 def test_prompts_are_compared_by_inception_too(monkeypatch, tmp_path, folder, pipeline):
