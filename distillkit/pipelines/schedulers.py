@@ -1,10 +1,23 @@
 """Schedulers of the package diffusers as processes, grids of times and solvers of ours.
 
-Of a scheduler its configuration is used, and its times; the steps are those of our solvers.
+Of a scheduler its configuration is used, and its times; the steps are those of our solvers. They
+are the scheduler's own, except for these:
+
+- PNDM: its linear multistep method is not followed; DDIM's steps are, on the same times.
+- DDIM and CogVideoX's two jump by `1000 // steps` times at once, which is where they call the
+  network next only if `timestep_spacing` is `leading`, or `trailing` with steps that divide 1000.
+  Ours always jump to where the network is called next.
+- DDIM, PNDM and CogVideoX's two with `set_alpha_to_one` false end at the noise of time 0 (of Stable
+  Diffusion a std of 0.03). Ours end without noise.
+- DPM-Solver and UniPC tell the network its time as a whole number, also where the level lies
+  between two (Karras' levels, flows). Ours tell the time of the level, at most one of 1000 apart.
+- Zero terminal SNR: the levels of Euler, DPM-Solver and UniPC begin at sigma / alpha = 4096, just
+  below the last time. Ours tell the network that time, less than one apart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor
@@ -25,17 +38,27 @@ SOLVERS = {
     "UniPCMultistepScheduler": "unipc",
     "FlowMatchEulerDiscreteScheduler": "euler",
     "CogVideoXDDIMScheduler": "ddim",
-    "CogVideoXDPMScheduler": "ddim",
+    "CogVideoXDPMScheduler": "dpm_solver_sde",
 }
 TABLES = tuple(name for name in SOLVERS if name not in ("FlowMatchEulerDiscreteScheduler",) and "CogVideoX" not in name)
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
-MULTISTEP = {  # settings that our multistep solvers have
+_UNCUT = {"clip_sample": False, "thresholding": False}
+SETTINGS = {  # what our solvers have, of settings that change a scheduler's steps
+    "DDIMScheduler": _UNCUT,
+    "DDPMScheduler": {**_UNCUT, "variance_type": "fixed_small"},
+    "EulerDiscreteScheduler": {
+        "interpolation_type": "linear",
+        "timestep_type": "discrete",
+        "final_sigmas_type": "zero",
+    },
     "UniPCMultistepScheduler": {
         "solver_order": 2,
         "solver_type": "bh2",
         "predict_x0": True,
         "lower_order_final": True,
         "disable_corrector": [],
+        "thresholding": False,
+        "final_sigmas_type": "zero",
     },
     "DPMSolverMultistepScheduler": {
         "solver_order": 2,
@@ -43,8 +66,10 @@ MULTISTEP = {  # settings that our multistep solvers have
         "algorithm_type": "dpmsolver++",
         "lower_order_final": True,
         "euler_at_final": False,
+        "thresholding": False,
         "final_sigmas_type": "zero",
     },
+    "FlowMatchEulerDiscreteScheduler": {"invert_sigmas": False, "stochastic_sampling": False},
 }
 
 
@@ -55,9 +80,12 @@ def solver(scheduler: Any) -> str:
         ValueError: the scheduler's settings are those of another solver.
     """
     kind = type(scheduler).__name__
-    for key, known in MULTISTEP.get(kind, {}).items():
+    for key, known in SETTINGS.get(kind, {}).items():
         if (value := scheduler.config.get(key, known)) != known:
-            raise ValueError(f"the pipeline's scheduler says {key} = {value!r}; only {known!r} is known here")
+            raise ValueError(
+                f"the pipeline's scheduler says {key} = {value!r}; only {known!r} is known here: change its "
+                f"scheduler_config.json"
+            )
     return SOLVERS[kind]
 
 
@@ -65,7 +93,7 @@ def table(config: Any) -> DiscreteVariancePreserving:
     """The process of a scheduler's configuration with a table of noise levels.
 
     Raises:
-        ValueError: the table is its own (trained_betas), or it cuts denoised samples.
+        ValueError: the table is its own (trained_betas), or of an unknown kind.
     """
     if config.get("trained_betas") is not None:
         raise ValueError("the pipeline's scheduler has a table of its own (trained_betas), which is not read")
@@ -85,7 +113,12 @@ def table(config: Any) -> DiscreteVariancePreserving:
 
 
 def variance_preserving(scheduler: Any) -> tuple[DiscreteVariancePreserving, str]:
-    """The process of a scheduler with a table of noise levels, and what its network predicts."""
+    """The process of a scheduler with a table of noise levels, and what its network predicts.
+
+    Raises:
+        ValueError: its table or its prediction is not known.
+    """
+    _predicts(scheduler.config, PREDICTIONS)
     return table(scheduler.config), PREDICTIONS[scheduler.config.prediction_type]
 
 
@@ -101,10 +134,19 @@ def flow(scheduler: Any, shift: float | None = None) -> tuple[RectifiedFlow, str
         ValueError: it is not a scheduler of flows.
     """
     config = scheduler.config
+    _predicts(config, ("flow_prediction",))
     if not config.get("use_flow_sigmas", True):
         raise ValueError("the pipeline's sampler is not one of flows: its scheduler must say use_flow_sigmas")
     own = shift or config.get("shift") or config.get("flow_shift") or 1.0
     return RectifiedFlow(shift=float(own)), "flow"
+
+
+def _predicts(config: Any, known: Collection[str]) -> None:
+    """Raises ValueError if the scheduler is one for another prediction."""
+    if (found := config.get("prediction_type")) is not None and found not in known:
+        raise ValueError(
+            f"the pipeline's scheduler says prediction_type = {found!r}; known here are {', '.join(known)}"
+        )
 
 
 def grid(scheduler: Any, process: Any, steps: int, **options: Any) -> Tensor:
@@ -116,8 +158,7 @@ def grid(scheduler: Any, process: Any, steps: int, **options: Any) -> Tensor:
         steps: number of times.
         options: further arguments of its `set_timesteps`, such as `mu` and `sigmas`.
     """
-    kind = type(scheduler).__name__
-    if kind == "DDPMScheduler" or kind == "PNDMScheduler":  # their own grids repeat times or leave the end out
+    if type(scheduler).__name__ == "PNDMScheduler":  # its own grid repeats times
         scheduler = import_diffusers().DDIMScheduler.from_config(scheduler.config)
     if options.get("sigmas") is None:
         options["num_inference_steps"] = steps
@@ -126,4 +167,4 @@ def grid(scheduler: Any, process: Any, steps: int, **options: Any) -> Tensor:
         return scheduler.sigmas[:-1].double()
     if hasattr(scheduler, "sigmas"):  # sigma / alpha
         return process.from_ratio(scheduler.sigmas[:steps].double()).clamp(process.t_min, process.t_max)
-    return scheduler.timesteps.double()
+    return scheduler.timesteps[:steps].double()  # of some numbers of steps the scheduler has a time too many, -1
