@@ -17,6 +17,7 @@ are the scheduler's own, except for these:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -131,14 +132,42 @@ def flow(scheduler: Any, shift: float | None = None) -> tuple[RectifiedFlow, str
             scheduler's.
 
     Raises:
-        ValueError: it is not a scheduler of flows.
+        ValueError: it is not a scheduler of flows, or it shifts by size and there is no shift.
     """
     config = scheduler.config
     _predicts(config, ("flow_prediction",))
     if not config.get("use_flow_sigmas", True):
         raise ValueError("the pipeline's sampler is not one of flows: its scheduler must say use_flow_sigmas")
+    if shift is None and config.get("use_dynamic_shifting"):
+        raise ValueError(
+            "the pipeline's scheduler shifts times by the size of samples, which is not known of this family: set "
+            "use_dynamic_shifting to false in its scheduler_config.json"
+        )
     own = shift or config.get("shift") or config.get("flow_shift") or 1.0
     return RectifiedFlow(shift=float(own)), "flow"
+
+
+def shift_by_size(scheduler: Any, tokens: int) -> float | None:
+    """The shift of times `exp(mu)` of a FlowMatchEulerDiscreteScheduler that shifts by size.
+
+    mu is linear in the number of tokens. None means that this one does not shift by size.
+
+    Args:
+        scheduler: the pipeline's.
+        tokens: number of tokens of a sample, that of the model's patches.
+
+    Raises:
+        ValueError: it shifts by size in another way.
+    """
+    config = scheduler.config
+    if not config["use_dynamic_shifting"]:
+        return None
+    if config["time_shift_type"] != "exponential":
+        raise ValueError(
+            f"the pipeline's scheduler says time_shift_type = {config['time_shift_type']!r}; only 'exponential' is known here"
+        )
+    slope = (config["max_shift"] - config["base_shift"]) / (config["max_image_seq_len"] - config["base_image_seq_len"])
+    return math.exp(config["base_shift"] + slope * (tokens - config["base_image_seq_len"]))
 
 
 def _predicts(config: Any, known: Collection[str]) -> None:
