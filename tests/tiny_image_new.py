@@ -1,4 +1,4 @@
-"""Tiny random pipelines of Qwen-Image and Z-Image, saved as the released ones are."""
+"""Tiny random pipelines of Qwen-Image, Z-Image and FLUX.2, saved as the released ones are."""
 
 import torch
 from tiny_pipelines import WORDS, autoencoder, texts, wake
@@ -66,3 +66,45 @@ def z_image(folder, seed=0, shift=3.0, **config):
     )
     pipeline.save_pretrained(folder)
     return pipeline
+
+
+def flux_2(folder, klein=False, seed=0, **scheduler):
+    """A tiny Flux2Pipeline or Flux2KleinPipeline in `folder`: sides four times the patches'."""
+    import diffusers
+    import transformers
+
+    torch.manual_seed(seed)
+    sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2}
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=32, joint_attention_dim=3 * 32, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=not klein, **sizes,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=8,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    vae.bn.running_mean.normal_(), vae.bn.running_var.uniform_(0.3, 3)
+    decoder = DECODER | {"num_hidden_layers": 27 if klein else 30, "head_dim": 16}  # layers up to these are read
+    if klein:
+        text_encoder = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**decoder))
+    else:
+        vision = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+        config = transformers.Mistral3Config(
+            text_config=decoder | {"model_type": "mistral"}, vision_config=vision | {"num_attention_heads": 2}
+        )
+        text_encoder = transformers.Mistral3ForConditionalGeneration(config)
+    pipeline = (diffusers.Flux2KleinPipeline if klein else diffusers.Flux2Pipeline)(
+        transformer=wake(transformer),
+        vae=vae.eval(),
+        text_encoder=text_encoder.eval(),
+        tokenizer=tokenizer() if klein else chatting(tokenizer()),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**{"use_dynamic_shifting": True, "shift": 3.0} | scheduler),
+    )
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+def chatting(made):
+    """A tokenizer for messages in parts, in place of FLUX.2's processor of texts and images."""
+    made.chat_template = CHAT.replace("message['content']", "message['content'][0]['text']")
+    return made

@@ -1,7 +1,8 @@
 """The families of image pipelines by name."""
 
+from domains.image.pipelines.flux_2 import Flux2
 from domains.image.pipelines.qwen_image import QwenImage
 from domains.image.pipelines.stable_diffusion import StableDiffusion
 from domains.image.pipelines.z_image import ZImage
 
-FAMILIES = {cls.__name__: cls for cls in (StableDiffusion, QwenImage, ZImage)}
+FAMILIES = {cls.__name__: cls for cls in (StableDiffusion, Flux2, QwenImage, ZImage)}
