@@ -135,9 +135,9 @@ def flow(scheduler: Any, shift: float | None = None) -> tuple[RectifiedFlow, str
         ValueError: it is not a scheduler of flows, or it shifts by size and there is no shift.
     """
     config = scheduler.config
-    _predicts(config, ("flow_prediction",))
     if not config.get("use_flow_sigmas", True):
         raise ValueError("the pipeline's sampler is not one of flows: its scheduler must say use_flow_sigmas")
+    _predicts(config, ("flow_prediction",))
     if shift is None and config.get("use_dynamic_shifting"):
         raise ValueError(
             "the pipeline's scheduler shifts times by the size of samples, which is not known of this family: set "

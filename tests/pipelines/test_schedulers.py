@@ -4,6 +4,7 @@ The data are N(0.7, 0.6^2), so the denoiser is known. Schedulers run their own l
 """
 
 import sys
+from math import exp
 
 import pytest
 import torch
@@ -53,7 +54,8 @@ class Case:
         self.scheduler, self.steps, self.options = getattr(diffusers, name)(**config), steps, options or {}
         self.flows = "FlowMatch" in name or config.get("use_flow_sigmas", False)
         read = schedulers.flow if self.flows else schedulers.variance_preserving
-        self.process, self.prediction = read(self.scheduler)
+        shift = (exp(self.options["mu"]),) if "mu" in self.options else ()
+        self.process, self.prediction = read(self.scheduler, *shift)
         self.grid = schedulers.grid(self.scheduler, self.process, steps, **dict(self.options))
         self.noise = self.process.sigma(self.grid[0]) * noises()[0]
 
@@ -210,6 +212,8 @@ def test_other_tables_and_predictions_are_refused():
         schedulers.variance_preserving(diffusers.DDPMScheduler(beta_schedule="sigmoid"))
     with pytest.raises(ValueError, match="prediction_type = 'flow_prediction'; known here are v_prediction"):
         schedulers.variance_preserving(diffusers.UniPCMultistepScheduler(**FLOW))
+    with pytest.raises(ValueError, match="shifts times by the size of samples, which is not known of this family"):
+        schedulers.flow(diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True))
     with pytest.raises(ValueError, match="must say use_flow_sigmas"):
         schedulers.flow(diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction"))
     with pytest.raises(ValueError, match="prediction_type = 'epsilon'; known here are flow_prediction"):
