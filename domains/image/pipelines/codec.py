@@ -57,25 +57,3 @@ class VAE(PipelineCodec):
     def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         side = factor(self.config)
         return self.config["out_channels"], side * event_shape[1], side * event_shape[2]
-
-
-class ClipVAE(PipelineCodec):
-    """Images [B, 3, H, W] in [-1, 1] and latents [B, C, H', W'], by an autoencoder of clips.
-
-    An image is a clip of one frame.
-    """
-
-    kinds = ("AutoencoderKLQwenImage",)
-
-    def units(self) -> tuple[Tensor, Tensor]:
-        return tuple(torch.tensor(self.config[name]).reshape(-1, 1, 1) for name in ("latents_mean", "latents_std"))
-
-    def into(self, x: Tensor) -> Tensor:
-        return super().into(x[:, :, None])[:, :, 0]
-
-    def out_of(self, z: Tensor) -> Tensor:
-        return super().out_of(z[:, :, None])[:, :, 0]
-
-    def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
-        side = factor(self.config)
-        return 3, side * event_shape[1], side * event_shape[2]

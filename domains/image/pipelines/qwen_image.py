@@ -5,27 +5,50 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from distillkit.pipelines.codec import PipelineCodec
 from distillkit.pipelines.texts import padded, trimmed
-from domains.image.pipelines.codec import ClipVAE, latent_size
+from domains.image.pipelines.codec import factor, latent_size
 from domains.image.pipelines.patches import Patches, packed, unpacked
+
+
+class ClipVAE(PipelineCodec):
+    """Images [B, 3, H, W] in [-1, 1] and latents [B, C, H', W'], by an autoencoder of clips.
+
+    An image is a clip of one frame.
+    """
+
+    kinds = ("AutoencoderKLQwenImage",)
+
+    def units(self) -> tuple[Tensor, Tensor]:
+        return tuple(torch.tensor(self.config[name]).reshape(-1, 1, 1) for name in ("latents_mean", "latents_std"))
+
+    def into(self, x: Tensor) -> Tensor:
+        return super().into(x[:, :, None])[:, :, 0]
+
+    def out_of(self, z: Tensor) -> Tensor:
+        return super().out_of(z[:, :, None])[:, :, 0]
+
+    def data_shape(self, event_shape):
+        side = factor(self.config)
+        return 3, side * event_shape[1], side * event_shape[2]
 
 
 class QwenImage(Patches):
     """Qwen-Image: predicts the velocity, for the last hidden states of Qwen2.5-VL.
 
-    kappa is the pipeline's `true_cfg_scale`. The pipeline's negative prompt, where none is given,
-    is a blank.
+    kappa is the pipeline's `true_cfg_scale`; the teacher samples with its renormalised guidance,
+    training guides linearly. The negative prompt, where none is given, is a blank.
     """
 
     pipelines, kinds = ("QwenImagePipeline",), ("QwenImageTransformer2DModel",)
     codec = ClipVAE
     length = 512  # tokens of a prompt at most, the pipeline's default
-    own = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")  # of models for other tasks
+    others = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")  # of other models
 
     @classmethod
     def latent_shape(cls, root, size):
         config = cls.model_config(root)
-        if found := [name for name in cls.own if config.get(name)]:
+        if found := [name for name in cls.others if config.get(name)]:
             raise ValueError(f"the model in {root} wants more than a text ({found[0]}): it is not read here")
         return config["in_channels"] // 4, *latent_size(root, size, 128, 2)
 
