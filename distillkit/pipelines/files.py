@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from distillkit.errors import optional
 from distillkit.teachers.foreign import check_foreign
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-READ = ("*.json", "*.safetensors", "*.model", "*.txt")  # of a repository on the hub: no pickles, no code
+# of a repository on the hub: no pickles, no code, and no weights beside the pipeline's folders
+READ = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt")
 SEEN, PIECE = 64, 2**16  # pieces of a file of weights in its print, and bytes of each
 
 
@@ -109,11 +111,12 @@ def load(root: Path, part: str, kinds: tuple[str, ...], dtype: torch.dtype | Non
         dtype: of weights; None for what has none.
     """
     file = root / part / ("scheduler_config.json" if part.endswith("scheduler") else "config.json")
-    kind = read_json(file).get("_class_name")
+    config = read_json(file)
+    kind = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
     if kind not in kinds:
         raise ValueError(f"{file} describes a {kind}, but what is needed here is a {' or a '.join(kinds)}")
     weights = {} if dtype is None else {"dtype": dtype, "use_safetensors": True}
-    cls = getattr(import_diffusers(), kind)
+    cls = getattr(import_diffusers(), kind, None) or getattr(import_module("transformers"), kind)
     try:
         return cls.from_pretrained(str(root), subfolder=part, local_files_only=True, **weights)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

@@ -40,8 +40,12 @@ SOLVERS = {
     "FlowMatchEulerDiscreteScheduler": "euler",
     "CogVideoXDDIMScheduler": "ddim",
     "CogVideoXDPMScheduler": "dpm_solver_sde",
+    "CosineDPMSolverMultistepScheduler": "dpm_solver_sde",
+    "RFD4ProteinaScheduler": "euler",
 }
-TABLES = tuple(name for name in SOLVERS if name not in ("FlowMatchEulerDiscreteScheduler",) and "CogVideoX" not in name)
+# without a table of noise levels
+OTHERS = ("FlowMatchEulerDiscreteScheduler", "CosineDPMSolverMultistepScheduler", "RFD4ProteinaScheduler")
+TABLES = tuple(name for name in SOLVERS if name not in OTHERS and "CogVideoX" not in name)
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
 _UNCUT = {"clip_sample": False, "thresholding": False}
 SETTINGS = {  # what our solvers have, of settings that change a scheduler's steps
@@ -70,7 +74,8 @@ SETTINGS = {  # what our solvers have, of settings that change a scheduler's ste
         "thresholding": False,
         "final_sigmas_type": "zero",
     },
-    "FlowMatchEulerDiscreteScheduler": {"invert_sigmas": False, "stochastic_sampling": False},
+    "CosineDPMSolverMultistepScheduler": {"solver_order": 2, "solver_type": "midpoint", "final_sigmas_type": "zero"},
+    "FlowMatchEulerDiscreteScheduler": {"invert_sigmas": False},
 }
 
 
@@ -87,7 +92,7 @@ def solver(scheduler: Any) -> str:
                 f"the pipeline's scheduler says {key} = {value!r}; only {known!r} is known here: change its "
                 f"scheduler_config.json"
             )
-    return SOLVERS[kind]
+    return "renoise" if scheduler.config.get("stochastic_sampling") else SOLVERS[kind]
 
 
 def table(config: Any) -> DiscreteVariancePreserving:

@@ -17,7 +17,7 @@ def factor(vae: Mapping[str, Any]) -> int:
     """Pixels along the side of a latent, by the autoencoder's configuration."""
     if "temperal_downsample" in vae:  # Qwen-Image, spelt so
         return 2 ** len(vae["temperal_downsample"])
-    return 2 ** (len(vae["block_out_channels"]) - 1)
+    return 2 ** (len(vae.get("block_out_channels") or vae["encoder_block_out_channels"]) - 1)
 
 
 def latent_size(root: Path, size: Mapping[str, int | None], default: int, patch: int = 1) -> tuple[int, int]:
@@ -56,4 +56,16 @@ class VAE(PipelineCodec):
 
     def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         side = factor(self.config)
-        return self.config["out_channels"], side * event_shape[1], side * event_shape[2]
+        return 3, side * event_shape[1], side * event_shape[2]
+
+
+class DC(VAE):
+    """Images [B, 3, H, W] in [-1, 1] and latents [B, C, H', W'], by a pipeline's AutoencoderDC.
+
+    It has no posterior (arXiv 2410.10733).
+    """
+
+    kinds = ("AutoencoderDC",)
+
+    def into(self, x: Tensor) -> Tensor:
+        return self.vae.encode(x).latent
