@@ -22,7 +22,7 @@ from distillkit.networks.blocks import Told
 from distillkit.networks.routed import dispatch
 from distillkit.pipelines import schedulers
 from distillkit.pipelines.codec import PipelineCodec
-from distillkit.pipelines.files import DTYPES, import_diffusers, load, read_index, read_json
+from distillkit.pipelines.files import DTYPES, import_diffusers, load, place, read_index, read_json
 from distillkit.pipelines.texts import Texts
 from distillkit.spec import Recorded
 
@@ -83,8 +83,8 @@ class Network(Recorded, nn.Module, ABC):
         )
         self.settings = dict(settings or {})
         self.texts, self.boundary = Texts(tables), boundary
-        if "text" in tables:
-            self.embed = Told(tables["text"][-1])  # a vector that is added to all tokens of the text
+        # a vector that is added to all tokens of the text, or without one to all places of x
+        self.embed = Told(tables["text"][-1] if "text" in tables else configs[0]["in_channels"])
 
     # What a family says
 
@@ -96,7 +96,7 @@ class Network(Recorded, nn.Module, ABC):
     @classmethod
     def model_config(cls, root: Path) -> dict[str, Any]:
         """The configuration of the pipeline's first model."""
-        return read_json(root / cls.part / "config.json")
+        return read_json(place(root, cls.part) / "config.json")
 
     @classmethod
     def read_settings(cls, root: Path, shape: Sequence[int], asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,6 +162,11 @@ class Network(Recorded, nn.Module, ABC):
         return {}
 
     @classmethod
+    def limit(cls, scheduler: Any) -> float | None:
+        """The bound of denoised samples' absolute values in the teacher's sampling, if any."""
+        return None
+
+    @classmethod
     def encode(cls, pipeline: Any, prompts: list[str], settings: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tables of embeddings of prompts, [N, ...] each, by the pipeline's own encoders.
 
@@ -209,8 +214,10 @@ class Network(Recorded, nn.Module, ABC):
             cond: has `prompt` (its number, int [B]) or `label`, as `given` says.
         """
         known = {**cond, **(self.texts(cond["prompt"]) if self.given == "prompt" else {})}
-        if "text" in known and self.embed:
+        if self.embed and "text" in known:
             known["text"] = known["text"] + self.embed(cond)[:, None]
+        elif self.embed:
+            x = x + self.embed(cond).reshape(len(x), -1, *[1] * (x.ndim - 2))
         dtype = self.models[0].dtype
         x = x.to(dtype)
         known = {name: value.to(dtype) if value.is_floating_point() else value for name, value in known.items()}

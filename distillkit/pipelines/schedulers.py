@@ -11,6 +11,7 @@ are the scheduler's own, except for these:
   Diffusion a std of 0.03). Ours end without noise.
 - DPM-Solver and UniPC tell the network its time as a whole number, also where the level lies
   between two (Karras' levels, flows). Ours tell the time of the level, at most one of 1000 apart.
+- `clip_sample` is followed in the sampling of teachers whose family says so (`Network.limit`).
 - Zero terminal SNR: the levels of Euler, DPM-Solver and UniPC begin at sigma / alpha = 4096, just
   below the last time. Ours tell the network that time, less than one apart.
 """
@@ -33,7 +34,7 @@ SOLVERS = {
     "DDIMScheduler": "ddim",
     "PNDMScheduler": "ddim",
     "EulerDiscreteScheduler": "ddim",
-    "DDPMScheduler": "ancestral",
+    "DDPMScheduler": "ancestral",  # see `VARIANCES`
     "EulerAncestralDiscreteScheduler": "ancestral",
     "DPMSolverMultistepScheduler": "dpm_solver",
     "UniPCMultistepScheduler": "unipc",
@@ -47,10 +48,10 @@ SOLVERS = {
 OTHERS = ("FlowMatchEulerDiscreteScheduler", "CosineDPMSolverMultistepScheduler", "RFD4ProteinaScheduler")
 TABLES = tuple(name for name in SOLVERS if name not in OTHERS and "CogVideoX" not in name)
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
-_UNCUT = {"clip_sample": False, "thresholding": False}
+VARIANCES = {"fixed_small": "ancestral", "fixed_small_log": "ancestral", "fixed_large": "ancestral_large"}  # of DDPM
 SETTINGS = {  # what our solvers have, of settings that change a scheduler's steps
-    "DDIMScheduler": _UNCUT,
-    "DDPMScheduler": {**_UNCUT, "variance_type": "fixed_small"},
+    "DDIMScheduler": {"thresholding": False},
+    "DDPMScheduler": {"thresholding": False},
     "EulerDiscreteScheduler": {
         "interpolation_type": "linear",
         "timestep_type": "discrete",
@@ -92,7 +93,28 @@ def solver(scheduler: Any) -> str:
                 f"the pipeline's scheduler says {key} = {value!r}; only {known!r} is known here: change its "
                 f"scheduler_config.json"
             )
-    return "renoise" if scheduler.config.get("stochastic_sampling") else SOLVERS[kind]
+    if scheduler.config.get("stochastic_sampling"):
+        return "renoise"
+    if kind != "DDPMScheduler":
+        return SOLVERS[kind]
+    if (variance := scheduler.config.variance_type) not in VARIANCES:
+        raise ValueError(
+            f"the pipeline's scheduler says variance_type = {variance!r}; known here are {', '.join(VARIANCES)}"
+        )
+    return VARIANCES[variance]
+
+
+def limit(scheduler: Any) -> float | None:
+    """The bound to which a scheduler cuts the absolute values of denoised samples; None is without.
+
+    Raises:
+        ValueError: it cuts them by a bound that follows from the sample (thresholding).
+    """
+    if scheduler.config.get("thresholding"):
+        raise ValueError(
+            "the pipeline's scheduler says thresholding, which is not known here: set it to false in scheduler_config.json"
+        )
+    return scheduler.config.clip_sample_range if scheduler.config.get("clip_sample") else None
 
 
 def table(config: Any) -> DiscreteVariancePreserving:

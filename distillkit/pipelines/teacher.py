@@ -47,6 +47,7 @@ class PipelineTeacher(Teacher):
     Attributes:
         domain: the domain of its samples.
         families: networks by the class of the pipeline.
+        limit: see `Network.limit`; methods that train do not cut.
         base_kind: the record of a frozen network, see there.
     """
 
@@ -92,6 +93,7 @@ class PipelineTeacher(Teacher):
         super().__init__(Denoiser(network, process, prediction), shape, classes, family.context, codec)
         self.best = {"solver": schedulers.solver(scheduler), "steps": steps or family.best_steps(scheduler)}
         self._id, self.root, self.scheduler = Path(path).name, root, scheduler
+        self.limit = family.limit(scheduler)
         self.checkpointing = checkpointing
         more = (settings,) if settings else ()
         self._base = self.base_kind(str(root), family.__name__, shapes, dtype, *more)
@@ -142,7 +144,12 @@ class PipelineTeacher(Teacher):
         return type(self.denoiser.network).grid(self.scheduler, self.process, steps, self.event_shape)
 
     def stepper(self, cond: Cond, kappa: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """As any teacher's, with the pipeline's own guidance, see `Network.guide`."""
+        """As any teacher's, with the pipeline's guidance and with samples cut to `limit`."""
+        denoise, limit = self._guided(cond, kappa), self.limit
+        return denoise if limit is None else lambda x, t: denoise(x, t).clamp(-limit, limit)
+
+    def _guided(self, cond: Cond, kappa: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The denoiser with the pipeline's own guidance, see `Network.guide`."""
         guide = self.denoiser.network.guide
         if guide is None or not isinstance(kappa, Tensor) and kappa <= 1:
             return super().stepper(cond, kappa)

@@ -105,6 +105,7 @@ EXACT = [
     ("DDIMScheduler", {**SD, **UNCUT, **ZERO, "timestep_spacing": "trailing"}),
     ("DDIMScheduler", {**COSINE, **UNCUT, "prediction_type": "sample", "timestep_spacing": "trailing"}),
     *(("DDPMScheduler", {**UNCUT, **own, **more}) for own in (*SPACINGS, LINSPACE) for more in (SD, COSINE)),
+    *(("DDPMScheduler", {**UNCUT, **SD, "variance_type": kind}) for kind in ("fixed_small_log", "fixed_large")),
     *(("EulerDiscreteScheduler", {**SD, **own}) for own in (*SPACINGS, LINSPACE)),
     *(("EulerDiscreteScheduler", {**SD, level: True}) for level in LEVELS),
     *(("EulerAncestralDiscreteScheduler", {**SD, **own}) for own in (*SPACINGS, LINSPACE)),
@@ -187,9 +188,8 @@ def test_grids_have_as_many_times_as_steps(name):
 @pytest.mark.parametrize(
     "name, config",
     [
-        ("DDIMScheduler", {"clip_sample": True}),
         ("DDIMScheduler", {"clip_sample": False, "thresholding": True}),
-        ("DDPMScheduler", {"clip_sample": False, "variance_type": "fixed_large"}),
+        ("DDPMScheduler", {"clip_sample": False, "thresholding": True}),
         ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}),
         ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}),
         ("EulerDiscreteScheduler", {"timestep_type": "continuous"}),
@@ -207,6 +207,8 @@ def test_settings_of_other_steps_are_refused(name, config):
 
 
 def test_other_tables_and_predictions_are_refused():
+    with pytest.raises(ValueError, match="variance_type = 'learned'; known here are fixed_small"):
+        schedulers.solver(diffusers.DDPMScheduler(variance_type="learned"))
     with pytest.raises(ValueError, match="trained_betas"):
         schedulers.variance_preserving(diffusers.DDIMScheduler(trained_betas=[0.1] * 1000))
     with pytest.raises(ValueError, match="beta_schedule = 'sigmoid'; known here are linear"):

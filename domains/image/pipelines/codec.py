@@ -20,6 +20,11 @@ def factor(vae: Mapping[str, Any]) -> int:
     return 2 ** (len(vae.get("block_out_channels") or vae["encoder_block_out_channels"]) - 1)
 
 
+def pixels(root: Path, sides: Sequence[int]) -> list[int]:
+    """Height and width of an image in pixels, from those of its latent."""
+    return [side * factor(read_json(root / "vae" / "config.json")) for side in sides]
+
+
 def latent_size(root: Path, size: Mapping[str, int | None], default: int, patch: int = 1) -> tuple[int, int]:
     """Height and width of a latent.
 
@@ -40,6 +45,20 @@ def latent_size(root: Path, size: Mapping[str, int | None], default: int, patch:
                 f"the {name} of an image must be a multiple of {pixels * patch}, got {side}: set teacher.{name}"
             )
     return sides[0] // pixels, sides[1] // pixels
+
+
+def same_size(size: Mapping[str, int | None], height: int, width: int) -> tuple[int, int]:
+    """Height and width of a model that knows this one size of images, in pixels.
+
+    Raises:
+        ValueError: another size is asked for.
+    """
+    for name, own in (("height", height), ("width", width)):
+        if (asked := size.get(name) or own) != own:
+            raise ValueError(
+                f"the pipeline makes images of {height} x {width} alone, got {name} {asked}: leave teacher.{name} out"
+            )
+    return height, width
 
 
 class VAE(PipelineCodec):
