@@ -105,15 +105,7 @@ def solver(scheduler: Any) -> str:
 
 
 def limit(scheduler: Any) -> float | None:
-    """The bound to which a scheduler cuts the absolute values of denoised samples; None is without.
-
-    Raises:
-        ValueError: it cuts them by a bound that follows from the sample (thresholding).
-    """
-    if scheduler.config.get("thresholding"):
-        raise ValueError(
-            "the pipeline's scheduler says thresholding, which is not known here: set it to false in scheduler_config.json"
-        )
+    """The bound to which a scheduler cuts the absolute values of denoised samples; None is without."""
     return scheduler.config.clip_sample_range if scheduler.config.get("clip_sample") else None
 
 
