@@ -105,7 +105,7 @@ def solver(scheduler: Any) -> str:
 
 
 def limit(scheduler: Any) -> float | None:
-    """The bound to which a scheduler cuts the absolute values of denoised samples; None is without."""
+    """The bound to which a scheduler cuts absolute values of denoised samples; None is without."""
     return scheduler.config.clip_sample_range if scheduler.config.get("clip_sample") else None
 
 
