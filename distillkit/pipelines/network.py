@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,9 @@ class Network(Recorded, nn.Module, ABC):
         scheduler_part: folder of the pipeline's sampler; its name ends in `scheduler`.
         schedulers: classes of the pipeline's samplers that are known.
         steps: the pipeline's own number of steps.
+        guide: of a pipeline whose guidance is not linear, `guide(x, x_0, guided)`: the denoised
+            samples that the teacher's sampling goes on with, from its input, the samples denoised
+            for the prompts and those guided linearly with kappa > 1. Training guides linearly.
         context: batch keys of further conditions (an image), see `BaseTeacher`.
         own_parts: submodules that adapters keep for themselves, see there.
     """
@@ -62,6 +65,7 @@ class Network(Recorded, nn.Module, ABC):
     scheduler_part = "scheduler"
     schedulers: tuple[str, ...]
     steps = 50
+    guide: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     context: tuple[str, ...] = ()
     own_parts = ("texts",)
 

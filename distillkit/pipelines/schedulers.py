@@ -1,11 +1,25 @@
 """Schedulers of the package diffusers as processes, grids of times and solvers of ours.
 
-Of a scheduler its configuration is used, and its times; the steps are those of our solvers.
+Of a scheduler its configuration is used, and its times; the steps are those of our solvers. They
+are the scheduler's own, except for these:
+
+- PNDM: its linear multistep method is not followed; DDIM's steps are, on the same times.
+- DDIM and CogVideoX's two jump by `1000 // steps` times at once, which is where they call the
+  network next only if `timestep_spacing` is `leading`, or `trailing` with steps that divide 1000.
+  Ours always jump to where the network is called next.
+- DDIM, PNDM and CogVideoX's two with `set_alpha_to_one` false end at the noise of time 0 (of Stable
+  Diffusion a std of 0.03). Ours end without noise.
+- DPM-Solver and UniPC tell the network its time as a whole number, also where the level lies
+  between two (Karras' levels, flows). Ours tell the time of the level, at most one of 1000 apart.
+- `clip_sample` is followed in the sampling of teachers whose family says so (`Network.limit`).
+- Zero terminal SNR: the levels of Euler, DPM-Solver and UniPC begin at sigma / alpha = 4096, just
+  below the last time. Ours tell the network that time, less than one apart.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor
@@ -26,7 +40,7 @@ SOLVERS = {
     "UniPCMultistepScheduler": "unipc",
     "FlowMatchEulerDiscreteScheduler": "euler",
     "CogVideoXDDIMScheduler": "ddim",
-    "CogVideoXDPMScheduler": "ddim",
+    "CogVideoXDPMScheduler": "dpm_solver_sde",
     "CosineDPMSolverMultistepScheduler": "dpm_solver_sde",
     "RFD4ProteinaScheduler": "euler",
 }
@@ -35,13 +49,22 @@ OTHERS = ("FlowMatchEulerDiscreteScheduler", "CosineDPMSolverMultistepScheduler"
 TABLES = tuple(name for name in SOLVERS if name not in OTHERS and "CogVideoX" not in name)
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
 VARIANCES = {"fixed_small": "ancestral", "fixed_small_log": "ancestral", "fixed_large": "ancestral_large"}  # of DDPM
-MULTISTEP = {  # settings that our multistep solvers have
+SETTINGS = {  # what our solvers have, of settings that change a scheduler's steps
+    "DDIMScheduler": {"thresholding": False},
+    "DDPMScheduler": {"thresholding": False},
+    "EulerDiscreteScheduler": {
+        "interpolation_type": "linear",
+        "timestep_type": "discrete",
+        "final_sigmas_type": "zero",
+    },
     "UniPCMultistepScheduler": {
         "solver_order": 2,
         "solver_type": "bh2",
         "predict_x0": True,
         "lower_order_final": True,
         "disable_corrector": [],
+        "thresholding": False,
+        "final_sigmas_type": "zero",
     },
     "DPMSolverMultistepScheduler": {
         "solver_order": 2,
@@ -49,9 +72,11 @@ MULTISTEP = {  # settings that our multistep solvers have
         "algorithm_type": "dpmsolver++",
         "lower_order_final": True,
         "euler_at_final": False,
+        "thresholding": False,
         "final_sigmas_type": "zero",
     },
     "CosineDPMSolverMultistepScheduler": {"solver_order": 2, "solver_type": "midpoint", "final_sigmas_type": "zero"},
+    "FlowMatchEulerDiscreteScheduler": {"invert_sigmas": False},
 }
 
 
@@ -62,9 +87,12 @@ def solver(scheduler: Any) -> str:
         ValueError: the scheduler's settings are those of another solver.
     """
     kind = type(scheduler).__name__
-    for key, known in MULTISTEP.get(kind, {}).items():
+    for key, known in SETTINGS.get(kind, {}).items():
         if (value := scheduler.config.get(key, known)) != known:
-            raise ValueError(f"the pipeline's scheduler says {key} = {value!r}; only {known!r} is known here")
+            raise ValueError(
+                f"the pipeline's scheduler says {key} = {value!r}; only {known!r} is known here: change its "
+                f"scheduler_config.json"
+            )
     if scheduler.config.get("stochastic_sampling"):
         return "renoise"
     if kind != "DDPMScheduler":
@@ -77,15 +105,7 @@ def solver(scheduler: Any) -> str:
 
 
 def limit(scheduler: Any) -> float | None:
-    """The bound to which a scheduler cuts the absolute values of denoised samples; None is without.
-
-    Raises:
-        ValueError: it cuts them by a bound that follows from the sample (thresholding).
-    """
-    if scheduler.config.get("thresholding"):
-        raise ValueError(
-            "the pipeline's scheduler says thresholding, which is not known here: set it to false in scheduler_config.json"
-        )
+    """The bound to which a scheduler cuts absolute values of denoised samples; None is without."""
     return scheduler.config.clip_sample_range if scheduler.config.get("clip_sample") else None
 
 
@@ -93,7 +113,7 @@ def table(config: Any) -> DiscreteVariancePreserving:
     """The process of a scheduler's configuration with a table of noise levels.
 
     Raises:
-        ValueError: the table is its own (trained_betas), or of an unknown form.
+        ValueError: the table is its own (trained_betas), or of an unknown kind.
     """
     if config.get("trained_betas") is not None:
         raise ValueError("the pipeline's scheduler has a table of its own (trained_betas), which is not read")
@@ -113,7 +133,12 @@ def table(config: Any) -> DiscreteVariancePreserving:
 
 
 def variance_preserving(scheduler: Any) -> tuple[DiscreteVariancePreserving, str]:
-    """The process of a scheduler with a table of noise levels, and what its network predicts."""
+    """The process of a scheduler with a table of noise levels, and what its network predicts.
+
+    Raises:
+        ValueError: its table or its prediction is not known.
+    """
+    _predicts(scheduler.config, PREDICTIONS)
     return table(scheduler.config), PREDICTIONS[scheduler.config.prediction_type]
 
 
@@ -131,6 +156,7 @@ def flow(scheduler: Any, shift: float | None = None) -> tuple[RectifiedFlow, str
     config = scheduler.config
     if not config.get("use_flow_sigmas", True):
         raise ValueError("the pipeline's sampler is not one of flows: its scheduler must say use_flow_sigmas")
+    _predicts(config, ("flow_prediction",))
     if shift is None and config.get("use_dynamic_shifting"):
         raise ValueError(
             "the pipeline's scheduler shifts times by the size of samples, which is not known of this family: set "
@@ -163,6 +189,14 @@ def shift_by_size(scheduler: Any, tokens: int) -> float | None:
     return math.exp(config["base_shift"] + slope * (tokens - config["base_image_seq_len"]))
 
 
+def _predicts(config: Any, known: Collection[str]) -> None:
+    """Raises ValueError if the scheduler is one for another prediction."""
+    if (found := config.get("prediction_type")) is not None and found not in known:
+        raise ValueError(
+            f"the pipeline's scheduler says prediction_type = {found!r}; known here are {', '.join(known)}"
+        )
+
+
 def grid(scheduler: Any, process: Any, steps: int, **options: Any) -> Tensor:
     """The times that a pipeline visits, decreasing, without the final step to the datum; float64.
 
@@ -172,8 +206,7 @@ def grid(scheduler: Any, process: Any, steps: int, **options: Any) -> Tensor:
         steps: number of times.
         options: further arguments of its `set_timesteps`, such as `mu` and `sigmas`.
     """
-    kind = type(scheduler).__name__
-    if kind == "DDPMScheduler" or kind == "PNDMScheduler":  # their own grids repeat times or leave the end out
+    if type(scheduler).__name__ == "PNDMScheduler":  # its own grid repeats times
         scheduler = import_diffusers().DDIMScheduler.from_config(scheduler.config)
     if options.get("sigmas") is None:
         options["num_inference_steps"] = steps
@@ -182,4 +215,4 @@ def grid(scheduler: Any, process: Any, steps: int, **options: Any) -> Tensor:
         return scheduler.sigmas[:-1].double()
     if hasattr(scheduler, "sigmas"):  # sigma / alpha
         return process.from_ratio(scheduler.sigmas[:steps].double()).clamp(process.t_min, process.t_max)
-    return scheduler.timesteps.double()
+    return scheduler.timesteps[:steps].double()  # of some numbers of steps the scheduler has a time too many, -1

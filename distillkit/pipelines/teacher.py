@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distillkit import checks
 from distillkit.diffusion.denoiser import Cond, Denoiser
+from distillkit.diffusion.process import expand
 from distillkit.pipelines import schedulers
 from distillkit.pipelines.files import DTYPES, import_diffusers, local, print_of, read_index
 from distillkit.pipelines.network import Network, PipelineBase, released
@@ -143,9 +144,24 @@ class PipelineTeacher(Teacher):
         return type(self.denoiser.network).grid(self.scheduler, self.process, steps, self.event_shape)
 
     def stepper(self, cond: Cond, kappa: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """As any teacher's, with denoised samples cut to `limit`."""
-        denoise, limit = super().stepper(cond, kappa), self.limit
+        """As any teacher's, with the pipeline's guidance and with samples cut to `limit`."""
+        denoise, limit = self._guided(cond, kappa), self.limit
         return denoise if limit is None else lambda x, t: denoise(x, t).clamp(-limit, limit)
+
+    def _guided(self, cond: Cond, kappa: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The denoiser with the pipeline's own guidance, see `Network.guide`."""
+        guide = self.denoiser.network.guide
+        if guide is None or not isinstance(kappa, Tensor) and kappa <= 1:
+            return super().stepper(cond, kappa)
+        null = self.null_condition(cond)
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            x_0, without = self.denoiser(x, t, cond), self.denoiser(x, t, null)
+            scale = expand(torch.as_tensor(self.guidance(t, kappa), dtype=x.dtype, device=x.device), x)
+            guided = without + scale * (x_0 - without)
+            return torch.where(scale > 1, guide(x, x_0, guided), guided)
+
+        return denoise
 
     def base(self) -> PipelineBase:
         """The pipeline's own weights, which adapters change."""

@@ -15,6 +15,8 @@ from distillkit.pipelines.files import read_json
 
 def factor(vae: Mapping[str, Any]) -> int:
     """Pixels along the side of a latent, by the autoencoder's configuration."""
+    if "temperal_downsample" in vae:  # Qwen-Image, spelt so
+        return 2 ** len(vae["temperal_downsample"])
     return 2 ** (len(vae.get("block_out_channels") or vae["encoder_block_out_channels"]) - 1)
 
 

@@ -398,7 +398,7 @@ def test_what_is_refused(folder, pipelines, tmp_path):
     file = "scheduler/scheduler_config.json"
     for name, changes, said in (
         ("ddpm", {"variance_type": "learned"}, "variance_type = 'learned'; known here are fixed_small"),
-        ("ddpm", {"thresholding": True}, "says thresholding.*set it to false"),
+        ("ddpm", {"thresholding": True}, "says thresholding = True; only False is known here"),
         (
             "ddpm",
             {"_class_name": "EulerDiscreteScheduler"},
