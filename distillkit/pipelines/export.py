@@ -59,6 +59,7 @@ def to_pipeline(student: Student, folder: Path, name: str) -> float:
             if part.is_dir() and part.name in index and part.name not in (*models, "scheduler"):
                 _copy(part, place / part.name)
         for part, model in models.items():
+            model.register_to_config(_name_or_path=name)  # else where it was read on this machine
             model.save_pretrained(place / part)
         found.scheduler.save_pretrained(place / "scheduler")
         own = index | {"scheduler": ["diffusers", type(found.scheduler).__name__]}

@@ -130,6 +130,7 @@ def test_adapters(name, part, times, teachers, tmp_path):
             assert change.abs().max() > 0
     assert "load_lora_weights" in (out / "README.md").read_text()
     assert exported(folder, tmp_path / "whole") == 0  # adapters merged
+    assert not [file for file in tmp_path.rglob("*/*.json") if str(teacher.root) in file.read_text()]  # no path of here
     got, _ = by_the_card(tmp_path / "whole", teacher.root)
     assert (got - by_the_student(folder, teacher.root)).abs().max() < 2e-5  # measured: 1e-6
     assert ("load_into_transformer_2=True" in (out / "README.md").read_text()) == (name == "wan2")
