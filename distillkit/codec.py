@@ -47,6 +47,17 @@ class Codec(Recorded):
         """Samples [B, *event_shape] made for `cond` as data, the input of evaluators and media."""
         return x
 
+    def conditions(self, cond: Mapping[str, Tensor], event_shape: Sequence[int]) -> Mapping[str, Tensor]:
+        """Conditions as networks see them: what is costly to encode is encoded here, once.
+
+        Those that are encoded already stay as they are.
+
+        Args:
+            cond: of B samples, [B, ...] each.
+            event_shape: shape of a sample in the space of the diffusion.
+        """
+        return cond
+
     def rebase(self, x: Tensor, alpha: Tensor | float, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Tensor:
         """Samples made for conditions `old` in the space of conditions `new`.
 

@@ -31,7 +31,7 @@ def run(teacher, method: str = "dmd.DMD", data: str = "domains.toy.data.ToyData"
 
 GAUSSIAN = part("domains.toy.teacher.Gaussian")
 DIGITS = part("domains.image.teacher.Digits")
-WAN = part("domains.video.pipelines.Wan", path="nowhere", prompts=None)
+WAN = part("domains.video.pipelines.VideoPipeline", path="nowhere", prompts=None)
 TRELLIS = part("domains.threed.trellis.TrellisFeatures", path="nowhere")
 PROMPTS = "domains.video.prompts.Prompts"
 END = "; `python -m distillkit list` shows what goes together"
@@ -50,11 +50,11 @@ def find(request):
         (run(part("domains.discrete.teacher.Text")), "DMD needs denoiser: Text, ToyData"),
         (run(WAN, data=PROMPTS), None),
         (run(WAN, data=PROMPTS, gan=0), None),
-        (run(WAN, data=PROMPTS, gan=0.1), "DMD with gan=0.1 needs data and features: Wan, Prompts"),
-        (run(WAN, gan=0.1), "DMD with gan=0.1 needs features: Wan, ToyData"),
+        (run(WAN, data=PROMPTS, gan=0.1), "DMD with gan=0.1 needs data and features: VideoPipeline, Prompts"),
+        (run(WAN, gan=0.1), "DMD with gan=0.1 needs features: VideoPipeline, ToyData"),
         (run(DIGITS, data=PROMPTS, gan=0.1), "DMD with gan=0.1 needs data: Digits, Prompts"),
-        (run(WAN, "sid.SiD", PROMPTS, gan=1e-4), "SiD with gan=0.0001 needs data and features: Wan, Prompts"),
-        (run(WAN, "mdt_dist.MDTDist", PROMPTS), "MDTDist needs data: Wan, Prompts"),
+        (run(WAN, "sid.SiD", PROMPTS, gan=1e-4), "SiD with gan=0.0001 needs data and features: VideoPipeline, Prompts"),
+        (run(WAN, "mdt_dist.MDTDist", PROMPTS), "MDTDist needs data: VideoPipeline, Prompts"),
         (run(GAUSSIAN, kappa=1), None),
         (run(GAUSSIAN, kappa=None), None),  # no number: its type is refused
         (run(GAUSSIAN, kappa=2.0), "DMD with kappa=2.0 needs classes: Gaussian, ToyData"),
@@ -225,14 +225,14 @@ def test_list_needs_no_torch():
         (
             [
                 "domain=video",
-                "teacher=wan",
+                "teacher=diffusers",
                 "data=prompts",
                 "teacher.path=x",
                 "data.path=y",
                 "method=dmd",
                 "model.gan=0.1",
             ],
-            "DMD with gan=0.1 needs data and features, which Wan and Prompts do not give",
+            "DMD with gan=0.1 needs data and features, which VideoPipeline and Prompts do not give",
         ),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from helpers import Command
 
 import distillkit
+from distillkit.students.base import Refused
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 QUICK = {"image", "toy"}  # the others take up to half a minute; the battery puts their domains through the same
@@ -26,4 +27,6 @@ def test_example_runs(script, tmp_path):
     assert example.wait() == 0, example.stderr
     students = [distillkit.load_student(file.parent) for file in (tmp_path / "out").rglob("student.yaml")]
     assert students
-    assert all(student.sample(2).isfinite().all() for student in students if not student.context)
+    for student in students:
+        if not student.context:  # one of a pipeline may not read its decoder unasked
+            assert student.sample(2, decode=not isinstance(student.codec, Refused)).isfinite().all()

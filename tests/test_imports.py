@@ -35,7 +35,7 @@ ROOMS = {
     "networks": {"diffusion", "discrete"},
     "losses": {"diffusion", "discrete"},
     "teachers": {"networks", "rollouts", "diffusion", "discrete"},  # an exact teacher makes its students' networks
-    "pipelines": set(),
+    "pipelines": {"teachers", "networks", "diffusion"},
     "pairs": {"teachers", "diffusion"},
     "students": {
         "teachers",
@@ -58,14 +58,16 @@ ROOMS = {
         "discrete",
     },
     "callbacks": {"report", "evaluation", "students"},
-    "cli": {"callbacks", "report", "methods", "evaluation", "students", "networks", "rollouts"},
+    "cli": {"callbacks", "report", "methods", "evaluation", "students", "pipelines", "networks", "rollouts"},
     "__main__": {"cli"},
 }
-# The discrete teacher has the path `discrete.teacher` in users' files, but imports as a teacher.
-LODGERS = {"distillkit.discrete.teacher": "teachers"}
+# The discrete teacher has the path `discrete.teacher` in users' files, but imports as a teacher. The
+# export of students of pipelines stands beside them, but imports as the command.
+LODGERS = {"distillkit.discrete.teacher": "teachers", "distillkit.pipelines.export": "cli"}
 # Domains made of another: of digits (data, metrics, pictures) and, for frames and photographs, of
 # image files.
 BORROW = {"discrete": {"image"}, "video": {"image"}, "super_resolution": {"image"}}
+READERS = ("distillkit.pipelines.teacher", "distillkit.pipelines.codec")  # what teachers of domains import of it
 UNUSED_BY_DOMAINS = {"cli", "callbacks", "__main__"}
 
 
@@ -182,7 +184,7 @@ def test_the_framework_knows_no_domain():
 
 def test_the_code_that_samples_depend_on_is_read_for_their_key():
     """All that teachers import, or are read with, but for what speaks, stores or names a run."""
-    seen, left = set(), [module for module in graph() if room(module) in ("teachers", "pipelines")]
+    seen, left = set(), [*READERS, *(module for module in graph() if room(module) == "teachers")]
     while left:
         module = left.pop()
         left += graph()[module] - seen

@@ -38,7 +38,7 @@ MOVED_TOKENS = {
 UNFIT = {  # what Hydra says of choices that do not go together, and what to say instead
     r"Could not override '(\w+)'": "this run has no {0}: leave {0}=... out",
     r"Multiple values for (\w+)": "two of the choices name a {0} each, so they do not go together: change one of them",
-    r"Error resolving interpolation '\$\{recipe_of": "a run needs a domain and a method: say domain=... method=...",
+    r"Error resolving interpolation '\$\{\w*recipe": "a run needs a domain and a method: say domain=... method=...",
 }
 GONE = {  # choices of earlier versions
     "teacher=discrete_folder": "teacher=folder",
@@ -284,7 +284,7 @@ def hydra_errors() -> Iterator[None]:
 
 @contextmanager
 def hydra_over(places: Sequence[str] = ()) -> Iterator[None]:
-    """Hydra over the configurations, whose config.yaml asks for `recipe_of`.
+    """Hydra over the configurations, whose config.yaml asks for `recipe_of` and `further_recipe`.
 
     Errors are one sentence.
 
@@ -297,7 +297,11 @@ def hydra_over(places: Sequence[str] = ()) -> Iterator[None]:
     def find(folder: str, method: str) -> str:
         return recipe_of(folder, method, tuple(places))
 
+    def further(domain: str, stage: str, teacher: str, method: str) -> str:
+        return further_recipe(domain, stage, teacher, method, tuple(places))
+
     OmegaConf.register_new_resolver("recipe_of", find, replace=True)
+    OmegaConf.register_new_resolver("further_recipe", further, replace=True)
     with hydra_errors(), initialize_config_dir(str(conf_dirs()[0]), version_base="1.3"):
         yield
 
@@ -376,6 +380,12 @@ def recipe_of(folder: str, method: str, places: tuple[str, ...] = ()) -> str:
     return f"{folder}/{method}"
 
 
+def further_recipe(domain: str, stage: str, teacher: str, method: str, places: tuple[str, ...] = ()) -> str:
+    """The recipe of a method with a domain's teacher, else at its stage; it need not exist."""
+    own = recipe_of(f"{domain}/{teacher}", method, places)
+    return own if _path("recipe", own, places) else recipe_of(f"{domain}/{stage}", method, places)
+
+
 @cache
 def _lineage(method: str, places: tuple[str, ...]) -> tuple[str, ...]:
     """A method, and the methods that its yaml builds on."""
@@ -424,9 +434,10 @@ def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
     """
     places = tuple(words)
     cfg, choices = _domain(domain, places)
-    folders = [domain, f"{domain}/{choices['stage']}"] if "stage" in choices else [domain]
     with hydra_errors():
-        recipes = [("recipe", recipe_of(folder, method, places)) for folder in folders]
+        stage, teacher = (choices.get(group, "none") for group in ("stage", "teacher"))
+        named = recipe_of(domain, method, places), further_recipe(domain, stage, teacher, method, places)
+        recipes = [("recipe", name) for name in named]
         files = [("method", method), *(recipe for recipe in recipes if _path(*recipe, places))]
         merged = _merged(cfg, choices, [_parts(*file, places) for file in files], places)
     if merged is None or merged[1].get("stage") != choices.get("stage"):  # which has recipes too

@@ -18,7 +18,7 @@ from distillkit.networks.routed import Routed
 from distillkit.spec import from_spec
 from distillkit.students.base import Student
 from distillkit.students.few_step import FewStepStudent
-from distillkit.students.provenance import allow, load
+from distillkit.students.provenance import allow, allow_pipeline, load
 
 FORMATS = {  # and what each writes
     "safetensors": "one file with the weights and student.yaml",
@@ -34,7 +34,7 @@ LEAST = 3  # of a free size in a graph: PyTorch's exporter takes sizes of 1 and 
 def export(argv: Sequence[str]) -> int:
     """`export STUDENT --format FORMAT`: one file or folder, reloaded and compared."""
     args = _asked(argv)
-    student = load(args.student, args.trust)
+    student = load(args.student, args.trust, args.pipeline)
     folder = args.format in ("diffusers", "lora")
     if reason := student.not_exported:
         raise UsageError(f"{reason}: use its folder")
@@ -70,6 +70,7 @@ def _asked(argv: Sequence[str]) -> Namespace:
         "--push", metavar="NAME", help="of diffusers and lora: a repository on the hub, private if new, to upload it to"
     )
     allow(parser)
+    allow_pipeline(parser)
     args = parser.parse_args(argv)
     if args.push and args.format not in ("diffusers", "lora"):
         raise UsageError(f"--push uploads folders, and {args.format} is one file: say --format diffusers or lora")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from argparse import SUPPRESS, ArgumentTypeError, Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from distillkit import cache, devices
+from distillkit.cli import prompts
 from distillkit.cli.answers import answer
 from distillkit.errors import Arguments, Failure, UsageError, moved, number
 from distillkit.evaluation.pictures import save_files, save_picture
@@ -21,7 +22,7 @@ from distillkit.files import write_atomic, write_text
 from distillkit.rollouts import Continuation, rolled_out
 from distillkit.spec import Outside
 from distillkit.students.base import Student
-from distillkit.students.provenance import allow, asked, load, made_with, set_up
+from distillkit.students.provenance import allow, allow_pipeline, asked, load, made_with, place, set_up
 
 MOST_SEED = 2**32 - 1  # NumPy's largest
 
@@ -49,10 +50,12 @@ def _writable(path: Path) -> Path:
 def sample(argv: Sequence[str]) -> int:
     """`sample STUDENT -n 64 --seed 1 --out DIR`: samples.npz and a picture, or --input's files."""
     args = _asked_to_sample(argv)
-    student = load(args.student, args.trust).to(args.device)
+    student = load(args.student, args.trust, args.pipeline).to(args.device)
     if args.input is not None:
         return answer(student, args, new_path(args.out or Path(args.student) / f"samples-{args.seed}"))
     goes_on = _continuation(student, args) if args.rollouts > 1 else None
+    if texts := prompts.asked(args):
+        prompts.give(student, texts, args)
     data, no_picture = _data_of(student, args)
     cond = _conditions(student, data, args)
     out = new_path(args.out or Path(args.student) / f"samples-{args.seed}")
@@ -64,13 +67,16 @@ def sample(argv: Sequence[str]) -> int:
     except ValueError as error:  # a codec that may not be read, a guidance scale that it was not told
         raise UsageError(str(error)) from error
     _write_samples(out / "samples.npz", samples, cond)
-    if no_picture:
+    media = data.media if data is not None else prompts.media(student) if texts else None
+    if texts:
+        write_text(out / "prompts.txt", "".join(f"{texts[i]}\n" for i in cond["prompt"].tolist()))
+    if no_picture and media is None:
         print(no_picture)
     print(f"{args.n} samples in {out / 'samples.npz'}: array `samples`, shape {tuple(samples.shape)}")
-    if data is not None:
-        save_picture(out / "samples.png", data.media.picture(samples, cond))
+    if media is not None:
+        save_picture(out / "samples.png", media.picture(samples, cond))
         print(f"picture: {out / 'samples.png'}")
-        for path in save_files(data.media, samples, cond, out):
+        for path in save_files(media, samples, cond, out, *([args.n] if texts else [])):
             print(f"file: {path}")
     return 0
 
@@ -117,24 +123,20 @@ def _asked_to_sample(argv: Sequence[str]) -> Namespace:
     parser.add_argument(
         "--overlap", type=number(int, 0), help="with --tile: pixels that neighbouring tiles share (default 64)"
     )
+    prompts.add_flags(parser)
     devices.add_flag(parser)
     allow(parser)
+    allow_pipeline(parser)
     args = parser.parse_args(argv)
     if args.input is not None and (args.n or args.cond or args.rollouts > 1):
         raise UsageError("--input asks for one sample of each file: leave out -n, --cond and --rollouts")
     if args.tile and not args.input or args.overlap is not None and not args.tile:
         raise UsageError("--tile and --overlap say how the files of --input are cut: give --input PATH and --tile")
-    args.n = args.n or 64
+    prompts.check(args)
+    args.n = args.n or len(prompts.asked(args)) or 64
     if args.overlap is None:
         args.overlap = min(64, (args.tile or 0) // 4)
     return args
-
-
-def place(text: str) -> Path:
-    """The argparse type of a path; an empty one (an unset variable) would be this folder."""
-    if not text:
-        raise ArgumentTypeError("is empty: give a file or a folder, . for this one")
-    return Path(text)
 
 
 def _continuation(student: Student, args: Namespace) -> Continuation:
@@ -234,9 +236,10 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--no-cache", action="store_true", help="make the teacher's samples anew, and keep none")
     devices.add_flag(parser)
     allow(parser)
+    allow_pipeline(parser)
     args = parser.parse_args(argv)
     kept = None if args.no_cache else cache.of_the_user()
-    student = load(args.student, args.trust).to(args.device)
+    student = load(args.student, args.trust, args.pipeline).to(args.device)
     taught = "teacher" in {**student.config, **(student.config.get("run") or {})}
     own = made_with(student, args.student, args.trust, *(["teacher"] if taught else []), "data")
     teacher, data = _teacher_of(student, own["teacher"]).to(args.device) if taught else None, own["data"]

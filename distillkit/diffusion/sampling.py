@@ -154,6 +154,18 @@ def resshift(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise
     return denoise(x, times[-1])
 
 
+def renoise(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
+    """Denoise and noise anew, `x_s = alpha_s x_0 + sigma_s z` (arXiv 2303.01469, algorithm 1).
+
+    It is for models whose denoised samples are samples, such as distilled ones: with posterior
+    means the law narrows. `noise(i)` is the draw of step i.
+    """
+    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        alpha_s, sigma_s = _scales(process, s, x)
+        x = alpha_s * denoise(x, t) + sigma_s * noise(i + 1)
+    return denoise(x, times[-1])
+
+
 SOLVERS = {
     "euler": euler,
     "heun": heun,
@@ -163,6 +175,7 @@ SOLVERS = {
     "unipc": unipc,
     "ancestral": ancestral,
     "resshift": resshift,
+    "renoise": renoise,
 }
 ODE_SOLVERS = ("euler", "heun", "ddim", "dpm_solver", "unipc")  # no draws: the first noise decides the sample
 FEW_STEP_SOLVERS = ("ddim", "euler", "dpm_solver")  # one pass a step; Heun is unstable below about six steps

@@ -40,7 +40,7 @@ class PipelineCodec(Codec):
         folder = Path(path).expanduser()
         self.path = path
         self._root = folder.resolve() if folder.is_dir() else None  # now, for what a folder may read is checked before
-        self._print = print
+        self._print, self._known = print, False
 
     def recorded(self):
         own = super().recorded()
@@ -56,28 +56,21 @@ class PipelineCodec(Codec):
         """The pipeline's directory.
 
         Raises:
-            ValueError: it is not there any more.
+            ValueError: it is not there any more, or another one is there.
         """
         if self._root is None:
             raise ValueError(
-                f"there is no directory {self.path}, the pipeline that this student was made from: put it back, say where it "
-                f"is now with --pipeline DIR, or take samples undecoded, with decode=False"
+                f"there is no directory {self.path}, the pipeline that this student was made from: put it back, or say where "
+                f"it is now (--pipeline DIR, load_student(..., pipeline=DIR)), or take samples undecoded, with decode=False"
             )
+        if self._print is not None and not self._known:
+            if print_of(self._root) != self._print:
+                raise ValueError(
+                    f"{self.path} holds another pipeline than the one that this student was made from, or it has changed: "
+                    f"restore that one, or say where it is now with --pipeline DIR"
+                )
+            self._known = True
         return self._root
-
-    def moved(self, path: str) -> PipelineCodec:
-        """This codec for the same pipeline in another place.
-
-        Raises:
-            ValueError: another pipeline is there.
-        """
-        own = self.recorded() | {"path": path, "print": None}
-        made = type(self)(**own)
-        if self._print not in (None, made.print):
-            raise ValueError(
-                f"{path} holds another pipeline than the one that this student was made from: give that one"
-            )
-        return made
 
     @cached_property
     def vae(self) -> Any:

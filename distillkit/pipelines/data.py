@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class PromptData(DistillData):
 
     Attributes:
         teacher: the domain's teacher of pipelines.
+        codec: the pipeline's; None if it works on data.
     """
 
     pictured = 4
@@ -50,22 +52,31 @@ class PromptData(DistillData):
         if pipeline is None:
             raise ValueError("prompts need a teacher that reads them: say teacher=diffusers teacher.path=DIR")
         self.prompts = read_prompts(path)
-        num = len(self.prompts)
+        root = local(pipeline, download)
+        family = self.teacher.family(root)
+        shape = family.latent_shape(root, size or {})
+        self.codec = family.make_codec(root, size or {})
+        self.event_shape = shape if self.codec is None else self.codec.data_shape(shape)
+        self.classes, self.context = {"prompt": len(self.prompts)}, family.context
+        num = self.read(path)
         checks.whole(0, held_out=held_out)
         if held_out >= num:
             raise ValueError(f"held_out must leave some of the {num} prompts to train on, got {held_out}")
         self.asked = torch.arange(num - held_out if held_out else 0, num)
         self.trained = torch.arange(num - held_out)
-        root = local(pipeline, download)
-        family = self.teacher.family(root)
-        shape = family.latent_shape(root, size or {})
-        self.event_shape = shape if family.codec is None else family.codec(str(root)).data_shape(shape)
-        self.classes = {"prompt": num}
 
-    def load(self) -> tuple[TensorData, TensorData, TensorData]:
+    def read(self, path: str) -> int:
+        """Read what goes with the prompts, if anything; returns the number of conditions."""
+        return len(self.prompts)
+
+    def part(self, rows: Tensor) -> Any:
+        """The conditions of these rows as a data set."""
+        return TensorData({"prompt": rows})
+
+    def load(self) -> tuple[Any, Any, Any]:
         drawn = self.trained.repeat(-(-EPOCH // len(self.trained)))
-        parts = (drawn, self.asked[:VALIDATED], self.asked)
-        return tuple(TensorData({"prompt": part}) for part in parts)
+        return self.part(drawn), self.part(self.asked[:VALIDATED]), self.part(self.asked)
 
     def conditions(self, num: int) -> dict[str, Tensor]:
-        return {"prompt": self.asked[torch.arange(num) % len(self.asked)]}
+        rows = torch.arange(num) % len(self.asked)
+        return self.part(self.asked[rows])[torch.arange(num)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ SEEN, PIECE = 64, 2**16  # pieces of a file of weights in its print, and bytes o
 
 def import_diffusers() -> Any:
     """The package `diffusers`, or an error that says how to get it."""
-    optional("transformers", "hf", "pipelines are read with")
-    return optional("diffusers", "hf", "pipelines are read with")
+    transformers = optional("transformers", "hf", "pipelines are read with")
+    transformers.logging.set_verbosity_error()  # before parts that it cannot use complain
+    transformers.logging.disable_progress_bar()
+    diffusers = optional("diffusers", "hf", "pipelines are read with")
+    diffusers.utils.logging.disable_progress_bar()
+    return diffusers
 
 
 def local(path: str, download: bool = False) -> Path:
@@ -105,11 +110,12 @@ def load(root: Path, part: str, kinds: tuple[str, ...], dtype: torch.dtype | Non
         dtype: of weights; None for what has none.
     """
     file = root / part / ("scheduler_config.json" if part.endswith("scheduler") else "config.json")
-    kind = read_json(file).get("_class_name")
+    config = read_json(file)
+    kind = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
     if kind not in kinds:
         raise ValueError(f"{file} describes a {kind}, but what is needed here is a {' or a '.join(kinds)}")
     weights = {} if dtype is None else {"dtype": dtype, "use_safetensors": True}
-    cls = getattr(import_diffusers(), kind)
+    cls = getattr(import_diffusers(), kind, None) or getattr(import_module("transformers"), kind)
     try:
         return cls.from_pretrained(str(root), subfolder=part, local_files_only=True, **weights)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

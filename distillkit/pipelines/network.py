@@ -46,6 +46,7 @@ class Network(Recorded, nn.Module, ABC):
         text_parts: beginnings of the names of the folders that texts are embedded with.
         given: `prompt` for a model that reads texts, `label` for one with classes, or empty.
         codec: the class of its codec; None if it works on data.
+        scheduler_part: folder of the pipeline's sampler; its name ends in `scheduler`.
         schedulers: classes of the pipeline's samplers that are known.
         steps: the pipeline's own number of steps.
         context: batch keys of further conditions (an image), see `BaseTeacher`.
@@ -58,6 +59,7 @@ class Network(Recorded, nn.Module, ABC):
     text_parts: tuple[str, ...] = ("text_encoder", "tokenizer")
     given = "prompt"
     codec: type[PipelineCodec] | None
+    scheduler_part = "scheduler"
     schedulers: tuple[str, ...]
     steps = 50
     context: tuple[str, ...] = ()
@@ -83,6 +85,11 @@ class Network(Recorded, nn.Module, ABC):
     # What a family says
 
     @classmethod
+    def variant(cls, root: Path) -> type[Network]:
+        """The family of the pipeline in `root`, where one pipeline class stands for several."""
+        return cls
+
+    @classmethod
     def model_config(cls, root: Path) -> dict[str, Any]:
         """The configuration of the pipeline's first model."""
         return read_json(root / cls.part / "config.json")
@@ -100,7 +107,7 @@ class Network(Recorded, nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def latent_shape(cls, root: Path, size: Mapping[str, int | None]) -> tuple[int, ...]:
+    def latent_shape(cls, root: Path, size: Mapping[str, int | float | None]) -> tuple[int, ...]:
         """The shape of a latent of the pipeline in `root`.
 
         Args:
@@ -113,6 +120,16 @@ class Network(Recorded, nn.Module, ABC):
         """
 
     @classmethod
+    def make_codec(cls, root: Path, size: Mapping[str, Any]) -> PipelineCodec | None:
+        """The codec of samples of this size (see `latent_shape`); None for a model of data."""
+        return None if cls.codec is None else cls.codec(str(root))
+
+    @classmethod
+    def scheduler(cls, root: Path) -> Any:
+        """The pipeline's scheduler."""
+        return load(root, cls.scheduler_part, cls.schedulers)
+
+    @classmethod
     @abstractmethod
     def process(cls, scheduler: Any, shape: Sequence[int]) -> tuple[Process, str]:
         """The process of the pipeline's scheduler, and the quantity that the network predicts."""
@@ -121,6 +138,19 @@ class Network(Recorded, nn.Module, ABC):
     def grid(cls, scheduler: Any, process: Process, steps: int, shape: Sequence[int]) -> Tensor:
         """The pipeline's own times, float64, see `schedulers.grid`."""
         return schedulers.grid(scheduler, process, steps)
+
+    @classmethod
+    def best_steps(cls, scheduler: Any) -> int:
+        """The pipeline's own number of steps."""
+        return cls.steps
+
+    @classmethod
+    def stand_ins(cls, root: Path) -> dict[str, Any]:
+        """Replacements by the name of parts that reading texts looks at but does not use.
+
+        All other parts that read no texts are None already.
+        """
+        return {}
 
     @classmethod
     def encode(cls, pipeline: Any, prompts: list[str], settings: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -247,8 +277,6 @@ def released(
     with torch.device("meta"):  # the models are there already
         network = cls(configs, texts, boundary, **({"settings": settings} if settings else {}))
     network.models, network.texts = nn.ModuleList(models), Texts(network.texts.shapes)
-    if hasattr(network, "embed"):
-        network.embed = Told(network.texts.shapes["text"][-1])
     return network.requires_grad_(False).eval()
 
 

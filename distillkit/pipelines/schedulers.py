@@ -26,8 +26,12 @@ SOLVERS = {
     "FlowMatchEulerDiscreteScheduler": "euler",
     "CogVideoXDDIMScheduler": "ddim",
     "CogVideoXDPMScheduler": "ddim",
+    "CosineDPMSolverMultistepScheduler": "dpm_solver_sde",
+    "RFD4ProteinaScheduler": "euler",
 }
-TABLES = tuple(name for name in SOLVERS if name not in ("FlowMatchEulerDiscreteScheduler",) and "CogVideoX" not in name)
+# without a table of noise levels
+OTHERS = ("FlowMatchEulerDiscreteScheduler", "CosineDPMSolverMultistepScheduler", "RFD4ProteinaScheduler")
+TABLES = tuple(name for name in SOLVERS if name not in OTHERS and "CogVideoX" not in name)
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
 MULTISTEP = {  # settings that our multistep solvers have
     "UniPCMultistepScheduler": {
@@ -45,6 +49,7 @@ MULTISTEP = {  # settings that our multistep solvers have
         "euler_at_final": False,
         "final_sigmas_type": "zero",
     },
+    "CosineDPMSolverMultistepScheduler": {"solver_order": 2, "solver_type": "midpoint", "final_sigmas_type": "zero"},
 }
 
 
@@ -58,7 +63,7 @@ def solver(scheduler: Any) -> str:
     for key, known in MULTISTEP.get(kind, {}).items():
         if (value := scheduler.config.get(key, known)) != known:
             raise ValueError(f"the pipeline's scheduler says {key} = {value!r}; only {known!r} is known here")
-    return SOLVERS[kind]
+    return "renoise" if scheduler.config.get("stochastic_sampling") else SOLVERS[kind]
 
 
 def table(config: Any) -> DiscreteVariancePreserving:

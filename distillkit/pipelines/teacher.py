@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Literal
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from distillkit import checks
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.pipelines import schedulers
-from distillkit.pipelines.files import DTYPES, import_diffusers, load, local, print_of, read_index
+from distillkit.pipelines.files import DTYPES, import_diffusers, local, print_of, read_index
 from distillkit.pipelines.network import Network, PipelineBase, released
 from distillkit.pipelines.prompts import read_prompts
 from distillkit.pipelines.texts import Texts, in_chunks, kept
@@ -32,7 +34,7 @@ class PipelineTeacher(Teacher):
     Args:
         path: directory of the pipeline; with `download` also the name of a repository on the hub.
         prompts: file or folder with the prompts, see `read_prompts`; the one that the data read.
-        size: of a sample, such as `height` and `width`; None is the pipeline's own.
+        size: of a sample, such as `height` and `width`, or `seconds`; None is the pipeline's own.
         negative_prompt: the prompt that guidance leads away from; None is the pipeline's own.
         steps: number of steps with which the teacher counts as at its best; None is the family's.
         dtype: of the pipeline's weights; what is trained is float32.
@@ -59,7 +61,7 @@ class PipelineTeacher(Teacher):
         self,
         path: str,
         prompts: str | None = None,
-        size: Mapping[str, int | None] | None = None,
+        size: Mapping[str, int | float | None] | None = None,
         negative_prompt: str | None = None,
         steps: int | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
@@ -68,13 +70,15 @@ class PipelineTeacher(Teacher):
         asked: Mapping[str, Any] | None = None,
     ):
         size = dict(size or {})
-        checks.whole(1, **{name: value for name, value in {**size, "steps": steps}.items() if value is not None})
+        counts = {name: value for name, value in {**size, "steps": steps}.items() if value is not None}
+        counts.pop("seconds", None)  # need not be whole; the family checks them
+        checks.whole(1, **counts)
         root = local(path, download)
         family = self.family(root)
         if family.given == "prompt" and prompts is None:
             raise ValueError("this teacher is asked for prompts: say data=prompts data.path=FILE")
         wanted = read_prompts(prompts) if family.given == "prompt" else []
-        scheduler = load(root, "scheduler", family.schedulers)
+        scheduler = family.scheduler(root)
         shape = family.latent_shape(root, size)
         process, prediction = family.process(scheduler, shape)
         settings = family.read_settings(root, shape, dict(asked or {}))
@@ -83,9 +87,9 @@ class PipelineTeacher(Teacher):
         network = released(family, root, shapes, DTYPES[dtype], settings)
         network.texts = Texts.of(tables)
         classes = {"prompt": len(wanted)} if wanted else family.classes(network)
-        codec = None if family.codec is None else family.codec(str(root))
+        codec = family.make_codec(root, size)
         super().__init__(Denoiser(network, process, prediction), shape, classes, family.context, codec)
-        self.best = {"solver": schedulers.solver(scheduler), "steps": steps or family.steps}
+        self.best = {"solver": schedulers.solver(scheduler), "steps": steps or family.best_steps(scheduler)}
         self._id, self.root, self.scheduler = Path(path).name, root, scheduler
         self.checkpointing = checkpointing
         more = (settings,) if settings else ()
@@ -101,7 +105,7 @@ class PipelineTeacher(Teacher):
         """
         kind = read_index(root).get("_class_name")
         if kind in cls.families:
-            return cls.families[kind]
+            return cls.families[kind].variant(root)
         known = {name: found.domain for found in teachers() for name in found.families}
         if kind in known:
             raise ValueError(
@@ -113,17 +117,24 @@ class PipelineTeacher(Teacher):
 
     @classmethod
     def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
-        """`provides`, and `classes` and `labels` as the pipeline in `path` has them."""
-        path = Path(str(arguments.get("path"))).expanduser()
-        try:
-            given = cls.families[read_index(path)["_class_name"]].given
-        except (ValueError, KeyError, OSError):  # said later, when it is read
-            given = "prompt"
-        return cls.provides | ({"classes"} if given else set()) | ({"labels"} if given == "label" else set())
+        """`provides`, and `classes` and `labels` as the pipeline in `path` has them.
+
+        A pipeline that cannot be read has all of them: what is wrong is said when it is.
+        """
+        with suppress(ValueError, KeyError, OSError, AttributeError):
+            given = cls.families[read_index(Path(str(arguments["path"])).expanduser())["_class_name"]].given
+            return cls.provides | {"prompt": {"classes"}, "label": {"classes", "labels"}}.get(given, set())
+        return cls.provides | {"classes", "labels"}
 
     @property
     def id(self) -> str:
         return self._id
+
+    def condition(self, batch):
+        """As any teacher's, with what the codec encodes: once for a batch, where the teacher is."""
+        cond = super().condition(batch)
+        seen = self.codec.conditions({name: value.to(self.device) for name, value in cond.items()}, self.event_shape)
+        return {name: seen[name].to(value.device) for name, value in cond.items()}
 
     def grid(self, steps: int) -> Tensor:
         """The pipeline's own times."""
@@ -145,12 +156,10 @@ class PipelineTeacher(Teacher):
 
 def teachers() -> list[type[PipelineTeacher]]:
     """The pipelines' teacher of every domain that has one."""
-    import domains
-
-    for module in iter_modules(domains.__path__, "domains."):
-        for inner in iter_modules([str(Path(place, module.name.rpartition(".")[2])) for place in domains.__path__]):
-            if inner.name == "pipelines":
-                import_module(f"{module.name}.pipelines")
+    places = find_spec("domains").submodule_search_locations
+    for domain in iter_modules(places):
+        if find_spec(f"domains.{domain.name}.pipelines"):
+            import_module(f"domains.{domain.name}.pipelines")
     return [kind for kind in PipelineTeacher.__subclasses__() if kind.__module__.startswith("domains.")]
 
 
@@ -196,9 +205,10 @@ def encoders(root: Path, family: type[Network], dtype: torch.dtype) -> Any:
         for part, value in index.items()
         if isinstance(value, list) and not part.startswith((*family.text_parts, "scheduler"))
     }
+    parts = absent | family.stand_ins(root)
     cls = getattr(import_diffusers(), index["_class_name"])
     try:
-        pipeline = cls.from_pretrained(str(root), local_files_only=True, use_safetensors=True, dtype=dtype, **absent)
+        pipeline = cls.from_pretrained(str(root), local_files_only=True, use_safetensors=True, dtype=dtype, **parts)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"the text encoder in {root} does not load: {str(error).splitlines()[0]}") from None
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -230,3 +240,5 @@ def ask(student: Any, prompts: list[str], path: str | None = None, negative_prom
     for each in {student.network, network}:  # adapters keep a reference of their own
         each.texts = texts
     student.classes = {"prompt": len(prompts)}
+    if student.examples:  # what else they hold, such as first frames, stays
+        student.examples["prompt"] = torch.arange(len(student.examples["prompt"])) % len(prompts)

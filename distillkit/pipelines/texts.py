@@ -21,11 +21,15 @@ from distillkit.files import read_tensors, save_tensors
 
 CHUNK = 8  # prompts that a text encoder sees at once
 MASK = "mask"  # of the name of a table that says which tokens count
+RESIDENT = 2**30  # bytes of tables that are moved to a GPU as a whole
 MOST = 2**34  # bytes of all embeddings that are kept on disk
 
 
 class Texts(nn.Module):
     """Embeddings of prompts, by number. Copies of a network share them.
+
+    Tables of more than `RESIDENT` bytes stay where they are when a network is moved to a GPU; rows
+    follow when they are looked up.
 
     Args:
         shapes: for each table its shape `[prompts, ...]`; row `prompts`, one more, is the negative
@@ -56,7 +60,11 @@ class Texts(nn.Module):
 
     def forward(self, prompt: Tensor) -> dict[str, Tensor]:
         """The embeddings of prompts [B], by table."""
-        return {name: table[prompt] for name, table in self.named_buffers()}
+        return {name: table[prompt.to(table.device)].to(prompt.device) for name, table in self.named_buffers()}
+
+    def _apply(self, fn, recurse: bool = True):
+        size = sum(table.numel() * table.element_size() for table in self.buffers())
+        return self if size > RESIDENT else super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, state, prefix, *args):
         """Reads folders of earlier versions, whose one table is called `table`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ DECODER = "decoder.safetensors"  # of a codec whose decoder was trained
 MOST_STEPS = 1000  # network calls of a student
 NUM_EXAMPLES, EXAMPLE_BYTES = 16, 2**20  # conditions in a folder: as many as fit, but at least one
 MOST_EXAMPLE_BYTES = 2**26  # of one example that may be written or read
+PIPELINES = ".pipelines."  # in the path of classes that read a pipeline
 
 
 class Product(Protocol):
@@ -254,7 +256,9 @@ class Student(nn.Module, ABC):
         return folder
 
 
-def load_student(path: str | Path, trust: tuple[str, ...] = (), teacher: Any = None) -> Student:
+def load_student(
+    path: str | Path, trust: tuple[str, ...] = (), teacher: Any = None, pipeline: str | None = None
+) -> Student:
     """Load a student from its folder, in eval mode; no pickle is read.
 
     A teacher is built only if the student calls it. The folder may come from a stranger: it chooses
@@ -266,10 +270,13 @@ def load_student(path: str | Path, trust: tuple[str, ...] = (), teacher: Any = N
             (with a `/`) that it may read outside of itself, where a sampler's teacher, the base of
             adapters or a codec's weights lie.
         teacher: the teacher of a sampler, if it is no longer where the folder says.
+        pipeline: the directory of the pipeline that the student was made from, if it is no longer
+            where the folder says; the folder may read it.
 
     Raises:
         ValueError: the folder is missing or damaged, or names a class from an untrusted package or
-            a path outside; a sampler's teacher is missing or is not the one it was made for.
+            a path outside; a sampler's teacher is missing or is not the one it was made for; there
+            is no such pipeline.
     """
     folder = home = Path(path)
     if (folder / "student" / CONFIG).is_file():
@@ -278,6 +285,8 @@ def load_student(path: str | Path, trust: tuple[str, ...] = (), teacher: Any = N
         raise ValueError(f"there is no student folder {path}: give the folder that `fit` wrote")
     file = folder / CONFIG
     config = read_yaml(file)
+    if pipeline is not None:
+        config, trust = relocated(config, pipeline), (*trust, str(Path(pipeline).expanduser().resolve()))
     # folders of earlier versions name no class
     own = "distillkit.students." + ("sampler.SamplerStudent" if "sampler" in config else "few_step.FewStepStudent")
     with named(file):
@@ -285,6 +294,33 @@ def load_student(path: str | Path, trust: tuple[str, ...] = (), teacher: Any = N
     student = kind.load(folder, home, config, trust, teacher)
     student.examples = _examples(folder / EXAMPLES, student)
     return student.requires_grad_(False).eval()
+
+
+def relocated(config: dict[str, Any], pipeline: str) -> dict[str, Any]:
+    """A student.yaml whose pipeline lies in another place.
+
+    Raises:
+        ValueError: there is no such directory, or the student was not made from a pipeline.
+    """
+    root = Path(pipeline).expanduser().resolve()
+    if not root.is_dir():
+        raise ValueError(f"there is no directory {pipeline}: give that of the pipeline that the student was made from")
+    moved, left, config = 0, [config := copy.deepcopy(config)], config
+    while left:
+        node = left.pop()
+        if isinstance(node, list):
+            left += node
+        if not isinstance(node, dict):
+            continue
+        left += node.values()
+        own, given = str(node.get("class_path")), node.get("init_args")
+        if isinstance(given, dict) and PIPELINES in own and isinstance(given.get("path"), str):
+            given["path"], moved = str(root), moved + 1
+        elif isinstance(given, dict) and isinstance(given.get("pipeline"), str):  # of data
+            given["pipeline"] = str(root)
+    if not moved:
+        raise ValueError("this student was not made from a pipeline that it could read: leave its place out")
+    return config
 
 
 def _examples(file: Path, student: Student) -> Cond:

@@ -136,6 +136,7 @@ class FewStepStudent(Student):
 
         def made(rows: slice) -> Tensor:
             part = {name: value[rows].to(device) for name, value in cond.items()}
+            part = self.codec.conditions(part, self.event_shape)
             x = self(draws[0][rows].to(device), part, lambda i: draws[i][rows].to(device))
             return self.codec.decode(x, part) if decode else x
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Action, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,35 @@ def allow(parser: Arguments) -> None:
     )
 
 
-def load(path: str, trust: Sequence[str]) -> Student:
+class Pipeline(Action):
+    """`--pipeline DIR`: the place of a student's pipeline, which the folder may read then."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        namespace.pipeline, namespace.trust = str(values), [*namespace.trust, str(values.resolve())]
+
+
+def allow_pipeline(parser: Arguments) -> None:
+    """Add the flag that says where the student's pipeline is."""
+    parser.add_argument(
+        "--pipeline",
+        type=place,
+        action=Pipeline,
+        metavar="DIR",
+        help="of a student that was made from a pipeline: where the pipeline is, which may then be read",
+    )
+
+
+def place(text: str) -> Path:
+    """The argparse type of a path; an empty one (an unset variable) would be this folder."""
+    if not text:
+        raise ArgumentTypeError("is empty: give a file or a folder, . for this one")
+    return Path(text)
+
+
+def load(path: str, trust: Sequence[str], pipeline: str | None = None) -> Student:
     """`load_student` with its errors as UsageError."""
     try:
-        return load_student(path, tuple(trust))
+        return load_student(path, tuple(trust), pipeline=pipeline)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

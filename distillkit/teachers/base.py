@@ -393,7 +393,7 @@ class Teacher(BaseTeacher):
                 on the CPU.
             times: the decreasing times to visit, instead of the teacher's grid of `steps`.
         """
-        solver = self.solver(solver)
+        solver, cond = self.solver(solver), self.codec.conditions(cond, self.event_shape)
         if times is None:
             times = solver.times() if isinstance(solver, nn.Module) else self.grid(steps or self.best["steps"])
         return self.solve(noise, cond, solver, times, kappa, draw)

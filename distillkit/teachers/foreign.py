@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("diffusers", "transformers", None)  # the sources of a pipeline's parts; None: an absent part
+OWN = (  # parts that lie beside their pipelines in the package diffusers
+    ["audioldm2", "AudioLDM2ProjectionModel"],
+    ["audioldm2", "AudioLDM2UNet2DConditionModel"],
+    ["stable_audio", "StableAudioProjectionModel"],
+    ["stable_audio_3", "StableAudio3DurationEmbedder"],
+)
 
 
 def check_foreign(root: Path, own_code: bool = False) -> None:
@@ -50,9 +56,14 @@ def check_foreign(root: Path, own_code: bool = False) -> None:
 
 
 def _check_parts(file: Path, index: Any) -> None:
-    """Checks that the parts of a diffusers pipeline are classes of known libraries."""
+    """Checks that the parts of a diffusers pipeline are classes of known libraries.
+
+    A list of numbers is a setting, not a part.
+    """
     for part, value in index.items() if isinstance(index, dict) else ():
-        if isinstance(value, list) and (not value or value[0] not in LIBRARIES):
+        if not isinstance(value, list) or value and all(type(number) in (int, float) for number in value):
+            continue
+        if not value or value[0] not in LIBRARIES and value not in OWN:
             raise ValueError(
                 f"{file} takes its {part} from {value!r:.80}: only parts of diffusers and transformers are read"
             )

@@ -1,11 +1,14 @@
 """Pictures of images: a grid of samples, and rows side by side."""
 
+from pathlib import Path
+
 import torch
 from PIL import Image
 from torch import Tensor
 
-from distillkit.evaluation.pictures import labelled
+from distillkit.evaluation.pictures import labelled, save_picture
 
+FILES = 64  # pixels of the smallest images that are worth a file
 CELL = 56  # pixels that a small image is about enlarged to
 GAP = 1
 GREY = (96, 96, 96)
@@ -32,6 +35,16 @@ def compare(rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, colu
     Shows the first `columns` samples of each.
     """
     return labelled({name: picture(samples[:columns], columns=columns) for name, samples in rows.items()})
+
+
+def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path) -> list[Path]:
+    """Every image of at least 64 pixels a side as a file of its own, image_0.png ..."""
+    if min(samples.shape[-2:]) < FILES:
+        return []
+    paths = [Path(folder) / f"image_{i}.png" for i in range(len(samples))]
+    for path, cell in zip(paths, _cells(samples), strict=True):
+        save_picture(path, cell)
+    return paths
 
 
 def _cells(samples: Tensor) -> list[Image.Image]:

@@ -16,17 +16,15 @@ from distillkit import checks
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import DiscreteVariancePreserving
 from distillkit.networks.blocks import Told
-from distillkit.pipelines.files import import_diffusers, load, local, read_json
+from distillkit.pipelines.files import import_diffusers, load, local, read_index, read_json
+from distillkit.pipelines.schedulers import table, variance_preserving
 from distillkit.spec import Recorded
 from distillkit.teachers.base import Teacher
-from distillkit.teachers.foreign import check_foreign
 from domains.super_resolution.codec import Latent
 from domains.super_resolution.network import check_images
 
 PIPELINE, UNET, VAES = "StableDiffusionUpscalePipeline", "UNet2DConditionModel", ("AutoencoderKL",)
 SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")  # of which the table is read
-SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-PREDICTIONS = {"v_prediction": "v", "epsilon": "eps", "sample": "x0"}
 SCALING = 0.08333  # of its latents, whatever the VAE's configuration says, as in the pipeline
 NULL = 4.0  # is added to observations that stand for the negative prompt
 
@@ -122,15 +120,6 @@ def mixed(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def table(config: Any) -> DiscreteVariancePreserving:
-    """The process of a scheduler's configuration; a ValueError if it has a table of its own."""
-    if config.get("trained_betas") is not None:
-        raise ValueError("the pipeline's scheduler has a table of its own (trained_betas), which is not read")
-    zero_snr = bool(config.get("rescale_betas_zero_snr"))
-    betas = config["beta_start"], config["beta_end"], SCHEDULES[config["beta_schedule"]]
-    return DiscreteVariancePreserving(config["num_train_timesteps"], *betas, zero_snr=zero_snr)
-
-
 class SDUpscale(Teacher):
     """StableDiffusionUpscalePipeline: photographs 4 times larger, by latent diffusion.
 
@@ -168,8 +157,7 @@ class SDUpscale(Teacher):
     ):
         checks.whole(1, steps=steps, crop=crop)
         root = local(path, download)
-        check_foreign(root)
-        index = read_json(root / "model_index.json")
+        index = read_index(root)
         if index.get("_class_name") != PIPELINE:
             raise ValueError(f"{root} holds a {index.get('_class_name')}, but what is needed here is a {PIPELINE}")
         scheduler, low_scheduler = (load(root, part, SCHEDULERS) for part in ("scheduler", "low_res_scheduler"))
@@ -192,13 +180,13 @@ class SDUpscale(Teacher):
                 f"the U-Net in {root} has {model.config.in_channels} input channels, not latents and photographs"
             )
         texts = embed(root, [prompt, negative_prompt])
-        process, low_process = table(scheduler.config), table(low_scheduler.config)
+        (process, prediction), low_process = variance_preserving(scheduler), table(low_scheduler.config)
         config = {key: value for key, value in model.config.items() if key[:1] != "_"}
         with torch.device("meta"):  # the U-Net is there already
             network = UpscaleNetwork(config, list(texts.shape), process.num_steps, noise_level, low_process)
         network.model, network.texts, network.embed = model, texts, Told(texts.shape[2])
         shape = (vae["latent_channels"], crop // scale, crop // scale)
-        denoiser = Denoiser(network, process, PREDICTIONS[scheduler.config.prediction_type])
+        denoiser = Denoiser(network, process, prediction)
         super().__init__(denoiser, shape, context=("low",), codec=VAE(str(root), factor, scale))
         self.best = {"solver": "ddim", "steps": steps}
         self._id, self.scheduler = Path(path).name, import_diffusers().DDIMScheduler.from_config(scheduler.config)

@@ -1,5 +1,6 @@
-"""Prompts as data, for text-to-video teachers: batches hold `prompt` int64 [B], its number.
+"""Prompts as data, for video teachers: batches hold `prompt` int64 [B], its number.
 
+Those of image-to-video teachers hold `image` too, float [B, 3, H, W] in [-1, 1], the first frame.
 N: clips; F, H, W: frames, height and width.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,12 +20,16 @@ from distillkit.evaluation import metrics
 from distillkit.evaluation.samples import check, eight_bits
 from distillkit.pipelines.data import PromptData
 from domains.video import media
+from domains.video.first_frames import FirstFrames, captioned
 from domains.video.look import AVERAGES, Look, averages, look, motion_apart
 from domains.video.pipelines import VideoPipeline
 
 
 class Prompts(PromptData):
     """Prompts from a file, and no videos.
+
+    An image-to-video teacher needs a folder of images with captions, see `first_frames.captioned`;
+    then `held_out` counts images.
 
     Args:
         fps: frames a second at which clips are shown.
@@ -50,6 +56,17 @@ class Prompts(PromptData):
         super().__init__(path, pipeline, size, held_out, download, batch_size)
         checks.positive(fps=fps)
         self.fps = fps
+
+    asks = {"image": "the first frame of each clip, [3, H, W] in [-1, 1]"}
+
+    def read(self, path):
+        if not self.context:
+            return super().read(path)
+        self.first = FirstFrames(captioned(Path(path).expanduser(), self.prompts), self.event_shape[2:])
+        return len(self.first)
+
+    def part(self, rows):
+        return self.first.at(rows) if self.context else super().part(rows)
 
     def build_evaluator(self, held_out: Sequence[Any]) -> PromptEvaluator:
         return PromptEvaluator(self.event_shape)

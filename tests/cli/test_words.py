@@ -405,6 +405,20 @@ def test_a_stage_may_have_a_recipe_of_its_own(tmp_path):
     assert config.pair("video", "sid", (place,)).trainer.max_steps == 7
 
 
+def test_a_teacher_may_have_a_recipe_of_its_own():
+    """It takes the place of the stage's, for presets too, and no other teacher sees it."""
+    own = ["teacher=diffusers", "teacher.path=x", "data=prompts", "data.path=y"]
+    for domain in ("image", "video"):
+        pipeline, brush, plain = (
+            config.compose([f"domain={domain}", *words])[0]
+            for words in (["method=dmd", *own], ["method=swiftbrush", *own], ["method=dmd"])
+        )
+        assert pipeline.model.gan == 0 and pipeline.model.student.lr == 1e-5 and pipeline.trainer.max_steps == 10_000
+        assert brush.model.student == pipeline.model.student and brush.trainer == pipeline.trainer
+        assert plain.model.student.lr > 1e-4 and plain.trainer.max_steps < 10_000
+        assert pipeline.model.fake_times is None and plain == config.pair(domain, "dmd")
+
+
 def test_words_reach_into_what_a_domain_says():
     words = ["domain=threed", "method=sid", "model.fake_times.mean=0.1"]
     model = config.hand_over(config.compose(words)[0])["model"]["init_args"]

@@ -20,6 +20,7 @@ from distillkit.diffusion.sampling import (
     few_step,
     network_passes,
     pure_noise,
+    renoise,
     resshift,
 )
 from distillkit.teachers.exact import ExactTeacher, Mixture
@@ -110,6 +111,15 @@ def test_precision_is_that_of_the_sample(solver):
         law(process).denoiser, process, torch.randn(3, 2), process.grid(4), lambda i: torch.randn(3, 2)
     )
     assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_renoise_takes_the_steps_of_a_student(name):
+    process = PROCESSES[name]
+    denoise, times = law(process).denoiser, process.grid(5)
+    draws = torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = renoise(denoise, process, pure_noise(process, draws[0], times[0]), times, lambda i: draws[i])
+    assert torch.equal(found, few_step(denoise, process, times, lambda i: draws[i])[0])
 
 
 def ancestral_moments(process, num):

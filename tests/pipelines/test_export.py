@@ -57,7 +57,7 @@ def saved(teacher, folder, times, renoise="fresh", maker=None, **more):
 def exported(folder, out, kind="diffusers", *more):
     """The exit code of the command on a folder that may read its pipeline."""
     root = read_yaml(folder / "student.yaml")["codec"]["init_args"]["path"]
-    return front.main(["export", str(folder), "--format", kind, "--out", str(out), "--trust", root, *more])
+    return front.main(["export", str(folder), "--format", kind, "--out", str(out), "--pipeline", root, *more])
 
 
 def by_the_card(out, root):

@@ -359,7 +359,7 @@ def test_a_word_of_before_gets_the_one_of_now(word, said):
 
 
 def test_the_rank_of_before_is_the_student_s():
-    words = ["domain=video", "method=dmd", "teacher=wan", "teacher.path=x", "data=prompts", "data.path=y"]
+    words = ["domain=video", "method=dmd", "teacher=diffusers", "teacher.path=x", "data=prompts", "data.path=y"]
     assert "no key teacher.lora any more: adapters are student=lora student.rank" in complaint(
         "fit", *words, "teacher.lora=4"
     )

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from distillkit import checks
 from distillkit.pipelines.teacher import PipelineTeacher
 from domains.video.pipelines.networks import NETWORKS, PipelineBase
 
@@ -18,6 +19,7 @@ class VideoPipeline(PipelineTeacher):
         frames, height, width: of a clip in pixels; None is the family's own.
         guidance_2: of Wan 2.2, which has two transformers, guidance scale of the second in
             sampling; None means that of the first.
+        fps: frames a second, which LTX is told; None is the pipeline's own, 25.
         path, prompts, negative_prompt, steps, dtype, checkpointing, download: as in
             `PipelineTeacher`.
     """
@@ -39,9 +41,13 @@ class VideoPipeline(PipelineTeacher):
         checkpointing: bool = False,
         download: bool = False,
         guidance_2: float | None = None,
+        fps: float | None = None,
     ):
+        if fps is not None:
+            checks.positive(fps=fps)
         size = {"frames": frames, "height": height, "width": width}
-        super().__init__(path, prompts, size, negative_prompt, steps, dtype, checkpointing, download)
+        asked = {"fps": fps}
+        super().__init__(path, prompts, size, negative_prompt, steps, dtype, checkpointing, download, asked)
         self.guidance_2 = guidance_2
 
     def guidance(self, t: Tensor, kappa: float | Tensor) -> float | Tensor:

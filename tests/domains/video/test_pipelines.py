@@ -213,7 +213,7 @@ def test_files_of_prompts(tmp_path):
     (tmp_path / "lines.txt").write_text("a cat\n\n  a dog \na cat\n")
     (tmp_path / "captions.csv").write_text('file,caption\n1.mp4,"a cat, running"\n2.mp4,a dog\n')
     (tmp_path / "empty.txt").write_text("\n \n")
-    (tmp_path / "other.csv").write_text("file,text\n1.mp4,a cat\n")
+    (tmp_path / "other.csv").write_text("file,title\n1.mp4,a cat\n")
     assert read_prompts(str(tmp_path / "lines.txt")) == ["a cat", "a dog"]
     assert read_prompts(str(tmp_path / "captions.csv")) == ["a cat, running", "a dog"]
     for name, said in (("empty.txt", "no prompts"), ("other.csv", "column `caption`"), ("none.txt", "no file")):
@@ -285,7 +285,9 @@ def test_a_student_needs_no_pipeline(teacher, folder, tmp_path):
         shutil.move(away, folder)
     again, whole = (partial(s.sample, decode=False) for s in (moved, student))
     assert torch.equal(again(4, seed=1), whole(4, seed=1)) and again(0).shape == (0, 16, 3, 2, 4)
-    with pytest.raises(ValueError, match=f"there is no directory {folder}.*put the pipeline back, or .*decode=False"):
+    with pytest.raises(
+        ValueError, match=f"there is no directory {folder}.*put it back, say where.*--pipeline DIR.*decode=False"
+    ):
         moved.sample(4)
     one = again(1, {"prompt": [2]})
     ask(moved, ["a cat", PROMPTS[2]], str(folder), NEGATIVE)
@@ -320,7 +322,7 @@ def test_what_is_refused(wan, folder, prompts, tmp_path, monkeypatch):
     refused("height of a clip must be a multiple of 16, got 24", height=24)
     refused("width must be at least 1, got 0", width=0)
     image = changed(folder, tmp_path / "image", "transformer/config.json", in_channels=36)
-    refused("does not load as a WanTransformer3DModel|only text-to-video", path=image)
+    refused("takes 36 channels, but WanPipeline gives it 16", path=image)
     other = changed(folder, tmp_path / "other", "scheduler/scheduler_config.json", _class_name="DDIMScheduler")
     refused("DDIMScheduler, but what is needed here is a FlowMatch", path=other)
     foreign = changed(folder, tmp_path / "foreign", "model_index.json", tokenizer=["os", "system"])

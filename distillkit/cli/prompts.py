@@ -1,0 +1,66 @@
+"""`sample --prompt`: a student of a pipeline is asked for what a text says."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+from distillkit.errors import Arguments, UsageError
+from distillkit.students.base import Student
+
+
+def add_flags(parser: Arguments) -> None:
+    """Add the flags for texts."""
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="of a student that was made from a pipeline: what to make (repeatable; -n samples take them in turn)",
+    )
+    parser.add_argument("--prompts", metavar="FILE", help="the same from a file: one a line, or a captions.csv")
+    parser.add_argument(
+        "--negative", metavar="TEXT", help="what guidance leads away from, of a student that was told kappa"
+    )
+
+
+def check(args: Namespace) -> None:
+    """Refuse flags that do not go together."""
+    if args.prompt and args.prompts:
+        raise UsageError("--prompt and --prompts both say what to make: give one of them")
+    if args.negative is not None and not (args.prompt or args.prompts):
+        raise UsageError("--negative says what --prompt is led away from: give --prompt TEXT too")
+    if (args.prompt or args.prompts) and (args.cond or args.input):
+        raise UsageError("--prompt says what to make: leave out --cond and --input")
+
+
+def asked(args: Namespace) -> list[str]:
+    """The texts that a command asks for."""
+    if not args.prompts:
+        return [text.strip() for text in args.prompt]
+    from distillkit.pipelines.prompts import read_prompts
+
+    try:
+        return read_prompts(args.prompts)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def give(student: Student, texts: list[str], args: Namespace) -> None:
+    """Give the student these texts as its classes; the encoders of its pipeline read them."""
+    from distillkit.pipelines.teacher import ask
+
+    if not all(texts):
+        raise UsageError("--prompt is empty: say what to make")
+    try:
+        ask(student, texts, negative_prompt=args.negative)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def media(student: Student) -> ModuleType | None:
+    """How the student's domain shows samples, where its data cannot be had."""
+    name = f"domains.{student.config.get('domain')}.media"
+    return import_module(name) if name.count(".") == 2 and find_spec(name) else None

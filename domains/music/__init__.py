@@ -1,0 +1,1 @@
+"""Music: sounds [B, channels, samples] float32 in [-1, 1]."""
