@@ -61,8 +61,8 @@ ROOMS = {
     "cli": {"callbacks", "report", "methods", "evaluation", "students", "pipelines", "networks", "rollouts"},
     "__main__": {"cli"},
 }
-# The discrete teacher has the path `discrete.teacher` in users' files, but imports as a teacher. The
-# export of students of pipelines stands beside them, but imports as the command.
+# The discrete teacher has the path `discrete.teacher` in users' files, but imports as a teacher.
+# Export to pipelines stands beside what reads them, but imports as the command.
 LODGERS = {"distillkit.discrete.teacher": "teachers", "distillkit.pipelines.export": "cli"}
 # Domains made of another: of digits (data, metrics, pictures) and, for frames and photographs, of
 # image files.

@@ -181,9 +181,12 @@ def steps_of(student: FewStepStudent, root: Path) -> Steps:
     network, denoiser = student.network, student.denoiser
     kind = getattr(import_diffusers(), read_index(root)["_class_name"])
     takes = inspect.signature(kind.__call__).parameters
-    if "latents" not in takes:
+    if missing := [
+        name for name in ("latents", *network.asked(student.codec.data_shape(student.event_shape))) if name not in takes
+    ]:
         raise ValueError(
-            f"{kind.__name__} takes no latents, so it cannot be compared with the student: use --format safetensors"
+            f"the call of {kind.__name__} takes no {missing[0]}, so it cannot be compared with the student: use --format "
+            f"safetensors"
         )
 
     def visited(scheduler: Any, num: int) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import torch
@@ -47,7 +48,12 @@ class Steps:
         """Hand the levels to the pipeline's scheduler, if that has to be done by hand."""
         if self.sigmas is not None:
             own = pipeline.scheduler.set_timesteps
-            pipeline.scheduler.set_timesteps = lambda *args, **more: own(*args, **{**more, "sigmas": self.sigmas})
+
+            @wraps(own)  # pipelines look at its arguments
+            def set_timesteps(*args: Any, **more: Any) -> None:
+                own(*args, **{**more, "sigmas": self.sigmas})
+
+            pipeline.scheduler.set_timesteps = set_timesteps
 
 
 def steps(

@@ -10,6 +10,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import tiny_pipelines
+import tiny_video
 
 from distillkit import load_student
 from distillkit.cli import exports, front
@@ -109,6 +110,17 @@ def test_the_call_in_the_card_makes_the_samples_of_the_student(
     assert got.shape == expected.shape and (got - expected).abs().max() < 2e-5 and expected.std() > 0.02
 
 
+@pytest.mark.parametrize("times", [None, [1.0, 0.9, 0.5, 0.1]], ids=["own", "others"])
+def test_packed_latents_and_times_that_are_shifted_by_size(times, teachers, tmp_path):
+    root = tmp_path / "ltx"
+    tiny_video.ltx(root)
+    size = {"frames": 9, "height": 32, "width": 64}
+    teacher = VideoPipeline(str(root), str(teachers["wan"].root.parent / "prompts.txt"), **size)
+    folder = saved(teacher, tmp_path / "student", times or teacher.process.grid(4)[:-1].tolist())
+    assert exported(folder, tmp_path / "out") == 0
+    assert ("sigmas = [1.0, 0.9, 0.5, 0.1]" in (tmp_path / "out" / "README.md").read_text()) == (times is not None)
+
+
 @pytest.mark.parametrize("name, part, times", [("sd", "unet", [999.0, 499.0]), ("wan2", "transformer", [1.0, 0.75])])
 def test_adapters(name, part, times, teachers, tmp_path):
     teacher = teachers[name]
@@ -147,7 +159,7 @@ def test_pipelines_load_the_adapters(name, teachers, tmp_path):
     assert (got - by_the_student(folder, teacher.root)).abs().max() < 1e-4
 
 
-def test_what_is_refused(teachers, tmp_path, capsys):
+def test_what_is_refused(teachers, tmp_path, monkeypatch, capsys):
     sd, out = teachers["sd"], tmp_path / "out"
 
     def said(folder, kind="diffusers"):
@@ -172,6 +184,9 @@ def test_what_is_refused(teachers, tmp_path, capsys):
     student = FewStepStudent(told, [999.0], sd.event_shape, sd.classes, codec=sd.codec)
     student.save(tmp_path / "told")
     assert "was told kappa" in said(tmp_path / "told")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(sd.denoiser.network), "asked", lambda self, shape: {"seconds": 1})
+        assert "StableDiffusionPipeline takes no seconds" in said(saved(sd, tmp_path / "sound", [999.0]))
     first = saved(sd, tmp_path / "first", [999.0, 499.0], "first")
     assert "renoise=first" in said(first)
     assert front.main(["export", str(first), "--format", "onnx", "--push", "me/it"]) == 2
