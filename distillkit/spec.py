@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import math
 import os
+import re
 import shlex
 import types
 import typing
@@ -40,6 +41,7 @@ PATHS = (
     "empty_prompt",
     "i3d",
     "features",
+    "clip",
     "lpips",
     "dists",
     "autoencoder",
@@ -171,7 +173,9 @@ def check(spec: Any, trust: tuple[str, ...] = (), home: Path | None = None) -> l
         elif isinstance(value, list):
             left += [(name, inner) for inner in reversed(value)]
         elif isinstance(value, str):
-            for path in _there(value or ".") if name in PATHS or "/" in value or os.sep in value else ():
+            pattern = name in PATHS and not _there(value)
+            fixed = re.split(r"[^/]*[*?\[{]", value)[0] if pattern else value  # `DIR/*.tar` reads in DIR
+            for path in _there(fixed or ".") if name in PATHS or "/" in value or os.sep in value else ():
                 read.append(path)
                 if not any(path.is_relative_to(root) for root in yes.values()):
                     outside |= _leaves(path, home)

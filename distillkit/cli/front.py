@@ -29,6 +29,7 @@ OTHERS = {
     "sample": "draw samples from a student folder",
     "evaluate": "measure a student folder against its teacher and real data",
     "export": "write a student folder in a format for other programs",
+    "encode": "make latents of a data set once, for teacher=diffusers",
     "list": "show domains and methods, and which go together",
     "doctor": "check this machine and its packages",
 }
@@ -36,6 +37,7 @@ VERBS = TRAINING | OTHERS
 HOMES = {  # of a verb that needs no Trainer: the module in this folder, and the function that takes the rest of the command line
     **{verb: ("products", verb) for verb in ("sample", "evaluate")},
     "export": ("exports", "export"),
+    "encode": ("encode", "encode"),
     "list": ("matrix", "show"),
     "doctor": ("doctor", "doctor"),
 }

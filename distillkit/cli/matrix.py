@@ -107,6 +107,8 @@ def compatibility(domain: str, method: str, places: tuple[str, ...] = ()) -> str
     try:
         handed = config.hand_over(config.pair(domain, method, places), ("model", "data"))
     except UsageError as error:
+        if " has no default" in str(error):
+            return f"{domain} has no embedded teacher: {one_line(error)}"
         return f"{method} does not compose with {domain}: {one_line(error)}"
     try:
         return capabilities.gap(handed, declarations.read)

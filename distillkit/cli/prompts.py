@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
+from typing import Any
 
 from distillkit.errors import Arguments, UsageError
 from distillkit.students.base import Student
@@ -60,7 +60,13 @@ def give(student: Student, texts: list[str], args: Namespace) -> None:
         raise UsageError(str(error)) from error
 
 
-def media(student: Student) -> ModuleType | None:
-    """How the student's domain shows samples, where its data cannot be had."""
+def media(student: Student) -> Any:
+    """How the student's domain shows samples, where its data cannot be had; None if it does not.
+
+    A domain's `media.of(codec)` is asked where what is shown depends on the codec (a sample rate).
+    """
     name = f"domains.{student.config.get('domain')}.media"
-    return import_module(name) if name.count(".") == 2 and find_spec(name) else None
+    if name.count(".") != 2 or not find_spec(name):
+        return None
+    found = import_module(name)
+    return found.of(student.codec) if hasattr(found, "of") else found

@@ -7,6 +7,7 @@ sample at the last one. With one time each of them is a single call of the denoi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -125,17 +126,21 @@ def unipc(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: N
     return x_0[len(times) - 1]
 
 
-def ancestral(denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
+def ancestral(
+    denoise: Denoise, process: Process, x: Tensor, times: Tensor, noise: Noise | None = None, large: bool = False
+) -> Tensor:
     """DDPM's posterior q(x_s | x_t, x_0) on any process (arXiv 2006.11239 eq. 6).
 
-    `noise(i)` is the draw of step i.
+    `noise(i)` is the draw of step i. With `large` its variance is that of a step forwards,
+    q(x_t | x_s): DDPM's beta_t, right for data of unit variance (section 3.2).
     """
     for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
         x_0 = denoise(x, t)
         (alpha, sigma), (alpha_s, sigma_s) = _scales(process, t, x), _scales(process, s, x)
         # mean = alpha_s x_0 + b (x_t - alpha x_0), variance = sigma_s^2 - b^2 sigma^2
         b = sigma_s**2 * alpha / (alpha_s * sigma**2)
-        x = alpha_s * x_0 + b * (x - alpha * x_0) + (sigma_s**2 - (b * sigma) ** 2).clamp_min(0).sqrt() * noise(i + 1)
+        std = (sigma_s**2 - (b * sigma) ** 2).clamp_min(0).sqrt() * (sigma / sigma_s if large else 1)
+        x = alpha_s * x_0 + b * (x - alpha * x_0) + std * noise(i + 1)
     return denoise(x, times[-1])
 
 
@@ -174,6 +179,7 @@ SOLVERS = {
     "dpm_solver_sde": dpm_solver_sde,
     "unipc": unipc,
     "ancestral": ancestral,
+    "ancestral_large": partial(ancestral, large=True),
     "resshift": resshift,
     "renoise": renoise,
 }

@@ -528,6 +528,8 @@ class Distiller(LightningModule):
                     "the teacher knows",
                     "choose a teacher trained on these data (fit method=pretrain makes one)",
                 )
+                if 0 < there < num and hasattr(data, "num_classes"):
+                    mend += f", or say data.num_classes={num} if these are some of its classes"
                 if teacher is None:
                     who, mend = (
                         "this run counts on",

@@ -87,4 +87,4 @@ class DataDistiller(FromData, TeacherDistiller):
         if not (self.drop and (self.classes or hasattr(network, "null"))):
             return cond
         null = null_condition(cond, self.classes, network)
-        return drop_condition(cond, null, self.rand(len(batch["data"]), "drop") < self.drop)
+        return drop_condition(cond, null, self.rand(len(next(iter(batch.values()))), "drop") < self.drop)

@@ -1,4 +1,4 @@
-"""Prompts as data: batches hold `prompt` int64 [B], its number."""
+"""Prompts and samples as data for pipelines: batches hold `prompt` int64 [B], its number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distillkit import checks
-from distillkit.data import DistillData, TensorData
+from distillkit.data import Batch, DistillData, TensorData, column
 from distillkit.pipelines.files import local
 from distillkit.pipelines.prompts import read_prompts
 from distillkit.pipelines.teacher import PipelineTeacher
@@ -80,3 +80,37 @@ class PromptData(DistillData):
     def conditions(self, num: int) -> dict[str, Tensor]:
         rows = torch.arange(num) % len(self.asked)
         return self.part(self.asked[rows])[torch.arange(num)]
+
+
+class SampleData(DistillData):
+    """Base of samples for pipelines: evaluation asks for what held-out samples show, in turn."""
+
+    pictured = 4
+
+    def conditions(self, num: int) -> Batch:
+        self.setup()
+        rows = torch.arange(num) % len(self.test)
+        return {name: column(self.test, name)[rows] for name in self.classes}
+
+    def left_out(self) -> dict[str, list[int]]:
+        return {}
+
+    def real(self, num: int) -> Batch:
+        self.setup()
+        return self.test[torch.arange(num) % len(self.test)]
+
+
+def sample_shape(
+    teacher: type[PipelineTeacher], pipeline: str, size: Mapping[str, int | float | None], download: bool = False
+) -> tuple[int, ...]:
+    """The shape of the samples that a pipeline makes.
+
+    Args:
+        teacher: the domain's teacher of pipelines.
+        pipeline, download: its `path` and `download`.
+        size: of a sample; None is the pipeline's own.
+    """
+    root = local(pipeline, download)
+    family = teacher.family(root)
+    shape, codec = family.latent_shape(root, size), family.make_codec(root, size)
+    return tuple(shape if codec is None else codec.data_shape(shape))

@@ -9,7 +9,7 @@ import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,7 @@ def to_pipeline(student: Student, folder: Path, name: str) -> float:
     models = dict(zip(parts(network), plain.network.models, strict=True))
 
     def write(place: Path) -> float:
-        for part in root.iterdir():
-            if part.is_dir() and part.name in index and part.name not in (*models, "scheduler"):
-                _copy(part, place / part.name)
+        _copy(root, place, index.keys() - {*models, "scheduler"})
         for part, model in models.items():
             model.register_to_config(_name_or_path=name)  # else where it was read on this machine
             model.save_pretrained(place / part)
@@ -270,11 +268,11 @@ def _kept(folder: Path, write: Callable[[Path], float]) -> float:
     return error
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a part of a pipeline: settings, vocabularies and weights, no code and no pickles."""
-    for pattern in READ:
-        for file in source.rglob(pattern):
-            place = target / file.relative_to(source)
+def _copy(root: Path, target: Path, parts: Collection[str]) -> None:
+    """Copy parts of a pipeline: settings, vocabularies and weights, no code and no pickles."""
+    for file in (file for pattern in READ for file in root.glob(pattern)):
+        if file.parent.name in parts and file.parent != root:
+            place = target / file.relative_to(root)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place)
 

@@ -14,7 +14,8 @@ from distillkit.errors import optional
 from distillkit.teachers.foreign import check_foreign
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-READ = ("*.json", "*.safetensors", "*.model", "*.txt")  # of a repository on the hub: no pickles, no code
+# of a repository on the hub: no pickles, no code, and no weights beside the pipeline's folders
+READ = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt")
 SEEN, PIECE = 64, 2**16  # pieces of a file of weights in its print, and bytes of each
 
 
@@ -100,16 +101,22 @@ def print_of(root: Path, parts: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
+def place(root: Path, part: str) -> Path:
+    """The folder of a part; the oldest pipelines (DDPM) have their files in the root itself."""
+    return root / part if (root / part).is_dir() else root
+
+
 def load(root: Path, part: str, kinds: tuple[str, ...], dtype: torch.dtype | None = None) -> Any:
     """A part of the pipeline.
 
     Args:
         root: the pipeline's directory.
-        part: the folder in it.
+        part: the folder in it, see `place`.
         kinds: the classes that it may have.
         dtype: of weights; None for what has none.
     """
-    file = root / part / ("scheduler_config.json" if part.endswith("scheduler") else "config.json")
+    folder = place(root, part)
+    file = folder / ("scheduler_config.json" if part.endswith("scheduler") else "config.json")
     config = read_json(file)
     kind = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
     if kind not in kinds:
@@ -117,6 +124,6 @@ def load(root: Path, part: str, kinds: tuple[str, ...], dtype: torch.dtype | Non
     weights = {} if dtype is None else {"dtype": dtype, "use_safetensors": True}
     cls = getattr(import_diffusers(), kind, None) or getattr(import_module("transformers"), kind)
     try:
-        return cls.from_pretrained(str(root), subfolder=part, local_files_only=True, **weights)
+        return cls.from_pretrained(str(folder), local_files_only=True, **weights)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"{root / part} does not load as a {kind}: {str(error).splitlines()[0]}") from None

@@ -22,7 +22,7 @@ from distillkit.networks.blocks import Told
 from distillkit.networks.routed import dispatch
 from distillkit.pipelines import schedulers
 from distillkit.pipelines.codec import PipelineCodec
-from distillkit.pipelines.files import DTYPES, import_diffusers, load, read_index, read_json
+from distillkit.pipelines.files import DTYPES, import_diffusers, load, place, read_index, read_json
 from distillkit.pipelines.texts import Texts
 from distillkit.spec import Recorded
 
@@ -79,8 +79,8 @@ class Network(Recorded, nn.Module, ABC):
         )
         self.settings = dict(settings or {})
         self.texts, self.boundary = Texts(tables), boundary
-        if "text" in tables:
-            self.embed = Told(tables["text"][-1])  # a vector that is added to all tokens of the text
+        # a vector that is added to all tokens of the text, or without one to all places of x
+        self.embed = Told(tables["text"][-1] if "text" in tables else configs[0]["in_channels"])
 
     # What a family says
 
@@ -92,7 +92,7 @@ class Network(Recorded, nn.Module, ABC):
     @classmethod
     def model_config(cls, root: Path) -> dict[str, Any]:
         """The configuration of the pipeline's first model."""
-        return read_json(root / cls.part / "config.json")
+        return read_json(place(root, cls.part) / "config.json")
 
     @classmethod
     def read_settings(cls, root: Path, shape: Sequence[int], asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +102,12 @@ class Network(Recorded, nn.Module, ABC):
             root: the pipeline's directory.
             shape: of a latent, see `latent_shape`.
             asked: further arguments of the teacher, such as `guidance`.
+
+        Raises:
+            ValueError: something is asked for that the pipeline does not have.
         """
+        if unknown := [name for name, value in asked.items() if value is not None]:
+            raise ValueError(f"the model in {root} is not told its {unknown[0]}: leave teacher.{unknown[0]} null")
         return {}
 
     @classmethod
@@ -151,6 +156,11 @@ class Network(Recorded, nn.Module, ABC):
         All other parts that read no texts are None already.
         """
         return {}
+
+    @classmethod
+    def limit(cls, scheduler: Any) -> float | None:
+        """The bound of denoised samples' absolute values in the teacher's sampling, if any."""
+        return None
 
     @classmethod
     def encode(cls, pipeline: Any, prompts: list[str], settings: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -219,8 +229,10 @@ class Network(Recorded, nn.Module, ABC):
             cond: has `prompt` (its number, int [B]) or `label`, as `given` says.
         """
         known = {**cond, **(self.texts(cond["prompt"]) if self.given == "prompt" else {})}
-        if "text" in known and self.embed:
+        if self.embed and "text" in known:
             known["text"] = known["text"] + self.embed(cond)[:, None]
+        elif self.embed:
+            x = x + self.embed(cond).reshape(len(x), -1, *[1] * (x.ndim - 2))
         dtype = self.models[0].dtype
         x = x.to(dtype)
         known = {name: value.to(dtype) if value.is_floating_point() else value for name, value in known.items()}

@@ -5,6 +5,7 @@ Of a scheduler its configuration is used, and its times; the steps are those of 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,7 @@ SOLVERS = {
     "DDIMScheduler": "ddim",
     "PNDMScheduler": "ddim",
     "EulerDiscreteScheduler": "ddim",
-    "DDPMScheduler": "ancestral",
+    "DDPMScheduler": "ancestral",  # see `VARIANCES`
     "EulerAncestralDiscreteScheduler": "ancestral",
     "DPMSolverMultistepScheduler": "dpm_solver",
     "UniPCMultistepScheduler": "unipc",
@@ -33,6 +34,7 @@ SOLVERS = {
 OTHERS = ("FlowMatchEulerDiscreteScheduler", "CosineDPMSolverMultistepScheduler", "RFD4ProteinaScheduler")
 TABLES = tuple(name for name in SOLVERS if name not in OTHERS and "CogVideoX" not in name)
 FLOWS = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
+VARIANCES = {"fixed_small": "ancestral", "fixed_small_log": "ancestral", "fixed_large": "ancestral_large"}  # of DDPM
 MULTISTEP = {  # settings that our multistep solvers have
     "UniPCMultistepScheduler": {
         "solver_order": 2,
@@ -63,14 +65,35 @@ def solver(scheduler: Any) -> str:
     for key, known in MULTISTEP.get(kind, {}).items():
         if (value := scheduler.config.get(key, known)) != known:
             raise ValueError(f"the pipeline's scheduler says {key} = {value!r}; only {known!r} is known here")
-    return "renoise" if scheduler.config.get("stochastic_sampling") else SOLVERS[kind]
+    if scheduler.config.get("stochastic_sampling"):
+        return "renoise"
+    if kind != "DDPMScheduler":
+        return SOLVERS[kind]
+    if (variance := scheduler.config.variance_type) not in VARIANCES:
+        raise ValueError(
+            f"the pipeline's scheduler says variance_type = {variance!r}; known here are {', '.join(VARIANCES)}"
+        )
+    return VARIANCES[variance]
+
+
+def limit(scheduler: Any) -> float | None:
+    """The bound to which a scheduler cuts the absolute values of denoised samples; None is without.
+
+    Raises:
+        ValueError: it cuts them by a bound that follows from the sample (thresholding).
+    """
+    if scheduler.config.get("thresholding"):
+        raise ValueError(
+            "the pipeline's scheduler says thresholding, which is not known here: set it to false in scheduler_config.json"
+        )
+    return scheduler.config.clip_sample_range if scheduler.config.get("clip_sample") else None
 
 
 def table(config: Any) -> DiscreteVariancePreserving:
     """The process of a scheduler's configuration with a table of noise levels.
 
     Raises:
-        ValueError: the table is its own (trained_betas), or it cuts denoised samples.
+        ValueError: the table is its own (trained_betas), or of an unknown form.
     """
     if config.get("trained_betas") is not None:
         raise ValueError("the pipeline's scheduler has a table of its own (trained_betas), which is not read")
@@ -103,13 +126,41 @@ def flow(scheduler: Any, shift: float | None = None) -> tuple[RectifiedFlow, str
             scheduler's.
 
     Raises:
-        ValueError: it is not a scheduler of flows.
+        ValueError: it is not a scheduler of flows, or it shifts by size and there is no shift.
     """
     config = scheduler.config
     if not config.get("use_flow_sigmas", True):
         raise ValueError("the pipeline's sampler is not one of flows: its scheduler must say use_flow_sigmas")
+    if shift is None and config.get("use_dynamic_shifting"):
+        raise ValueError(
+            "the pipeline's scheduler shifts times by the size of samples, which is not known of this family: set "
+            "use_dynamic_shifting to false in its scheduler_config.json"
+        )
     own = shift or config.get("shift") or config.get("flow_shift") or 1.0
     return RectifiedFlow(shift=float(own)), "flow"
+
+
+def shift_by_size(scheduler: Any, tokens: int) -> float | None:
+    """The shift of times `exp(mu)` of a FlowMatchEulerDiscreteScheduler that shifts by size.
+
+    mu is linear in the number of tokens. None means that this one does not shift by size.
+
+    Args:
+        scheduler: the pipeline's.
+        tokens: number of tokens of a sample, that of the model's patches.
+
+    Raises:
+        ValueError: it shifts by size in another way.
+    """
+    config = scheduler.config
+    if not config["use_dynamic_shifting"]:
+        return None
+    if config["time_shift_type"] != "exponential":
+        raise ValueError(
+            f"the pipeline's scheduler says time_shift_type = {config['time_shift_type']!r}; only 'exponential' is known here"
+        )
+    slope = (config["max_shift"] - config["base_shift"]) / (config["max_image_seq_len"] - config["base_image_seq_len"])
+    return math.exp(config["base_shift"] + slope * (tokens - config["base_image_seq_len"]))
 
 
 def grid(scheduler: Any, process: Any, steps: int, **options: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distillkit import checks
-from distillkit.diffusion.denoiser import Denoiser
+from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.pipelines import schedulers
 from distillkit.pipelines.files import DTYPES, import_diffusers, local, print_of, read_index
 from distillkit.pipelines.network import Network, PipelineBase, released
@@ -46,6 +46,7 @@ class PipelineTeacher(Teacher):
     Attributes:
         domain: the domain of its samples.
         families: networks by the class of the pipeline.
+        limit: see `Network.limit`; methods that train do not cut.
         base_kind: the record of a frozen network, see there.
     """
 
@@ -91,6 +92,7 @@ class PipelineTeacher(Teacher):
         super().__init__(Denoiser(network, process, prediction), shape, classes, family.context, codec)
         self.best = {"solver": schedulers.solver(scheduler), "steps": steps or family.best_steps(scheduler)}
         self._id, self.root, self.scheduler = Path(path).name, root, scheduler
+        self.limit = family.limit(scheduler)
         self.checkpointing = checkpointing
         more = (settings,) if settings else ()
         self._base = self.base_kind(str(root), family.__name__, shapes, dtype, *more)
@@ -139,6 +141,11 @@ class PipelineTeacher(Teacher):
     def grid(self, steps: int) -> Tensor:
         """The pipeline's own times."""
         return type(self.denoiser.network).grid(self.scheduler, self.process, steps, self.event_shape)
+
+    def stepper(self, cond: Cond, kappa: float | Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """As any teacher's, with denoised samples cut to `limit`."""
+        denoise, limit = super().stepper(cond, kappa), self.limit
+        return denoise if limit is None else lambda x, t: denoise(x, t).clamp(-limit, limit)
 
     def base(self) -> PipelineBase:
         """The pipeline's own weights, which adapters change."""
@@ -203,7 +210,7 @@ def encoders(root: Path, family: type[Network], dtype: torch.dtype) -> Any:
     absent = {
         part: None
         for part, value in index.items()
-        if isinstance(value, list) and not part.startswith((*family.text_parts, "scheduler"))
+        if isinstance(value, list) and (value[0] is None or not part.startswith((*family.text_parts, "scheduler")))
     }
     parts = absent | family.stand_ins(root)
     cls = getattr(import_diffusers(), index["_class_name"])

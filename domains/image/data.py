@@ -3,7 +3,7 @@
 N: images; B: batch; C, H, W: channels, height, width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -129,7 +129,7 @@ class NpzImages(ImageData):
         self.event_shape = tuple(data_NCHW.shape[1:])
         self.classes = {} if label_N is None else {"label": self.num_classes or int(label_N.max()) + 1}
         groups = [0] * len(images) if label_N is None else label_N.tolist()
-        parts = split(groups, *_counts(len(images), self.val_share, self.test_share), seed=self.seed)
+        parts = split(groups, *counts(len(images), self.val_share, self.test_share), seed=self.seed)
         return _in_memory(data_NCHW, label_N, parts)
 
 
@@ -183,7 +183,7 @@ class TorchvisionData(ImageData):
             for part in both
         ]
         self.event_shape, self.classes = tuple(data.shape[1:]), {"label": int(label.max()) + 1}
-        train, val, _ = split(label.tolist(), *_counts(len(data), self.val_share, None), seed=self.seed)
+        train, val, _ = split(label.tolist(), *counts(len(data), self.val_share, None), seed=self.seed)
         rest = (torch.arange(0), torch.arange(0))
         (train, _, _), (val, _, _) = (_in_memory(data, label, (rows, *rest)) for rows in (train, val))
         return train, val, TensorData({"data": test_data, "label": test_label})
@@ -241,9 +241,14 @@ class ImageFolder(ImageData):
         self.event_shape = (self.channels, self.resolution, self.resolution)
         self.classes = {"label": len(names)} if names else {}
         order = drawn([source.name(path) for path in paths], self.seed)
-        parts = split(label or [0] * len(paths), *_counts(len(paths), self.val_share, self.test_share), order=order)
+        parts = split(label or [0] * len(paths), *counts(len(paths), self.val_share, self.test_share), order=order)
         train, val, test = (
-            Files([paths[i] for i in rows], [label[i] for i in rows] if label else None, self.decode, self.workers)
+            Files(
+                [paths[i] for i in rows],
+                {"label": [label[i] for i in rows]} if label else {},
+                self.decode,
+                self.workers,
+            )
             for rows in parts
         )
         train.mirrored = self.flip
@@ -256,13 +261,22 @@ class ImageFolder(ImageData):
 
 
 class Files:
-    """Image files as a data set: `files[indices]` decodes these, in parallel, into a batch."""
+    """Images that are decoded when they are asked for: `files[indices]` gives a batch, in parallel.
+
+    Args:
+        paths: the files, or whatever else `decode` takes.
+        classes: of each file, by the name of the condition.
+        decode: gives one image; raises a `ValueError` that names a file which it cannot read.
+        workers: threads that decode.
+    """
 
     def __init__(
-        self, paths: Sequence[Path], label: Sequence[int] | None, decode: Callable[[Path], Tensor], workers: int
+        self, paths: Sequence[Any], classes: Mapping[str, Sequence[int]], decode: Callable[[Any], Tensor], workers: int
     ):
         self.paths, self.decode, self.workers = list(paths), decode, workers
-        self.label = None if label is None else torch.tensor(label, dtype=torch.long)
+        self.names = list(classes)
+        for name, values in classes.items():
+            setattr(self, name, torch.tensor(values, dtype=torch.long))
         self.mirrored = False  # then the second half of the indices are the mirror images
 
     def __len__(self) -> int:
@@ -277,11 +291,10 @@ class Files:
 
         with ThreadPoolExecutor(self.workers) as pool:
             rows, images = zip(*pool.map(read, indices.tolist()), strict=True)
-        batch = {"data": torch.stack(images)}
-        return batch if self.label is None else batch | {"label": self.label[list(rows)]}
+        return {"data": torch.stack(images), **{name: getattr(self, name)[list(rows)] for name in self.names}}
 
 
-def _counts(total: int, val: float, test: float | None) -> tuple[int, int]:
+def counts(total: int, val: float, test: float | None) -> tuple[int, int]:
     """Shares as numbers of images; at least one in each part, and two to train on."""
     counts = max(1, round(val * total)), 0 if test is None else max(1, round(test * total))
     if total - sum(counts) < 2:

@@ -4,6 +4,7 @@ N: images; C, H, W: channels, height, width; D: features.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +20,12 @@ from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor, packed
 from distillkit.evaluation.samples import BEYOND, batches, check, eight_bits, outside
 from domains.image import features as extractors
+from domains.image.clip import ClipScore
 
 MOST_REFERENCES = 10_000  # larger held-out sets are thinned out evenly
 MOST_TRAINING = 50_000  # the same for the training data
 PIXEL_SIDE = 16
-CHUNK = 256  # images in one pass of the extractor
+CHUNK, MOST_NUMBERS = 256, 2**26  # images in one pass of the extractor, and numbers in them
 
 
 class ImageEvaluator:
@@ -37,13 +39,18 @@ class ImageEvaluator:
       real data: a model that copies its training data comes out far below.
     - `outside`: share of values clearly beyond [-1, 1]. All values are cut to [-1, 1] before they
       are measured, as a file would keep them.
+    - `clip`: the CLIP score of images and their prompts, where a model was given.
 
     Args:
-        train: the training data, len() and train[indices] -> {"data": [N, C, H, W], "label": [N]}.
+        train: the training data, len() and train[indices] -> {"data": [N, C, H, W], "label": [N]};
+            None where there are no images of it: then `nearest_train` and most of the floor are
+            left out.
         held_out: one or several data sets of the same kind.
         classes: {"label": number of classes}, or empty.
         features: `auto` (the shipped extractor for digits, else a classifier fitted to the training
             labels, else pixels), `pixels`, or `inception:/path/to/weights`.
+        clip: the CLIP score of the prompts, or None.
+        most_training: training images that samples are compared with; more are thinned out evenly.
     """
 
     headline = "frechet"
@@ -52,21 +59,34 @@ class ImageEvaluator:
     kernel = {"subsets": 50, "size": 1000, "seed": 0}
     needs = {"frechet": 2, "kernel": 2, "precision": 4, "recall": 4, "density": 6, "coverage": 6}  # images of both sets
 
-    def __init__(self, train: Any, held_out: Any, classes: dict[str, int], features: str = "auto"):
+    def __init__(
+        self,
+        train: Any,
+        held_out: Any,
+        classes: dict[str, int],
+        features: str = "auto",
+        clip: ClipScore | None = None,
+        most_training: int = MOST_TRAINING,
+    ):
         kind, _, path = features.partition(":")
         if kind not in ("auto", "pixels", "inception") or (kind == "inception") != bool(path):
             raise ValueError(f"features must be auto, pixels or inception:/path/to/weights, got {features!r}")
         self.train = train
         self.held_out = list(held_out) if isinstance(held_out, list | tuple) else [held_out]
         self.num_classes = classes.get("label")
-        self.event_shape = tuple(train[torch.zeros(1, dtype=torch.long)]["data"].shape[1:])
+        one = self.held_out[0] if train is None else train
+        self.event_shape = tuple(one[torch.zeros(1, dtype=torch.long)]["data"].shape[1:])
+        self.chunk = max(1, min(CHUNK, MOST_NUMBERS // math.prod(self.event_shape)))
+        self.clip, self.most_training = clip, most_training
         self.choice, self.path = kind, Path(path).expanduser() if path else None
 
     @property
     def better(self) -> dict[str, str]:
         """Which way each metric is good; `target` means close to the value of real data."""
         better = {"frechet": "lower", "kernel": "lower", "precision": "higher", "recall": "higher"}
-        better |= {"density": "target", "coverage": "higher", "nearest_train": "target", "outside": "lower"}
+        better |= {"density": "target", "coverage": "higher", "outside": "lower"}
+        better |= {} if self.train is None else {"nearest_train": "target"}
+        better |= {"clip": "higher"} if self.clip else {}
         return better | ({"class_agreement": "higher"} if self._sees_classes else {})
 
     def describe(self) -> dict[str, Any]:
@@ -80,11 +100,12 @@ class ImageEvaluator:
             },
             "reference": "validation and test data",
             "num_reference": len(self._reference),
-            "num_train": len(self._training),
+            **({} if self.train is None else {"num_train": len(self._training)}),
             "pixels": "rounded to 8 bits",
             "outside": f"more than {BEYOND} beyond [-1, 1]",
             "neighbours": dict(self.neighbours),
             "kernel": dict(self.kernel),
+            **({"clip": self.clip.facts} if self.clip else {}),
         }
 
     def __call__(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
@@ -93,11 +114,19 @@ class ImageEvaluator:
         raw = self._raw([samples])
         scaled = self._scaled(raw)
         found = self._compare(scaled)
-        found["nearest_train"], _ = metrics.nearest_distance(scaled, self._training)
+        if self.train is not None:
+            found["nearest_train"], _ = metrics.nearest_distance(scaled, self._training)
         found["outside"] = outside(samples)
         if self._sees_classes and "label" in cond:
             found["class_agreement"] = self._agreement(raw, cond["label"])
         return found
+
+    def thorough(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
+        """The CLIP score, whose model is large."""
+        if self.clip is None:
+            return {}
+        self.clip.device = self.device
+        return {"clip": self.clip(samples, cond["prompt"])}
 
     def floor(self, num_samples: int | None = None) -> dict[str, float]:
         """Metrics of real data: training images against the held-out data.
@@ -107,9 +136,17 @@ class ImageEvaluator:
         perfect by construction (its own nearest neighbour, the labels its classifier was fitted to)
         the value is that of the held-out data.
         """
+        found = {}
+        if self.clip:
+            size, total = min(num_samples or MOST_REFERENCES, len(self.held_out[-1])), 0.0
+            for batch in batches(self.held_out[-1], self.chunk, size):
+                total += len(batch["data"]) * self.thorough(batch["data"], batch)["clip"]
+            found["clip"] = total / size
+        if self.train is None:
+            return found
         size = min(num_samples or len(self._reference), len(self._training))
         rows = torch.from_numpy(np.random.RandomState(0).permutation(len(self._training))[:size])
-        found = self._compare(metrics.Points(self._training.points_ND[rows.to(self.device)]))
+        found |= self._compare(metrics.Points(self._training.points_ND[rows.to(self.device)]))
         found["nearest_train"], _ = metrics.nearest_distance(self._reference, self._training)
         found["outside"] = 0.0
         if self._sees_classes:
@@ -174,16 +211,16 @@ class ImageEvaluator:
 
     @cached_property
     def _training(self) -> metrics.Points:
-        return self._scaled(self._raw(batch["data"] for batch in batches(self.train, CHUNK, MOST_TRAINING)))
+        return self._scaled(self._raw(batch["data"] for batch in batches(self.train, self.chunk, self.most_training)))
 
     def _held_out(self) -> Iterator[dict[str, Tensor]]:
         total = sum(map(len, self.held_out))
         for part in self.held_out:
-            yield from batches(part, CHUNK, max(1, MOST_REFERENCES * len(part) // total))
+            yield from batches(part, self.chunk, max(1, MOST_REFERENCES * len(part) // total))
 
     @torch.no_grad()
     def _raw(self, images: Iterable[Tensor]) -> metrics.Points:
-        parts = (x.to(self.device) for part in images for x in part.split(CHUNK))
+        parts = (x.to(self.device) for part in images for x in part.split(self.chunk))
         return metrics.Points(torch.cat([self.extractor(eight_bits(x)) for x in parts]))
 
     @torch.no_grad()

@@ -6,7 +6,8 @@ N: images; C, H, W: channels, height, width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,18 +18,41 @@ from torch.nn import functional as F
 from distillkit.evaluation import metrics
 from distillkit.evaluation.samples import check, eight_bits, outside
 from distillkit.pipelines.data import PromptData
+from domains.image.clip import ClipScore
+from domains.image.evaluation import Extractor, inception
 from domains.image.pipelines import ImagePipeline
 
 AVERAGES = {"name": "averages over parts of the image and of its edges"}
 
 
 class Prompts(PromptData):
-    """Prompts from a file, and no images, see `PromptData`."""
+    """Prompts from a file, and no images, see `PromptData`.
+
+    Args:
+        features: `averages`, or `inception:/path/to/weights` for the Frechet distance too.
+        clip: folder of a CLIP model, see `ClipScore`; None leaves the metric out.
+        path, pipeline, size, held_out, download, batch_size: as in `PromptData`.
+    """
 
     domain, teacher = "image", ImagePipeline
 
+    def __init__(
+        self,
+        path: str,
+        pipeline: str | None,
+        size: dict[str, int | float | None] | None = None,
+        held_out: int = 0,
+        download: bool = False,
+        batch_size: int = 1,
+        features: str = "averages",
+        clip: str | None = None,
+    ):
+        super().__init__(path, pipeline, size, held_out, download, batch_size)
+        self.features, self.clip = features, clip
+
     def build_evaluator(self, held_out: Sequence[Any]) -> PromptEvaluator:
-        return PromptEvaluator(self.event_shape)
+        clip = ClipScore(self.clip, self.prompts) if self.clip else None
+        return PromptEvaluator(self.event_shape, self.features, clip)
 
     @property
     def media(self) -> ModuleType:
@@ -47,21 +71,34 @@ class PromptEvaluator:
       from its own images of another noise.
     - `detail`: mean difference of neighbouring pixels, of the images themselves.
     - `outside`: share of values outside of the range of images.
+    - `frechet`: between Gaussians fitted to Inception's features of both, where its weights were
+      given.
+    - `clip`: the CLIP score of images and their prompts, where a model was given.
 
     Args:
         event_shape: of images, (C, H, W).
+        features: `averages`, or `inception:/path/to/weights`.
+        clip: the CLIP score of the prompts, or None.
     """
 
     headline = "distance"
     device = torch.device("cpu")  # of all features
-    better = {"distance": "lower"}
 
-    def __init__(self, event_shape: tuple[int, ...]):
-        self.event_shape = tuple(event_shape)
+    def __init__(self, event_shape: tuple[int, ...], features: str = "averages", clip: ClipScore | None = None):
+        kind, _, path = features.partition(":")
+        if (kind, bool(path)) not in (("averages", False), ("inception", True)):
+            raise ValueError(f"features must be averages or inception:/path/to/weights, got {features!r}")
+        self.event_shape, self.clip, self.path = tuple(event_shape), clip, Path(path).expanduser() if path else None
+        self.better = (
+            {"distance": "lower"} | ({"frechet": "lower"} if path else {}) | ({"clip": "higher"} if clip else {})
+        )
         self.look = lru_cache(maxsize=3)(self._looked)  # by identity: the teacher's images are looked at once
+        self.inception_of = lru_cache(maxsize=3)(self._seen)
 
     def describe(self) -> dict[str, Any]:
         facts = {"domain": "image", "features": AVERAGES, "reference": "the teacher's samples"}
+        facts |= {"inception": self.inception.facts} if self.path else {}
+        facts |= {"clip": self.clip.facts} if self.clip else {}
         return facts | {"pixels": "decoded, rounded to 8 bits"}
 
     def __call__(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
@@ -72,11 +109,31 @@ class PromptEvaluator:
         """The distance from the teacher's images, as sets."""
         ours, theirs = (self.look(each)[0] for each in (samples, reference))
         near, far = (metrics.standardise(features, theirs) for features in (ours, theirs))
-        return {"distance": metrics.energy_distance(near, far)}
+        found = {"distance": metrics.energy_distance(near, far)}
+        if self.path:
+            found["frechet"] = metrics.frechet_distance(self.inception_of(samples), self.inception_of(reference))
+        return found
+
+    def thorough(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
+        """The CLIP score, whose model is large."""
+        if self.clip is None:
+            return {}
+        self.clip.device = self.device
+        return {"clip": self.clip(samples, cond["prompt"])}
 
     def floor(self, num_samples: int = 0) -> dict[str, float]:
         """Empty: there are no real images."""
         return {}
+
+    @cached_property
+    def inception(self) -> Extractor:
+        """Inception's features."""
+        return inception(self.path, self.device)
+
+    @torch.no_grad()
+    def _seen(self, samples: Tensor) -> metrics.Points:
+        """Inception's features of images."""
+        return metrics.Points(torch.cat([self.inception(eight_bits(one.to(self.device))) for one in samples.split(16)]))
 
     def _looked(self, samples: Tensor) -> tuple[Tensor, float]:
         """Features [N, D] of images, and their mean detail."""

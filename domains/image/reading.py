@@ -1,6 +1,7 @@
 """Image files as viewers show them. N: images; C, H, W: channels, height, width."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ MOST_PIXELS = 2**26  # of a file: so large an image takes 256 MB
 WHITE = (255, 255, 255, 255)
 
 
-def opened(path: Path) -> Image.Image:
-    """An image file, not yet decoded.
+def opened(path: Path | BinaryIO) -> Image.Image:
+    """An image file, or an open one, not yet decoded.
 
     Raises:
         ValueError: it has too many pixels.
@@ -30,8 +31,13 @@ def opened(path: Path) -> Image.Image:
     return image
 
 
-def decoded(path: Path, channels: int) -> Image.Image:
+def decoded(path: Path | BinaryIO, channels: int, name: object = None) -> Image.Image:
     """A file as viewers show it, 8-bit grey or RGB: turned by its EXIF data, `flat`.
+
+    Args:
+        path: the file, or an open one.
+        channels: 1 or 3.
+        name: of an open one, for errors.
 
     Raises:
         ValueError: it cannot be decoded; names the file.
@@ -40,7 +46,7 @@ def decoded(path: Path, channels: int) -> Image.Image:
         with opened(path) as image:
             return flat(ImageOps.exif_transpose(image), channels)
     except Exception as error:  # decoders fail in many ways
-        raise ValueError(f"{path} cannot be decoded ({why(error)})") from None
+        raise ValueError(f"{name or path} cannot be decoded ({why(error)})") from None
 
 
 def fault(path: Path) -> str | None:
@@ -75,18 +81,28 @@ def flat(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def cropped(image: Image.Image, side: int) -> Image.Image:
-    """The centred square of the shorter side, resized to `side` pixels (antialiased bicubic).
+def cropped(image: Image.Image, height: int, width: int | None = None) -> Image.Image:
+    """The centre of an image in the given shape, as large as possible, resized to these pixels.
 
-    It is cut out while it is resized, so that a long thin image is never enlarged as a whole.
+    It is cut out while it is resized (antialiased bicubic), so that a long thin image is never
+    enlarged as a whole.
+
+    Args:
+        image: any picture.
+        height, width: in pixels; None is a square.
     """
-    whole = [max(side, round(length * side / min(image.size))) for length in image.size]  # all of it, to scale
+    sides = (width or height, height)
+    tight = min((0, 1), key=lambda axis: image.size[axis] / sides[axis])  # the axis of which nothing is cut off
+    whole = [
+        max(side, round(length * sides[tight] / image.size[tight]))
+        for length, side in zip(image.size, sides, strict=True)
+    ]  # all of it, to scale
     box = [
-        place * length / full
-        for shift in (0, side)
-        for place, length, full in zip([(full - side) // 2 + shift for full in whole], image.size, whole, strict=True)
+        ((full - side) // 2 + shift * side) * length / full
+        for shift in (0, 1)
+        for side, length, full in zip(sides, image.size, whole, strict=True)
     ]
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=tuple(box))
+    return image.resize(sides, Image.Resampling.BICUBIC, box=tuple(box))
 
 
 def from_uint8(images: np.ndarray, source: str) -> Tensor:

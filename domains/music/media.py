@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import wave
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +26,13 @@ RATE = 44_100  # Hz, of sounds whose rate nobody says
 HEIGHT, WIDTH = 2, 512  # pixels of a band; pixels that a spectrogram is wide at most
 GAP, GREY = 2, 96
 COLOURS = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]])  # from silence to loud
+
+
+def of(codec: Any) -> SimpleNamespace:
+    """This module's functions at the codec's sample rate."""
+    return SimpleNamespace(
+        **{show.__name__: partial(show, rate=codec.sample_rate) for show in (picture, compare, save)}
+    )
 
 
 def picture(samples: Tensor, cond: Mapping[str, Tensor] | None = None, rate: int = RATE) -> Image.Image:

@@ -6,8 +6,7 @@ N: sounds; C: channels; T: samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
-from types import SimpleNamespace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -36,8 +35,7 @@ class Prompts(PromptData):
     @property
     def media(self) -> Any:
         """`domains.music.media` at the pipeline's sample rate."""
-        shown = {name: getattr(media, name) for name in ("picture", "compare", "save")}
-        return SimpleNamespace(**{name: partial(show, rate=self.codec.sample_rate) for name, show in shown.items()})
+        return media.of(self.codec)
 
 
 class PromptEvaluator:

@@ -15,7 +15,12 @@ from distillkit.pipelines.files import read_json
 
 def factor(vae: Mapping[str, Any]) -> int:
     """Pixels along the side of a latent, by the autoencoder's configuration."""
-    return 2 ** (len(vae["block_out_channels"]) - 1)
+    return 2 ** (len(vae.get("block_out_channels") or vae["encoder_block_out_channels"]) - 1)
+
+
+def pixels(root: Path, sides: Sequence[int]) -> list[int]:
+    """Height and width of an image in pixels, from those of its latent."""
+    return [side * factor(read_json(root / "vae" / "config.json")) for side in sides]
 
 
 def latent_size(root: Path, size: Mapping[str, int | None], default: int, patch: int = 1) -> tuple[int, int]:
@@ -40,6 +45,20 @@ def latent_size(root: Path, size: Mapping[str, int | None], default: int, patch:
     return sides[0] // pixels, sides[1] // pixels
 
 
+def same_size(size: Mapping[str, int | None], height: int, width: int) -> tuple[int, int]:
+    """Height and width of a model that knows this one size of images, in pixels.
+
+    Raises:
+        ValueError: another size is asked for.
+    """
+    for name, own in (("height", height), ("width", width)):
+        if (asked := size.get(name) or own) != own:
+            raise ValueError(
+                f"the pipeline makes images of {height} x {width} alone, got {name} {asked}: leave teacher.{name} out"
+            )
+    return height, width
+
+
 class VAE(PipelineCodec):
     """Images [B, 3, H, W] in [-1, 1] and latents [B, C, H', W'], by a pipeline's AutoencoderKL."""
 
@@ -54,4 +73,16 @@ class VAE(PipelineCodec):
 
     def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         side = factor(self.config)
-        return self.config["out_channels"], side * event_shape[1], side * event_shape[2]
+        return 3, side * event_shape[1], side * event_shape[2]
+
+
+class DC(VAE):
+    """Images [B, 3, H, W] in [-1, 1] and latents [B, C, H', W'], by a pipeline's AutoencoderDC.
+
+    It has no posterior (arXiv 2410.10733).
+    """
+
+    kinds = ("AutoencoderDC",)
+
+    def into(self, x: Tensor) -> Tensor:
+        return self.vae.encode(x).latent

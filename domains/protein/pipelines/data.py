@@ -116,8 +116,8 @@ class DesignEvaluator:
     def _looked(self, samples: Tensor, mask: Tensor) -> Measured:
         if samples.ndim != 4 or samples.shape[:2] != mask.shape:
             raise ValueError(
-                f"samples have shape {list(samples.shape)}, but their mask asks for {[*mask.shape, len(ATOMS), 5]}; give "
-                f"samples in data space"
+                f"samples have shape {list(samples.shape)}, but their mask asks for {[*mask.shape, len(ATOMS), 5]}; "
+                f"give samples in data space"
             )
         check_finite(samples)
         return measured(samples[..., CA, :3].float().to(self.device), mask.to(self.device))

@@ -48,7 +48,8 @@ def read_designs(path: str) -> dict[str, Tensor]:
     for file, one in zip(files, found, strict=True):
         if odd := one.keys() ^ found[0].keys():
             raise ValueError(
-                f"{file} and {files[0]} differ in {sorted(odd)[0]}: prepare all designs in the same way, or give them apart"
+                f"{file} and {files[0]} differ in {sorted(odd)[0]}: prepare all designs in the same way, or give "
+                f"them apart"
             )
     tokens = max(one["mask"].shape[1] for one in found)
     return {name: torch.cat([_padded(name, one[name], tokens) for one in found]) for name in found[0]}
@@ -80,8 +81,8 @@ def _read(file: Path) -> dict[str, Tensor]:
             )
         if name in NEEDED and value.shape != num + tokens or name in MASKS and value.dtype != torch.bool:
             raise ValueError(
-                f"{file} holds {name} as {str(value.dtype).removeprefix('torch.')} {list(value.shape)}: save the features as "
-                f"rfd4-proteina-prep makes them"
+                f"{file} holds {name} as {str(value.dtype).removeprefix('torch.')} {list(value.shape)}: save the "
+                f"features as rfd4-proteina-prep makes them"
             )
     if GROUPS in read:
         read[RANKS] = torch.stack([_ranks(row) for row in read[GROUPS]])

@@ -20,6 +20,7 @@ from domains.protein.pipelines.residues import ATOMS, KINDS, UNKNOWN_KIND
 from domains.protein.structures import import_gemmi
 
 NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of chains
+FAR = 99.9  # nm, from where on positions do not fit a .pdb file
 
 
 def picture(samples: Tensor, cond: dict[str, Tensor], columns: int = 8) -> Image.Image:
@@ -47,9 +48,10 @@ def save(samples: Tensor, cond: dict[str, Tensor], folder: str | Path) -> list[P
         value.detach().cpu().numpy() for value in (samples.double().nan_to_num(0.0), cond["mask"], cond["molecule_iid"])
     )
     for i, own in enumerate(mask):
-        made = structure(atoms[i][own], molecule[i][own], f"design_{i}")
+        here = atoms[i][own]
+        made = structure(here, molecule[i][own], f"design_{i}")
         stem = Path(folder) / made.name
-        if media.fits_pdb(atoms[i][own][..., :3].reshape(-1, 3)[:, :3]) and len(made[0]) <= len(NAMES):
+        if media.fits_pdb(chains[i]) and np.abs(here[..., :3]).max() < FAR and len(made[0]) <= len(NAMES):
             paths.append(write_text(stem.with_suffix(".pdb"), made.make_pdb_string()))
         paths.append(write_text(stem.with_suffix(".cif"), made.make_mmcif_document().as_string()))
     return paths

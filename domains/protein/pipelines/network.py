@@ -73,7 +73,8 @@ class RFD4Proteina(Network):
     def read_settings(cls, root: Path, shape: Sequence[int], asked: Mapping[str, Any]) -> dict[str, Any]:
         passes, depths = asked["passes"], recycle_depths(root)
         checks.positive(lead=asked["lead"])
-        checks.whole(1, **({} if passes is None else {"passes": passes}))
+        if passes is not None:
+            checks.whole(1, passes=passes)
         return {"lead": float(asked["lead"]), "passes": passes or max(1, round(sum(depths) / len(depths)))}
 
     def forward(self, x, time, cond):

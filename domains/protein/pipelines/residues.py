@@ -7,8 +7,8 @@ from typing import Any
 
 # the places of atoms, as models of the family of AlphaFold 2 number them
 PLACES = (
-    "N CA C CB O CG CG1 CG2 OG OG1 SG CD CD1 CD2 ND1 ND2 OD1 OD2 SD CE CE1 CE2 CE3 NE NE1 NE2 OE1 OE2 CH2 NH1 NH2 OH CZ "
-    "CZ2 CZ3 NZ OXT"
+    "N CA C CB O CG CG1 CG2 OG OG1 SG CD CD1 CD2 ND1 ND2 OD1 OD2 SD CE CE1 CE2 CE3 NE NE1 NE2 OE1 OE2 CH2 NH1 NH2 OH "
+    "CZ CZ2 CZ3 NZ OXT"
 )
 ATOMS = PLACES.split()
 BACKBONE = "N CA C O"

@@ -4,7 +4,6 @@ import json
 import shutil
 import wave
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -259,12 +258,11 @@ def test_what_is_refused(made, prompts, tmp_path):
 # Students
 
 
-CONF = f"hydra.searchpath=[file://{Path(__file__).parent / 'conf'}]"
 LORA = ["student=lora", "student.rank=2", "fake_score=lora", "fake_score.rank=2"]
 
 
 def words(folder, prompts, *more, method="dmd"):
-    own = [CONF, "domain=music", f"method={method}", f"teacher.path={folder}", f"data.path={prompts}"]
+    own = ["domain=music", f"method={method}", f"teacher.path={folder}", f"data.path={prompts}"]
     own += ["teacher.seconds=0.006", "teacher.steps=2", "data.batch_size=2", "trainer.max_steps=2"]
     return [*own, *more]
 

@@ -205,6 +205,9 @@ def test_files_have_all_atoms(folder, tmp_path):
             assert torch.tensor(atom.pos.tolist()).sub(10 * atoms[ATOMS.index(atom.name), :3]).abs().max() < 6e-4
         there = 1 if residue.name == "UNK" else int(atoms[:, 3].sum())
         assert len(residue) == there
+    large = torch.tensor([1e3, 1e3, 1e3, 1, 1])
+    (far,) = [file for file in media.save(data * large, cond, tmp_path / "far") if file.suffix != ".html"]
+    assert far.suffix == ".cif"  # too large for the columns of the other
     assert [atom.name for chain in others[0] for residue in chain for atom in residue] == [
         atom.name for residue in residues for atom in residue
     ]
@@ -263,5 +266,9 @@ def test_what_is_refused(folder, tmp_path):
     for settings in ({"lead": 0.0}, {"passes": 0}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             teacher_of(folder, **settings)
+    index = (folder / "pipeline" / "model_index.json").read_text()
+    (tmp_path / "model_index.json").write_text(index.replace('"recycle_depths": [', '"recycle_depths": ["evil", '))
+    with pytest.raises(ValueError, match="only parts of diffusers and transformers are read"):
+        ProteinPipeline.family(tmp_path)
     with pytest.raises(ValueError, match="samples of the domain protein: say domain=protein"):
         ImagePipeline.family(folder / "pipeline")

@@ -1,0 +1,84 @@
+"""Captions of a user's data: tables of texts, and texts beside data."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+CAPTIONS = ("captions.csv", "metadata.csv", "metadata.jsonl", "prompts.jsonl", "prompts.txt")  # of a folder
+COLUMNS = ("caption", "prompt", "text")  # of a table, the first one that it has
+NAMES = ("file", "file_name")  # the column with the data that a text describes
+
+
+def caption_in(row: Mapping[str, Any]) -> str | None:
+    """The caption of a row, the first one of several; None if it has none.
+
+    Raises:
+        StopIteration: the row has no such column.
+    """
+    text = next(row[name] for name in COLUMNS if name in row)
+    text = text[0] if isinstance(text, list) and text else text
+    return text.strip() if isinstance(text, str) and text.strip() else None
+
+
+def distinct(texts: Iterable[str | None]) -> list[str]:
+    """The different texts that are not empty, without blanks around them, in their order."""
+    return list(dict.fromkeys(text.strip() for text in texts if text and text.strip()))
+
+
+def table(folder: Path) -> Path | None:
+    """The file with the captions of a folder, one of `CAPTIONS`; None if there is none."""
+    return next((folder / name for name in CAPTIONS if (folder / name).is_file()), None)
+
+
+def captions_of(folder: Path, files: Sequence[str]) -> list[str | None]:
+    """The caption of each data file of a folder; None where it has none.
+
+    It stands in the folder's `table`, else in a .txt file of the same name beside the data.
+
+    Args:
+        folder: the folder.
+        files: paths below it, with `/`.
+    """
+    if (file := table(folder)) is not None:
+        known = {str(PurePosixPath(name)): text for name, text in said(file) if name}
+        return [known.get(name) for name in files]
+    beside = [(folder / name).with_suffix(".txt") for name in files]
+    texts = [path.read_text(encoding="utf-8-sig").strip() if path.is_file() else "" for path in beside]
+    return [text or None for text in texts]
+
+
+def said(file: Path) -> Iterator[tuple[str | None, str | None]]:
+    """Yields the texts of a file of prompts, each after the name of what it describes, if any."""
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        if file.suffix.lower() == ".csv":
+            rows = csv.DictReader(lines)
+            if not set(COLUMNS) & set(rows.fieldnames or ()):
+                raise ValueError(f"{file} must have a column `caption`, named in its first line")
+            yield from ((_name(row), caption_in(row)) for row in rows)
+        elif file.suffix.lower() == ".jsonl":
+            for number, line in enumerate(filter(str.strip, lines), 1):
+                try:
+                    row = json.loads(line)
+                    row = {"text": row} if isinstance(row, str) else row
+                    text = caption_in(row)
+                except (ValueError, TypeError, StopIteration, RecursionError):
+                    raise ValueError(f"line {number} of {file} holds no {' or '.join(COLUMNS)}: mend it") from None
+                yield _name(row), text
+        else:
+            yield from ((None, line) for line in lines)
+
+
+def _name(row: Mapping[str, Any]) -> str | None:
+    found = next((row[name] for name in NAMES if name in row), None)
+    return found if isinstance(found, str) else None
+
+
+def texts_in(folder: Path) -> Iterator[str]:
+    """Yields the texts of the .txt files in a folder and below."""
+    for file in sorted(folder.rglob("*.txt")):
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts):
+            yield file.read_text(encoding="utf-8-sig")
