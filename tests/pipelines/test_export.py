@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+import tiny_image_flow
 import tiny_pipelines
 import tiny_video
 
@@ -119,6 +120,17 @@ def test_packed_latents_and_times_that_are_shifted_by_size(times, teachers, tmp_
     folder = saved(teacher, tmp_path / "student", times or teacher.process.grid(4)[:-1].tolist())
     assert exported(folder, tmp_path / "out") == 0
     assert ("sigmas = [1.0, 0.9, 0.5, 0.1]" in (tmp_path / "out" / "README.md").read_text()) == (times is not None)
+
+
+@pytest.mark.parametrize("name", ["flux", "sana", "stable_diffusion_3"])
+def test_families_of_flows(name, teachers, tmp_path):
+    root = tmp_path / name
+    getattr(tiny_image_flow, name)(root)
+    teacher = ImagePipeline(str(root), str(teachers["wan"].root.parent / "prompts.txt"))
+    folder = saved(teacher, tmp_path / "student", teacher.process.grid(4)[:-1].tolist())
+    assert exported(folder, tmp_path / "out") == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "sigmas=" not in text and ("guidance_scale=3.5" in text) == (name == "flux")
 
 
 @pytest.mark.parametrize("name, part, times", [("sd", "unet", [999.0, 499.0]), ("wan2", "transformer", [1.0, 0.75])])
