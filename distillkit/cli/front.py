@@ -35,7 +35,8 @@ OTHERS = {
 }
 VERBS = TRAINING | OTHERS
 HOMES = {  # of a verb that needs no Trainer: the module in this folder, and the function that takes the rest of the command line
-    **{verb: ("products", verb) for verb in ("sample", "evaluate", "export")},
+    **{verb: ("products", verb) for verb in ("sample", "evaluate")},
+    "export": ("exports", "export"),
     "encode": ("encode", "encode"),
     "list": ("matrix", "show"),
     "doctor": ("doctor", "doctor"),

@@ -1,4 +1,4 @@
-"""The verbs on student folders: sample, evaluate, export."""
+"""The verbs on student folders that look at samples: sample, evaluate."""
 
 from __future__ import annotations
 
@@ -11,28 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distillkit import cache, devices
 from distillkit.cli import prompts
 from distillkit.cli.answers import answer
-from distillkit.codec import Codec
-from distillkit.errors import Arguments, Failure, UsageError, moved, number, optional
+from distillkit.errors import Arguments, Failure, UsageError, moved, number
 from distillkit.evaluation.pictures import save_files, save_picture
 from distillkit.files import write_atomic, write_text
-from distillkit.networks.routed import Routed
 from distillkit.rollouts import Continuation, rolled_out
-from distillkit.spec import Outside, from_spec
+from distillkit.spec import Outside
 from distillkit.students.base import Student
-from distillkit.students.few_step import FewStepStudent
 from distillkit.students.provenance import allow, allow_pipeline, asked, load, made_with, place, set_up
 
-ROUNDING = 1e-3  # largest difference of an exported student with another order of operations
 MOST_SEED = 2**32 - 1  # NumPy's largest
-LEAST = 3  # of a free size in a graph: PyTorch's exporter takes sizes of 1 and 2 for special cases
 
 
-def _new(path: Path) -> Path:
+def new_path(path: Path) -> Path:
     """A writable path where nothing exists yet."""
     if os.path.lexists(path):  # a link that leads nowhere too
         raise UsageError(f"{path} exists already; give another place with --out")
@@ -57,13 +52,13 @@ def sample(argv: Sequence[str]) -> int:
     args = _asked_to_sample(argv)
     student = load(args.student, args.trust, args.pipeline).to(args.device)
     if args.input is not None:
-        return answer(student, args, _new(args.out or Path(args.student) / f"samples-{args.seed}"))
+        return answer(student, args, new_path(args.out or Path(args.student) / f"samples-{args.seed}"))
     goes_on = _continuation(student, args) if args.rollouts > 1 else None
     if texts := prompts.asked(args):
         prompts.give(student, texts, args)
     data, no_picture = _data_of(student, args)
     cond = _conditions(student, data, args)
-    out = _new(args.out or Path(args.student) / f"samples-{args.seed}")
+    out = new_path(args.out or Path(args.student) / f"samples-{args.seed}")
     draw = partial(student.sample, kappa=args.kappa)
     try:
         samples = (
@@ -272,144 +267,3 @@ def _teacher_of(student: Student, teacher: Any) -> Any:
         shapes = f"{list(student.event_shape)} and {list(teacher.event_shape)}"
         raise UsageError(f"the student cannot be compared with its teacher: their samples have the shapes {shapes}")
     return teacher
-
-
-# ---- export
-
-
-def export(argv: Sequence[str]) -> int:
-    """`export STUDENT --format {safetensors,onnx}`: one file, reloaded and compared."""
-    parser = Arguments(prog="distillkit export", description="Write a student in a format for other programs.")
-    parser.add_argument("student", help="a student folder, or the run folder around it")
-    parser.add_argument("--format", choices=("safetensors", "onnx"), default="safetensors", help="default safetensors")
-    parser.add_argument("--out", type=Path, help="the file (default: student.FORMAT in the folder)")
-    allow(parser)
-    allow_pipeline(parser)
-    args = parser.parse_args(argv)
-    student = load(args.student, args.trust, args.pipeline)
-    if reason := student.not_exported:
-        raise UsageError(f"{reason}: use its folder")
-    out = _new(args.out or Path(args.student) / f"student.{args.format}")
-    error = to_onnx(student, out) if args.format == "onnx" else to_safetensors(student, out, args.trust)
-    if type(student.codec) is not Codec and not (args.format == "onnx" and student.codec.in_graph):
-        print(
-            f"the file gives samples of shape {list(student.event_shape)} undecoded: data are made of them by the folder"
-        )
-    print(f"{out}: reloaded, largest difference from the student {error:.1e}")
-    return 0
-
-
-def to_safetensors(student: FewStepStudent, path: Path, trust: Sequence[str] = ()) -> float:
-    """Write weights and student.yaml in one file (the yaml as json, metadata key `student`).
-
-    Returns the largest difference of the reloaded student: it must be zero, or rounding error where
-    adapters are merged with their base.
-    """
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    merged = student.merged()
-    state = {name: value.contiguous() for name, value in merged.denoiser.state_dict().items()}
-    write_atomic(path, lambda temporary: save_file(state, temporary, {"student": json.dumps(merged.config)}))
-    with safe_open(path, "pt") as file:
-        config = json.loads(file.metadata()["student"])
-        denoiser = from_spec(config["denoiser"], tuple(trust))
-        denoiser.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
-    facts = ("times", "event_shape", "classes", "context", "renoise", "noise_scale", "gamma")
-    plain = {key: config[key] for key in facts if key in config}
-    if "start" in config:
-        plain["start"] = from_spec(config["start"], tuple(trust))
-    again = FewStepStudent(denoiser, **plain, codec=student.codec, examples=student.examples).eval()
-    tolerance = 0.0 if merged is student else ROUNDING
-    return _difference(path, *(one.sample(8, decode=False) for one in (student, again)), tolerance)
-
-
-def inputs(student: FewStepStudent) -> list[str]:
-    """The student's conditions by name: classes, context, then told numbers."""
-    return [*student.classes, *student.context, *student.told]
-
-
-class Flat(nn.Module):
-    """A student as a function of plain tensors: noise [B, K, *event_shape], then the conditions.
-
-    K is 1 unless the student re-noises. Samples are decoded if the codec can join a graph.
-    """
-
-    def __init__(self, student: FewStepStudent):
-        super().__init__()
-        self.student = student
-
-    def forward(self, noise: Tensor, *cond: Tensor) -> Tensor:
-        named, codec = dict(zip(inputs(self.student), cond, strict=True)), self.student.codec
-        x = self.student(noise[:, 0], named, lambda i: noise[:, i])
-        return codec.decode(x, named) if codec.in_graph else x
-
-
-def arguments(student: FewStepStudent, num: int, larger: int = 0, seed: int = 0) -> tuple[Tensor, ...]:
-    """Arguments of `Flat` for `num` samples whose free sizes are `larger` than the examples'."""
-    cond = student.checked_condition(num, None)
-    for name, axes in student.codec.free.items():
-        for axis in axes:
-            side = cond[name].shape[axis]
-            cond[name] = cond[name].index_select(axis, torch.arange(side + larger).clamp_max(side - 1))
-    shape = student.codec.shape(num, student.event_shape, cond)
-    noise = torch.randn((num, student.draws, *shape[1:]), generator=torch.Generator().manual_seed(seed))
-    return noise, *(cond[name] for name in inputs(student))
-
-
-def free_sizes(student: FewStepStudent, noise: Tensor, *cond: Tensor) -> tuple:
-    """What `torch.export` takes as `dynamic_shapes` of these arguments of `Flat`.
-
-    The number of samples is free, and so are the sizes that the codec says; those of the noise are
-    multiples of them.
-    """
-    batch = torch.export.Dim("batch", min=1)
-    sides, shapes = {}, []
-    for name, value in zip(inputs(student), cond, strict=True):
-        own = {axis: torch.export.Dim(f"{name}_{axis}", min=LEAST) for axis in student.codec.free.get(name, ())}
-        sides |= {axis + 1: noise.shape[axis + 1] // value.shape[axis] * side for axis, side in own.items()}
-        shapes.append({0: batch, **own})
-    return {0: batch, **sides}, *([tuple(shapes)] if shapes else [])
-
-
-def to_onnx(student: FewStepStudent, path: Path) -> float:
-    """Write an ONNX graph `(noise, *conditions) -> samples` and compare it.
-
-    The number of samples and the sizes that follow from a condition are free.
-    """
-    if any(isinstance(module, Routed) for module in student.modules()):
-        raise UsageError("a student whose samples go to several networks has no ONNX graph: use --format safetensors")
-    optional("onnxscript", "onnx", "ONNX graphs are made with")  # torch's exporter needs it
-    onnxruntime = optional("onnxruntime", "onnx", "ONNX graphs are compared with")
-    module, names, shown = Flat(student.merged()).eval(), ["noise", *inputs(student)], arguments(student, 3)
-
-    def write(temporary: Path) -> None:
-        with torch.no_grad():
-            program = torch.onnx.export(
-                module,
-                shown,
-                dynamo=True,
-                dynamic_shapes=free_sizes(student, *shown),
-                input_names=names,
-                output_names=["samples"],
-                verbose=False,
-            )
-        program.save(str(temporary))
-
-    write_atomic(path, write)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    others = arguments(student, 5, larger=1, seed=1)  # another batch size, other sides
-    feed = {name: value.numpy() for name, value in zip(names, others, strict=True)}
-    with torch.no_grad():
-        expected = Flat(student)(*others)
-        return _difference(path, expected, torch.from_numpy(session.run(None, feed)[0]), ROUNDING)
-
-
-def _difference(path: Path, expected: Tensor, got: Tensor, tolerance: float) -> float:
-    error = float((expected - got).abs().max())
-    if not error <= tolerance:
-        path.unlink()
-        raise Failure(
-            f"the exported student differs from the original by {error:.1e} (allowed {tolerance:.0e}), so it was not kept"
-        )
-    return error

@@ -203,6 +203,25 @@ class Network(Recorded, nn.Module, ABC):
         """The classes of a network that reads no texts."""
         return {}
 
+    # What the pipeline's call has of a student's, see `distillkit.pipelines.export`
+
+    def asked(self, shape: Sequence[int]) -> dict[str, Any]:
+        """The arguments of the pipeline's call for one sample without guidance, but for its prompt.
+
+        Args:
+            shape: of the sample as data, [C, H, W] or [C, F, H, W].
+        """
+        size = {"height": shape[-2], "width": shape[-1], **({"num_frames": shape[1]} if len(shape) == 4 else {})}
+        return {**size, "guidance_scale": 1.0}
+
+    def packed(self, x: Tensor) -> Tensor:
+        """Latents as the pipeline takes and gives them, and as its scheduler draws noise."""
+        return x
+
+    def unpacked(self, z: Tensor, shape: Sequence[int]) -> Tensor:
+        """The latents [B, *shape] of what is `packed`."""
+        return z
+
     # What all have in common
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:

@@ -510,7 +510,7 @@ def test_a_teacher_that_is_gone_is_asked_for(tmp_path):
 
 
 def test_a_sampler_is_not_exported(tmp_path):
-    from distillkit.cli.products import export
+    from distillkit.cli.exports import export
     from distillkit.errors import UsageError
 
     fitted(LSDTokens, world(potts(3, 3, 1.5), Uniform), 1, num_steps=3, num_pairs=64, guard=0).export(tmp_path / "s")

@@ -40,6 +40,9 @@ class Flux(Patches):
         text, pooled, _ = pipeline.encode_prompt(prompts)
         return {"text": text, "pooled": pooled}
 
+    def asked(self, shape):
+        return super().asked(shape) | {"guidance_scale": self.settings.get("guidance", 0.0)}  # told, no guidance
+
     def call(self, model, x, time, cond):
         text, height, width = cond["text"], *x.shape[2:]
         axes = (torch.arange(size, device=x.device) for size in (1, height // 2, width // 2))

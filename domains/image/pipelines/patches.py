@@ -35,3 +35,9 @@ class Patches(Network):
     def grid(cls, scheduler, process, steps, shape):
         even = torch.linspace(1, 1 / steps, steps).tolist()  # before the shift
         return schedulers.grid(scheduler, process, steps, sigmas=even, mu=math.log(process.shift))
+
+    def packed(self, x):
+        return packed(x)
+
+    def unpacked(self, z, shape):
+        return unpacked(z, *shape[1:])

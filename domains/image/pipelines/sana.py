@@ -48,6 +48,9 @@ class Sana(Network):
     def trim(cls, tables):
         return trimmed(tables, tables["mask"], ["text", "mask"])
 
+    def asked(self, shape):
+        return {**super().asked(shape), "use_resolution_binning": False}
+
     def call(self, model, x, time, cond):
         scaled = 1000 * time * model.config.timestep_scale
         return model(x, cond["text"], scaled, encoder_attention_mask=cond["mask"], return_dict=False)[0]

@@ -59,6 +59,15 @@ class CogVideoXNetwork(Clips):
         out = model(x.transpose(1, 2), text, 1000 * time, None, offset, rotary, return_dict=False)[0]
         return out.transpose(1, 2)
 
+    def asked(self, shape):
+        return {**super().asked(shape), "max_sequence_length": self.models[0].config.max_text_seq_length}
+
+    def packed(self, x):
+        return x.transpose(1, 2)
+
+    def unpacked(self, z, shape):
+        return z.transpose(1, 2)
+
     def rotary(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         """Rotary embeddings of the places in x.
 

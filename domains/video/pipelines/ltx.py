@@ -70,6 +70,12 @@ class LTXNetwork(Clips):
         )[0]
         return out.transpose(1, 2).reshape(x.shape)
 
+    def packed(self, x):
+        return x.flatten(2).transpose(1, 2)
+
+    def unpacked(self, z, shape):
+        return z.transpose(1, 2).reshape(len(z), *shape)
+
 
 class LTXImageNetwork(LTXNetwork, KeepsImage):
     """Image to video."""

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 from distillkit import devices
 from distillkit.cli import front
 from distillkit.cli.answers import found
-from distillkit.cli.products import Flat, arguments, free_sizes
+from distillkit.cli.exports import Flat, arguments, free_sizes
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import ResShift, VarianceExploding
 from distillkit.networks.mlp import MLP
