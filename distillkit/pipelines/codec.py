@@ -40,7 +40,7 @@ class PipelineCodec(Codec):
         folder = Path(path).expanduser()
         self.path = path
         self._root = folder.resolve() if folder.is_dir() else None  # now, for what a folder may read is checked before
-        self._print, self._known = print, False
+        self._print, self._recognised = print, False
 
     def recorded(self):
         own = super().recorded()
@@ -63,13 +63,13 @@ class PipelineCodec(Codec):
                 f"there is no directory {self.path}, the pipeline that this student was made from: put it back, or say where "
                 f"it is now (--pipeline DIR, load_student(..., pipeline=DIR)), or take samples undecoded, with decode=False"
             )
-        if self._print is not None and not self._known:
+        if self._print is not None and not self._recognised:
             if print_of(self._root) != self._print:
                 raise ValueError(
                     f"{self.path} holds another pipeline than the one that this student was made from, or it has changed: "
                     f"restore that one, or say where it is now with --pipeline DIR"
                 )
-            self._known = True
+            self._recognised = True
         return self._root
 
     @cached_property

@@ -84,7 +84,7 @@ class Network(Recorded, nn.Module, ABC):
         self.settings = dict(settings or {})
         self.texts, self.boundary = Texts(tables), boundary
         # a vector that is added to all tokens of the text, or without one to all places of x
-        self.embed = Told(tables["text"][-1] if "text" in tables else configs[0]["in_channels"])
+        self.embed = Told(tables["text"][-1] if "text" in tables else configs[0].get("in_channels", 0))
 
     # What a family says
 

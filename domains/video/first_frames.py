@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from distillkit.data import Batch
-from distillkit.pipelines.prompts import COLUMNS
+from distillkit.pipelines.captions import captions_of, said, table
 from domains.image.reading import SUFFIXES, decoded, from_uint8
-
-CAPTIONS = "captions.csv"
 
 
 class FirstFrames:
@@ -57,8 +54,7 @@ def covering(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 def captioned(folder: Path, prompts: Sequence[str]) -> list[tuple[Path, int]]:
     """The images of a folder with the numbers of their captions among the prompts.
 
-    A file `captions.csv` names them in its column `file`, else each image has its caption in a .txt
-    file of the same name beside it.
+    Captions stand where `captions_of` finds them: in a table of the folder, or beside each image.
 
     Raises:
         ValueError: it is no folder, or an image or a caption is missing.
@@ -68,29 +64,21 @@ def captioned(folder: Path, prompts: Sequence[str]) -> list[tuple[Path, int]]:
             f"image to video needs a first frame for each prompt, which {folder} does not give: say data.path=FOLDER with "
             f"images and a captions.csv (columns file and caption)"
         )
-    said = _table(folder) if (folder / CAPTIONS).is_file() else _beside(folder)
-    if lacking := [file for file in said if not file.is_file()]:
-        raise ValueError(f"there is no image {lacking[0]}, which has a caption: put it back, or remove the caption")
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    captions = dict(zip(names, captions_of(folder, names), strict=True))
+    if (file := table(folder)) is None:
+        if lacking := [name for name, text in captions.items() if text is None]:
+            name = Path(lacking[0])
+            raise ValueError(
+                f"{folder / name} has no caption: write one into {name.with_suffix('.txt').name} beside it"
+            )
+    else:
+        described = [name for name, text in said(file) if text]
+        if None in described:
+            raise ValueError(f"{file} must have a first line `file,caption` and a line for every image")
+        if lacking := [name for name in described if not (folder / name).is_file()]:
+            raise ValueError(
+                f"there is no image {folder / lacking[0]}, which has a caption: put it back, or remove the caption"
+            )
     number = {text: i for i, text in enumerate(prompts)}
-    return [(file, number[text]) for file, text in said.items()]
-
-
-def _table(folder: Path) -> dict[Path, str]:
-    """The captions of captions.csv by image."""
-    with (folder / CAPTIONS).open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    column = next((name for name in COLUMNS if rows and name in rows[0]), "caption")
-    if not rows or "file" not in rows[0]:
-        raise ValueError(f"{folder / CAPTIONS} must have a first line `file,{column}` and a line for every image")
-    return {folder / row["file"]: row[column].strip() for row in rows if (row[column] or "").strip()}
-
-
-def _beside(folder: Path) -> dict[Path, str]:
-    """The captions in .txt files by the image of the same name."""
-    found = {}
-    for file in sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES):
-        caption = file.with_suffix(".txt")
-        if not caption.is_file() or not (text := caption.read_text(encoding="utf-8").strip()):
-            raise ValueError(f"{file} has no caption: write one into {caption.name} beside it")
-        found[file] = text
-    return found
+    return [(folder / name, number[text]) for name, text in captions.items() if text is not None]

@@ -286,7 +286,7 @@ def test_a_student_needs_no_pipeline(teacher, folder, tmp_path):
     again, whole = (partial(s.sample, decode=False) for s in (moved, student))
     assert torch.equal(again(4, seed=1), whole(4, seed=1)) and again(0).shape == (0, 16, 3, 2, 4)
     with pytest.raises(
-        ValueError, match=f"there is no directory {folder}.*put it back, say where.*--pipeline DIR.*decode=False"
+        ValueError, match=f"there is no directory {folder}.*put it back, or say where.*--pipeline DIR.*decode=False"
     ):
         moved.sample(4)
     one = again(1, {"prompt": [2]})
