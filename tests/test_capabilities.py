@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import complete_domains
 
 from distillkit import capabilities
 from distillkit.capabilities import gap, imported, lacking
@@ -129,7 +130,7 @@ def test_a_class_that_needs_its_module_is_imported(tmp_path, monkeypatch):
 def test_the_source_declares_what_the_class_does():
     """The two agree for every class that a default run names."""
     known, paths = config.groups(), set()
-    for domain in known["domain"]:
+    for domain in complete_domains():
         for method in known["method"]:
             handed = config.hand_over(config.pair(domain, method))
             paths |= {path for path, _ in capabilities._parts([handed["model"], handed["data"]])}
@@ -149,9 +150,9 @@ def test_the_source_declares_what_the_class_does():
 
 
 def test_a_pair_is_what_hydra_composes(tmp_path):
-    known = config.groups()
-    for domain in known["domain"]:
-        for method in known["method"][:: len(known["domain"]) - 1]:
+    known, domains = config.groups(), complete_domains()
+    for domain in domains:
+        for method in known["method"][:: len(domains) - 1]:
             composed = config.compose([f"domain={domain}", f"method={method}"])[0]
             assert config.hand_over(config.pair(domain, method)) == config.hand_over(composed), (domain, method)
 

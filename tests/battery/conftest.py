@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from helpers import complete_domains
 from jsonargparse import ArgumentParser
 from lightning.pytorch import seed_everything
 
@@ -40,7 +41,7 @@ from tests.conftest import COST
 
 FOREIGN: list[str] = []  # what --conf adds to every command line
 METHODS = config.groups()["method"]
-DOMAINS = config.groups()["domain"]
+DOMAINS = complete_domains()
 TINY = ["network.width=16", "network.depth=2", "data.batch_size=32", "data.num_samples=256"]
 WORLDS = {  # where the law is known: the words for a small network on few data; else for small data
     "toy": TINY,

@@ -15,6 +15,7 @@ from helpers import trainer, wake
 
 from distillkit import cache
 from distillkit.callbacks.finish import finish
+from distillkit.cli import exports
 from distillkit.cli import products as student_verbs
 from distillkit.data import TensorData
 from distillkit.diffusion.denoiser import Denoiser
@@ -117,7 +118,7 @@ def test_what_a_run_leaves_for_a_student_with_a_context(tmp_path):
 
     with pytest.raises(UsageError, match="comes from the examples in its folder"):
         student_verbs.sample([str(run), "--trust", "dummy", "--cond", "place=3", "--out", str(tmp_path / "no")])
-    assert student_verbs.export([str(run), "--trust", "dummy"]) == 0
+    assert exports.export([str(run), "--trust", "dummy"]) == 0
 
 
 def untaught() -> CTMSR:
