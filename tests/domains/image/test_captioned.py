@@ -240,6 +240,18 @@ def test_damaged_shards_and_odd_members_are_left_out(kept, tars):
         samples[-2].read("png")
 
 
+@pytest.mark.parametrize("claimed", [2**60, 2**90])  # more than memory, and than an offset
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_shard_of_absurd_sizes_is_left_out(claimed, kind, tars):
+    """Python's tarfile reads long names and extended headers into memory, however long they say."""
+    header = bytearray(tarfile.TarInfo("a.png").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136], header[156:157] = b"\x80" + claimed.to_bytes(12, "big")[1:], kind
+    header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32)
+    (tars / "part-001.tar").write_bytes(bytes(header) + bytes(1024))
+    with pytest.warns(UserWarning, match=r"part-001.tar \(is no whole tar file"):
+        assert {sample.shard.name for sample in shards.read_shards(str(tars))} == {"part-000.tar", "part-002.tar"}
+
+
 # Saved data sets
 
 
