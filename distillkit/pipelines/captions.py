@@ -47,12 +47,23 @@ def captions_of(folder: Path, files: Sequence[str]) -> list[str | None]:
         known = {str(PurePosixPath(name)): text for name, text in said(file) if name}
         return [known.get(name) for name in files]
     beside = [(folder / name).with_suffix(".txt") for name in files]
-    texts = [path.read_text(encoding="utf-8-sig").strip() if path.is_file() else "" for path in beside]
+    texts = [_text(path).strip() if path.is_file() else "" for path in beside]
     return [text or None for text in texts]
 
 
 def said(file: Path) -> Iterator[tuple[str | None, str | None]]:
-    """Yields the texts of a file of prompts, each after the name of what it describes, if any."""
+    """Yields the texts of a file of prompts, each after the name of what it describes, if any.
+
+    Raises:
+        ValueError: it is not what its suffix says, or has no such column.
+    """
+    try:
+        yield from _said(file)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(file, error) from None
+
+
+def _said(file: Path) -> Iterator[tuple[str | None, str | None]]:
     with file.open(newline="", encoding="utf-8-sig") as lines:
         if file.suffix.lower() == ".csv":
             rows = csv.DictReader(lines)
@@ -81,4 +92,15 @@ def texts_in(folder: Path) -> Iterator[str]:
     """Yields the texts of the .txt files in a folder and below."""
     for file in sorted(folder.rglob("*.txt")):
         if not any(part.startswith(".") for part in file.relative_to(folder).parts):
-            yield file.read_text(encoding="utf-8-sig")
+            yield _text(file)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> ValueError:
+    return ValueError(f"{file} cannot be read ({error}): save it as UTF-8, a table with closed quotes")
