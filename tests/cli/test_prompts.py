@@ -66,6 +66,16 @@ def test_samples_are_what_the_texts_say(kind, made, here):
     assert np.abs(found["samples"][1] - own[1].numpy()).max() > 1e-4  # and not with that one
 
 
+@pytest.mark.parametrize("domain", ["nothing", "", "image.media", None, ["image"]])
+def test_a_domain_that_is_not_there_has_no_picture(domain, made, here):
+    shutil.copytree(made / "copy", here / "student")
+    said = (here / "student" / "student.yaml").read_text().replace("domain: image", f"domain: {json.dumps(domain)}")
+    (here / "student" / "student.yaml").write_text(said)
+    words = ["sample", "student", "--prompt", "a cat", "--pipeline", str(made / "sd"), "--out", "drawn"]
+    assert front.main(words) == 0
+    assert sorted(file.name for file in (here / "drawn").iterdir()) == ["prompts.txt", "samples.npz"]
+
+
 def test_a_file_of_prompts_asks_for_one_sample_each(made, here):
     words = ["sample", str(made / "copy"), "--prompts", str(made / "prompts.txt"), "--trust", str(made / "sd")]
     assert front.main([*words, "--out", "drawn"]) == 0
