@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 
 import tiny_pipelines
 
-from domains.image.pipelines import ImagePipeline
+from domains.image.pipelines import FAMILIES, ImagePipeline
 
 PROMPTS = ["a cat runs", "a dog sleeps on the moon", "a cat on the moon"]
 NEGATIVE = "blurry"
@@ -52,3 +52,9 @@ def test_stable_diffusion(own, tmp_path, prompts):
     teacher = ImagePipeline(str(tmp_path), prompts, negative_prompt=NEGATIVE)
     assert teacher.event_shape == (4, 16, 16) and teacher.best == {"solver": "ddim", "steps": 50}
     check(teacher, pipeline, drawn(teacher))
+
+
+@pytest.mark.parametrize("kind", ["DiffusionPipeline", "AutoModel", "logging", 3])
+def test_a_folder_chooses_no_other_class_of_the_package(kind):
+    with pytest.raises(ValueError, match="a model of StableDiffusion is a UNet2DConditionModel, not"):
+        FAMILIES["StableDiffusion"]([{"_class_name": kind}])
