@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -216,7 +217,8 @@ def embed(
         return {name: torch.cat([made[name], null[name].to(made[name].dtype)]) for name in made}
 
     about = {"family": family.__name__, "pipeline": print_of(root, family.text_parts), "dtype": dtype}
-    about |= {"prompts": prompts, "negative": negative_prompt, "settings": dict(settings)}
+    about |= {"prompts": prompts, "negative": negative_prompt, "settings": dict(settings), "index": read_index(root)}
+    about |= {"code": [inspect.getsource(kind) for kind in family.__mro__ if issubclass(kind, Network)]}
     return family.trim(kept(about, make))
 
 

@@ -125,4 +125,14 @@ def test_texts_are_embedded_once(made, monkeypatch, tmp_path):
         ask(student, ["a cat"])
         assert len(loaded) == 4 and torch.equal(student.sample(1, seed=1), drawn[0])  # made anew
         assert file.is_file()
+        index = room.read_index(made / "sd")
+        with monkeypatch.context() as other:  # what an empty prompt means stands in the index
+            other.setattr(room, "read_index", lambda root: {**index, "force_zeros_for_empty_prompt": True})
+            ask(student, ["a cat"])
+        with monkeypatch.context() as other:
+            other.setattr(room.inspect, "getsource", lambda kind: "")
+            ask(student, ["a cat"])
+        assert len(loaded) == 6
+        ask(student, ["a cat"])
+        assert len(loaded) == 6
     assert room.kept({}, lambda: {"made": 1}) == {"made": 1}  # no cache, no file
