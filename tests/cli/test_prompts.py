@@ -12,7 +12,8 @@ pytest.importorskip("diffusers")
 import tiny_pipelines
 
 from distillkit import cache, load_student
-from distillkit.cli import front
+from distillkit.cli import front, products
+from distillkit.errors import UsageError
 from distillkit.pipelines import teacher as room
 from distillkit.pipelines.teacher import ask
 from distillkit.students.few_step import FewStepStudent
@@ -136,3 +137,17 @@ def test_texts_are_embedded_once(made, monkeypatch, tmp_path):
         ask(student, ["a cat"])
         assert len(loaded) == 6
     assert room.kept({}, lambda: {"made": 1}) == {"made": 1}  # no cache, no file
+
+
+def test_evaluate_keeps_its_teachers_texts(made, monkeypatch, here):
+    seen = []
+
+    def made_with(*_):
+        seen.append(cache.current())
+        raise UsageError("enough")
+
+    monkeypatch.setenv("DISTILLKIT_CACHE_LIMIT", "1")
+    monkeypatch.setattr(products, "made_with", made_with)
+    for more in ([], ["--no-cache"]):
+        assert front.main(["evaluate", str(made / "copy"), *more]) == 2
+    assert isinstance(seen[0], cache.SampleCache) and seen[1] is None
