@@ -218,6 +218,15 @@ def test_classes_stand_in_where_no_sample_has_a_caption(tmp_path, pipeline):
     assert torch.equal(batch["label"], numbers % 3) and data.conditions(4)["label"].shape == (4,)
 
 
+def test_a_class_below_zero_is_no_class(tmp_path, pipeline):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(12):
+            add(tar, f"{i:02}.png", encoded(i))
+            add(tar, f"{i:02}.cls", str(i - 1).encode())  # -1 is what many data sets say where they do not know
+    with pytest.raises(ValueError, match="they have 11 classes of 'label', but hold class -1"):
+        ready(WebDataset(str(tmp_path), pipeline, SIZE))
+
+
 @pytest.mark.parametrize("kept", [700, 3072, 3100])  # in a member, between two, in a header
 def test_damaged_shards_and_odd_members_are_left_out(kept, tars):
     content = (tars / "part-001.tar").read_bytes()
