@@ -92,6 +92,7 @@ def test_the_pipeline_is_found_where_it_went_and_recognised(made, here, capsys):
     file = here / "elsewhere" / "text_encoder" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"layer_norm_eps": 1e-3}))
     assert "holds another pipeline than the one" in refused(capsys, *words, "--pipeline", "elsewhere", "--out", "other")
+    assert "/ holds no model_index.json" in refused(capsys, *words, "--pipeline", "/")  # and does not hash the disk
     assert "no directory nowhere" in refused(capsys, *words, "--pipeline", "nowhere")
     with pytest.raises(ValueError, match="holds another pipeline"):
         load_student(made / "copy", pipeline="elsewhere").sample(1)
