@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from distillkit.sources import Source
+
 CAPTIONS = ("captions.csv", "metadata.csv", "metadata.jsonl", "prompts.jsonl", "prompts.txt")  # of a folder
 COLUMNS = ("caption", "prompt", "text")  # of a table, the first one that it has
 NAMES = ("file", "file_name")  # the column with the data that a text describes
@@ -89,10 +91,8 @@ def _name(row: Mapping[str, Any]) -> str | None:
 
 
 def texts_in(folder: Path) -> Iterator[str]:
-    """Yields the texts of the .txt files in a folder and below."""
-    for file in sorted(folder.rglob("*.txt")):
-        if not any(part.startswith(".") for part in file.relative_to(folder).parts):
-            yield _text(file)
+    """Yields the texts of the .txt files in a folder and below, those beside data too."""
+    yield from map(_text, Source(folder, (".txt",), "prompt").files)
 
 
 def _text(file: Path) -> str:

@@ -145,6 +145,18 @@ def test_images_without_a_caption_are_named_and_left_out(folder, pipeline):
         ready(Captioned(str(folder), pipeline, SIZE))
 
 
+def test_images_in_linked_folders_keep_their_captions(folder, pipeline, tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for i in range(6):
+        for place, text in (("here", "a cat"), ("elsewhere", "a dog")):
+            (tmp_path / place / f"{i}.png").write_bytes(encoded(i))
+            (tmp_path / place / f"{i}.txt").write_text(text)
+    (tmp_path / "here" / "more").symlink_to(tmp_path / "elsewhere")
+    data = ready(Captioned(str(tmp_path / "here"), pipeline, SIZE))
+    assert data.prompts == ["a cat", "a dog"] and sum(map(len, (data.train, data.val, data.test))) == 12
+
+
 def test_the_crop_is_the_largest_of_its_shape_in_the_middle():
     pixels = np.random.RandomState(0).randint(0, 256, (48, 64, 3)).astype(np.uint8)
     image = Image.fromarray(pixels)
