@@ -53,6 +53,22 @@ def captions_of(folder: Path, files: Sequence[str]) -> list[str | None]:
     return [text or None for text in texts]
 
 
+def numbered(captions: Iterable[str | None], prompts: Sequence[str], source: object) -> list[int | None]:
+    """The number of each caption among the prompts of the same source; None where there is none.
+
+    Raises:
+        ValueError: a caption is not among them: the source says its prompts in another way.
+    """
+    number = {text: i for i, text in enumerate(prompts)}
+    captions = list(captions)
+    if lacking := [text for text in captions if text and text not in number]:
+        raise ValueError(
+            f"{source} has the caption {lacking[0]!r:.60}, but its prompts are read from elsewhere in it: keep captions of one "
+            f"kind there, a table, shards or .txt files"
+        )
+    return [number[text] if text else None for text in captions]
+
+
 def said(file: Path) -> Iterator[tuple[str | None, str | None]]:
     """Yields the texts of a file of prompts, each after the name of what it describes, if any.
 

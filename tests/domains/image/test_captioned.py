@@ -28,6 +28,7 @@ from domains.image.clip import ClipScore
 from domains.image.evaluation import ImageEvaluator
 from domains.image.prompts import Prompts
 from domains.image.reading import cropped
+from domains.video.first_frames import captioned
 from tests.battery.conftest import build
 
 TEXTS = ["a dog runs", "a cat sleeps", "a dog sleeps", "a cat on the moon"]
@@ -145,7 +146,7 @@ def test_images_without_a_caption_are_named_and_left_out(folder, pipeline):
         ready(Captioned(str(folder), pipeline, SIZE))
 
 
-def test_images_in_linked_folders_keep_their_captions(folder, pipeline, tmp_path):
+def test_images_in_linked_folders_keep_their_captions(pipeline, tmp_path):
     (tmp_path / "here").mkdir()
     (tmp_path / "elsewhere").mkdir()
     for i in range(6):
@@ -155,6 +156,21 @@ def test_images_in_linked_folders_keep_their_captions(folder, pipeline, tmp_path
     (tmp_path / "here" / "more").symlink_to(tmp_path / "elsewhere")
     data = ready(Captioned(str(tmp_path / "here"), pipeline, SIZE))
     assert data.prompts == ["a cat", "a dog"] and sum(map(len, (data.train, data.val, data.test))) == 12
+
+
+@pytest.mark.filterwarnings("ignore:.*passed over")
+def test_captions_that_are_not_among_the_prompts_are_refused(pipeline, tmp_path):
+    """Beside images with .txt files the shards that they came in, whose captions would count."""
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(encoded(i))
+        (tmp_path / f"{i}.txt").write_text("a cat" if i else "a dog")
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        add(tar, "0.png", encoded(0))
+        add(tar, "0.txt", b"a dog")
+    with pytest.raises(ValueError, match="has the caption 'a cat', but its prompts are read from elsewhere"):
+        ready(Captioned(str(tmp_path), pipeline, SIZE))
+    with pytest.raises(ValueError, match="has the caption 'a cat'"):
+        captioned(tmp_path, read_prompts(str(tmp_path)))
 
 
 def test_the_crop_is_the_largest_of_its_shape_in_the_middle():
