@@ -230,7 +230,7 @@ class DistillData(Recorded, LightningDataModule):
             self.train, self.val, self.test = self.load()
             for part in (self.train, self.val, self.test):
                 for name, count in self.classes.items():
-                    label = getattr(part, "tensors", {}).get(name)
+                    label = column(part, name)
                     if label is not None and not ((label >= 0) & (label < count)).all():
                         raise ValueError(
                             f"the data say they have {count} classes of {name!r}, but hold class "

@@ -7,6 +7,7 @@ none, so the CPU takes its place.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 def best() -> str:
     """The name of the best device that there is: `cuda`, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def own() -> str:
+    """The name of this process's device before training: of several processes one GPU each."""
+    if best() == "cpu":
+        return "cpu"
+    number = next((os.environ[name] for name in ("LOCAL_RANK", "SLURM_LOCALID") if name in os.environ), 0)
+    return f"cuda:{int(number) % torch.cuda.device_count()}"
 
 
 def named(name: str) -> torch.device:

@@ -189,3 +189,19 @@ def test_the_cpu_passes_against_itself(benchmark):
 
 if __name__ == "__main__":
     sys.exit(ended(sys.argv[1:]))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [({}, "cuda:0"), ({"LOCAL_RANK": "3"}, "cuda:3"), ({"SLURM_LOCALID": "5"}, "cuda:1")],
+)
+def test_every_process_has_a_gpu_of_its_own_before_training(said, expected, monkeypatch):
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.own() == expected
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.own() == "cpu"

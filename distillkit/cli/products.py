@@ -241,7 +241,8 @@ def evaluate(argv: Sequence[str]) -> int:
     kept = None if args.no_cache else cache.of_the_user()
     student = load(args.student, args.trust, args.pipeline).to(args.device)
     taught = "teacher" in {**student.config, **(student.config.get("run") or {})}
-    own = made_with(student, args.student, args.trust, *(["teacher"] if taught else []), "data")
+    with cache.using(kept):  # of a teacher's texts too
+        own = made_with(student, args.student, args.trust, *(["teacher"] if taught else []), "data")
     teacher, data = _teacher_of(student, own["teacher"]).to(args.device) if taught else None, own["data"]
     set_up(data)
     asked(student, data, 2)

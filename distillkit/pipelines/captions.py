@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from distillkit.sources import Source
+
 CAPTIONS = ("captions.csv", "metadata.csv", "metadata.jsonl", "prompts.jsonl", "prompts.txt")  # of a folder
 COLUMNS = ("caption", "prompt", "text")  # of a table, the first one that it has
 NAMES = ("file", "file_name")  # the column with the data that a text describes
@@ -47,12 +49,39 @@ def captions_of(folder: Path, files: Sequence[str]) -> list[str | None]:
         known = {str(PurePosixPath(name)): text for name, text in said(file) if name}
         return [known.get(name) for name in files]
     beside = [(folder / name).with_suffix(".txt") for name in files]
-    texts = [path.read_text(encoding="utf-8-sig").strip() if path.is_file() else "" for path in beside]
+    texts = [_text(path).strip() if path.is_file() else "" for path in beside]
     return [text or None for text in texts]
 
 
+def numbered(captions: Iterable[str | None], prompts: Sequence[str], source: object) -> list[int | None]:
+    """The number of each caption among the prompts of the same source; None where there is none.
+
+    Raises:
+        ValueError: a caption is not among them: the source says its prompts in another way.
+    """
+    number = {text: i for i, text in enumerate(prompts)}
+    captions = list(captions)
+    if lacking := [text for text in captions if text and text not in number]:
+        raise ValueError(
+            f"{source} has the caption {lacking[0]!r:.60}, but its prompts are read from elsewhere in it: keep captions of one "
+            f"kind there, a table, shards or .txt files"
+        )
+    return [number[text] if text else None for text in captions]
+
+
 def said(file: Path) -> Iterator[tuple[str | None, str | None]]:
-    """Yields the texts of a file of prompts, each after the name of what it describes, if any."""
+    """Yields the texts of a file of prompts, each after the name of what it describes, if any.
+
+    Raises:
+        ValueError: it is not what its suffix says, or has no such column.
+    """
+    try:
+        yield from _said(file)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _unreadable(file, error) from None
+
+
+def _said(file: Path) -> Iterator[tuple[str | None, str | None]]:
     with file.open(newline="", encoding="utf-8-sig") as lines:
         if file.suffix.lower() == ".csv":
             rows = csv.DictReader(lines)
@@ -78,7 +107,16 @@ def _name(row: Mapping[str, Any]) -> str | None:
 
 
 def texts_in(folder: Path) -> Iterator[str]:
-    """Yields the texts of the .txt files in a folder and below."""
-    for file in sorted(folder.rglob("*.txt")):
-        if not any(part.startswith(".") for part in file.relative_to(folder).parts):
-            yield file.read_text(encoding="utf-8-sig")
+    """Yields the texts of the .txt files in a folder and below, those beside data too."""
+    yield from map(_text, Source(folder, (".txt",), "prompt").files)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> ValueError:
+    return ValueError(f"{file} cannot be read ({error}): save it as UTF-8, a table with closed quotes")

@@ -68,8 +68,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def read_index(root: Path) -> dict[str, Any]:
     """model_index.json of a pipeline that brings no code of its own."""
+    index = read_json(root / "model_index.json")  # first: a folder without one may be a whole disk
     check_foreign(root)
-    return read_json(root / "model_index.json")
+    return index
 
 
 def print_of(root: Path, parts: tuple[str, ...] = ()) -> str:

@@ -84,7 +84,10 @@ class Writing:
             found = read_json(folder / FACTS)
             if other := [name for name, value in self.plan.items() if found.get(name) != value]:
                 raise Failure(f"{folder} holds other latents ({', '.join(other)}): give another folder with --out")
-            self.done = found["shards"]
+            kept = found.get("shards")
+            if not isinstance(kept, dict) or not all(isinstance(kept.get(part), dict) for part in PARTS):
+                raise Failure(f"{folder / FACTS} is damaged: remove the folder, or give another one with --out")
+            self.done = kept
 
     def run(self, device: torch.device, batch_size: int) -> int:
         """Encode what is not there yet; returns the number of samples encoded now."""

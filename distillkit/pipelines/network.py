@@ -253,8 +253,13 @@ class Network(Recorded, nn.Module, ABC):
 
 
 def _kind(cls: type[Network], config: Mapping[str, Any]) -> str:
-    """The class of a model, by what its configuration has."""
-    return config.get("_class_name") or cls.kinds[0]
+    """The class of a model, by what its configuration has; it may come from a stranger's folder."""
+    kind = config.get("_class_name") or cls.kinds[0]
+    if kind not in cls.kinds:
+        raise ValueError(
+            f"the folder is damaged: a model of {cls.__name__} is a {' or a '.join(cls.kinds)}, not {kind!r:.80}"
+        )
+    return kind
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

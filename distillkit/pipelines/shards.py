@@ -130,7 +130,7 @@ def _look(shard: Path) -> dict[str, Any]:
             tar.fileobj.seek(tar.offset)  # where the last member ends: of a whole archive a block of zeros is there
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"it is damaged at byte {tar.offset}")
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, MemoryError) as error:  # absurd sizes too
         return {"fault": f"is no whole tar file: {error}", "samples": []}
     return {"fault": None, "samples": [sample for sample in found.values() if sample[1]]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from distillkit import checks
+from distillkit import checks, devices
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import expand
 from distillkit.pipelines import schedulers
@@ -197,7 +198,7 @@ def embed(
 ) -> dict[str, Tensor]:
     """The tables of embeddings of prompts and, in the last row, of the negative one; on the CPU.
 
-    The encoders run on a GPU if there is one, and are dropped again. Within
+    The encoders run on this process's GPU if there is one, and are dropped again. Within
     `distillkit.cache.using` the tables are kept on disk, and no encoder is loaded for those found.
 
     Args:
@@ -216,7 +217,8 @@ def embed(
         return {name: torch.cat([made[name], null[name].to(made[name].dtype)]) for name in made}
 
     about = {"family": family.__name__, "pipeline": print_of(root, family.text_parts), "dtype": dtype}
-    about |= {"prompts": prompts, "negative": negative_prompt, "settings": dict(settings)}
+    about |= {"prompts": prompts, "negative": negative_prompt, "settings": dict(settings), "index": read_index(root)}
+    about |= {"code": [inspect.getsource(kind) for kind in family.__mro__ if issubclass(kind, Network)]}
     return family.trim(kept(about, make))
 
 
@@ -234,7 +236,7 @@ def encoders(root: Path, family: type[Network], dtype: torch.dtype) -> Any:
         pipeline = cls.from_pretrained(str(root), local_files_only=True, use_safetensors=True, dtype=dtype, **parts)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"the text encoder in {root} does not load: {str(error).splitlines()[0]}") from None
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    return pipeline.to(devices.own())
 
 
 def ask(student: Any, prompts: list[str], path: str | None = None, negative_prompt: str | None = None) -> None:

@@ -101,7 +101,7 @@ def kept(about: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dic
     """The tables that `about` decides, from the user's cache or made and put there.
 
     Args:
-        about: plain data: the pipeline's print, the texts, the precision.
+        about: plain data: the pipeline's print and index, the family's code, texts, precision.
         make: makes them.
     """
     room = cache.current()

@@ -305,6 +305,8 @@ def relocated(config: dict[str, Any], pipeline: str) -> dict[str, Any]:
     root = Path(pipeline).expanduser().resolve()
     if not root.is_dir():
         raise ValueError(f"there is no directory {pipeline}: give that of the pipeline that the student was made from")
+    if not (root / "model_index.json").is_file():  # before it is read as a whole
+        raise ValueError(f"{pipeline} holds no model_index.json: give the directory of a diffusers pipeline")
     moved, left, config = 0, [config := copy.deepcopy(config)], config
     while left:
         node = left.pop()

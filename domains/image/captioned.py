@@ -21,7 +21,7 @@ from torch import Tensor
 from distillkit import checks
 from distillkit.data import split
 from distillkit.errors import optional
-from distillkit.pipelines.captions import CAPTIONS, captions_of
+from distillkit.pipelines.captions import CAPTIONS, captions_of, numbered
 from distillkit.pipelines.data import SampleData, sample_shape
 from distillkit.pipelines.prompts import read_prompts
 from distillkit.pipelines.saved import read_saved
@@ -130,8 +130,7 @@ class PipelineImages(SampleData, ImageData):
         found = self.find()
         if found.captions is not None:
             self.prompts = read_prompts(self.path)
-            number = {text: i for i, text in enumerate(self.prompts)}
-            name, known = "prompt", [number.get(text) for text in found.captions]
+            name, known = "prompt", numbered(found.captions, self.prompts, self.path)
         else:
             name, known = "label", found.labels or [None]
         kept = [i for i, value in enumerate(known) if value is not None]

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from distillkit.data import Batch
-from distillkit.pipelines.captions import captions_of, said, table
+from distillkit.pipelines.captions import captions_of, numbered, said, table
 from domains.image.reading import SUFFIXES, decoded, from_uint8
 
 
@@ -80,5 +80,5 @@ def captioned(folder: Path, prompts: Sequence[str]) -> list[tuple[Path, int]]:
             raise ValueError(
                 f"there is no image {folder / lacking[0]}, which has a caption: put it back, or remove the caption"
             )
-    number = {text: i for i, text in enumerate(prompts)}
-    return [(folder / name, number[text]) for name, text in captions.items() if text is not None]
+    numbers = numbered(captions.values(), prompts, folder)
+    return [(folder / name, number) for name, number in zip(captions, numbers, strict=True) if number is not None]

@@ -12,7 +12,8 @@ pytest.importorskip("diffusers")
 import tiny_pipelines
 
 from distillkit import cache, load_student
-from distillkit.cli import front
+from distillkit.cli import front, products
+from distillkit.errors import UsageError
 from distillkit.pipelines import teacher as room
 from distillkit.pipelines.teacher import ask
 from distillkit.students.few_step import FewStepStudent
@@ -66,6 +67,16 @@ def test_samples_are_what_the_texts_say(kind, made, here):
     assert np.abs(found["samples"][1] - own[1].numpy()).max() > 1e-4  # and not with that one
 
 
+@pytest.mark.parametrize("domain", ["nothing", "", "image.media", None, ["image"]])
+def test_a_domain_that_is_not_there_has_no_picture(domain, made, here):
+    shutil.copytree(made / "copy", here / "student")
+    said = (here / "student" / "student.yaml").read_text().replace("domain: image", f"domain: {json.dumps(domain)}")
+    (here / "student" / "student.yaml").write_text(said)
+    words = ["sample", "student", "--prompt", "a cat", "--pipeline", str(made / "sd"), "--out", "drawn"]
+    assert front.main(words) == 0
+    assert sorted(file.name for file in (here / "drawn").iterdir()) == ["prompts.txt", "samples.npz"]
+
+
 def test_a_file_of_prompts_asks_for_one_sample_each(made, here):
     words = ["sample", str(made / "copy"), "--prompts", str(made / "prompts.txt"), "--trust", str(made / "sd")]
     assert front.main([*words, "--out", "drawn"]) == 0
@@ -81,6 +92,7 @@ def test_the_pipeline_is_found_where_it_went_and_recognised(made, here, capsys):
     file = here / "elsewhere" / "text_encoder" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"layer_norm_eps": 1e-3}))
     assert "holds another pipeline than the one" in refused(capsys, *words, "--pipeline", "elsewhere", "--out", "other")
+    assert "/ holds no model_index.json" in refused(capsys, *words, "--pipeline", "/")  # and does not hash the disk
     assert "no directory nowhere" in refused(capsys, *words, "--pipeline", "nowhere")
     with pytest.raises(ValueError, match="holds another pipeline"):
         load_student(made / "copy", pipeline="elsewhere").sample(1)
@@ -115,4 +127,28 @@ def test_texts_are_embedded_once(made, monkeypatch, tmp_path):
         ask(student, ["a cat"])
         assert len(loaded) == 4 and torch.equal(student.sample(1, seed=1), drawn[0])  # made anew
         assert file.is_file()
+        index = room.read_index(made / "sd")
+        with monkeypatch.context() as other:  # what an empty prompt means stands in the index
+            other.setattr(room, "read_index", lambda root: {**index, "force_zeros_for_empty_prompt": True})
+            ask(student, ["a cat"])
+        with monkeypatch.context() as other:
+            other.setattr(room.inspect, "getsource", lambda kind: "")
+            ask(student, ["a cat"])
+        assert len(loaded) == 6
+        ask(student, ["a cat"])
+        assert len(loaded) == 6
     assert room.kept({}, lambda: {"made": 1}) == {"made": 1}  # no cache, no file
+
+
+def test_evaluate_keeps_its_teachers_texts(made, monkeypatch, here):
+    seen = []
+
+    def made_with(*_):
+        seen.append(cache.current())
+        raise UsageError("enough")
+
+    monkeypatch.setenv("DISTILLKIT_CACHE_LIMIT", "1")
+    monkeypatch.setattr(products, "made_with", made_with)
+    for more in ([], ["--no-cache"]):
+        assert front.main(["evaluate", str(made / "copy"), *more]) == 2
+    assert isinstance(seen[0], cache.SampleCache) and seen[1] is None

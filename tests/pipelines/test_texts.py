@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from distillkit.pipelines import texts
+from distillkit.pipelines.captions import captions_of
 from distillkit.pipelines.prompts import read_prompts
 from distillkit.pipelines.texts import Texts, in_chunks, padded, trimmed
 
@@ -31,12 +32,20 @@ def test_prompts_are_read_from_all_that_holds_texts(tmp_path):
         ("other.csv", "file,label\n1,2\n", "must have a column `caption`"),
         ("broken.jsonl", '{"caption": "a"}\n{"caption"\n', "line 2 of .*broken.jsonl holds no caption or prompt"),
         ("other.jsonl", '{"label": 3}\n', "line 1 of"),
+        ("long.csv", f"caption\n{'a' * 200_000}\n", "long.csv cannot be read .field larger than"),
+        ("old.txt", "a caf\xe9\n", "old.txt cannot be read .*: save it as UTF-8"),
     ],
 )
 def test_files_without_prompts_are_refused(name, text, said, tmp_path):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=said):
         read_prompts(str(tmp_path / name))
+    folder = tmp_path / "beside"
+    folder.mkdir()
+    (folder / "0.txt").write_bytes(b"a caf\xe9")
+    for read in (lambda: read_prompts(str(folder)), lambda: captions_of(folder, ["0.png"])):
+        with pytest.raises(ValueError, match="0.txt cannot be read"):
+            read()
     with pytest.raises(ValueError, match="there is no file of prompts"):
         read_prompts(str(tmp_path / "none.txt"))
 

@@ -28,6 +28,7 @@ from domains.image.clip import ClipScore
 from domains.image.evaluation import ImageEvaluator
 from domains.image.prompts import Prompts
 from domains.image.reading import cropped
+from domains.video.first_frames import captioned
 from tests.battery.conftest import build
 
 TEXTS = ["a dog runs", "a cat sleeps", "a dog sleeps", "a cat on the moon"]
@@ -145,6 +146,33 @@ def test_images_without_a_caption_are_named_and_left_out(folder, pipeline):
         ready(Captioned(str(folder), pipeline, SIZE))
 
 
+def test_images_in_linked_folders_keep_their_captions(pipeline, tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for i in range(6):
+        for place, text in (("here", "a cat"), ("elsewhere", "a dog")):
+            (tmp_path / place / f"{i}.png").write_bytes(encoded(i))
+            (tmp_path / place / f"{i}.txt").write_text(text)
+    (tmp_path / "here" / "more").symlink_to(tmp_path / "elsewhere")
+    data = ready(Captioned(str(tmp_path / "here"), pipeline, SIZE))
+    assert data.prompts == ["a cat", "a dog"] and sum(map(len, (data.train, data.val, data.test))) == 12
+
+
+@pytest.mark.filterwarnings("ignore:.*passed over")
+def test_captions_that_are_not_among_the_prompts_are_refused(pipeline, tmp_path):
+    """Beside images with .txt files the shards that they came in, whose captions would count."""
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(encoded(i))
+        (tmp_path / f"{i}.txt").write_text("a cat" if i else "a dog")
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        add(tar, "0.png", encoded(0))
+        add(tar, "0.txt", b"a dog")
+    with pytest.raises(ValueError, match="has the caption 'a cat', but its prompts are read from elsewhere"):
+        ready(Captioned(str(tmp_path), pipeline, SIZE))
+    with pytest.raises(ValueError, match="has the caption 'a cat'"):
+        captioned(tmp_path, read_prompts(str(tmp_path)))
+
+
 def test_the_crop_is_the_largest_of_its_shape_in_the_middle():
     pixels = np.random.RandomState(0).randint(0, 256, (48, 64, 3)).astype(np.uint8)
     image = Image.fromarray(pixels)
@@ -218,6 +246,15 @@ def test_classes_stand_in_where_no_sample_has_a_caption(tmp_path, pipeline):
     assert torch.equal(batch["label"], numbers % 3) and data.conditions(4)["label"].shape == (4,)
 
 
+def test_a_class_below_zero_is_no_class(tmp_path, pipeline):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(12):
+            add(tar, f"{i:02}.png", encoded(i))
+            add(tar, f"{i:02}.cls", str(i - 1).encode())  # -1 is what many data sets say where they do not know
+    with pytest.raises(ValueError, match="they have 11 classes of 'label', but hold class -1"):
+        ready(WebDataset(str(tmp_path), pipeline, SIZE))
+
+
 @pytest.mark.parametrize("kept", [700, 3072, 3100])  # in a member, between two, in a header
 def test_damaged_shards_and_odd_members_are_left_out(kept, tars):
     content = (tars / "part-001.tar").read_bytes()
@@ -238,6 +275,18 @@ def test_damaged_shards_and_odd_members_are_left_out(kept, tars):
     (tars / "part-003.tar").write_bytes(b"")
     with pytest.raises(ValueError, match="outside in .* is cut off"):
         samples[-2].read("png")
+
+
+@pytest.mark.parametrize("claimed", [2**60, 2**90])  # more than memory, and than an offset
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_shard_of_absurd_sizes_is_left_out(claimed, kind, tars):
+    """Python's tarfile reads long names and extended headers into memory, however long they say."""
+    header = bytearray(tarfile.TarInfo("a.png").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136], header[156:157] = b"\x80" + claimed.to_bytes(12, "big")[1:], kind
+    header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32)
+    (tars / "part-001.tar").write_bytes(bytes(header) + bytes(1024))
+    with pytest.warns(UserWarning, match=r"part-001.tar \(is no whole tar file"):
+        assert {sample.shard.name for sample in shards.read_shards(str(tars))} == {"part-000.tar", "part-002.tar"}
 
 
 # Saved data sets

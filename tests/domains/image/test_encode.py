@@ -1,6 +1,7 @@
 """Latents of a data set, encoded once: the command, the folder, and training on it."""
 
 import json
+import shutil
 from functools import cached_property
 
 import pytest
@@ -162,6 +163,15 @@ def test_what_is_refused(room, tmp_path):
         (tmp_path / "facts.json").write_text(json.dumps({**facts, **change}))
         with pytest.raises(ValueError, match=said):
             latents(room, tmp_path)
+    for shards in (None, {"train": []}):
+        (tmp_path / "facts.json").write_text(json.dumps({**facts, "shards": shards}))
+        with pytest.raises(Failure, match="facts.json is damaged: remove the folder"):
+            writing(room, tmp_path)
+    shutil.copytree(room / "latents", tmp_path / "damaged")
+    shard = tmp_path / "damaged" / "train-00000.safetensors"
+    save_tensors(shard, read_tensors(shard) | {"prompt": torch.tensor([0, 4, 1])})  # 4 would be the negative prompt
+    with pytest.raises(ValueError, match="they have 4 classes of 'prompt', but hold class 4"):
+        latents(room, tmp_path / "damaged")
     shard = tmp_path / "train-00000.safetensors"
     found = read_tensors(room / "latents" / shard.name)
     save_tensors(shard, {name: value[:2] for name, value in found.items()})
