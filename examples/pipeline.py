@@ -114,7 +114,7 @@ def tiny_pipeline(folder: Path) -> str:
         tokenizer=tokenizer,
         unet=unet,
         scheduler=diffusers.DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
         ),
         safety_checker=None,
         feature_extractor=None,

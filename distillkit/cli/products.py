@@ -53,12 +53,12 @@ def sample(argv: Sequence[str]) -> int:
     student = load(args.student, args.trust, args.pipeline).to(args.device)
     if args.input is not None:
         return answer(student, args, new_path(args.out or Path(args.student) / f"samples-{args.seed}"))
+    out = new_path(args.out or Path(args.student) / f"samples-{args.seed}")
     goes_on = _continuation(student, args) if args.rollouts > 1 else None
     if texts := prompts.asked(args):
         prompts.give(student, texts, args)
     data, no_picture = _data_of(student, args)
     cond = _conditions(student, data, args)
-    out = new_path(args.out or Path(args.student) / f"samples-{args.seed}")
     draw = partial(student.sample, kappa=args.kappa)
     try:
         samples = (

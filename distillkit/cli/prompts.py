@@ -8,8 +8,10 @@ from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import Any
 
+from distillkit import cache
 from distillkit.errors import Arguments, UsageError
 from distillkit.students.base import Student
+from distillkit.students.few_step import FewStepStudent
 
 
 def add_flags(parser: Arguments) -> None:
@@ -23,7 +25,7 @@ def add_flags(parser: Arguments) -> None:
     )
     parser.add_argument("--prompts", metavar="FILE", help="the same from a file: one a line, or a captions.csv")
     parser.add_argument(
-        "--negative", metavar="TEXT", help="what guidance leads away from, of a student that was told kappa"
+        "--negative", metavar="TEXT", help="what guidance leads away from, of a student that calls its teacher"
     )
 
 
@@ -55,8 +57,14 @@ def give(student: Student, texts: list[str], args: Namespace) -> None:
 
     if not all(texts):
         raise UsageError("--prompt is empty: say what to make")
+    if args.negative is not None and isinstance(student, FewStepStudent):
+        raise UsageError(
+            "--negative changes nothing: guidance is in this student's weights, so its negative prompt is the one it was "
+            "trained with (teacher.negative_prompt); leave it out"
+        )
     try:
-        ask(student, texts, negative_prompt=args.negative)
+        with cache.using(cache.of_the_user()):
+            ask(student, texts, negative_prompt=args.negative)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

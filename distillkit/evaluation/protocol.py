@@ -44,6 +44,9 @@ class Evaluator(Protocol):
     #
     # def paired(self, samples: Tensor, reference: Tensor, cond: Cond) -> dict[str, float]
     #     distances of samples from references with the same noise and condition, one by one
+    # as_sets: bool
+    #     whether `paired` compares sets instead: then references are of other noise for all models,
+    #     for samples of the same noise would be nearer than two draws of one law
     # def thorough(self, samples: Tensor, cond: Cond) -> dict[str, float]
     #     metrics too expensive for validation and candidates, called once for each model
     # def too_few(self, num_samples: int) -> list[str]
@@ -105,7 +108,9 @@ class Comparison:
         if self.teacher:
             solver, times = self.teacher.best["solver"], self.teacher.grid(self.teacher.best["steps"])
             made = self._by_teacher(solver, times, self.seed)
-            reference = made.samples
+            # the teacher is compared with its samples from other noise, and as sets all models are
+            another = self._by_teacher(solver, times, self.seed + 1).samples if self.paired else made.samples
+            reference = another if getattr(self.evaluator, "as_sets", False) else made.samples
         if student:
             self._warm_up(student.sample)
             own = timed(lambda: student.sample(self.num_samples, self.cond, self.seed), student.device)
@@ -113,10 +118,8 @@ class Comparison:
             rows.append(self._thorough(row, own.samples))
             advance()
         if self.teacher:
-            # the teacher itself is compared with its samples from other noise
-            another = self._by_teacher(solver, times, self.seed + 1).samples if self.paired else reference
             row = self._teacher_row(BEST, solver, times, made, another)
-            rows.append(self._thorough(row, reference))
+            rows.append(self._thorough(row, made.samples))
             advance()
         rows += [self._few_step_row(steps, choices, reference, advance) for steps, choices in few.items()]
         rows += self._baseline_rows(reference)

@@ -269,9 +269,16 @@ def _kept(folder: Path, write: Callable[[Path], float]) -> float:
 
 
 def _copy(root: Path, target: Path, parts: Collection[str]) -> None:
-    """Copy parts of a pipeline: settings, vocabularies and weights, no code and no pickles."""
+    """Copy parts of a pipeline: settings, vocabularies and weights, no code and no pickles.
+
+    Raises:
+        ValueError: a file is a link to elsewhere, other than the hub's cache makes them.
+    """
+    homes = (root.resolve(), root.resolve().parents[1] / "blobs")  # the hub's cache links to its blobs
     for file in (file for pattern in READ for file in root.glob(pattern)):
         if file.parent.name in parts and file.parent != root:
+            if not any(file.resolve().is_relative_to(home) for home in homes):
+                raise ValueError(f"{file} is a link that leads out of the pipeline: put the file itself there")
             place = target / file.relative_to(root)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place)

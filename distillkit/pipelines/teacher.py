@@ -195,10 +195,11 @@ def embed(
     negative_prompt: str | None,
     settings: Mapping[str, Any],
     dtype: str,
+    device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """The tables of embeddings of prompts and, in the last row, of the negative one; on the CPU.
 
-    The encoders run on this process's GPU if there is one, and are dropped again. Within
+    The encoders are dropped again. Within
     `distillkit.cache.using` the tables are kept on disk, and no encoder is loaded for those found.
 
     Args:
@@ -208,10 +209,11 @@ def embed(
         negative_prompt: see `PipelineTeacher`.
         settings: see `Network.read_settings`.
         dtype: of the encoders and the tables.
+        device: where the encoders run; None is this process's GPU if there is one.
     """
 
     def make() -> dict[str, Tensor]:
-        pipeline = encoders(root, family, DTYPES[dtype])
+        pipeline = encoders(root, family, DTYPES[dtype]).to(device or devices.own())
         made = in_chunks(lambda some: family.encode(pipeline, some, settings), prompts)
         null = {name: row.cpu() for name, row in family.encode_negative(pipeline, negative_prompt, settings).items()}
         return {name: torch.cat([made[name], null[name].to(made[name].dtype)]) for name in made}
@@ -234,9 +236,9 @@ def encoders(root: Path, family: type[Network], dtype: torch.dtype) -> Any:
     cls = getattr(import_diffusers(), index["_class_name"])
     try:
         pipeline = cls.from_pretrained(str(root), local_files_only=True, use_safetensors=True, dtype=dtype, **parts)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(f"the text encoder in {root} does not load: {str(error).splitlines()[0]}") from None
-    return pipeline.to(devices.own())
+    return pipeline
 
 
 def ask(student: Any, prompts: list[str], path: str | None = None, negative_prompt: str | None = None) -> None:
@@ -249,8 +251,10 @@ def ask(student: Any, prompts: list[str], path: str | None = None, negative_prom
         negative_prompt: the prompt that guidance leads away from, for a student that is told kappa.
 
     Raises:
-        ValueError: the student reads no texts, or the pipeline is not there.
+        ValueError: the student reads no texts, there are none, or the pipeline is not there.
     """
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts are a list of texts, such as ['a cat on the moon'], got {prompts!r:.60}")
     network = getattr(student.network, "tree", student.network)  # the one that adapters change
     if not isinstance(network, Network) or network.given != "prompt":
         raise ValueError("this student was not made from a pipeline that reads texts, so there is no prompt to give")
@@ -260,7 +264,7 @@ def ask(student: Any, prompts: list[str], path: str | None = None, negative_prom
         student.codec.data_shape(student.event_shape)  # raises where the folder may not read the pipeline
         root = student.codec.root
     family, dtype = type(network), "bfloat16" if network.models[0].dtype == torch.bfloat16 else "float32"
-    tables = embed(root, family, prompts, negative_prompt, network.settings, dtype)
+    tables = embed(root, family, prompts, negative_prompt, network.settings, dtype, student.device)
     texts = Texts.of({name: table.to(student.device) for name, table in tables.items()})
     for each in {student.network, network}:  # adapters keep a reference of their own
         each.texts = texts

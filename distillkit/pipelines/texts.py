@@ -22,7 +22,6 @@ from distillkit.files import read_tensors, save_tensors
 CHUNK = 8  # prompts that a text encoder sees at once
 MASK = "mask"  # of the name of a table that says which tokens count
 RESIDENT = 2**30  # bytes of tables that are moved to a GPU as a whole
-MOST = 2**34  # bytes of all embeddings that are kept on disk
 
 
 class Texts(nn.Module):
@@ -117,16 +116,16 @@ def kept(about: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dic
     made = make()
     with suppress(OSError, SafetensorError):  # a cache that cannot be written stops nothing
         save_tensors(file, made)
-        _make_room(file.parent)
+        _make_room(file.parent, room.limit)
     return made
 
 
-def _make_room(folder: Path) -> None:
-    """Remove what was used longest ago, beyond `MOST`."""
+def _make_room(folder: Path, limit: float) -> None:
+    """Remove what was used longest ago, beyond the limit in bytes; the newest stays."""
     there = sorted(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
     size = sum(file.stat().st_size for file in there)
     for file in there[:-1]:
-        if size <= MOST:
+        if size <= limit:
             return
         size -= file.stat().st_size
         file.unlink(missing_ok=True)

@@ -81,7 +81,7 @@ class PromptEvaluator:
         clip: the CLIP score of the prompts, or None.
     """
 
-    headline = "distance"
+    headline, as_sets = "distance", True
     device = torch.device("cpu")  # of all features
 
     def __init__(self, event_shape: tuple[int, ...], features: str = "averages", clip: ClipScore | None = None):

@@ -54,7 +54,7 @@ class PromptEvaluator:
         rate: samples a second, in Hz.
     """
 
-    headline = "distance"
+    headline, as_sets = "distance", True
     device = torch.device("cpu")  # of all features
     better = {"distance": "lower"}
 

@@ -94,7 +94,7 @@ class PromptEvaluator:
         event_shape: of clips, (3, F, H, W).
     """
 
-    headline = "distance"
+    headline, as_sets = "distance", True
     device = torch.device("cpu")  # of all features
     better = {"distance": "lower", "motion_gap": "lower", "spectrum": "lower"}
 

@@ -106,6 +106,11 @@ def test_words_that_do_not_go_together(made, here, capsys):
     assert "leave out --cond" in refused(capsys, *words, "--prompt", "a", "--cond", "prompt=0")
     assert "no file of prompts nowhere" in refused(capsys, *words, "--prompts", "nowhere")
     assert "say what to make" in refused(capsys, *words, "--prompt", " ", "--pipeline", str(made / "sd"))
+    said = refused(capsys, *words, "--prompt", "a", "--negative", "b", "--pipeline", str(made / "sd"))
+    assert "guidance is in this student's weights" in said
+    for prompts in ([], "a cat"):
+        with pytest.raises(ValueError, match="prompts are a list of texts"):
+            ask(load_student(made / "copy", pipeline=str(made / "sd")), prompts)
 
 
 def test_texts_are_embedded_once(made, monkeypatch, tmp_path):

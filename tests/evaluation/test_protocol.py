@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from dummy.parts import Places
-from helpers import trainer, wake
+from helpers import gaussian, trainer, wake
 
 from distillkit import cache
 from distillkit.callbacks.finish import finish
@@ -267,3 +267,22 @@ def test_the_pairs_of_a_regression_are_made_for_the_contexts_of_the_data():
     noise, y, cond = model.pairs.draw(torch.arange(40))
     assert torch.equal(cond["place"], data.train.tensors["place"][torch.arange(40) % 32])
     assert torch.equal(y, own.sample(noise, cond))
+
+
+@pytest.mark.parametrize("as_sets", [True, False])
+def test_sets_are_compared_with_the_teachers_of_other_noise(as_sets):
+    """Samples of the same noise are nearer than two draws of one law."""
+    teacher, seen = gaussian(0.0, 1.0), []
+
+    def paired(samples, reference, cond):
+        seen.append(reference)
+        return {"distance": float((samples - reference).abs().mean())}
+
+    facts = {"headline": "distance", "better": {"distance": "lower"}, "as_sets": as_sets, "paired": paired}
+    looks = type("Looks", (), {"__call__": lambda *_: {}, "describe": dict, "floor": lambda *_: {}})()
+    vars(looks).update(facts)
+    data = SimpleNamespace(evaluator=lambda device: looks, conditions=lambda num: {}, left_out=dict)
+    evaluate(data, teacher, None, 8, seed=3)
+    made = [teacher.generate(8, {}, seed) for seed in (3, 4)]
+    assert torch.equal(seen[0], made[1])  # the teacher at its best, always
+    assert len(seen) > 2 and all(torch.equal(other, made[1 if as_sets else 0]) for other in seen[1:])

@@ -162,7 +162,7 @@ def test_a_run_from_the_command_line(kind, students, pipelines, here, tmp_path, 
         assert front.main(["evaluate", "run", "--num-samples", "2", *trust]) == 0
 
 
-@pytest.mark.parametrize("method, more", [("sid", LORA), ("lsd", ["model.num_pairs=4", "model.guard=0"])])
+@pytest.mark.parametrize("method, more", [("sid", LORA), ("lsd", ["model.num_pairs=4", "model.guard=2"])])
 def test_other_methods_take_steps(method, more, pipelines):
     own = build(*[w for w in words(pipelines, "wan") if w != "method=dmd"], f"method={method}", *more)
     own.model.require(own.data)
