@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ class Writing:
             "data_shape": list(data.event_shape),
             "classes": dict(data.classes),
             "counts": {name: len(part) for name, part in self.parts.items()},
+            "files": stamp([*self.parts.values()], described.get("path")),
             "size": size,
             "dtype": dtype,
         }
@@ -83,7 +84,9 @@ class Writing:
         if (folder / FACTS).is_file():
             found = read_json(folder / FACTS)
             if other := [name for name, value in self.plan.items() if found.get(name) != value]:
-                raise Failure(f"{folder} holds other latents ({', '.join(other)}): give another folder with --out")
+                raise Failure(
+                    f"{folder} holds other latents, or the data have changed ({', '.join(other)}): give another folder with --out"
+                )
             kept = found.get("shards")
             if not isinstance(kept, dict) or not all(isinstance(kept.get(part), dict) for part in PARTS):
                 raise Failure(f"{folder / FACTS} is damaged: remove the folder, or give another one with --out")
@@ -136,6 +139,21 @@ class Writing:
                 kept.setdefault(name, []).append(value)
             advance(len(latent))
         return {name: torch.cat(values) for name, values in kept.items()}
+
+
+def stamp(parts: Sequence[Any], path: str | None) -> str:
+    """A hash by which it is noticed that the files of a data set were changed: sizes and times.
+
+    Args:
+        parts: of the data; those of files have `paths`, each a file or a sample of a shard.
+        path: of the data, which may be one file.
+    """
+    found = {Path(path)} if path else set()
+    for item in (item for part in parts for item in getattr(part, "paths", ())):
+        found |= {item} if isinstance(item, Path) else {item.shard} if hasattr(item, "shard") else set()
+    stats = [(str(file), file.stat()) for file in sorted(found) if file.is_file()]
+    facts = [[name, about.st_size, about.st_mtime_ns] for name, about in stats]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def name_of(part: str, number: int) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -17,11 +19,13 @@ from torch import Tensor, nn
 from distillkit import checks, devices
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import expand
+from distillkit.files import hash_weights
 from distillkit.pipelines import schedulers
 from distillkit.pipelines.files import DTYPES, import_diffusers, local, print_of, read_index
 from distillkit.pipelines.network import Network, PipelineBase, released
 from distillkit.pipelines.prompts import read_prompts
 from distillkit.pipelines.texts import Texts, in_chunks, kept
+from distillkit.spec import to_spec
 from distillkit.teachers.base import Teacher
 
 
@@ -99,6 +103,8 @@ class PipelineTeacher(Teacher):
         more = (settings,) if settings else ()
         self._base = self.base_kind(str(root), family.__name__, shapes, dtype, *more)
         self._base.network = network  # it is in memory already
+        # what the tables follow from; their last bits differ between machines
+        self.wording = [wanted, negative_prompt, dtype, print_of(root, family.text_parts) if wanted else ""]
 
     @classmethod
     def family(cls, root: Path) -> type[Network]:
@@ -133,6 +139,13 @@ class PipelineTeacher(Teacher):
     @property
     def id(self) -> str:
         return self._id
+
+    def fingerprint(self) -> str:
+        """As any teacher's, but of the texts and their encoders instead of the embeddings."""
+        said = json.dumps([to_spec(self.denoiser), self.wording, self.begins()], sort_keys=True)
+        digest = hashlib.sha256(said.encode())
+        hash_weights(digest, self.denoiser.network.models)
+        return digest.hexdigest()
 
     def condition(self, batch):
         """As any teacher's, with what the codec encodes: once for a batch, where the teacher is."""

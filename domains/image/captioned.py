@@ -66,6 +66,7 @@ class PipelineImages(SampleData, ImageData):
         pipeline, download: `path` and `download` of the teacher.
         size: `height` and `width` in pixels, those of the teacher; None is the pipeline's own.
         flip: add every training image's mirror image.
+        num_classes: where classes are the condition and those present do not tell their number.
         val, test: shares of the samples, in (0, 1).
         seed: of the split.
         workers: threads that decode.
@@ -86,6 +87,7 @@ class PipelineImages(SampleData, ImageData):
         size: dict[str, int | float | None] | None = None,
         download: bool = False,
         flip: bool = False,
+        num_classes: int | None = None,
         val: float = 0.1,
         test: float = 0.1,
         seed: int = 0,
@@ -102,14 +104,10 @@ class PipelineImages(SampleData, ImageData):
         checks.whole(1, 10_000, workers=workers)
         checks.shares(val=val, test=test)
         checks.seed(seed=seed)
-        self.path, self.flip, self.shares, self.seed, self.workers, self.clip = (
-            path,
-            flip,
-            (val, test),
-            seed,
-            workers,
-            clip,
-        )
+        if num_classes is not None:
+            checks.whole(1, num_classes=num_classes)
+        self.path, self.flip, self.num_classes = path, flip, num_classes
+        self.shares, self.seed, self.workers, self.clip = (val, test), seed, workers, clip
         self.event_shape = sample_shape(ImagePipeline, pipeline, size or {}, download)
 
     prompts: list[str] = []
@@ -136,7 +134,7 @@ class PipelineImages(SampleData, ImageData):
         kept = [i for i, value in enumerate(known) if value is not None]
         if not kept:
             raise ValueError(f"{self.path} holds no image with a caption or a class: give images with captions")
-        self.classes = {name: len(self.prompts) or 1 + max(known[i] for i in kept)}
+        self.classes = {name: len(self.prompts) or self.num_classes or 1 + max(known[i] for i in kept)}
         items, column = [found.items[i] for i in kept], [known[i] for i in kept]
         order = drawn([found.names[i] for i in kept], self.seed)
         groups = column if name == "label" else [0] * len(kept)

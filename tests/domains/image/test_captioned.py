@@ -242,6 +242,9 @@ def test_classes_stand_in_where_no_sample_has_a_caption(tmp_path, pipeline):
     data = ready(WebDataset(str(tmp_path), pipeline, SIZE))
     batch = whole(data.train)
     assert data.classes == {"label": 3} and "prompt" not in batch
+    assert ready(WebDataset(str(tmp_path), pipeline, SIZE, num_classes=10)).classes == {"label": 10}
+    with pytest.raises(ValueError, match="2 classes of 'label', but hold class 2"):
+        ready(WebDataset(str(tmp_path), pipeline, SIZE, num_classes=2))
     numbers = ((batch["data"].mean((1, 2, 3)) + 1) * 127.5 / 20).round().long()
     assert torch.equal(batch["label"], numbers % 3) and data.conditions(4)["label"].shape == (4,)
 

@@ -1,6 +1,7 @@
 """Latents of a data set, encoded once: the command, the folder, and training on it."""
 
 import json
+import os
 import shutil
 from functools import cached_property
 
@@ -110,10 +111,19 @@ def test_an_interrupted_encoding_goes_on(room, tmp_path, monkeypatch):
     assert writing(room, tmp_path).run(torch.device("cpu"), 2) == 12 - 3  # all but the first shard
     assert facts_of(tmp_path) == facts_of(room / "latents")  # hashes of all shards among them
     assert writing(room, tmp_path).run(torch.device("cpu"), 2) == 0
-    with pytest.raises(Failure, match=r"holds other latents \(dtype\): give another folder with --out"):
+    with pytest.raises(
+        Failure, match=r"holds other latents, or the data have changed \(dtype\): give another folder with --out"
+    ):
         writing(room, tmp_path, dtype="float16")
-    with pytest.raises(Failure, match=r"holds other latents \(data\)"):
+    with pytest.raises(Failure, match=r"holds other latents, or the data have changed \(data"):
         writing(room, tmp_path, seed=1)
+    image = room / "images" / "03.png"
+    before = image.stat()
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns + 1))  # drawn anew since
+    with pytest.raises(Failure, match=r"the data have changed \(files\)"):
+        writing(room, tmp_path)
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert writing(room, tmp_path).run(torch.device("cpu"), 2) == 0
 
 
 def test_half_precision_and_mirror_images(room, tmp_path):
@@ -224,7 +234,11 @@ def test_the_command(room, tmp_path, monkeypatch, capsys):
     assert front.main([*words, "--out", "made", "--shard", "3", "data.workers=2"]) == 0  # words may follow flags
     assert "0 of them encoded now" in capsys.readouterr().out
     for argv, code, said in (
-        ([*words, "--out", "made"], 1, "holds other latents (size): give another folder with --out"),
+        (
+            [*words, "--out", "made"],
+            1,
+            "holds other latents, or the data have changed (size): give another folder with --out",
+        ),
         (words, 2, "--out"),
         (["encode", "domain=image", "data=digits", "--out", "x"], 2, "say teacher=diffusers teacher.path=DIR"),
         ([*words, "data.flop=1", "--out", "x"], 2, "flop"),

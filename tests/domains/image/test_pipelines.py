@@ -47,6 +47,20 @@ def check(teacher, pipeline, noise, kappa=3.0, steps=4, **options):
     assert ((teacher.codec.decode(ours, {}) + 1) / 2 - images).abs().max() < 1e-4 and images.std() > 0.02
 
 
+def test_the_fingerprint_is_of_texts_not_of_the_last_bits_of_their_embeddings(tmp_path, prompts):
+    tiny_pipelines.stable_diffusion(tmp_path / "sd")
+    teacher = ImagePipeline(str(tmp_path / "sd"), prompts)
+    before, table = teacher.fingerprint(), teacher.denoiser.network.texts.text
+    table += 1e-6  # as of another machine
+    assert teacher.fingerprint() == before
+    others = [ImagePipeline(str(tmp_path / "sd"), prompts, negative_prompt="a dog")]
+    (tmp_path / "one.txt").write_text(PROMPTS[0])
+    others.append(ImagePipeline(str(tmp_path / "sd"), str(tmp_path / "one.txt")))
+    next(teacher.denoiser.network.models.parameters()).data += 1e-6
+    others.append(teacher)
+    assert len({before, *(other.fingerprint() for other in others)}) == 4
+
+
 @pytest.mark.parametrize("own", [{}, {"prediction_type": "v_prediction"}], ids=["eps", "v"])
 def test_stable_diffusion(own, tmp_path, prompts):
     pipeline = tiny_pipelines.stable_diffusion(tmp_path, **own)
