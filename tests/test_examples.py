@@ -9,7 +9,6 @@ import pytest
 from helpers import Command
 
 import distillkit
-from distillkit.students.base import Refused
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 QUICK = {"image", "toy"}  # the others take up to half a minute; the battery puts their domains through the same
@@ -25,8 +24,7 @@ def test_example_runs(script, tmp_path):
 
     example = Command("--steps", "6", "--out", tmp_path / "out", cwd=tmp_path, work=run)
     assert example.wait() == 0, example.stderr
-    students = [distillkit.load_student(file.parent) for file in (tmp_path / "out").rglob("student.yaml")]
+    folders = [file.parent for file in (tmp_path / "out").rglob("student.yaml")]
+    students = [distillkit.load_student(folder, trust=(str(tmp_path),)) for folder in folders]  # a pipeline lies there
     assert students
-    for student in students:
-        if not student.context:  # one of a pipeline may not read its decoder unasked
-            assert student.sample(2, decode=not isinstance(student.codec, Refused)).isfinite().all()
+    assert all(student.sample(2).isfinite().all() for student in students if not student.context)
