@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from distillkit.evaluation import metrics
 from distillkit.evaluation.samples import check, eight_bits, outside
+from distillkit.evaluation.without_data import WithoutData
 from distillkit.pipelines.data import PromptData
 from domains.image.clip import ClipScore
 from domains.image.evaluation import Extractor, inception
@@ -62,13 +63,10 @@ class Prompts(PromptData):
         return media
 
 
-class PromptEvaluator:
-    """Compares images with the teacher's at its best, where there are no real images.
+class PromptEvaluator(WithoutData):
+    """Compares images with the teacher's in averages over parts of an image and of its edges.
 
-    - `distance` (the headline): energy distance to the teacher's images in averages over parts of
-      an image and of its edges, each in units of its standard deviation over the teacher's images.
-      With few images two draws of one law are not 0 apart: the teacher at its best has its distance
-      from its own images of another noise.
+    - `distance` (the headline): see `WithoutData`.
     - `detail`: mean difference of neighbouring pixels, of the images themselves.
     - `outside`: share of values outside of the range of images.
     - `frechet`: between Gaussians fitted to Inception's features of both, where its weights were
@@ -81,18 +79,13 @@ class PromptEvaluator:
         clip: the CLIP score of the prompts, or None.
     """
 
-    headline, as_sets = "distance", True
-    device = torch.device("cpu")  # of all features
-
     def __init__(self, event_shape: tuple[int, ...], features: str = "averages", clip: ClipScore | None = None):
         kind, _, path = features.partition(":")
         if (kind, bool(path)) not in (("averages", False), ("inception", True)):
             raise ValueError(f"features must be averages or inception:/path/to/weights, got {features!r}")
-        self.event_shape, self.clip, self.path = tuple(event_shape), clip, Path(path).expanduser() if path else None
-        self.better = (
-            {"distance": "lower"} | ({"frechet": "lower"} if path else {}) | ({"clip": "higher"} if clip else {})
-        )
-        self.look = lru_cache(maxsize=3)(self._looked)  # by identity: the teacher's images are looked at once
+        super().__init__(event_shape)
+        self.clip, self.path = clip, Path(path).expanduser() if path else None
+        self.better = self.better | ({"frechet": "lower"} if path else {}) | ({"clip": "higher"} if clip else {})
         self.inception_of = lru_cache(maxsize=3)(self._seen)
 
     def describe(self) -> dict[str, Any]:
@@ -106,10 +99,8 @@ class PromptEvaluator:
         return {"detail": self.look(samples)[1], "outside": outside(samples)}
 
     def paired(self, samples: Tensor, reference: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
-        """The distance from the teacher's images, as sets."""
-        ours, theirs = (self.look(each)[0] for each in (samples, reference))
-        near, far = (metrics.standardise(features, theirs) for features in (ours, theirs))
-        found = {"distance": metrics.energy_distance(near, far)}
+        """Distances from the teacher's images, as sets."""
+        found = super().paired(samples, reference, cond)
         if self.path:
             found["frechet"] = metrics.frechet_distance(self.inception_of(samples), self.inception_of(reference))
         return found
@@ -121,10 +112,6 @@ class PromptEvaluator:
         self.clip.device = self.device
         return {"clip": self.clip(samples, cond["prompt"])}
 
-    def floor(self, num_samples: int = 0) -> dict[str, float]:
-        """Empty: there are no real images."""
-        return {}
-
     @cached_property
     def inception(self) -> Extractor:
         """Inception's features."""
@@ -135,7 +122,7 @@ class PromptEvaluator:
         """Inception's features of images."""
         return metrics.Points(torch.cat([self.inception(eight_bits(one.to(self.device))) for one in samples.split(16)]))
 
-    def _looked(self, samples: Tensor) -> tuple[Tensor, float]:
+    def looked(self, samples: Tensor) -> tuple[Tensor, float]:
         """Features [N, D] of images, and their mean detail."""
         check(samples, self.event_shape)
         features, detail = [], []

@@ -6,15 +6,14 @@ N: sounds; C: channels; T: samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distillkit.evaluation import metrics
 from distillkit.evaluation.samples import check
+from distillkit.evaluation.without_data import WithoutData
 from distillkit.pipelines.data import PromptData
 from domains.music import media
 from domains.music.mel import log_mel
@@ -38,29 +37,20 @@ class Prompts(PromptData):
         return media.of(self.codec)
 
 
-class PromptEvaluator:
-    """Compares sounds with the teacher's at its best, where there are no real sounds.
+class PromptEvaluator(WithoutData):
+    """Compares sounds with the teacher's in averages of the log-mel spectrogram and its changes.
 
-    - `distance` (the headline): energy distance to the teacher's sounds in averages of the log-mel
-      spectrogram over parts of a sound and of its changes in time, each in units of its standard
-      deviation over the teacher's sounds. With few sounds two draws of one law are not 0 apart: the
-      teacher at its best has its distance from its own sounds of another noise.
+    - `distance` (the headline): see `WithoutData`.
     - `loudness`: mean level in dB, of which a full-scale square wave has 0; at least -100.
-
-    Whether a sound is what was asked for is not measured.
 
     Args:
         event_shape: of sounds, (C, T).
         rate: samples a second, in Hz.
     """
 
-    headline, as_sets = "distance", True
-    device = torch.device("cpu")  # of all features
-    better = {"distance": "lower"}
-
     def __init__(self, event_shape: tuple[int, ...], rate: int):
-        self.event_shape, self.rate = tuple(event_shape), rate
-        self.look = lru_cache(maxsize=3)(self._looked)  # by identity: the teacher's sounds are looked at once
+        super().__init__(event_shape)
+        self.rate = rate
 
     def describe(self) -> dict[str, Any]:
         facts = {"domain": "music", "features": AVERAGES, "reference": "the teacher's samples"}
@@ -70,17 +60,7 @@ class PromptEvaluator:
         """Metrics of sounds [N, C, T] in [-1, 1] by themselves."""
         return {"loudness": self.look(samples)[1]}
 
-    def paired(self, samples: Tensor, reference: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
-        """The distance from the teacher's sounds, as sets."""
-        ours, theirs = (self.look(each)[0] for each in (samples, reference))
-        near, far = (metrics.standardise(features, theirs) for features in (ours, theirs))
-        return {"distance": metrics.energy_distance(near, far)}
-
-    def floor(self, num_samples: int = 0) -> dict[str, float]:
-        """Empty: there are no real sounds."""
-        return {}
-
-    def _looked(self, samples: Tensor) -> tuple[Tensor, float]:
+    def looked(self, samples: Tensor) -> tuple[Tensor, float]:
         """Features [N, D] of sounds, and their mean loudness."""
         check(samples, self.event_shape)
         features, levels = [], []

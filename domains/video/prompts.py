@@ -7,17 +7,16 @@ N: clips; F, H, W: frames, height and width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from distillkit import checks
-from distillkit.evaluation import metrics
 from distillkit.evaluation.samples import check, eight_bits
+from distillkit.evaluation.without_data import WithoutData
 from distillkit.pipelines.data import PromptData
 from domains.video import media
 from domains.video.first_frames import FirstFrames, captioned
@@ -78,29 +77,18 @@ class Prompts(PromptData):
         return SimpleNamespace(picture=media.picture, compare=media.compare, **at)
 
 
-class PromptEvaluator:
-    """Compares clips with the teacher's at its best, where there are no real videos.
+class PromptEvaluator(WithoutData):
+    """Compares clips with the teacher's in averages over parts of a clip and of its changes.
 
-    - `distance` (the headline): energy distance to the teacher's clips in averages over parts of a
-      clip and of its changes, each in units of its standard deviation over the teacher's clips.
-      With few clips two draws of one law are not 0 apart: the teacher at its best has its distance
-      from its own clips of another noise.
+    - `distance` (the headline): see `WithoutData`.
     - `motion_gap` and `spectrum`: as in `evaluation.VideoEvaluator`, against the teacher's clips.
     - `motion` and `flicker`: of the clips themselves.
-
-    Whether a clip shows what was asked for is not measured.
 
     Args:
         event_shape: of clips, (3, F, H, W).
     """
 
-    headline, as_sets = "distance", True
-    device = torch.device("cpu")  # of all features
-    better = {"distance": "lower", "motion_gap": "lower", "spectrum": "lower"}
-
-    def __init__(self, event_shape: tuple[int, ...]):
-        self.event_shape = tuple(event_shape)
-        self.look = lru_cache(maxsize=3)(self._rounded)  # by identity: the teacher's clips are looked at once
+    better = WithoutData.better | {"motion_gap": "lower", "spectrum": "lower"}
 
     def describe(self) -> dict[str, Any]:
         facts = {"domain": "video", "features": AVERAGES, "reference": "the teacher's samples"}
@@ -113,17 +101,9 @@ class PromptEvaluator:
 
     def paired(self, samples: Tensor, reference: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
         """Distances from the teacher's clips, as sets."""
-        ours, theirs = self.look(samples), self.look(reference)
-        near, far = (metrics.standardise(look.clips, theirs.clips) for look in (ours, theirs))
-        return {
-            "distance": metrics.energy_distance(near, far),
-            **motion_apart(ours, theirs),
-        }
+        found = super().paired(samples, reference, cond)
+        return found | motion_apart(self.look(samples), self.look(reference))
 
-    def floor(self, num_samples: int = 0) -> dict[str, float]:
-        """Empty: there are no real videos."""
-        return {}
-
-    def _rounded(self, samples: Tensor) -> Look:
+    def looked(self, samples: Tensor) -> Look:
         check(samples, self.event_shape)
         return look((eight_bits(one.to(self.device)) for one in samples.split(1)), averages)
