@@ -84,7 +84,7 @@ class DesignEvaluator:
     - `helix`, `strand`: mean P-SEA contents.
     """
 
-    headline = "distance"
+    headline, as_sets = "distance", True
     device = torch.device("cpu")
     better = {"distance": "lower", "bond_valid": "higher", "clash": "lower"}
 
