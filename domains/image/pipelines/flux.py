@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from distillkit import checks
 from domains.image.pipelines.codec import VAE, latent_size
-from domains.image.pipelines.patches import Patches, packed, unpacked
+from domains.image.pipelines.patches import GuidanceTold, Patches, packed, unpacked
 
 
-class Flux(Patches):
+class Flux(GuidanceTold, Patches):
     """FLUX.1: predicts the velocity, for tokens of T5 and the pooled text of CLIP.
 
     FLUX.1-dev was distilled from a guided model and is told a guidance scale: the setting
@@ -18,7 +17,7 @@ class Flux(Patches):
     """
 
     pipelines, kinds = ("FluxPipeline",), ("FluxTransformer2DModel",)
-    codec, steps = VAE, 28
+    codec, steps, guidance = VAE, 28, 3.5
 
     @classmethod
     def latent_shape(cls, root, size):
@@ -26,14 +25,6 @@ class Flux(Patches):
         if config.get("out_channels") not in (None, config["in_channels"]):
             raise ValueError(f"{root} wants more than a text (an image): it is not read here")
         return config["in_channels"] // 4, *latent_size(root, size, 128, 2)
-
-    @classmethod
-    def read_settings(cls, root, shape, asked):
-        if not cls.model_config(root)["guidance_embeds"]:
-            return super().read_settings(root, shape, asked)
-        guidance = 3.5 if asked.get("guidance") is None else asked["guidance"]
-        checks.finite(guidance=guidance)
-        return {"guidance": float(guidance)}
 
     @classmethod
     def encode(cls, pipeline, prompts, settings):
@@ -47,7 +38,6 @@ class Flux(Patches):
         text, height, width = cond["text"], *x.shape[2:]
         axes = (torch.arange(size, device=x.device) for size in (1, height // 2, width // 2))
         places = torch.cartesian_prod(*axes)  # [tokens, 3]: 0, row and column
-        guidance = time.new_full(time.shape, self.settings["guidance"]) if "guidance" in self.settings else None
         out = model(
             packed(x),
             text,
@@ -55,7 +45,7 @@ class Flux(Patches):
             time,  # the model multiplies it, and the guidance scale, by 1000
             places,
             places.new_zeros(text.shape[1], 3),
-            guidance,
+            self.told(time),
             return_dict=False,
         )[0]
         return unpacked(out, height, width)

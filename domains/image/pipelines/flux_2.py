@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distillkit import checks
 from distillkit.pipelines import schedulers
-from distillkit.pipelines.network import Network
 from domains.image.pipelines.codec import VAE, factor, latent_size
+from domains.image.pipelines.patches import GuidanceTold
 
 
 class PatchVAE(VAE):
@@ -48,7 +47,7 @@ def shift(tokens: int, steps: int) -> float:
     return math.exp(many if tokens > 4300 else many + (few - many) * (200 - steps) / 190)
 
 
-class Flux2(Network):
+class Flux2(GuidanceTold):
     """FLUX.2 and its Klein: predicts the velocity, for hidden states of a language model.
 
     FLUX.2-dev was distilled from a guided model and is told a guidance scale: the setting
@@ -58,7 +57,7 @@ class Flux2(Network):
     """
 
     pipelines, kinds = ("Flux2Pipeline", "Flux2KleinPipeline"), ("Flux2Transformer2DModel",)
-    codec, schedulers = PatchVAE, ("FlowMatchEulerDiscreteScheduler",)
+    codec, schedulers, guidance = PatchVAE, ("FlowMatchEulerDiscreteScheduler",), 4.0
 
     @classmethod
     def latent_shape(cls, root, size):
@@ -67,14 +66,6 @@ class Flux2(Network):
             raise ValueError(f"the model in {root} wants other patches or more than a text: it is not read here")
         height, width = latent_size(root, size, 128, 2)
         return config["in_channels"], height // 2, width // 2
-
-    @classmethod
-    def read_settings(cls, root, shape, asked):
-        if not cls.model_config(root)["guidance_embeds"]:
-            return super().read_settings(root, shape, asked)
-        guidance = 4.0 if asked.get("guidance") is None else asked["guidance"]
-        checks.finite(guidance=guidance)
-        return {"guidance": float(guidance)}
 
     @classmethod
     def process(cls, scheduler, shape):
@@ -95,14 +86,13 @@ class Flux2(Network):
         sides = (torch.arange(size, device=x.device) for size in (1, height, width, 1))
         places = torch.cartesian_prod(*sides)  # [tokens, 4]: 0, row, column, 0
         words = F.pad(torch.arange(text.shape[1], device=x.device)[:, None], (3, 0))  # 0, 0, 0, its number
-        guidance = time.new_full(time.shape, self.settings["guidance"]) if "guidance" in self.settings else None
         out = model(
             x.flatten(2).transpose(1, 2),
             text,
             time,  # the model multiplies it, and the guidance scale, by 1000
             places,
             words,
-            guidance,
+            self.told(time),
             return_dict=False,
         )[0]
         return out.transpose(1, 2).unflatten(2, (height, width))

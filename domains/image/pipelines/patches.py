@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distillkit import checks
 from distillkit.pipelines import schedulers
 from distillkit.pipelines.network import Network
 
@@ -20,6 +21,28 @@ def packed(x: Tensor) -> Tensor:
 def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
     """Tokens [B, H W / 4, 4 C] as latents [B, C, H, W]."""
     return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2)), 2)
+
+
+class GuidanceTold(Network):
+    """A family whose distilled models are told a guidance scale: the setting `guidance`.
+
+    Attributes:
+        guidance: the pipeline's own scale.
+    """
+
+    guidance: float
+
+    @classmethod
+    def read_settings(cls, root, shape, asked):
+        if not cls.model_config(root)["guidance_embeds"]:
+            return super().read_settings(root, shape, asked)
+        guidance = cls.guidance if asked.get("guidance") is None else asked["guidance"]
+        checks.finite(guidance=guidance)
+        return {"guidance": float(guidance)}
+
+    def told(self, time: Tensor) -> Tensor | None:
+        """The scale for each sample, like time [B]; None for a model that is told none."""
+        return time.new_full(time.shape, self.settings["guidance"]) if "guidance" in self.settings else None
 
 
 class Patches(Network):
