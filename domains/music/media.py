@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +27,9 @@ GAP, GREY = 2, 96
 COLOURS = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]])  # from silence to loud
 
 
-def of(codec: Any) -> SimpleNamespace:
-    """This module's functions at the codec's sample rate."""
-    return SimpleNamespace(
-        **{show.__name__: partial(show, rate=codec.sample_rate) for show in (picture, compare, save)}
-    )
+def at(rate: int) -> SimpleNamespace:
+    """This module's functions at a sample rate in Hz."""
+    return SimpleNamespace(**{show.__name__: partial(show, rate=rate) for show in (picture, compare, save)})
 
 
 def picture(samples: Tensor, cond: Mapping[str, Tensor] | None = None, rate: int = RATE) -> Image.Image:

@@ -1,0 +1,78 @@
+"""A compact U-Net of mel spectrograms, on patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from distillkit import checks
+from distillkit.networks.unet import Block, UShape, convolution
+
+
+class MelUNet(UShape):
+    """A U-Net of spectrograms, which knows where in a spectrogram it is.
+
+    Args:
+        event_shape: (channels, bands, frames); bands and frames divisible by
+            `patch * 2^(levels - 1)`.
+        channels: width of the first level.
+        multipliers: width of each level in units of `channels`.
+        blocks: residual blocks on each level of the encoder (the decoder has one more).
+        attention: self-attention in the middle.
+        patch: side of a patch.
+        classes: categorical conditions, `{name: number of classes}`.
+        given: number of frames at the beginning, `cond["first"]` [B, C, bands, given]; they are
+            further input channels, zero where they end. A multiple of `patch`.
+    """
+
+    Block, convolution = Block, staticmethod(convolution)
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        channels: int = 24,
+        multipliers: Sequence[int] = (1, 2, 3),
+        blocks: int = 1,
+        attention: bool = True,
+        patch: int = 2,
+        classes: dict[str, int] | None = None,
+        given: int = 0,
+    ):
+        super().__init__()
+        checks.network(event_shape=event_shape, channels=channels, multipliers=multipliers, patch=patch)
+        checks.whole(0, given=given)
+        unit = patch * 2 ** (len(multipliers) - 1)
+        if len(event_shape) != 3 or any(side % unit for side in event_shape[1:]):
+            raise ValueError(
+                f"a MelUNet of {len(multipliers)} levels and patches of {patch} needs spectrograms (channels, bands, "
+                f"frames), bands and frames divisible by {unit}, got {tuple(event_shape)}"
+            )
+        sounds, num, frames = event_shape
+        if given % patch or given >= frames:
+            raise ValueError(f"given must be a multiple of {patch} below {frames} frames, got {given}")
+        self.given, self.patch, self.frames = given, patch, frames
+        self.first_shape = (sounds, num, given)
+        inputs = sounds * patch**2
+        self.build(inputs * (2 if given else 1), inputs, channels, multipliers, blocks, attention, classes)
+        self.place = nn.Parameter(torch.zeros(1, channels, num // patch, frames // patch))
+
+    def check_context(self, cond: dict[str, Tensor]) -> None:
+        """See `WithContext`: the beginnings must have the network's number of frames."""
+        if self.given and cond["first"].shape[1:] != self.first_shape:
+            raise ValueError(
+                f"cond['first'] must hold the first {self.given} frames of each sound, of shape "
+                f"[n, {', '.join(map(str, self.first_shape))}], got {list(cond['first'].shape)}"
+            )
+
+    def enter(self, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        if self.given:
+            first = nn.functional.pad(cond["first"].to(x), (0, self.frames - self.given))
+            x = torch.cat([x, first], dim=1)
+        x = rearrange(x, "b c (m p) (f q) -> b (c p q) m f", p=self.patch, q=self.patch)
+        return super().enter(x, cond) + self.place
+
+    def leave(self, h: Tensor) -> Tensor:
+        return rearrange(super().leave(h), "b (c p q) m f -> b c (m p) (f q)", p=self.patch, q=self.patch)
