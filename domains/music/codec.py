@@ -19,10 +19,11 @@ WIDEST = 1.5  # normalised values lie in [-WIDEST, WIDEST]
 
 
 class Mel(Codec):
-    """Log-mel spectrograms [C, M, F], normalised to a standard deviation of 1/2; the sound by Griffin and Lim.
+    """Log-mel spectrograms [C, M, F] of standard deviation 1/2; the sound by Griffin and Lim.
 
-    `x = (log(max(mel, floor)) - mean) / (2 std)`, cut to [-1.5, 1.5]. A sound of F `hop` samples has
-    F frames, centred at samples 0, hop, 2 hop ... Beginnings `first` are sounds outside, spectrograms for networks.
+    `x = (log(max(mel, floor)) - mean) / (2 std)`, cut to [-1.5, 1.5]. A sound of F hop samples has
+    F frames, centred at samples 0, hop, 2 hop ... Beginnings `first` are sounds outside, and
+    spectrograms for networks.
 
     Args:
         sample_rate: of the sounds, in Hz.
