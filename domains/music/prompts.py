@@ -34,7 +34,7 @@ class Prompts(PromptData):
     @property
     def media(self) -> Any:
         """`domains.music.media` at the pipeline's sample rate."""
-        return media.at(self.codec.sample_rate)
+        return media.of(self.codec)
 
 
 class PromptEvaluator(WithoutData):
