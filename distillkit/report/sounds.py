@@ -12,7 +12,7 @@ MOST = 2_000_000  # bytes of the files that a page holds
 def sounds_in(folder: Path) -> list[Path]:
     """The sound files of a folder by name, `sound_2` before `sound_10`."""
     found = [path for path in folder.glob("*") if path.suffix in TYPES and path.is_file()]
-    return sorted(found, key=lambda path: (len(path.name), path.name))
+    return sorted(found, key=lambda path: (len(path.stem), path.name))
 
 
 def players(folders: Sequence[Path], root: Path) -> list[list[dict[str, Any]]]:
