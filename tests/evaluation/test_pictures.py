@@ -35,7 +35,7 @@ def test_curves_of_other_lengths_cover_the_same_time():
 def test_gaps_and_names_are_drawn_as_they_are():
     image = overlay({"target": LINE, "student": torch.where(LINE > 0.5, torch.nan, 1 - LINE)}, None, "x")
     assert places(image, BLUE)[1].max() < 400 < places(image, GREY)[1].max()
-    strange = overlay({"$\\frac{$": LINE, "_hidden": 1 - LINE}, None, "$\\x$ [$")
+    strange = overlay({"$\\frac{$": LINE, "_hidden": 1 - LINE}, None, "$\\frac{$")
     shown = np.asarray(strange)[:45]
     assert (shown == BLUE).all(-1).any() and (shown == GREY).all(-1).any()  # both are in the legend
 

@@ -84,9 +84,9 @@ def test_files_hold_the_sound(read, rate, channels, tmp_path):
     quiet = torch.rand(channels, rate // 7, generator=torch.Generator().manual_seed(0)) * 2 - 1
     quiet[:, :2] = torch.tensor([1.0, -1.0])
     loud = quiet * torch.tensor([[1.0], [8.0]])[-channels:]
-    paths = media.save(torch.stack([quiet, loud]), {}, tmp_path, rate=rate)
-    assert [path.name for path in paths] == ["sound_0.wav", "sound_1.wav"]
-    for path, expected in zip(paths, (quiet, loud / 8), strict=True):
+    paths = media.save(torch.stack([quiet, loud, quiet / 4]), {}, tmp_path, rate=rate)
+    assert [path.name for path in paths] == ["sound_0.wav", "sound_1.wav", "sound_2.wav"]
+    for path, expected in zip(paths, (quiet, loud / 8, quiet / 4), strict=True):
         found, found_rate = read(path)
         assert found_rate == rate and found.shape == expected.shape
         error = np.abs(found - expected.numpy())
@@ -235,7 +235,7 @@ def run(tmp_path_factory):
     """A run of one step with a random teacher."""
     folder = tmp_path_factory.mktemp("run")
     shape, classes = (1, 64, 32), {"timbre": 4, "pitch": 24, "rhythm": 4}
-    network = MelUNet(shape, channels=8, multipliers=(1,), attention=False, patch=4, classes=classes)
+    network = MelUNet(shape, channels=8, multipliers=(1,), attention=False, patch=(4, 4), classes=classes)
     denoiser = Denoiser(network, VarianceExploding(), "edm", 0.5)
     Teacher(denoiser, shape, classes, codec=Mel(mean=-7.97, std=1.97, steps=1)).save(folder / "teacher", domain="music")
     words = ["domain=music", "method=dmd", "teacher=folder", f"teacher.path={folder / 'teacher'}"]
