@@ -21,6 +21,7 @@ from domains.music import features as extractors
 from domains.music import measures
 from domains.music.clap import Clap
 from domains.music.clip import CHORD, CLASSES, EIGHTH, RATE, RHYTHMS, SAMPLES
+from domains.music.data import shuffled
 from domains.music.features import spectrogram
 from domains.music.tones import BAR
 
@@ -288,11 +289,6 @@ class MusicEvaluator:
         """CLAP's embeddings of the reference."""
         parts = batches(self.reference, CHUNK)
         return metrics.Points(torch.cat([self.clap.features(batch["data"], self.rate) for batch in parts]))
-
-
-def shuffled(total: int, num: int) -> Tensor:
-    """Row numbers [num] of `total` in a fixed random order, again from the first after the last."""
-    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[torch.arange(num) % total]
 
 
 def _agreement(name: str) -> str:
