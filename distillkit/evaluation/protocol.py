@@ -56,7 +56,7 @@ class Evaluator(Protocol):
     #     the models
     #
     # seconds: float
-    #     how long a sample plays, if it does: rows then say how many times faster than that it is made
+    #     how long a sample plays, if it does; rows then compare it with the time to make one
     #
     # An optional metric is `outside`: the share of values outside the range of the data, which are
     # clipped before they are measured, as a file would keep them.
