@@ -147,10 +147,10 @@ class MusicEvaluator:
             "frechet": metrics.frechet_distance(points, self._points),
             "coverage": metrics.density_coverage(self._points, points, min(NEIGHBOURS, len(self._points) - 1))[1],
             "nearest_train": metrics.nearest_distance(points, self._training)[0],
-            "diversity": points.mean_distance * len(points) / max(1, len(points) - 1),
+            "diversity": spread_of(points),
         }
         for name, seen in ours.classes.items():
-            if name in cond:
+            if name in cond and not (name == "pitch" and self.pitches is not None):
                 found[_agreement(name)] = float((seen == cond[name].to(seen)).double().mean())
         apart = measures.decibels(ours.spectrum - self._reference.spectrum)
         found["log_spectral"] = float(apart.square().mean().sqrt())
@@ -289,6 +289,11 @@ class MusicEvaluator:
         """CLAP's embeddings of the reference."""
         parts = batches(self.reference, CHUNK)
         return metrics.Points(torch.cat([self.clap.features(batch["data"], self.rate) for batch in parts]))
+
+
+def spread_of(points: metrics.Points) -> float:
+    """Mean distance of two different points."""
+    return points.mean_distance * len(points) / max(1, len(points) - 1)
 
 
 def _agreement(name: str) -> str:
