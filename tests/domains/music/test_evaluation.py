@@ -69,7 +69,7 @@ def test_every_metric_has_a_direction_and_real_data_do_well(evaluator, real):
 
 
 def test_the_codec_costs_little_beside_a_bad_model(evaluator, real, rebuilt, codec):
-    """Sounds through Griffin and Lim are near; a blurred spectrogram's and a mixed one's are not."""
+    """A sound through Griffin and Lim is near; that of a blurred spectrogram is not."""
     batch, good = real
     through = rebuilt[1]
     assert through["frechet"] < 1.3 * good["frechet"] and through["coverage"] > 0.8 * good["coverage"]
