@@ -262,7 +262,14 @@ LORA = ["student=lora", "student.rank=2", "fake_score=lora", "fake_score.rank=2"
 
 
 def words(folder, prompts, *more, method="dmd"):
-    own = ["domain=music", f"method={method}", f"teacher.path={folder}", f"data.path={prompts}"]
+    own = [
+        "domain=music",
+        "teacher=diffusers",
+        "data=prompts",
+        f"method={method}",
+        f"teacher.path={folder}",
+        f"data.path={prompts}",
+    ]
     own += ["teacher.seconds=0.006", "teacher.steps=2", "data.batch_size=2", "trainer.max_steps=2"]
     return [*own, *more]
 
