@@ -14,6 +14,7 @@ from torch import Tensor
 from distillkit import checks
 from distillkit.codec import Codec
 from domains.music.mel import bands, griffin_lim, logarithm, magnitudes, unbanded
+from domains.music.vocoder import HifiGan
 
 WIDEST = 1.5  # normalised values lie in [-WIDEST, WIDEST]
 
@@ -27,11 +28,14 @@ class Mel(Codec):
 
     Args:
         sample_rate: of the sounds, in Hz.
-        size: samples of a window, of which `hop` is a quarter.
+        size: samples of a window.
         num: bands, from `low` to `high` Hz; null means half the sample rate.
         floor: smallest magnitude; a full-scale sine has 1.
         mean, std: of the logarithms over the data.
         steps: iterations of Griffin and Lim's algorithm.
+        hop: samples from a frame to the next; null means a quarter of a window.
+        slaney: whether bands are those of librosa, see `domains.music.mel.bands`.
+        vocoder: a network that makes sounds of spectrograms, in place of Griffin and Lim.
     """
 
     def __init__(
@@ -44,24 +48,30 @@ class Mel(Codec):
         floor: float = 1e-4,
         mean: float = -6.0,
         std: float = 2.5,
-        steps: int = 32,
+        steps: int = 16,
+        hop: int | None = None,
+        slaney: bool = False,
+        vocoder: HifiGan | None = None,
     ):
         checks.whole(1, sample_rate=sample_rate, num=num, steps=steps)
         checks.whole(4, size=size)
         checks.positive(floor=floor, std=std)
         checks.finite(mean=mean)
         checks.not_negative(low=low)
-        high = high or sample_rate / 2
-        if size % 4:
+        if hop is None and size % 4:
             raise ValueError(f"size must be divisible by 4, got {size}")
-        if not low < high <= sample_rate / 2:
+        checks.whole(1, size // 2, hop=hop or size // 4)
+        if not low < (high or sample_rate / 2) <= sample_rate / 2:
             raise ValueError(f"bands need 0 <= low < high <= sample_rate / 2, got {low} and {high} at {sample_rate} Hz")
-        self.sample_rate, self.size, self.hop, self.steps = sample_rate, size, size // 4, steps
-        self.bands, self.floor, self.mean, self.std = (num, low, high), floor, mean, std
+        self.sample_rate, self.size, self.hop, self.steps = sample_rate, size, hop or size // 4, steps
+        self.bands, self.floor, self.mean, self.std = (num, low, high, slaney), floor, mean, std
+        self.vocoder = vocoder
+        if vocoder is not None:
+            vocoder.check(sample_rate, num, self.hop)
 
-    def weights(self) -> Tensor:
+    def weights(self, device: torch.device) -> Tensor:
         """Of frequencies in bands, [M, S]."""
-        return bands(self.sample_rate, self.size, *self.bands)
+        return bands(self.sample_rate, self.size, *self.bands, device)
 
     def encode(self, batch):
         return self.spectrogram(batch["data"])
@@ -69,7 +79,7 @@ class Mel(Codec):
     def spectrogram(self, sound: Tensor) -> Tensor:
         """Normalised spectrograms [B, C, M, N / hop] of sounds [B, C, N]."""
         frames = sound.shape[-1] // self.hop
-        log = logarithm(magnitudes(sound, self.size, self.hop)[..., :frames], self.weights(), self.floor)
+        log = logarithm(magnitudes(sound, self.size, self.hop)[..., :frames], self.weights(sound.device), self.floor)
         return ((log - self.mean) / (2 * self.std)).clamp(-WIDEST, WIDEST)
 
     def log_mel(self, x: Tensor) -> Tensor:
@@ -77,9 +87,12 @@ class Mel(Codec):
         return (x * (2 * self.std) + self.mean).clamp_min(math.log(self.floor))
 
     def decode(self, x, cond):
-        mels = self.log_mel(x.float().clamp(-WIDEST, WIDEST)).exp()
-        mels = torch.cat([mels, mels[..., -1:]], -1)  # a frame at the very end
-        return griffin_lim(unbanded(mels, self.weights()), self.hop, self.steps, first=cond.get("first"))
+        logs, first = self.log_mel(x.float().clamp(-WIDEST, WIDEST)), cond.get("first")
+        if self.vocoder is not None:
+            made = self.vocoder(logs + math.log(self.size / 4))  # of spectra as they are, not of a sine's height
+            return made if first is None else torch.cat([first.to(made), made[..., first.shape[-1] :]], -1)
+        mels = torch.cat([logs, logs[..., -1:]], -1).exp()  # with a frame at the very end
+        return griffin_lim(unbanded(mels, self.weights(x.device)), self.hop, self.steps, first=first)
 
     def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         channels, _, frames = event_shape

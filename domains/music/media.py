@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from distillkit.evaluation.pictures import labelled, save_picture
 from distillkit.files import write_atomic
-from domains.music.mel import BANDS, log_mel, mel
+from domains.music.mel import BANDS, htk_mel, log_mel
 
 ZOOM = 2  # pixels of a band
 WIDTH, WIDEST = 320, 512  # pixels that a short spectrogram is enlarged to, about, and of a long one at most
@@ -79,9 +79,10 @@ def spectrogram(x: Tensor, rate: int) -> np.ndarray:
 
 def mark_hertz(sheet: Image.Image, left: int, bottom: int, rate: int) -> None:
     """Mark the notes A on the left of a spectrogram, from the highest on, where there is room."""
-    last = -math.inf
+    last, top = -math.inf, htk_mel(torch.tensor(rate / 2))
     for hertz in OCTAVES:
-        y = bottom - round(ZOOM * (mel(hertz) / mel(rate / 2) * (BANDS + 1) - 0.5))  # the middle of its band
+        place = htk_mel(torch.tensor(float(hertz))) / top * (BANDS + 1)
+        y = bottom - round(ZOOM * (float(place) - 0.5))  # the middle of its band
         if max(bottom - ZOOM * BANDS, last + APART[0]) <= y <= bottom:
             ImageDraw.Draw(sheet).line((left - 4, y, left - 1, y), fill=INK)
             put(sheet, (left - 6, y), str(hertz), "rm")

@@ -11,6 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from domains.music import torchaudio
+
 BANDS = 64
 WINDOW = 0.05  # seconds, about: 1024 samples at 16 kHz, 2048 at 44.1 kHz
 FLOOR = 1e-5  # of magnitudes, of which a full-scale sine has 1: -100 dB
@@ -29,12 +31,12 @@ def log_mel(x: Tensor, rate: int) -> Tensor:
         rate: samples a second, in Hz.
     """
     size = 2 ** round(math.log2(WINDOW * rate))
-    return logarithm(magnitudes(x, size, size // 4), bands(rate, size))
+    return logarithm(magnitudes(x, size, size // 4), bands(rate, size, device=x.device))
 
 
 def logarithm(magnitude: Tensor, bands_MS: Tensor, floor: float = FLOOR) -> Tensor:
     """The logarithm of magnitudes [..., S, F] in bands [..., M, F], at least log(floor)."""
-    return (bands_MS.to(magnitude) @ magnitude).clamp_min(floor).log()
+    return (bands_MS @ magnitude).clamp_min(floor).log()
 
 
 def magnitudes(x: Tensor, size: int, hop: int) -> Tensor:
@@ -58,38 +60,67 @@ def hann(size: int, device: torch.device) -> Tensor:
     return torch.hann_window(size, device=device)
 
 
-def mel(hertz: float) -> float:
-    """A frequency on the HTK scale."""
-    return 2595 * math.log10(1 + hertz / 700)
-
-
 @cache
-def bands(rate: int, size: int, num: int = BANDS, low: float = 0.0, high: float | None = None) -> Tensor:
-    """The weights [num, size / 2 + 1] of frequencies in bands from `low` to `high` (rate / 2)."""
-    start, end = mel(low), mel(high or rate / 2)
-    edges = 700 * (10 ** (torch.linspace(start, end, num + 2, dtype=torch.float64) / 2595) - 1)
-    low, middle, high = (edges[i : i + num, None] for i in range(3))
-    f = torch.linspace(0, rate / 2, size // 2 + 1, dtype=torch.float64)
-    rising, falling = (f - low) / (middle - low), (high - f) / (high - middle)
-    return torch.minimum(rising, falling).clamp_min(0).float()
+def bands(
+    rate: int,
+    size: int,
+    num: int = BANDS,
+    low: float = 0.0,
+    high: float | None = None,
+    slaney: bool = False,
+    device: torch.device | None = None,
+) -> Tensor:
+    """The weights [num, size / 2 + 1] of frequencies in bands from `low` to `high` (rate / 2).
+
+    With `slaney` bands are those of Slaney's Auditory Toolbox, and of librosa: evenly spaced up to
+    1 kHz and in the logarithm above, of equal area.
+    """
+    with torch.inference_mode(False):  # they are kept for uses with gradients too
+        high = high or rate / 2
+        if (theirs := torchaudio.functional()) is not None:
+            kind = {"norm": "slaney", "mel_scale": "slaney"} if slaney else {"norm": None, "mel_scale": "htk"}
+            return theirs.melscale_fbanks(size // 2 + 1, low, high, num, rate, **kind).T.to(device)
+        scale, back = (slaney_mel, slaney_hertz) if slaney else (htk_mel, htk_hertz)
+        start, end = scale(torch.tensor([low, high], dtype=torch.float64)).tolist()
+        edges = back(torch.linspace(start, end, num + 2, dtype=torch.float64))
+        left, middle, right = (edges[i : i + num, None] for i in range(3))
+        f = torch.linspace(0, rate / 2, size // 2 + 1, dtype=torch.float64)
+        weights = torch.minimum((f - left) / (middle - left), (right - f) / (right - middle)).clamp_min(0)
+        return (weights * 2 / (right - left) if slaney else weights).float().to(device)
 
 
-def unbanded(mels: Tensor, bands_MS: Tensor, steps: int = 30) -> Tensor:
+def htk_mel(hertz: Tensor) -> Tensor:
+    """Frequencies in Hz on the HTK scale."""
+    return 2595 * (1 + hertz / 700).log10()
+
+
+def htk_hertz(mel: Tensor) -> Tensor:
+    return 700 * (10 ** (mel / 2595) - 1)
+
+
+def slaney_mel(hertz: Tensor) -> Tensor:
+    return torch.where(hertz < 1000, hertz * 3 / 200, 15 + 27 / math.log(6.4) * (hertz / 1000).clamp_min(1).log())
+
+
+def slaney_hertz(mel: Tensor) -> Tensor:
+    return torch.where(mel < 15, mel * 200 / 3, 1000 * ((mel - 15) * math.log(6.4) / 27).exp())
+
+
+def unbanded(mels: Tensor, bands_MS: Tensor, steps: int = 20) -> Tensor:
     """Magnitudes [..., S, F], not negative, whose bands are nearly `mels` [..., M, F].
 
-    The least-squares solution, cut at zero, then multiplicative steps of non-negative matrix
-    factorisation (Lee and Seung, 2001) for the squared error.
+    Multiplicative steps of non-negative matrix factorisation for the Kullback-Leibler divergence
+    (Lee and Seung, 2001), which fits quiet bands as well as loud ones.
     """
-    weights = bands_MS.to(mels)
-    m, wanted, gram = torch.linalg.pinv(weights) @ mels, weights.mT @ mels, weights.mT @ weights
-    m = m.clamp_min(SMALL)
+    share = bands_MS.sum(0)[:, None].clamp_min(SMALL)
+    m = (bands_MS.mT @ mels).clamp_min(SMALL)
     for _ in range(steps):
-        m = m * (wanted / (gram @ m + SMALL))
+        m = m * (bands_MS.mT @ (mels / (bands_MS @ m).clamp_min(SMALL))) / share
     return m
 
 
 def griffin_lim(
-    magnitude: Tensor, hop: int, steps: int = 32, momentum: float = 0.99, first: Tensor | None = None
+    magnitude: Tensor, hop: int, steps: int = 16, momentum: float = 0.99, first: Tensor | None = None
 ) -> Tensor:
     """Sounds [N, C, (F - 1) hop] with nearly these magnitudes [N, C, S, F].
 
