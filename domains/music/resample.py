@@ -16,7 +16,7 @@ from domains.music import torchaudio
 
 ZEROS = 16  # zero crossings of the sinc on either side
 ROLLOFF = 0.945  # the cut-off frequency, of the lower rate's half
-GROUP = 64  # phases whose filters are made at once
+GROUP = 256  # phases whose filters are made at once
 WHOLE = 2**22  # numbers at most in the filters that torchaudio makes, all at once
 
 
