@@ -25,7 +25,7 @@ PEAK, LEVEL = 1e-2, 1e-3  # a sound whose peak or root mean square is lower is s
 
 
 def probe(path: Path) -> dict[str, Any]:
-    """What a sound file holds. Decodes the whole file.
+    """What a sound file holds. Decodes the whole file: what a header says may be an estimate.
 
     Returns:
         `reader`, one of `READERS`; `rate` in Hz; `samples`, of a channel; `peak`, the largest
@@ -59,10 +59,6 @@ def _heard(file: Any) -> dict[str, Any]:
             raise ValueError(f"holds NaN or infinity after {samples / file.samplerate:.2f} s")
         samples, peak = samples + len(x), max(peak, float(np.abs(x).max()))
         loud = loud or is_loud(torch.from_numpy(x))
-    if samples < file.frames:
-        raise ValueError(
-            f"ends after {samples / file.samplerate:.2f} s of the {file.frames / file.samplerate:.2f} s that it says it has"
-        )
     if not samples:
         raise ValueError("holds no samples")
     if not loud:
@@ -73,16 +69,6 @@ def _heard(file: Any) -> dict[str, Any]:
 def is_loud(x: Tensor) -> bool:
     """Whether a sound in [-1, 1] is more than silence."""
     return bool(x.abs().max() >= PEAK and x.square().mean().sqrt() >= LEVEL) if x.numel() else False
-
-
-def length(facts: Mapping[str, Any], rate: int) -> int:
-    """Samples of a file at a rate.
-
-    Args:
-        facts: as of `probe`.
-        rate: in Hz.
-    """
-    return -(-facts["samples"] * rate // facts["rate"])
 
 
 def read(path: Path, facts: Mapping[str, Any], start: int, samples: int, rate: int, channels: int) -> Tensor:
@@ -152,13 +138,10 @@ class Stream:
 
     Attributes:
         samplerate: in Hz.
-        frames: number of samples; 0, for no format is sure of it.
 
     Raises:
         ValueError: it has no sound.
     """
-
-    frames = 0
 
     def __init__(self, path: Path):
         av = import_av()
