@@ -152,7 +152,9 @@ class Stream:
             raise ValueError("has no sound")
         self.samplerate, self._float = self._stream.rate, av.AudioResampler(format="fltp")
         self._frames, self._skip = self._container.decode(self._stream), 0
-        self._rest = np.zeros((0, self._stream.channels), np.float32)
+        first = next(self._frames, None)
+        self._origin = (first and first.time) or 0.0  # seconds; some formats do not begin at 0
+        self._rest = self._samples(first) if first else np.zeros((0, self._stream.channels), np.float32)
 
     def __enter__(self) -> Stream:
         return self
@@ -161,19 +163,19 @@ class Stream:
         self._container.close()
 
     def seek(self, start: int) -> None:
-        """Go to a sample; the first one is 0."""
+        """Go to a sample of a file that is still at its beginning, 0."""
         if not start:
             return
-        base, origin = self._stream.time_base, self._stream.start_time or 0
         for seconds in (start / self.samplerate, 0.0):  # from the beginning where the first seek goes too far
-            self._container.seek(origin + int(seconds / base), stream=self._stream)
+            place = int((self._origin + seconds) / self._stream.time_base)
+            self._container.seek(place, stream=self._stream)
             frames = self._container.decode(self._stream)
             frame = next(frames, None)
-            if frame is None:
-                continue
-            at = round((frame.time - origin * base) * self.samplerate) if frame.time is not None else 0
+            at = round(((frame.time or 0.0) - self._origin) * self.samplerate) if frame else math.inf
             if at <= start:
                 break
+        else:
+            raise ValueError(f"it has nothing at {start / self.samplerate:.2f} s")
         self._frames, self._skip = frames, start - at
         self._rest = self._samples(frame)
 
