@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,14 @@ from distillkit import checks
 from distillkit.devices import able
 from distillkit.errors import pasted
 from distillkit.evaluation.pictures import save_files, save_picture
-from distillkit.files import read_yaml, write_text
+from distillkit.files import read_yaml, write_atomic, write_text
 from distillkit.progress import progress
 from distillkit.report.logger import MetricsLogger
+from distillkit.report.sounds import sounds_in
 from distillkit.students.base import NUM_EXAMPLES
+
+PLAYED, KEPT = 4, 3  # sounds of each model in a run, and beside its weights
+SMALL = 500_000  # bytes of a sound that is kept beside weights, at most
 
 
 class Finish(Callback):
@@ -115,10 +121,22 @@ def _show(data: Any, teacher: Any, student: Any, run: Path, kind: str, seed: int
         save_picture(run / "samples" / f"{name}.png", data.media.picture(samples, cond))
         if hasattr(data.media, "film"):
             data.media.film(samples, cond, run / "samples" / f"{name}.gif")
+        if hasattr(data.media, "sounds"):
+            data.media.sounds(samples[:PLAYED], cond, run / "samples" / name)
     titled = {name.replace("_", " "): samples for name, samples in rows.items()}
     save_picture(run / "samples" / "comparison.png", data.media.compare(titled, cond))
     save_picture(run / kind / "samples.png", data.media.picture(first, cond))
-    save_files(data.media, first, cond, run / "samples")
+    if hasattr(data.media, "sounds"):
+        _keep_sounds(run / "samples" / next(iter(rows)), run / kind)
+    else:
+        save_files(data.media, first, cond, run / "samples")
+
+
+def _keep_sounds(samples: Path, folder: Path) -> None:
+    """Copy the first sounds into the folder of the weights, if they are small."""
+    for path in sounds_in(samples)[:KEPT]:
+        if path.stat().st_size <= SMALL:
+            write_atomic(folder / path.name, partial(shutil.copyfile, path))
 
 
 def provenance(config: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from distillkit.files import write_text
 from distillkit.report.quality import quality_table, shortfalls, verdict
+from distillkit.report.sounds import sounds_in
 
 VARIETY = ("recall", "coverage")  # metrics that fall when samples become alike
 _LICENSES = {"These weights": "", "The teacher": "teacher_", "The data": "data_"}
@@ -19,7 +20,8 @@ def write_card(
     """Write README.md, the model card, into a student or teacher folder.
 
     Args:
-        folder: the folder of the weights; its samples.png is shown if there is one.
+        folder: the folder of the weights; its samples.png is shown if there is one, and sounds are
+            linked.
         kind: "student" or "teacher".
         config: student.yaml or teacher.yaml as a dict; its `license` and `data_license` are quoted.
         evaluation: evaluation.json as a dict.
@@ -42,6 +44,7 @@ def write_card(
         variety=[name for name in VARIETY if name in evaluation.get("better", {})],
         protocol=evaluation.get("protocol", {}),
         picture=(folder / "samples.png").is_file(),
+        sounds=[path.name for path in sounds_in(folder)],
         licenses={of: either(config, f"{key}license", f"{key}licence") for of, key in _LICENSES.items()},
         command=command,
     )

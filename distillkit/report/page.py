@@ -1,6 +1,5 @@
 """The report of a run on one page: report.html in its folder."""
 
-import base64
 import json
 import math
 import re
@@ -30,6 +29,7 @@ from distillkit.report.quality import (
     strip,
     verdict,
 )
+from distillkit.report.sounds import players, uri
 
 SAME_NOISE = ("teacher_best", "student", "teacher_same_steps")  # the student and its comparisons
 MODELS = (*SAME_NOISE, "real")
@@ -87,10 +87,20 @@ def _samples(folder: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
     return {
         "models": [_figure(moving.get(stem, pictures[stem]), _caption(stem, evaluation)) for stem in shown],
         "same_noise": sum(stem in pictures for stem in SAME_NOISE) > 1,
+        "heard": _heard(folder, evaluation),
         "comparison": _figure(pictures["comparison"], "Side by side") if "comparison" in pictures else None,
         "along": [_figure(pictures[stem], _plain(stem)) for stem in _spread(along, 8)],
         "pages": [(_plain(path.stem).capitalize(), _text(path)) for path in sorted(folder.glob("*.html"))],
     }
+
+
+def _heard(folder: Path, evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The sounds of the models, a list for each noise."""
+    rows = players([folder / stem for stem in MODELS], folder.parent)
+    for sound in (sound for row in rows for sound in row):
+        sound["caption"] = f"{_caption(sound['folder'], evaluation)}: {_plain(sound['name'])}"
+        sound["kind"] = "student" if sound["folder"] == "student" else ""
+    return rows
 
 
 def _turned(table: dict[str, list]) -> dict[str, list]:
@@ -143,8 +153,8 @@ def _caption(stem: str, evaluation: dict[str, Any]) -> str:
 def _figure(path: Path, caption: str) -> dict[str, Any]:
     with Image.open(path) as image:
         width = image.width
-    uri = f"data:image/{path.suffix[1:]};base64," + base64.b64encode(path.read_bytes()).decode()
-    return {"uri": uri, "caption": caption, "small": width < 480, "kind": "student" if path.stem == "student" else ""}
+    kind = "student" if path.stem == "student" else ""
+    return {"uri": uri(path, f"image/{path.suffix[1:]}"), "caption": caption, "small": width < 480, "kind": kind}
 
 
 def _plain(stem: str) -> str:

@@ -58,10 +58,15 @@ def hann(size: int, device: torch.device) -> Tensor:
     return torch.hann_window(size, device=device)
 
 
+def mel(hertz: float) -> float:
+    """A frequency on the HTK scale."""
+    return 2595 * math.log10(1 + hertz / 700)
+
+
 @cache
 def bands(rate: int, size: int, num: int = BANDS, low: float = 0.0, high: float | None = None) -> Tensor:
     """The weights [num, size / 2 + 1] of frequencies in bands from `low` to `high` (rate / 2)."""
-    start, end = (2595 * math.log10(1 + f / 700) for f in (low, high or rate / 2))
+    start, end = mel(low), mel(high or rate / 2)
     edges = 700 * (10 ** (torch.linspace(start, end, num + 2, dtype=torch.float64) / 2595) - 1)
     low, middle, high = (edges[i : i + num, None] for i in range(3))
     f = torch.linspace(0, rate / 2, size // 2 + 1, dtype=torch.float64)

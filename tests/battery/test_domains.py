@@ -125,6 +125,8 @@ def test_media_show_and_save(data, held_out, tmp_path):
     if hasattr(data.media, "film"):
         data.media.film(*some, tmp_path / "film.gif")
         assert (tmp_path / "film.gif").stat().st_size
+    if hasattr(data.media, "sounds"):
+        assert all(path.with_suffix(".png").is_file() for path in data.media.sounds(*some, tmp_path / "sounds"))
 
 
 def fewer(node: Any, key: str = "") -> Iterator[str]:

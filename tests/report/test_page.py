@@ -220,8 +220,8 @@ def test_skipped_steps_stand_in_the_report_and_the_card(run):
 def test_the_card_says_what_a_student_is_asked_and_names_metrics_that_were_measured(run):
     made = {"domain": "image", "num_steps": 1, "asks": {"low": "the small photographs"}}
     for better, said in (
-        ({"frechet": "lower", "recall": "higher"}, "before they cost looks: check recall, not only"),
-        ({"frechet": "lower"}, "before they cost looks.\n"),
+        ({"frechet": "lower", "recall": "higher"}, "before they cost quality: check recall, not only"),
+        ({"frechet": "lower"}, "before they cost quality.\n"),
     ):
         write_card(run / "student", "student", made, EVALUATION | {"better": better}, None)
         card = (run / "student" / "README.md").read_text()

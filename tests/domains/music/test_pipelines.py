@@ -262,7 +262,14 @@ LORA = ["student=lora", "student.rank=2", "fake_score=lora", "fake_score.rank=2"
 
 
 def words(folder, prompts, *more, method="dmd"):
-    own = ["domain=music", f"method={method}", f"teacher.path={folder}", f"data.path={prompts}"]
+    own = [
+        "domain=music",
+        "teacher=diffusers",
+        "data=prompts",
+        f"method={method}",
+        f"teacher.path={folder}",
+        f"data.path={prompts}",
+    ]
     own += ["teacher.seconds=0.006", "teacher.steps=2", "data.batch_size=2", "trainer.max_steps=2"]
     return [*own, *more]
 
@@ -295,6 +302,6 @@ def test_a_run_from_the_command_line(made, prompts, tmp_path, monkeypatch):
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert [row["name"] for row in result["rows"]] == ["student", "teacher at its best", "teacher at 2 steps"]
     assert all(np.isfinite(row["metrics"]["distance"]) for row in result["rows"])
-    with wave.open(str(tmp_path / "run" / "samples" / "sound_0.wav")) as file:
+    with wave.open(str(tmp_path / "run" / "samples" / "student" / "sound_0.wav")) as file:
         assert file.getparams()[:4] == (2, 2, 16_000, 96)
     assert (tmp_path / "run" / "samples" / "comparison.png").is_file()
