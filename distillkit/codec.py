@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -38,6 +38,13 @@ class Codec(Recorded):
     tuned: nn.Module | None = None
     in_graph: bool = False
     free: Mapping[str, tuple[int, ...]] = {}
+
+    def check(self, data: Any) -> None:
+        """Refuse training data for which this codec is not made.
+
+        Args:
+            data: a `distillkit.data.DistillData`.
+        """
 
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The batch's real samples in the space of the diffusion, [B, *event_shape]."""

@@ -64,6 +64,7 @@ class FromData(Distiller):
         if lacking := sorted(set(self.context) - set(data.context)):
             raise ValueError(f"vars.context says {', '.join(lacking)}, which these data do not have")
         check_sizes(self, data)
+        self.codec.check(data)
 
 
 def check_made_for(network: nn.Module, event_shape: list[int]) -> None:

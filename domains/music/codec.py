@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from distillkit import checks
 from distillkit.codec import Codec
+from distillkit.data import batches
 from domains.music.mel import bands, griffin_lim, logarithm, magnitudes, unbanded
 from domains.music.vocoder import HifiGan
 
 WIDEST = 1.5  # normalised values lie in [-WIDEST, WIDEST]
+MEASURED = 512  # sounds of which mean and standard deviation are told
 
 
 class Mel(Codec):
@@ -31,7 +34,7 @@ class Mel(Codec):
         size: samples of a window.
         num: bands, from `low` to `high` Hz; null means half the sample rate.
         floor: smallest magnitude; a full-scale sine has 1.
-        mean, std: of the logarithms over the data.
+        mean, std: of the logarithms over the data; training from data refuses null, and says them.
         steps: iterations of Griffin and Lim's algorithm.
         hop: samples from a frame to the next; null means a quarter of a window.
         slaney: whether bands are those of librosa, see `domains.music.mel.bands`.
@@ -46,8 +49,8 @@ class Mel(Codec):
         low: float = 150.0,
         high: float | None = None,
         floor: float = 1e-4,
-        mean: float = -6.0,
-        std: float = 2.5,
+        mean: float | None = -6.0,
+        std: float | None = 2.5,
         steps: int = 16,
         hop: int | None = None,
         slaney: bool = False,
@@ -55,8 +58,8 @@ class Mel(Codec):
     ):
         checks.whole(1, sample_rate=sample_rate, num=num, steps=steps)
         checks.whole(4, size=size)
-        checks.positive(floor=floor, std=std)
-        checks.finite(mean=mean)
+        checks.positive(floor=floor, **({} if std is None else {"std": std}))
+        checks.finite(**({} if mean is None else {"mean": mean}))
         checks.not_negative(low=low)
         if hop is None and size % 4:
             raise ValueError(f"size must be divisible by 4, got {size}")
@@ -73,14 +76,32 @@ class Mel(Codec):
         """Of frequencies in bands, [M, S]."""
         return bands(self.sample_rate, self.size, *self.bands, device)
 
+    def check(self, data):
+        if None in (self.mean, self.std):
+            mean, std = (round(value, 2) for value in self.measure(data.train))
+            raise ValueError(
+                f"the logarithms of these data's mels have the mean {mean} and the standard deviation {std}: say "
+                f"vars.codec.mean={mean} vars.codec.std={std}"
+            )
+
+    def measure(self, sounds: Any) -> tuple[float, float]:
+        """Mean and standard deviation of log-mels over `MEASURED` sounds of a data set, or all."""
+        rows = torch.arange(min(MEASURED, len(sounds))) * len(sounds) // min(MEASURED, len(sounds))
+        logs = [self.logarithms(batch["data"]).flatten() for batch in batches(sounds, rows.split(16))]
+        std, mean = torch.std_mean(torch.cat(logs).double())
+        return float(mean), float(std)
+
     def encode(self, batch):
         return self.spectrogram(batch["data"])
 
     def spectrogram(self, sound: Tensor) -> Tensor:
         """Normalised spectrograms [B, C, M, N / hop] of sounds [B, C, N]."""
-        frames = sound.shape[-1] // self.hop
-        log = logarithm(magnitudes(sound, self.size, self.hop)[..., :frames], self.weights(sound.device), self.floor)
-        return ((log - self.mean) / (2 * self.std)).clamp(-WIDEST, WIDEST)
+        return ((self.logarithms(sound) - self.mean) / (2 * self.std)).clamp(-WIDEST, WIDEST)
+
+    def logarithms(self, sound: Tensor) -> Tensor:
+        """The logarithms of mel magnitudes [B, C, M, N / hop] of sounds [B, C, N]."""
+        found = magnitudes(sound, self.size, self.hop)[..., : sound.shape[-1] // self.hop]
+        return logarithm(found, self.weights(sound.device), self.floor)
 
     def log_mel(self, x: Tensor) -> Tensor:
         """The logarithms of mel magnitudes of normalised spectrograms, at least log(floor)."""
