@@ -86,11 +86,11 @@ def stable_audio_3(folder, seed=0, stochastic=False, **scheduler):
 
 
 def clap() -> dict:
-    """A tiny CLAP, its tokenizer of letters and what makes its spectrograms."""
+    """A tiny CLAP that hears two seconds: the model, its tokenizer of letters, its spectrograms."""
     import transformers
 
     small = {"hidden_size": 16, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 2}
-    heard = {"num_mel_bins": 64, "spec_size": 64, "patch_stride": [4, 4], "patch_embeds_hidden_size": 8}
+    heard = {"num_mel_bins": 16, "spec_size": 64, "patch_stride": [4, 4], "patch_embeds_hidden_size": 8}
     heard |= {"depths": [1, 1], "num_attention_heads": [1, 1], "hidden_size": 16, "window_size": 4}
     config = transformers.ClapConfig(
         text_config={**small, "vocab_size": 40, "max_position_embeddings": 40, "projection_dim": 12, "pad_token_id": 1},
@@ -102,7 +102,7 @@ def clap() -> dict:
         "tokenizer": transformers.RobertaTokenizerFast(
             {letter: i for i, letter in enumerate(letters)}, [], model_max_length=30
         ),
-        "feature_extractor": transformers.ClapFeatureExtractor(),
+        "feature_extractor": transformers.ClapFeatureExtractor(feature_size=16, max_length_s=2),
     }
 
 

@@ -126,5 +126,5 @@ def onset_f(found: Tensor, periods: Sequence[float], seconds: float) -> Tensor:
         expected = first[:, None] + period * torch.arange(1 + int(seconds / period))  # [G, E]
         inside = expected < seconds
         near = ((found[:, None, :, None] - expected[:, None]).abs() <= TOLERANCE).any(2) & inside
-        best = torch.maximum(best, (2 * near.sum(2) / (number + inside.sum(1))).amax(1))
+        best = torch.maximum(best, (2 * near.sum(2).double() / (number + inside.sum(1))).amax(1))
     return best

@@ -68,9 +68,9 @@ def test_embeddings_do_not_depend_on_company_or_chance(folder):
 
 
 def test_a_long_sound_is_the_mean_of_its_even_parts(folder):
-    clap, x = Clap(str(folder)), sounds(1, 48000 * 12)
-    x = torch.cat([x[..., : 48000 * 6] * 0.1, x[..., 48000 * 6 :] * torch.linspace(-1, 1, 48000 * 6)], -1)
-    parts = [clap.features(part, 48000) for part in x.split(48000 * 6, -1)]
+    clap, x = Clap(str(folder)), sounds(1, 48000 * 3)
+    x = torch.cat([x[..., :72000] * 0.1, x[..., 72000:] * torch.linspace(-1, 1, 72000)], -1)
+    parts = [clap.features(part, 48000) for part in x.split(72000, -1)]
     mean = torch.nn.functional.normalize(sum(parts))
     assert (clap.features(x, 48000) - mean).abs().max() < 1e-5
     assert (parts[0] - parts[1]).abs().max() > 1e-3

@@ -17,7 +17,7 @@ NUM = 96
 
 @pytest.fixture(scope="module")
 def data():
-    made = Tones(train=100, val=192, test=192)
+    made = Tones(train=100, val=384, test=384)  # every triple of classes once
     made.setup()
     return made
 
@@ -30,7 +30,7 @@ def evaluator(data):
 @pytest.fixture(scope="module")
 def real(data, evaluator):
     """Test clips and their metrics."""
-    batch = data.test[shuffled(192, NUM)]
+    batch = data.test[shuffled(384, NUM)]
     return batch, evaluator(batch["data"], batch)
 
 
@@ -214,7 +214,7 @@ class Notes:
 
 def test_conditions_are_classes_that_held_out_clips_have(data):
     asked = data.conditions(NUM)
-    kept = set(zip(*(data.test[torch.arange(192)][name].tolist() for name in asked), strict=True))
+    kept = set(zip(*(data.test[torch.arange(384)][name].tolist() for name in asked), strict=True))
     triples = list(zip(*(value.tolist() for value in asked.values()), strict=True))
     assert set(asked) == set(data.classes) and set(triples) <= kept and len(set(triples)) == NUM
     assert all(
