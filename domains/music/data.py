@@ -55,6 +55,13 @@ class MusicData(DistillData):
         return MusicEvaluator(self.train, held_out, self.classes, self.rate)
 
     @property
+    def controls(self) -> dict[str, Any]:
+        """What samples can be asked for, by name."""
+        from domains.music.controls import CONTROLS
+
+        return CONTROLS
+
+    @property
     def media(self) -> SimpleNamespace:
         """`domains.music.media` at the data's sample rate."""
         return media.at(self.rate)
