@@ -16,7 +16,7 @@ from torch import Tensor
 from distillkit import checks
 from distillkit.data import Batch, DistillData
 from domains.music import media
-from domains.music.clip import CLASSES, RATE, SAMPLES
+from domains.music.clip import CLASSES, LOWEST, PITCHES, RATE, SAMPLES
 from domains.music.tones import tones
 
 APART = 1_000_000_007  # between the seeds of two data sets
@@ -33,12 +33,14 @@ class MusicData(DistillData):
 
     Attributes:
         rate: samples a second, in Hz.
+        pitches: the MIDI numbers of the classes `pitch`, if there are such.
     """
 
     domain = "music"
     pictured = 12
     asks = {"first": "the beginning of each sound, numbers in [-1, 1] of shape [n, channels, samples]"}
     rate: int
+    pitches: Sequence[int] | None = None
 
     def __init__(self, given: int = 0, batch_size: int = 32):
         super().__init__(batch_size)
@@ -52,7 +54,7 @@ class MusicData(DistillData):
     def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.music.evaluation import MusicEvaluator
 
-        return MusicEvaluator(self.train, held_out, self.classes, self.rate)
+        return MusicEvaluator(self.train, held_out, self.classes, self.rate, self.pitches)
 
     @property
     def controls(self) -> dict[str, Any]:
@@ -80,7 +82,7 @@ class Tones(MusicData):
         given, batch_size: as in `MusicData`; with beginnings, clips are from anywhere in the music.
     """
 
-    rate = RATE
+    rate, pitches = RATE, range(LOWEST, LOWEST + PITCHES)
 
     def __init__(
         self, train: int = 20_000, val: int = 768, test: int = 768, seed: int = 0, given: int = 0, batch_size: int = 32
