@@ -21,6 +21,8 @@ from distillkit.pipelines.codec import PipelineCodec
 from domains.music import targets
 from domains.music.clip import frequency
 from domains.music.codec import WIDEST, Mel
+from domains.music.features import FLOOR, Classifier, spectrogram, window
+from domains.music.mel import bands, logarithm, unbanded
 from domains.music.targets import IGNORED
 
 DECIBEL = 20 / math.log(10)  # in a unit of log-mels
@@ -31,6 +33,7 @@ KEYS = range(48, 96)  # MIDI numbers, C3 to B6: the notes that melodies are told
 SHARP = 20.0  # logits of pitch classes in units of cosines
 COEFFICIENTS = 20  # of the cosine transform of a frame
 JOINT = 0.25  # seconds at the end that cross-fade into the start
+REFINED = 10  # steps from bands to magnitudes, see `unbanded`
 EAR = (0.128, 150.0, 30.0)  # of sounds without spectrograms: seconds of a window, lowest Hz, mels of a band
 
 
@@ -296,6 +299,45 @@ class Loop(Heard):
         return mels[..., self.frames - self.shared :]
 
 
+class Label(Heard):
+    """What the classifier of `domains.music.features` hears: a class's negative log-likelihood.
+
+    It sees the magnitudes that a vocoder would be given, in its own bands.
+    """
+
+    name, unit = "label", "nats"
+
+    def __init__(self, asked: Asked, classifier: Classifier, condition: str, number: int):
+        super().__init__(asked)
+        self.classifier, self.condition, self.number = classifier, condition, number
+        seen = classifier.rate, window(classifier.rate)
+        if self.ear is self.codec and (self.ear.sample_rate, self.ear.size) != seen:
+            raise ValueError(
+                f"label needs windows of {seen[1]} samples at {seen[0]} Hz, which the classifier has; the codec has "
+                f"{self.ear.size} at {self.ear.sample_rate} Hz"
+            )
+
+    @classmethod
+    def read(cls, text, asked):
+        """`timbre=saw` or `timbre=1`, a class of the data."""
+        condition, number = targets.class_of(text, asked.data)
+        return cls(asked, asked.data.evaluator("val").extractor[0], condition, number)
+
+    def distance(self, mels):
+        net = self.classifier.to(mels.device)
+        target = torch.full([len(mels)], self.number, device=mels.device)
+        return F.cross_entropy(net.logits(net.features(mels))[self.condition], target, reduction="none")
+
+    def mels(self, x, cond):
+        if self.ear is not self.codec:
+            return super().mels(x, cond)
+        found = unbanded(self.log_mel(x).exp(), self.ear.weights(), REFINED)
+        return logarithm(found, bands(self.ear.sample_rate, self.ear.size), FLOOR)
+
+    def listened(self, sound):
+        return spectrogram(sound, self.ear.sample_rate)
+
+
 def intensity(mels: Tensor) -> Tensor:
     """Intensities [B, F] in dB of log-mels, of all channels' mean power."""
     return 10 * ((2 * mels).exp().sum(2).mean(1) + LEAST).log10()
@@ -341,4 +383,4 @@ def decoded(codec: Codec, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([codec.out_of(one * std + mean).clamp(-1, 1) for one in x.float().split(1)])
 
 
-CONTROLS = {kind.name: kind for kind in (Intensity, Melody, Structure, Inpaint, Loop)}
+CONTROLS = {kind.name: kind for kind in (Intensity, Melody, Structure, Inpaint, Loop, Label)}

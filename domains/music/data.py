@@ -6,7 +6,7 @@ B: batch; C: channels; N: samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from distillkit import checks
 from distillkit.data import Batch, DistillData
 from domains.music import media
-from domains.music.clip import CLASSES, LOWEST, PITCHES, RATE, SAMPLES
+from domains.music.clip import CLASSES, LOWEST, PITCHES, RATE, RHYTHMS, SAMPLES, TIMBRES
 from domains.music.tones import tones
 
 APART = 1_000_000_007  # between the seeds of two data sets
@@ -34,6 +34,7 @@ class MusicData(DistillData):
     Attributes:
         rate: samples a second, in Hz.
         pitches: the MIDI numbers of the classes `pitch`, if there are such.
+        names: of the classes, by condition, where they have names.
     """
 
     domain = "music"
@@ -41,6 +42,7 @@ class MusicData(DistillData):
     asks = {"first": "the beginning of each sound, numbers in [-1, 1] of shape [n, channels, samples]"}
     rate: int
     pitches: Sequence[int] | None = None
+    names: Mapping[str, Sequence[str]] = {}
 
     def __init__(self, given: int = 0, batch_size: int = 32):
         super().__init__(batch_size)
@@ -83,6 +85,7 @@ class Tones(MusicData):
     """
 
     rate, pitches = RATE, range(LOWEST, LOWEST + PITCHES)
+    names = {"timbre": TIMBRES, "rhythm": RHYTHMS}
 
     def __init__(
         self, train: int = 20_000, val: int = 768, test: int = 768, seed: int = 0, given: int = 0, batch_size: int = 32

@@ -1,6 +1,6 @@
 """What is asked of music, as people write it: curves, notes, forms and files.
 
-F: frames; C: channels; N: samples. Every ValueError is one sentence for the command line.
+F: frames; C: channels; N: samples. Every error here is one sentence for the command line.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distillkit.errors import one_line, optional
-from domains.music.resample import resample
+from domains.music import reading
 
 CURVES, SCORES = (".csv", ".txt"), (".mid", ".midi")  # endings of files; all others are sounds
 IGNORED = -1  # the pitch class of a frame that may hold any
@@ -167,29 +168,42 @@ def span(text: str, seconds: float) -> tuple[Path, float, float]:
     return path, start, end
 
 
+def class_of(text: str, data: Any) -> tuple[str, int]:
+    """The condition and the number of a class such as `timbre=saw`, `timbre=1` or `pitch=A4`."""
+    condition, _, word = text.partition("=")
+    known = {name: num for name, num in getattr(data, "classes", {}).items() if name != "prompt"}
+    if not known:
+        raise ValueError("label asks for a class, and the model's data have none")
+    if condition not in known:
+        raise ValueError(f"label asks for a class, such as {next(iter(known))}=0, of {', '.join(known)}; got {text!r}")
+    names, num = list(data.names.get(condition, ())), known[condition]
+    if word in names:
+        return condition, names.index(word)
+    if condition == "pitch" and data.pitches is not None and NOTE.fullmatch(word) and pitch(word) in data.pitches:
+        return condition, list(data.pitches).index(pitch(word))
+    if word.isdecimal() and int(word) < num:
+        return condition, int(word)
+    raise ValueError(
+        f"{condition} has the classes 0 to {num - 1}" + f" ({', '.join(names)})" * bool(names) + f", got {word!r}"
+    )
+
+
 def sound(path: Path, rate: int, channels: int, samples: int) -> Tensor:
     """The first `samples` samples [C, N] in [-1, 1] of a sound file, at `rate` Hz.
 
-    One channel is copied to all; of more than there may be, each has the mean.
+    The channels are those of `reading.mixed`.
     """
-    soundfile = optional("soundfile", "audio", "sounds are read with")
-    try:
-        with soundfile.SoundFile(str(file(path))) as opened:
-            own = opened.samplerate
-            found = opened.read(math.ceil(samples * own / rate) + own, dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"{path} does not read as a sound ({one_line(error, 200)})") from None
-    if not np.isfinite(found).all():
-        raise ValueError(f"{path} holds values that are not finite")
-    if own < rate:
-        raise ValueError(f"{path} has {own} samples a second, the model {rate}: a sound to go by needs {rate} at least")
-    x = torch.from_numpy(found.T.copy())
-    if len(x) != channels:
-        x = x.mean(0, keepdim=True).expand(channels, -1)
-    x = resample(x, own, rate)
+    facts = reading.probe(file(path))
+    if facts["fault"]:
+        raise ValueError(f"{path} {one_line(facts['fault'], 300)}")
+    if facts["rate"] < rate:
+        raise ValueError(
+            f"{path} has {facts['rate']} samples a second, the model {rate}: a sound to go by needs {rate} at least"
+        )
+    x = reading.read(path, facts, 0, samples, rate, channels)
     if x.shape[-1] < samples:
         raise ValueError(f"{path} lasts {x.shape[-1] / rate:.3g} seconds, the model's sounds {samples / rate:.3g}")
-    return x[:, :samples].clamp(-1, 1)
+    return x
 
 
 def file(path: Path) -> Path:

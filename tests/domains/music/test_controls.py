@@ -12,8 +12,9 @@ from distillkit.control.control import Asked
 from domains.music import controls, targets
 from domains.music.clip import LOWEST, RATE, SAMPLES
 from domains.music.codec import Mel
-from domains.music.controls import Heard, Inpaint, Intensity, Loop, Melody, Structure, intensity
+from domains.music.controls import Heard, Inpaint, Intensity, Label, Loop, Melody, Structure, intensity
 from domains.music.data import Tones
+from domains.music.resample import resample
 from domains.music.tones import tones
 
 CODEC = Mel(mean=-7.97, std=1.97)
@@ -91,8 +92,9 @@ def test_a_sound_gives_its_own_targets(tmp_path):
         assert errors[2] <= worst and errors[2] == errors.min(), kind
     melody = Melody.read(path, ASKED)
     assert set(melody.target.tolist()) == {targets.IGNORED, (12 + LOWEST) % 12}
+    late = torch.cat([torch.zeros(SAMPLES), sound[50, 0]])
     with pytest.raises(ValueError, match="is silent"):
-        Melody.read(written(tmp_path / "silent.wav", torch.zeros(1, 1, SAMPLES)), ASKED)
+        Melody.read(written(tmp_path / "late.wav", late), ASKED)
 
 
 def test_all_pitches_of_all_timbres_have_their_class():
@@ -109,7 +111,7 @@ def test_all_pitches_of_all_timbres_have_their_class():
 @pytest.mark.parametrize("codec", [Mel(16_000, 1_024, 64, 0.0), Mel(16_000, 1_024, 80, 80.0, 7_600.0), Mel(8_000, 512)])
 def test_pitches_have_their_class_in_other_spectrograms(codec):
     sound, classes = notes()
-    sound = controls.targets.resample(sound[1::2], RATE, codec.sample_rate)
+    sound = resample(sound[1::2], RATE, codec.sample_rate)
     melody = Melody.read("A4", Asked((1, codec.bands[0], sound.shape[-1] // codec.hop), codec))
     mels = melody.listened(sound)
     level = intensity(mels)
@@ -252,6 +254,27 @@ def test_a_gradient_is_the_slope(tmp_path):
         assert float((grad * step).sum()) == pytest.approx(float(slope), rel=0.02), control.name
 
 
+def test_the_classifier_hears_classes_in_spectrograms():
+    """As in the sounds themselves; the likelihood is that of the class asked for."""
+    data = Tones(8, 8, 48)
+    i = torch.arange(48)
+    classes = {"timbre": i % 4, "pitch": i // 2, "rhythm": i // 4 % 4}
+    sound = tones(**classes, seeds=i + 10**9)
+    net = data.evaluator("val").extractor[0]
+    x = CODEC.spectrogram(sound)
+    for condition, right in classes.items():
+        asked = [Label(ASKED, net, condition, k) for k in range(data.classes[condition])]
+        for mels, least in ((asked[0].mels(x, {}), 0.95), (asked[0].listened(sound), 1.0)):
+            losses = torch.stack([control.distance(mels) for control in asked])
+            assert (losses.argmin(0) == right).float().mean() >= least, condition
+            assert torch.allclose((-losses).exp().sum(0), torch.ones(48), atol=1e-5)
+    y = x[:4].clone().requires_grad_()
+    (grad,) = torch.autograd.grad(Label.read("timbre=saw", Asked((1, 64, 32), CODEC, data)).loss(y, {}).sum(), y)
+    assert grad.isfinite().all() and (grad.flatten(1).norm(dim=1) > 0).all()
+    with pytest.raises(ValueError, match="label needs windows of 1024 samples at 8000 Hz, .* 512 at 8000 Hz"):
+        Label(Asked((1, 64, 64), Mel(8_000, 512)), net, "timbre", 0)
+
+
 def test_waveforms_are_looked_at_through_a_codec_of_their_own():
     """The embedded codec's resolution, at the data's rate; gradient reaches the waveform."""
     asked = Asked((1, SAMPLES), data=Tones(8, 8, 8))
@@ -268,7 +291,7 @@ def test_waveforms_are_looked_at_through_a_codec_of_their_own():
 
 
 def test_music_names_its_controls():
-    assert list(Tones(8, 8, 8).controls) == ["intensity", "melody", "structure", "inpaint", "loop"]
+    assert list(Tones(8, 8, 8).controls) == ["intensity", "melody", "structure", "inpaint", "loop", "label"]
 
 
 def gradients():

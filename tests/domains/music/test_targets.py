@@ -7,6 +7,7 @@ import soundfile
 import torch
 
 from domains.music import targets
+from domains.music.data import Tones
 
 TIMES = [k * 0.032 for k in range(32)]
 ANY = targets.IGNORED
@@ -162,11 +163,28 @@ def test_bad_sounds_are_one_sentence(tmp_path):
     for path, message in (
         (tmp_path / "no.wav", "there is no file"),
         (written(tmp_path, "empty.wav", ""), "is empty"),
-        (written(tmp_path, "text.wav", "no music"), "does not read as a sound"),
-        (broken, "holds values that are not finite"),
+        (written(tmp_path, "text.wav", "no music"), "text.wav holds no sound in a format"),
+        (broken, "nan.wav holds NaN or infinity"),
+        (wav(tmp_path, hertz=0.0, name="silent.wav"), "silent.wav is silent"),
         (wav(tmp_path, seconds=0.5, name="short.wav"), "lasts 0.5 seconds, the model's sounds 1.02"),
         (wav(tmp_path, rate=4_000, name="low.wav"), "has 4000 samples a second, the model 8000"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             targets.sound(path, 8_000, 1, 8_192)
         assert "\n" not in str(error.value)
+
+
+def test_classes_have_names_notes_and_numbers():
+    data = Tones(8, 8, 8)
+    known = {"timbre=saw": ("timbre", 1), "timbre=3": ("timbre", 3), "pitch=A4": ("pitch", 12), "pitch=0": ("pitch", 0)}
+    assert {text: targets.class_of(text, data) for text in known} == known
+    for text, message in (
+        ("saw", "such as timbre=0, of timbre, pitch, rhythm; got 'saw'"),
+        ("timbre=oboe", r"timbre has the classes 0 to 3 \(sine, saw, square, pluck\), got 'oboe'"),
+        ("pitch=A6", "pitch has the classes 0 to 23, got 'A6'"),
+        ("timbre=4", "timbre has the classes 0 to 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            targets.class_of(text, data)
+    with pytest.raises(ValueError, match="the model's data have none"):
+        targets.class_of("timbre=0", None)
