@@ -1,10 +1,11 @@
 """Rows of pictures with names, which all domains compare models in; GIFs; files of samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -52,3 +53,31 @@ def save_files(media: Any, samples: Tensor, cond: Cond, folder: Path, most: int 
 def save_picture(path: Path, image: Any) -> None:
     """Save a picture as PNG, atomically."""
     write_atomic(path, lambda temporary: image.save(temporary, format="PNG"))
+
+
+INK = ((0, 0, 0), (214, 69, 65), (44, 110, 170), (60, 140, 80))  # of the curves of `overlay`, in order
+
+
+def overlay(curves: Mapping[str, Tensor], seconds: float | None, label: str) -> Image.Image:
+    """Curves [T] over each other, the first in black.
+
+    Args:
+        curves: by name.
+        seconds: what they cover; None numbers their points.
+        label: name and unit of their values.
+    """
+    values = {name: curve.detach().float().cpu() for name, curve in curves.items()}
+    low, high = (
+        float(f(torch.cat([curve.nan_to_num(0.0) for curve in values.values()]))) for f in (torch.min, torch.max)
+    )
+    image, (width, height), edge = Image.new("RGB", (480, 200), "white"), (480, 200), 24
+    pen = ImageDraw.Draw(image)
+    for (name, curve), ink, i in zip(values.items(), INK, range(len(INK)), strict=False):
+        across = np.linspace(edge, width - edge, len(curve))
+        up = height - edge - (curve.nan_to_num(0.0).numpy() - low) / max(high - low, 1e-9) * (height - 2 * edge)
+        pen.line(list(zip(across.tolist(), up.tolist(), strict=True)), fill=ink, width=2)
+        pen.text((edge + 110 * i, 4), name, fill=ink)
+    pen.text(
+        (2, height - 14), f"{low:.3g} .. {high:.3g} {label}" + (f", {seconds:.3g} s" if seconds else ""), fill="black"
+    )
+    return image
