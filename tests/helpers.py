@@ -62,16 +62,6 @@ PROCESSES = {
 }
 
 
-def complete_domains() -> list[str]:
-    """The domains that have a teacher of their own; in the others a user gives its path."""
-    from omegaconf import OmegaConf
-
-    from distillkit.cli import config
-
-    found = {name: config._domain(name, ())[0] for name in config.groups()["domain"]}
-    return [name for name, cfg in found.items() if not OmegaConf.is_missing(cfg.teacher, "path")]
-
-
 def f64(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 

@@ -16,7 +16,7 @@ class MelUNet(UShape):
     """A U-Net of spectrograms, which knows where in a spectrogram it is.
 
     Args:
-        event_shape: (channels, bands, frames); bands and frames divisible by 2^(levels - 1) patches.
+        event_shape: (channels, bands, frames), of whole patches on every level.
         channels: width of the first level.
         multipliers: width of each level in units of `channels`.
         blocks: residual blocks on each level of the encoder (the decoder has one more).
@@ -32,7 +32,7 @@ class MelUNet(UShape):
     def __init__(
         self,
         event_shape: Sequence[int],
-        channels: int = 28,
+        channels: int = 24,
         multipliers: Sequence[int] = (1, 2, 3),
         blocks: int = 1,
         attention: bool = True,

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from helpers import complete_domains
 from jsonargparse import ArgumentParser
 from lightning.pytorch import seed_everything
 
@@ -41,7 +40,7 @@ from tests.conftest import COST
 
 FOREIGN: list[str] = []  # what --conf adds to every command line
 METHODS = config.groups()["method"]
-DOMAINS = complete_domains()
+DOMAINS = config.groups()["domain"]
 TINY = ["network.width=16", "network.depth=2", "data.batch_size=32", "data.num_samples=256"]
 WORLDS = {  # where the law is known: the words for a small network on few data; else for small data
     "toy": TINY,
