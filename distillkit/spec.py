@@ -41,6 +41,7 @@ PATHS = (
     "empty_prompt",
     "i3d",
     "features",
+    "clap",
     "clip",
     "lpips",
     "dists",

@@ -85,6 +85,27 @@ def stable_audio_3(folder, seed=0, stochastic=False, **scheduler):
     return pipeline
 
 
+def clap() -> dict:
+    """A tiny CLAP, its tokenizer of letters and what makes its spectrograms."""
+    import transformers
+
+    small = {"hidden_size": 16, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 2}
+    heard = {"num_mel_bins": 64, "spec_size": 64, "patch_stride": [4, 4], "patch_embeds_hidden_size": 8}
+    heard |= {"depths": [1, 1], "num_attention_heads": [1, 1], "hidden_size": 16, "window_size": 4}
+    config = transformers.ClapConfig(
+        text_config={**small, "vocab_size": 40, "max_position_embeddings": 40, "projection_dim": 12, "pad_token_id": 1},
+        audio_config={**heard, "projection_dim": 12, "num_classes": 2}, projection_dim=12,
+    )  # fmt: skip
+    letters = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", *"abcdefghijklmnopqrstuvwxyz"]
+    return {
+        "text_encoder": transformers.ClapModel(config).eval(),
+        "tokenizer": transformers.RobertaTokenizerFast(
+            {letter: i for i, letter in enumerate(letters)}, [], model_max_length=30
+        ),
+        "feature_extractor": transformers.ClapFeatureExtractor(),
+    }
+
+
 def audioldm2(folder, seed=0, **scheduler):
     """A tiny AudioLDM2Pipeline in `folder`: eight mel bands, frames of ten samples."""
     import diffusers
@@ -92,13 +113,6 @@ def audioldm2(folder, seed=0, **scheduler):
     from diffusers.pipelines.audioldm2 import AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel
 
     torch.manual_seed(seed)
-    small = {"hidden_size": 16, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 2}
-    heard = {"num_mel_bins": 64, "spec_size": 64, "patch_stride": [4, 4], "patch_embeds_hidden_size": 8}
-    heard |= {"depths": [1, 1], "num_attention_heads": [1, 1], "hidden_size": 16, "window_size": 4}
-    clap = transformers.ClapConfig(
-        text_config={**small, "vocab_size": 40, "max_position_embeddings": 40, "projection_dim": 12, "pad_token_id": 1},
-        audio_config={**heard, "projection_dim": 12, "num_classes": 2}, projection_dim=12,
-    )  # fmt: skip
     unet = AudioLDM2UNet2DConditionModel(
         block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, in_channels=4, out_channels=4, sample_size=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -111,22 +125,17 @@ def audioldm2(folder, seed=0, **scheduler):
     words = ["<pad>", "</s>", "<unk>", *(f"▁{word}" for word in WORDS[2:])]
     encoder = texts("T5")["text_encoder"]
     encoder.resize_token_embeddings(len(words), mean_resizing=False)
-    letters = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", *"abcdefghijklmnopqrstuvwxyz"]
     released = {"beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear", "clip_sample": False}
     released |= {"set_alpha_to_one": True, "steps_offset": 1}
     pipeline = diffusers.AudioLDM2Pipeline(
         vae=wake(autoencoder(seed, scaling_factor=0.41, in_channels=1, out_channels=1)),
-        text_encoder=transformers.ClapModel(clap).eval(),
+        **clap(),
         text_encoder_2=encoder,
         projection_model=AudioLDM2ProjectionModel(12, 32, 16),
         language_model=transformers.GPT2LMHeadModel(
             transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=10, n_positions=64, max_new_tokens=4)
         ).eval(),
-        tokenizer=transformers.RobertaTokenizerFast(
-            {letter: i for i, letter in enumerate(letters)}, [], model_max_length=30
-        ),
         tokenizer_2=transformers.T5TokenizerFast([(word, 0.0) for word in words], extra_ids=0, model_max_length=12),
-        feature_extractor=transformers.ClapFeatureExtractor(),
         unet=wake(unet),
         scheduler=diffusers.DDIMScheduler(**released | scheduler),
         vocoder=wake(transformers.SpeechT5HifiGan(vocoder)),

@@ -55,6 +55,9 @@ class Evaluator(Protocol):
     #     by name, what one gets for the conditions without any model; measured like samples, beside
     #     the models
     #
+    # seconds: float
+    #     how long a sample plays, if it does; rows then compare it with the time to make one
+    #
     # An optional metric is `outside`: the share of values outside the range of the data, which are
     # clipped before they are measured, as a file would keep them.
 
@@ -158,11 +161,13 @@ class Comparison:
 
     def _row(self, name: str, steps: int, passes: int, made: Made, reference: Tensor, **extra: Any):
         """The row of a model, from its samples."""
+        plays = getattr(self.evaluator, "seconds", None)
         return {
             "name": name,
             "steps": steps,
             "network_passes": passes,
             "ms_per_sample": made.milliseconds,
+            **({"real_time": 1000 * plays / made.milliseconds} if plays and made.milliseconds else {}),
             **({"timed": EARLIER} if made.earlier else {}),
             **extra,
             "metrics": self._metrics(made.samples, reference),

@@ -38,6 +38,10 @@ def quality_table(evaluation: dict[str, Any]) -> dict[str, list]:
         columns.append({"label": "faster", "metric": None})
         for line, row in zip(numbers, rows, strict=True):
             line.append(times(_speedup(row, best_teacher)))
+    if any(row.get("real_time") for row in rows):
+        columns.append({"label": "real time", "metric": None})
+        for line, row in zip(numbers, rows, strict=True):
+            line.append(times(row.get("real_time")))
     for name in names:
         arrow = ARROWS.get(better.get(name), "")
         columns.append({"label": f"{pretty(name)} {arrow}".strip(), "metric": name})
@@ -89,6 +93,8 @@ def _comparison(evaluation: dict[str, Any]) -> str:
     speed = None if failed else _speedup(student, best)
     if speed:
         text += f"; {times(speed)} faster per sample" if speed >= 1 else f"; {times(1 / speed)} slower per sample"
+    if not failed and (plays := student.get("real_time")):
+        text += f"; {times(plays)} real time"
     return f"{text}."
 
 

@@ -6,7 +6,7 @@ B: batch; C: channels; N: samples; M: bands; F: frames.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,8 +22,8 @@ class Mel(Codec):
     """Log-mel spectrograms [C, M, F] of standard deviation 1/2; the sound by Griffin and Lim.
 
     `x = (log(max(mel, floor)) - mean) / (2 std)`, cut to [-1.5, 1.5]. A sound of F hop samples has
-    F frames, centred at samples 0, hop, 2 hop ... Beginnings `first` are sounds outside, and
-    spectrograms for networks.
+    F frames, centred at samples 0, hop, 2 hop ...; one that is made for a beginning, the sound
+    `cond["first"]`, begins with it.
 
     Args:
         sample_rate: of the sounds, in Hz.
@@ -80,10 +80,6 @@ class Mel(Codec):
         mels = self.log_mel(x.float().clamp(-WIDEST, WIDEST)).exp()
         mels = torch.cat([mels, mels[..., -1:]], -1)  # a frame at the very end
         return griffin_lim(unbanded(mels, self.weights()), self.hop, self.steps, first=cond.get("first"))
-
-    def conditions(self, cond: Mapping[str, Tensor], event_shape: Sequence[int]) -> Mapping[str, Tensor]:
-        first = cond.get("first")
-        return cond if first is None or first.ndim == 4 else {**cond, "first": self.spectrogram(first)}
 
     def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         channels, _, frames = event_shape

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distillkit import checks
-from distillkit.data import Batch, DistillData
+from distillkit.data import Batch, DistillData, column
 from domains.music import media
 from domains.music.clip import CLASSES, LOWEST, PITCHES, RATE, RHYTHMS, SAMPLES, TIMBRES
 from domains.music.tones import tones
@@ -30,6 +30,7 @@ class MusicData(DistillData):
         given: number of samples at the beginning of a clip that teachers are given; batches then
             have them as `first`, [B, C, given].
         batch_size: clips in a batch.
+        clap: folder of a CLAP model to measure with, see `domains.music.clap`; None leaves it out.
 
     Attributes:
         rate: samples a second, in Hz.
@@ -44,19 +45,34 @@ class MusicData(DistillData):
     pitches: Sequence[int] | None = None
     names: Mapping[str, Sequence[str]] = {}
 
-    def __init__(self, given: int = 0, batch_size: int = 32):
+    def __init__(self, given: int = 0, batch_size: int = 32, clap: str | None = None):
         super().__init__(batch_size)
         checks.whole(0, given=given)
-        self.given, self.context = given, ("first",) if given else ()
+        self.given, self.context, self.clap = given, ("first",) if given else (), clap
 
     def with_first(self, batch: Batch) -> Batch:
         """The batch with its beginnings, if any are asked for."""
         return batch | ({"first": batch["data"][..., : self.given]} if self.given else {})
 
     def build_evaluator(self, held_out: Sequence[Any]) -> Any:
+        from domains.music.clap import Clap
         from domains.music.evaluation import MusicEvaluator
 
-        return MusicEvaluator(self.train, held_out, self.classes, self.rate, self.pitches)
+        clap = Clap(self.clap, getattr(self, "prompts", None)) if self.clap else None
+        return MusicEvaluator(self.train, held_out, self.classes, self.rate, self.pitches, clap)
+
+    def conditions(self, num: int) -> Batch:
+        """Those of held-out clips in a fixed random order.
+
+        Classes in turn would not do: the first and the third of `timbre` 4, `pitch` 24, `rhythm` 4
+        would always be the same, and folders do not have every pitch of every instrument.
+        """
+        self.setup()
+        rows = shuffled(len(self.test), num)
+        if not self.context:
+            return {name: column(self.test, name)[rows] for name in self.classes}
+        batch = self.test[rows]
+        return {name: batch[name] for name in (*self.classes, *self.context)}
 
     @property
     def controls(self) -> dict[str, Any]:
@@ -81,16 +97,24 @@ class Tones(MusicData):
     Args:
         train, val, test: number of clips.
         seed: of tempo, loudness and beginnings.
-        given, batch_size: as in `MusicData`; with beginnings, clips are from anywhere in the music.
+        given, batch_size, clap: as in `MusicData`; with beginnings, clips are from anywhere in the
+            music.
     """
 
     rate, pitches = RATE, range(LOWEST, LOWEST + PITCHES)
     names = {"timbre": TIMBRES, "rhythm": RHYTHMS}
 
     def __init__(
-        self, train: int = 20_000, val: int = 768, test: int = 768, seed: int = 0, given: int = 0, batch_size: int = 32
+        self,
+        train: int = 20_000,
+        val: int = 768,
+        test: int = 768,
+        seed: int = 0,
+        given: int = 0,
+        batch_size: int = 32,
+        clap: str | None = None,
     ):
-        super().__init__(given, batch_size)
+        super().__init__(given, batch_size, clap)
         checks.whole(1, PART, train=train, val=val, test=test)
         checks.seed(seed=seed)
         if given >= SAMPLES:
@@ -127,3 +151,8 @@ class Clips:
         return self.with_first(
             {"data": tones(**classes, seeds=self.first + indices, going_on=self.going_on), **classes}
         )
+
+
+def shuffled(total: int, num: int) -> Tensor:
+    """Row numbers [num] of `total` in a fixed random order, again from the first after the last."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[torch.arange(num) % total]

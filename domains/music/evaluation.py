@@ -21,6 +21,7 @@ from domains.music import features as extractors
 from domains.music import measures
 from domains.music.clap import Clap
 from domains.music.clip import CHORD, CLASSES, EIGHTH, RATE, RHYTHMS, SAMPLES
+from domains.music.data import shuffled
 from domains.music.features import spectrogram
 from domains.music.tones import BAR
 
@@ -146,10 +147,10 @@ class MusicEvaluator:
             "frechet": metrics.frechet_distance(points, self._points),
             "coverage": metrics.density_coverage(self._points, points, min(NEIGHBOURS, len(self._points) - 1))[1],
             "nearest_train": metrics.nearest_distance(points, self._training)[0],
-            "diversity": points.mean_distance * len(points) / max(1, len(points) - 1),
+            "diversity": spread_of(points),
         }
         for name, seen in ours.classes.items():
-            if name in cond:
+            if name in cond and not (name == "pitch" and self.pitches is not None):
                 found[_agreement(name)] = float((seen == cond[name].to(seen)).double().mean())
         apart = measures.decibels(ours.spectrum - self._reference.spectrum)
         found["log_spectral"] = float(apart.square().mean().sqrt())
@@ -290,9 +291,9 @@ class MusicEvaluator:
         return metrics.Points(torch.cat([self.clap.features(batch["data"], self.rate) for batch in parts]))
 
 
-def shuffled(total: int, num: int) -> Tensor:
-    """Row numbers [num] of `total` in a fixed random order, again from the first after the last."""
-    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[torch.arange(num) % total]
+def spread_of(points: metrics.Points) -> float:
+    """Mean distance of two different points."""
+    return points.mean_distance * len(points) / max(1, len(points) - 1)
 
 
 def _agreement(name: str) -> str:

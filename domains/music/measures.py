@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from domains.music.mel import bands, logarithm, magnitudes
+from domains.music.mel import bands, magnitudes
 
 QUIETEST = 1e-10  # of mean squares: -100 dB
 
@@ -24,13 +24,16 @@ BESIDE = 12  # semitones beyond the asked pitches in which one is sought
 NEAR = 50.0  # cents: half a semitone
 
 STEP = 0.008  # seconds, about, between frames in which onsets are sought
-FINE = 0.02
-WIDE, NUM = 4, 24
-LAG = 3  # frames over which a rise is measured
-QUIET = 1e-3  # of magnitudes: -60 dB, below which nothing rises
-RISE = 0.35  # an onset rises by so much of the strongest rise in its sound,
-AUDIBLE = 0.25  # and by at least so many natural logarithms in the mean of all bands
+WIDE = 8  # steps of a window
+LAG = 8  # steps over which a rise is measured
+SMOOTH = 9  # steps over which rises are averaged
+FEW = 24  # bands
+QUIET = 3e-3  # of the loudest band: -50 dB, below which nothing rises
+SILENT = 1e-4  # of magnitudes: -80 dB, below which no band is loud
+RISE = 0.1  # an onset rises by so much of the strongest rise in its sound
+LATE = 0.012  # seconds from an onset to its peak, the mean of the embedded sounds
 TOLERANCE = 0.05  # seconds, of onsets
+FINE = 0.02  # seconds between the rhythms that are tried
 
 
 def level(x: Tensor) -> Tensor:
@@ -86,20 +89,22 @@ def pitch(x: Tensor, rate: int, lowest: float, highest: float, voices: Sequence[
 def onsets(x: Tensor, rate: int) -> Tensor:
     """Times in seconds at which notes begin in sounds [N, C, T], [N, K], infinite after the last.
 
-    They are the peaks of the rise of the log-mel spectrum over 24 ms, summed over the bands that
-    rise (spectral flux, Bello et al. 2005); before a sound there is silence.
+    They are the peaks of the mean rise of the log-mel spectrum (spectral flux, Bello et al. 2005);
+    before a sound there is silence.
     """
     hop = max(1, round(STEP * rate))
     size = WIDE * hop
-    padded = F.pad(x.float().mean(1, keepdim=True), (size, 0))
-    mels = logarithm(magnitudes(padded, size, hop), bands(rate, size, NUM), QUIET)[:, 0]
-    mels = mels[..., : -(size // 2 // hop)]
+    sound = F.pad(x.float().mean(1, keepdim=True), (size, 0))
+    mels = bands(rate, size, FEW).to(sound) @ magnitudes(sound, size, hop)[:, 0, :, : -(WIDE // 2)]
+    mels = (mels / mels.amax((1, 2), keepdim=True).clamp_min(SILENT) + QUIET).log()
     rise = F.pad((mels[..., LAG:] - mels[..., :-LAG]).clamp_min(0).mean(1), (LAG, 0))  # [N, F]
-    wide = round(TOLERANCE * rate / hop)
-    highest = F.max_pool1d(rise[:, None], 2 * wide + 1, 1, wide)[:, 0]
-    strongest = rise.amax(1, keepdim=True)
-    found = (rise == highest) & (rise >= (RISE * strongest).clamp_min(AUDIBLE))
-    times = ((torch.arange(rise.shape[1], device=x.device) - LAG / 2) * hop - size) / rate
+    rise = F.avg_pool1d(rise[:, None], SMOOTH, 1, SMOOTH // 2, count_include_pad=False)
+    near = round(TOLERANCE * rate / hop)
+    peak = (rise == F.max_pool1d(rise, 2 * near + 1, 1, near))[:, 0]
+    peak = peak & ~F.pad(peak[:, :-1], (1, 0))  # the first of equal ones
+    rise = rise[:, 0]
+    found = peak & (rise > 0) & (rise >= RISE * rise.amax(1, keepdim=True))
+    times = (torch.arange(rise.shape[1], device=x.device) * hop - size) / rate - LATE
     return torch.where(found, times, torch.inf).sort(1).values[:, : int(found.sum(1).max())]
 
 
@@ -114,13 +119,12 @@ def onset_f(found: Tensor, periods: Sequence[float], seconds: float) -> Tensor:
         seconds: length of the sounds.
     """
     shortest, longest = periods
-    period = torch.arange(shortest, longest + FINE, FINE, dtype=torch.float64)
-    best = torch.zeros(len(found), dtype=torch.float64)
-    number = found.isfinite().sum(1)
-    for p in period.tolist():
-        first = torch.arange(0, min(p, seconds), FINE, dtype=torch.float64)
-        expected = first[:, None] + p * torch.arange(1 + int(seconds / p))  # [G, E]
+    found, best = found.cpu().double(), torch.zeros(len(found), dtype=torch.double)
+    number = found.isfinite().sum(1, keepdim=True)
+    for period in torch.arange(shortest, longest + FINE, FINE).tolist():
+        first = torch.arange(0, min(period, seconds), FINE, dtype=torch.double)  # G rhythms of this tempo
+        expected = first[:, None] + period * torch.arange(1 + int(seconds / period))  # [G, E]
         inside = expected < seconds
         near = ((found[:, None, :, None] - expected[:, None]).abs() <= TOLERANCE).any(2) & inside
-        best = torch.maximum(best, (2 * near.sum(2) / (number[:, None] + inside.sum(1))).amax(1))
+        best = torch.maximum(best, (2 * near.sum(2) / (number + inside.sum(1))).amax(1))
     return best

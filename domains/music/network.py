@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distillkit import checks
 from distillkit.networks.unet import Block, UShape, convolution
+from domains.music.codec import Mel
 
 
 class MelUNet(UShape):
@@ -23,8 +24,9 @@ class MelUNet(UShape):
         attention: self-attention in the middle.
         patch: bands and frames of a patch.
         classes: categorical conditions, `{name: number of classes}`.
-        given: number of frames at the beginning, `cond["first"]` [B, C, bands, given]; they are
-            further input channels, zero where they end. Whole patches.
+        given: number of frames of the beginning, whole patches; its sound `cond["first"]`
+            [B, C, given hop] is further input channels, zero where it ends.
+        codec: makes spectrograms of beginnings; None without any.
     """
 
     Block, convolution = Block, staticmethod(convolution)
@@ -39,6 +41,7 @@ class MelUNet(UShape):
         patch: Sequence[int] = (2, 4),
         classes: dict[str, int] | None = None,
         given: int = 0,
+        codec: Mel | None = None,
     ):
         super().__init__()
         checks.network(event_shape=event_shape, channels=channels, multipliers=multipliers, patch=patch)
@@ -54,24 +57,29 @@ class MelUNet(UShape):
         sounds, num, frames = event_shape
         if given % patch[1] or given >= frames:
             raise ValueError(f"given must be a multiple of {patch[1]} below {frames} frames, got {given}")
+        if given and codec is None:
+            raise ValueError(
+                "a MelUNet that is given beginnings needs the codec that makes spectrograms of them, got None"
+            )
         self.given, self.frames, self.sides = given, frames, {"p": patch[0], "q": patch[1]}
-        self.first_shape = (sounds, num, given)
+        self.codec, self.first_shape = codec, (sounds, given * codec.hop if given else 0)
         inputs = sounds * patch[0] * patch[1]
         self.build(inputs * (2 if given else 1), inputs, channels, multipliers, blocks, attention, classes)
         self.place = nn.Parameter(torch.zeros(1, channels, num // patch[0], frames // patch[1]))
 
     def check_context(self, cond: dict[str, Tensor]) -> None:
-        """See `WithContext`: the beginnings must have the network's number of frames."""
+        """See `WithContext`: the beginnings must be sounds of `given` frames."""
         if self.given and cond["first"].shape[1:] != self.first_shape:
+            sounds, num = self.first_shape
             raise ValueError(
-                f"cond['first'] must hold the first {self.given} frames of each sound, of shape "
-                f"[n, {', '.join(map(str, self.first_shape))}], got {list(cond['first'].shape)}"
+                f"cond['first'] must hold the first {num} samples of each sound, of shape [n, {sounds}, {num}], "
+                f"got {list(cond['first'].shape)}"
             )
 
     def enter(self, x: Tensor, cond: dict[str, Tensor]) -> Tensor:
         if self.given:
-            first = nn.functional.pad(cond["first"].to(x), (0, self.frames - self.given))
-            x = torch.cat([x, first], dim=1)
+            first = self.codec.spectrogram(cond["first"]).to(x)
+            x = torch.cat([x, nn.functional.pad(first, (0, self.frames - self.given))], dim=1)
         x = rearrange(x, "b c (m p) (f q) -> b (c p q) m f", **self.sides)
         return super().enter(x, cond) + self.place
 

@@ -5,17 +5,20 @@ N: sounds; C: channels; T: samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distillkit.evaluation import metrics
 from distillkit.evaluation.samples import check
 from distillkit.evaluation.without_data import WithoutData
 from distillkit.pipelines.data import PromptData
-from domains.music import media
+from domains.music import measures, media
+from domains.music.clap import Clap
 from domains.music.mel import log_mel
 from domains.music.pipelines import MusicPipeline
 
@@ -24,12 +27,31 @@ PARTS = 4  # of a sound
 
 
 class Prompts(PromptData):
-    """Prompts from a file, and no sounds, see `PromptData`."""
+    """Prompts from a file, and no sounds, see `PromptData`.
+
+    Args:
+        clap: folder of a CLAP model to measure with, see `Clap`; None leaves it out.
+        path, pipeline, size, held_out, download, batch_size: as in `PromptData`.
+    """
 
     domain, teacher = "music", MusicPipeline
 
+    def __init__(
+        self,
+        path: str,
+        pipeline: str | None,
+        size: Mapping[str, int | float | None] | None = None,
+        held_out: int = 0,
+        download: bool = False,
+        batch_size: int = 1,
+        clap: str | None = None,
+    ):
+        super().__init__(path, pipeline, size, held_out, download, batch_size)
+        self.clap = clap
+
     def build_evaluator(self, held_out: Sequence[Any]) -> PromptEvaluator:
-        return PromptEvaluator(self.event_shape, self.codec.sample_rate)
+        clap = Clap(self.clap, self.prompts) if self.clap else None
+        return PromptEvaluator(self.event_shape, self.codec.sample_rate, clap)
 
     @property
     def media(self) -> Any:
@@ -42,23 +64,48 @@ class PromptEvaluator(WithoutData):
 
     - `distance` (the headline): see `WithoutData`.
     - `loudness`: mean level in dB, of which a full-scale square wave has 0; at least -100.
+    - `clap_frechet`: Frechet distance between CLAP's embeddings of both, where a model was given.
+    - `clap_score`: of sounds and their prompts, likewise.
 
     Args:
         event_shape: of sounds, (C, T).
         rate: samples a second, in Hz.
+        clap: the user's CLAP with the prompts, or None.
+
+    Attributes:
+        seconds: how long a sound plays.
     """
 
-    def __init__(self, event_shape: tuple[int, ...], rate: int):
+    def __init__(self, event_shape: tuple[int, ...], rate: int, clap: Clap | None = None):
         super().__init__(event_shape)
-        self.rate = rate
+        self.rate, self.clap, self.seconds = rate, clap, event_shape[-1] / rate
+        self.better = self.better | ({"clap_frechet": "lower", "clap_score": "higher"} if clap else {})
+        self.heard = lru_cache(maxsize=3)(self._heard)
 
     def describe(self) -> dict[str, Any]:
         facts = {"domain": "music", "features": AVERAGES, "reference": "the teacher's samples"}
+        facts |= {"clap": self.clap.facts} if self.clap else {}
         return facts | {"sample_rate": self.rate}
 
     def __call__(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
         """Metrics of sounds [N, C, T] in [-1, 1] by themselves."""
         return {"loudness": self.look(samples)[1]}
+
+    def paired(self, samples: Tensor, reference: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
+        """Distances from the teacher's sounds, as sets."""
+        found = super().paired(samples, reference, cond)
+        if self.clap:
+            found["clap_frechet"] = metrics.frechet_distance(self.heard(samples), self.heard(reference))
+        return found
+
+    def thorough(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
+        """The CLAP score."""
+        return {"clap_score": self.clap.score(self.heard(samples).points_ND, cond["prompt"])} if self.clap else {}
+
+    def _heard(self, samples: Tensor) -> metrics.Points:
+        """CLAP's embeddings of sounds."""
+        self.clap.device = self.device
+        return metrics.Points(self.clap.features(samples, self.rate))
 
     def looked(self, samples: Tensor) -> tuple[Tensor, float]:
         """Features [N, D] of sounds, and their mean loudness."""
@@ -69,5 +116,5 @@ class PromptEvaluator(WithoutData):
             mels = log_mel(x, self.rate).flatten(1, 2)
             parts, changes = F.adaptive_avg_pool1d(mels, PARTS), mels.diff(dim=2, prepend=mels[:, :, :1]).abs().mean(2)
             features.append(torch.cat([parts.flatten(1), changes], 1).double())
-            levels.append(10 * x.square().mean().clamp_min(1e-10).log10())
-        return torch.cat(features), float(torch.stack(levels).mean())
+            levels.append(measures.level(x))
+        return torch.cat(features), float(torch.cat(levels).mean())

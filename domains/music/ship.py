@@ -14,8 +14,8 @@ from domains.music.features import BATCH, ROUGH, STEPS, Classifier, accuracy, tr
 
 CARD = """# Feature extractor for notes, chords and rhythms
 
-A classifier of log-mel spectrograms (`domains.music.features.Classifier`, {parameters:,} parameters, {kilobytes:.0f} kB) of timbre,
-pitch and rhythm, which computes the spectrograms from the sounds. Its 64 units before the heads are what the music domain
+A classifier of timbre, pitch and rhythm (`domains.music.features.Classifier`, {parameters:,} parameters, {kilobytes:.0f} kB),
+which computes log-mel spectrograms from the sounds. Its 64 units before the heads are what the music domain
 takes the Frechet audio distance in; its predictions are the agreement with the classes that were asked for.
 
 - Data: the training split of `domains.music.data.Tones` with its defaults (20,000 procedural clips of 1.024 s at 8 kHz).

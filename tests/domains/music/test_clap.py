@@ -1,0 +1,122 @@
+"""CLAP of a user's folder: embeddings and scores are those of the package transformers."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+import tiny_audio
+import transformers
+
+from distillkit.evaluation import metrics
+from distillkit.spec import Outside, check
+from domains.music.clap import Clap
+from domains.music.data import Tones
+from domains.music.evaluation import MusicEvaluator
+from domains.music.prompts import PromptEvaluator
+from domains.music.resample import resample
+
+TEXTS = ["a piano", "rain on a roof", "two dogs"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny CLAP model and its processor."""
+    folder = tmp_path_factory.mktemp("clap") / "tiny"
+    torch.manual_seed(0)
+    parts = tiny_audio.clap()
+    for p in parts["text_encoder"].parameters():
+        p.data += torch.randn(p.shape) / max(1, p[..., 0].numel() if p.ndim else 1) ** 0.5
+    parts["text_encoder"].save_pretrained(folder)
+    transformers.ClapProcessor(parts["feature_extractor"], parts["tokenizer"]).save_pretrained(folder)
+    return folder
+
+
+def sounds(num, length=8192, channels=1):
+    time = torch.arange(length) / 8000
+    hertz = 200 * 1.3 ** torch.arange(num)[:, None, None]
+    return (0.3 * torch.sin(6.2832 * hertz * time)).expand(-1, channels, -1)
+
+
+def test_embeddings_and_score_are_those_of_the_package_transformers(folder):
+    clap, x, prompt = Clap(str(folder), TEXTS), sounds(3), torch.tensor([2, 0, 1])
+    model = transformers.ClapModel.from_pretrained(folder).eval()
+    processor = transformers.ClapProcessor.from_pretrained(folder)
+    inputs = processor(
+        text=[TEXTS[i] for i in prompt], audio=list(resample(x[:, 0], 8000, 48000).numpy()),
+        sampling_rate=48000, return_tensors="pt", padding=True,
+    )  # fmt: skip
+    inputs["is_longer"] = torch.zeros(3, 1, dtype=torch.bool)
+    with torch.no_grad():
+        out = model(**inputs)
+    heard = clap.features(x, 8000)
+    assert (heard - out.audio_embeds).abs().max() < 1e-5 and heard.std(0).max() > 1e-3
+    cosine = (out.audio_embeds * out.text_embeds).sum(1)
+    assert clap.score(heard, prompt) == pytest.approx(100 * float(cosine.clamp_min(0).mean()), abs=1e-3)
+    assert clap.score(-heard, prompt) == pytest.approx(100 * float((-cosine).clamp_min(0).mean()), abs=1e-3)
+
+
+def test_embeddings_do_not_depend_on_company_or_chance(folder):
+    clap, x = Clap(str(folder)), sounds(17, 2048)
+    np.random.seed(0)
+    together = clap.features(x, 8000)
+    assert torch.equal(together, clap.features(x, 8000))
+    assert (together[16:] - clap.features(x[16:], 8000)).abs().max() < 1e-6
+    stereo = torch.cat([x[:1] * 1.5, x[:1] * 0.5], 1)
+    assert (clap.features(stereo, 8000) - together[:1]).abs().max() < 1e-5
+
+
+def test_a_long_sound_is_the_mean_of_its_even_parts(folder):
+    clap, x = Clap(str(folder)), sounds(1, 48000 * 12)
+    x = torch.cat([x[..., : 48000 * 6] * 0.1, x[..., 48000 * 6 :] * torch.linspace(-1, 1, 48000 * 6)], -1)
+    parts = [clap.features(part, 48000) for part in x.split(48000 * 6, -1)]
+    mean = torch.nn.functional.normalize(sum(parts))
+    assert (clap.features(x, 48000) - mean).abs().max() < 1e-5
+    assert (parts[0] - parts[1]).abs().max() > 1e-3
+
+
+def test_evaluators_have_the_users_clap(folder):
+    data = Tones(train=8, val=12, test=12, clap=str(folder))
+    data.setup()
+    batch = data.test[torch.arange(12)]
+    evaluator = MusicEvaluator(data.train, [data.val, data.test], {}, data.rate, clap=Clap(str(folder)))
+    found, clap = evaluator.thorough(batch["data"], batch), Clap(str(folder))
+    ours, theirs = (clap.features(part[torch.arange(12)]["data"], 8000) for part in (data.test, data.val))
+    assert found == {"clap_frechet": pytest.approx(metrics.frechet_distance(ours, theirs))}
+    assert evaluator.floor(12)["clap_frechet"] >= 0 and evaluator.better["clap_frechet"] == "lower"
+    assert (
+        evaluator.describe()["clap"] == {"name": "tiny", "sha256": clap.facts["sha256"]}
+        and len(clap.facts["sha256"]) == 64
+    )
+    assert MusicEvaluator(data.train, [data.val], {}, data.rate).thorough(batch["data"], batch) == {}
+    assert data.evaluator().clap.root == folder
+
+
+def test_prompts_are_measured_by_the_users_clap(folder):
+    x, y, prompt = sounds(6), sounds(6).flip(0) * 0.1, {"prompt": torch.arange(6) % 3}
+    evaluator, clap = PromptEvaluator((1, 8192), 8000, Clap(str(folder), TEXTS)), Clap(str(folder), TEXTS)
+    assert evaluator.paired(x, x, prompt)["clap_frechet"] == pytest.approx(0, abs=1e-6)
+    heard = [clap.features(each, 8000) for each in (x, y)]
+    assert evaluator.paired(x, y, prompt)["clap_frechet"] == pytest.approx(metrics.frechet_distance(*heard))
+    assert evaluator.thorough(x, prompt) == {"clap_score": pytest.approx(clap.score(heard[0], prompt["prompt"]))}
+    assert {"clap_frechet": "lower", "clap_score": "higher"}.items() <= evaluator.better.items()
+    plain = PromptEvaluator((1, 8192), 8000)
+    assert plain.thorough(x, prompt) == {} and "clap" not in plain.describe() and evaluator.seconds == 1.024
+
+
+def test_what_is_no_clap_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="give data.clap the folder of one"):
+        Clap(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="does not load as a ClapModel"):
+        Clap(str(tmp_path)).features(sounds(1), 8000)
+    (tmp_path / "config.json").write_text('{"auto_map": {"AutoModel": "x.Y"}}')
+    with pytest.raises(ValueError, match="auto_map"):
+        Clap(str(tmp_path)).features(sounds(1), 8000)
+
+
+def test_a_folder_of_a_stranger_asks_for_the_clap_model(folder):
+    for kind in ("domains.music.prompts.Prompts", "domains.music.data.Tones"):
+        with pytest.raises(Outside, match=str(folder)):
+            check({"class_path": kind, "init_args": {"clap": str(folder)}})
