@@ -50,6 +50,10 @@ class Heard(Control):
         self.ear = self.codec if isinstance(self.codec, Mel) else ear(rate_of(asked))
         self.frames, self.rate = self.samples // self.ear.hop, self.ear.sample_rate / self.ear.hop
         self.seconds = self.frames / self.rate
+        if self.frames < 2:
+            raise ValueError(
+                f"{self.name} needs two frames of {1 / self.rate:.3g} seconds, sounds have {self.samples} samples"
+            )
         self.times = [k / self.rate for k in range(self.frames)]
 
     @abstractmethod

@@ -75,8 +75,8 @@ class MusicData(DistillData):
         return {name: batch[name] for name in (*self.classes, *self.context)}
 
     @property
-    def controls(self) -> dict[str, Any]:
-        """What samples can be asked for, by name."""
+    def controls(self) -> dict[str, type]:
+        """`domains.music.controls`."""
         from domains.music.controls import CONTROLS
 
         return CONTROLS

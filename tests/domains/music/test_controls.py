@@ -1,5 +1,6 @@
 """What music can be asked for: features of sounds whose value is known, and their gradients."""
 
+import json
 import math
 from functools import cache
 
@@ -8,13 +9,16 @@ import soundfile
 import torch
 from mutations import Mutation, prove
 
+from distillkit.cli.front import main
 from distillkit.control.control import Asked
 from domains.music import controls, targets
 from domains.music.clip import LOWEST, RATE, SAMPLES
 from domains.music.codec import Mel
 from domains.music.controls import Heard, Inpaint, Intensity, Label, Loop, Melody, Structure, intensity
 from domains.music.data import Tones
+from domains.music.pipelines.stable_audio import StableAudio
 from domains.music.resample import resample
+from domains.music.teacher import WEIGHTS
 from domains.music.tones import tones
 
 CODEC = Mel(mean=-7.97, std=1.97)
@@ -288,6 +292,40 @@ def test_waveforms_are_looked_at_through_a_codec_of_their_own():
     assert controls.ear(44_100).bands[0] == 123
     with pytest.raises(ValueError, match="how many samples"):
         Intensity.read("-20", Asked((1, SAMPLES)))
+
+
+def test_latents_are_decoded_with_gradient(tmp_path):
+    tiny_audio = pytest.importorskip("tiny_audio", exc_type=ImportError)
+    tiny_audio.stable_audio(tmp_path / "pipeline")
+    codec = StableAudio.make_codec(tmp_path / "pipeline", {})
+    z = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = controls.decoded(codec, z, {})
+    assert torch.equal(found, codec.decode(z.detach(), {}))
+    (grad,) = torch.autograd.grad(found.square().sum(), z)
+    assert grad.isfinite().all() and (grad.flatten(1).norm(dim=1) > 0).all()
+    with pytest.raises(ValueError, match="loop needs two frames of 0.032 seconds, sounds have 128 samples"):
+        Loop.read("", Asked((4, 16), codec))
+
+
+@pytest.mark.slow
+def test_the_embedded_teacher_is_asked_for_a_ramp(tmp_path, capsys):
+    words = [
+        "--control",
+        "intensity=ramp:-45:-20",
+        "-n",
+        "1",
+        "--steps",
+        "8",
+        "--lr",
+        "0.1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(["optimize", str(WEIGHTS / "tones"), *words]) == 0, capsys.readouterr().err
+    report = json.loads((tmp_path / "out" / "control.json").read_text())
+    assert (tmp_path / "out" / "control.png").is_file() and (tmp_path / "out" / "sound_0.wav").is_file(), report
+    (errors,) = report["errors"]["intensity"] if "errors" in report else report["controls"]["intensity"]
+    assert errors["decoded"] < 0.7 * errors["before"]
 
 
 def test_music_names_its_controls():
