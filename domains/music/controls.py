@@ -182,6 +182,10 @@ class Melody(Heard):
         target = self.target.to(mels.device)
         return ((self.chroma(mels).argmax(1) != target) & (target != IGNORED)).sum(-1) / self.asked
 
+    def curves(self, x, cond):
+        target = self.target.float().masked_fill(self.target == IGNORED, math.nan)
+        return {"target": target, "sample": self.chroma(self.mels(x, cond))[0].argmax(0).float()}
+
     @property
     def asked(self) -> int:
         """The number of frames that must hold a class."""
