@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1234, help="of the noise (default 1234)")
     args = parser.parse_args(argv)
     one, other = load(args.run, ()), load(args.other, ())
-    data = made_with(one, args.run, (), "data")["data"]
+    data = made_with(one.config, args.run, (), "data")["data"]
     share = win_rate(data, one, other, args.num_samples, args.seed)
     print(f"{args.run} wins {share:.1%} of {args.num_samples} samples against {args.other}")
     return 0

@@ -212,6 +212,11 @@ class DistillData(Recorded, LightningDataModule):
         their paths.
         """
 
+    @property
+    def controls(self) -> dict[str, type]:
+        """What `optimize` can ask of samples, `distillkit.control.control.Control`s by name."""
+        return {}
+
     def reward(self, samples: Tensor, batch: Batch) -> Tensor:
         """How good each sample is, [B] float on the samples' device; higher is better.
 

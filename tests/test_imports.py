@@ -45,6 +45,7 @@ ROOMS = {
         "discrete",
     },  # one that is measured is called like its teacher
     "evaluation": {"students", "teachers", "diffusion"},
+    "control": {"students", "teachers", "diffusion"},
     "report": {"evaluation"},  # the names of rows alone
     "methods": {
         "rollouts",
@@ -58,7 +59,18 @@ ROOMS = {
         "discrete",
     },
     "callbacks": {"report", "evaluation", "students"},
-    "cli": {"callbacks", "report", "methods", "evaluation", "students", "pipelines", "networks", "rollouts"},
+    "cli": {
+        "callbacks",
+        "report",
+        "methods",
+        "evaluation",
+        "control",
+        "students",
+        "teachers",
+        "pipelines",
+        "networks",
+        "rollouts",
+    },
     "__main__": {"cli"},
 }
 # The discrete teacher has the path `discrete.teacher` in users' files, but imports as a teacher.

@@ -393,7 +393,7 @@ def test_data_that_would_fill_the_memory_end_early(folder, monkeypatch):
     put(folder, "run/data/init_args/num_samples", 4 * 10**6)
     student = load_student(folder)
     with pytest.raises(UsageError, match="the student's data cannot be read"):
-        set_up(made_with(student, folder, (), "data")["data"])
+        set_up(made_with(student.config, folder, (), "data")["data"])
 
 
 # Values in the folder
@@ -490,7 +490,7 @@ def test_any_value_of_the_wrong_kind_anywhere_is_one_sentence(file, folder, tmp_
                 if file == "teacher.yaml":
                     FolderTeacher(str(at))
                 else:
-                    set_up(made_with(load_student(at), at, (), "teacher", "data")["data"])
+                    set_up(made_with(load_student(at).config, at, (), "teacher", "data")["data"])
             except ValueError as error:
                 assert "\n" not in str(error), (way, last, value)
 

@@ -27,6 +27,7 @@ TRAINING = {
 }
 OTHERS = {
     "sample": "draw samples from a student folder",
+    "optimize": "find the noise whose samples have what is asked for",
     "evaluate": "measure a student folder against its teacher and real data",
     "export": "write a student folder in a format for other programs",
     "encode": "make latents of a data set once, for teacher=diffusers",
@@ -36,6 +37,7 @@ OTHERS = {
 VERBS = TRAINING | OTHERS
 HOMES = {  # of a verb that needs no Trainer: the module in this folder, and the function that takes the rest of the command line
     **{verb: ("products", verb) for verb in ("sample", "evaluate")},
+    "optimize": ("optimize", "optimize"),
     "export": ("exports", "export"),
     "encode": ("encode", "encode"),
     "list": ("matrix", "show"),

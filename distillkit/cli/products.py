@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from argparse import SUPPRESS, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def sample(argv: Sequence[str]) -> int:
     if texts := prompts.asked(args):
         prompts.give(student, texts, args)
     data, no_picture = _data_of(student, args)
-    cond = _conditions(student, data, args)
+    cond = conditions(student, data, args)
     draw = partial(student.sample, kappa=args.kappa)
     try:
         samples = (
@@ -66,7 +66,7 @@ def sample(argv: Sequence[str]) -> int:
         )
     except ValueError as error:  # a codec that may not be read, a guidance scale that it was not told
         raise UsageError(str(error)) from error
-    _write_samples(out / "samples.npz", samples, cond)
+    write_samples(out / "samples.npz", samples, cond)
     media = data.media if data is not None else prompts.media(student) if texts else None
     if texts:
         write_text(out / "prompts.txt", "".join(f"{texts[i]}\n" for i in cond["prompt"].tolist()))
@@ -146,7 +146,7 @@ def _continuation(student: Student, args: Namespace) -> Continuation:
     """
     found = student.continuation
     if found is None and student.context and "teacher" in (student.config.get("run") or {}):
-        found = made_with(student, args.student, args.trust, "teacher")["teacher"].continuation
+        found = made_with(student.config, args.student, args.trust, "teacher")["teacher"].continuation
     if found is None:
         raise UsageError(
             f"--rollouts {args.rollouts}: neither this student nor its teacher says what comes after a sample "
@@ -164,7 +164,7 @@ def _data_of(student: Student, args: Namespace) -> tuple[Any, str]:
     if not needed and "data" not in (student.config.get("run") or {}):
         return None, ""
     try:
-        data = made_with(student, args.student, args.trust, "data")["data"]
+        data = made_with(student.config, args.student, args.trust, "data")["data"]
     except UsageError as error:
         if needed or not isinstance(error.__cause__, Outside):
             raise
@@ -179,28 +179,33 @@ def _from_data(student: Student) -> bool:
     return bool(student.context) and not student.examples
 
 
-def _conditions(student: Student, data: Any, args: Namespace) -> dict[str, Tensor]:
+def conditions(student: Student, data: Any, args: Namespace) -> dict[str, Tensor]:
     """The conditions of the samples."""
     from_data = _from_data(student)
     cond = asked(student, data, args.n) if from_data else student.default_condition(args.n)
+    return cond | chosen(args, student.classes, student.context, from_data)
+
+
+def chosen(
+    args: Namespace, classes: Mapping[str, int], context: Sequence[str], from_data: bool = True
+) -> dict[str, Tensor]:
+    """The conditions that `--cond` gives to all samples of a model with such conditions."""
+    cond = {}
     for item in args.cond:
         name, _, value = item.partition("=")
-        if student.context:
+        if context:
             raise UsageError(
-                f"--cond {item} is not possible: what this student is asked about ({', '.join(student.context)}) comes "
+                f"--cond {item} is not possible: what this model is asked about ({', '.join(context)}) comes "
                 f"from {'held-out data' if from_data else 'the examples in its folder'}, with its classes"
             )
-        if name not in student.classes or not value.isdigit() or int(value) >= student.classes[name]:
-            possible = (
-                ", ".join(f"{key}=0..{count - 1}" for key, count in student.classes.items())
-                or "none: it has no classes"
-            )
-            raise UsageError(f"--cond {item} is not possible; this student's conditions are {possible}")
+        if name not in classes or not value.isdigit() or int(value) >= classes[name]:
+            possible = ", ".join(f"{key}=0..{count - 1}" for key, count in classes.items()) or "none: it has no classes"
+            raise UsageError(f"--cond {item} is not possible; this model's conditions are {possible}")
         cond[name] = torch.full((args.n,), int(value))
     return cond
 
 
-def _write_samples(file: Path, samples: Tensor, cond: dict[str, Tensor]) -> None:
+def write_samples(file: Path, samples: Tensor, cond: dict[str, Tensor]) -> None:
     """Samples and conditions as arrays of NumPy."""
     import numpy as np
 
@@ -242,7 +247,7 @@ def evaluate(argv: Sequence[str]) -> int:
     student = load(args.student, args.trust, args.pipeline).to(args.device)
     taught = "teacher" in {**student.config, **(student.config.get("run") or {})}
     with cache.using(kept):  # of a teacher's texts too
-        own = made_with(student, args.student, args.trust, *(["teacher"] if taught else []), "data")
+        own = made_with(student.config, args.student, args.trust, *(["teacher"] if taught else []), "data")
     teacher, data = _teacher_of(student, own["teacher"]).to(args.device) if taught else None, own["data"]
     set_up(data)
     asked(student, data, 2)

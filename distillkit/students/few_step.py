@@ -95,9 +95,25 @@ class FewStepStudent(Student):
         made.config = {**self.config, **made.facts()}
         return made
 
+    def with_steps(self, num: int) -> FewStepStudent:
+        """Returns the student with `num` steps; the weights are shared.
+
+        Another number than its own spreads them as training does: over the process's grid from its
+        first time on. A student is good only at times that it was trained at.
+        """
+        if num == self.num_steps:
+            return self
+        made = copy.copy(self)
+        made._times = self.denoiser.process.grid(num + 1, self.times[0])[:-1].tolist()
+        return made
+
     @torch.no_grad()
     def forward(self, noise: Tensor, cond: Cond | None = None, draw: Callable[[int], Tensor] | None = None) -> Tensor:
         """Map unit noise [B, *event_shape] to undecoded samples; `draw(i)` is step i's noise."""
+        return self.solve(noise, cond, draw)
+
+    def solve(self, noise: Tensor, cond: Cond | None = None, draw: Callable[[int], Tensor] | None = None) -> Tensor:
+        """`forward` with gradients; through a single step they reach the noise."""
         times, cond = torch.tensor(self.times, dtype=torch.float64, device=noise.device), cond or {}
         process = self.denoiser.process
         cond |= {name: noise.new_zeros(len(noise), dtype=torch.int64) for name in self.denoiser.told if name == SIDE}
@@ -128,11 +144,16 @@ class FewStepStudent(Student):
         shape = self.codec.data_shape(self.event_shape) if decode else self.event_shape
         if not n:
             return torch.empty(0, *shape)
-        device = self.device
-        generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
-        draws = [
-            torch.randn(self.codec.shape(n, self.event_shape, cond), generator=generator) for _ in range(self.draws)
-        ]
+        return self.denoised(self.noise(n, cond, seed), cond, batch_size, decode)
+
+    def noise(self, n: int, cond: Cond, seed: int) -> list[Tensor]:
+        """All draws of unit noise for `n` samples, on the CPU: the same on every device."""
+        generator, shape = torch.Generator().manual_seed(seed), self.codec.shape(n, self.event_shape, cond)
+        return [torch.randn(shape, generator=generator) for _ in range(self.draws)]
+
+    def denoised(self, draws: Sequence[Tensor], cond: Cond, batch_size: int, decode: bool = True) -> Tensor:
+        """The samples of given draws of noise; the other arguments are those of `sample`."""
+        device, n = self.device, len(draws[0])
 
         def made(rows: slice) -> Tensor:
             part = {name: value[rows].to(device) for name, value in cond.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Action, ArgumentTypeError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,11 @@ def load(path: str, trust: Sequence[str], pipeline: str | None = None) -> Studen
         raise UsageError(str(error)) from error
 
 
-def made_with(student: Student, path: str | Path, trust: Sequence[str], *wanted: str) -> dict[str, Any]:
-    """The teacher and the data that a student folder says it was made with.
+def made_with(config: Mapping[str, Any], path: str | Path, trust: Sequence[str], *wanted: str) -> dict[str, Any]:
+    """The teacher and the data that a folder says its student or teacher was made with.
 
     Args:
-        student: the student.
+        config: the content of the folder's yaml.
         path: its folder as typed, in which it may read.
         trust: additional permissions, see `distillkit.spec.from_spec`.
         wanted: `teacher`, `data` or both.
@@ -75,11 +75,11 @@ def made_with(student: Student, path: str | Path, trust: Sequence[str], *wanted:
         UsageError: the folder does not name them, or they cannot be built or are not permitted;
             the cause is `Outside` where the folder may not read them.
     """
-    recorded = student.config.get("run") or {}
+    recorded = config.get("run") or {}
     lacking = [name for name in wanted if name not in recorded]
     if lacking:
         raise UsageError(
-            f"this student folder does not say which {' and '.join(lacking)} it was made with, as one made by `fit` does"
+            f"this folder does not say which {' and '.join(lacking)} it was made with, as one made by `fit` does"
         )
     try:
         found = from_spec({name: recorded[name] for name in wanted}, tuple(trust), Path(path))

@@ -52,6 +52,13 @@ class ImageData(DistillData):
 
         return media
 
+    @property
+    def controls(self) -> dict[str, type]:
+        """`domains.image.controls`."""
+        from domains.image.controls import CONTROLS
+
+        return CONTROLS
+
 
 class Digits(ImageData):
     """Scikit-learn's 1,797 handwritten digits, [1, 8, 8], x = grey / 8 - 1, ten classes; std 0.75.

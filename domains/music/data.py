@@ -6,7 +6,7 @@ B: batch; C: channels; N: samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from distillkit import checks
 from distillkit.data import Batch, DistillData, column
 from domains.music import media
-from domains.music.clip import CLASSES, LOWEST, PITCHES, RATE, SAMPLES
+from domains.music.clip import CLASSES, LOWEST, PITCHES, RATE, RHYTHMS, SAMPLES, TIMBRES
 from domains.music.tones import tones
 
 APART = 1_000_000_007  # between the seeds of two data sets
@@ -35,6 +35,7 @@ class MusicData(DistillData):
     Attributes:
         rate: samples a second, in Hz.
         pitches: the MIDI numbers of the classes `pitch`, if there are such.
+        names: of the classes, by condition, where they have names.
     """
 
     domain = "music"
@@ -42,6 +43,7 @@ class MusicData(DistillData):
     asks = {"first": "the beginning of each sound, numbers in [-1, 1] of shape [n, channels, samples]"}
     rate: int
     pitches: Sequence[int] | None = None
+    names: Mapping[str, Sequence[str]] = {}
 
     def __init__(self, given: int = 0, batch_size: int = 32, clap: str | None = None):
         super().__init__(batch_size)
@@ -73,6 +75,13 @@ class MusicData(DistillData):
         return {name: batch[name] for name in (*self.classes, *self.context)}
 
     @property
+    def controls(self) -> dict[str, type]:
+        """`domains.music.controls`."""
+        from domains.music.controls import CONTROLS
+
+        return CONTROLS
+
+    @property
     def media(self) -> SimpleNamespace:
         """`domains.music.media` at the data's sample rate."""
         return media.at(self.rate)
@@ -93,6 +102,7 @@ class Tones(MusicData):
     """
 
     rate, pitches = RATE, range(LOWEST, LOWEST + PITCHES)
+    names = {"timbre": TIMBRES, "rhythm": RHYTHMS}
 
     def __init__(
         self,

@@ -54,6 +54,13 @@ class Prompts(PromptData):
         return PromptEvaluator(self.event_shape, self.codec.sample_rate, clap)
 
     @property
+    def controls(self) -> dict[str, type]:
+        """`domains.music.controls`."""
+        from domains.music.controls import CONTROLS
+
+        return CONTROLS
+
+    @property
     def media(self) -> Any:
         """`domains.music.media` at the pipeline's sample rate."""
         return media.of(self.codec)

@@ -61,6 +61,13 @@ class VideoData(DistillData):
 
         return media
 
+    @property
+    def controls(self) -> dict[str, type]:
+        """`domains.video.controls`."""
+        from domains.video.controls import CONTROLS
+
+        return CONTROLS
+
 
 class MovingDigits(VideoData):
     """Handwritten digits in motion, [1, 16, 16, 16], white on black; std 0.46.

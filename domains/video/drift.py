@@ -92,7 +92,7 @@ def loaded(args: argparse.Namespace) -> tuple[dict[str, Callable[..., Tensor]], 
     for path, student in students.items():
         if tuple(student.context) != ("first",):
             raise UsageError(f"{path} is not given first frames, so it cannot go on: train one with stage=continuation")
-    own = made_with(students[args.students[0]], args.students[0], args.trust, "teacher", "data")
+    own = made_with(students[args.students[0]].config, args.students[0], args.trust, "teacher", "data")
     models = {path: student.sample for path, student in students.items()}
     if args.teacher:
         models = {"teacher": own["teacher"].to(args.device).generate} | models
