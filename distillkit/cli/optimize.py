@@ -298,9 +298,9 @@ def _report(
     rows = [
         {
             "cond": {name: value[i].item() for name, value in cond.items() if value.ndim == 1},
-            "steps": int(found.history[i].isfinite().sum()) - 1,
+            "steps": int(found.taken[i]),
             "skipped": int(found.skipped[i]),
-            "loss": _plain(found.history[i][found.history[i].isfinite()].tolist()),
+            "loss": _plain(found.history[i, : found.taken[i] + 1].tolist()),
             "errors": {
                 name: dict(zip(STAGES, _plain(errors[i, k].tolist()), strict=True)) for k, name in enumerate(names)
             },
@@ -350,7 +350,7 @@ def _table(report: Mapping[str, Any]) -> Table:
 
 def _remarks(report: Mapping[str, Any], found: Found) -> list[str]:
     """Sentences on what went wrong."""
-    said, tried = [], found.history.isfinite().sum(1) > 1
+    said, tried = [], found.taken > 0
     if skipped := int(found.skipped.sum()):
         said.append(f"Left out were {skipped} steps of single samples, whose gradients were NaN or infinite.")
     if stuck := int((tried & (found.loss >= found.history[:, 0])).sum()):
