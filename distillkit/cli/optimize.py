@@ -35,6 +35,7 @@ from distillkit.teachers.saved import SavedTeacher
 
 CHUNK = 16  # samples that are optimised at once
 MOST_SHOWN = 8  # samples in the table and in the picture of curves
+LOST = 2.0  # times the error of one step, from which the sampler's is told
 STAGES = ("before", "surrogate", "decoded", "heard")  # of what errors are told
 
 
@@ -152,7 +153,7 @@ def _model(args: Namespace) -> tuple[Any, Route, Any, Cond]:
         student = load(args.student, args.trust, args.pipeline).to(args.device)
         if args.through == "teacher":
             return _of_students_teacher(student, args)
-        route = routes.of_student(student, args.decode_steps)
+        args.through, route = "student", routes.of_student(student, args.decode_steps)
         data = made_with(student.config, args.student, args.trust, "data")["data"]
         if texts := prompts.asked(args):
             prompts.give(student, texts, args)
@@ -182,6 +183,7 @@ def _of_students_teacher(student: Any, args: Namespace) -> tuple[Any, Route, Any
 def _of_teacher_folder(args: Namespace) -> tuple[Any, Route, Any, Cond]:
     if args.through == "student":
         raise UsageError(f"{args.student} holds a teacher: leave --through student out, or give a student's folder")
+    args.through = "teacher"
     _refuse_flags_of_students(args)
     teacher = SavedTeacher(str(args.student), args.trust).to(args.device)
     route = routes.of_teacher(teacher, 1.0 if args.kappa is None else args.kappa)
@@ -296,9 +298,9 @@ def _report(
     rows = [
         {
             "cond": {name: value[i].item() for name, value in cond.items() if value.ndim == 1},
-            "steps": int(found.history[i].isfinite().sum()) - 1,
+            "steps": int(found.taken[i]),
             "skipped": int(found.skipped[i]),
-            "loss": _plain(found.history[i][found.history[i].isfinite()].tolist()),
+            "loss": _plain(found.history[i, : found.taken[i] + 1].tolist()),
             "errors": {
                 name: dict(zip(STAGES, _plain(errors[i, k].tolist()), strict=True)) for k, name in enumerate(names)
             },
@@ -309,7 +311,7 @@ def _report(
     return {
         "distillkit": distillkit.__version__,
         "model": str(args.student),
-        "through": "teacher" if isinstance(route, routes.ThroughTeacher) else "student",
+        "through": args.through,
         "controls": {name: {"name": control.name, "unit": control.unit} for name, control in controls.items()},
         "seed": args.seed,
         "steps": args.steps,
@@ -348,8 +350,18 @@ def _table(report: Mapping[str, Any]) -> Table:
 
 def _remarks(report: Mapping[str, Any], found: Found) -> list[str]:
     """Sentences on what went wrong."""
-    said = []
+    said, tried = [], found.taken > 0
     if skipped := int(found.skipped.sum()):
-        tried = sum(row["steps"] for row in report["samples"])
-        said.append(f"Left out were {skipped} of {tried} steps, whose gradients were NaN or infinite.")
+        said.append(f"Left out were {skipped} steps of single samples, whose gradients were NaN or infinite.")
+    if stuck := int((tried & (found.loss >= found.history[:, 0])).sum()):
+        said.append(
+            f"No better noise was found for {stuck} of {len(tried)} samples: give another --lr or more --steps."
+        )
+    for text, mean in report["mean"].items():
+        before, surrogate, decoded = (mean[stage] for stage in STAGES[:3])
+        if None not in (before, surrogate, decoded) and decoded > LOST * surrogate and surrogate < before:
+            said.append(
+                f"{text}: one step gives {quality.number(surrogate)}, the {report['decode_steps']} steps of the sampler "
+                f"{quality.number(decoded)}, for which one step stands in badly: try --decode-steps 1 or --through teacher."
+            )
     return said

@@ -24,7 +24,8 @@ class Found:
         noise: [B, ...], of each sample the noise with the smallest loss seen.
         loss: [B], that smallest loss; infinite where no loss was finite.
         history: [B, steps + 1], the loss before each step and after the last; NaN where a sample
-            was done earlier.
+            was done earlier, or had no loss.
+        taken: [B], steps until the sample was done.
         skipped: [B], steps left out because the gradient was not finite.
         seconds: wall time.
     """
@@ -32,13 +33,14 @@ class Found:
     noise: Tensor
     loss: Tensor
     history: Tensor
+    taken: Tensor
     skipped: Tensor
     seconds: float
 
     @classmethod
     def joined(cls, parts: Sequence[Found]) -> Found:
         """The results of several batches as one, on the CPU."""
-        names = ("noise", "loss", "history", "skipped")
+        names = ("noise", "loss", "history", "taken", "skipped")
         tensors = (torch.cat([getattr(part, name).cpu() for part in parts]) for name in names)
         return cls(*tensors, sum(part.seconds for part in parts))
 
@@ -87,7 +89,7 @@ class NoiseOptimizer:
         optimizer = torch.optim.Adam(leaves, self.lr)
         best, lowest = noise.detach().clone(), torch.full((len(noise),), torch.inf, dtype=torch.float64)
         history = torch.full((len(noise), self.steps + 1), torch.nan, dtype=torch.float64)
-        skipped = torch.zeros(len(noise), dtype=torch.int64)
+        taken, skipped = torch.zeros(2, len(noise), dtype=torch.int64)
         for step in range(self.steps + 1):
             with torch.set_grad_enabled(step < self.steps):
                 z = torch.stack([leaves[i] for i in rows])
@@ -104,11 +106,12 @@ class NoiseOptimizer:
             for i, gradient, moves in zip(rows, gradients, left & finite, strict=True):
                 leaves[i].grad = gradient if moves else None  # Adam passes over it
             optimizer.step()
+            taken[rows] += left.long()
             skipped[rows] += (left & ~finite).long()
             rows = [i for i, goes_on in zip(rows, left, strict=True) if goes_on]
             if self.project:
                 self._project(leaves, rows)
-        return Found(best, lowest, history, skipped, time.perf_counter() - began)
+        return Found(best, lowest, history, taken, skipped, time.perf_counter() - began)
 
     @staticmethod
     @torch.no_grad()

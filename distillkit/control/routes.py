@@ -26,7 +26,7 @@ class Route(ABC):
 
     Attributes:
         denoiser: the network that is called.
-        calls: its calls for the loss and the gradient of one sample.
+        calls: its calls for the loss of one sample.
         decode_steps: times of the sampler that makes the samples.
         event_shape, codec: as in `Student`.
     """
@@ -115,7 +115,7 @@ class ThroughTeacher(Route):
         self.teacher, self.solver, self.kappa = teacher, solver, kappa
         self.times = solver.times().detach() if isinstance(solver, nn.Module) else teacher.grid(steps)
         self.denoiser, self.event_shape, self.codec = teacher.denoiser, teacher.event_shape, teacher.codec
-        self.calls = teacher.calls_per_sample(solver, self.times, kappa) * (2 if checkpointing else 1)
+        self.calls = teacher.calls_per_sample(solver, self.times, kappa)
         self.decode_steps = len(self.times)
         self.kept = copy.copy(teacher)
         if checkpointing:

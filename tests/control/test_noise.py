@@ -127,6 +127,7 @@ def test_a_sample_that_is_good_enough_leaves_the_batch():
     assert torch.equal(found.noise[2], start[2]) and found.history[2].isfinite().sum() == 1
     assert (found.loss <= 1e-4).all() and (found.loss[[0, 1, 3]] > 0).all()
     steps = found.history.isfinite().sum(1)
+    assert torch.equal(found.taken, steps - 1)
     assert [sum(i in rows for rows in seen) for i in range(4)] == steps.tolist() and steps.max() < 101
     assert seen[0] == [0, 1, 2, 3] and seen[1] == [0, 1, 3]
     free = NoiseOptimizer(affine, [ONE], steps=int(steps[0]) - 1, lr=0.05)(start, {})  # those left are not disturbed
@@ -151,7 +152,8 @@ def test_steps_without_a_gradient_are_left_out():
 
 def test_a_sample_that_never_has_a_loss_keeps_its_noise():
     found = NoiseOptimizer(lambda z, cond: z * torch.nan, [ONE], steps=3)(Z, {})
-    assert torch.equal(found.noise, Z) and found.loss.isinf().all() and found.skipped.tolist() == [3] * 4
+    assert torch.equal(found.noise, Z) and found.loss.isinf().all()
+    assert found.taken.tolist() == found.skipped.tolist() == [3] * 4
 
 
 def test_projected_noise_has_the_norm_of_its_size():
@@ -172,7 +174,7 @@ def test_parts_join_in_order():
     optimizer = NoiseOptimizer(affine, [ONE], steps=5)
     parts = [optimizer(Z[:3], {}), optimizer(Z[3:], {})]
     found, whole = Found.joined(parts), optimizer(Z, {})
-    for name in ("noise", "loss", "history", "skipped"):
+    for name in ("noise", "loss", "history", "taken", "skipped"):
         assert torch.allclose(getattr(found, name), getattr(whole, name))
     assert found.seconds == sum(part.seconds for part in parts)
 

@@ -17,6 +17,7 @@ from distillkit.diffusion.learned import LearnedSolver
 from distillkit.diffusion.process import VarianceExploding
 from distillkit.students.few_step import END, FewStepStudent
 from distillkit.students.sampler import SamplerStudent
+from domains.discrete.teacher import Countdown
 
 MEAN, STD = 0.7, 0.5
 Z = torch.tensor([[-1.3], [0.2], [2.1]], dtype=torch.float64)
@@ -70,14 +71,7 @@ def test_the_gradient_through_ddim_is_the_product_of_its_hops(name, steps):
     x, grad = gradient(route, Z)
     assert torch.allclose(grad, slope.expand_as(Z), rtol=1e-9, atol=0)
     assert torch.allclose(x[1:] - x[:1], slope * (Z[1:] - Z[:1]), rtol=1e-8)
-    assert len(route.times) == steps and route.calls == 2 * steps
-
-
-def test_the_noise_found_through_a_teacher_is_the_one_of_the_closed_form():
-    route = ThroughTeacher(gaussian(MEAN, STD), steps=3, checkpointing=False)
-    x, grad = gradient(route, Z)
-    found = NoiseOptimizer(route, [Reach(1.5)], steps=120, lr=0.1)(Z, {})
-    assert torch.allclose(found.noise, Z + (1.5 - x) / grad, atol=1e-3)
+    assert len(route.times) == steps and route.calls == steps
 
 
 @pytest.mark.parametrize("name", ["ve", "flow", "trig"])
@@ -123,11 +117,7 @@ def test_repeated_calls_give_equal_gradients(kappa):
     for route in (repeated, kept):
         counted.clear()
         found.append(gradient(route, z, cond))
-        assert (
-            sum(counted)
-            == 4 * route.calls
-            == 4 * DITTO_STEPS * (2 if kappa != 1 else 1) * (2 if route is repeated else 1)
-        )
+        assert sum(counted) == 4 * route.calls == 4 * DITTO_STEPS * (2 if kappa != 1 else 1)  # repetitions stop early
     assert torch.equal(found[0][0], found[1][0]) and torch.allclose(found[0][1], found[1][1], atol=1e-5, rtol=0)
     assert found[0][1].abs().max() > 1e-2
     assert torch.equal(found[0][0], teacher.sample(z, cond, DITTO_STEPS, "ddim", kappa))
@@ -227,10 +217,8 @@ def test_a_teachers_samples_are_those_that_gradients_go_through():
 def test_what_draws_noise_or_tokens_is_refused():
     with pytest.raises(ValueError, match="ancestral draws noise"):
         ThroughTeacher(neural(), "ancestral")
-    from domains.discrete.teacher import Digits
-
     with pytest.raises(ValueError, match="tokens, which have no gradients"):
-        of_teacher(Digits())
+        of_teacher(Countdown())
 
 
 # ---- kinds of networks
