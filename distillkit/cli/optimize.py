@@ -17,7 +17,7 @@ from torch import Tensor
 
 import distillkit
 from distillkit import devices
-from distillkit.cli import prompts
+from distillkit.cli import config, prompts
 from distillkit.cli.products import MOST_SEED, chosen, conditions, new_path, write_samples
 from distillkit.control import routes
 from distillkit.control.control import Asked, Control
@@ -29,6 +29,7 @@ from distillkit.evaluation.pictures import labelled, overlay, save_files, save_p
 from distillkit.files import read_yaml, write_text
 from distillkit.progress import calls, duration
 from distillkit.report import quality
+from distillkit.spec import from_spec
 from distillkit.students.provenance import allow, allow_pipeline, load, made_with, set_up
 from distillkit.teachers.base import CONFIG
 from distillkit.teachers.saved import SavedTeacher
@@ -44,6 +45,7 @@ def optimize(argv: Sequence[str]) -> int:
     args = _arguments(argv)
     out = new_path(args.out or Path(args.student) / f"optimized-{args.seed}")
     model, route, data, cond = _model(args)
+    set_up(data)
     controls = _controls(args.control, Asked(route.event_shape, route.codec, data, model, cond, args.n))
 
     def seen(rows: slice) -> Cond:
@@ -55,7 +57,7 @@ def optimize(argv: Sequence[str]) -> int:
     optimizer = NoiseOptimizer(route, [*controls.values()], args.steps, args.lr, args.project, args.tolerance)
     with calls("finding the noise", route.denoiser, args.n * route.calls * (args.steps + 1)) as counter:
         found = _found(optimizer, noise, seen, args.device)
-    before, after = (route.decode(z, cond, args.seed) for z in (noise, found.noise))
+    before, after = (route.decode(z, cond) for z in (noise, found.noise))
     if not after.isfinite().all():
         raise Failure("the model's samples are NaN or infinite, so there is nothing to ask of them: train it anew")
 
@@ -109,9 +111,9 @@ def _arguments(argv: Sequence[str]) -> Namespace:
     )
     parser.add_argument(
         "--through",
-        choices=("student", "teacher"),
-        help="the gradient's way: one step of the student, or 20 steps of its teacher, which makes the samples too "
-        "(default: student; teacher of a teacher folder)",
+        choices=("student", "step", "teacher"),
+        help="the gradient's way: all steps of the student; one step in place of them (DITTO-2); or 20 steps of its teacher, "
+        "which makes the samples too (default: student; teacher of a teacher folder)",
     )
     parser.add_argument(
         "--decode-steps", type=number(int, 1, 1000), help="steps that make the student's samples (default: its own)"
@@ -153,7 +155,8 @@ def _model(args: Namespace) -> tuple[Any, Route, Any, Cond]:
         student = load(args.student, args.trust, args.pipeline).to(args.device)
         if args.through == "teacher":
             return _of_students_teacher(student, args)
-        args.through, route = "student", routes.of_student(student, args.decode_steps)
+        args.through = args.through or "student"
+        route = routes.of_student(student, args.decode_steps, args.through == "step")
         data = made_with(student.config, args.student, args.trust, "data")["data"]
         if texts := prompts.asked(args):
             prompts.give(student, texts, args)
@@ -181,17 +184,34 @@ def _of_students_teacher(student: Any, args: Namespace) -> tuple[Any, Route, Any
 
 
 def _of_teacher_folder(args: Namespace) -> tuple[Any, Route, Any, Cond]:
-    if args.through == "student":
-        raise UsageError(f"{args.student} holds a teacher: leave --through student out, or give a student's folder")
+    if args.through in ("student", "step"):
+        raise UsageError(
+            f"{args.student} holds a teacher: leave --through {args.through} out, or give a student's folder"
+        )
     args.through = "teacher"
     _refuse_flags_of_students(args)
     teacher = SavedTeacher(str(args.student), args.trust).to(args.device)
     route = routes.of_teacher(teacher, 1.0 if args.kappa is None else args.kappa)
-    config = read_yaml(Path(args.student) / CONFIG)
-    data = made_with(config, args.student, args.trust, "data")["data"]
-    set_up(data)
+    data = _data_of_teacher(teacher, args)
     cond = teacher.condition(data.conditions(args.n))
     return teacher, route, data, cond | chosen(args, teacher.classes, teacher.context)
+
+
+def _data_of_teacher(teacher: Any, args: Namespace) -> Any:
+    """The data that a teacher folder was made with, or those of its domain where it is shipped."""
+    recorded = read_yaml(Path(args.student) / CONFIG)
+    domain = recorded.get("domain")
+    if "run" in recorded or domain not in config.groups().get("domain", ()):
+        return made_with(recorded, args.student, args.trust, "data")["data"]
+    words = [f"domain={domain}", "method=pretrain"]
+    data = from_spec(config.hand_over(config.compose(words)[0], ("data",))["data"])
+    set_up(data)
+    if (data.classes, tuple(data.context)) != (teacher.classes, tuple(teacher.context)):
+        raise UsageError(
+            f"{args.student} does not say which data it was made with, and those of domain={domain} are others: give a student "
+            f"of it, as `fit domain={domain}` makes one, with --through teacher"
+        )
+    return data
 
 
 def _refuse_flags_of_students(args: Namespace) -> None:
@@ -362,6 +382,6 @@ def _remarks(report: Mapping[str, Any], found: Found) -> list[str]:
         if None not in (before, surrogate, decoded) and decoded > LOST * surrogate and surrogate < before:
             said.append(
                 f"{text}: one step gives {quality.number(surrogate)}, the {report['decode_steps']} steps of the sampler "
-                f"{quality.number(decoded)}, for which one step stands in badly: try --decode-steps 1 or --through teacher."
+                f"{quality.number(decoded)}, for which one step stands in badly: leave --through step out."
             )
     return said

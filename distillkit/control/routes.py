@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,7 +23,7 @@ DITTO_STEPS = 20  # of DDIM, in DITTO
 
 
 class Route(ABC):
-    """A way from unit noise to samples: with gradients, and as people get them.
+    """A way from all its unit noise to samples: with gradients, and as people get them.
 
     Attributes:
         denoiser: the network that is called.
@@ -51,42 +52,42 @@ class Route(ABC):
         """
 
     @abstractmethod
-    def decode(self, z: Tensor, cond: Cond, seed: int) -> Tensor:
+    def decode(self, z: Tensor, cond: Cond) -> Tensor:
         """The samples [n, ...] that people get from z, in the space of the diffusion, on the CPU.
 
         Args:
             z, cond: noise and conditions, on the CPU.
-            seed: of the noise after the first; equal arguments give equal samples.
         """
 
 
 class ThroughStudent(Route):
-    """DITTO-2 (arXiv 2405.20289): gradients through one step, samples by several.
+    """Gradients through the student's sampler, or through one step for it, as in DITTO-2.
 
-    The one step is the student's first: `denoiser(start(z), t_1)`, or its jump to the datum. It
-    stands in for the whole sampler, which makes the samples.
+    The noise is that of all steps, z [B, draws, ...]. DITTO-2 (arXiv 2405.20289) takes the gradient
+    of one step from the first noise, `denoiser(start(z), t_1)` or its jump to the datum, in place
+    of that of the sampler.
 
     Args:
         student: the student.
         steps: steps of the sampler; None means the student's own.
+        one: whether gradients go through one step.
     """
 
-    calls = 1
-
-    def __init__(self, student: FewStepStudent, steps: int | None = None):
-        self.one, self.student = student.with_steps(1), student.with_steps(steps or student.num_steps)
+    def __init__(self, student: FewStepStudent, steps: int | None = None, one: bool = False):
+        self.student = student.with_steps(steps or student.num_steps)
+        self.way = student.with_steps(1) if one else self.student
         self.denoiser, self.event_shape, self.codec = student.denoiser, student.event_shape, student.codec
-        self.decode_steps = self.student.num_steps
+        self.calls, self.decode_steps = self.way.num_steps, self.student.num_steps
 
     def noise(self, n, cond, seed):
-        return self.one.noise(n, cond, seed)[0]
+        return torch.stack(self.student.noise(n, cond, seed), 1)
 
     def __call__(self, z, cond):
-        return self.one.solve(z, dict(cond))
+        draws = z.unbind(1)
+        return self.way.solve(draws[0], dict(cond), draws.__getitem__)
 
-    def decode(self, z, cond, seed):
-        _, *later = self.student.noise(len(z), cond, seed)
-        return self.student.denoised([z, *later], cond, batch_size=256, decode=False)
+    def decode(self, z, cond):
+        return self.student.denoised(z.unbind(1), cond, batch_size=256, decode=False)
 
 
 class ThroughTeacher(Route):
@@ -127,7 +128,7 @@ class ThroughTeacher(Route):
     def __call__(self, z, cond):
         return self.kept.solve(z, cond, self.teacher.solver(self.solver), self.times, self.kappa)
 
-    def decode(self, z, cond, seed):
+    def decode(self, z, cond):
         def made(rows: slice) -> Tensor:
             own = {name: value[rows].to(self.teacher.device) for name, value in cond.items()}
             return self.teacher.sample(
@@ -137,22 +138,26 @@ class ThroughTeacher(Route):
         return in_chunks(made, len(z), self.teacher.chunk)
 
 
-def of_student(student: Student, steps: int | None = None) -> Route:
-    """The way through a student; a learned sampler is short enough to go through as a whole.
+def of_student(student: Student, steps: int | None = None, one: bool = False) -> Route:
+    """The way through a student.
 
     Args:
         student: the student.
         steps: of the sampler that makes the samples; None means the student's own.
+        one: whether gradients go through one step for all, see `ThroughStudent`; a learned sampler
+            has no such step.
 
     Raises:
         ValueError: the student's samples have no gradients, or its number of steps is fixed.
     """
     if isinstance(student, FewStepStudent):
-        return ThroughStudent(student, steps)
+        return ThroughStudent(student, steps, one)
     if not isinstance(student, SamplerStudent) or not isinstance(student.teacher, Teacher):
         raise ValueError(
             "this student draws tokens, which have no gradients: noise is optimised for students of continuous diffusion"
         )
+    if one:
+        raise ValueError("this student is a learned sampler, no step of which makes a sample: leave --through step out")
     if steps not in (None, student.num_steps):
         raise ValueError(f"this student is a sampler of {student.num_steps} learned steps: leave the number out")
     return ThroughTeacher(student.teacher, student.sampler, kappa=student.kappa)

@@ -242,6 +242,7 @@ def few_step(
     stop: int | None = None,
     start: Callable[[Tensor, Tensor], Tensor] | None = None,
     noise_scale: float = 1.0,
+    through: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The student's sampler: predict x_0, return to the next noise level, predict again.
 
@@ -252,7 +253,8 @@ def few_step(
         renoise: `fresh` re-noises x_0 with new noise (consistency and DMD2 sampling); `implied`
             with the noise that the student implies (deterministic, DDIM-like); `first` with that of
             the first step again (few-step SiD, arXiv 2505.12674; RF++, arXiv 2405.20320).
-        stop: the last step that is run (default all). Steps before carry no gradient: the backward
+        stop: the last step that is run (default all).
+        through: whether the steps before it carry gradients too. Without, this is the backward
             simulation of DMD2 (arXiv 2405.14867 section 4.5) and few-step SiD (arXiv 2505.12674).
         start: `(eps, t) -> x`, the first input from unit noise; default `noise_scale sigma(t) eps`.
         noise_scale: factor on the standard deviation of every draw at unchanged times: noise
@@ -268,11 +270,13 @@ def few_step(
         if i == 0:
             x_t = start(noise(0), t) if start else noise_scale * pure_noise(process, noise(0), t)
         elif renoise == "implied":
-            x_t = process.jump(x_t, x_0, times[i - 1], t).detach()
+            x_t = process.jump(x_t, x_0, times[i - 1], t)
         else:
             alpha, sigma = _scales(process, t, x_0)
-            x_t = (alpha * x_0 + sigma * noise_scale * noise(i if renoise == "fresh" else 0)).detach()
-        with torch.set_grad_enabled(torch.is_grad_enabled() and i == stop):
+            x_t = alpha * x_0 + sigma * noise_scale * noise(i if renoise == "fresh" else 0)
+        if i and not through:
+            x_t = x_t.detach()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (through or i == stop)):
             x_0 = denoise(x_t, t)
     return x_0, x_t
 

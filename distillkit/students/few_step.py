@@ -113,7 +113,7 @@ class FewStepStudent(Student):
         return self.solve(noise, cond, draw)
 
     def solve(self, noise: Tensor, cond: Cond | None = None, draw: Callable[[int], Tensor] | None = None) -> Tensor:
-        """`forward` with gradients; through a single step they reach the noise."""
+        """`forward` with gradients, which reach the noise of all steps."""
         times, cond = torch.tensor(self.times, dtype=torch.float64, device=noise.device), cond or {}
         process = self.denoiser.process
         cond |= {name: noise.new_zeros(len(noise), dtype=torch.int64) for name in self.denoiser.told if name == SIDE}
@@ -137,6 +137,7 @@ class FewStepStudent(Student):
             self.renoise,
             start=begin,
             noise_scale=self.noise_scale,
+            through=True,
         )[0]
 
     def sample(self, n=64, cond=None, seed=0, batch_size=1000, decode=True, kappa=None):

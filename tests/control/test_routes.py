@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -45,6 +46,17 @@ class Exact(Denoiser):
         return MEAN + STD * (x_t - alpha * MEAN) * ((alpha * STD) ** 2 + sigma**2).rsqrt()
 
 
+def shrink(process, t):
+    """The slope `S / sqrt(alpha^2 S^2 + sigma^2)` of the exact student at t."""
+    return STD * ((process.alpha(t) * STD) ** 2 + process.sigma(t) ** 2).rsqrt()
+
+
+def drawn(num):
+    """The noise of `num` steps, the first Z."""
+    later = torch.randn(3, num - 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.cat([Z[:, None], later], 1)
+
+
 class Reach:
     """(x - y)^2."""
 
@@ -80,24 +92,51 @@ def test_one_step_of_an_exact_student(name):
     process = PROCESSES[name]
     student = FewStepStudent(Exact(process), process.grid(5)[:-1].tolist(), (1,))
     t = torch.tensor(student.times[0], dtype=torch.float64)
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    slope = STD * sigma / ((alpha * STD) ** 2 + sigma**2).sqrt()
-    offset = MEAN - alpha * MEAN * slope / sigma
-    route = ThroughStudent(student)
-    x, grad = gradient(route, Z)
-    assert torch.allclose(x, offset + slope * Z, atol=1e-12) and torch.allclose(grad, slope.expand_as(Z), rtol=1e-12)
-    found = NoiseOptimizer(route, [Reach(1.5)], steps=120, lr=0.1)(Z, {})
-    assert torch.allclose(found.noise, ((1.5 - offset) / slope).expand_as(Z), atol=1e-3)
-    assert torch.allclose(route(found.noise, {}), torch.full_like(Z, 1.5), atol=1e-3)
+    slope = shrink(process, t) * process.sigma(t)
+    offset = MEAN - process.alpha(t) * MEAN * shrink(process, t)
+    route, z = ThroughStudent(student, one=True), drawn(4)
+    x, grad = gradient(route, z)
+    assert torch.allclose(x, offset + slope * z[:, 0], atol=1e-12)
+    assert torch.allclose(grad[:, 0], slope.expand_as(Z), rtol=1e-12) and not grad[:, 1:].any()
+    found = NoiseOptimizer(route, [Reach(1.5)], steps=120, lr=0.1)(z, {}).noise
+    assert torch.allclose(found[:, 0], ((1.5 - offset) / slope).expand_as(Z), atol=1e-3)
+    assert torch.equal(found[:, 1:], z[:, 1:]) and route.calls == 1 and route.decode_steps == 4
+
+
+@pytest.mark.parametrize("name", ["ve", "flow", "trig"])
+def test_all_steps_of_an_exact_student(name):
+    """Noise i counts by `sigma_i s_i PROD_(j > i) alpha_j s_j`, s the slopes of the steps."""
+    process = PROCESSES[name]
+    student = FewStepStudent(Exact(process), process.grid(5)[:-1].tolist(), (1,))
+    times = torch.tensor(student.times, dtype=torch.float64)
+    later = (process.alpha(times) * shrink(process, times)).tolist()
+    slopes = [float(process.sigma(t) * shrink(process, t)) * math.prod(later[i + 1 :]) for i, t in enumerate(times)]
+    route, z = ThroughStudent(student), drawn(4)
+    x, grad = gradient(route, z)
+    assert torch.allclose(grad[..., 0], f64(*slopes).expand(3, 4), rtol=1e-11, atol=0) and min(slopes) > 0
+    assert torch.allclose(x[1:] - x[:1], ((z[1:] - z[:1]) * grad[:1]).sum(1), rtol=1e-10)
+    assert torch.equal(route.decode(z, {}), x) and route.calls == route.decode_steps == 4
+
+
+def test_implied_noise_carries_the_gradient_on():
+    """Steps by implied noise are those of DDIM, which an exact student's jumps leave in place."""
+    process = VarianceExploding()
+    student = FewStepStudent(Exact(process), process.grid(5)[:-1].tolist(), (1,), renoise="implied")
+    route, z = ThroughStudent(student), Z[:, None]
+    x, grad = gradient(route, z)
+    ahead, back = (route(z + h, {}) for h in (1e-3, -1e-3))
+    assert torch.allclose(grad[:, 0], (ahead - back) / 2e-3, rtol=1e-9) and (grad > 0).all()
+    one = gradient(ThroughStudent(student, one=True), z)[1]
+    assert not torch.allclose(grad, one, rtol=1e-2)
 
 
 def test_a_student_of_jumps_jumps_to_the_datum():
     process = VarianceExploding()
     denoiser = Exact(process, {END: {"range": [0, 1]}})
     student = FewStepStudent(denoiser, [80.0, 5.0], (1,), gamma=0.0)
-    x, grad = gradient(ThroughStudent(student), Z)
+    x, grad = gradient(ThroughStudent(student, one=True), Z[:, None])
     assert len(denoiser.ends) == 1 and (denoiser.ends[0] == 0).all()  # the flow time of the datum
-    assert torch.allclose(grad, torch.full_like(Z, STD * 80 / (STD**2 + 80**2) ** 0.5), rtol=1e-12)
+    assert torch.allclose(grad[:, 0], torch.full_like(Z, STD * 80 / (STD**2 + 80**2) ** 0.5), rtol=1e-12)
 
 
 # ---- what the network's calls keep
@@ -169,11 +208,13 @@ def few(num=3, **settings):
 def test_noise_that_was_not_changed_gives_the_students_samples(renoise):
     student, cond = few(renoise=renoise), {"label": torch.arange(5) % 2}
     route = of_student(student)
-    made = route.decode(route.noise(5, cond, 7), cond, 7)
+    made = route.decode(route.noise(5, cond, 7), cond)
     assert torch.equal(made, student.sample(5, cond, 7, decode=False))
     assert torch.equal(route.codec.decode(made, cond), student.sample(5, cond, 7))
-    assert not torch.equal(made, route.decode(route.noise(5, cond, 7), cond, 8)) or renoise != "fresh"
-    assert route.decode_steps == 3 and route.calls == 1 and student.num_steps == 3
+    assert torch.allclose(route(route.noise(5, cond, 7), cond), made, atol=1e-6)
+    assert route.decode_steps == route.calls == student.num_steps == 3
+    one = of_student(student, one=True)
+    assert torch.equal(one.decode(one.noise(5, cond, 7), cond), made) and one.calls == 1
 
 
 def test_another_number_of_steps_is_spread_as_in_training():
@@ -187,7 +228,7 @@ def test_another_number_of_steps_is_spread_as_in_training():
     route = of_student(student, 2)
     cond = {"label": torch.zeros(2, dtype=torch.int64)}
     assert torch.equal(
-        route.decode(route.noise(2, cond, 1), cond, 1), student.with_steps(2).sample(2, cond, 1, decode=False)
+        route.decode(route.noise(2, cond, 1), cond), student.with_steps(2).sample(2, cond, 1, decode=False)
     )
 
 
@@ -200,10 +241,12 @@ def test_a_learned_sampler_is_gone_through_as_a_whole():
     z = route.noise(5, cond, 3)
     expected = student.sample(5, cond, 3, decode=False)
     x, grad = gradient(route, z, cond)
-    assert torch.equal(route.decode(z, cond, 3), expected) and torch.allclose(x, expected, atol=1e-6)
+    assert torch.equal(route.decode(z, cond), expected) and torch.allclose(x, expected, atol=1e-6)
     assert grad.isfinite().all() and (grad != 0).all() and route.decode_steps == 4
     with pytest.raises(ValueError, match="4 learned steps"):
         of_student(student, 2)
+    with pytest.raises(ValueError, match="no step of which makes a sample"):
+        of_student(student, one=True)
 
 
 def test_a_teachers_samples_are_those_that_gradients_go_through():
@@ -211,7 +254,7 @@ def test_a_teachers_samples_are_those_that_gradients_go_through():
     route = of_teacher(teacher, 2.0)
     z = route.noise(5, cond, 3)
     assert torch.equal(z, teacher.noise(5, cond, 3))
-    assert torch.allclose(route.decode(z, cond, 3), route(z, cond), atol=1e-6)
+    assert torch.allclose(route.decode(z, cond), route(z, cond), atol=1e-6)
 
 
 def test_what_draws_noise_or_tokens_is_refused():
@@ -225,10 +268,10 @@ def test_what_draws_noise_or_tokens_is_refused():
 
 
 def test_a_network_in_bfloat16_gives_the_noise_a_gradient_in_float32():
-    student = few(1)
+    student = few(2)
     half = copy.deepcopy(student)
     half.denoiser.network.to(torch.bfloat16)
-    z, cond = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), {"label": torch.arange(6) % 2}
+    z, cond = torch.randn(6, 2, 2, generator=torch.Generator().manual_seed(0)), {"label": torch.arange(6) % 2}
     (x, grad), (x_16, grad_16) = (gradient(of_student(each), z, cond) for each in (student, half))
     assert grad_16.dtype == x_16.dtype == torch.float32
     assert (grad_16 - grad).norm() < 0.1 * grad.norm() and (x_16 - x).norm() < 0.1 * x.norm()
@@ -240,7 +283,7 @@ def test_a_student_that_was_told_its_guidance_needs_it():
     with torch.no_grad():
         for parameter in student.denoiser.network.embed.parameters():
             parameter += 0.1
-    z = torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(0))
     cond = [student.checked_condition(2, {"label": torch.tensor([0, 1])}, kappa) for kappa in (1.0, 4.0)]
     low, high = (gradient(of_student(student), z, each) for each in cond)
     assert not torch.allclose(low[0], high[0]) and low[1].isfinite().all()
