@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,10 @@ def _arguments(argv: Sequence[str]) -> Namespace:
     parser.add_argument("--steps", type=number(int, 0), default=STEPS, help=f"steps of Adam (default {STEPS})")
     parser.add_argument("--lr", type=number(float, 1e-9), default=LR, help=f"learning rate of Adam (default {LR})")
     parser.add_argument(
-        "--project", action="store_true", help="keep each noise at the norm of Gaussian noise, the root of its size"
+        "--project",
+        action=BooleanOptionalAction,
+        default=True,
+        help="keep each noise at the norm of Gaussian noise, the root of its size (default: yes)",
     )
     parser.add_argument(
         "--tolerance", type=float, default=0.0, help="a sample whose loss is not above it is done (default 0)"

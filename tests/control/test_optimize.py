@@ -84,7 +84,11 @@ def test_the_same_command_gives_the_same_and_no_step_gives_what_sample_gives(mad
 
 @pytest.mark.parametrize("model", ["student", "teacher"])
 def test_through_the_teacher(made, tmp_path, model):
-    words = ["--control", "brightness=0.3", *["--steps", "2", "--lr", "0.1", "-n", "2", "--cond", "label=7", "--kappa", "2"]]
+    words = [
+        "--control",
+        "brightness=0.3",
+        *["--steps", "2", "--lr", "0.1", "-n", "2", "--cond", "label=7", "--kappa", "2"],
+    ]
     through = ["--through", "teacher"] if model == "student" else []
     report, arrays, _ = optimized(made, tmp_path / "out", *words, *through, model=model)
     assert report["through"] == "teacher" and report["decode_steps"] == 20 and arrays["label"].tolist() == [7, 7]
