@@ -150,6 +150,19 @@ def test_steps_without_a_gradient_are_left_out():
     assert torch.equal(found.noise[1], shorter.noise[1])
 
 
+def test_a_sample_at_the_tolerance_is_done_and_has_left_out_nothing():
+    losses = ONE.loss(affine(Z, {}), {})
+    least, cond = int(losses.argmin()), {"row": torch.arange(4)}
+
+    def sample(z, cond):  # without a gradient for this sample
+        x = affine(z, cond)
+        return torch.where(cond["row"][:, None] == least, x + (0 * x).sqrt(), x)
+
+    found = NoiseOptimizer(sample, [ONE], steps=3, lr=1e-3, tolerance=float(losses.min()))(Z, cond)
+    assert torch.equal(found.noise[least], Z[least]) and found.taken[least] == found.skipped[least] == 0
+    assert (found.taken > 0).sum() == 3
+
+
 def test_a_sample_that_never_has_a_loss_keeps_its_noise():
     found = NoiseOptimizer(lambda z, cond: z * torch.nan, [ONE], steps=3)(Z, {})
     assert torch.equal(found.noise, Z) and found.loss.isinf().all()
