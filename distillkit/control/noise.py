@@ -13,7 +13,7 @@ from distillkit import checks
 from distillkit.control.control import Control
 from distillkit.diffusion.denoiser import Cond
 
-STEPS, LR = 70, 0.05  # those of DITTO for intensity; the rate by music, see docs/optimize.md
+STEPS, LR = 70, 0.1  # those of DITTO for intensity; the rate by music, see docs/optimize.md
 
 
 @dataclass(frozen=True)
