@@ -23,7 +23,6 @@ from distillkit.control import routes
 from distillkit.control.control import Asked, Control
 from distillkit.control.noise import LR, STEPS, Found, NoiseOptimizer
 from distillkit.control.routes import Route
-from distillkit.diffusion.denoiser import Cond
 from distillkit.errors import Arguments, Failure, UsageError, did_you_mean, number
 from distillkit.evaluation.pictures import labelled, overlay, save_files, save_picture
 from distillkit.files import read_yaml, write_text
@@ -33,6 +32,8 @@ from distillkit.spec import from_spec
 from distillkit.students.provenance import allow, allow_pipeline, load, made_with, set_up
 from distillkit.teachers.base import CONFIG
 from distillkit.teachers.saved import SavedTeacher
+
+Cond = dict[str, Tensor]  # conditions by name, [n, ...] each
 
 CHUNK = 16  # samples that are optimised at once
 MOST_SHOWN = 8  # samples in the table and in the picture of curves
