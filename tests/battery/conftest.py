@@ -212,14 +212,24 @@ def compose(*words: str) -> dict[str, Any]:
     return json.loads(composed(*FOREIGN, *words))
 
 
-def made_of(chosen: dict[str, Any], *parts: str, seed: int = 0) -> SimpleNamespace:
-    """The `parts` of a configuration, built and type-checked as the command line does."""
-    parser = ArgumentParser(exit_on_error=False)
+@cache
+def read(chosen: str) -> tuple[ArgumentParser, Any]:
+    """A parser and what it makes of the parts of a configuration, given as JSON.
+
+    Objects are built of it as often as asked for.
+    """
+    parts, parser = json.loads(chosen), ArgumentParser(exit_on_error=False)
     for part, base in (("model", Distiller), ("data", DistillData)):
         if part in parts:
             parser.add_subclass_arguments(base, part)
+    return parser, parser.parse_object(parts)
+
+
+def made_of(chosen: dict[str, Any], *parts: str, seed: int = 0) -> SimpleNamespace:
+    """The `parts` of a configuration, built and type-checked as the command line does."""
+    parser, parsed = read(json.dumps({part: chosen[part] for part in parts}))
     seed_everything(seed, verbose=False)
-    made = parser.instantiate(parser.parse_object({part: json.loads(json.dumps(chosen[part])) for part in parts}))
+    made = parser.instantiate(copy.deepcopy(parsed))
     return SimpleNamespace(**{part: made[part] for part in parts}, config=chosen)
 
 
