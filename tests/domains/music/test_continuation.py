@@ -24,9 +24,9 @@ def test_a_sound_goes_on_from_a_beginning_without_a_step():
 
 
 def test_long_music_has_no_clicks_where_sounds_join(monkeypatch):
-    """Second differences near joints, in units of their median: truth 3.3, pasted only 15 (p90)."""
+    """Bends near joints, in units of usual ones: 6.9; 12.1 with a step, 26.4 without beginnings."""
     monkeypatch.setattr(music, "SAMPLES", STEP * 3 + GIVEN)
-    i = torch.arange(32)
+    i = torch.arange(16)
     long = music.tones(i % 4, i // 4 % 24, i // 4 % 4, i, going_on=True)
     clips = long.unfold(2, STEP + GIVEN, STEP).unbind(2)
 
@@ -42,7 +42,7 @@ def test_long_music_has_no_clicks_where_sounds_join(monkeypatch):
         return float(near.flatten().quantile(0.9))
 
     held, pasted = clicks(True), clicks(False)
-    assert held < 7 < 10 < pasted, (held, pasted)
+    assert held < 8 < 20 < pasted, (held, pasted)
 
 
 def test_what_follows_is_the_end_without_gradient():
