@@ -67,7 +67,7 @@ class Mel(Codec):
         if not low < (high or sample_rate / 2) <= sample_rate / 2:
             raise ValueError(f"bands need 0 <= low < high <= sample_rate / 2, got {low} and {high} at {sample_rate} Hz")
         self.sample_rate, self.size, self.hop, self.steps = sample_rate, size, hop or size // 4, steps
-        self.bands, self.floor, self.mean, self.std = (num, low, high, slaney), floor, mean, std
+        self.bands, self.floor, self.mean, self.std = (num, low, high or sample_rate / 2, slaney), floor, mean, std
         self.vocoder = vocoder
         if vocoder is not None:
             vocoder.check(sample_rate, num, self.hop)
