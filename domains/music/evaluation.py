@@ -20,8 +20,7 @@ from distillkit.evaluation.samples import BEYOND, batches, check, outside
 from domains.music import features as extractors
 from domains.music import measures
 from domains.music.clap import Clap
-from domains.music.clip import CHORD, CLASSES, EIGHTH, RATE, RHYTHMS, SAMPLES
-from domains.music.data import shuffled
+from domains.music.clip import CHORD, CLASSES, EIGHTH, RATE, RHYTHMS, SAMPLES, shuffled
 from domains.music.features import spectrogram
 from domains.music.tones import BAR
 

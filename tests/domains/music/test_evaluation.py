@@ -8,8 +8,9 @@ import torch
 
 from distillkit.evaluation.metrics import Points
 from domains.music import evaluation, features
+from domains.music.clip import shuffled
 from domains.music.codec import Mel
-from domains.music.data import Tones, shuffled
+from domains.music.data import Tones
 from domains.music.evaluation import MusicEvaluator
 from domains.music.measures import level
 
