@@ -102,7 +102,9 @@ def clap() -> dict:
         "tokenizer": transformers.RobertaTokenizerFast(
             {letter: i for i, letter in enumerate(letters)}, [], model_max_length=30
         ),
-        "feature_extractor": transformers.ClapFeatureExtractor(feature_size=16, max_length_s=2),
+        "feature_extractor": transformers.ClapFeatureExtractor(
+            feature_size=16, max_length_s=2, truncation="rand_trunc"
+        ),
     }
 
 

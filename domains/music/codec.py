@@ -15,7 +15,7 @@ from torch import Tensor
 from distillkit import checks
 from distillkit.codec import Codec
 from distillkit.data import batches
-from domains.music.mel import bands, griffin_lim, logarithm, magnitudes, unbanded
+from domains.music.mel import bands, gone_on, griffin_lim, logarithm, magnitudes, unbanded
 from domains.music.vocoder import HifiGan
 
 WIDEST = 1.5  # normalised values lie in [-WIDEST, WIDEST]
@@ -111,7 +111,7 @@ class Mel(Codec):
         logs, first = self.log_mel(x.float().clamp(-WIDEST, WIDEST)), cond.get("first")
         if self.vocoder is not None:
             made = self.vocoder(logs + math.log(self.size / 4))  # of spectra as they are, not of a sine's height
-            return made if first is None else torch.cat([first.to(made), made[..., first.shape[-1] :]], -1)
+            return made if first is None else gone_on(first, made, self.hop // 4)
         mels = torch.cat([logs, logs[..., -1:]], -1).exp()  # with a frame at the very end
         return griffin_lim(unbanded(mels, self.weights(x.device)), self.hop, self.steps, first=first)
 

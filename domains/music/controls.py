@@ -340,7 +340,7 @@ class Label(Heard):
         if self.ear is not self.codec:
             return super().mels(x, cond)
         found = unbanded(self.log_mel(x).exp(), self.ear.weights(x.device), REFINED)
-        return logarithm(found, bands(self.ear.sample_rate, self.ear.size), FLOOR)
+        return logarithm(found, bands(self.ear.sample_rate, self.ear.size, device=x.device), FLOOR)
 
     def listened(self, sound):
         return spectrogram(sound, self.ear.sample_rate)

@@ -16,7 +16,7 @@ from torch import Tensor
 from distillkit import checks
 from distillkit.data import Batch, DistillData, column
 from domains.music import media
-from domains.music.clip import CLASSES, LOWEST, PITCHES, RATE, RHYTHMS, SAMPLES, TIMBRES
+from domains.music.clip import CLASSES, LOWEST, PITCHES, RATE, RHYTHMS, SAMPLES, TIMBRES, shuffled
 from domains.music.tones import tones
 
 APART = 1_000_000_007  # between the seeds of two data sets
@@ -151,8 +151,3 @@ class Clips:
         return self.with_first(
             {"data": tones(**classes, seeds=self.first + indices, going_on=self.going_on), **classes}
         )
-
-
-def shuffled(total: int, num: int) -> Tensor:
-    """Row numbers [num] of `total` in a fixed random order, again from the first after the last."""
-    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[torch.arange(num) % total]

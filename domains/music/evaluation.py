@@ -20,8 +20,7 @@ from distillkit.evaluation.samples import BEYOND, batches, check, outside
 from domains.music import features as extractors
 from domains.music import measures
 from domains.music.clap import Clap
-from domains.music.clip import CHORD, CLASSES, EIGHTH, RATE, RHYTHMS, SAMPLES
-from domains.music.data import shuffled
+from domains.music.clip import CHORD, CLASSES, EIGHTH, RATE, RHYTHMS, SAMPLES, shuffled
 from domains.music.features import spectrogram
 from domains.music.tones import BAR
 
@@ -76,7 +75,8 @@ class MusicEvaluator:
     - `loudness`: mean level in dB; a full-scale square wave has 0.
     - `outside`: share of values clearly outside of [-1, 1]. All are cut to it before they are
       measured.
-    - `clap_frechet`, `clap_score`: see `domains.music.clap`, where a model was given.
+    - `clap_frechet`, `clap_score`: see `domains.music.clap`, where a model was given; the score is
+      that of the condition `prompt`, or of `label` where the classes are captions.
 
     Args:
         train: the training data, len() and train[indices] -> batch.
@@ -173,7 +173,9 @@ class MusicEvaluator:
         self.clap.device = self.device
         heard = self.clap.features(samples, self.rate)
         found = {"clap_frechet": metrics.frechet_distance(heard, self._heard)}
-        return found | ({"clap_score": self.clap.score(heard, cond["prompt"])} if "clap_score" in self.better else {})
+        text = cond.get("prompt", cond.get("label"))  # captions may be classes
+        scored = self.clap.prompts and text is not None
+        return found | ({"clap_score": self.clap.score(heard, text)} if scored else {})
 
     def floor(self, num_samples: int = 250) -> dict[str, float]:
         """Metrics of test clips.

@@ -59,7 +59,7 @@ class Sounds(MusicData):
         val, test: shares of the files, in (0, 1).
         seed: of the split and of the places.
         workers: threads that decode.
-        given, batch_size: as in `MusicData`.
+        given, batch_size, clap: as in `MusicData`.
     """
 
     def __init__(
@@ -76,8 +76,9 @@ class Sounds(MusicData):
         workers: int = 4,
         given: int = 0,
         batch_size: int = 16,
+        clap: str | None = None,
     ):
-        super().__init__(given, batch_size)
+        super().__init__(given, batch_size, clap)
         checks.whole(*RATES, rate=rate)
         checks.whole(1, 8, channels=channels)
         checks.whole(1, 10_000, workers=workers)
@@ -183,14 +184,16 @@ class AudioFolder(Sounds):
     proportion. Clips have `frames * window / 4` samples, as the codec's spectrograms need them.
 
     Args:
-        path, rate, channels, stride, random_crop, val, test, seed, workers, given, batch_size: as
-            in `Sounds`.
+        path, rate, channels, stride, random_crop, val, test, seed, workers: as in `Sounds`.
+        given, batch_size, clap: as in `MusicData`.
         frames: of a clip's spectrogram.
         window: samples of the spectrogram's window; a frame comes every quarter of it.
         pattern: a regular expression.
 
     Attributes:
         names: of the classes, by condition.
+        pitches: the MIDI numbers of the classes `pitch`, if the pattern has that group.
+        prompts: the captions, where they are the classes `label`, to score with CLAP.
     """
 
     def __init__(
@@ -209,17 +212,19 @@ class AudioFolder(Sounds):
         workers: int = 4,
         given: int = 0,
         batch_size: int = 16,
+        clap: str | None = None,
     ):
         checks.whole(1, 2**20, frames=frames, window=window)
         if window % 4:
             raise ValueError(f"window must be divisible by 4, got {window}")
         samples = frames * window // 4
         super().__init__(
-            path, rate, channels, samples, stride, random_crop, val, test, seed, workers, given, batch_size
+            path, rate, channels, samples, stride, random_crop, val, test, seed, workers, given, batch_size, clap
         )
         self.pattern = None if pattern is None else named_groups(pattern)
 
     names: dict[str, list[str]] = {}
+    prompts: list[str] = []
 
     def said(self, source):
         if self.pattern is not None:
@@ -250,6 +255,9 @@ class AudioFolder(Sounds):
                 number = {word: i for i, word in enumerate(self.names[name])}
                 columns[name] = [number[word] for word in words]
         self.classes = {name: len(known) for name, known in self.names.items()}
+        self.pitches = [midi(word) for word in self.names["pitch"]] if "pitch" in self.names else None
+        captioned = said is not None and self.pattern is None
+        self.prompts = self.names["label"] if captioned else []
         return columns
 
     def conditions(self, num: int) -> Batch:

@@ -142,11 +142,26 @@ def griffin_lim(
 
     def sound(phase: Tensor) -> Tensor:
         x = torch.istft((size_of * phase).flatten(0, 1), size, hop, window=window, length=length)
-        x = x.unflatten(0, magnitude.shape[:2])
+        return x.unflatten(0, magnitude.shape[:2])
+
+    def held(x: Tensor) -> Tensor:
         return x if first is None else torch.cat([first.to(x), x[..., first.shape[-1] :]], -1)
 
     for _ in range(steps):
-        found = spectrum(sound(phase), window, hop)
+        found = spectrum(held(sound(phase)), window, hop)
         ahead = found - momentum / (1 + momentum) * before
         phase, before = ahead / ahead.abs().clamp_min(1e-16), found
-    return sound(phase)
+    return sound(phase) if first is None else gone_on(first, sound(phase), hop // 4)
+
+
+def gone_on(first: Tensor, made: Tensor, fade: int) -> Tensor:
+    """The sound `made` [N, C, T] with the beginning `first` [N, C, K] in place of its own.
+
+    There is no step behind the beginning: what was replaced differed from it by some amount, which
+    is added on in reverse for `fade` samples, ever less of it.
+    """
+    num, first = first.shape[-1], first.to(made)
+    fade = min(fade, num, made.shape[-1] - num)
+    less = torch.linspace(1, 0, fade + 1, device=made.device)[:fade]
+    behind = (first - made[..., :num])[..., num - fade :].flip(-1) * less
+    return torch.cat([first, made[..., num : num + fade] + behind, made[..., num + fade :]], -1)

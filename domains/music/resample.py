@@ -6,6 +6,7 @@ N: samples of a sound.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from distillkit import checks
 from domains.music import torchaudio
 
-ZEROS = 16  # zero crossings of the sinc on either side
+ZEROS = 24  # zero crossings of the sinc on either side
 ROLLOFF = 0.945  # the cut-off frequency, of the lower rate's half
 GROUP = 256  # phases whose filters are made at once
 WHOLE = 2**22  # numbers at most in the filters that torchaudio makes, all at once
@@ -56,16 +57,30 @@ def polyphase(x: Tensor, old: int, new: int) -> Tensor:
     periods of a group of neighbouring phases, over the input samples near them.
     """
     wanted = length(x.shape[-1], old, new)
-    cutoff = ROLLOFF * min(old, new) / old  # of half the rate of the input
-    reach = math.ceil(ZEROS / cutoff)  # input samples on either side
-    periods = -(-wanted // new)
-    sounds = F.pad(x.reshape(-1, 1, x.shape[-1]), (reach, periods * old - x.shape[-1] + reach))
+    side, periods = reach(old, new), -(-wanted // new)
+    sounds = F.pad(x.reshape(-1, 1, x.shape[-1]), (side, periods * old - x.shape[-1] + side))
     parts = []
     for low in range(0, min(new, wanted), GROUP):
-        phase = torch.arange(low, min(low + GROUP, new, wanted), dtype=torch.float64) * old / new
-        start, taps = int(phase[0]), int(phase[-1]) - int(phase[0]) + 2 * reach + 1
-        away = (torch.arange(start - reach, start - reach + taps) - phase[:, None]) * cutoff
-        window = (away.clamp(-ZEROS, ZEROS) * math.pi / (2 * ZEROS)).cos().square()
-        filters = (cutoff * away.sinc() * window).to(x)
-        parts.append(F.conv1d(sounds[..., start:], filters[:, None], stride=old)[..., :periods])
+        weights = filters(old, new, low, x.dtype, x.device)
+        parts.append(F.conv1d(sounds[..., low * old // new :], weights, stride=old)[..., :periods])
     return torch.cat(parts, 1).mT.flatten(1)[:, :wanted].reshape(*x.shape[:-1], wanted)
+
+
+def reach(old: int, new: int) -> int:
+    """The number of input samples on either side that an output sample is made of."""
+    return math.ceil(ZEROS * old / (ROLLOFF * min(old, new)))
+
+
+@lru_cache(maxsize=8)
+def filters(old: int, new: int, low: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The filters [P, 1, taps] of phases `low` to `low + GROUP - 1`, at most to the last one.
+
+    Their first tap is input sample floor(low old / new) - reach.
+    """
+    side, cutoff = reach(old, new), ROLLOFF * min(old, new) / old  # of half the rate of the input
+    with torch.inference_mode(False):  # they are kept for uses with gradients too
+        phase = torch.arange(low, min(low + GROUP, new), dtype=torch.float64) * old / new
+        start, end = int(phase[0]) - side, int(phase[-1]) + side
+        away = (torch.arange(start, end + 1) - phase[:, None]) * cutoff
+        window = (away.clamp(-ZEROS, ZEROS) * math.pi / (2 * ZEROS)).cos().square()
+        return (cutoff * away.sinc() * window).to(device, dtype)[:, None]

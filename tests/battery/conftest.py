@@ -15,9 +15,9 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +34,6 @@ from distillkit.cli import config
 from distillkit.cli.matrix import compatibility
 from distillkit.cli.messages import keys_of
 from distillkit.data import DistillData
-from distillkit.errors import UsageError
 from distillkit.methods.base import Distiller
 from tests.conftest import COST
 
@@ -156,15 +155,19 @@ def worlds() -> list[World]:
     """Every domain, and each stage whose teacher lies where the domain's data lie."""
     found = []
     for domain in DOMAINS:
-        chosen, choices = config.compose([f"domain={domain}"])
+        chosen, choices = config._domain(domain, ())
         if not choices.get("stage"):
             found += [World(domain)] if at_home(chosen) else []
             continue
-        for world in (World(domain, stage) for stage in config.groups()["stage"]):
-            with suppress(UsageError):  # the stage of another domain
-                chosen = config.compose(world.words)[0]
-                found += [world] if at_home(chosen) and chosen.data._target_.split(".")[1] == domain else []
+        for world in (World(domain, stage) for stage in config.groups()["stage"] if domain in packages_of(stage)):
+            found += [world] if at_home(config.compose(world.words)[0]) else []
     return found
+
+
+@cache
+def packages_of(stage: str) -> set[str]:
+    """The packages of domains that the files of a stage name, of which it may be a stage."""
+    return {*re.findall(r"\bdomains\.(\w+)", str([part.keys for part in config._parts("stage", stage, ())]))}
 
 
 def at_home(chosen: Any) -> bool:
@@ -208,14 +211,24 @@ def compose(*words: str) -> dict[str, Any]:
     return json.loads(composed(*FOREIGN, *words))
 
 
-def made_of(chosen: dict[str, Any], *parts: str, seed: int = 0) -> SimpleNamespace:
-    """The `parts` of a configuration, built and type-checked as the command line does."""
-    parser = ArgumentParser(exit_on_error=False)
+@cache
+def read(chosen: str) -> tuple[ArgumentParser, Any]:
+    """A parser and what it makes of the parts of a configuration, given as JSON.
+
+    Objects are built of it as often as asked for.
+    """
+    parts, parser = json.loads(chosen), ArgumentParser(exit_on_error=False)
     for part, base in (("model", Distiller), ("data", DistillData)):
         if part in parts:
             parser.add_subclass_arguments(base, part)
+    return parser, parser.parse_object(parts)
+
+
+def made_of(chosen: dict[str, Any], *parts: str, seed: int = 0) -> SimpleNamespace:
+    """The `parts` of a configuration, built and type-checked as the command line does."""
+    parser, parsed = read(json.dumps({part: chosen[part] for part in parts}))
     seed_everything(seed, verbose=False)
-    made = parser.instantiate(parser.parse_object({part: json.loads(json.dumps(chosen[part])) for part in parts}))
+    made = parser.instantiate(copy.deepcopy(parsed))
     return SimpleNamespace(**{part: made[part] for part in parts}, config=chosen)
 
 
@@ -243,9 +256,9 @@ def plane(method: str) -> list[str]:
 @cache
 def goes(domain: str, method: str) -> bool:
     """Whether the domain's own teacher and data (of the toy domain `plane`'s) serve the method."""
-    if domain == "toy":
-        return gap(compose(*plane(method)), imported) is None
-    return compatibility(domain, method, tuple(FOREIGN)) is None
+    if compatibility(domain, method, tuple(FOREIGN)) is None:
+        return True
+    return domain == "toy" and gap(compose(*plane(method)), imported) is None
 
 
 def home(method: str) -> str:

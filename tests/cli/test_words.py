@@ -49,12 +49,16 @@ def path_of(*words):
 # ---- paths
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_a_path_that_exists_is_taken_as_it_stands(name):
-    Path(name).mkdir(parents=True)
-    handed = config.hand_over(config.compose([*FOLDER, f"data.path={name}"])[0])
-    assert handed["data"]["init_args"]["path"] == name
-    assert yaml.safe_load(config.text(handed))["data"]["init_args"]["path"] == name  # as LightningCLI reads it
+def test_a_path_that_exists_is_taken_as_it_stands():
+    names = {f"n{number}_path": name for number, name in enumerate(ODD)}
+    for name in ODD:
+        Path(name).mkdir(parents=True)
+    words = [f"data.{key}={name}" for key, name in names.items()]
+    handed = config.hand_over(config.compose([*FOLDER, "data.path=nothing", *words])[0])
+    read = yaml.safe_load(config.text(handed))  # as LightningCLI reads it
+    for made in (handed, read):
+        given = made["data"]["init_args"]
+        assert {key: given[key] for key in names} == names
 
 
 def test_a_path_goes_through_interpolations():
@@ -148,29 +152,33 @@ def test_a_key_given_twice_is_told(capsys):
     assert yaml.safe_load(shown.out)["trainer"]["max_steps"] == 2
 
 
-@pytest.mark.parametrize(
-    ("wrong", "right"),
-    [
-        ("model.rrate=3", "model.rate=3"),
-        ("--model.rrate=3", "model.rate=3"),
-        ("model.student.lrr=1", "model.student.lr=1"),
-        ("teacher.plce=3", "teacher.place=3"),
-        ("vars.callbacks.checkpoint.evry=3", "vars.callbacks.checkpoint.every=3"),
-        ("vars.callbacks.chekpoint.every=3", "vars.callbacks.checkpoint.every=3"),
-        ("trainer.max_step=3", "trainer.max_steps=3"),
-        ("max_steps=3", "trainer.max_steps=3"),
-        ("lr=0.1", "model.student.lr=0.1"),
-        ("batch_size=2", "data.batch_size=2"),
-        ("var.callbacks.checkpoint.every=3", "vars.callbacks.checkpoint.every=3"),
-        ("vars.logger.csv.savedir=x", "vars.logger.csv.save_dir=x"),
-    ],
-)
-def test_what_is_suggested_is_accepted(capsys, wrong, right):
+NEAR = [
+    ("model.rrate=3", "model.rate=3"),
+    ("--model.rrate=3", "model.rate=3"),
+    ("model.student.lrr=1", "model.student.lr=1"),
+    ("teacher.plce=3", "teacher.place=3"),
+    ("vars.callbacks.checkpoint.evry=3", "vars.callbacks.checkpoint.every=3"),
+    ("vars.callbacks.chekpoint.every=3", "vars.callbacks.checkpoint.every=3"),
+    ("trainer.max_step=3", "trainer.max_steps=3"),
+    ("max_steps=3", "trainer.max_steps=3"),
+    ("lr=0.1", "model.student.lr=0.1"),
+    ("batch_size=2", "data.batch_size=2"),
+    ("var.callbacks.checkpoint.every=3", "vars.callbacks.checkpoint.every=3"),
+    ("vars.logger.csv.savedir=x", "vars.logger.csv.save_dir=x"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "right"), NEAR)
+def test_the_nearest_key_is_suggested(capsys, wrong, right):
     found = re.search(r"did you mean '([^']+)'", complaint(capsys, "fit", *DUMMY, wrong))
     key = right.partition("=")[0]
     assert found and (key == found[1] or key.startswith(f"{found[1]}.") or key.endswith(f".{found[1]}")), found
     assert found[1] in key and (found[1] == key or wrong.startswith(("vars.callbacks.chek", "var.")))
-    assert front.main(["fit", *DUMMY, right, "--print_config"]) == 0
+
+
+def test_what_is_suggested_is_accepted():
+    rights = dict.fromkeys(right for _, right in NEAR)
+    assert front.main(["fit", *DUMMY, *rights, "--print_config"]) == 0
 
 
 def test_scratch_that_nothing_reads_is_refused(capsys):
@@ -284,24 +292,26 @@ def test_every_key_in_the_help_exists(capsys):
 # ---- consoles, queues
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_finished_run_ends_well_on_a_console_without_utf_8(encoding, monkeypatch):
-    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+def test_a_finished_run_ends_well_on_a_console_without_utf_8(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", out)
     words = ["domain=toy", "method=dmd", "trainer.max_steps=2", "vars.callbacks.finish.num_samples=20", "--out", "run"]
     assert front.main(["fit", *words]) == 0
     out.flush()
-    shown = out.buffer.getvalue().decode(encoding)
+    shown = out.buffer.getvalue().decode("ascii")
     assert "Sliced w2 v" in shown and "report: run/report.html" in shown
 
 
-def test_signs_that_a_console_lacks(monkeypatch):
-    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="surrogateescape")
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", b"v 2.1x - ? ?\n"), ("cp1252", "v 2.1× – ? ?\n".encode("cp1252"))]
+)
+def test_signs_that_a_console_lacks(encoding, shown, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="surrogateescape")
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", None)  # of a Windows program without a console
     console.forgive()
     print("↓ 2.1× – 照 \udcff", flush=True)
-    assert out.buffer.getvalue() == b"v 2.1x - ? ?\n"
+    assert out.buffer.getvalue() == shown
 
 
 SHELLS = [  # what a shell or a script inside an allocation has, when srun started no tasks

@@ -68,6 +68,20 @@ class Sure(Places):
         return evaluator
 
 
+def test_what_plays_is_timed_against_its_length():
+    """Seconds that a sample plays over seconds that it took; only models' were made."""
+    data = Sure()
+    data.setup()
+    evaluator, own = data.evaluator(), teacher()
+    assert not any("real_time" in row for row in evaluate(data, own, num_samples=8)["rows"])
+    data.build_evaluator = lambda held_out: evaluator
+    evaluator.seconds = 1.5
+    found = evaluate(data, own, SiD(own).product().eval(), num_samples=8)["rows"]
+    for row in found[:3]:
+        assert row["real_time"] == pytest.approx(1.5 / (row["ms_per_sample"] / 1000))
+    assert not any("real_time" in row for row in found[3:])
+
+
 def test_baselines_are_measured_like_models_and_named():
     own = teacher()
     found = evaluate(Sure(), own, SiD(own).product().eval(), num_samples=20)["rows"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import subprocess
 import sys
@@ -14,6 +15,9 @@ import torch
 from distillkit.data import TensorData
 from domains.image.data import Digits, TorchvisionData
 from domains.image.evaluation import ImageEvaluator, inception
+from domains.music import torchaudio
+from domains.music.mel import bands
+from domains.music.resample import polyphase, resample
 
 pytestmark = pytest.mark.full
 ROOT = Path(__file__).parents[2]
@@ -38,7 +42,7 @@ def test_doctor_finds_nothing_to_mend_about_them():
 
 def test_pipelines_of_diffusers():
     """Tests that are skipped where diffusers is missing, as they are from the light lane."""
-    files = [str(path) for path in sorted((ROOT / "tests" / "domains").glob("test_video_[pa]*.py"))]
+    files = [str(path) for path in sorted((ROOT / "tests" / "domains" / "video").glob("test_[pa]*.py"))]
     assert len(files) == 3
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not full", *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
@@ -103,3 +107,21 @@ def test_an_evaluation_in_inception_features(weights):
     evaluator = ImageEvaluator(few, TensorData(digits.val[torch.arange(24)]), digits.classes, f"inception:{weights[0]}")
     assert evaluator(few.tensors["data"], {})["frechet"] > 0
     assert evaluator.describe()["features"]["dimensions"] == 2048
+
+
+@pytest.mark.parametrize(("old", "new"), [(44_100, 16_000), (8_000, 44_100), (48_000, 44_100), (7, 5)])
+def test_sounds_are_resampled_as_by_torchaudio(old, new):
+    assert torchaudio.functional() is not None
+    x = torch.randn(2, 3, 5_003, generator=torch.Generator().manual_seed(0))
+    common = math.gcd(old, new)
+    torch.testing.assert_close(resample(x, old, new), polyphase(x, old // common, new // common), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("slaney", [False, True])
+def test_mel_bands_are_those_of_torchaudio(slaney, monkeypatch):
+    theirs = bands(8_000, 1_024, 64, 150.0, None, slaney)
+    monkeypatch.setattr(torchaudio, "functional", lambda: None)
+    bands.cache_clear()
+    own = bands(8_000, 1_024, 64, 150.0, None, slaney)
+    bands.cache_clear()
+    torch.testing.assert_close(own, theirs, atol=1e-4, rtol=0)

@@ -148,13 +148,12 @@ def test_under_absorbing_noise_the_teachers_states_have_the_students_masks():
     """Potts, four calls: exact powers 1, 2.23, 1.22; without shared masks a batch may give 3."""
     teacher = world(potts(3, 5, 1.5), Absorbing)
     sampler = LearnedSampler(teacher.process, teacher.grid(4).tolist())
-    for seed in range(2):
-        x_0 = teacher.denoiser.draw(32_768, torch.Generator().manual_seed(seed))
-        powers = match_powers(teacher.denoiser, sampler, x_0, fresh(seed, 32_768, 5))
-        assert powers[0] == 1 and powers[1:].tolist() == pytest.approx([2.23, 1.22], rel=0.15)
+    x_0 = teacher.denoiser.draw(32_768, torch.Generator().manual_seed(0))
+    powers = match_powers(teacher.denoiser, sampler, x_0, fresh(0, 32_768, 5))
+    assert powers[0] == 1 and powers[1:].tolist() == pytest.approx([2.23, 1.22], rel=0.15)
 
 
-@pytest.mark.parametrize("process, plain", [(Uniform, 0.1458), (Absorbing, 0.0668)])
+@pytest.mark.parametrize("process, plain", [(Uniform, 0.1458), pytest.param(Absorbing, 0.0668, marks=pytest.mark.slow)])
 def test_learned_times_help_as_well(process, plain):
     teacher = world(potts(3, 5, 1.5), process)
     model = fitted(LSDTokens, teacher, 4, num_steps=4, learn_times=True, num_pairs=16_384)

@@ -435,6 +435,19 @@ def test_table_puts_the_headline_first_and_marks_the_best():
     }
 
 
+def test_sounds_say_how_many_times_faster_than_they_play_they_are_made():
+    sounds = deepcopy(EVALUATION)
+    for row, plays in zip(sounds["rows"][:2], (24.0, 0.75), strict=True):
+        row["real_time"] = plays
+    table = quality_table(sounds)
+    place = [column["label"] for column in table["columns"]].index("real time")
+    assert [row["cells"][place]["text"] for row in table["rows"]] == ["24×", "0.75×", *"–" * (len(table["rows"]) - 2)]
+    assert verdict(sounds) == verdict(EVALUATION)[:-1] + "; 24× real time."
+    worse = deepcopy(sounds)
+    worse["rows"][0]["metrics"]["frechet"] = 1e6
+    assert "failed" in verdict(worse) and "real time" not in verdict(worse)
+
+
 def test_real_data_comes_last_and_ragged_rows_are_fine():
     evaluation = {
         "headline": "frechet",

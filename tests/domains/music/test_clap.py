@@ -1,5 +1,7 @@
 """CLAP of a user's folder: embeddings and scores are those of the package transformers."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,16 @@ pytest.importorskip("transformers")
 import tiny_audio
 import transformers
 
+from distillkit.cli import front
 from distillkit.evaluation import metrics
 from distillkit.spec import Outside, check
 from domains.music.clap import Clap
 from domains.music.data import Tones
 from domains.music.evaluation import MusicEvaluator
+from domains.music.folder import AudioFolder
 from domains.music.prompts import PromptEvaluator
 from domains.music.resample import resample
+from tests.battery.conftest import build
 
 TEXTS = ["a piano", "rain on a roof", "two dogs"]
 
@@ -93,6 +98,24 @@ def test_evaluators_have_the_users_clap(folder):
     assert data.evaluator().clap.root == folder
 
 
+def test_the_captions_of_a_folder_are_scored(folder, tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    x = sounds(6, 2048)
+    for i in range(6):
+        soundfile.write(tmp_path / f"{i}.wav", x[i, 0].numpy(), 8000, subtype="FLOAT")
+    lines = [f"{i}.wav,{TEXTS[i % 2]}" for i in range(6)]
+    (tmp_path / "captions.csv").write_text("\n".join(["file,caption", *lines]))
+    data = AudioFolder(str(tmp_path), rate=8000, frames=32, window=256, val=0.3, clap=str(folder))
+    data.setup()
+    evaluator, batch, clap = data.evaluator("val"), data.val[torch.arange(2)], Clap(str(folder), TEXTS[:2])
+    assert evaluator.better["clap_score"] == "higher" and evaluator.clap.prompts == data.prompts == TEXTS[:2]
+    found = evaluator.thorough(batch["data"], batch)
+    assert found["clap_score"] == pytest.approx(clap.score(clap.features(batch["data"], 8000), batch["label"]))
+    evaluator.clap.score = lambda heard, number: number.tolist()  # of this model many cosines are below 0
+    assert evaluator.thorough(batch["data"], batch)["clap_score"] == batch["label"].tolist()
+    assert set(evaluator.thorough(batch["data"], {})) == {"clap_frechet"}
+
+
 def test_prompts_are_measured_by_the_users_clap(folder):
     x, y, prompt = sounds(6), sounds(6).flip(0) * 0.1, {"prompt": torch.arange(6) % 3}
     evaluator, clap = PromptEvaluator((1, 8192), 8000, Clap(str(folder), TEXTS)), Clap(str(folder), TEXTS)
@@ -120,3 +143,23 @@ def test_a_folder_of_a_stranger_asks_for_the_clap_model(folder):
     for kind in ("domains.music.prompts.Prompts", "domains.music.data.Tones"):
         with pytest.raises(Outside, match=str(folder)):
             check({"class_path": kind, "init_args": {"clap": str(folder)}})
+
+
+@pytest.mark.parametrize("more", [["data=tones"], ["data=audio_folder", "data.path=sounds"]])
+def test_the_command_line_says_the_folder(more, folder):
+    data = build("domain=music", "method=pretrain", *more, f"data.clap={folder}").data
+    assert data.clap == str(folder)
+
+
+@pytest.mark.slow
+def test_a_run_is_measured_by_clap(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["data.train=16", "data.val=24", "data.test=24", "data.batch_size=2", "trainer.max_steps=1"]
+    asked = ["fit", "domain=music", "method=pretrain", f"data.clap={folder}", *small]
+    assert front.main([*asked, "vars.callbacks.finish.num_samples=8", "--out", "run"]) == 0
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    heard = {row["name"]: row["metrics"]["clap_frechet"] for row in found["rows"]}
+    assert found["better"]["clap_frechet"] == "lower" and heard["real data"] < min(
+        value for name, value in heard.items() if name != "real data"
+    )
+    assert found["protocol"]["evaluator"]["clap"]["name"] == "tiny"

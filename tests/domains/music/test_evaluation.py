@@ -8,9 +8,11 @@ import torch
 
 from distillkit.evaluation.metrics import Points
 from domains.music import evaluation, features
+from domains.music.clip import shuffled
 from domains.music.codec import Mel
-from domains.music.data import Tones, shuffled
+from domains.music.data import Tones
 from domains.music.evaluation import MusicEvaluator
+from domains.music.measures import level
 
 NUM = 96
 
@@ -137,6 +139,7 @@ def test_degenerate_sounds_have_finite_metrics(evaluator, real, kind):
     found = evaluator(x, batch)
     assert all(math.isfinite(value) for value in found.values())
     assert found["frechet"] > 5 * real[1]["frechet"] and found["pitch_agreement"] < 0.3
+    assert found["loudness"] == pytest.approx(float(level(x.clamp(-1, 1)).mean()))  # of what is heard
     if kind == "silence":
         assert found["onset_f"] == 0 and found["loudness"] == pytest.approx(-100)
     if kind == "clipped noise":

@@ -123,7 +123,7 @@ def test_folders_and_captions_are_classes(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # none of these is named
         data = small(tmp_path)
-    assert data.classes == {"label": 2} and data.names == {"label": ["bell", "snare"]}
+    assert data.classes == {"label": 2} and data.names == {"label": ["bell", "snare"]} and data.prompts == []
     batch = everything(data.train)
     for label, found in zip(batch["label"].tolist(), data.train._places, strict=True):
         assert data.names["label"][label] == found.path.parent.name
@@ -132,7 +132,7 @@ def test_folders_and_captions_are_classes(tmp_path):
     (tmp_path / "captions.csv").write_text("\n".join(["file,caption", *lines]), encoding="utf-8")
     with pytest.warns(UserWarning, match=r"left out: snare/3.wav \(has no caption in captions.csv\)"):
         data = small(tmp_path)
-    assert data.names == {"label": ["high", "low"]}
+    assert data.names == {"label": ["high", "low"]} and data.prompts == ["high", "low"] and data.pitches is None
     for label, found in zip(data.train.label.tolist(), data.train._places, strict=True):
         assert data.names["label"][label] == ("high" if found.path.stem[-1] in "12" else "low")
 
@@ -147,6 +147,7 @@ def test_names_say_classes(tmp_path):
         data = small(tmp_path, pattern=pattern)
     assert data.classes == {"instrument": 2, "pitch": 4}
     assert data.names == {"instrument": ["bass-clarinet", "oboe"], "pitch": ["Cs3", "As3", "B3", "A4"]}
+    assert data.pitches == [49, 58, 59, 69] and data.prompts == []
     batch = everything(data.train)
     for i, found in enumerate(data.train._places):
         instrument, pitch = found.path.name.split("_")[:2]
@@ -159,6 +160,23 @@ def test_names_say_classes(tmp_path):
         small(tmp_path, pattern=pattern)
     with pytest.raises(ValueError, match="holds no sound that can be used.*is not named as data.pattern says"):
         small(tmp_path, pattern="(?P<x>nothing)")
+
+
+def test_the_pitches_of_names_are_heard(tmp_path):
+    """A file named by an octave too low is heard to be wrong; the others are in tune."""
+    time = np.arange(4_096) / RATE
+    for name, hertz in (("A3", 220.0), ("E4", 329.628), ("A4", 440.0)):
+        for i in range(4):
+            wave = sum(np.sin(2 * np.pi * hertz * k * time + i) / k for k in (1, 2, 3))
+            sound(tmp_path / f"saw_{name}_{i}.wav", (0.2 * wave).astype(np.float32))
+    data = small(tmp_path, frames=64, val=0.3, pattern=r"_(?P<pitch>[A-G]\d)_")
+    evaluator, batch = data.evaluator("val"), everything(data.train)
+    evaluator.extractor = None, {}
+    found = evaluator(batch["data"], batch)
+    assert found["pitch_agreement"] == 1 and found["pitch_error"] < 2
+    lower = batch | {"pitch": torch.where(batch["pitch"] == 2, 0, batch["pitch"])}  # A3 in place of A4
+    share = (batch["pitch"] != 2).double().mean().item()
+    assert evaluator(batch["data"], lower)["pitch_agreement"] == pytest.approx(share)
 
 
 @pytest.mark.parametrize(

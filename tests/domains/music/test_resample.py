@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from domains.music import torchaudio
-from domains.music.resample import GROUP, ROLLOFF, ZEROS, polyphase, resample
+from domains.music.resample import GROUP, ROLLOFF, ZEROS, filters, polyphase, resample
 
 
 @pytest.fixture(autouse=True)
@@ -29,12 +29,12 @@ def sine(hertz: float, rate: int, num: int) -> torch.Tensor:
     ],
 )
 def test_sines_stay_sines(old, new, frequencies):
-    """Away from both ends; the worst measured are 7.9e-4, at 6 kHz, and 3e-5 below 3.5 kHz."""
+    """Away from both ends; the worst measured are 4.0e-4, at 1.5 and 6 kHz, and 2.4e-5 below."""
     sounds = torch.stack([sine(hertz, old, old // 2) for hertz in frequencies]).float()
     made = resample(sounds, old, new)
-    edge, bounds = new // 20, [1e-3 if hertz >= 0.3 * min(old, new) else 5e-5 for hertz in frequencies]
+    edge, bounds = new // 20, [6e-4 if hertz >= 0.3 * min(old, new) else 3e-5 for hertz in frequencies]
     for row, hertz, bound in zip(made, frequencies, bounds, strict=True):
-        error = (row - sine(hertz, new, len(row)))[edge:-edge].square().mean().sqrt()
+        error = (row - sine(hertz, new, len(row)))[edge:-edge].abs().max()
         assert error < bound, (hertz, float(error))
 
 
@@ -72,7 +72,7 @@ def test_groups_of_phases_join_to_one_sound():
     old, new = 2 * GROUP + 3, 2 * GROUP + 1
     x = torch.randn(3 * old, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole, later = polyphase(x, old, new), polyphase(x[old:], old, new)
-    torch.testing.assert_close(later[40:], whole[new + 40 :], atol=1e-12, rtol=0)
+    torch.testing.assert_close(later[60:], whole[new + 60 :], atol=1e-12, rtol=0)
 
 
 def test_gradients_and_types():
@@ -114,3 +114,15 @@ def test_torchaudio_is_asked_where_it_imports(monkeypatch):
     assert asked == [(441, 160, {"lowpass_filter_width": ZEROS, "rolloff": ROLLOFF})]
     resample(x, 44_100, 16_001)
     assert len(asked) == 1
+
+
+def test_filters_are_kept_for_the_next_sound():
+    """A few of them; those made while inferring serve gradients."""
+    filters.cache_clear()
+    with torch.inference_mode():
+        resample(torch.randn(2, 300), 44_100, 16_000)
+    x = torch.randn(1, 2_000, requires_grad=True)
+    resample(x, 44_100, 16_000).sum().backward()
+    assert x.grad.isfinite().all() and (filters.cache_info().misses, filters.cache_info().hits) == (1, 1)
+    resample(torch.randn(1, 9_000), 44_100, 16_001)
+    assert filters.cache_info().currsize == filters.cache_info().maxsize
