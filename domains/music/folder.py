@@ -20,13 +20,12 @@ from distillkit.data import Batch, column, split
 from distillkit.pipelines.captions import CAPTIONS, captions_of
 from distillkit.sources import Source, drawn, first_whole, listed
 from domains.music.data import MusicData
+from domains.music.notes import midi
 from domains.music.reading import RATES, SUFFIXES, import_av, import_soundfile, is_loud, probe, read
 from domains.music.resample import length
 
 REDRAWS = 10  # of a clip that is silent, at most
 TABLE = CAPTIONS[0]  # captions.csv
-NOTES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}  # semitones above C
-SIGNS = {"": 0, "s": 1, "#": 1, "b": -1}
 TAKEN = ("data", "first", "latent", "prompt", "paths")  # names that mean something else in a batch or a data set
 
 Said = dict[Path, dict[str, str]]  # the conditions of each file, in words
@@ -234,7 +233,7 @@ class AudioFolder(Sounds):
             faults |= {
                 path: f"has the pitch {groups['pitch']!r}, which is no note such as A4 or Cs3"
                 for path, groups in said.items()
-                if "pitch" in groups and midi(groups["pitch"]) is None
+                if "pitch" in groups and key(groups["pitch"]) is None
             }
             return said, faults
         if not (source.root / TABLE).is_file():
@@ -251,11 +250,11 @@ class AudioFolder(Sounds):
             self.names, columns = {}, {}
             for name in said[files[0]]:
                 words = [said[path][name] for path in files]
-                self.names[name] = sorted({*words}, key=(lambda word: (midi(word), word)) if name == "pitch" else None)
+                self.names[name] = sorted({*words}, key=(lambda word: (key(word), word)) if name == "pitch" else None)
                 number = {word: i for i, word in enumerate(self.names[name])}
                 columns[name] = [number[word] for word in words]
         self.classes = {name: len(known) for name, known in self.names.items()}
-        self.pitches = [midi(word) for word in self.names["pitch"]] if "pitch" in self.names else None
+        self.pitches = [key(word) for word in self.names["pitch"]] if "pitch" in self.names else None
         captioned = said is not None and self.pattern is None
         self.prompts = self.names["label"] if captioned else []
         return columns
@@ -331,12 +330,9 @@ class Clips:
         return self._with_first({"data": torch.stack(clips), **conditions})
 
 
-def midi(note: str) -> int | None:
-    """The MIDI number of a note such as A4 (69), Cs3 or C#3 (49), Db3; of a number; else None."""
-    if re.fullmatch(r"\d{1,3}", note):
-        return int(note)
-    match = re.fullmatch(r"([A-Ga-g])([s#b]?)(-?\d{1,2})", note)
-    return match and 12 * (int(match[3]) + 1) + NOTES[match[1].upper()] + SIGNS[match[2]]
+def key(name: str) -> int | None:
+    """The MIDI number of a note such as A4 or Cs3, or of a number; else None."""
+    return int(name) if re.fullmatch(r"\d{1,3}", name) else midi(name)
 
 
 def named_groups(pattern: str) -> re.Pattern[str]:

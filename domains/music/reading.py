@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from distillkit.errors import optional
-from domains.music.resample import resample
+from domains.music.resample import reach, resample
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".m4a", ".mp4", ".aac")
 # that PyAV looks for in a file, whatever its suffix says: none of them leads to other files
 FORMATS = "aac,aiff,asf,flac,matroska,webm,mov,mp4,m4a,mp3,ogg,wav,w64"
 RATES = (1_000, 1_000_000)  # Hz
-REACH = 17  # samples at the lower rate on which a resampled one depends, on each side
 PREROLL = 0.5  # seconds that are decoded before a piece: MP3 takes bits from many frames before
 PEAK, LEVEL = 1e-2, 1e-3  # a sound whose peak or root mean square is lower is silent: -40 and -60 dB
 
@@ -91,7 +90,7 @@ def read(path: Path, facts: Mapping[str, Any], start: int, samples: int, rate: i
     old = facts["rate"]
     unit = math.gcd(old, rate)
     before, after = old // unit, rate // unit  # samples of a period
-    margin = math.ceil(REACH * max(1, old / rate) / before) if old != rate else 0
+    margin = math.ceil(reach(old, rate) / before) if old != rate else 0
     first, last = max(0, start // after - margin), -(-(start + samples) // after) + margin
     try:
         x = _decoded(path, facts["reader"], first * before, (last - first) * before)

@@ -18,13 +18,12 @@ from torch import Tensor
 
 from distillkit.errors import one_line, optional
 from domains.music import reading
+from domains.music.notes import midi
 
 CURVES, SCORES = (".csv", ".txt"), (".mid", ".midi")  # endings of files; all others are sounds
 IGNORED = -1  # the pitch class of a frame that may hold any
 REST = "-"
-SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
-SHIFTS = {"": 0, "#": 1, "s": 1, "b": -1}
-NOTE = re.compile(r"([A-Ga-g])([#sb]?)(-?\d{1,2})?")
+MIDDLE = 4  # the octave of notes whose names have none
 SPAN = re.compile(r"(.+)@(\d*\.?\d*)-(\d*\.?\d*)")
 DRUMS = 9  # the MIDI channel whose notes are no pitches
 
@@ -112,10 +111,9 @@ def melody(text: str, times: Sequence[float]) -> Tensor:
 
 def pitch(name: str) -> int:
     """The MIDI number of a note by its name, such as A4 (69), C#5, Cs5 or Db5; octave 4 if none."""
-    if (match := NOTE.fullmatch(name)) is None:
+    if (number := midi(name, MIDDLE)) is None:
         raise ValueError(f"{name!r} is no note: notes are named A4, C#5 or Eb3, and {REST} stands for any")
-    letter, shift, octave = match.groups()
-    return SEMITONES[letter.upper()] + SHIFTS[shift] + 12 * (int(octave or 4) + 1)
+    return number
 
 
 def score(path: Path, times: Sequence[float]) -> Tensor:
@@ -179,8 +177,8 @@ def class_of(text: str, data: Any) -> tuple[str, int]:
     names, num = list(data.names.get(condition, ())), known[condition]
     if word in names:
         return condition, names.index(word)
-    if condition == "pitch" and data.pitches is not None and NOTE.fullmatch(word) and pitch(word) in data.pitches:
-        return condition, list(data.pitches).index(pitch(word))
+    if condition == "pitch" and data.pitches is not None and midi(word, MIDDLE) in data.pitches:
+        return condition, list(data.pitches).index(midi(word, MIDDLE))
     if word.isdecimal() and int(word) < num:
         return condition, int(word)
     raise ValueError(

@@ -11,7 +11,7 @@ import torch
 from distillkit.cli import front
 from distillkit.data import StepLoader
 from domains.music.codec import Mel
-from domains.music.folder import AudioFolder, midi
+from domains.music.folder import AudioFolder, key
 
 pytest.importorskip("av")
 soundfile = pytest.importorskip("soundfile")
@@ -190,8 +190,8 @@ def test_patterns_are_refused_at_once(tmp_path, pattern, why):
 
 def test_notes_have_midi_numbers():
     notes = {"A4": 69, "Cs3": 49, "C#3": 49, "Db3": 49, "C4": 60, "C-1": 0, "B3": 59, "Cb4": 59, "60": 60, "a4": 69}
-    assert {note: midi(note) for note in notes} == notes
-    assert [midi(note) for note in ("H4", "A", "4A", "", "As")] == [None] * 5
+    assert {note: key(note) for note in notes} == notes
+    assert [key(note) for note in ("H4", "A", "4A", "", "As")] == [None] * 5
 
 
 def test_what_is_left_out_is_named_once(tmp_path):
