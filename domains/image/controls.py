@@ -168,7 +168,7 @@ def picture(place: str, box: str, shape: tuple[int, int, int]) -> tuple[Tensor, 
         ValueError: it cannot be read, or all or nothing of it is known.
     """
     if not Path(place).is_file():
-        raise ValueError(f"there is no picture {place!r}: write inpaint=FILE@x0,y0,x1,y1")
+        raise ValueError(f"there is no picture {place!r}: write --control inpaint=FILE@x0,y0,x1,y1")
     try:
         with opened(Path(place)) as image:
             opacity = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
@@ -180,7 +180,9 @@ def picture(place: str, box: str, shape: tuple[int, int, int]) -> tuple[Tensor, 
     known = torch.from_numpy(np.array(cropped(opacity, *shape[1:])))[None] >= KNOWN
     if known.all() or not known.any():
         much = "all" if known.all() else "nothing"
-        raise ValueError(f"{much} of {place} is known: say which part to make anew, inpaint={place}@x0,y0,x1,y1")
+        raise ValueError(
+            f"{much} of {place} is known: say which part to make anew, --control inpaint={place}@x0,y0,x1,y1"
+        )
     return from_uint8(np.asarray(pixels)[None], place)[0], known
 
 

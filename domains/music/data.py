@@ -74,6 +74,11 @@ class MusicData(DistillData):
         batch = self.test[rows]
         return {name: batch[name] for name in (*self.classes, *self.context)}
 
+    def real(self, num: int) -> Batch:
+        """The held-out clips whose conditions `conditions(num)` are."""
+        self.setup()
+        return self.test[shuffled(len(self.test), num)]
+
     @property
     def controls(self) -> dict[str, type]:
         """`domains.music.controls`."""

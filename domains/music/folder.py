@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distillkit import checks
-from distillkit.data import Batch, column, split
+from distillkit.data import Batch, split
 from distillkit.pipelines.captions import CAPTIONS, captions_of
 from distillkit.sources import Source, drawn, first_whole, listed
 from domains.music.data import MusicData
@@ -258,16 +258,6 @@ class AudioFolder(Sounds):
         captioned = said is not None and self.pattern is None
         self.prompts = self.names["label"] if captioned else []
         return columns
-
-    def conditions(self, num: int) -> Batch:
-        """See `DistillData.conditions`; of several conditions those that clips have together."""
-        self.setup()
-        if self.context or len(self.classes) < 2:
-            return super().conditions(num)
-        there = torch.stack([column(self.test, name) for name in self.classes], 1).unique(dim=0)
-        order = torch.randperm(len(there), generator=torch.Generator().manual_seed(self.seed))
-        asked = there[order[torch.arange(num) % len(there)]]
-        return dict(zip(self.classes, asked.unbind(1), strict=True))
 
 
 class Place(NamedTuple):

@@ -96,7 +96,9 @@ class Inpaint(Clip):
         place, _, number = text.rpartition("@") if "@" in text and not Path(text).is_file() else (text, "", "0")
         channels, frames, *size = asked.event_shape
         if not Path(place).is_file():
-            raise ValueError(f"there is no picture {place!r}: write inpaint=FILE or inpaint=FILE@FRAME")
+            raise ValueError(
+                f"there is no picture {place!r}: write --control inpaint=FILE or --control inpaint=FILE@FRAME"
+            )
         image = cropped(decoded(Path(place), channels), *size)
         frame = whole(number, frames) if number else 0
         return cls(asked, from_uint8(np.asarray(image)[None], place)[0], frame)

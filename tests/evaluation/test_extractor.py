@@ -18,6 +18,7 @@ DOMAINS = ("image", "threed", "video")
 SHA256 = {
     "image/weights/features/judge.safetensors": "50c5e71fe5f0588bb2409090a0f7af953e1612ea2b240f2afa9b83503585df98",
     "image/weights/features/model.safetensors": "8449686cbc9dcfde428a909b43331ed6cf7a8787f9735615012e8df78c53e6d4",
+    "music/weights/features/model.safetensors": "8772af839eae9ef9068694dc813401cfe084ddf4f84a9d7010614614ae590d41",
     "super_resolution/weights/features/model.safetensors": "7d4f21f5b125100323b5fdba353b322d45c484a7af83c45487c7896b8a8846b9",
     "threed/weights/features/features.safetensors": "9334389af464555808bd7d49ad504d6120bb52d66b80cc5763759551fe312f76",
     "threed/weights/features/structure.safetensors": "2230194745155cba7350cefc95d36b34ff12bf145dbcb3b66c7592e884afdb27",

@@ -94,7 +94,7 @@ def test_one_fit_leaves_the_global_generator_and_is_repeatable():
 
 
 def test_the_script_writes_weights_and_card(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ship, "Tones", lambda: Tones(train=16, val=8, test=8))
+    monkeypatch.setattr(ship, "Tones", lambda given=0: Tones(train=16, val=8, test=8, given=given))
     ship.main(["--out", str(tmp_path / "new"), "--steps", "1"])
     net = load_extractor(features.Classifier, tmp_path / "new" / "model.safetensors")
     card = (tmp_path / "new" / "README.md").read_text()
