@@ -1,6 +1,6 @@
-"""Distil the embedded teacher of notes, chords and rhythms into a four-step student.
+"""Distil the embedded teacher of notes, chords and rhythms into a two-step student.
 
-python examples/music.py [--steps 600] [--out runs/example-music]
+python examples/music.py [--steps 450] [--out runs/example-music]
 """
 
 import argparse
@@ -19,14 +19,14 @@ from domains.music.data import Tones
 from domains.music.teacher import Tones as Teacher
 
 
-def main(steps: int = 600, out: str = "runs/example-music") -> None:
+def main(steps: int = 450, out: str = "runs/example-music") -> None:
     quiet()  # fewer messages of Lightning
     seed_everything(0, verbose=False)
     teacher, data = Teacher(), Tones(batch_size=16)
-    levels = LogNormal(-1.0, 1.2)
+    levels = LogNormal(0.3, 1.6)
     method = DMD(
         teacher,
-        num_steps=4,
+        num_steps=2,
         student=Adam(lr=3e-4),
         fake_score=Adam(lr=5e-4, updates=2),
         student_times=levels,
@@ -50,7 +50,7 @@ def main(steps: int = 600, out: str = "runs/example-music") -> None:
     rows = {
         "student": student.sample(96, cond, seed=1),  # sounds, from the same noise
         "teacher": teacher.generate(96, cond, seed=1),
-        "teacher, 4 steps": teacher.generate(96, cond, 1, "euler", torch.tensor(student.times)),
+        "teacher, 2 steps": teacher.generate(96, cond, 1, "euler", torch.tensor(student.times)),
     }
     for name, samples in rows.items():
         metrics = data.evaluator()(samples, cond)
@@ -66,6 +66,6 @@ SHOWN = ("frechet", "pitch_error", "onset_f")
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=600, help="optimiser steps of all roles (default 600)")
+    parser.add_argument("--steps", type=int, default=450, help="optimiser steps of all roles (default 450)")
     parser.add_argument("--out", default="runs/example-music", help="folder for the student, the picture and the files")
     main(**vars(parser.parse_args()))
