@@ -23,14 +23,13 @@ def main(steps: int = 450, out: str = "runs/example-music") -> None:
     quiet()  # fewer messages of Lightning
     seed_everything(0, verbose=False)
     teacher, data = Teacher(), Tones(batch_size=16)
-    levels = LogNormal(0.3, 1.6)
     method = DMD(
         teacher,
         num_steps=2,
         student=Adam(lr=3e-4),
         fake_score=Adam(lr=5e-4, updates=2),
-        student_times=levels,
-        fake_times=levels,
+        student_times=LogNormal(0.3, 1.6),  # the levels at which classes are decided
+        fake_times=LogNormal(-1.0, 1.2),
         ema_halflife=2_000,
     )
     trainer = Trainer(
