@@ -79,7 +79,8 @@ def made_with(config: Mapping[str, Any], path: str | Path, trust: Sequence[str],
     lacking = [name for name in wanted if name not in recorded]
     if lacking:
         raise UsageError(
-            f"this folder does not say which {' and '.join(lacking)} it was made with, as one made by `fit` does"
+            f"{path} does not say which {' and '.join(lacking)} it was made with (a `run:` in its yaml): "
+            "give the run folder that `fit` made"
         )
     try:
         found = from_spec({name: recorded[name] for name in wanted}, tuple(trust), Path(path))

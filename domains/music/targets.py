@@ -162,7 +162,9 @@ def span(text: str, seconds: float) -> tuple[Path, float, float]:
             f"say the sound and the seconds of it to fill in, such as FILE@0.2-0.6 or FILE@0.5-, got {text!r}"
         ) from None
     if not 0 <= start < end <= seconds:
-        raise ValueError(f"the part to fill in must lie within 0-{seconds:.4g} seconds, got {text!r}")
+        raise ValueError(
+            f"the part to fill in must lie within 0-{seconds:.4g} seconds and end after it begins, got {text!r}"
+        )
     return path, start, end
 
 

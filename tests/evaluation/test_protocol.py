@@ -270,7 +270,7 @@ def test_what_was_never_trained_is_reported_on_all_the_same(tmp_path):
 
 def test_a_student_folder_without_its_data_says_so(tmp_path):
     SiD(teacher()).export(tmp_path / "student")
-    with pytest.raises(UsageError, match="does not say which data"):
+    with pytest.raises(UsageError, match="does not say which data .* give the run folder"):
         student_verbs.sample([str(tmp_path / "student")])
 
 

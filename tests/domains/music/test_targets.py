@@ -140,7 +140,7 @@ def test_spans_are_seconds():
         with pytest.raises(ValueError, match="say the sound and the seconds of it to fill in"):
             targets.span(text, 1.0)
     for text in ("a.wav@0.6-0.2", "a.wav@0.5-1.2", "a.wav@1-"):
-        with pytest.raises(ValueError, match="must lie within 0-1 seconds"):
+        with pytest.raises(ValueError, match="must lie within 0-1 seconds and end after it begins"):
             targets.span(text, 1.0)
 
 
