@@ -44,6 +44,8 @@ def levels(text: str, times: Sequence[float]) -> Tensor:
         return torch.linspace(*ends, len(times))
     if Path(text).suffix.lower() in CURVES:
         return curve(Path(text), times)
+    if not numeric(text):
+        raise ValueError(f"it is a level in dB, ramp:-40:-15, a .csv file of levels or a sound, got {text!r}")
     return torch.full([len(times)], number(text, text))
 
 

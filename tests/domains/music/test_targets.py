@@ -59,7 +59,7 @@ def test_levels_are_numbers_ramps_and_curves(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("loud", "'loud' is not a finite number"),
+        ("loud", "a level in dB, ramp:-40:-15"),
         ("nan", "'nan' is not a finite number"),
         ("ramp:-40", "a ramp goes from one level to another"),
         ("ramp:-40:up", "'up' is not a finite number, in 'ramp:-40:up'"),
