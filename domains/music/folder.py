@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import warnings
@@ -21,9 +22,10 @@ from distillkit.pipelines.captions import CAPTIONS, captions_of
 from distillkit.sources import Source, drawn, first_whole, listed
 from domains.music.data import MusicData
 from domains.music.notes import midi
-from domains.music.reading import RATES, SUFFIXES, import_av, import_soundfile, is_loud, probe, read
+from domains.music.reading import RATES, READERS, SUFFIXES, import_av, import_soundfile, is_loud, probe, read
 from domains.music.resample import length
 
+LONGEST = 1_000_000  # seconds of a file: eleven days
 REDRAWS = 10  # of a clip that is silent, at most
 TABLE = CAPTIONS[0]  # captions.csv
 TAKEN = ("data", "first", "latent", "prompt", "paths")  # names that mean something else in a batch or a data set
@@ -104,6 +106,10 @@ class Sounds(MusicData):
         import_av()
         source = Source(self.path, SUFFIXES, "sound", beside=(*CAPTIONS, ".txt"))
         facts = source.facts(probe, self.workers)
+        if wrong := [source.name(path) for path, about in facts.items() if not is_probed(about)]:
+            raise ValueError(
+                f"{source.root} has a file .distillkit-sounds.json that says of {listed(wrong)} what no sound has: delete it"
+            )
         said, lacking = self.said(source)
         files = source.without(lacking | {path: about["fault"] for path, about in facts.items() if about["fault"]})
         val, test = (max(1, round(share * len(files))) for share in self.shares)
@@ -318,6 +324,21 @@ class Clips:
             rows, clips = zip(*pool.map(read, indices.tolist()), strict=True)
         conditions = {name: numbers[list(rows)] for name, numbers in self._columns.items()}
         return self._with_first({"data": torch.stack(clips), **conditions})
+
+
+def is_probed(facts: Mapping[str, Any]) -> bool:
+    """Whether facts are such as `probe` finds; a folder's index may be damaged, or a stranger's."""
+    fault, rate, samples, peak = (facts.get(name) for name in ("fault", "rate", "samples", "peak"))
+    return isinstance(fault, str) or (
+        fault is None
+        and facts.get("reader") in [*READERS]
+        and type(rate) is int
+        and RATES[0] <= rate <= RATES[1]
+        and type(samples) is int
+        and 0 < samples <= rate * LONGEST
+        and isinstance(peak, float)
+        and math.isfinite(peak)
+    )
 
 
 def key(name: str) -> int | None:

@@ -6,7 +6,7 @@ F: frames; C: channels; N: samples. Every error here is one sentence for the com
 from __future__ import annotations
 
 import csv
-import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +45,9 @@ def levels(text: str, times: Sequence[float]) -> Tensor:
     if Path(text).suffix.lower() in CURVES:
         return curve(Path(text), times)
     if not numeric(text):
-        raise ValueError(f"it is a level in dB, ramp:-40:-15, a .csv file of levels or a sound, got {text!r}")
+        raise ValueError(
+            f"a loudness is a level in dB such as -30, ramp:-40:-10, a .csv or .txt file, or a sound; got {text!r}"
+        )
     return torch.full([len(times)], number(text, text))
 
 
@@ -56,8 +58,8 @@ def is_sound(text: str) -> bool:
 
 
 def number(text: str, source: str) -> float:
-    """The finite number that `text`, a part of `source`, says."""
-    if not numeric(text) or not math.isfinite(value := float(text)):
+    """The number that `text`, a part of `source`, says; finite in float32."""
+    if not numeric(text) or not abs(value := float(text)) <= torch.finfo(torch.float32).max:
         raise ValueError(f"{text.strip()!r} is not a finite number, in {source!r}")
     return value
 
@@ -121,10 +123,14 @@ def pitch(name: str) -> int:
 def score(path: Path, times: Sequence[float]) -> Tensor:
     """The pitch classes [F] of a MIDI file at `times`, see `melody`."""
     mido = optional("mido", "audio", "MIDI files are read with")
+    name = str(file(path))
     try:
-        messages = list(mido.MidiFile(str(file(path)), clip=True))  # their `time` is seconds since the one before
+        song = mido.MidiFile(name, clip=True)
+        messages = list(song)  # their `time` is seconds since the one before
     except Exception as error:  # the package raises what a damaged byte happens to break
         raise ValueError(f"{path} does not read as a MIDI file ({one_line(repr(error), 200)})") from None
+    if song.ticks_per_beat < 0:
+        raise ValueError(f"{path} counts time in frames of film (SMPTE): save it with ticks in a quarter note")
     notes, now, upcoming, sounding = [], 0.0, iter(messages), set()
     coming = next(upcoming, None)
     for time in times:
@@ -210,7 +216,7 @@ def sound(path: Path, rate: int, channels: int, samples: int) -> Tensor:
 
 def file(path: Path) -> Path:
     """The path of a file that is there and not empty."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # which refuses what the system refuses as a name, too
         raise ValueError(f"there is no file {path}")
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty")

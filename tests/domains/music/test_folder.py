@@ -11,7 +11,7 @@ import torch
 from distillkit.cli import front
 from distillkit.data import StepLoader
 from domains.music.codec import Mel
-from domains.music.folder import AudioFolder, key
+from domains.music.folder import AudioFolder, is_probed, key
 
 pytest.importorskip("av")
 soundfile = pytest.importorskip("soundfile")
@@ -273,3 +273,11 @@ def test_real_folders(tmp_path):
     loops = folder("music", channels=2)
     assert len(loops.train) + len(loops.val) + len(loops.test) > 300
     assert loops.train[torch.tensor([0, 100])]["data"].shape == (2, 2, 16_384)
+
+
+def test_an_index_that_says_what_no_sound_has_is_refused():
+    told = {"reader": "soundfile", "rate": 8000, "samples": 9000, "peak": 0.5, "fault": None}
+    assert is_probed(told) and is_probed({"fault": "is empty"})
+    for name, value in {"reader": [], "rate": 0, "samples": 10**15, "peak": float("nan"), "fault": 3}.items():
+        assert not is_probed(told | {name: value}), name
+        assert not is_probed({key: kept for key, kept in told.items() if key != name}) or name == "fault"
