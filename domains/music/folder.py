@@ -331,6 +331,7 @@ def is_probed(facts: Mapping[str, Any]) -> bool:
     fault, rate, samples, peak = (facts.get(name) for name in ("fault", "rate", "samples", "peak"))
     return isinstance(fault, str) or (
         fault is None
+        and "fault" in facts
         and facts.get("reader") in [*READERS]
         and type(rate) is int
         and RATES[0] <= rate <= RATES[1]
