@@ -63,11 +63,13 @@ class Mel(Codec):
         checks.not_negative(low=low)
         if hop is None and size % 4:
             raise ValueError(f"size must be divisible by 4, got {size}")
-        checks.whole(1, size // 2, hop=hop or size // 4)
-        if not low < (high or sample_rate / 2) <= sample_rate / 2:
+        hop = size // 4 if hop is None else hop
+        checks.whole(1, size // 2, hop=hop)
+        high = sample_rate / 2 if high is None else high
+        if not low < high <= sample_rate / 2:
             raise ValueError(f"bands need 0 <= low < high <= sample_rate / 2, got {low} and {high} at {sample_rate} Hz")
-        self.sample_rate, self.size, self.hop, self.steps = sample_rate, size, hop or size // 4, steps
-        self.bands, self.floor, self.mean, self.std = (num, low, high or sample_rate / 2, slaney), floor, mean, std
+        self.sample_rate, self.size, self.hop, self.steps = sample_rate, size, hop, steps
+        self.bands, self.floor, self.mean, self.std = (num, low, high, slaney), floor, mean, std
         self.vocoder = vocoder
         if vocoder is not None:
             vocoder.check(sample_rate, num, self.hop)
@@ -77,6 +79,10 @@ class Mel(Codec):
         return bands(self.sample_rate, self.size, *self.bands, device)
 
     def check(self, data):
+        if data.event_shape[-1] < self.size:
+            raise ValueError(
+                f"a window of {self.size} samples is longer than the {data.event_shape[-1]} of a clip: lower vars.codec.size"
+            )
         if None in (self.mean, self.std):
             mean, std = (round(value, 2) for value in self.measure(data.train))
             raise ValueError(

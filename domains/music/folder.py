@@ -226,7 +226,7 @@ class AudioFolder(Sounds):
         super().__init__(
             path, rate, channels, samples, stride, random_crop, val, test, seed, workers, given, batch_size, clap
         )
-        self.pattern = None if pattern is None else named_groups(pattern)
+        self.pattern = None if pattern is None else named_groups(str(pattern))
 
     names: dict[str, list[str]] = {}
     prompts: list[str] = []

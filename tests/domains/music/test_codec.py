@@ -47,6 +47,11 @@ def test_gradients_reach_sounds(sounds):
 def test_refusals():
     with pytest.raises(ValueError, match="size must be divisible by 4"):
         Mel(size=1022)
+    for wrong in ({"hop": 0}, {"high": 0.0}):
+        with pytest.raises(ValueError, match="hop|bands need 0 <= low < high"):
+            Mel(**wrong)
+    with pytest.raises(ValueError, match="a window of 16384 samples is longer than the 8192 of a clip"):
+        Mel(size=16_384).check(Tones())
     with pytest.raises(ValueError, match="bands need 0 <= low < high"):
         Mel(low=5_000.0)
 
