@@ -1,17 +1,22 @@
 """Sounds as normalised mel spectrograms and back."""
 
 import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from distillkit.spec import from_spec, to_spec
+from domains.music import reading
 from domains.music.codec import Mel
 from domains.music.data import Tones
 from domains.music.vocoder import HifiGan
 
 CODEC = Mel(mean=-7.97, std=1.97)  # of conf/data/tones.yaml
+NOTES = Path(os.environ.get("DISTILLKIT_TEST_DATA", "none"), "audio", "orchestra_notes")
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +47,17 @@ def test_gradients_reach_sounds(sounds):
     x = sounds[:2].clone().requires_grad_()
     CODEC.spectrogram(x).sum().backward()
     assert x.grad.isfinite().all() and x.grad.abs().max() > 0
+
+
+@pytest.mark.skipif(not NOTES.is_dir(), reason="DISTILLKIT_TEST_DATA names no folder with them")
+def test_the_round_trip_of_real_notes():
+    """Measured: 0.10 to 0.18 for five notes of three instruments, down to -100 dB."""
+    codec = Mel(16_000, 1_024, 64, low=0.0, floor=1e-5)
+    for path in sorted(NOTES.rglob("*.mp3"))[::136]:
+        note = reading.read(path, reading.probe(path), 0, 16_384, 16_000, 1)
+        note = F.pad(note / note.abs().max(), (0, 16_384 - note.shape[-1]))[None]
+        heard = codec.decode(codec.spectrogram(note), {})
+        assert (codec.logarithms(heard) - codec.logarithms(note)).abs().mean() < 0.3, path.name
 
 
 def test_refusals():
