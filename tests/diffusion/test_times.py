@@ -153,17 +153,17 @@ def annealed(**settings):
     ("done", "low", "high"), [(0, 0.5, 0.98), (0.25, 0.38, 0.86), (0.5, 0.26, 0.74), (1, 0.02, 0.5)]
 )
 def test_both_ends_of_uniform_levels_move_linearly(done, low, high):
-    assert annealed()(f64(0, 0.5, 1), FLOW, done).tolist() == pytest.approx([low, (low + high) / 2, high])
+    assert annealed()(f64(0, 0.5, 1), FLOW, done).tolist() == pytest.approx([low, (low + high) / 2, high], abs=1e-3)
 
 
 @pytest.mark.parametrize(("done", "low"), [(0.1, 0.5), (0.2, 0.5), (0.3, 0.26), (0.4, 0.02), (0.9, 0.02)])
 def test_levels_change_between_two_shares_of_the_run(done, low):
-    assert annealed(begin=0.2, end=0.4)(f64(0), FLOW, done).item() == pytest.approx(low)
+    assert annealed(begin=0.2, end=0.4)(f64(0), FLOW, done).item() == pytest.approx(low, abs=1e-3)
 
 
 @pytest.mark.parametrize(("done", "low"), [(0.199, 0.5), (0.2, 0.02)])
 def test_levels_change_at_once(done, low):
-    assert annealed(begin=0.2, end=0.2)(f64(0), FLOW, done).item() == pytest.approx(low)
+    assert annealed(begin=0.2, end=0.2)(f64(0), FLOW, done).item() == pytest.approx(low, abs=1e-3)
 
 
 def test_a_method_that_does_not_say_where_its_run_is_cannot_let_levels_change():
