@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Cond
@@ -17,18 +19,22 @@ class Encoded(Recorded, nn.Module):
     All other attributes are the scene's.
 
     Args:
-        network: makes data from conditions, see `networks.base.Blind`.
+        network: makes images [B, C, h, w] from conditions, see `networks.base.Blind`.
         codec: encodes them.
+        size: height and width that it encodes; images of another size are resized to it.
     """
 
     blind = True
 
-    def __init__(self, network: nn.Module, codec: Codec):
+    def __init__(self, network: nn.Module, codec: Codec, size: Sequence[int]):
         super().__init__()
-        self.network, self.codec = network, codec
+        self.network, self.codec, self.size = network, codec, tuple(size)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        return self.codec.encode({**cond, "data": self.network(x, time, cond)})
+        image = self.network(x, time, cond)
+        if image.shape[-2:] != self.size:
+            image = F.interpolate(image, size=self.size, mode="bilinear", antialias=True)
+        return self.codec.encode({**cond, "data": image})
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -93,7 +93,7 @@ class Scene(Maker):
     def make(self, teacher):
         network = copy.deepcopy(self.network)
         if type(teacher.codec) is not Codec:
-            network = Encoded(network, teacher.codec)
+            network = Encoded(network, teacher.codec, teacher.codec.data_shape(teacher.event_shape)[-2:])
         made = Denoiser(network, teacher.process, "x0")
         return made.requires_grad_(True).train()
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from distillkit import checks
+from distillkit.rendering.regularisers import total_variation
 from distillkit.rendering.voxels import ball, centres, render_grid
-from domains.text_to_3d.scenes import Painter, total_variation
+from domains.text_to_3d.scenes import Painter
 
 FIRST = 3  # R of the first layer; each of three layers doubles it
 
@@ -26,7 +27,7 @@ class Generator(Painter):
     trained on, if it knows their words; it warns then.
 
     Args:
-        held_out: prompts among `only` that are not trained on.
+        held_out: prompts among `only` that are not trained on, or the number of the last of them.
         width: channels of the first grid; each step halves them.
         texts, only, side, coarse, smooth, sparse, opaque, late: as in `Painter`.
 
@@ -38,7 +39,7 @@ class Generator(Painter):
         self,
         texts: Sequence[str] | str | None = None,
         only: Sequence[str] | None = None,
-        held_out: Sequence[str] = (),
+        held_out: Sequence[str] | int = (),
         width: int = 64,
         side: int = 32,
         coarse: float = 0.0,
@@ -49,6 +50,8 @@ class Generator(Painter):
     ):
         super().__init__(texts, only, side, coarse, smooth, sparse, opaque, late)
         checks.whole(8, 1024, width=width)
+        if isinstance(held_out, int):
+            held_out = self.only[len(self.only) - held_out :]
         self.trained = [text for text in self.only if text not in held_out]
         self.words = sorted({word for text in self.trained for word in _words(text)})
         self.embed_words = nn.Parameter(torch.randn(len(self.words), width) / width**0.5)

@@ -20,13 +20,20 @@ from distillkit.networks.blocks import wanted
 from distillkit.networks.particles import chosen
 from distillkit.pipelines.prompts import read_prompts
 from distillkit.rendering import cameras
-from distillkit.rendering.volume import Rendered
+from distillkit.rendering.gaussians import GaussianField
+from distillkit.rendering.regularisers import binarisation, sparsity, total_variation
+from distillkit.rendering.triplane import TriplaneField
+from distillkit.rendering.volume import Rendered, VolumeField
 from distillkit.rendering.voxels import VoxelField
 from distillkit.spec import Recorded
 from domains.text_to_3d.solids import PROMPTS, REACH
 
-KINDS = {"voxels": VoxelField}
-SIZES = {"voxels": "side"}  # the argument that says how fine a scene is
+# by name: the class, its argument that says how fine a scene is, and what should be smooth
+KINDS = {
+    "voxels": (VoxelField, "side", "grid"),
+    "triplane": (TriplaneField, "side", "planes"),
+    "gaussians": (GaussianField, "count", None),
+}
 
 
 class Painter(Recorded, nn.Module):
@@ -36,8 +43,8 @@ class Painter(Recorded, nn.Module):
     samples of rays lie.
 
     In training the loss has a penalty (ScaleDreamer, arXiv 2407.02040): `smooth` times the scene's
-    total variation, `sparse` times the mean opacity, and from `late` on `opaque` times the mean of
-    4 o (1 - o), which wants every pixel's opacity o to be 0 or 1.
+    total variation, `sparse` times the mean opacity, and from `late` on `opaque` times the entropy
+    of opacities, see `distillkit.rendering.regularisers`.
 
     Args:
         texts: the prompts by number, or the file that holds them, see `read_prompts`; None means
@@ -110,11 +117,11 @@ class Painter(Recorded, nn.Module):
         return F.interpolate(image, size=(self.side, self.side), mode="bilinear", align_corners=False)
 
     def _penalty(self, opacity: Tensor, prompt: Tensor) -> Tensor:
-        penalty = self.sparse * opacity.mean()
+        penalty = self.sparse * sparsity(opacity)
         if self.smooth:
             penalty = penalty + self.smooth * self.roughness(prompt)
         if self.opaque and self.done >= self.late:
-            penalty = penalty + self.opaque * (4 * opacity * (1 - opacity)).mean()
+            penalty = penalty + self.opaque * binarisation(opacity)
         return penalty
 
     def check_context(self, cond: Cond) -> None:
@@ -175,19 +182,23 @@ class Scenes(Painter):
             raise ValueError(f"scenes are made of {', '.join(KINDS)}, got kind={kind!r}")
         checks.whole(1, 4, particles=particles)
         self.particles = particles
-        size = {} if resolution is None else {SIZES[kind]: resolution}
-        self.field = KINDS[kind](num=len(self.only) * particles, seed=seed, **size)
+        field, size, self._smooth = KINDS[kind]
+        own = {} if resolution is None else {size: resolution}
+        self.field = field(num=len(self.only) * particles, seed=seed, **own)
 
     def rendered(self, camera, prompt, x, size, jitter):
-        return self.field.render(camera, self.scene(prompt, x), size, size, jitter=jitter)
+        rays = {"jitter": jitter} if isinstance(self.field, VolumeField) else {}
+        return self.field.render(camera, self.scene(prompt, x), size, size, **rays)
 
     def scene(self, prompt: Tensor, x: Tensor) -> Tensor:
         """The number of the scene in the field, int64 [B]; noise x [B, ...] chooses the particle."""
         return self._own(prompt) * self.particles + chosen(x, self.particles)
 
     def roughness(self, prompt):
-        grids = self.field.grid[(self._own(prompt) * self.particles).unique()]
-        return total_variation(grids)
+        if self._smooth is None:
+            return self.field.means.new_zeros(())
+        own = (self._own(prompt)[:, None] * self.particles + torch.arange(self.particles, device=prompt.device)).unique()
+        return total_variation(getattr(self.field, self._smooth)[own], 3 if self._smooth == "grid" else 2)
 
     def check_context(self, cond):
         super().check_context(cond)
@@ -205,11 +216,6 @@ class Scenes(Painter):
         """The places in `only` of prompts by number; of one without a scene, -1."""
         places = {text: i for i, text in enumerate(self.only)}
         return torch.tensor([*(places.get(text, -1) for text in self.texts), -1], device=prompt.device)[prompt]
-
-
-def total_variation(grid: Tensor) -> Tensor:
-    """The mean absolute difference of neighbours in grids [B, C, R, R, R]; a scalar."""
-    return sum(grid.diff(dim=axis).abs().mean() for axis in (-1, -2, -3)) / 3
 
 
 def _jitter(x: Tensor, size: int) -> Tensor:
