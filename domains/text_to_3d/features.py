@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from distillkit.progress import counted
 from domains.text_to_3d.solids import COLOURS, SHAPES
-from domains.text_to_3d.views import WORDS, view_of
+from domains.text_to_3d.views import VIEWS, view_of
 
 SHIPPED = Path(__file__).parent / "weights" / "features" / "model.safetensors"
-STEPS = 1000  # of training
+STEPS = 1500  # of training
 BATCH = 64  # renders
 SHIFT, NOISE = 2, 0.1  # pixels that renders are moved by in training, and deviation of noise, at most
-KINDS = {"shape": len(SHAPES), "colour": len(COLOURS), "view": len(WORDS)}
+KINDS = {"shape": len(SHAPES), "colour": len(COLOURS), "view": len(VIEWS)}
 
 
 class Classifier(nn.Module):
