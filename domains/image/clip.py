@@ -72,16 +72,27 @@ class ClipScore:
     @torch.no_grad()
     def __call__(self, samples: Tensor, prompt: Tensor) -> float:
         """The score of images [N, C, H, W] in [-1, 1] for the prompts with these numbers [N]."""
+        asked, row = prompt.unique(return_inverse=True)
+        cosine = self.closeness(samples, asked).gather(1, row[:, None].cpu())
+        return float(100 * cosine.clamp_min(0).mean())
+
+    @torch.no_grad()
+    def closeness(self, samples: Tensor, prompts: Tensor) -> Tensor:
+        """Cosines of the embeddings of all images and all prompts, float64 [N, P] on the CPU.
+
+        Args:
+            samples: images [N, C, H, W] in [-1, 1].
+            prompts: numbers of prompts, int64 [P].
+        """
         model, _ = self._parts
         model.to(self.device)
-        wanted = prompt.tolist()
-        self._embed(sorted({*wanted} - self._known.keys()))
+        self._embed(sorted({*prompts.tolist()} - self._known.keys()))
+        texts = torch.stack([self._known[number] for number in prompts.tolist()]).to(self.device)
         found = []
-        for x, numbers in zip(samples.split(CHUNK), prompt.split(CHUNK), strict=True):
+        for x in samples.split(CHUNK):
             images = F.normalize(model.visual_projection(model.vision_model(self.pixels(x)).pooler_output))
-            texts = torch.stack([self._known[number] for number in numbers.tolist()]).to(self.device)
-            found.append((images * texts).sum(1).clamp_min(0).double().cpu())
-        return float(100 * torch.cat(found).mean())
+            found.append((images @ texts.T).double().cpu())
+        return torch.cat(found)
 
     def _embed(self, numbers: list[int]) -> None:
         """Embeds prompts [D] that are not known yet."""
