@@ -114,11 +114,22 @@ def composite(
     before = torch.cat([torch.zeros_like(thick[..., :1]), thick.cumsum(-1)], -1)
     passed = torch.exp(-before)
     weight, left = passed[..., :-1] * -torch.expm1(-thick), passed[..., -1][:, None]
-    background = torch.as_tensor(background, dtype=dt.dtype, device=dt.device)
-    background = background[..., None, None] if background.ndim else background
-    image = (weight[:, None] * colour).sum(-1) + left * background
-    mean = (weight * depth).sum(-1)[:, None] + left * far[:, None, None, None]
-    return Rendered(image, 1 - left, mean)
+    return in_front((weight[:, None] * colour).sum(-1), left, (weight * depth).sum(-1)[:, None], far, background)
+
+
+def in_front(light: Tensor, left: Tensor, depth: Tensor, far: Tensor, background: Tensor | float) -> Rendered:
+    """Add what is left of the background.
+
+    Args:
+        light: weighted colours of the scene, [B, 3, H, W].
+        left: the share of the light that is the background's, [B, 1, H, W].
+        depth: weighted depths of the scene, [B, 1, H, W].
+        far: depth of the background, [B].
+        background: its colour, a number or [B, 3].
+    """
+    colour = torch.as_tensor(background, dtype=light.dtype, device=light.device)
+    colour = colour[..., None, None] if colour.ndim else colour
+    return Rendered(light + left * colour, 1 - left, depth + left * far[:, None, None, None])
 
 
 class VolumeField(nn.Module):
