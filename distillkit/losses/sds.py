@@ -1,0 +1,42 @@
+"""Score distillation by the teacher alone: SDS (arXiv 2209.14988) and ASD (arXiv 2407.02040)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distillkit.diffusion.process import expand
+from distillkit.losses.delta import delta_loss
+
+
+def sds_loss(
+    x_g: Tensor,
+    real: Tensor,
+    ratio: Tensor,
+    later: Tensor | None = None,
+    later_ratio: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """`0.5 mean |x_g - sg[x_g - g]|^2` with `g = w (eps_real - eps)`, or `w (eps_real - eps_later)`.
+
+    eps is the noise in x_t = alpha x_g + sigma eps, eps_real what the teacher takes for it (SDS, eq.
+    3). eps_later is what it takes for the same noise at a later time (ASD, eq. 8). In terms of
+    denoised samples, with u = sigma / alpha, `eps_real - eps = (x_g - real) / u`. The weight w is
+    that of both papers, sigma^2 of a variance-preserving process: `u^2 / (1 + u^2)` on all
+    processes. The gradient in x_g is g divided by the number of elements; the value is no
+    divergence.
+
+    Args:
+        x_g: student samples, [B, ...].
+        real: the teacher's denoised samples at the noised x_g; a constant, as the next.
+        ratio: u of each sample, [B].
+        later, later_ratio: the same at the later time; None is SDS.
+        mask: mask of sets, bool [B, *positions], true at elements.
+    """
+    with torch.no_grad():
+        u = expand(ratio, x_g)
+        weight = u**2 / (1 + u**2)
+        moved, still = weight * (x_g - real) / u, torch.zeros_like(x_g)
+        if later is not None:
+            still = weight * (x_g - later) / expand(later_ratio, x_g)
+    return delta_loss(x_g, moved, still, mask=mask)
