@@ -103,12 +103,15 @@ class Scene:
 
 
 def scenes(student: Student, cond: Cond) -> list[Scene]:
-    """The scenes of a student for the prompts of the conditions; none if it has no scenes."""
+    """The scenes of a student for the prompts of the conditions; none if it has no scenes.
+
+    The first particles of all prompts come first.
+    """
     painter = student.network
     if not isinstance(painter, Painter):
         return []
-    every = range(_particles(painter))
-    return [Scene(painter, prompt, k) for prompt in cond["prompt"].unique().tolist() for k in every]
+    prompts, particles = cond["prompt"].unique().tolist(), range(_particles(painter))
+    return [Scene(painter, prompt, k) for k in particles for prompt in prompts]
 
 
 def fog_of(gaussians: Gaussians, points: Tensor) -> tuple[Tensor, Tensor]:
