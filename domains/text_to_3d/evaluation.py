@@ -18,10 +18,14 @@ from torch.nn import functional as F
 from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor
 from distillkit.evaluation.samples import BEYOND, check, eight_bits, outside
+from distillkit.students.base import Student
 from domains.image.clip import ClipScore
 from domains.text_to_3d import features as extractors
+from domains.text_to_3d import shapes
 from domains.text_to_3d.solids import COLOURS, PROMPTS, SHAPES, painted, seen
 from domains.text_to_3d.views import VIEWS, view_of
+from domains.threed.evaluation import CELLS, Surfaces, chamfer
+from domains.threed.meshes import Mesh
 
 REFERENCES = 64  # views of each prompt that the samples' distribution is compared with
 SIDE = 32  # pixels at which the classifier looks
@@ -55,6 +59,13 @@ class Evaluator:
     - `outside`: share of values clearly outside of [-1, 1]. All are cut to it before they are
       measured.
 
+    Of scenes themselves, the mean over the scenes of the prompts (see `shapes`):
+
+    - `chamfer`: from the surface to that of the solid, in the unit of the world, in which the cube
+      has side 2: the mean over both ways of the mean distance to the nearest of the cells that the
+      other passes through. A scene without a surface counts as a point in the middle.
+    - `opacity`, `decided`, `floaters`: see `shapes.occupancy`.
+
     Args:
         train: the training data, len() and train[indices] -> batch; its cameras see the reference.
         held_out: one or two data sets; the last stands in for samples where real data are measured.
@@ -78,6 +89,7 @@ class Evaluator:
         better = {"frechet": "lower", "rank": "lower", "r_precision": "higher", "solid_rank": "lower"}
         better |= {"solid_r_precision": "higher", "psnr_to_solid": "higher", "view_agreement": "higher"}
         better |= {"janus": "lower", "outside": "lower"}
+        better |= {"chamfer": "lower", "opacity": "target", "decided": "higher", "floaters": "lower"}
         return better | ({"clip": "higher", "clip_r_precision": "higher"} if self.clip else {})
 
     def describe(self) -> dict[str, Any]:
@@ -96,6 +108,9 @@ class Evaluator:
             "pixels": "rounded to 8 bits",
             "outside": f"more than {BEYOND} beyond [-1, 1]",
             "best_psnr": BEST_PSNR,
+            "surface_cells": CELLS,
+            "opacity_cells": shapes.CELLS,
+            "half_of_the_light_in": shapes.HALF,
             **({"clip": self.clip.facts} if self.clip else {}),
         }
 
@@ -125,15 +140,21 @@ class Evaluator:
         place = torch.searchsorted(self.asked, own)
         return {"clip": self.clip(samples, own), "clip_r_precision": ranked(closeness, place)[1]}
 
-    def floor(self, num_samples: int = 250) -> dict[str, float]:
-        """Metrics of held-out true renders; they have no PSNR, for they are the truth.
+    def of_student(self, student: Student, cond: Batch) -> dict[str, float]:
+        """Metrics of the student's scenes of the prompts in `cond`; none if it has no scenes."""
+        found = [of_scene(scene) for scene in shapes.scenes(student, cond)]
+        return {name: float(np.mean([each[name] for each in found])) for name in (found[0] if found else ())}
 
-        Give `num_samples` the number of samples of the model beside it: the distance is biased by
-        it.
+    def floor(self, num_samples: int = 250) -> dict[str, float]:
+        """Metrics of held-out true renders, and the opacity of the solids.
+
+        They have no PSNR, for they are the truth. Give `num_samples` the number of samples of the
+        model beside it: the distance is biased by it.
         """
         batch = self.real[torch.arange(num_samples) % len(self.real)]
         found = self(batch["data"], batch) | self.thorough(batch["data"], batch)
-        return {name: value for name, value in found.items() if name != "psnr_to_solid"}
+        del found["psnr_to_solid"]
+        return found | {"opacity": float(np.mean([shapes.filled(_shape(prompt)) for prompt in self.asked.tolist()]))}
 
     @cached_property
     def extractor(self) -> extractors.Classifier:
@@ -160,6 +181,13 @@ class Evaluator:
         """Mean squared distances [N, P] of images from the true renders of all solids."""
         truths = (eight_bits(self._views(prompt, camera)) for prompt in range(len(PROMPTS)))
         return torch.stack([(x - truth).square().mean((1, 2, 3)) for truth in truths], 1)
+
+
+def of_scene(scene: shapes.Scene) -> dict[str, float]:
+    """What a scene is, beside the solid of its prompt; see `Evaluator`."""
+    both = shapes.mesh(scene), shapes.true_mesh(_shape(scene.prompt))
+    own, true = (Surfaces([Mesh(each.vertices / 2, each.faces)]) for each in both)  # in a cube of side 1
+    return {"chamfer": 2 * float(chamfer(own, true)), **shapes.occupancy(shapes.opacities(scene))}
 
 
 class Views:
@@ -200,6 +228,11 @@ def ranked(scores: Tensor, right: Tensor) -> tuple[float, float]:
     total = scores.new_zeros(len(asked), scores.shape[1]).index_add_(0, row, scores)
     mean = total / torch.bincount(row)[:, None]
     return float(_rank(scores, right).mean()), float((_rank(mean, asked) == 1).double().mean())
+
+
+def _shape(prompt: int) -> int:
+    """The number in `solids.SHAPES` of a prompt's shape."""
+    return prompt // len(COLOURS)
 
 
 def _rank(scores: Tensor, right: Tensor) -> Tensor:

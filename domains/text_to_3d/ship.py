@@ -21,8 +21,9 @@ says of shape and colour ranks the prompts, what it says of the view tells wheth
 - Data: the training split of `domains.text_to_3d.data.Solids` with {views} views of each prompt ({train:,} renders of
   sixteen solids, 32 x 32, three channels in [-1, 1]). In training they are moved by up to {shift} pixels, blurred, and made
   noisy by a deviation of up to {noise}. Validation and test views have other cameras.
-- Accuracy: {val} on the validation split; {test} on the test split.
-  Views near the borders of the words (45 degrees from the front and from the back) are hard to tell apart.
+- Accuracy: {val} on the validation split,
+  {test} on the test split. Views near the borders of the words (45 degrees from the front and
+  from the back) are hard to tell apart.
 - Training: {steps} steps of AdamW, batches of {batch}, seed {seed}, {seconds:.0f} s on one CPU core.
 - sha256 of `model.safetensors`: `{sha256}`
 
