@@ -9,7 +9,16 @@ import torch
 
 from distillkit.errors import UsageError
 from distillkit.rendering.cameras import intrinsics, orbit, pose, project, rays, to_opencv
-from distillkit.rendering.gaussians import BLUR, GaussianField, Gaussians, on_screen, render_gaussians, rotations
+from distillkit.rendering.gaussians import (
+    BLUR,
+    GaussianField,
+    Gaussians,
+    blend,
+    blend_by_gsplat,
+    on_screen,
+    render_gaussians,
+    rotations,
+)
 
 
 def some(num=5, scenes=2, seed=0):
@@ -163,18 +172,17 @@ def test_gsplat_gets_what_it_wants(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "gsplat", SimpleNamespace(rasterization=rasterization))
     gaussians, camera = some(), orbit(torch.tensor([0.5, 2.0]), 0.4, 2.5, 0.9)
-    for a, b in zip(
-        render_gaussians(gaussians, camera, 5, 6, backend="gsplat"),
-        render_gaussians(gaussians, camera, 5, 6),
-        strict=True,
-    ):
+    for a, b in zip(blend_by_gsplat(gaussians, camera, 5, 6), blend(gaussians, camera, 5, 6), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert GaussianField(count=513, backend="gsplat").means.shape == (1, 513, 3)
 
 
-def test_without_gsplat_the_extra_is_named(monkeypatch):
+def test_gsplat_that_cannot_draw_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "gsplat", None)
+    camera = orbit(0.0, 0.0, 2.0, 0.8)
     with pytest.raises(UsageError, match=r"pip install 'distillkit\[gsplat\]'"):
-        GaussianField(count=2, backend="gsplat").render(
-            orbit(0.0, 0.0, 2.0, 0.8), torch.zeros(1, dtype=torch.int64), 4, 4
-        )
+        blend_by_gsplat(one(), camera, 4, 4)
+    with pytest.raises(UsageError, match="CUDA alone, and the cameras are on cpu: leave it out"):
+        GaussianField(count=2, backend="gsplat").render(camera, torch.zeros(1, dtype=torch.int64), 4, 4)
+    with pytest.raises(ValueError, match="drawn by torch or gsplat, got backend='cuda'"):
+        GaussianField(backend="cuda")
