@@ -57,7 +57,7 @@ def test_depth_of_a_wall_is_that_along_the_axis():
 
 
 def test_span_in_closed_form():
-    """Through the middle, away, from inside, beside the cube twice, corner to corner, in two faces."""
+    """Through the middle, away, from inside, past the cube, corner to corner, along two faces."""
     r2, missed = 2**0.5, [NEAREST, NEAREST]
     rows = [
         ([3, 0, 0], [-1, 0, 0], [2, 4]),
