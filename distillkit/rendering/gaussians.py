@@ -12,13 +12,13 @@ B: views; N: Gaussians; H, W: pixels.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from distillkit import checks
-from distillkit.errors import optional
+from distillkit.errors import UsageError, optional
 from distillkit.rendering.cameras import intrinsics, pose, project, to_opencv
 from distillkit.rendering.volume import NEAREST, Rendered, behind, in_front
 from distillkit.spec import Recorded
@@ -96,15 +96,19 @@ def render_gaussians(
         backend: this file, or the package gsplat, which needs CUDA and takes far more Gaussians.
 
     Raises:
-        UsageError: gsplat does not import.
+        UsageError: gsplat does not import, or the cameras are not on CUDA.
     """
-    blend = _blend_by_gsplat if backend == "gsplat" else _blend
+    if backend == "gsplat" and not camera.is_cuda:
+        raise UsageError(
+            f"backend=gsplat draws on CUDA alone, and the cameras are on {camera.device.type}: leave it out"
+        )
+    drawn = blend_by_gsplat if backend == "gsplat" else blend
     with torch.autocast(camera.device.type, enabled=False):  # 8 bits are too few for places
-        light, left, depth = blend(Gaussians(*(part.to(camera) for part in gaussians)), camera, height, width)
+        light, left, depth = drawn(Gaussians(*(part.to(camera) for part in gaussians)), camera, height, width)
         return in_front(light, left, depth, behind(camera), background)
 
 
-def _blend(gaussians: Gaussians, camera: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def blend(gaussians: Gaussians, camera: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted colours [B, 3, H, W], the light that is left and weighted depths [B, 1, H, W]."""
     centre, covariance, depth = on_screen(gaussians, camera, height, width)
     opacity = torch.where(depth > NEAREST, gaussians.opacities, 0.0)
@@ -124,7 +128,8 @@ def _blend(gaussians: Gaussians, camera: Tensor, height: int, width: int) -> tup
     return light[:, 1:], passed[:, -1:], light[:, :1]
 
 
-def _blend_by_gsplat(gaussians: Gaussians, camera: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def blend_by_gsplat(gaussians: Gaussians, camera: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `blend`, by the package gsplat (1.5 or later)."""
     gsplat = optional("gsplat", "gsplat", "Gaussians on CUDA are drawn with")
     light, opacity, _ = gsplat.rasterization(
         *gaussians,
@@ -165,11 +170,11 @@ class GaussianField(Recorded, nn.Module):
         backend: Backend = "torch",
     ):
         super().__init__()
+        if backend not in get_args(Backend):
+            raise ValueError(f"Gaussians are drawn by {' or '.join(get_args(Backend))}, got backend={backend!r}")
         checks.whole(1, 2**20, num=num)
-        if backend == "torch":
-            checks.whole(1, MOST, "backend=gsplat takes more", count=count)
-        else:
-            checks.whole(1, 2**22, count=count)
+        most, why = (MOST, "backend=gsplat takes more") if backend == "torch" else (2**22, "")
+        checks.whole(1, most, why, count=count)
         checks.positive(radius=radius, scale=scale)
         checks.not_negative(std=std)
         self.backend = backend

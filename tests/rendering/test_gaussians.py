@@ -9,7 +9,16 @@ import torch
 
 from distillkit.errors import UsageError
 from distillkit.rendering.cameras import intrinsics, orbit, pose, project, rays, to_opencv
-from distillkit.rendering.gaussians import BLUR, GaussianField, Gaussians, on_screen, render_gaussians, rotations
+from distillkit.rendering.gaussians import (
+    BLUR,
+    GaussianField,
+    Gaussians,
+    blend,
+    blend_by_gsplat,
+    on_screen,
+    render_gaussians,
+    rotations,
+)
 
 
 def some(num=5, scenes=2, seed=0):
@@ -53,13 +62,17 @@ def test_an_ellipse_spreads_by_the_derivative_of_the_projection():
 
 
 def test_rotations():
-    """A quarter turn about each axis takes the next axis to the one after."""
-    r = 0.5**0.5
-    for axis in range(3):
-        turn = torch.zeros(4)
-        turn[0], turn[1 + axis] = r, r
-        found = rotations(3 * turn) @ torch.eye(3)[(axis + 1) % 3]
-        torch.testing.assert_close(found, torch.eye(3)[(axis + 2) % 3])
+    """Quarter turns about x, y and z, and what is true of all turns."""
+    turns = torch.tensor([[3.0, 3, 0, 0], [3, 0, 3, 0], [3, 0, 0, 3]])
+    expected = [
+        [[1, 0, 0], [0, 0, -1], [0, 1, 0]],
+        [[0, 0, 1], [0, 1, 0], [-1, 0, 0]],
+        [[0, -1, 0], [1, 0, 0], [0, 0, 1]],
+    ]
+    torch.testing.assert_close(rotations(turns), torch.tensor(expected).float())
+    found = rotations(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(found @ found.mT, torch.eye(3).expand(9, 3, 3))
+    torch.testing.assert_close(torch.linalg.det(found), torch.ones(9))
 
 
 def loops(means, quaternions, scales, opacities, colours, w2c, matrix, width, height):
@@ -98,6 +111,13 @@ def test_blending_is_that_of_loops_over_pixels():
         torch.testing.assert_close(
             found.depth[b, 0], (picture[..., 3:] + (1 - opacity) * (2.5 + 3**0.5))[..., 0], rtol=1e-4, atol=1e-5
         )
+
+
+def test_gaussians_of_a_generator_in_half_precision_are_drawn_in_single():
+    half = Gaussians(*(part.bfloat16() for part in some()))
+    camera = orbit(torch.tensor([0.5, 2.0]), 0.4, 2.5, 0.9)
+    expected = render_gaussians(Gaussians(*(part.float() for part in half)), camera, 5, 6)
+    assert all(torch.equal(a, b) for a, b in zip(render_gaussians(half, camera, 5, 6), expected, strict=True))
 
 
 def test_the_peak_is_at_the_projected_centre():
@@ -163,18 +183,17 @@ def test_gsplat_gets_what_it_wants(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "gsplat", SimpleNamespace(rasterization=rasterization))
     gaussians, camera = some(), orbit(torch.tensor([0.5, 2.0]), 0.4, 2.5, 0.9)
-    for a, b in zip(
-        render_gaussians(gaussians, camera, 5, 6, backend="gsplat"),
-        render_gaussians(gaussians, camera, 5, 6),
-        strict=True,
-    ):
+    for a, b in zip(blend_by_gsplat(gaussians, camera, 5, 6), blend(gaussians, camera, 5, 6), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert GaussianField(count=513, backend="gsplat").means.shape == (1, 513, 3)
 
 
-def test_without_gsplat_the_extra_is_named(monkeypatch):
+def test_gsplat_that_cannot_draw_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "gsplat", None)
+    camera = orbit(0.0, 0.0, 2.0, 0.8)
     with pytest.raises(UsageError, match=r"pip install 'distillkit\[gsplat\]'"):
-        GaussianField(count=2, backend="gsplat").render(
-            orbit(0.0, 0.0, 2.0, 0.8), torch.zeros(1, dtype=torch.int64), 4, 4
-        )
+        blend_by_gsplat(one(), camera, 4, 4)
+    with pytest.raises(UsageError, match="CUDA alone, and the cameras are on cpu: leave it out"):
+        GaussianField(count=2, backend="gsplat").render(camera, torch.zeros(1, dtype=torch.int64), 4, 4)
+    with pytest.raises(ValueError, match="drawn by torch or gsplat, got backend='cuda'"):
+        GaussianField(backend="cuda")
