@@ -154,7 +154,8 @@ class Evaluator:
         batch = self.real[torch.arange(num_samples) % len(self.real)]
         found = self(batch["data"], batch) | self.thorough(batch["data"], batch)
         del found["psnr_to_solid"]
-        return found | {"opacity": float(np.mean([shapes.filled(_shape(prompt)) for prompt in self.asked.tolist()]))}
+        volumes = [shapes.true_mesh(_shape(prompt)).volume for prompt in self.asked.tolist()]
+        return found | {"opacity": float(np.mean(volumes)) / 8}
 
     @cached_property
     def extractor(self) -> extractors.Classifier:
