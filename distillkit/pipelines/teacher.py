@@ -90,7 +90,7 @@ class PipelineTeacher(Teacher):
         process, prediction = family.process(scheduler, shape)
         settings = family.read_settings(root, shape, dict(asked or {}))
         tables = embed(root, family, wanted, negative_prompt, settings, dtype) if wanted else {}
-        shapes = {name: [len(wanted), *table.shape[1:]] for name, table in tables.items()}
+        shapes = {name: [len(table) - 1, *table.shape[1:]] for name, table in tables.items()}
         network = released(family, root, shapes, DTYPES[dtype], settings)
         network.texts = Texts.of(tables)
         classes = {"prompt": len(wanted)} if wanted else family.classes(network)
@@ -227,7 +227,7 @@ def embed(
 
     def make() -> dict[str, Tensor]:
         pipeline = encoders(root, family, DTYPES[dtype]).to(device or devices.own())
-        made = in_chunks(lambda some: family.encode(pipeline, some, settings), prompts)
+        made = in_chunks(lambda some: family.encode(pipeline, some, settings), family.wordings(prompts))
         null = {name: row.cpu() for name, row in family.encode_negative(pipeline, negative_prompt, settings).items()}
         return {name: torch.cat([made[name], null[name].to(made[name].dtype)]) for name in made}
 

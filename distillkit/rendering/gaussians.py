@@ -99,8 +99,9 @@ def render_gaussians(
         UsageError: gsplat does not import.
     """
     blend = _blend_by_gsplat if backend == "gsplat" else _blend
-    light, left, depth = blend(gaussians, camera, height, width)
-    return in_front(light, left, depth, behind(camera), background)
+    with torch.autocast(camera.device.type, enabled=False):  # 8 bits are too few for places
+        light, left, depth = blend(Gaussians(*(part.to(camera) for part in gaussians)), camera, height, width)
+        return in_front(light, left, depth, behind(camera), background)
 
 
 def _blend(gaussians: Gaussians, camera: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,7 +26,7 @@ def look_up(planes: Tensor, points: Tensor) -> Tensor:
     """
     places = torch.stack([points[..., axes] for axes in AXES], 1)  # [B, 3, P, 2]
     read = F.grid_sample(
-        planes.flatten(0, 1), places.flatten(0, 1)[:, :, None], padding_mode="border", align_corners=False
+        planes.flatten(0, 1).to(points), places.flatten(0, 1)[:, :, None], padding_mode="border", align_corners=False
     )
     return read[..., 0].unflatten(0, planes.shape[:2]).sum(1)
 

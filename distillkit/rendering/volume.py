@@ -82,16 +82,17 @@ def render(
         jitter: where in their intervals the samples lie, in [0, 1), a number or a shape that
             broadcasts to [B, H, W]. Uniform draws make the light nearly unbiased in training.
     """
-    origins, towards = rays(camera, height, width)
-    near, far = span(origins[:, None, None].expand_as(towards), towards)
-    dt = (far - near) / samples
-    jitter = torch.as_tensor(jitter, dtype=dt.dtype, device=dt.device)
-    at = near[..., None] + (torch.arange(samples, device=dt.device) + jitter[..., None]) * dt[..., None]
-    points = origins[:, None, None, None] + at[..., None] * towards[..., None, :]
-    density, colour = fog(points.flatten(1, 3))
-    density, colour = density.reshape(at.shape), colour.reshape(len(at), 3, *at.shape[1:])
-    axis = (towards * -pose(camera)[:, None, None, :3, 2]).sum(-1)  # depth per distance
-    return composite(density, colour, dt, at * axis[..., None], behind(camera), background)
+    with torch.autocast(camera.device.type, enabled=False):  # 8 bits are too few for places
+        origins, towards = rays(camera, height, width)
+        near, far = span(origins[:, None, None].expand_as(towards), towards)
+        dt = (far - near) / samples
+        jitter = torch.as_tensor(jitter, dtype=dt.dtype, device=dt.device)
+        at = near[..., None] + (torch.arange(samples, device=dt.device) + jitter[..., None]) * dt[..., None]
+        points = origins[:, None, None, None] + at[..., None] * towards[..., None, :]
+        density, colour = fog(points.flatten(1, 3))
+        density, colour = density.reshape(at.shape), colour.reshape(len(at), 3, *at.shape[1:])
+        axis = (towards * -pose(camera)[:, None, None, :3, 2]).sum(-1)  # depth per distance
+        return composite(density, colour, dt, at * axis[..., None], behind(camera), background)
 
 
 def composite(

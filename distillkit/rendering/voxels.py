@@ -41,7 +41,9 @@ def ball(points: Tensor, radius: float) -> Tensor:
 def look_up(grid: Tensor, points: Tensor) -> Tensor:
     """The values of grids [B, C, R, R, R] at points of the cube [B, P, 3], [B, C, P]."""
     # the last axis of a grid is x, and grid_sample too takes x first
-    return F.grid_sample(grid, points[:, :, None, None], padding_mode="border", align_corners=False)[..., 0, 0]
+    return F.grid_sample(grid.to(points), points[:, :, None, None], padding_mode="border", align_corners=False)[
+        ..., 0, 0
+    ]
 
 
 def render_grid(

@@ -95,7 +95,8 @@ class Generator(Painter):
                 raise ValueError(
                     f"the generator never saw the word {unknown[0]!r} of {text!r}; it knows {', '.join(self.words)}"
                 )
-        if new := [text for text in texts if text not in self.trained]:
+        seen = [sorted(_words(text)) for text in self.trained]
+        if new := [text for text in texts if sorted(_words(text)) not in seen]:
             warnings.warn(
                 f"the generator was not trained on {', '.join(map(repr, new[:4]))}: it puts words together that it knows",
                 stacklevel=2,

@@ -159,12 +159,23 @@ def test_views_of_many_scenes_are_views_of_each(kind):
     assert together.image.min() >= 0 and together.image.max() <= 1
 
 
+@pytest.mark.parametrize("kind", SMALL)
+def test_mixed_precision_does_not_move_anything(kind):
+    field = SMALL[kind]()
+    camera, scene = orbit(torch.tensor([0.4, 2.0]), 0.3, 2.2, 0.9), torch.tensor([1, 0])
+    expected = field.render(camera, scene, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = field.render(camera, scene, 6, 6)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_grids_of_a_generator_render_as_those_of_a_field():
     field = VoxelField(2, 8, std=1.0)
     camera = orbit(torch.tensor([0.4, 2.0]), 0.3, 2.2, 0.9)
     expected = field.render(camera, torch.tensor([1, 0]), 8, 8, 0.2, 0.3)
     found = render_grid(field.grid[[1, 0]], camera, 8, 8, 32, 0.2, 0.3)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    render_grid(field.grid[[1, 0]].bfloat16(), camera, 8, 8).image.sum().backward()  # as autocast makes them
 
 
 @pytest.mark.parametrize("kind", BALLS)
