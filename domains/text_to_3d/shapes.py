@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from distillkit.diffusion.denoiser import Cond
+from distillkit.networks.encoded import Encoded
 from distillkit.rendering.gaussians import Gaussians, rotations
 from distillkit.rendering.voxels import activated, look_up
 from distillkit.students.base import Student
@@ -107,7 +108,8 @@ def scenes(student: Student, cond: Cond) -> list[Scene]:
 
     The first particles of all prompts come first.
     """
-    painter = student.network
+    network = student.network
+    painter = network.network if isinstance(network, Encoded) else network  # renders of a student of latents
     if not isinstance(painter, Painter):
         return []
     prompts, particles = cond["prompt"].unique().tolist(), range(_particles(painter))
@@ -130,7 +132,9 @@ def fog_of(gaussians: Gaussians, points: Tensor) -> tuple[Tensor, Tensor]:
     """
     means, quaternions, scales, opacities, colours = (each.to(points) for each in gaussians)
     axes = rotations(quaternions) / scales[:, None]  # [N, 3, 3]
-    away = (points[0] @ axes.movedim(0, 1).flatten(1)).unflatten(1, (-1, 3)) - (means[:, None] @ axes)[:, 0]  # [P, N, 3]
+    away = (points[0] @ axes.movedim(0, 1).flatten(1)).unflatten(1, (-1, 3)) - (means[:, None] @ axes)[
+        :, 0
+    ]  # [P, N, 3]
     thick = -torch.log1p(-opacities.clamp_max(0.999)) / (math.sqrt(2 * math.pi) * scales.prod(-1) ** (1 / 3))
     each = thick * torch.exp(-away.square().sum(-1) / 2)  # [P, N]
     density = each.sum(1)

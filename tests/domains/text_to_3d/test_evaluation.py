@@ -1,4 +1,4 @@
-"""Renders against the true solids in closed form, faces where there are none, and scenes themselves."""
+"""Renders against true solids in closed form, faces where there are none, scenes themselves."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import pytest
 import solid_scenes
 import torch
 
+from distillkit.codec import Codec
+from distillkit.networks.encoded import Encoded
 from distillkit.rendering.cameras import orbit
 from distillkit.rendering.gaussians import Gaussians, render_gaussians
 from domains.text_to_3d import shapes
 from domains.text_to_3d.data import Solids
-from domains.text_to_3d.evaluation import FRONT, Views, ranked
+from domains.text_to_3d.evaluation import FRONT, Evaluator, PromptEvaluator, Views, ranked
 from domains.text_to_3d.generator import Generator
 from domains.text_to_3d.scenes import Scenes
 from domains.text_to_3d.solids import PROMPTS, SHAPES, distance, render
@@ -133,24 +135,42 @@ def test_a_camera_sees_each_shape_once(data):
     assert len(views._known) == 2 and all(len(looks) == 6 for looks in views._known.values())
 
 
-def test_clip_finds_prompts(data, real):
-    """A stand-in for a CLIP model that takes every prompt for the next one but the last."""
+class Clip:
+    """A stand-in for a CLIP model that takes every prompt for the next one, but the last."""
 
-    class Clip:
-        facts = {"name": "stand-in"}
+    facts, prompts = {"name": "stand-in"}, list(PROMPTS)
 
-        def closeness(self, samples, prompts):
-            own = real[1]["prompt"][: len(samples), None]
-            return (prompts == (own + 1) % 16).double() + 2.0 * (prompts == own) * (own == 15)
+    def __init__(self, prompt):
+        self.prompt = prompt
 
-        def __call__(self, samples, prompt):
-            return 7.0
+    def closeness(self, samples, prompts):
+        own = self.prompt[:, None]
+        return (
+            0.5 * (prompts == (own + 1) % 16) - 0.1 * (prompts == own) + 0.9 * (prompts == own) * (own == 15)
+        ).double()
 
-    plain = data.evaluator()
-    evaluator = type(plain)(data.train, [data.test], data.prompts, Clip())
-    assert evaluator.thorough(*real) == {"clip": 7.0, "clip_r_precision": pytest.approx(1 / 16)}
-    assert evaluator.better["clip_r_precision"] == "higher" and "clip" not in plain.better
-    assert evaluator.describe()["clip"] == Clip.facts and plain.thorough(*real) == {}
+
+def test_clip_finds_prompts(data, evaluator, real):
+    samples, cond = real
+    clip = Clip(cond["prompt"])
+    asked = Evaluator(data.train, [data.test], clip)
+    expected = {"clip": pytest.approx(100 * 0.8 / 16), "clip_r_precision": pytest.approx(1 / 16)}
+    assert asked.thorough(samples, cond) == expected
+    assert asked.better["clip_r_precision"] == "higher" and "clip" not in evaluator.better
+    assert asked.describe()["clip"] == Clip.facts and evaluator.thorough(samples, cond) == {}
+    free = PromptEvaluator((3, 32, 32), clip=clip)
+    assert free.thorough(samples, cond) == expected and free.better["clip_r_precision"] == "higher"
+    assert PromptEvaluator((3, 32, 32)).thorough(samples, cond) == {}
+
+
+def test_without_solids_scenes_are_measured_alone():
+    free = PromptEvaluator((3, 32, 32))
+    own = solid_scenes.student(solid_scenes.painter([BLUE_CUBE]))
+    found = free.of_student(own, {"prompt": torch.tensor([BLUE_CUBE])})
+    assert set(found) == {"opacity", "decided", "floaters"} and found["opacity"] == pytest.approx(0.84**3 / 8, rel=0.15)
+    own.denoiser.network = Encoded(own.network, Codec(), (32, 32))
+    assert free.of_student(own, {"prompt": torch.tensor([BLUE_CUBE])}) == found
+    assert free.describe()["domain"] == "text_to_3d" and free.floor(4) == {}
 
 
 # Scenes themselves
@@ -250,15 +270,19 @@ def test_gaussians_as_fog_take_as_much_light_through_the_middle():
     drawn = render_gaussians(Gaussians(*(each[None] for each in one)), camera, 65, 65)
     assert float(drawn.opacity[0, 0, 32, 32]) == pytest.approx(0.7, abs=1e-3)
     flat = one._replace(scales=torch.tensor([[0.4, 0.05, 0.05]]))
-    assert shapes.fog_of(flat, torch.tensor([[[0.5, -0.1, 0.1]]]))[0] > 10 * shapes.fog_of(
-        flat, torch.tensor([[[0.2, 0.2, 0.1]]])
-    )[0]
+    assert (
+        shapes.fog_of(flat, torch.tensor([[[0.5, -0.1, 0.1]]]))[0]
+        > 10 * shapes.fog_of(flat, torch.tensor([[[0.2, 0.2, 0.1]]]))[0]
+    )
 
 
 def test_all_kinds_of_scenes_are_looked_at(evaluator):
     cond = {"prompt": torch.tensor([RED_TORUS, BLUE_CUBE])}
     only = [PROMPTS[i] for i in (RED_TORUS, BLUE_CUBE)]
-    for network in (*(Scenes(only=only, kind=kind) for kind in ("triplane", "gaussians")), Generator(only=only)):
+    for network in (
+        *(Scenes(only=only, kind=kind, resolution=64) for kind in ("triplane", "gaussians")),
+        Generator(only=only),
+    ):
         found = evaluator.of_student(solid_scenes.student(network.eval()), cond)
         assert 0.02 < found["chamfer"] < 0.3 and 0.01 < found["opacity"] < 0.2  # a ball at first
 
