@@ -233,6 +233,16 @@ def test_surfaces_lie_where_scenes_are(place):
     assert found.vertices.mean(0) == pytest.approx(np.array(place), abs=0.02)
 
 
+def test_the_surface_of_a_soft_ball_is_where_half_of_the_light_is_gone():
+    """The density falls with the radius; at 0.5 it takes half of the light in 1/12."""
+    scene, level = solid_scenes.painter([RED_SPHERE]), 12 * math.log(2)
+    with torch.no_grad():
+        radius = solid_scenes.centres(32).norm(dim=-1)
+        scene.field.grid[0, 0] = 1 + math.log(math.expm1(level / 20)) + 6 * (0.5 - radius)
+    (made,) = shapes.scenes(solid_scenes.student(scene), {"prompt": torch.tensor([RED_SPHERE])})
+    assert np.linalg.norm(shapes.mesh(made).vertices, axis=1) == pytest.approx(0.5, abs=0.01)
+
+
 def test_vertices_have_the_colour_of_what_is_inside():
     scenes = shapes.scenes(
         solid_scenes.student(solid_scenes.painter([BLUE_CUBE])), {"prompt": torch.tensor([BLUE_CUBE])}

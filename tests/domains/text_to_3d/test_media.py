@@ -50,11 +50,12 @@ def test_a_turn_has_sixty_views_and_begins_at_the_front(files):
     with Image.open(folder / "scene_1.gif") as turning:
         assert turning.n_frames == 60 and turning.size == (32, 32) and turning.info["duration"] == 50
         frames = []
-        for i in (0, 15, 30, 45):
+        for i in (0, 15, 30, 45, 8):
             turning.seek(i)
-            frames.append(np.asarray(turning.convert("RGB"), int))
-    dark = [int((frame.max(-1) < 100).sum()) for frame in frames]
-    assert dark[0] > 5 * max(dark[1:])  # the stripe of the front, whose end is seen from behind
+            frames.append(np.asarray(turning.convert("RGB"), int).max(-1) < 100)  # the stripe
+    dark = [int(frame.sum()) for frame in frames]
+    assert dark[0] > 5 * max(dark[1:4])  # of the front; its end is seen from behind
+    assert dark[4] > 10 and frames[4].nonzero()[1].mean() < 14  # from its left, the front is on the left
     with av.open(str(folder / "scene_1.mp4")) as film:
         assert sum(1 for _ in film.decode(video=0)) == 60 and film.duration == pytest.approx(3e6, rel=0.02)
 
