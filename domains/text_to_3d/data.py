@@ -88,6 +88,7 @@ class Solids(DistillData):
         seed: of the cameras.
         orbits: the cameras; None means those of `Orbits`.
         batch_size: views in a batch.
+        clip: folder of a CLIP model, see `ClipScore`; None leaves its metrics out.
 
     Raises:
         ValueError: there are no prompts, or one is unknown.
@@ -108,6 +109,7 @@ class Solids(DistillData):
         seed: int = 0,
         orbits: Orbits | None = None,
         batch_size: int = 16,
+        clip: str | None = None,
     ):
         super().__init__(batch_size)
         checks.whole(1, train=train, val=val, test=test, side=side)
@@ -120,7 +122,7 @@ class Solids(DistillData):
         if not self.trained:
             raise ValueError("data.held_out leaves no prompt to train on: hold out fewer")
         self.prompts, self.sizes, self.seed = list(PROMPTS), (train, val, test), seed
-        self.orbits = orbits or Orbits()
+        self.orbits, self.clip = orbits or Orbits(), clip
         self.event_shape, self.classes = (3, side, side), {"prompt": len(PROMPTS)}
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
@@ -142,9 +144,10 @@ class Solids(DistillData):
         return TensorData({name: value.flatten(0, 1) for name, value in rows.items()})
 
     def build_evaluator(self, held_out: Sequence[Any]) -> Any:
+        from domains.image.clip import ClipScore
         from domains.text_to_3d.evaluation import Evaluator
 
-        return Evaluator(self.train, held_out, self.prompts)
+        return Evaluator(self.train, held_out, ClipScore(self.clip, self.prompts) if self.clip else None)
 
     @property
     def media(self) -> ModuleType:

@@ -20,6 +20,7 @@ from distillkit.evaluation.extractor import load_extractor
 from distillkit.evaluation.samples import BEYOND, check, eight_bits, outside
 from distillkit.students.base import Student
 from domains.image.clip import ClipScore
+from domains.image.prompts import PromptEvaluator as WithoutSolids
 from domains.text_to_3d import features as extractors
 from domains.text_to_3d import shapes
 from domains.text_to_3d.solids import COLOURS, PROMPTS, SHAPES, painted, seen
@@ -69,16 +70,14 @@ class Evaluator:
     Args:
         train: the training data, len() and train[indices] -> batch; its cameras see the reference.
         held_out: one or two data sets; the last stands in for samples where real data are measured.
-        prompts: their texts.
         clip: the CLIP score of the prompts, which gives `clip` and `clip_r_precision`, or None.
     """
 
     headline = "frechet"
     device = torch.device("cpu")  # of the classifier, the features and the truth
 
-    def __init__(self, train: Any, held_out: Sequence[Any], prompts: Sequence[str], clip: ClipScore | None = None):
+    def __init__(self, train: Any, held_out: Sequence[Any], clip: ClipScore | None = None):
         self.train, self.real, self.clip = train, held_out[-1], clip
-        self.prompts = list(prompts)
         everything = self.real[torch.arange(len(self.real))]
         self.asked, self.event_shape = everything["prompt"].unique(), tuple(everything["data"].shape[1:])
         self._views = Views(self.event_shape[-1])
@@ -133,17 +132,11 @@ class Evaluator:
 
     def thorough(self, samples: Tensor, cond: Batch) -> dict[str, float]:
         """What a CLIP model says, which is large: its score, and the R-precision by it."""
-        if self.clip is None:
-            return {}
-        self.clip.device = self.device
-        closeness, own = self.clip.closeness(samples, self.asked), cond["prompt"]
-        place = torch.searchsorted(self.asked, own)
-        return {"clip": self.clip(samples, own), "clip_r_precision": ranked(closeness, place)[1]}
+        return by_clip(self.clip, self.device, samples, cond["prompt"]) if self.clip else {}
 
     def of_student(self, student: Student, cond: Batch) -> dict[str, float]:
         """Metrics of the student's scenes of the prompts in `cond`; none if it has no scenes."""
-        found = [of_scene(scene) for scene in shapes.scenes(student, cond)]
-        return {name: float(np.mean([each[name] for each in found])) for name in (found[0] if found else ())}
+        return averaged([of_scene(scene) for scene in shapes.scenes(student, cond)])
 
     def floor(self, num_samples: int = 250) -> dict[str, float]:
         """Metrics of held-out true renders, and the opacity of the solids.
@@ -154,7 +147,8 @@ class Evaluator:
         batch = self.real[torch.arange(num_samples) % len(self.real)]
         found = self(batch["data"], batch) | self.thorough(batch["data"], batch)
         del found["psnr_to_solid"]
-        return found | {"opacity": float(np.mean([shapes.filled(_shape(prompt)) for prompt in self.asked.tolist()]))}
+        volumes = [shapes.true_mesh(_shape(prompt)).volume for prompt in self.asked.tolist()]
+        return found | {"opacity": float(np.mean(volumes)) / 8}
 
     @cached_property
     def extractor(self) -> extractors.Classifier:
@@ -188,6 +182,50 @@ def of_scene(scene: shapes.Scene) -> dict[str, float]:
     both = shapes.mesh(scene), shapes.true_mesh(_shape(scene.prompt))
     own, true = (Surfaces([Mesh(each.vertices / 2, each.faces)]) for each in both)  # in a cube of side 1
     return {"chamfer": 2 * float(chamfer(own, true)), **shapes.occupancy(shapes.opacities(scene))}
+
+
+class PromptEvaluator(WithoutSolids):
+    """Measures renders for a user's prompts, without any truth.
+
+    As `domains.image.prompts.PromptEvaluator`, and:
+
+    - `clip_r_precision`: share of prompts that come first among all by the mean over their samples
+      of what the CLIP model says, where one was given.
+    - `opacity`, `decided`, `floaters`: of scenes themselves, see `shapes.occupancy`.
+
+    Args:
+        event_shape, features, clip: as in `domains.image.prompts.PromptEvaluator`.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], features: str = "averages", clip: ClipScore | None = None):
+        super().__init__(event_shape, features, clip)
+        self.better = self.better | {"decided": "higher", "floaters": "lower"}
+        self.better |= {"clip_r_precision": "higher"} if clip else {}
+
+    def describe(self) -> dict[str, Any]:
+        """The protocol as plain data."""
+        return super().describe() | {"domain": "text_to_3d", "opacity_cells": shapes.CELLS}
+
+    def thorough(self, samples: Tensor, cond: Batch) -> dict[str, float]:
+        """What a CLIP model says, which is large."""
+        return by_clip(self.clip, self.device, samples, cond["prompt"]) if self.clip else {}
+
+    def of_student(self, student: Student, cond: Batch) -> dict[str, float]:
+        """Metrics of the student's scenes of the prompts in `cond`; none if it has no scenes."""
+        return averaged([shapes.occupancy(shapes.opacities(scene)) for scene in shapes.scenes(student, cond)])
+
+
+def by_clip(clip: ClipScore, device: torch.device, samples: Tensor, prompt: Tensor) -> dict[str, float]:
+    """The CLIP score of images [N, C, H, W] for their prompts, int64 [N], and the R-precision."""
+    clip.device = device
+    cosine = clip.closeness(samples, torch.arange(len(clip.prompts)))
+    own = cosine.gather(1, prompt[:, None].cpu())
+    return {"clip": float(100 * own.clamp_min(0).mean()), "clip_r_precision": ranked(cosine, prompt.cpu())[1]}
+
+
+def averaged(found: list[dict[str, float]]) -> dict[str, float]:
+    """The means of numbers by name; nothing of nothing."""
+    return {name: float(np.mean([each[name] for each in found])) for name in (found[0] if found else ())}
 
 
 class Views:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.data import TensorData
+from domains.image.clip import ClipScore
 from domains.image.prompts import Prompts
 from domains.text_to_3d.data import ASKS, Orbits
 from domains.text_to_3d.pipelines import ViewPipeline
@@ -46,6 +48,12 @@ class ViewPrompts(Prompts):
 
     def part(self, rows: Tensor) -> Any:
         return TensorData({"prompt": rows, "camera": self.orbits.draw(len(rows), self.seed + len(rows))})
+
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
+        from domains.text_to_3d.evaluation import PromptEvaluator
+
+        clip = ClipScore(self.clip, self.prompts) if self.clip else None
+        return PromptEvaluator(self.event_shape, self.features, clip)
 
     @property
     def media(self) -> ModuleType:

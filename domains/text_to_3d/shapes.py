@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from distillkit.diffusion.denoiser import Cond
+from distillkit.networks.encoded import Encoded
 from distillkit.rendering.gaussians import Gaussians, rotations
 from distillkit.rendering.voxels import activated, look_up
 from distillkit.students.base import Student
@@ -107,7 +108,8 @@ def scenes(student: Student, cond: Cond) -> list[Scene]:
 
     The first particles of all prompts come first.
     """
-    painter = student.network
+    network = student.network
+    painter = network.network if isinstance(network, Encoded) else network  # renders of a student of latents
     if not isinstance(painter, Painter):
         return []
     prompts, particles = cond["prompt"].unique().tolist(), range(_particles(painter))
@@ -129,9 +131,12 @@ def fog_of(gaussians: Gaussians, points: Tensor) -> tuple[Tensor, Tensor]:
         The density [1, P] and the colour [1, 3, P].
     """
     means, quaternions, scales, opacities, colours = (each.to(points) for each in gaussians)
-    away = (points[0, :, None] - means)[..., None, :] @ rotations(quaternions) / scales[:, None]  # [P, N, 1, 3]
+    axes = rotations(quaternions) / scales[:, None]  # [N, 3, 3]
+    away = (points[0] @ axes.movedim(0, 1).flatten(1)).unflatten(1, (-1, 3)) - (means[:, None] @ axes)[
+        :, 0
+    ]  # [P, N, 3]
     thick = -torch.log1p(-opacities.clamp_max(0.999)) / (math.sqrt(2 * math.pi) * scales.prod(-1) ** (1 / 3))
-    each = thick * torch.exp(-away.square().sum((-1, -2)) / 2)  # [P, N]
+    each = thick * torch.exp(-away.square().sum(-1) / 2)  # [P, N]
     density = each.sum(1)
     colour = each @ colours / density.clamp_min(1e-12)[:, None]
     return density[None], colour.T[None]
@@ -184,11 +189,6 @@ def occupancy(opacity: np.ndarray) -> dict[str, float]:
         "decided": float(decided.mean()),
         "floaters": float(max(ndimage.label(opacity > 0.5)[1] - 1, 0)),
     }
-
-
-def filled(shape: int) -> float:
-    """The share of the cells whose middles lie in one of `solids.SHAPES`."""
-    return float((distance(shape, _world(lattice_points(CELLS, centres=True))) < 0).double().mean())
 
 
 def _particles(painter: Painter) -> int:
