@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -104,13 +103,11 @@ class Samples(NamedTuple):
     """The samples that a pipeline makes.
 
     Args:
-        root: its directory.
-        family: its family.
+        family: of the pipeline.
         codec: between data and latents; None if it works on data.
         shape: of a sample as data.
     """
 
-    root: Path
     family: type[Network]
     codec: PipelineCodec | None
     shape: tuple[int, ...]
@@ -132,4 +129,4 @@ def samples_of(
     root, size = local(pipeline, download), size or {}
     family = teacher.family(root)
     shape, codec = family.latent_shape(root, size), family.make_codec(root, size)
-    return Samples(root, family, codec, tuple(shape if codec is None else codec.data_shape(shape)))
+    return Samples(family, codec, tuple(shape if codec is None else codec.data_shape(shape)))

@@ -35,15 +35,8 @@ FORMAT = 1
 PARTS = ("train", "val", "test")
 FACTS, PROMPTS = "facts.json", "prompts.jsonl"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-UNSAID = (
-    "pipeline",
-    "download",
-    "batch_size",
-    "workers",
-    "features",
-    "clip",
-    "clap",
-)  # arguments that change no sample
+# arguments that change no sample
+UNSAID = ("pipeline", "download", "batch_size", "workers", "features", "clip", "clap")
 
 
 def maker(codec: PipelineCodec) -> dict[str, str]:
