@@ -129,7 +129,7 @@ def test_prompts_are_measured_by_the_users_clap(folder):
 
 
 def test_what_is_no_clap_is_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="give data.clap the folder of one"):
+    with pytest.raises(ValueError, match="give the folder of one"):
         Clap(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="does not load as a ClapModel"):
