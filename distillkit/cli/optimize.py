@@ -28,8 +28,7 @@ from distillkit.evaluation.pictures import labelled, overlay, save_files, save_p
 from distillkit.files import read_yaml, write_text
 from distillkit.progress import calls, duration
 from distillkit.report import quality
-from distillkit.spec import from_spec
-from distillkit.students.provenance import allow, allow_pipeline, load, made_with, set_up
+from distillkit.students.provenance import allow, allow_pipeline, allow_places, load, made_with, placed, set_up
 from distillkit.teachers.base import CONFIG
 from distillkit.teachers.saved import SavedTeacher
 
@@ -140,6 +139,7 @@ def _arguments(argv: Sequence[str]) -> Namespace:
     devices.add_flag(parser)
     allow(parser)
     allow_pipeline(parser)
+    allow_places(parser)
     args = parser.parse_args(argv)
     args.input = None
     prompts.check(args)
@@ -161,7 +161,7 @@ def _model(args: Namespace) -> tuple[Any, Route, Any, Cond]:
             return _of_students_teacher(student, args)
         args.through = args.through or "student"
         route = routes.of_student(student, args.decode_steps, args.through == "step")
-        data = made_with(student.config, args.student, args.trust, "data")["data"]
+        data = made_with(placed(student.config, args.data), args.student, args.trust, "data")["data"]
         if texts := prompts.asked(args):
             prompts.give(student, texts, args)
         cond = student.checked_condition(args.n, _conditions(student, data, args), args.kappa)
@@ -180,7 +180,7 @@ def _conditions(student: Any, data: Any, args: Namespace) -> Cond:
 
 def _of_students_teacher(student: Any, args: Namespace) -> tuple[Any, Route, Any, Cond]:
     _refuse_flags_of_students(args)
-    own = made_with(student.config, args.student, args.trust, "teacher", "data")
+    own = made_with(placed(student.config, args.data), args.student, args.trust, "teacher", "data")
     teacher = own["teacher"].to(args.device)
     kappa = float(student.config.get("kappa", 1.0)) if args.kappa is None else args.kappa
     cond = {name: _conditions(student, own["data"], args)[name] for name in (*teacher.classes, *teacher.context)}
@@ -206,9 +206,9 @@ def _data_of_teacher(teacher: Any, args: Namespace) -> Any:
     recorded = read_yaml(Path(args.student) / CONFIG)
     domain = recorded.get("domain")
     if "run" in recorded or domain not in config.groups().get("domain", ()):
-        return made_with(recorded, args.student, args.trust, "data")["data"]
-    words = [f"domain={domain}", "method=pretrain"]
-    data = from_spec(config.hand_over(config.compose(words)[0], ("data",))["data"])
+        return made_with(placed(recorded, args.data), args.student, args.trust, "data")["data"]
+    own = config.hand_over(config.compose([f"domain={domain}", "method=pretrain"])[0], ("data",))
+    data = made_with(placed({"run": own}, args.data), args.student, args.trust, "data")["data"]
     set_up(data)
     if (data.classes, tuple(data.context)) != (teacher.classes, tuple(teacher.context)):
         raise UsageError(

@@ -46,7 +46,7 @@ class Clap(Contrastive):
         mono = resample(sounds.to(self.device).float().clamp(-1, 1).mean(1), rate, hears.sampling_rate)
         found = []
         for part in mono.tensor_split(-(-mono.shape[-1] // hears.nb_max_samples), dim=-1):
-            mels = log_mel(part.double(), hears).float()
+            mels = log_mel(part.double(), hears).float().contiguous()  # else batch_norm's gradient is wrong
             longer = torch.zeros(len(part), 1, dtype=torch.bool, device=self.device)  # no part is
             states = model.audio_model(mels, is_longer=longer).pooler_output
             found.append(F.normalize(model.audio_projection(states)))
