@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from argparse import Action, ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from distillkit.errors import Arguments, UsageError
-from distillkit.spec import PATHS, Bounded, from_spec
+from distillkit.spec import PATHS, Bounded, from_spec, trusted_class
 from distillkit.students.base import Student, load_student
 from distillkit.teachers.base import BaseTeacher
 
@@ -73,12 +74,26 @@ def allow_places(parser: Arguments) -> None:
     )
 
 
-def placed(config: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
-    """The content of a folder's yaml, with these arguments of its data."""
+def placed(config: Mapping[str, Any], places: Mapping[str, str], trust: Sequence[str]) -> dict[str, Any]:
+    """The content of a folder's yaml, with these arguments of its data.
+
+    Raises:
+        UsageError: its data take no such argument.
+    """
     run = config.get("run") or {}
     data = run.get("data")
-    if not places or not isinstance(data, Mapping):
+    if not places or not isinstance(data, dict) or "class_path" not in data:
         return dict(config)
+    try:
+        kind = trusted_class(data["class_path"], tuple(trust), object)
+        inspect.signature(kind).bind_partial(**places)
+    except ValueError as error:
+        raise UsageError(f"the student's data cannot be built: {error}") from error
+    except TypeError:
+        known = [name for name in inspect.signature(kind).parameters if name in PATHS]
+        raise UsageError(
+            f"--data {' '.join(places)} is not what {kind.__name__} reads: there are {', '.join(known) or 'no such names'}"
+        ) from None
     return {**config, "run": {**run, "data": {**data, "init_args": {**(data.get("init_args") or {}), **places}}}}
 
 
