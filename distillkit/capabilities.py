@@ -2,8 +2,8 @@
 
 A consumer (a method, a maker) declares `requires`, or a classmethod `needs(arguments)` where its
 arguments matter. A provider (a teacher, data, a network) declares `provides`, or a classmethod
-`offers(arguments)` where its arguments matter, which may only add to `provides`. All four are sets
-of these words:
+`offers(arguments)` where its arguments matter, which may only add to `provides`. What a method lets
+its makers do stands in `allows`. All are sets of these words:
 
 - `denoiser`: the teacher is a denoiser of a Gaussian process.
 - `log_probs`: the teacher is a discrete diffusion model.
@@ -16,6 +16,8 @@ of these words:
 - `decoder`: the teacher's codec decodes by a network that can be trained.
 - `tower`: batches hold easier observations of the same samples too.
 - `reward`: the data say how good a sample is, see `DistillData.reward`.
+- `judge`: the method looks at a student's samples alone, so that they need not be made of noise.
+- `scene`: the student is a scene, which makes samples of the conditions alone.
 - `reward_gradient`: and what they say is differentiable in the sample.
 """
 
@@ -71,6 +73,7 @@ def _gap(handed: Mapping[str, Any], find: Callable[[str], type]) -> str | None:
     parts = [(find(path), arguments) for path, arguments in _parts([handed.get("model"), handed.get("data")])]
     providers = [(kind, arguments) for kind, arguments in parts if hasattr(kind, "provides") or hasattr(kind, "offers")]
     given = frozenset().union(*(getattr(kind, "provides", ()) for kind, _ in providers))
+    given = given.union(*(getattr(kind, "allows", ()) for kind, _ in parts))
     if not any(_needs(kind, arguments) - given for kind, arguments in parts):
         return None  # no file was read so far
     given = given.union(*(kind.offers(arguments) for kind, arguments in providers if hasattr(kind, "offers")))
@@ -78,6 +81,8 @@ def _gap(handed: Mapping[str, Any], find: Callable[[str], type]) -> str | None:
         if missing := _needs(kind, arguments) - given:
             rest = {name: {k: v for k, v in arguments.items() if k != name} for name in arguments}
             because = [f"{name}={arguments[name]}" for name in rest if missing - _needs(kind, rest[name])]
+            if hasattr(kind, "refused"):
+                return kind.refused.format(method=parts[0][0].__name__)
             return refusal(kind, missing, list(dict.fromkeys(giver.__name__ for giver, _ in providers)), because)
     return None
 

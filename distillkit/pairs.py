@@ -16,10 +16,12 @@ import distillkit
 from distillkit import cache, checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.sampling import ODE_SOLVERS
+from distillkit.diffusion.start import Start
 from distillkit.errors import Failure, UsageError
 from distillkit.files import hash_tensors, read_yaml, shapes, write_atomic, write_yaml
 from distillkit.progress import calls
 from distillkit.runs import LOCK, PARTIAL
+from distillkit.spec import to_spec
 from distillkit.teachers.base import BaseTeacher
 
 SHARD = 4096  # pairs in one file, made together
@@ -324,6 +326,19 @@ def shard_seed(seed: int, k: int) -> int:
         return seed
     digest = hashlib.blake2b(f"{seed} pairs {k}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def own_start(start: Start, teacher: BaseTeacher) -> None:
+    """Refuse a student that starts elsewhere than the teacher: pairs share the teacher's start.
+
+    Raises:
+        ValueError: it does.
+    """
+    if to_spec(start) != to_spec(teacher.start):
+        raise ValueError(
+            "pairs join noise with the samples that the teacher makes of it, and this student does not start from noise as "
+            "the teacher does: say student=copy, or take another method"
+        )
 
 
 def ode_solver(teacher: BaseTeacher, solver: str | None) -> str:

@@ -19,9 +19,26 @@ from distillkit.spec import Recorded
 
 
 class Times(Recorded, ABC):
-    """A distribution over times: `sampler(u, process)` maps u in (0, 1), [B], to times [B]."""
+    """A distribution over times: `sampler(u, process)` maps u in (0, 1), [B], to times [B].
 
-    def __call__(self, u: Tensor, process: Process) -> Tensor:
+    Attributes:
+        changes: whether it depends on the share of the run that has passed.
+    """
+
+    changes = False
+
+    def __call__(self, u: Tensor, process: Process, done: float | None = None) -> Tensor:
+        """The times.
+
+        Args:
+            u: uniform numbers, [B].
+            process: the noising process.
+            done: the share of the run that has passed, in [0, 1]; None where a method does not say
+                it.
+
+        Raises:
+            ValueError: levels change and `done` is None.
+        """
         return self.times(u, process).clamp(process.t_min, process.t_max)
 
     @abstractmethod
@@ -146,3 +163,41 @@ class LogUniform(Times):
 
     def times(self, u, process):
         return process.t_max * self.low * (self.high / self.low) ** u
+
+
+class Annealed(Times):
+    """Levels that change in the course of the run: quantiles go from one distribution to another.
+
+    From U[a, b] to U[c, d] both ends move linearly, as in ScaleDreamer (arXiv 2407.02040).
+
+    Args:
+        first, last: the distributions before and after the change.
+        begin, end: the shares of the run between which it changes; equal ones change it at once
+            (ProlificDreamer, arXiv 2305.16213).
+
+    Raises:
+        ValueError: a share is out of range, or `end` lies before `begin`.
+    """
+
+    changes = True
+
+    def __init__(self, first: Times, last: Times, begin: float = 0.0, end: float = 1.0):
+        checks.within("[0, 1]", begin=begin, end=end)
+        if end < begin:
+            raise ValueError(f"levels cannot have changed before they begin to, got begin={begin} and end={end}")
+        self.first, self.last, self.begin, self.end = first, last, begin, end
+
+    def __call__(self, u, process, done=None):
+        if done is None:
+            raise ValueError(
+                "this method does not let its noise levels change in the course of a run: give levels that stay"
+            )
+        if done < self.begin:
+            return self.first(u, process)
+        if done >= self.end:
+            return self.last(u, process)
+        share = (done - self.begin) / (self.end - self.begin)
+        return (1 - share) * self.first(u, process) + share * self.last(u, process)
+
+    def times(self, u, process):
+        return self(u, process)

@@ -172,6 +172,16 @@ class Distiller(LightningModule):
         """The number of steps that `role` has made before `step`."""
         return self.turns.before(role, step)
 
+    @property
+    def total(self) -> float:
+        """The steps of the run; infinity where its end is not known."""
+        return self._trainer.estimated_stepping_batches if self._trainer else math.inf
+
+    @property
+    def done(self) -> float:
+        """The share of the run that has passed."""
+        return self.global_step / self.total
+
     def focus(self, role: str | None) -> None:
         """Requires gradients for `role` only, or for all roles (None), as strategies set up."""
         for name in self.roles:

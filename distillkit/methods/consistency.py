@@ -132,8 +132,8 @@ class Consistency(FewStepDistiller):
         self.hops, self.hop, self.ends = hops or Grid(), hop, ends
         self.distance, self.c, self.weight = distance, c, weight
         self.gan, self.discriminator = gan, discriminator
-        self.start = float(self.step_times[0])
-        self.edges = [self.hops.edges(teacher.process, self.start, number) for number in self.parts]
+        self.top = float(self.step_times[0])
+        self.edges = [self.hops.edges(teacher.process, self.top, number) for number in self.parts]
         if many:
             inner = self.edges[-1][:-1].double()
             self.step_times = torch.cat([self.step_times[:1], inner])
@@ -174,16 +174,6 @@ class Consistency(FewStepDistiller):
                 "hops that change do so in shares of the run, whose end is not known: give trainer.max_steps"
             )
 
-    @property
-    def total(self) -> float:
-        """The steps of the run."""
-        return self._trainer.estimated_stepping_batches if self._trainer else math.inf
-
-    @property
-    def done(self) -> float:
-        """The share of the run that has passed."""
-        return self.global_step / self.total
-
     # The losses
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
@@ -207,7 +197,7 @@ class Consistency(FewStepDistiller):
         process, num = self.teacher.process, len(x_0)
         told = self.with_kappa(cond, num, f"{purpose} kappa")
         kappa, told = told.get("kappa", self.kappa), told if self.tell_kappa else cond
-        t, s = self.hops(self.rand(num, f"{purpose} hop"), process, self.start, self.done)
+        t, s = self.hops(self.rand(num, f"{purpose} hop"), process, self.top, self.done)
         edges = self.edges[min(int(len(self.parts) * self.done), len(self.parts) - 1)].to(t)
         edge = edge_below(t, edges)
         s = torch.maximum(s, edge)
@@ -220,7 +210,7 @@ class Consistency(FewStepDistiller):
             inside = torch.where(s < 0, t, s)  # at the datum nothing is left to jump
             near = self.jump(self.student if self.target is None else self.target, x_s, inside, end, told)
             near = torch.where(expand(s == end, x_s), x_s, near)
-        tops = torch.cat([edges.new_tensor([self.start]), edges])
+        tops = torch.cat([edges.new_tensor([self.top]), edges])
         return Ends(far, near, end, tops[torch.searchsorted(-tops, -edge) - 1], told, self.weights(t, s))
 
     def weights(self, t: Tensor, s: Tensor) -> Tensor | float:
@@ -235,7 +225,7 @@ class Consistency(FewStepDistiller):
 
     def between(self, low: Tensor, high: Tensor, u: Tensor) -> Tensor:
         """A level of the grid from low to high, each as likely, [B]; u is uniform in [0, 1)."""
-        levels = self.hops.levels(self.teacher.process, self.start, self.done).to(u.device)
+        levels = self.hops.levels(self.teacher.process, self.top, self.done).to(u.device)
         first, last = (torch.searchsorted(-levels, -ends.contiguous()) for ends in (high, low))
         return levels[first + (u * (last - first + 1)).long().minimum(last - first)]
 

@@ -105,11 +105,6 @@ class CTMSR(FromData):
             )
 
     @property
-    def total(self) -> float:
-        """The steps of the run."""
-        return self._trainer.estimated_stepping_batches if self._trainer else math.inf
-
-    @property
     def hops_now(self) -> int:
         """The number of hops of this step's grid."""
         first, last = self.hops

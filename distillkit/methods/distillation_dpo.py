@@ -160,7 +160,7 @@ class DistillationDPO(ScoreDistiller):
         loss = torch.zeros((), device=self.device)
         for kind in self.kinds:
             x_g = pair[kind]
-            t = self.fake_times(self.rand(len(x_g), f"{kind} t"), self.teacher.process)
+            t = self.draw_times(self.fake_times, len(x_g), f"{kind} t")
             eps = self.randn(x_g.shape, f"{kind} eps")
             loss = loss + denoising_loss(self.fake_score, x_g, t, eps, self.told(kind, cond, len(x_g)))
         return loss

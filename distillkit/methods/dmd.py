@@ -17,7 +17,7 @@ from distillkit.losses.dmd import dmd_loss, regression_loss
 from distillkit.methods.adversarial import Discriminator
 from distillkit.methods.base import WEIGHTS, Adam
 from distillkit.methods.score import ScoreDistiller
-from distillkit.pairs import Pairs, ode_solver
+from distillkit.pairs import Pairs, ode_solver, own_start
 from distillkit.teachers.base import Teacher
 
 
@@ -94,6 +94,8 @@ class DMD(ScoreDistiller):
             )
         if regression and self.num_steps > 1:
             raise ValueError(f"regression pairs noise with samples and needs model.num_steps=1, got {self.num_steps}")
+        if regression:
+            own_start(self.start, teacher)
         if regression and self.kappa_range:
             raise ValueError("regression has pairs of one kappa: leave model.regression at 0 or give one number")
         self.requires |= self.needs({"gan": gan})
@@ -136,7 +138,7 @@ class DMD(ScoreDistiller):
 
     def fake_score_loss(self, batch: dict[str, Tensor]) -> Tensor:
         x_g, cond = self.fake_samples(batch)
-        t = self.fake_times(self.rand(len(x_g), "fake t"), self.teacher.process)
+        t = self.draw_times(self.fake_times, len(x_g), "fake t")
         told = cond
         if cond and self.guide_fake and self.guides:  # the fake score needs an unconditional branch
             told = drop_condition(cond, self.null(cond), self.rand(len(x_g), "drop") < 0.1)
@@ -169,5 +171,6 @@ class DMD(ScoreDistiller):
         return self.teacher.denoiser if self.discriminator.taps == "teacher" else self.fake_score
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         if self.regression:
             self.pairs.make(self.trainer.datamodule.train, self.seed, self.trainer.strategy)

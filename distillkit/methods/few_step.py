@@ -12,7 +12,9 @@ from torch import Tensor
 from distillkit import capabilities, checks
 from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Cond, Denoiser
+from distillkit.diffusion.process import Process
 from distillkit.diffusion.sampling import Renoise, few_step
+from distillkit.diffusion.start import Start
 from distillkit.methods.base import Distiller
 from distillkit.students.few_step import FewStepStudent
 from distillkit.students.makers import Copy, Maker
@@ -82,9 +84,11 @@ class FewStepDistiller(Distiller):
             check_guidable(teacher, scale)
         self.teacher, self.kappa, self.student_maker = teacher, kappa, student_maker or Copy()
         brought = self.student_maker.sampling
+        self.start: Start = brought.get("start", teacher.start)
+        self.start.check(teacher.process, teacher.context)
         if times is None and num_steps in (None, len(brought.get("times", ()))):
             times = brought.get("times")
-        times = times_of(teacher, num_steps, times, t_init)
+        times = times_of(teacher.process, num_steps, times, t_init, self.start.level)
         self.step_times = torch.tensor(times, dtype=torch.float64)  # no buffer, which half precision would round
         self.num_steps, self.noise_scale = len(times), noise_scale
         self.renoise = brought.get("renoise", "fresh") if renoise is None else renoise
@@ -124,6 +128,18 @@ class FewStepDistiller(Distiller):
         """The needs of the base, and for guidance conditions that have a null."""
         return super().needs(arguments) | capabilities.guidance(arguments)
 
+    # What a student's network may say of a step, see `networks.base`
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        network = getattr(getattr(self, "student", None), "network", None)
+        if hasattr(network, "progress"):
+            network.progress(self.done)
+        loss = super().training_step(batch, batch_idx)
+        if self.turn(self.global_step) == "student" and (penalty := getattr(network, "penalty", None)) is not None:
+            self.note("student/penalty", penalty)
+            loss = loss + penalty
+        return loss
+
     # Conditions
 
     def condition(self, batch: dict[str, Tensor]) -> Cond:
@@ -162,7 +178,7 @@ class FewStepDistiller(Distiller):
             lambda i: noise_scale * self.randn(shape, f"{purpose} noise {i}"),
             self.renoise,
             step,
-            lambda eps, t: self.teacher.start(self.teacher.process, eps, t, cond),
+            lambda eps, t: self.start(self.teacher.process, eps, t, cond),
         )
         return x_g
 
@@ -219,7 +235,7 @@ class FewStepDistiller(Distiller):
             self.renoise,
             context=teacher.context,
             noise_scale=self.noise_scale,
-            start=teacher.start,
+            start=self.start,
             codec=codec,
             continuation=teacher.continuation,
             gamma=self.gamma,
@@ -255,18 +271,22 @@ def steps_of(num_steps: int | None, times: Sequence[float] | None, default: int)
     return len(times)
 
 
-def times_of(teacher: Teacher, num_steps: int | None, times: list[float] | None, t_init: float | None) -> list[float]:
-    """The student's times, largest first: `times`, or the process's own grid down from `t_init`.
+def times_of(
+    process: Process, num_steps: int | None, times: list[float] | None, t_init: float | None, level: float | None
+) -> list[float]:
+    """The student's times, largest first: `times`, or the process's own grid from `t_init` down.
+
+    Without `t_init` it goes from `level` down, where sampling starts.
 
     Raises:
         ValueError: the arguments contradict each other, or the times do not fall or are out of
             range.
     """
-    process, num_steps = teacher.process, steps_of(num_steps, times, 1)
+    num_steps = steps_of(num_steps, times, 1)
     if t_init is not None:
         checks.within(f"({process.t_min}, {process.t_max}]", t_init=t_init)
     if times is None:
-        return process.grid(num_steps + 1, teacher.start.level if t_init is None else t_init)[:-1].tolist()
+        return process.grid(num_steps + 1, level if t_init is None else t_init)[:-1].tolist()
     if not times or not times[-1] > 0 or not times[0] <= process.t_max or sorted(set(times), reverse=True) != times:
         raise ValueError(f"times must fall and lie in (0, {process.t_max}], got {times}")
     if t_init is not None and not math.isclose(t_init, times[0]):

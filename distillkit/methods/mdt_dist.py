@@ -144,7 +144,7 @@ class MDTDist(FewStepDistiller):
         t, noise = self.step_times[0], self.randn(eps.shape, "vd start")
         student = self.average_velocity(cond)
         with torch.autocast(self.device.type, enabled=False):
-            x_1 = self.student(self.teacher.start(self.teacher.process, noise, t, cond), t, cond)
+            x_1 = self.student(self.start(self.teacher.process, noise, t, cond), t, cond)
         with torch.no_grad():
             x = noised(x_1, tau, eps)
             R = self.residual(student, x, tau, student(x, tau), cond, self.vd_kappa)

@@ -11,7 +11,7 @@ from distillkit.losses.dmd import regression_loss
 from distillkit.losses.reduce import mean
 from distillkit.methods.base import Adam
 from distillkit.methods.few_step import FewStepDistiller
-from distillkit.pairs import Pairs, ode_solver
+from distillkit.pairs import Pairs, ode_solver, own_start
 from distillkit.teachers.base import Teacher
 
 
@@ -49,6 +49,7 @@ class PairDistil(FewStepDistiller):
             raise ValueError(
                 f"pairs join noise and samples in one step and need model.num_steps=1, got {self.num_steps}"
             )
+        own_start(self.start, teacher)
         self.distance = distance
         self.pairs = Pairs(teacher, num_pairs, pairs_path, self.kappa, ode_solver(teacher, solver), steps)
         self.add_role("student", student, student=self.make_student())

@@ -67,7 +67,7 @@ class RCM(TangentConsistency, DMD):
         x_0 = None
         for i, t in enumerate(times):
             eps = noise_scale * self.randn(shape, f"{purpose} noise {i}")
-            x_t = self.teacher.start(process, eps, t, cond) if i == 0 else process.add_noise(x_0, eps, t)
+            x_t = self.start(process, eps, t, cond) if i == 0 else process.add_noise(x_0, eps, t)
             with torch.set_grad_enabled(torch.is_grad_enabled() and i == len(times) - 1):
                 x_0 = self.student(x_t.detach(), t, cond)
         return x_0

@@ -211,7 +211,7 @@ class TangentConsistency(FewStepDistiller):
         edges = trig.angle(process, process.grid(self.chain, float(start)), self.sd).to(eps)
         share = self.rand(num * (self.chain - 1), "tau").reshape(self.chain - 1, num).to(eps)
         levels = edges[:-1, None] + share * edges.diff()[:, None]  # [chain - 1, num], falling
-        x, tau = self.teacher.start(process, eps, start, cond), edges[0].expand(num)
+        x, tau = self.start(process, eps, start, cond), edges[0].expand(num)
         x = x / trig.scale(process, start, self.sd).to(x)
         dx, visited = self.velocity(x, tau, cond), []
         for after in levels:
@@ -362,9 +362,7 @@ class SCM(TangentConsistency):
         cond, eps = self.with_kappa(self.condition(batch), len(x_0), "kappa"), self.randn(x_0.shape, f"{purpose} x")
         t = self.tangent_times(self.rand(len(x_0), f"{purpose} x t"), process).clamp_max(float(start))
         noise = self.rand(len(x_0), f"{purpose} x largest") < self.largest
-        x_t = torch.where(
-            expand(noise, x_0), self.teacher.start(process, eps, start, cond), process.add_noise(x_0, eps, t)
-        )
+        x_t = torch.where(expand(noise, x_0), self.start(process, eps, start, cond), process.add_noise(x_0, eps, t))
         return self.student(x_t, torch.where(noise, start.to(t), t), cond), cond
 
     def logits(self, x_0: Tensor, cond: Cond, purpose: str, noise: str = "") -> Tensor:

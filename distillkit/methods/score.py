@@ -5,6 +5,7 @@ A few-step student is trained with a fake score that follows it; both start from
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -50,6 +51,8 @@ class ScoreDistiller(FewStepDistiller):
             student.
     """
 
+    requires = frozenset({"denoiser"})
+    allows = frozenset({"judge"})
     renamed = FewStepDistiller.renamed | {"clips": "how many samples in a row is model.rollouts"}
 
     def __init__(
@@ -101,6 +104,10 @@ class ScoreDistiller(FewStepDistiller):
     @property
     def tells_steps(self) -> bool:
         return self.num_steps > 1 and self.matched == "each"
+
+    def on_fit_start(self) -> None:
+        if self.total == math.inf and (self.student_times.changes or self.fake_times.changes):
+            raise ValueError("noise levels change in shares of the run, whose end is not known: give trainer.max_steps")
 
     # The student
 
@@ -169,8 +176,11 @@ class ScoreDistiller(FewStepDistiller):
         """The conditioning of the batch's own samples, told what `cond` tells besides."""
         return {**cond, **self.condition(batch)}
 
+    def draw_times(self, times: Times, num: int, purpose: str) -> Tensor:
+        """`num` noise levels [num] of `times`, as they are at this step."""
+        return times(self.rand(num, purpose), self.teacher.process, self.done if times.changes else None)
+
     def diffuse(self, x_0: Tensor, times: Times, purpose: str) -> tuple[Tensor, Tensor]:
         """`(x_t, t)` at noise levels drawn from `times`; gradient flows through x_0."""
-        process = self.teacher.process
-        t = times(self.rand(len(x_0), f"{purpose} t"), process)
+        process, t = self.teacher.process, self.draw_times(times, len(x_0), f"{purpose} t")
         return process.add_noise(x_0, self.randn(x_0.shape, f"{purpose} eps"), t), t

@@ -132,7 +132,7 @@ class SiD(ScoreDistiller):
                 return cond
             return drop_condition(cond, self.null(cond), self.rand(len(x_g), "drop") < 0.1)
 
-        t = self.fake_times(self.rand(len(x_g), "fake t"), process)
+        t = self.draw_times(self.fake_times, len(x_g), "fake t")
         eps = self.randn(x_g.shape, "fake eps")
 
         def denoise(x_t: Tensor, t: Tensor, cond: Cond) -> Tensor:

@@ -198,7 +198,7 @@ class TwinFlow(FlowMap):
     def own_samples(self, num: int, cond: Cond, purpose: str) -> Tensor:
         """The student's one-step samples, [num, ...]."""
         shape, t = self.teacher.shape(num, cond), self.step_times[0]
-        x_t = self.teacher.start(self.teacher.process, self.randn(shape, purpose), t, cond)
+        x_t = self.start(self.teacher.process, self.randn(shape, purpose), t, cond)
         to_data = on_side(0, cond, x_t) | {END: x_t.new_zeros(num)}
         with torch.autocast(self.device.type, enabled=False):
             return self.student(x_t, t, to_data)

@@ -58,6 +58,26 @@ class Blind(Network, Protocol):
     blind: bool
 
 
+class Changing(Network, Protocol):
+    """A network that changes in the course of a run, such as the size that it renders at.
+
+    It does so in training mode alone.
+    """
+
+    def progress(self, done: float) -> None:
+        """Called before each step with the share of the run that has passed, in [0, 1)."""
+
+
+class Penalised(Network, Protocol):
+    """A network with a loss term of its own in a student's training, such as a scene's smoothness.
+
+    Attributes:
+        penalty: of the last call in training mode, a scalar with gradient; None leaves it out.
+    """
+
+    penalty: Tensor | None
+
+
 class WithContext(Network, Protocol):
     """A network that checks the conditions besides classes that it can take."""
 

@@ -13,6 +13,7 @@ from torch import nn
 from distillkit import checks
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import Process
+from distillkit.diffusion.start import Start
 from distillkit.networks.adapters import Adapters
 from distillkit.networks.routed import Routed as RoutedNetwork
 from distillkit.spec import Recorded
@@ -25,8 +26,8 @@ class Maker(Recorded, ABC):
     """Makes the trainable denoiser of a role.
 
     Attributes:
-        sampling: settings of the sampling that come with the denoiser: `times`, `renoise`; a
-            method's own settings win.
+        sampling: settings of the sampling that come with the denoiser: `times`, `renoise`, of which
+            a method's own settings win, and `start`, which wins over the teacher's.
     """
 
     sampling: dict[str, Any] = {}
@@ -59,6 +60,58 @@ class Fresh(Maker):
 
     def make(self, teacher):
         return teacher.new_denoiser(self.network)
+
+
+class Scene(Maker):
+    """A network that makes samples of the conditions, such as renders of a 3D scene by a camera.
+
+    It is trained through its samples alone: it takes no noise out of its input, which may at most
+    choose among several scenes.
+
+    Args:
+        network: the network; its output is the sample, see `networks.base.Blind`.
+    """
+
+    requires = frozenset({"judge"})
+    refused = (
+        "a scene makes its samples without noise, and {method} learns a map from noise to samples: take a method that "
+        "judges samples alone (sds, vsd, asd, dmd, sid), or student=copy"
+    )
+
+    def __init__(self, network: nn.Module | None = None):
+        if network is None:
+            raise ValueError("this domain has no scenes: say student=copy")
+        self.network = network
+
+    @classmethod
+    def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """Returns `scene`, if there is a network."""
+        return frozenset({"scene"} if arguments.get("network") else set())
+
+    def make(self, teacher):
+        made = Denoiser(copy.deepcopy(self.network), teacher.process, "x0")
+        return made.requires_grad_(True).train()
+
+
+class Leap(Maker):
+    """Sampling starts below the largest level, from a known approximation of the sample.
+
+    A coarse render leaves only its errors to mend (VideoScene, arXiv 2504.01956).
+
+    Args:
+        base: the condition that holds the approximation, shaped like a sample.
+        level: the time at which sampling starts, in the process's units; None means its largest.
+        part: the maker of the denoiser; None copies the teacher's.
+    """
+
+    def __init__(self, base: str | None = None, level: float | None = None, part: Maker | None = None):
+        if base is None:
+            raise ValueError("these data have no approximation of their samples to start from: say student=copy")
+        self.part = part or Copy()
+        self.sampling = {**self.part.sampling, "start": Start(base, level)}
+
+    def make(self, teacher):
+        return self.part.make(teacher)
 
 
 class Lora(Maker):
@@ -176,7 +229,8 @@ class FromFolder(Maker):
             raise ValueError(
                 f"{path} holds a {type(self.student).__name__}, which has no network of its own to go on from"
             )
-        self.sampling = {"times": self.student.times, "renoise": self.student.renoise}
+        own = self.student
+        self.sampling = {"times": own.times, "renoise": own.renoise, "start": own.start}
 
     def make(self, teacher):
         own = self.student
@@ -185,7 +239,6 @@ class FromFolder(Maker):
             ("the classes", own.classes, teacher.classes),
             ("the context", own.context, teacher.context),
             ("the process", own.denoiser.process, teacher.process),
-            ("the start at", own.start.base, teacher.start.base),
         ):
             if ours != theirs:
                 raise ValueError(

@@ -57,7 +57,7 @@ def on_a_line(process=FLOW, num=8, teacher=None, **settings):
     model = Consistency(
         teacher, student_maker=SimpleNamespace(make=lambda t: t.new_denoiser(MLP([1], 8, 1)), sampling={}), **settings
     )
-    model.student = Table(process, model.hops.levels(process, model.start))
+    model.student = Table(process, model.hops.levels(process, model.top))
     z, eps = sigma_points()
     model.randn = lambda shape, purpose: eps
     return model, {"data": M + S * z}
@@ -423,7 +423,7 @@ def test_steps_of_segments_go_from_edge_to_edge():
 
 def test_a_start_below_the_largest_level():
     model = Consistency(neural(PROCESSES["flow"]), hops=Grid(4), t_init=0.6)
-    assert model.hops.levels(model.teacher.process, model.start)[0] == pytest.approx(0.6)
+    assert model.hops.levels(model.teacher.process, model.top)[0] == pytest.approx(0.6)
     assert model.product().times == [0.6]
 
 

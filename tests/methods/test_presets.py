@@ -183,9 +183,9 @@ def test_students_that_predict_x_0_are_tied_to_the_datum(domain, stage):
     model = consistent(f"domain={domain}", *([f"stage={stage}"] if stage else []), "method=consistency")
     assert model.student.prediction == "x0" and model.hops.last >= 16
     for done in (0.0, 0.999):
-        assert at_the_datum(model.hops, model.teacher.process, model.start, done) > 0.1
+        assert at_the_datum(model.hops, model.teacher.process, model.top, done) > 0.1
     plain = Grid(model.hops.num, model.hops.last, True)
-    assert at_the_datum(plain, model.teacher.process, model.start, 0.999) < 0.1
+    assert at_the_datum(plain, model.teacher.process, model.top, 0.999) < 0.1
 
 
 @pytest.mark.parametrize(
