@@ -162,7 +162,7 @@ def _model(args: Namespace) -> tuple[Any, Route, Any, Cond]:
             return _of_students_teacher(student, args)
         args.through = args.through or "student"
         route = routes.of_student(student, args.decode_steps, args.through == "step")
-        data = made_with(placed(student.config, args.data, args.trust), args.student, args.trust, "data")["data"]
+        data = _made(student.config, args, "data")["data"]
         if texts := prompts.asked(args):
             prompts.give(student, texts, args)
         cond = student.checked_condition(args.n, _conditions(student, data, args), args.kappa)
@@ -181,7 +181,7 @@ def _conditions(student: Any, data: Any, args: Namespace) -> Cond:
 
 def _of_students_teacher(student: Any, args: Namespace) -> tuple[Any, Route, Any, Cond]:
     _refuse_flags_of_students(args)
-    own = made_with(placed(student.config, args.data, args.trust), args.student, args.trust, "teacher", "data")
+    own = _made(student.config, args, "teacher", "data")
     teacher = own["teacher"].to(args.device)
     kappa = float(student.config.get("kappa", 1.0)) if args.kappa is None else args.kappa
     cond = {name: _conditions(student, own["data"], args)[name] for name in (*teacher.classes, *teacher.context)}
@@ -207,9 +207,9 @@ def _data_of_teacher(teacher: Any, args: Namespace) -> Any:
     recorded = read_yaml(Path(args.student) / CONFIG)
     domain = recorded.get("domain")
     if "run" in recorded or domain not in config.groups().get("domain", ()):
-        return made_with(placed(recorded, args.data, args.trust), args.student, args.trust, "data")["data"]
+        return _made(recorded, args, "data")["data"]
     own = config.hand_over(config.compose([f"domain={domain}", "method=pretrain"])[0], ("data",))
-    data = made_with(placed({"run": own}, args.data, args.trust), args.student, args.trust, "data")["data"]
+    data = _made({"run": own}, args, "data")["data"]
     set_up(data)
     if (data.classes, tuple(data.context)) != (teacher.classes, tuple(teacher.context)):
         raise UsageError(
@@ -217,6 +217,11 @@ def _data_of_teacher(teacher: Any, args: Namespace) -> Any:
             f"of it, as `fit domain={domain}` makes one, with --through teacher"
         )
     return data
+
+
+def _made(recorded: Mapping[str, Any], args: Namespace, *wanted: str) -> dict[str, Any]:
+    """What a folder says that it was made with, its data where `--data` says."""
+    return made_with(placed(recorded, args.data, args.trust), args.student, args.trust, *wanted)
 
 
 def _refuse_flags_of_students(args: Namespace) -> None:
