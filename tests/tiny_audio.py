@@ -176,3 +176,22 @@ def tokens(parts, length=10):
     """Parts whose tokenizer pads to this length."""
     parts["tokenizer"].model_max_length = length
     return parts
+
+
+TEXTS = ["a cat runs", "a dog sleeps", "a cat sleeps on the moon"]
+
+
+def captioned(folder, num=12, samples=320, channels=2):
+    """Sounds of 16 bits in `folder`, a caption beside each.
+
+    Sample n of file i is 1000 (i + 1) + n of 32768, halved in a second channel.
+    """
+    import soundfile
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(num):
+        left = 1000 * (i + 1) + torch.arange(samples)
+        sound = torch.stack([left, left // 2][:channels], 1).to(torch.int16)
+        soundfile.write(folder / f"{i:02}.wav", sound.numpy(), RATE, subtype="PCM_16")
+        (folder / f"{i:02}.txt").write_text(TEXTS[i % 3])
+    return folder

@@ -214,7 +214,7 @@ def test_what_is_left_out_is_named_once(tmp_path):
     assert len(said) == 2 and len(data.train.paths) == 2
     assert "left out: silent.wav (is silent: no second of it" in said[0] and "text.wav (holds no sound" in said[0]
     assert "1 .jpg (cover.jpg)" in said[0]
-    assert said[1].endswith("which are below data.rate=8000, in low.wav (4000 Hz)")
+    assert said[1].endswith("which are below the 8000 Hz of the clips, in low.wav (4000 Hz)")
     assert (tmp_path / ".distillkit-sounds.json").is_file()
 
 
