@@ -81,7 +81,7 @@ class Scene(Maker):
     def __init__(self, network: nn.Module | None = None):
         if network is None:
             raise ValueError("this domain has no scenes: say student=copy")
-        self.network = network
+        self.network, self.provides = network, frozenset({"scene"})
 
     @classmethod
     def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
