@@ -4,7 +4,7 @@ A batch has
 
 - `data` [B, 3, F, H, W] float32 in [-1, 1]: a clip of a camera that moves through a still scene;
 - `first` [B, 3, 2, H, W] in [-1, 1]: its end frames;
-- `coarse` [B, 3, F, H, W] in [-1, 1]: the clip as a cheap reconstruction from the end frames has it;
+- `coarse` [B, 3, F, H, W] in [-1, 1]: a cheap reconstruction from the end frames, seen like `data`;
 - `cameras` [B, F, 13]: see `distillkit.rendering.cameras`;
 - `depth` [B, 1, F, H, W]: along the cameras' axes, in metres, where it is known.
 

@@ -64,7 +64,7 @@ class Rooms(NamedTuple):
 
 
 def drawn(seeds: Tensor) -> tuple[Rooms, Tensor]:
-    """Rooms and the cameras of their clips, [B, F, 13]; both are functions of the seeds, int64 [B]."""
+    """Rooms and the cameras of their clips, [B, F, 13], as functions of the seeds, int64 [B]."""
     numbers = torch.stack([torch.rand(NUMBERS, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
     taken = 0
 
