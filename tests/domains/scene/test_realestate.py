@@ -150,8 +150,8 @@ def test_a_pickle_is_refused_and_never_run(folder, capsys):
     assert "this ran" not in capsys.readouterr().out
     for name in ("evil.torch", "odd.torch", "bare.torch"):
         assert name in text
-    assert "asks for __builtin__.print, which is no plain data" in text
-    with pytest.raises(ValueError, match="evil.torch asks for __builtin__.print, .* save a list of dicts"):
+    assert "asks for print, which is no plain data" in text
+    with pytest.raises(ValueError, match="evil.torch asks for print, .* save a list of dicts"):
         chunk(folder / "evil.torch")
 
 
