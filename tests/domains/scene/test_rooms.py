@@ -91,7 +91,7 @@ def test_a_turned_box_is_hit_at_its_edge():
 
 
 def test_a_box_is_turned_to_the_left():
-    """From x towards y: its side at half the width b is met at (b + y cos) / sin, y off its middle."""
+    """From x towards y: the side at b is met at (b + y cos) / sin, y off the middle."""
     turn, y, wide = 0.5, 0.05, torch.tensor([0.3, 0.1, 0.6], dtype=D)
     things = room(
         boxes=torch.zeros(SOLIDS, 3, dtype=D),
