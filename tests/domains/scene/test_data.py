@@ -46,7 +46,9 @@ def test_clips_follow_from_seed_and_number(small):
     elsewhere.setup()
     assert not torch.equal(elsewhere.train[torch.tensor([0])]["data"], small.train[torch.tensor([0])]["data"])
     fresh = made(small.test.first + torch.tensor([2]), small.test.damage[2:3])
-    assert torch.equal(fresh["cameras"], small.test[torch.tensor([2])]["cameras"])
+    kept = small.test[torch.tensor([2])]
+    assert torch.equal(fresh["cameras"], kept["cameras"])
+    assert torch.equal(fresh["coarse"], ((kept["coarse"] + 1) * 127.5).round().byte())
 
 
 def test_damage_is_drawn_for_each_scene_within_its_range():
