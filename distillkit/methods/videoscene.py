@@ -20,6 +20,8 @@ from distillkit.students.leap import LeapStudent
 from distillkit.students.makers import Maker
 from distillkit.teachers.base import Teacher
 
+LEAST = 1e-12  # mean squared error that is told from none
+
 
 class VideoScene(Consistency):
     """Consistency distillation along trajectories that leap over the largest noise levels.
@@ -34,9 +36,8 @@ class VideoScene(Consistency):
     then becomes one of mean `m + delta alpha_t S / sqrt(alpha_t^2 S^2 + sigma_t^2)`, with exact
     steps: the higher the level, the more of its error is mended, and the less of it is kept.
 
-    A policy chooses the level for each x_r among `actions` (DDPNet, a contextual bandit). Its
-    reward is `- mean (J(x_t, t) - x_0)^2`, of which the student gets no gradient. It climbs it by
-    REINFORCE, see `losses/bandit.py`.
+    A policy chooses the level for each x_r among `actions` (DDPNet, a contextual bandit). It climbs
+    its reward by REINFORCE, see `losses/bandit.py`, of which the student gets no gradient.
 
     In network passes a student's step costs 2 of the student and 1 of the teacher (of Heun 2), a
     policy's step one of the student without gradient for each draw.
@@ -52,6 +53,8 @@ class VideoScene(Consistency):
         actions: number of levels among which the policy chooses, 2 to 1000: T' and further ones on
             the process's own grid.
         draws: number of levels that are tried for each sample in a policy's step, 2 to 100.
+        reward: `mse` for `- mean (J(x_t, t) - x_0)^2`; `log_mse` for minus its logarithm, which is
+            the PSNR in other units: samples whose errors are large then do not rule the others.
         student, policy: settings of the optimisers.
         kwargs: as in `Consistency`.
 
@@ -73,6 +76,7 @@ class VideoScene(Consistency):
         lambda_gt: float = 0.0,
         actions: int = 8,
         draws: int = 2,
+        reward: Literal["mse", "log_mse"] = "log_mse",
         student: Adam = Adam(lr=3e-5, updates=4),
         policy: Adam = Adam(lr=1e-3),
         **kwargs,
@@ -96,7 +100,7 @@ class VideoScene(Consistency):
         )
         if self.start.base is None:
             raise ValueError("VideoScene starts from an approximation of the sample: say student=leap")
-        self.lambda_gt, self.draws = lambda_gt, draws
+        self.lambda_gt, self.draws, self.reward_of = lambda_gt, draws, reward
         self.actions = teacher.process.grid(actions + 1, self.top)[:-1]  # no buffer, which half precision would round
         self.add_role("policy", policy, policy=Policy(teacher.event_shape, actions))
 
@@ -131,7 +135,7 @@ class VideoScene(Consistency):
 
     @torch.no_grad()
     def rewards(self, batch: dict[str, Tensor], cond: Cond, actions: Tensor) -> Tensor:
-        """The negative mean squared errors of the student from each of the levels, [B, draws].
+        """What the student's samples from each of the levels are worth, [B, draws].
 
         All levels of a sample have the same noise.
         """
@@ -141,8 +145,9 @@ class VideoScene(Consistency):
         found = []
         for t in self.actions.to(x_0.device, torch.float32)[actions].unbind(1):
             x_g = self.student(self.teacher.process.add_noise(x_r, eps, t), t, told)
-            found.append(-mean_per_sample((x_g - x_0).square(), cond.get("mask")).flatten())
-        return torch.stack(found, 1)
+            found.append(mean_per_sample((x_g - x_0).square(), cond.get("mask")).flatten())
+        errors = torch.stack(found, 1)
+        return -errors if self.reward_of == "mse" else -errors.clamp_min(LEAST).log()
 
     # The product
 

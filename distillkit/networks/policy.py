@@ -32,9 +32,12 @@ class Policy(Recorded, nn.Module):
         checks.whole(2, 1000, num=num)
         self.num, self.sides = num, tuple(event_shape[-2:]) if len(event_shape) > 2 else (1, 1)
         channels = math.prod(event_shape) // math.prod(self.sides)
+        size = 3 if len(event_shape) > 2 else 1
         self.layers = nn.ModuleList(
-            nn.Conv2d(inp, width, 3, stride=2, padding=1) for inp in (channels, width, width, width)
+            nn.Conv2d(inp, width, size, stride=2, padding=size // 2) for inp in (channels, width, width, width)
         )
+        for layer in self.layers:  # so that the state gets through them all
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         self.out = zero(nn.Linear(width, num))
 
     def forward(self, state: Tensor) -> Tensor:
