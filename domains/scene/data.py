@@ -75,12 +75,12 @@ class Rooms(SceneData):
 
     def __init__(
         self,
-        train: int = 1024,
+        train: int = 2048,
         val: int = 128,
         test: int = 256,
         damage: Sequence[float] = (0.0, 1.0),
         seed: int = 0,
-        batch_size: int = 16,
+        batch_size: int = 8,
     ):
         super().__init__(batch_size)
         checks.whole(1, PART, train=train, val=val, test=test)

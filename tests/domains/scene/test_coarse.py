@@ -1,5 +1,7 @@
 """The cheap reconstruction: exact where it can be, worse by its damage, and holes."""
 
+import math
+
 import pytest
 import torch
 
@@ -58,6 +60,8 @@ def test_no_damage_changes_nothing_and_damage_follows_from_the_seed(seen):
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
     alone = damaged(first[2:3], depth[2:3], amount[2:3], torch.tensor([2]))
     torch.testing.assert_close(alone[1], once[1][2:3])
+    other = damaged(first[2:3], depth[2:3], amount[2:3], torch.tensor([3]))
+    assert (other[1] / alone[1]).log().std() > 0.05
     errors = (once[1] / depth).log().flatten(1).std(1)
     assert errors[0] < 1e-6 and (errors[1:].diff() > -0.1).all() and errors[-1] > 0.15
 
@@ -85,13 +89,28 @@ def test_a_nearer_point_hides_a_farther_one():
     torch.testing.assert_close(alike, torch.tensor([0.5, 0, 0.5])[:, None, None].expand(3, 8, 8))
 
 
-def test_points_behind_a_camera_are_not_seen():
-    """The last camera looks the other way, so in the middle each sees its own half only."""
-    eye = torch.tensor([[0.0, 0.0, 1.0]] * 2)
-    cameras = look_at(eye, torch.tensor([[1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]]), 0.8)[None]
+def test_points_behind_a_camera_are_not_seen_and_hide_nothing():
+    """The last camera looks the other way, and its points are behind the one in the middle."""
+    eye, there, back = torch.tensor([[0.0, 0.0, 1.0]] * 3), [1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]
+    cameras = look_at(eye, torch.tensor([there, there, back]), 0.8)[None]
     first = torch.stack([torch.full((3, 8, 8), 0.25), torch.full((3, 8, 8), 0.75)], 1)[None]
     found = reconstructed(first, torch.ones(1, 1, 2, 8, 8), cameras)
-    torch.testing.assert_close(found, first)
+    torch.testing.assert_close(found, first[:, :, [0, 0, 1]])
+
+
+@pytest.mark.parametrize("shift", [0.75, 0.25, -0.25])
+def test_points_between_pixels_are_spread_in_proportion(shift):
+    """The camera in the middle stands so far to the left that a wall moves by a part of a pixel."""
+    fov, side = 0.8, 8
+    left = shift * 2 * math.tan(fov / 2) / side
+    eye = torch.tensor([[0.0, 0.0, 1.0], [0.0, left, 1.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    cameras = look_at(eye, eye + torch.tensor([1.0, 0, 0]), fov)[None]
+    picture = torch.rand(1, 3, 1, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first = picture.expand(-1, -1, 2, -1, -1)
+    found = reconstructed(first, torch.ones(1, 1, 2, side, side, dtype=torch.float64), cameras)[:, :, 1]
+    low = math.floor(shift)
+    part, (near, far) = shift - low, (picture[:, :, 0].roll(low + i, -1) for i in (0, 1))
+    torch.testing.assert_close(found[..., 2:-2], ((1 - part) * near + part * far)[..., 2:-2])
 
 
 def test_holes_take_what_is_around_them():
@@ -107,3 +126,7 @@ def test_holes_take_what_is_around_them():
     kept = hole.bool().expand_as(x)
     torch.testing.assert_close(found[kept], x[kept])
     assert found.min() >= 0 and found.max() <= 1
+    left = torch.where(torch.arange(16) < 8, 0.0, 1.0).expand(1, 3, 16, 16)
+    hole = torch.ones(1, 1, 16, 16)
+    hole[..., 3:5, 2:4] = 0
+    assert filled(torch.cat([left * hole, hole], 1))[..., 3:5, 2:4].abs().max() < 1e-6  # from near by, not from afar

@@ -90,6 +90,18 @@ def test_a_turned_box_is_hit_at_its_edge():
     assert left == pytest.approx(0.7 + 0.3 * normal * (LIGHT[0] - LIGHT[1]))
 
 
+def test_a_box_is_turned_to_the_left():
+    """From x towards y: the side at b is met at (b + y cos) / sin, y off the middle."""
+    turn, y, wide = 0.5, 0.05, torch.tensor([0.3, 0.1, 0.6], dtype=D)
+    things = room(
+        boxes=torch.zeros(SOLIDS, 3, dtype=D),
+        sides=only(1.0)[:, None] * wide,
+        turns=torch.full((SOLIDS,), turn, dtype=D),
+    )
+    distance = cast(things, *ray(-1, 0, 0, origin=(1.5, y, 0.3)))[1].item()
+    assert distance == pytest.approx(1.5 - (0.1 + y * math.cos(turn)) / math.sin(turn), abs=1e-6)
+
+
 def test_the_outline_of_a_ball_has_the_size_of_its_cone():
     """A ball at distance d, seen in the middle, is a disc of the angular radius asin(r / d)."""
     radius, fov, side = 0.4, 0.9, 96
