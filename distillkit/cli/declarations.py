@@ -1,8 +1,8 @@
 """The declarations of classes, read from their source.
 
 The module of a method or a teacher imports torch and Lightning, which takes seconds. Its
-declarations do not need them: a docstring, the sets `requires` and `provides`, and the classmethods
-`needs` and `offers`.
+declarations do not need them: a docstring, the sets of `distillkit.capabilities` and what goes with
+them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-DECLARED = {"requires", "provides", "needs", "offers", "home"}
+DECLARED = {"requires", "provides", "needs", "offers", "allows", "refused", "home"}
 PLAIN = {"torch", "lightning", *sys.stdlib_module_names}  # packages without such declarations
 
 

@@ -14,7 +14,15 @@ from distillkit.diffusion.process import (
     VarianceExploding,
     VariancePreserving,
 )
-from distillkit.diffusion.times import KarrasUniform, LogitNormal, LogNormal, LogUniform, ShiftedUniform, Uniform
+from distillkit.diffusion.times import (
+    Annealed,
+    KarrasUniform,
+    LogitNormal,
+    LogNormal,
+    LogUniform,
+    ShiftedUniform,
+    Uniform,
+)
 
 VE, FLOW = VarianceExploding(), RectifiedFlow()
 NAMED = {
@@ -132,3 +140,38 @@ def test_even_in_log_t():
     assert steps[0].item() == pytest.approx(steps[1].item())
     with pytest.raises(ValueError, match="low must be positive, got 0.0"):
         LogUniform(0.0)
+
+
+# Levels that change in the course of a run
+
+
+def annealed(**settings):
+    return Annealed(Uniform(0.5, 0.98), Uniform(0.02, 0.5), **settings)
+
+
+@pytest.mark.parametrize(
+    ("done", "low", "high"), [(0, 0.5, 0.98), (0.25, 0.38, 0.86), (0.5, 0.26, 0.74), (1, 0.02, 0.5)]
+)
+def test_both_ends_of_uniform_levels_move_linearly(done, low, high):
+    assert annealed()(f64(0, 0.5, 1), FLOW, done).tolist() == pytest.approx([low, (low + high) / 2, high], abs=1e-3)
+
+
+@pytest.mark.parametrize(("done", "low"), [(0.1, 0.5), (0.2, 0.5), (0.3, 0.26), (0.4, 0.02), (0.9, 0.02)])
+def test_levels_change_between_two_shares_of_the_run(done, low):
+    assert annealed(begin=0.2, end=0.4)(f64(0), FLOW, done).item() == pytest.approx(low, abs=1e-3)
+
+
+@pytest.mark.parametrize(("done", "low"), [(0.199, 0.5), (0.2, 0.02)])
+def test_levels_change_at_once(done, low):
+    assert annealed(begin=0.2, end=0.2)(f64(0), FLOW, done).item() == pytest.approx(low, abs=1e-3)
+
+
+def test_a_method_that_does_not_say_where_its_run_is_cannot_let_levels_change():
+    with pytest.raises(ValueError, match="does not let its noise levels change"):
+        annealed()(f64(0.5), FLOW)
+
+
+@pytest.mark.parametrize("settings", [{"begin": 0.5, "end": 0.4}, {"begin": -0.1}, {"end": 1.1}])
+def test_shares_of_the_run_that_cannot_be(settings):
+    with pytest.raises(ValueError):
+        annealed(**settings)

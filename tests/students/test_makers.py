@@ -19,11 +19,13 @@ from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
 from distillkit.methods.base import Adam
 from distillkit.methods.dmd import DMD
 from distillkit.methods.lsd import LSD
+from distillkit.methods.pairs import PairDistil
 from distillkit.methods.sid import SiD
 from distillkit.networks.adapters import Adapters
 from distillkit.networks.mlp import MLP
+from distillkit.networks.particles import Particles
 from distillkit.spec import Outside
-from distillkit.students.makers import Copy, FromFolder, Lora, Routed
+from distillkit.students.makers import Copy, FromFolder, Leap, Lora, Routed, Scene
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
@@ -484,3 +486,79 @@ def test_who_is_told_kappa_lands_at_the_guided_means_and_who_is_not_at_their_ave
     found = student.mean({"kappa": kappa})[:, 0].tolist()
     expected = M_0 + (kappa if told else torch.full((3,), 2.5)) * (M_C - M_0)
     assert found == pytest.approx(expected.tolist(), abs=0.04 if told else 0.08)
+
+
+# Scenes
+
+
+class Told(Particles):
+    """Particles that say where the run is, and how far they are from the origin."""
+
+    shares: list[float] = []
+
+    def progress(self, done):
+        self.shares.append(done)
+
+    def forward(self, x, time, cond):
+        self.penalty = 1000 * self.points.square().mean() if self.training else None
+        return super().forward(x, time, cond)
+
+
+def test_a_scene_s_own_loss_counts_in_the_student_s_steps_and_it_knows_the_share_of_the_run(monkeypatch):
+    monkeypatch.setattr(Told, "shares", [])
+    model = score(maker=Scene(Told((2,), 16)), schedule="constant")
+    before = model.student.network.points.square().mean()
+    fit(model, 40)
+    assert Told.shares == [k / 40 for k in range(40)]
+    assert model.student.network.points.square().mean() < 0.9 * before  # 20 steps of 0.01 towards the origin
+
+
+def test_a_scene_is_a_one_step_student_whose_folder_is_its_samples(tmp_path):
+    model = score(maker=Scene(Particles((2,), 16)))
+    fit(model, 6)
+    model.export(tmp_path / "s")
+    student, again = model.product().eval(), load_student(tmp_path / "s")
+    assert torch.equal(again.sample(64, seed=1), student.sample(64, seed=1))
+    assert not torch.equal(again.sample(64, seed=2), student.sample(64, seed=1))
+    own = student.denoiser.network.points[0]
+    assert (again.sample(64, seed=1)[:, None] == own).all(-1).any(1).all()
+
+
+def test_a_method_that_maps_noise_has_no_use_for_a_scene():
+    said = complaint("fit", *PLANE, "method=consistency", "student=scene")
+    assert said.startswith(
+        "a scene makes its samples without noise, and Consistency learns a map from noise to samples"
+    )
+
+
+def test_a_domain_without_scenes_says_so():
+    assert "say student=copy" in complaint("fit", *DIGITS, "student=scene")
+
+
+# Leaps
+
+
+def test_a_leap_starts_from_the_approximation_below_the_largest_level(tmp_path):
+    model = DMD(neural(context=("coarse",)), student_maker=Leap("coarse", 2.0), num_steps=2, **QUICK)
+    assert model.step_times[0] == pytest.approx(2.0) and model.step_times[1] < 1.9
+    coarse = torch.tensor([[100.0, -100.0]] * 512)
+    cond, seen = {"label": torch.zeros(512, dtype=torch.long), "coarse": coarse}, []
+    hook = model.student.register_forward_pre_hook(lambda _, given: seen.append(given[:2]))
+    at(model).generate((512, 2), cond, "leap", 0)
+    hook.remove()
+    assert float(seen[0][1]) == pytest.approx(2.0) and (seen[0][0] - coarse).std() == pytest.approx(2.0, rel=0.1)
+    model.product().save(tmp_path / "s", examples=cond)
+    again = load_student(tmp_path / "s")
+    assert (again.start.base, again.start.level, again.times) == ("coarse", 2.0, model.step_times.tolist())
+
+
+def test_pairs_of_the_teacher_are_refused_for_a_leap():
+    teacher = neural(context=("coarse",))
+    with pytest.raises(ValueError, match="does not start from noise as the teacher does"):
+        PairDistil(teacher, student_maker=Leap("coarse", 2.0))
+    with pytest.raises(ValueError, match="does not start from noise as the teacher does"):
+        DMD(teacher, student_maker=Leap("coarse", 2.0), regression=0.25)
+
+
+def test_data_without_an_approximation_say_so():
+    assert "no approximation of their samples" in complaint("fit", *PLANE, "student=leap")
