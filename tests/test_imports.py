@@ -78,8 +78,13 @@ ROOMS = {
 # Export to pipelines stands beside what reads them, but imports as the command.
 LODGERS = {"distillkit.discrete.teacher": "teachers", "distillkit.pipelines.export": "cli"}
 # Domains made of another: of digits (data, metrics, pictures) and, for frames and photographs, of
-# image files.
-BORROW = {"discrete": {"image"}, "video": {"image"}, "super_resolution": {"image"}}
+# image files; clips of scenes, of video and of what photographs are measured by.
+BORROW = {
+    "discrete": {"image"},
+    "video": {"image"},
+    "super_resolution": {"image"},
+    "scene": {"image", "video", "super_resolution"},
+}
 READERS = ("distillkit.pipelines.teacher", "distillkit.pipelines.codec")  # what teachers of domains import of it
 UNUSED_BY_DOMAINS = {"cli", "callbacks", "__main__"}
 
