@@ -33,6 +33,7 @@ ROOMS = {
     "rollouts": {"diffusion"},
     "discrete": {"diffusion"},
     "networks": {"diffusion", "discrete"},
+    "rendering": set(),
     "losses": {"diffusion", "discrete"},
     "teachers": {"networks", "rollouts", "diffusion", "discrete"},  # an exact teacher makes its students' networks
     "pipelines": {"teachers", "networks", "diffusion"},
