@@ -224,10 +224,12 @@ class FewStepDistiller(Distiller):
     def product(self) -> FewStepStudent:
         return self.few_step_student(self.best_student, self.teacher.codec)
 
-    def few_step_student(self, denoiser: Denoiser, codec: Codec) -> FewStepStudent:
-        """A student with the run's times and the teacher's surroundings."""
+    def few_step_student(
+        self, denoiser: Denoiser, codec: Codec, kind: type[FewStepStudent] = FewStepStudent, **own: Any
+    ) -> FewStepStudent:
+        """A student with the run's times and the teacher's surroundings; a `kind` has its `own`."""
         teacher = self.teacher
-        return FewStepStudent(
+        return kind(
             denoiser,
             self.step_times.tolist(),
             teacher.event_shape,
@@ -239,6 +241,7 @@ class FewStepDistiller(Distiller):
             codec=codec,
             continuation=teacher.continuation,
             gamma=self.gamma,
+            **own,
         )
 
     def facts(self) -> dict[str, Any]:
