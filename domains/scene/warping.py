@@ -5,7 +5,6 @@ B: clips; F: frames; C: channels; H, W: height and width in pixels.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
