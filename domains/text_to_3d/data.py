@@ -16,44 +16,37 @@ from torch import Tensor
 from distillkit import checks
 from distillkit.data import DistillData, TensorData
 from distillkit.rendering.cameras import orbit
+from distillkit.spec import Recorded
 from domains.text_to_3d.solids import COLOURS, PROMPTS, REACH, SHAPES, painted, seen
 
 OVERHEAD = 0.15  # share of views from above
 ABOVE = (62.0, 85.0)  # their elevations in degrees
+ASKS = {
+    "camera": "where each sample is seen from, 13 numbers as distillkit.rendering.cameras.orbit makes them: a pose in OpenGL "
+    "axes and the tangent of half the field of view"
+}
 
 
-class Views(DistillData):
-    """Base of data for scenes: how views are drawn, measured and shown.
+class Orbits(Recorded):
+    """Cameras around the origin, at which they look, with azimuths in strata.
 
-    A view is drawn from an orbit around the origin, at which it looks. The azimuths of a set of
-    views are stratified. A part `OVERHEAD` of the views is from above.
+    A part `OVERHEAD` of them looks from above.
 
     Args:
         distance: of the cameras from the origin, the least and the largest.
         fovy: vertical field of view in degrees, the least and the largest.
-        elevation: of the other views in degrees above the horizon, the least and the largest.
-        batch_size: views in a batch.
+        elevation: of the other cameras in degrees above the horizon, the least and the largest.
 
     Raises:
         ValueError: a range is none, or a camera could stand inside of the objects.
     """
-
-    domain = "text_to_3d"
-    pictured = 16
-    context = ("camera",)
-    asks = {
-        "camera": "where each sample is seen from, 13 numbers as distillkit.rendering.cameras.orbit makes them: a pose in "
-        "OpenGL axes and the tangent of half the field of view"
-    }
 
     def __init__(
         self,
         distance: Sequence[float] = (1.9, 2.4),
         fovy: Sequence[float] = (45.0, 55.0),
         elevation: Sequence[float] = (-10.0, 45.0),
-        batch_size: int = 16,
     ):
-        super().__init__(batch_size)
         for name, bounds in {"distance": distance, "fovy": fovy, "elevation": elevation}.items():
             checks.finite(**{name: list(bounds)})
             if len(bounds) != 2 or bounds[0] > bounds[1]:
@@ -63,36 +56,24 @@ class Views(DistillData):
         if distance[0] <= REACH:
             raise ValueError(
                 f"a camera at distance {distance[0]:g} would stand inside of the objects, which reach {REACH} from the origin: "
-                f"give a data.distance above that"
+                f"give larger distances"
             )
         self.distance, self.fovy, self.elevation = tuple(distance), tuple(fovy), tuple(elevation)
 
-    def cameras(self, num: int, generator: torch.Generator) -> Tensor:
+    def draw(self, num: int, seed: int) -> Tensor:
         """`num` cameras [num, 13] in random order, one in each of as many sectors of azimuth."""
+        generator = torch.Generator().manual_seed(seed)
 
         def between(low: float, high: float) -> Tensor:
             return low + (high - low) * torch.rand(num, generator=generator)
 
-        sector = torch.randperm(num, generator=generator)
-        azimuth = 2 * math.pi * (sector + torch.rand(num, generator=generator)) / num
-        above = torch.rand(num, generator=generator) < OVERHEAD
+        azimuth = (torch.randperm(num, generator=generator) + between(0, 1)) / num * 2 * math.pi
+        above = between(0, 1) < OVERHEAD
         elevation = torch.where(above, between(*ABOVE), between(*self.elevation)).deg2rad()
         return orbit(azimuth, elevation, between(*self.distance), between(*self.fovy).deg2rad())
 
-    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
-        from domains.text_to_3d.evaluation import Evaluator
 
-        return Evaluator(self.train, held_out, self.prompts)
-
-    @property
-    def media(self) -> ModuleType:
-        """`domains.text_to_3d.media`."""
-        from domains.text_to_3d import media
-
-        return media
-
-
-class Solids(Views):
+class Solids(DistillData):
     """Renders of sixteen coloured solids, see `domains.text_to_3d.solids`; std 0.7.
 
     Training, validation and test views have different cameras; the colours of a shape share
@@ -105,11 +86,17 @@ class Solids(Views):
         train, val, test: views of each prompt.
         side: pixels along a side of a render.
         seed: of the cameras.
-        distance, fovy, elevation, batch_size: as in `Views`.
+        orbits: the cameras; None means those of `Orbits`.
+        batch_size: views in a batch.
+        clip: folder of a CLIP model, see `ClipScore`; None leaves its metrics out.
 
     Raises:
         ValueError: there are no prompts, or one is unknown.
     """
+
+    domain = "text_to_3d"
+    pictured = 16
+    context, asks = ("camera",), ASKS
 
     def __init__(
         self,
@@ -120,12 +107,11 @@ class Solids(Views):
         test: int = 16,
         side: int = 32,
         seed: int = 0,
-        distance: Sequence[float] = (1.9, 2.4),
-        fovy: Sequence[float] = (45.0, 55.0),
-        elevation: Sequence[float] = (-10.0, 45.0),
+        orbits: Orbits | None = None,
         batch_size: int = 16,
+        clip: str | None = None,
     ):
-        super().__init__(distance, fovy, elevation, batch_size)
+        super().__init__(batch_size)
         checks.whole(1, train=train, val=val, test=test, side=side)
         checks.seed(seed=seed)
         asked = numbers_of(PROMPTS if only is None else only)
@@ -136,6 +122,7 @@ class Solids(Views):
         if not self.trained:
             raise ValueError("data.held_out leaves no prompt to train on: hold out fewer")
         self.prompts, self.sizes, self.seed = list(PROMPTS), (train, val, test), seed
+        self.orbits, self.clip = orbits or Orbits(), clip
         self.event_shape, self.classes = (3, side, side), {"prompt": len(PROMPTS)}
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
@@ -144,8 +131,8 @@ class Solids(Views):
 
     def part(self, prompts: list[int], num: int, seed: int) -> TensorData:
         """`num` views of each of the prompts, in turn."""
-        generator, kinds = torch.Generator().manual_seed(seed), len(COLOURS)
-        cameras = [self.cameras(num, generator) for _ in SHAPES]  # of all, so that no prompt depends on others
+        kinds = len(COLOURS)
+        cameras = [self.orbits.draw(num, len(SHAPES) * seed + k) for k in range(len(SHAPES))]
         shapes = sorted({prompt // kinds for prompt in prompts})
         looks = {shape: seen(shape, cameras[shape], self.event_shape[-1]) for shape in shapes}
         data = [painted(looks[p // kinds], torch.full([num], p % kinds)) for p in prompts]
@@ -155,6 +142,19 @@ class Solids(Views):
             "camera": torch.stack([cameras[p // kinds] for p in prompts], 1),
         }
         return TensorData({name: value.flatten(0, 1) for name, value in rows.items()})
+
+    def build_evaluator(self, held_out: Sequence[Any]) -> Any:
+        from domains.image.clip import ClipScore
+        from domains.text_to_3d.evaluation import Evaluator
+
+        return Evaluator(self.train, held_out, ClipScore(self.clip, self.prompts) if self.clip else None)
+
+    @property
+    def media(self) -> ModuleType:
+        """`domains.text_to_3d.media`."""
+        from domains.text_to_3d import media
+
+        return media
 
 
 def numbers_of(prompts: Sequence[str]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Features to compare renders by: a small classifier of shape, colour and view; `ship.py` trains it.
+"""Features to compare renders by: a small classifier of shape, colour, view; trained by `ship.py`.
 
 N: images; H, W: height, width; D: features.
 """
@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from distillkit.progress import counted
 from domains.text_to_3d.solids import COLOURS, SHAPES
-from domains.text_to_3d.views import WORDS, view_of
+from domains.text_to_3d.views import VIEWS, view_of
 
 SHIPPED = Path(__file__).parent / "weights" / "features" / "model.safetensors"
-STEPS = 1000  # of training
+STEPS = 1500  # of training
 BATCH = 64  # renders
 SHIFT, NOISE = 2, 0.1  # pixels that renders are moved by in training, and deviation of noise, at most
-KINDS = {"shape": len(SHAPES), "colour": len(COLOURS), "view": len(WORDS)}
+KINDS = {"shape": len(SHAPES), "colour": len(COLOURS), "view": len(VIEWS)}
 
 
 class Classifier(nn.Module):
@@ -91,7 +91,7 @@ def classes(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def varied(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Images [N, 3, H, W], each moved by whole pixels, blurred and with noise of another strength."""
+    """Images [N, 3, H, W], each moved by whole pixels, blurred, and with noise of its own strength."""
     moves = [torch.randint(-SHIFT, SHIFT + 1, (2,), generator=rng).tolist() for _ in x]
     padded = F.pad(x, [SHIFT] * 4, value=1.0)  # what comes in from outside is background
     cut = slice(SHIFT, -SHIFT)
