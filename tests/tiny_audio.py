@@ -108,6 +108,32 @@ def clap() -> dict:
     }
 
 
+def clap_folder(folder):
+    """The tiny CLAP saved in `folder` with its processor; its embeddings differ between inputs."""
+    import transformers
+
+    torch.manual_seed(0)
+    parts = clap()
+    for p in parts["text_encoder"].parameters():
+        p.data += torch.randn(p.shape) / max(1, p[..., 0].numel() if p.ndim else 1) ** 0.5
+    parts["text_encoder"].save_pretrained(folder)
+    transformers.ClapProcessor(parts["feature_extractor"], parts["tokenizer"]).save_pretrained(folder)
+    return folder
+
+
+def vocoder_folder(folder):
+    """A tiny vocoder in `folder`: eight bands at 8 kHz, 16 samples of a frame."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.SpeechT5HifiGanConfig(
+        model_in_dim=8, sampling_rate=8_000, upsample_initial_channel=8, upsample_rates=[4, 4],
+        upsample_kernel_sizes=[8, 8], resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1]],
+    )  # fmt: skip
+    transformers.SpeechT5HifiGan(config).save_pretrained(folder)
+    return folder
+
+
 def audioldm2(folder, seed=0, **scheduler):
     """A tiny AudioLDM2Pipeline in `folder`: eight mel bands, frames of ten samples."""
     import diffusers

@@ -47,6 +47,7 @@ OPTIONAL = {  # package: (module, the extra that installs it)
     "gemmi": ("gemmi", "protein"),
     "tmtools": ("tmtools", "protein"),
     "torch-fidelity": ("torch_fidelity", "vision"),
+    "gsplat": ("gsplat", "gsplat"),
 }
 # Forks have what their parent has imported. Elsewhere processes begin anew: there is no fork, or
 # Apple's libraries do not survive one.

@@ -98,9 +98,11 @@ class PipelineCodec(Codec):
         """The autoencoder's own latents of one sample as data."""
         return self.vae.decode(z, return_dict=False)[0]
 
-    @torch.no_grad()
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The samples `batch["data"]` as latents of order one, or `batch["latent"]` as it is."""
+        """The samples `batch["data"]` as latents of order one, or `batch["latent"]` as it is.
+
+        Gradients reach samples that require them; the autoencoder itself is frozen.
+        """
         if LATENT in batch:
             return batch[LATENT].float()
         x = batch["data"].float()

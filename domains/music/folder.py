@@ -52,7 +52,7 @@ class Sounds(MusicData):
     Args:
         path: the folder.
         rate: samples a second, in Hz.
-        channels: C.
+        channels: C, 1 or 2.
         samples: N.
         stride: seconds between two clips of a file; None means the length of a clip.
         random_crop: whether training clips begin anywhere in their stride; otherwise at its
@@ -81,7 +81,7 @@ class Sounds(MusicData):
     ):
         super().__init__(given, batch_size, clap)
         checks.whole(*RATES, rate=rate)
-        checks.whole(1, 8, channels=channels)
+        checks.whole(1, 2, "mono or stereo", channels=channels)
         checks.whole(1, 10_000, workers=workers)
         stride = samples / rate if stride is None else stride
         checks.positive(stride=stride)

@@ -1,0 +1,1 @@
+"""Pictures of scenes, differentiable, in plain torch: cameras, fields and splats."""
