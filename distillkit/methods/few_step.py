@@ -15,6 +15,7 @@ from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import Process
 from distillkit.diffusion.sampling import Renoise, few_step
 from distillkit.diffusion.start import Start
+from distillkit.diffusion.times import Times
 from distillkit.methods.base import Distiller
 from distillkit.students.few_step import FewStepStudent
 from distillkit.students.makers import Copy, Maker
@@ -155,6 +156,17 @@ class FewStepDistiller(Distiller):
         low, high = self.kappa_range
         return {**cond, "kappa": low + (high - low) * self.rand(num, purpose)}
 
+    # Noise levels
+
+    def draw_times(self, times: Times, num: int, purpose: str) -> Tensor:
+        """`num` noise levels [num] of `times`, as they are at this step."""
+        return times(self.rand(num, purpose), self.teacher.process, self.done if times.changes else None)
+
+    def check_ends(self, *levels: Times) -> None:
+        """Raises ValueError if levels change in shares of a run whose end is not known."""
+        if self.total == math.inf and any(times.changes for times in levels):
+            raise ValueError("noise levels change in shares of the run, whose end is not known: give trainer.max_steps")
+
     # Samples in training
 
     def generate(
@@ -224,10 +236,12 @@ class FewStepDistiller(Distiller):
     def product(self) -> FewStepStudent:
         return self.few_step_student(self.best_student, self.teacher.codec)
 
-    def few_step_student(self, denoiser: Denoiser, codec: Codec) -> FewStepStudent:
-        """A student with the run's times and the teacher's surroundings."""
+    def few_step_student(
+        self, denoiser: Denoiser, codec: Codec, kind: type[FewStepStudent] = FewStepStudent, **own: Any
+    ) -> FewStepStudent:
+        """A student with the run's times and the teacher's surroundings; a `kind` has its `own`."""
         teacher = self.teacher
-        return FewStepStudent(
+        return kind(
             denoiser,
             self.step_times.tolist(),
             teacher.event_shape,
@@ -239,6 +253,7 @@ class FewStepDistiller(Distiller):
             codec=codec,
             continuation=teacher.continuation,
             gamma=self.gamma,
+            **own,
         )
 
     def facts(self) -> dict[str, Any]:
