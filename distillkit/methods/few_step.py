@@ -164,7 +164,7 @@ class FewStepDistiller(Distiller):
 
     def check_ends(self, *levels: Times) -> None:
         """Raises ValueError if levels change in shares of a run whose end is not known."""
-        if self.total == math.inf and any(times.changes for times in levels):
+        if any(times.changes for times in levels) and self.total == math.inf:
             raise ValueError("noise levels change in shares of the run, whose end is not known: give trainer.max_steps")
 
     # Samples in training
