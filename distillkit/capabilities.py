@@ -17,6 +17,7 @@ its makers do stands in `allows`. All are sets of these words:
 - `tower`: batches hold easier observations of the same samples too.
 - `reward`: the data say how good a sample is, see `DistillData.reward`.
 - `reward_gradient`: and what they say is differentiable in the sample.
+- `approximation`: a condition holds an approximation of each sample, from which sampling may start.
 - `judge`: the method looks at a student's samples alone, so that they need not be made of noise.
 - `scene`: the student is a scene, which makes samples of the conditions alone.
 """

@@ -166,8 +166,8 @@ class DistillData(Recorded, LightningDataModule):
         asks: by context key, a description in the domain's words, for errors about a missing one.
         provides: capabilities for methods; `data` means real samples under the batch key `data`,
             `numbers` that noise can be added to them, `points` that they are sets of points in
-            space, `reward` that `reward` is implemented, `reward_gradient` that it is
-            differentiable in the samples too.
+            space, `approximation` that a condition approximates each of them, `reward` that
+            `reward` is implemented, `reward_gradient` that it is differentiable in the samples too.
         easier: for each easier observation of the samples, the easiest one first, the batch keys
             that stand for those of the context, such as `[{"low": "low_2"}]`. Each observation must
             be made from the one before it, and the context from the last.

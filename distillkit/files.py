@@ -111,7 +111,12 @@ def _safely(path: str | Path, read: Callable[[Path], Any]) -> Any:
         ) from None
 
 
-def read_checkpoint(path: str | Path, harmless: Sequence[Any], wanted: str) -> Any:
+def read_checkpoint(
+    path: str | Path,
+    harmless: Sequence[Any],
+    wanted: str,
+    mend: str = "save its state_dict and hyper_parameters alone, as plain tensors, dicts and lists",
+) -> Any:
     """The contents of a file of `torch.save` by others, read without running code from it.
 
     Args:
@@ -119,6 +124,7 @@ def read_checkpoint(path: str | Path, harmless: Sequence[Any], wanted: str) -> A
         harmless: what it may name besides plain data: classes, and pairs of a class and the name
             for which it stands in.
         wanted: the files that are read, for the error about a missing one.
+        mend: what helps where it might run code.
 
     Raises:
         ValueError: it is missing or damaged, or reading it might run code.
@@ -137,7 +143,7 @@ def read_checkpoint(path: str | Path, harmless: Sequence[Any], wanted: str) -> A
             raise ValueError(f"{path} cannot be read as plain tensors and settings ({one_line(error, 120)})") from None
         raise ValueError(
             f"{path} asks for {asked[1] or asked[2]}, which is no plain data, so that reading it could run code: where you "
-            f"trust it, save its state_dict and hyper_parameters alone, as plain tensors, dicts and lists"
+            f"trust it, {mend}"
         ) from None
 
 

@@ -78,11 +78,13 @@ ROOMS = {
 # Export to pipelines stands beside what reads them, but imports as the command.
 LODGERS = {"distillkit.discrete.teacher": "teachers", "distillkit.pipelines.export": "cli"}
 # Domains made of others: of digits (data, metrics, pictures), for frames and photographs of image
-# files, for scenes of solids, meshes and films.
+# files; scenes of solids, of meshes and films; clips of scenes, of video and of what photographs
+# are measured by.
 BORROW = {
     "discrete": {"image"},
     "video": {"image"},
     "super_resolution": {"image"},
+    "scene": {"image", "video", "super_resolution"},
     "text_to_3d": {"image", "threed", "video"},
 }
 READERS = ("distillkit.pipelines.teacher", "distillkit.pipelines.codec")  # what teachers of domains import of it

@@ -116,17 +116,19 @@ def to_safetensors(student: FewStepStudent, path: Path, trust: Sequence[str] = (
     from safetensors.torch import save_file
 
     merged = student.merged()
-    state = {name: value.contiguous() for name, value in merged.denoiser.state_dict().items()}
+    state = {name: value.contiguous() for name, value in merged.weights.state_dict().items()}
     write_atomic(path, lambda temporary: save_file(state, temporary, {"student": json.dumps(merged.config)}))
     with safe_open(path, "pt") as file:
         config = json.loads(file.metadata()["student"])
-        denoiser = from_spec(config["denoiser"], tuple(trust))
-        denoiser.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
+        read = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     facts = ("times", "event_shape", "classes", "context", "renoise", "noise_scale", "gamma")
     plain = {key: config[key] for key in facts if key in config}
     if "start" in config:
         plain["start"] = from_spec(config["start"], tuple(trust))
-    again = FewStepStudent(denoiser, **plain, codec=student.codec, examples=student.examples).eval()
+    kind, denoiser = type(student), from_spec(config["denoiser"], tuple(trust))
+    plain |= kind.own(config, path, tuple(trust))
+    again = kind(denoiser, **plain, codec=student.codec, examples=student.examples).eval()
+    again.weights.load_state_dict(read)
     tolerance = 0.0 if merged is student else ROUNDING
     return _difference(path, *(one.sample(8, decode=False) for one in (student, again)), tolerance)
 

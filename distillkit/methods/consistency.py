@@ -177,7 +177,10 @@ class Consistency(FewStepDistiller):
     # The losses
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        ends = self.hop_ends(batch, "student")
+        return self.agreement(self.hop_ends(batch, "student"))
+
+    def agreement(self, ends: Ends) -> Tensor:
+        """The loss of the two ends of hops, a scalar."""
         mask = ends.cond.get("mask")
         loss = (ends.weight * distance(ends.far, ends.near, self.distance, self.c, mask)).mean()
         self.note("student/consistency", loss)
@@ -193,7 +196,8 @@ class Consistency(FewStepDistiller):
 
     def hop_ends(self, batch: dict[str, Tensor], purpose: str) -> Ends:
         """The ends of a random hop of each sample; only `far` has a gradient."""
-        x_0, cond = self.teacher.codec.encode(batch), self.condition(batch)
+        cond = self.condition(batch)
+        x_0 = self.origin(batch, cond)
         process, num = self.teacher.process, len(x_0)
         told = self.with_kappa(cond, num, f"{purpose} kappa")
         kappa, told = told.get("kappa", self.kappa), told if self.tell_kappa else cond
@@ -212,6 +216,10 @@ class Consistency(FewStepDistiller):
             near = torch.where(expand(s == end, x_s), x_s, near)
         tops = torch.cat([edges.new_tensor([self.top]), edges])
         return Ends(far, near, end, tops[torch.searchsorted(-tops, -edge) - 1], told, self.weights(t, s))
+
+    def origin(self, batch: dict[str, Tensor], cond: Cond) -> Tensor:
+        """The samples whose noised states the hops begin at, [B, ...]: the data."""
+        return self.teacher.codec.encode(batch)
 
     def weights(self, t: Tensor, s: Tensor) -> Tensor | float:
         """The weights of hops, [B], or 1."""

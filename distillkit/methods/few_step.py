@@ -164,7 +164,7 @@ class FewStepDistiller(Distiller):
 
     def check_ends(self, *levels: Times) -> None:
         """Raises ValueError if levels change in shares of a run whose end is not known."""
-        if self.total == math.inf and any(times.changes for times in levels):
+        if any(times.changes for times in levels) and self.total == math.inf:
             raise ValueError("noise levels change in shares of the run, whose end is not known: give trainer.max_steps")
 
     # Samples in training
@@ -236,10 +236,12 @@ class FewStepDistiller(Distiller):
     def product(self) -> FewStepStudent:
         return self.few_step_student(self.best_student, self.teacher.codec)
 
-    def few_step_student(self, denoiser: Denoiser, codec: Codec) -> FewStepStudent:
-        """A student with the run's times and the teacher's surroundings."""
+    def few_step_student(
+        self, denoiser: Denoiser, codec: Codec, kind: type[FewStepStudent] = FewStepStudent, **own: Any
+    ) -> FewStepStudent:
+        """A student with the run's times and the teacher's surroundings; a `kind` has its `own`."""
         teacher = self.teacher
-        return FewStepStudent(
+        return kind(
             denoiser,
             self.step_times.tolist(),
             teacher.event_shape,
@@ -251,6 +253,7 @@ class FewStepDistiller(Distiller):
             codec=codec,
             continuation=teacher.continuation,
             gamma=self.gamma,
+            **own,
         )
 
     def facts(self) -> dict[str, Any]:

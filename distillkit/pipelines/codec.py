@@ -31,10 +31,14 @@ class PipelineCodec(Codec):
     Attributes:
         kinds: classes of the autoencoder in the package diffusers.
         part: its folder.
+        reads: whether it encodes data; else samples have to be encoded already.
+        levels: the type in which data are kept beside latents, see `distillkit.pipelines.latents`.
     """
 
     kinds: tuple[str, ...]
     part = "vae"
+    reads = True
+    levels = torch.uint8
 
     def __init__(self, path: str, print: str | None = None):
         folder = Path(path).expanduser()

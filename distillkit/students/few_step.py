@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -201,10 +202,9 @@ class FewStepStudent(Student):
             "continuation": going_on is None or isinstance(going_on, Continuation),
         }
         refuse(config, file, sound)
-        load_weights(denoiser, folder / WEIGHTS)
-        codec = load_codec(config, file, trust, home)
+        own, codec = cls.own(config, file, trust, home, folder / WEIGHTS), load_codec(config, file, trust, home)
         with named(file):
-            return cls(
+            made = cls(
                 denoiser,
                 times,
                 config["event_shape"],
@@ -217,7 +217,31 @@ class FewStepStudent(Student):
                 codec,
                 continuation=going_on,
                 gamma=gamma,
+                **own,
             )
+        load_weights(made.weights, folder / WEIGHTS)
+        return made
+
+    @classmethod
+    def own(
+        cls,
+        config: dict[str, Any],
+        file: Path,
+        trust: tuple[str, ...] = (),
+        home: Path | None = None,
+        weights: Path | None = None,
+    ) -> dict[str, Any]:
+        """A subclass's own arguments, from a student.yaml.
+
+        Args:
+            config: the content of student.yaml.
+            file: its path, for errors.
+            trust, home, weights: as in `from_spec`.
+
+        Raises:
+            ValueError: a value is missing or of the wrong kind.
+        """
+        return {}
 
 
 def _plain(value: Any) -> bool:

@@ -218,7 +218,7 @@ class PromptEvaluator(WithoutSolids):
 def by_clip(clip: ClipScore, device: torch.device, samples: Tensor, prompt: Tensor) -> dict[str, float]:
     """The CLIP score of images [N, C, H, W] for their prompts, int64 [N], and the R-precision."""
     clip.device = device
-    cosine = clip.closeness(samples, torch.arange(len(clip.prompts)))
+    cosine = clip.features(samples).cpu() @ clip.embedded(torch.arange(len(clip.prompts))).double().T
     own = cosine.gather(1, prompt[:, None].cpu())
     return {"clip": float(100 * own.clamp_min(0).mean()), "clip_r_precision": ranked(cosine, prompt.cpu())[1]}
 

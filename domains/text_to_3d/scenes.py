@@ -208,7 +208,9 @@ class Scenes(Painter):
     def roughness(self, prompt):
         if self._smooth is None:
             return self.field.means.new_zeros(())
-        own = (self._own(prompt)[:, None] * self.particles + torch.arange(self.particles, device=prompt.device)).unique()
+        own = (
+            self._own(prompt)[:, None] * self.particles + torch.arange(self.particles, device=prompt.device)
+        ).unique()
         return total_variation(getattr(self.field, self._smooth)[own], 3 if self._smooth == "grid" else 2)
 
     def check_context(self, cond):

@@ -139,8 +139,8 @@ class VideoFolder(VideoData):
         return from_uint8(np.stack(frames), str(path)).movedim(1, 0)
 
     def small(self, frame: np.ndarray) -> np.ndarray:
-        """A frame [H, W, 3] as [resolution, resolution] or [resolution, resolution, 3], uint8."""
-        return np.asarray(cropped(flat(Image.fromarray(frame), self.channels), self.resolution))
+        """A frame as `square` makes it."""
+        return square(frame, self.channels, self.resolution)
 
 
 class Clips:
@@ -168,6 +168,11 @@ class Clips:
             rows, clips = zip(*pool.map(read, indices.tolist()), strict=True)
         batch = {"data": torch.stack(clips)} | ({} if self.label is None else {"label": self.label[list(rows)]})
         return self.with_first(batch)
+
+
+def square(frame: np.ndarray, channels: int, resolution: int) -> np.ndarray:
+    """A frame [H, W, 3] as [resolution, resolution] or [resolution, resolution, 3], uint8."""
+    return np.asarray(cropped(flat(Image.fromarray(frame), channels), resolution))
 
 
 def probe(path: Path) -> dict[str, Any]:

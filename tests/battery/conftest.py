@@ -48,6 +48,11 @@ WORLDS = {  # where the law is known: the words for a small network on few data;
         *("data.num_full=160", "data.num_part=20", "data.batch_size=2", "student=fresh", "fake_score=fresh"),
         *("network.cell=1.6", "network.bins=2", "network.channels=8", "network.width=16"),
     ],
+    "scene": [
+        *("data.train=16", "data.val=4", "data.test=4", "data.batch_size=2"),
+        *("+student.part._target_=distillkit.students.makers.Fresh", "+student.part.network=${network}"),
+        *("network.channels=8", "network.multipliers=[1]", "network.heads=0"),
+    ],
 }
 FEW = {"num_pairs": 256, "steps": 4, "guard": 200}  # of a class that takes such an argument, where no law is proved
 FEWER = {"num_pairs": 8, "steps": 4, "guard": 0}  # where a sample takes longer than on the plane

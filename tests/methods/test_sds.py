@@ -438,7 +438,7 @@ FAULTS = [
     (SDS.heard, "no guidance", " if guides else said[0]", " if False else said[0]", guides),
     (SDS.on_fit_start, "an unknown end not noticed", "self.check_ends(self.student_times)", "None", ended),
     (ScoreDistiller.on_fit_start, "an unknown end not noticed", "self.student_times, ", "", partial(test_levels_that_change_need_the_end_of_the_run, DMD, True)),
-    (FewStepDistiller.check_ends, "levels that stay refused", "and any(times.changes for times in levels)", "", partial(test_levels_that_change_need_the_end_of_the_run, SDS, False)),
+    (FewStepDistiller.check_ends, "levels that stay refused", "any(times.changes for times in levels) and ", "", partial(test_levels_that_change_need_the_end_of_the_run, SDS, False)),
     (FewStepDistiller.draw_times, "the beginning for ever", "self.done if times.changes", "0.0 if times.changes", partial(test_levels_fall_in_the_course_of_the_run, "asd", 1.0, 0.02, 0.5)),
     (ScoreDistiller.fake_samples, "the camera never dropped", ">= 0.1", ">= 0.0", forgets),
     (ScoreDistiller.fake_samples, "the camera dropped twice as often", ">= 0.1", ">= 0.2", forgets),

@@ -61,6 +61,15 @@ def test_an_ellipse_spreads_by_the_derivative_of_the_projection():
             torch.testing.assert_close(covariance[b, n], spread @ spread.T + BLUR * torch.eye(2).double())
 
 
+def test_the_derivative_beside_the_picture_is_that_at_its_margin():
+    """Five half pictures to the right it counts as 1.3; far out it would grow without bound."""
+    gaussian = one((2 - 0.2, 5 * 0.2, 0.0), scale=(0.02,) * 3)
+    _, covariance, depth = on_screen(gaussian, orbit(0.0, 0.0, 2.0, math.pi / 2), 20, 20)
+    spread = (10 * 0.02 / 0.2) ** 2
+    assert float(depth) == pytest.approx(0.2)
+    assert covariance.flatten().tolist() == pytest.approx([(1 + 1.3**2) * spread + BLUR, 0, 0, spread + BLUR], rel=1e-4)
+
+
 def test_rotations():
     """Quarter turns about x, y and z, and what is true of all turns."""
     turns = torch.tensor([[3.0, 3, 0, 0], [3, 0, 3, 0], [3, 0, 0, 3]])

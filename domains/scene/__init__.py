@@ -1,0 +1,1 @@
+"""Domain scene: clips of rooms between two views, from a coarse reconstruction."""
