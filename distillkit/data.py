@@ -209,7 +209,8 @@ class DistillData(Recorded, LightningDataModule):
         """An object whose `picture(samples, cond)` and `compare(rows, cond)` give PIL images.
 
         Optional: `save(samples, cond, folder)` writes files in the domain's formats and returns
-        their paths.
+        their paths; `of_student(student, cond, folder)` does so with what a student itself is, such
+        as a scene.
         """
 
     @property

@@ -33,13 +33,15 @@ class Arguments(argparse.ArgumentParser):
 
 
 def number(kind: type, least: float, most: float = math.inf) -> Callable[[str], Any]:
-    """The argparse type of an int or a float (`kind`) from `least` to `most`."""
+    """The argparse type of a finite int or float (`kind`) from `least` to `most`."""
 
     def read(text: str) -> Any:
         value = kind(text)
         if not least <= value <= most:
             bounds = f"at least {least}" if most == math.inf else f"from {least} to {most}"
             raise argparse.ArgumentTypeError(f"must be {bounds}, got {text}")
+        if value == math.inf:
+            raise argparse.ArgumentTypeError(f"must be finite, got {text}")
         return value
 
     read.__name__ = kind.__name__  # the name in argparse's errors

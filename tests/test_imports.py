@@ -77,13 +77,15 @@ ROOMS = {
 # The discrete teacher has the path `discrete.teacher` in users' files, but imports as a teacher.
 # Export to pipelines stands beside what reads them, but imports as the command.
 LODGERS = {"distillkit.discrete.teacher": "teachers", "distillkit.pipelines.export": "cli"}
-# Domains made of another: of digits (data, metrics, pictures) and, for frames and photographs, of
-# image files; clips of scenes, of video and of what photographs are measured by.
+# Domains made of others: of digits (data, metrics, pictures), for frames and photographs of image
+# files; scenes of solids, of meshes and films; clips of scenes, of video and of what photographs
+# are measured by.
 BORROW = {
     "discrete": {"image"},
     "video": {"image"},
     "super_resolution": {"image"},
     "scene": {"image", "video", "super_resolution"},
+    "text_to_3d": {"image", "threed", "video"},
 }
 READERS = ("distillkit.pipelines.teacher", "distillkit.pipelines.codec")  # what teachers of domains import of it
 UNUSED_BY_DOMAINS = {"cli", "callbacks", "__main__"}

@@ -283,6 +283,27 @@ def test_weights_of_features_are_asked_for_too(folder, secret, tmp_path, capsys)
     assert f"--trust {secret}" in refused(capsys, *words("evaluate", folder, tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("verb", "at", "kind", "argument"),
+    [
+        ("evaluate", "run/data", "domains.music.data.Tones", "clap"),
+        ("optimize", "run/data", "domains.music.data.Tones", "clap"),
+        ("optimize", "run/data", "domains.music.prompts.Prompts", "clap"),
+        ("sample", "codec/init_args/vocoder", "domains.music.vocoder.HifiGan", "path"),
+        ("optimize", "codec/init_args/vocoder", "domains.music.vocoder.HifiGan", "path"),
+    ],
+)
+def test_models_that_hear_or_speak_are_asked_for(verb, at, kind, argument, folder, secret, tmp_path, capsys):
+    (folder / "near").symlink_to(secret.parent)
+    put(folder, "codec/class_path", "domains.music.codec.Mel" if "codec" in at else "distillkit.codec.Codec")
+    put(folder, at, {"class_path": kind, "init_args": {argument: str(folder / "near")}})
+    if "codec" in at:
+        put(folder, "run/data", {"class_path": "domains.music.data.Tones", "init_args": {}})
+    asked = ["optimize", folder, "--control", "loop", "--out", tmp_path / "out-optimize"]
+    argv = asked if verb == "optimize" else words(verb, folder, tmp_path)
+    assert f"--trust {secret.parent}" in refused(capsys, *argv) and not (tmp_path / f"out-{verb}").exists()
+
+
 def test_a_link_inside_of_a_folder_that_is_brought_along_leads_nowhere(folder, secret, tmp_path, capsys):
     teacher = Teacher(network(), (2,)).save(folder / "teacher")
     (teacher / "more").symlink_to(secret)

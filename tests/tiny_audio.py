@@ -108,6 +108,32 @@ def clap() -> dict:
     }
 
 
+def clap_folder(folder):
+    """The tiny CLAP saved in `folder` with its processor; its embeddings differ between inputs."""
+    import transformers
+
+    torch.manual_seed(0)
+    parts = clap()
+    for p in parts["text_encoder"].parameters():
+        p.data += torch.randn(p.shape) / max(1, p[..., 0].numel() if p.ndim else 1) ** 0.5
+    parts["text_encoder"].save_pretrained(folder)
+    transformers.ClapProcessor(parts["feature_extractor"], parts["tokenizer"]).save_pretrained(folder)
+    return folder
+
+
+def vocoder_folder(folder):
+    """A tiny vocoder in `folder`: eight bands at 8 kHz, 16 samples of a frame."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.SpeechT5HifiGanConfig(
+        model_in_dim=8, sampling_rate=8_000, upsample_initial_channel=8, upsample_rates=[4, 4],
+        upsample_kernel_sizes=[8, 8], resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1]],
+    )  # fmt: skip
+    transformers.SpeechT5HifiGan(config).save_pretrained(folder)
+    return folder
+
+
 def audioldm2(folder, seed=0, **scheduler):
     """A tiny AudioLDM2Pipeline in `folder`: eight mel bands, frames of ten samples."""
     import diffusers
@@ -150,3 +176,22 @@ def tokens(parts, length=10):
     """Parts whose tokenizer pads to this length."""
     parts["tokenizer"].model_max_length = length
     return parts
+
+
+TEXTS = ["a cat runs", "a dog sleeps", "a cat sleeps on the moon"]
+
+
+def captioned(folder, num=12, samples=320, channels=2):
+    """Sounds of 16 bits in `folder`, a caption beside each.
+
+    Sample n of file i is 1000 (i + 1) + n of 32768, halved in a second channel.
+    """
+    import soundfile
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(num):
+        left = 1000 * (i + 1) + torch.arange(samples)
+        sound = torch.stack([left, left // 2][:channels], 1).to(torch.int16)
+        soundfile.write(folder / f"{i:02}.wav", sound.numpy(), RATE, subtype="PCM_16")
+        (folder / f"{i:02}.txt").write_text(TEXTS[i % 3])
+    return folder

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from distillkit import checks
 from distillkit.devices import able
 from distillkit.errors import pasted
-from distillkit.evaluation.pictures import save_files, save_picture
+from distillkit.evaluation.pictures import save_files, save_picture, save_student
 from distillkit.files import read_yaml, write_atomic, write_text
 from distillkit.progress import progress
 from distillkit.report.logger import MetricsLogger
@@ -130,6 +130,8 @@ def _show(data: Any, teacher: Any, student: Any, run: Path, kind: str, seed: int
         _keep_sounds(run / "samples" / next(iter(rows)), run / kind)
     else:
         save_files(data.media, first, cond, run / "samples")
+    if student:
+        save_student(data.media, student, cond, run / "samples")
 
 
 def _keep_sounds(samples: Path, folder: Path) -> None:

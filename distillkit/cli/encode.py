@@ -27,7 +27,7 @@ def encode(argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(list(argv))
     handed = config.hand_over(config.compose(args.words)[0], ("data", "teacher"))
     from distillkit.pipelines.files import local
-    from distillkit.pipelines.latents import Writing
+    from distillkit.pipelines.latents import LatentData, Writing
     from distillkit.pipelines.teacher import PipelineTeacher
 
     teacher = handed.get("teacher") or {}
@@ -37,13 +37,15 @@ def encode(argv: Sequence[str]) -> int:
     try:
         data = made(handed["data"])
         root = local(teacher["init_args"]["path"], teacher["init_args"].get("download", False))
-        codec = kind.family(root).codec
+        codec = kind.family(root).make_codec(root, teacher["init_args"])
         if codec is None:
             raise ValueError(f"the pipeline in {root} works on data themselves: there is nothing to encode")
-        if "data" not in data.provides:
+        if not codec.reads:
+            raise ValueError(f"the pipeline in {root} makes samples and reads none: there is nothing to encode with")
+        if "data" not in data.provides or isinstance(data, LatentData):
             raise ValueError(f"{type(data).__name__} has no samples to encode: choose other data=...")
         data.setup()
-        writing = Writing(args.out, data, codec(str(root)), args.shard, args.dtype)
+        writing = Writing(args.out, data, codec, args.shard, args.dtype)
         encoded = writing.run(args.device, args.batch)
     except ValueError as error:
         raise UsageError(str(error)) from error

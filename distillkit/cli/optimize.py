@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from argparse import BooleanOptionalAction, Namespace
+import re
+from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,7 @@ from distillkit.evaluation.pictures import labelled, overlay, save_files, save_p
 from distillkit.files import read_yaml, write_text
 from distillkit.progress import calls, duration
 from distillkit.report import quality
-from distillkit.spec import from_spec
-from distillkit.students.provenance import allow, allow_pipeline, load, made_with, set_up
+from distillkit.students.provenance import allow, allow_pipeline, allow_places, load, made_with, placed, set_up
 from distillkit.teachers.base import CONFIG
 from distillkit.teachers.saved import SavedTeacher
 
@@ -47,7 +47,7 @@ def optimize(argv: Sequence[str]) -> int:
     out = new_path(args.out or Path(args.student) / f"optimized-{args.seed}")
     model, route, data, cond = _model(args)
     set_up(data)
-    controls = _controls(args.control, Asked(route.event_shape, route.codec, data, model, cond, args.n))
+    controls, weights = _controls(args.control, Asked(route.event_shape, route.codec, data, model, cond, args.n))
 
     def seen(rows: slice) -> Cond:
         """The conditions of some rows as the network sees them."""
@@ -55,7 +55,7 @@ def optimize(argv: Sequence[str]) -> int:
         return dict(route.codec.conditions(own, route.event_shape))
 
     noise = route.noise(args.n, cond, args.seed)
-    optimizer = NoiseOptimizer(route, [*controls.values()], args.steps, args.lr, args.project, args.tolerance)
+    optimizer = NoiseOptimizer(route, [*controls.values()], args.steps, args.lr, args.project, args.tolerance, weights)
     with calls("finding the noise", route.denoiser, args.n * route.calls * (args.steps + 1)) as counter:
         found = _found(optimizer, noise, seen, args.device)
     before, after = (route.decode(z, cond) for z in (noise, found.noise))
@@ -67,7 +67,7 @@ def optimize(argv: Sequence[str]) -> int:
 
     samples = devices.in_chunks(decoded, args.n, CHUNK)
     errors = _errors(route, controls, (before, found.noise, after, samples), seen, args.device)
-    report = _report(args, route, controls, found, errors, cond, counter.done)
+    report = _report(args, route, controls, weights, found, errors, cond, counter.done)
     write_samples(out / "samples.npz", samples, {"noise": found.noise, **cond})
     write_text(out / "control.json", json.dumps(report, indent=1, allow_nan=False))
     Console().print(_table(report))
@@ -98,7 +98,7 @@ def _arguments(argv: Sequence[str]) -> Namespace:
         required=True,
         metavar="NAME[=TARGET]",
         help="what samples should be, such as intensity=ramp:-40:-10; an unknown name lists those of the student's data "
-        "(repeatable: losses are added)",
+        "(repeatable: losses are added, each times its weight, such as 0.5 in 0.5*intensity=-30)",
     )
     parser.add_argument("-n", type=number(int, 1), default=4, help="how many samples (default 4)")
     parser.add_argument("--seed", type=number(int, 0, MOST_SEED), default=0, help="of the noise (default 0)")
@@ -140,6 +140,7 @@ def _arguments(argv: Sequence[str]) -> Namespace:
     devices.add_flag(parser)
     allow(parser)
     allow_pipeline(parser)
+    allow_places(parser)
     args = parser.parse_args(argv)
     args.input = None
     prompts.check(args)
@@ -161,7 +162,7 @@ def _model(args: Namespace) -> tuple[Any, Route, Any, Cond]:
             return _of_students_teacher(student, args)
         args.through = args.through or "student"
         route = routes.of_student(student, args.decode_steps, args.through == "step")
-        data = made_with(student.config, args.student, args.trust, "data")["data"]
+        data = _made(student.config, args, "data")["data"]
         if texts := prompts.asked(args):
             prompts.give(student, texts, args)
         cond = student.checked_condition(args.n, _conditions(student, data, args), args.kappa)
@@ -180,7 +181,7 @@ def _conditions(student: Any, data: Any, args: Namespace) -> Cond:
 
 def _of_students_teacher(student: Any, args: Namespace) -> tuple[Any, Route, Any, Cond]:
     _refuse_flags_of_students(args)
-    own = made_with(student.config, args.student, args.trust, "teacher", "data")
+    own = _made(student.config, args, "teacher", "data")
     teacher = own["teacher"].to(args.device)
     kappa = float(student.config.get("kappa", 1.0)) if args.kappa is None else args.kappa
     cond = {name: _conditions(student, own["data"], args)[name] for name in (*teacher.classes, *teacher.context)}
@@ -206,9 +207,9 @@ def _data_of_teacher(teacher: Any, args: Namespace) -> Any:
     recorded = read_yaml(Path(args.student) / CONFIG)
     domain = recorded.get("domain")
     if "run" in recorded or domain not in config.groups().get("domain", ()):
-        return made_with(recorded, args.student, args.trust, "data")["data"]
-    words = [f"domain={domain}", "method=pretrain"]
-    data = from_spec(config.hand_over(config.compose(words)[0], ("data",))["data"])
+        return _made(recorded, args, "data")["data"]
+    own = config.hand_over(config.compose([f"domain={domain}", "method=pretrain"])[0], ("data",))
+    data = _made({"run": own}, args, "data")["data"]
     set_up(data)
     if (data.classes, tuple(data.context)) != (teacher.classes, tuple(teacher.context)):
         raise UsageError(
@@ -218,17 +219,25 @@ def _data_of_teacher(teacher: Any, args: Namespace) -> Any:
     return data
 
 
+def _made(recorded: Mapping[str, Any], args: Namespace, *wanted: str) -> dict[str, Any]:
+    """What a folder says that it was made with, its data where `--data` says."""
+    return made_with(placed(recorded, args.data, args.trust), args.student, args.trust, *wanted)
+
+
 def _refuse_flags_of_students(args: Namespace) -> None:
     for flag, given in (("--decode-steps", args.decode_steps), ("--prompt", prompts.asked(args))):
         if given:
             raise UsageError(f"{flag} is for samples of a student, and a teacher makes them here: leave it out")
 
 
-def _controls(typed: Sequence[str], asked: Asked) -> dict[str, Control]:
-    """The controls that the command line asks for, by what was typed."""
-    known, found = asked.data.controls, {}
+def _controls(typed: Sequence[str], asked: Asked) -> tuple[dict[str, Control], list[float]]:
+    """The controls that the command line asks for, by what was typed, and their weights."""
+    known, found, weights = asked.data.controls, {}, {}
     for text in typed:
-        name, _, target = text.partition("=")
+        weights[text], rest = _weight(text)
+        name, _, target = rest.partition("=")
+        if text in found:
+            raise UsageError(f"--control {text} is given twice: say it once, or with its weight, such as 2*{rest}")
         if not known:
             raise UsageError(
                 f"--control {text}: nothing can be asked of samples of {type(asked.data).__name__}, whose data module has no "
@@ -244,7 +253,18 @@ def _controls(typed: Sequence[str], asked: Asked) -> dict[str, Control]:
             raise
         except ValueError as error:
             raise UsageError(f"--control {text}: {error}") from error
-    return found
+    return found, [*weights.values()]
+
+
+def _weight(text: str) -> tuple[float, str]:
+    """The weight of a control such as `0.5*melody=A4`, 1 if it has none, and what is left."""
+    weight, star, rest = text.partition("*")
+    if not star or not re.fullmatch(r"[\d.]+(e[+-]?\d+)?", weight):
+        return 1.0, text
+    try:
+        return number(float, 1e-9, 1e9)(weight), rest
+    except (ValueError, ArgumentTypeError):
+        raise UsageError(f"--control {text}: its weight must be a number from 1e-9 to 1e9, got {weight}") from None
 
 
 # ---- finding and measuring
@@ -312,6 +332,7 @@ def _report(
     args: Namespace,
     route: Route,
     controls: Mapping[str, Control],
+    weights: Sequence[float],
     found: Found,
     errors: Tensor,
     cond: Cond,
@@ -336,7 +357,10 @@ def _report(
         "distillkit": distillkit.__version__,
         "model": str(args.student),
         "through": args.through,
-        "controls": {name: {"name": control.name, "unit": control.unit} for name, control in controls.items()},
+        "controls": {
+            text: {"name": control.name, "unit": control.unit, "weight": weight}
+            for (text, control), weight in zip(controls.items(), weights, strict=True)
+        },
         "seed": args.seed,
         "steps": args.steps,
         "lr": args.lr,

@@ -17,7 +17,7 @@ from distillkit import cache, devices
 from distillkit.cli import prompts
 from distillkit.cli.answers import answer
 from distillkit.errors import Arguments, Failure, UsageError, moved, number
-from distillkit.evaluation.pictures import save_files, save_picture
+from distillkit.evaluation.pictures import save_files, save_picture, save_student
 from distillkit.files import write_atomic, write_text
 from distillkit.rollouts import Continuation, rolled_out
 from distillkit.spec import Outside
@@ -76,7 +76,8 @@ def sample(argv: Sequence[str]) -> int:
     if media is not None:
         save_picture(out / "samples.png", media.picture(samples, cond))
         print(f"picture: {out / 'samples.png'}")
-        for path in save_files(media, samples, cond, out, *([args.n] if texts else [])):
+        files = save_files(media, samples, cond, out, *([args.n] if texts else []))
+        for path in files + save_student(media, student, cond, out):
             print(f"file: {path}")
     return 0
 

@@ -48,18 +48,19 @@ class Found:
 class NoiseOptimizer:
     """Adam on the noise of each sample, through a frozen sampler (DITTO, section 3).
 
-    `z* = argmin_z sum_k L_k(sample(z, cond))`. Samples do not influence each other: each has its
-    own loss and its own state of Adam, and leaves the batch once its loss is small enough.
+    `z* = argmin_z sum_k w_k L_k(sample(z, cond))`. Samples do not influence each other: each has
+    its own loss and its own state of Adam, and leaves the batch once its loss is small enough.
 
     Args:
         sample: `(z, cond) -> x`, differentiable in z, [B, ...] unit noise; x in the space of the
             diffusion.
-        controls: what is asked; their losses are added.
+        controls: what is asked; their losses are added, each times its weight.
         steps: steps of Adam at most.
         lr: of Adam, in units of the noise's standard deviation.
         project: whether each noise is scaled to the norm sqrt(dim) after each step, near which unit
             Gaussian noise of many dimensions lies.
         tolerance: a sample whose loss is not above it is done.
+        weights: of the controls; None means 1 for each.
     """
 
     def __init__(
@@ -70,17 +71,19 @@ class NoiseOptimizer:
         lr: float = LR,
         project: bool = False,
         tolerance: float = 0.0,
+        weights: Sequence[float] | None = None,
     ):
         checks.whole(0, steps=steps)
-        checks.positive(lr=lr)
         checks.finite(tolerance=tolerance)
         self.sample, self.controls, self.steps, self.lr = sample, list(controls), steps, lr
+        self.weights = [1.0] * len(self.controls) if weights is None else list(weights)
+        checks.positive(lr=lr, weights=self.weights)
         self.project, self.tolerance = project, tolerance
 
     def loss(self, z: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """The loss [B] of the samples from noise z [B, ...]."""
         x = self.sample(z, cond)
-        return sum(control.loss(x, cond) for control in self.controls)
+        return sum(w * control.loss(x, cond) for w, control in zip(self.weights, self.controls, strict=True))
 
     def __call__(self, noise: Tensor, cond: Cond) -> Found:
         """The best noise found from `noise` [B, ...], each with its conditions [B, ...]."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distillkit import checks
-from distillkit.diffusion.process import Process
+from distillkit.diffusion.process import DiscreteVariancePreserving, Process
 from distillkit.spec import Recorded
 
 
@@ -115,6 +115,22 @@ class Uniform(Times):
 
     def times(self, u, process):
         return process.t_min + (self.low + (self.high - self.low) * u) * (process.t_max - process.t_min)
+
+
+class TableUniform(Times):
+    """Uniform in the index of Stable Diffusion's table of levels, over its part [low, high].
+
+    So published ranges of that model's steps mean the same noise on every process: (0.02, 0.98) is
+    sigma / alpha from 0.11 to 13.
+    """
+
+    def __init__(self, low: float = 0.02, high: float = 0.98):
+        _part(low, high)
+        self.low, self.high = low, high
+        self._table = DiscreteVariancePreserving(beta_start=0.00085, beta_end=0.012, schedule="scaled_linear")
+
+    def times(self, u, process):
+        return process.from_ratio(self._table.ratio((self.low + (self.high - self.low) * u) * self._table.t_max))
 
 
 class LogitNormal(Times):

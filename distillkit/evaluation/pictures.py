@@ -91,6 +91,11 @@ def save_files(media: Any, samples: Tensor, cond: Cond, folder: Path, most: int 
     return media.save(samples[:most], {name: value[:most] for name, value in cond.items()}, folder)
 
 
+def save_student(media: Any, student: Any, cond: Cond, folder: Path) -> list[Path]:
+    """Save what the student itself is beside its samples, such as a scene, if the domain knows."""
+    return media.of_student(student, cond, folder) if hasattr(media, "of_student") else []
+
+
 def save_picture(path: Path, image: Any) -> None:
     """Save a picture as PNG, atomically."""
     write_atomic(path, lambda temporary: image.save(temporary, format="PNG"))

@@ -49,6 +49,9 @@ class Evaluator(Protocol):
     #     for samples of the same noise would be nearer than two draws of one law
     # def thorough(self, samples: Tensor, cond: Cond) -> dict[str, float]
     #     metrics too expensive for validation and candidates, called once for each model
+    # def of_student(self, student: Student, cond: Cond) -> dict[str, float]
+    #     what the student itself is beside its samples, such as the shape of a scene; for its row
+    #     alone, and empty for a student that is nothing else
     # def too_few(self, num_samples: int) -> list[str]
     #     metrics that are left out because samples or held-out data are too few
     # def baselines(self, cond: Cond) -> dict[str, Tensor]
@@ -118,7 +121,7 @@ class Comparison:
             self._warm_up(student.sample)
             own = timed(lambda: student.sample(self.num_samples, self.cond, self.seed), student.device)
             row = self._row("student", student.num_steps, student.num_steps, own, reference)
-            rows.append(self._thorough(row, own.samples))
+            rows.append(self._itself(self._thorough(row, own.samples), student))
             advance()
         if self.teacher:
             row = self._teacher_row(BEST, solver, times, made, another)
@@ -211,6 +214,11 @@ class Comparison:
         """The row with the evaluator's expensive metrics."""
         more = self.evaluator.thorough(samples, self.cond) if hasattr(self.evaluator, "thorough") else {}
         return {**row, "metrics": row["metrics"] | more}
+
+    def _itself(self, row: dict[str, Any], student: Student) -> dict[str, Any]:
+        """The row with what the evaluator measures of the student itself."""
+        more = self.evaluator.of_student(student, self.cond) if hasattr(self.evaluator, "of_student") else {}
+        return {**row, "metrics": row["metrics"] | {k: float(v) for k, v in more.items()}}
 
 
 def evaluate(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distillkit.data import Batch
 from distillkit.evaluation.samples import batches
 from distillkit.progress import counted
 
@@ -57,12 +58,18 @@ class References:
 
     def samples(self, rows: Sequence[Row]) -> Tensor:
         """Held-out samples [n, ...] in the order of `rows`."""
-        found: dict[Row, Tensor] = {}
+        return self.batch(rows, ("data",))["data"]
+
+    def batch(self, rows: Sequence[Row], names: Sequence[str]) -> Batch:
+        """What held-out batches have under some names, in the order of `rows`."""
+        found: dict[Row, tuple[Tensor, ...]] = {}
         for number in {number for number, _ in rows}:
             wanted = sorted({row for part, row in rows if part == number})
             batch = self.held_out[number][torch.tensor(wanted)]
-            found |= {(number, row): sample for row, sample in zip(wanted, batch["data"], strict=True)}
-        return torch.stack([found[row] for row in rows])
+            columns = zip(*(batch[name] for name in names), strict=True)
+            found |= {(number, row): sample for row, sample in zip(wanted, columns, strict=True)}
+        columns = zip(*(found[row] for row in rows), strict=True)
+        return {name: torch.stack(column) for name, column in zip(names, columns, strict=True)}
 
     @cached_property
     def _known(self) -> dict[bytes, list[Row]]:

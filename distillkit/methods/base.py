@@ -91,7 +91,8 @@ class Distiller(LightningModule):
             `distillkit.capabilities`.
         proof: the metrics that the method's default run on the exact teachers of the toy domain
             must reach; tested for every method. Empty where the run goes on from a finished student
-            and has nothing to reach from a copy of the teacher.
+            and has nothing to reach from a copy of the teacher, and where samples are sought that
+            are likely, not a law.
         proof_steps: the solver steps in which a teacher as product must reach them; None means
             those of its best settings. Not used if the product is a student.
         renamed: names of arguments of earlier versions, each with the message for who still gives
@@ -517,7 +518,8 @@ class Distiller(LightningModule):
 
     def require(self, data) -> None:
         """Raises ValueError if teacher and data do not provide `requires`; needs nothing loaded."""
-        givers = [giver for giver in (getattr(self, "teacher", None), data) if giver is not None]
+        parts = (getattr(self, "teacher", None), getattr(self, "student_maker", None), data)
+        givers = [part for part in parts if hasattr(part, "provides")]
         given = frozenset().union(*(giver.provides for giver in givers))
         if any(getattr(giver, "guidable", False) for giver in givers):
             given |= {"classes"}

@@ -15,6 +15,7 @@ from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import Process
 from distillkit.diffusion.sampling import Renoise, few_step
 from distillkit.diffusion.start import Start
+from distillkit.diffusion.times import Times
 from distillkit.methods.base import Distiller
 from distillkit.students.few_step import FewStepStudent
 from distillkit.students.makers import Copy, Maker
@@ -154,6 +155,17 @@ class FewStepDistiller(Distiller):
             return cond
         low, high = self.kappa_range
         return {**cond, "kappa": low + (high - low) * self.rand(num, purpose)}
+
+    # Noise levels
+
+    def draw_times(self, times: Times, num: int, purpose: str) -> Tensor:
+        """`num` noise levels [num] of `times`, as they are at this step."""
+        return times(self.rand(num, purpose), self.teacher.process, self.done if times.changes else None)
+
+    def check_ends(self, *levels: Times) -> None:
+        """Raises ValueError if levels change in shares of a run whose end is not known."""
+        if any(times.changes for times in levels) and self.total == math.inf:
+            raise ValueError("noise levels change in shares of the run, whose end is not known: give trainer.max_steps")
 
     # Samples in training
 

@@ -5,7 +5,6 @@ A few-step student is trained with a fake score that follows it; both start from
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -49,6 +48,10 @@ class ScoreDistiller(FewStepDistiller):
             another of its steps than the one that is judged next.
         fake_score_maker: makes the fake score's denoiser; None copies the teacher's for every
             student.
+        fake_told: vectors among the teacher's conditions that the fake score is told as well,
+            `{name: elements}`, such as a camera (ProlificDreamer, arXiv 2305.16213). What the
+            teacher's network makes of the same condition stays as it is. A tenth of the samples on
+            which the fake score is trained come without.
     """
 
     requires = frozenset({"denoiser"})
@@ -67,6 +70,7 @@ class ScoreDistiller(FewStepDistiller):
         rollouts: int = 1,
         reuse: bool = False,
         fake_score_maker: Maker | None = None,
+        fake_told: dict[str, int] | None = None,
         **kwargs,
     ):
         super().__init__(teacher, **kwargs)
@@ -76,7 +80,7 @@ class ScoreDistiller(FewStepDistiller):
                 f"rollouts={rollouts} need a teacher that says what comes after a sample (`continuation` in its "
                 f"teacher.yaml), {teacher.id} does not: leave model.rollouts at 1"
             )
-        self.rollouts, self.reuse = rollouts, reuse
+        self.rollouts, self.reuse, self.fake_told = rollouts, reuse, dict(fake_told or {})
         self._kept: list[tuple[Tensor, Cond]] = []  # by micro-batch, from the student's step to the next one
         self.student_times, self.fake_times = student_times, fake_times
         self.normalise, self.matched = normalise, matched
@@ -90,7 +94,7 @@ class ScoreDistiller(FewStepDistiller):
         self.add_role("student", student, student=self.make_student())
 
     def new_fake_score(self) -> Denoiser:
-        """The fake score; it is conditioned on the student's step if each step is matched."""
+        """The fake score; told the student's step if each step is matched, and `fake_told`."""
         fake = self.knowing_kappa(self.fake_score_maker.make(self.teacher))
         if self.tells_steps:
             if not fake.tellable:
@@ -99,6 +103,19 @@ class ScoreDistiller(FewStepDistiller):
                     f"set model.matched=last or model.num_steps=1"
                 )
             fake.tell("step", categories=self.num_steps)
+        for name, size in self.fake_told.items():
+            if name not in self.teacher.context:
+                raise ValueError(
+                    f"the fake score cannot be told {name!r}, which is not in the context {list(self.teacher.context)} of "
+                    f"{self.teacher.id}: set model.fake_told=null"
+                )
+            if not fake.tellable:
+                raise ValueError(
+                    f"{type(fake.network).__name__} cannot be told {name!r}: set model.fake_told=null, or say "
+                    f"fake_score=fresh with another network"
+                )
+            if told(name) not in fake.told:
+                fake.tell(told(name), size=size)
         return fake
 
     @property
@@ -106,8 +123,7 @@ class ScoreDistiller(FewStepDistiller):
         return self.num_steps > 1 and self.matched == "each"
 
     def on_fit_start(self) -> None:
-        if self.total == math.inf and (self.student_times.changes or self.fake_times.changes):
-            raise ValueError("noise levels change in shares of the run, whose end is not known: give trainer.max_steps")
+        self.check_ends(self.student_times, self.fake_times)
 
     # The student
 
@@ -134,8 +150,11 @@ class ScoreDistiller(FewStepDistiller):
         """
         if self._kept:
             x_g, cond = self._kept.pop(0)
-            return x_g.to(self.device), {name: value.to(self.device) for name, value in cond.items()}
-        return self.rollout(batch, "fake")
+            x_g, cond = x_g.to(self.device), {name: value.to(self.device) for name, value in cond.items()}
+        else:
+            x_g, cond = self.rollout(batch, "fake")
+        keep = (self.rand(len(x_g), "forget") >= 0.1)[:, None] if self.fake_told else None
+        return x_g, cond | {told(name): keep * cond[told(name)] for name in self.fake_told}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the kept samples of all processes: the weights that made them have moved since."""
@@ -157,8 +176,8 @@ class ScoreDistiller(FewStepDistiller):
 
         The gradient flows through that step only. The steps before it run as at inference (backward
         simulation, arXiv 2405.14867). All roles see the same step in one cycle, so the fake score
-        has just followed the step that it judges. The conditioning names the step, for the fake
-        score alone. All noise is multiplied by `noise_scale`.
+        has just followed the step that it judges. The conditioning names the step and what else the
+        fake score alone is told. All noise is multiplied by `noise_scale`.
         """
         num = len(next(iter(batch.values())))
         cond = self.with_kappa(self.condition(batch), num, f"{purpose} kappa")
@@ -170,17 +189,31 @@ class ScoreDistiller(FewStepDistiller):
         x_g = self.generate(shape, cond, purpose, self.step, noise_scale)
         if self.tells_steps:
             cond = {**cond, "step": torch.full((len(x_g),), self.step, device=self.device)}
-        return x_g, cond
+        return x_g, cond | {told(name): self.vector(cond[name], name) for name in self.fake_told}
+
+    def vector(self, value: Tensor, name: str) -> Tensor:
+        """A condition [B, ...] as the vector [B, size] that the fake score is told.
+
+        Raises:
+            ValueError: it has another size.
+        """
+        if value[0].numel() != self.fake_told[name]:
+            raise ValueError(
+                f"{name} has {value[0].numel()} numbers in a batch, {self.fake_told[name]} were announced: set "
+                f"model.fake_told.{name}={value[0].numel()}"
+            )
+        return value.flatten(1)
 
     def real_condition(self, batch: dict[str, Tensor], cond: Cond) -> Cond:
         """The conditioning of the batch's own samples, told what `cond` tells besides."""
         return {**cond, **self.condition(batch)}
 
-    def draw_times(self, times: Times, num: int, purpose: str) -> Tensor:
-        """`num` noise levels [num] of `times`, as they are at this step."""
-        return times(self.rand(num, purpose), self.teacher.process, self.done if times.changes else None)
-
     def diffuse(self, x_0: Tensor, times: Times, purpose: str) -> tuple[Tensor, Tensor]:
         """`(x_t, t)` at noise levels drawn from `times`; gradient flows through x_0."""
         process, t = self.teacher.process, self.draw_times(times, len(x_0), f"{purpose} t")
         return process.add_noise(x_0, self.randn(x_0.shape, f"{purpose} eps"), t), t
+
+
+def told(name: str) -> str:
+    """The name under which the fake score is told a condition that the network may read itself."""
+    return f"told_{name}"

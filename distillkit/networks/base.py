@@ -78,6 +78,17 @@ class Penalised(Network, Protocol):
     penalty: Tensor | None
 
 
+class Reader(Network, Protocol):
+    """A network whose class `prompt` stands for texts that it reads itself."""
+
+    def ask(self, texts: list[str]) -> None:
+        """Take these texts as its prompts, by number, from now on.
+
+        Raises:
+            ValueError: there is nothing that it can make of one.
+        """
+
+
 class WithContext(Network, Protocol):
     """A network that checks the conditions besides classes that it can take."""
 

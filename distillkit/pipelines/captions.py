@@ -44,9 +44,16 @@ def captions_of(folder: Path, files: Sequence[str]) -> list[str | None]:
     Args:
         folder: the folder.
         files: paths below it, with `/`.
+
+    Raises:
+        ValueError: the table cannot be read, or describes a file twice.
     """
     if (file := table(folder)) is not None:
-        known = {str(PurePosixPath(name)): text for name, text in said(file) if name}
+        known: dict[str, str | None] = {}
+        for name, text in ((str(PurePosixPath(name)), text) for name, text in said(file) if name):
+            if name in known:
+                raise ValueError(f"{file} has two captions of {name}: leave one of them")
+            known[name] = text
         return [known.get(name) for name in files]
     beside = [(folder / name).with_suffix(".txt") for name in files]
     texts = [_text(path).strip() if path.is_file() else "" for path in beside]

@@ -31,10 +31,14 @@ class PipelineCodec(Codec):
     Attributes:
         kinds: classes of the autoencoder in the package diffusers.
         part: its folder.
+        reads: whether it encodes data; else samples have to be encoded already.
+        levels: the type in which data are kept beside latents, see `distillkit.pipelines.latents`.
     """
 
     kinds: tuple[str, ...]
     part = "vae"
+    reads = True
+    levels = torch.uint8
 
     def __init__(self, path: str, print: str | None = None):
         folder = Path(path).expanduser()
@@ -94,9 +98,11 @@ class PipelineCodec(Codec):
         """The autoencoder's own latents of one sample as data."""
         return self.vae.decode(z, return_dict=False)[0]
 
-    @torch.no_grad()
     def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The samples `batch["data"]` as latents of order one, or `batch["latent"]` as it is."""
+        """The samples `batch["data"]` as latents of order one, or `batch["latent"]` as it is.
+
+        Gradients reach samples that require them; the autoencoder itself is frozen.
+        """
         if LATENT in batch:
             return batch[LATENT].float()
         x = batch["data"].float()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from distillkit import checks
 from distillkit.data import Batch, DistillData, TensorData, column
+from distillkit.pipelines.codec import PipelineCodec
 from distillkit.pipelines.files import local
+from distillkit.pipelines.network import Network
 from distillkit.pipelines.prompts import read_prompts
 from distillkit.pipelines.teacher import PipelineTeacher
 
@@ -52,12 +54,9 @@ class PromptData(DistillData):
         if pipeline is None:
             raise ValueError("prompts need a teacher that reads them: say teacher=diffusers teacher.path=DIR")
         self.prompts = read_prompts(path)
-        root = local(pipeline, download)
-        family = self.teacher.family(root)
-        shape = family.latent_shape(root, size or {})
-        self.codec = family.make_codec(root, size or {})
-        self.event_shape = shape if self.codec is None else self.codec.data_shape(shape)
-        self.classes, self.context = {"prompt": len(self.prompts)}, family.context
+        made = samples_of(self.teacher, pipeline, size, download)
+        self.codec, self.event_shape = made.codec, made.shape
+        self.classes, self.context = {"prompt": len(self.prompts)}, made.family.context
         num = self.read(path)
         checks.whole(0, held_out=held_out)
         if held_out >= num:
@@ -100,17 +99,34 @@ class SampleData(DistillData):
         return self.test[torch.arange(num) % len(self.test)]
 
 
-def sample_shape(
-    teacher: type[PipelineTeacher], pipeline: str, size: Mapping[str, int | float | None], download: bool = False
-) -> tuple[int, ...]:
-    """The shape of the samples that a pipeline makes.
+class Samples(NamedTuple):
+    """The samples that a pipeline makes.
+
+    Args:
+        family: of the pipeline.
+        codec: between data and latents; None if it works on data.
+        shape: of a sample as data.
+    """
+
+    family: type[Network]
+    codec: PipelineCodec | None
+    shape: tuple[int, ...]
+
+
+def samples_of(
+    teacher: type[PipelineTeacher],
+    pipeline: str,
+    size: Mapping[str, int | float | None] | None = None,
+    download: bool = False,
+) -> Samples:
+    """The samples of the pipeline of a teacher.
 
     Args:
         teacher: the domain's teacher of pipelines.
         pipeline, download: its `path` and `download`.
-        size: of a sample; None is the pipeline's own.
+        size: of a sample; None is the pipeline's own, as a whole or for a side.
     """
-    root = local(pipeline, download)
+    root, size = local(pipeline, download), size or {}
     family = teacher.family(root)
     shape, codec = family.latent_shape(root, size), family.make_codec(root, size)
-    return tuple(shape if codec is None else codec.data_shape(shape))
+    return Samples(family, codec, tuple(shape if codec is None else codec.data_shape(shape)))

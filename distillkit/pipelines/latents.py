@@ -2,8 +2,8 @@
 
 A folder of latents holds `facts.json`, `prompts.jsonl` where samples have prompts, and shards
 PART-NUMBER.safetensors for the parts train, val and test. A shard has `latent` [n, ...] and
-`prompt` or `label` [n]; those of val and test keep the data too, `data` uint8 [n, ...], so that
-what real samples look like needs no autoencoder.
+`prompt` or `label` [n]; those of val and test keep the data too, `data` [n, ...] in whole numbers
+(see `as_levels`), so that what real samples look like needs no autoencoder.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from distillkit.data import Batch, DistillData, batches
 from distillkit.errors import Failure
 from distillkit.files import save_tensors, shapes, write_text
 from distillkit.pipelines.codec import LATENT, PipelineCodec
-from distillkit.pipelines.data import SampleData
-from distillkit.pipelines.files import local, print_of, read_json
+from distillkit.pipelines.data import SampleData, samples_of
+from distillkit.pipelines.files import print_of, read_json
 from distillkit.pipelines.prompts import read_prompts
 from distillkit.pipelines.teacher import PipelineTeacher
 from distillkit.progress import progress
@@ -35,7 +35,8 @@ FORMAT = 1
 PARTS = ("train", "val", "test")
 FACTS, PROMPTS = "facts.json", "prompts.jsonl"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-UNSAID = ("pipeline", "download", "batch_size", "workers", "features", "clip")  # arguments that change no sample
+# arguments that change no sample
+UNSAID = ("pipeline", "download", "batch_size", "workers", "features", "clip", "clap")
 
 
 def maker(codec: PipelineCodec) -> dict[str, str]:
@@ -58,11 +59,13 @@ class Writing:
         dtype: of latents on disk.
 
     Raises:
+        ValueError: the codec is not for these data.
         Failure: the folder holds latents of other data, or by another autoencoder.
     """
 
     def __init__(self, folder: Path, data: DistillData, codec: PipelineCodec, size: int = 512, dtype: str = "float32"):
         checks.whole(1, 2**20, size=size)
+        codec.check(data)
         self.folder, self.codec, self.size, self.dtype = folder, codec, size, dtype
         self.parts = {name: getattr(data, name) for name in PARTS}
         described = {name: value for name, value in to_spec(data)["init_args"].items() if name not in UNSAID}
@@ -134,7 +137,7 @@ class Writing:
             if not latent.isfinite().all():
                 raise Failure(f"latents in {self.dtype} are not finite: look at the data, or say --dtype float32")
             said = {name: batch[name] for name in self.plan["classes"]}
-            seen = {} if part == "train" else {"data": as_bytes(batch["data"])}
+            seen = {} if part == "train" else {"data": as_levels(batch["data"], self.codec.levels)}
             for name, value in {LATENT: latent, **said, **seen}.items():
                 kept.setdefault(name, []).append(value)
             advance(len(latent))
@@ -170,9 +173,17 @@ def sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def as_bytes(x: Tensor) -> Tensor:
-    """Data in [-1, 1] as 256 levels."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+def as_levels(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Data in [-1, 1] as whole numbers, rounded.
+
+    Args:
+        x: the data.
+        dtype: uint8 for 256 levels from -1 to 1, as of images; int16 for multiples of 1/32768 below
+            1, as of sounds.
+    """
+    if dtype == torch.int16:
+        return (x * 32768).round().clamp(-32768, 32767).to(dtype)
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(dtype)
 
 
 # ---- reading
@@ -228,8 +239,8 @@ class Shards:
 
 
 def as_data(x: Tensor) -> Tensor:
-    """256 levels as data in [-1, 1]."""
-    return x.float() / 127.5 - 1
+    """Whole numbers of `as_levels` as data in [-1, 1]."""
+    return x.float() / 32768 if x.dtype == torch.int16 else x.float() / 127.5 - 1
 
 
 class LatentData(SampleData):
@@ -243,14 +254,23 @@ class LatentData(SampleData):
         pipeline, download: `path` and `download` of the teacher, which must have the autoencoder
             that encoded them.
         batch_size: samples in a batch.
+        size: of a sample, that of the teacher; None leaves the comparison to the run.
 
     Attributes:
         teacher: the domain's teacher of pipelines.
+        codec: the pipeline's.
     """
 
     teacher: type[PipelineTeacher]
 
-    def __init__(self, path: str, pipeline: str | None, download: bool = False, batch_size: int = 1):
+    def __init__(
+        self,
+        path: str,
+        pipeline: str | None,
+        download: bool = False,
+        batch_size: int = 1,
+        size: Mapping[str, int | float | None] | None = None,
+    ):
         super().__init__(batch_size)
         if pipeline is None:
             raise ValueError("latents need the pipeline that encoded them: say teacher=diffusers teacher.path=DIR")
@@ -258,14 +278,19 @@ class LatentData(SampleData):
         if not (self.folder / FACTS).is_file():
             raise ValueError(f"{path} holds no {FACTS}: give a folder that `python -m distillkit encode` has made")
         self.facts = checked(read_json(self.folder / FACTS), self.folder)
-        root = local(pipeline, download)
-        codec = self.teacher.family(root).codec
-        if codec is None or any(self.facts[name] != value for name, value in maker(codec(str(root))).items()):
+        made = samples_of(self.teacher, pipeline, size, download)
+        self.codec = made.codec
+        if self.codec is None or any(self.facts[name] != value for name, value in maker(self.codec).items()):
             raise ValueError(
                 f"the latents in {path} were made by another autoencoder than that of {pipeline}: encode the data again "
                 f"with it"
             )
         self.event_shape, self.classes = tuple(self.facts["data_shape"]), dict(self.facts["classes"])
+        if size is not None and made.shape != self.event_shape:
+            raise ValueError(
+                f"the latents in {path} stand for samples of shape {list(self.event_shape)}, the teacher makes "
+                f"{list(made.shape)}: say the size of the teacher as for the command encode, or encode the data again"
+            )
         self.prompts = read_prompts(path) if "prompt" in self.classes else []
         if len(self.prompts) != self.classes.get("prompt", 0):
             raise ValueError(f"{path} is damaged: {PROMPTS} has {len(self.prompts)} prompts: run encode again")

@@ -167,6 +167,11 @@ class Network(Recorded, nn.Module, ABC):
         return None
 
     @classmethod
+    def wordings(cls, prompts: list[str]) -> list[str]:
+        """The texts that stand for prompts; by default each for itself."""
+        return prompts
+
+    @classmethod
     def encode(cls, pipeline: Any, prompts: list[str], settings: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tables of embeddings of prompts, [N, ...] each, by the pipeline's own encoders.
 

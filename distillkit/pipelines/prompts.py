@@ -22,7 +22,11 @@ def read_prompts(path: str) -> list[str]:
         ValueError: there is no such file, it has no prompt, or no such column.
     """
     if not (prompts := distinct(_texts(path))):
-        raise ValueError(f"{path} has no prompts: write one a line")
+        folder = Path(path).expanduser().is_dir()
+        mend = (
+            "a captions.csv with the columns file and caption, or a .txt beside each file" if folder else "one a line"
+        )
+        raise ValueError(f"{path} has no prompts: write {mend}")
     return prompts
 
 

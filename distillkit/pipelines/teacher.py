@@ -90,7 +90,7 @@ class PipelineTeacher(Teacher):
         process, prediction = family.process(scheduler, shape)
         settings = family.read_settings(root, shape, dict(asked or {}))
         tables = embed(root, family, wanted, negative_prompt, settings, dtype) if wanted else {}
-        shapes = {name: [len(wanted), *table.shape[1:]] for name, table in tables.items()}
+        shapes = {name: [len(table) - 1, *table.shape[1:]] for name, table in tables.items()}
         network = released(family, root, shapes, DTYPES[dtype], settings)
         network.texts = Texts.of(tables)
         classes = {"prompt": len(wanted)} if wanted else family.classes(network)
@@ -227,7 +227,7 @@ def embed(
 
     def make() -> dict[str, Tensor]:
         pipeline = encoders(root, family, DTYPES[dtype]).to(device or devices.own())
-        made = in_chunks(lambda some: family.encode(pipeline, some, settings), prompts)
+        made = in_chunks(lambda some: family.encode(pipeline, some, settings), family.wordings(prompts))
         null = {name: row.cpu() for name, row in family.encode_negative(pipeline, negative_prompt, settings).items()}
         return {name: torch.cat([made[name], null[name].to(made[name].dtype)]) for name in made}
 
@@ -257,8 +257,10 @@ def encoders(root: Path, family: type[Network], dtype: torch.dtype) -> Any:
 def ask(student: Any, prompts: list[str], path: str | None = None, negative_prompt: str | None = None) -> None:
     """Gives a student these prompts as classes; the text encoders of its pipeline read them.
 
+    A network that reads texts itself is asked itself, see `distillkit.networks.base.Reader`.
+
     Args:
-        student: a student of a pipeline's teacher.
+        student: a student of a pipeline's teacher, or one whose network reads texts.
         prompts: some texts.
         path: the pipeline's directory; None is where the student says that it is.
         negative_prompt: the prompt that guidance leads away from, for a student that is told kappa.
@@ -269,6 +271,10 @@ def ask(student: Any, prompts: list[str], path: str | None = None, negative_prom
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"prompts are a list of texts, such as ['a cat on the moon'], got {prompts!r:.60}")
     network = getattr(student.network, "tree", student.network)  # the one that adapters change
+    if hasattr(network, "ask"):
+        network.ask(prompts)
+        _given(student, len(prompts))
+        return
     if not isinstance(network, Network) or network.given != "prompt":
         raise ValueError("this student was not made from a pipeline that reads texts, so there is no prompt to give")
     if path is not None:
@@ -281,6 +287,11 @@ def ask(student: Any, prompts: list[str], path: str | None = None, negative_prom
     texts = Texts.of({name: table.to(student.device) for name, table in tables.items()})
     for each in {student.network, network}:  # adapters keep a reference of their own
         each.texts = texts
-    student.classes = {"prompt": len(prompts)}
+    _given(student, len(prompts))
+
+
+def _given(student: Any, num: int) -> None:
+    """Make `num` prompts, in turn, what a student is asked for."""
+    student.classes = {"prompt": num}
     if student.examples:  # what else they hold, such as first frames, stays
-        student.examples["prompt"] = torch.arange(len(student.examples["prompt"])) % len(prompts)
+        student.examples["prompt"] = torch.arange(len(student.examples["prompt"])) % num

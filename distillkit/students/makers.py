@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from distillkit import checks
+from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import Process
 from distillkit.diffusion.start import Start
 from distillkit.networks.adapters import Adapters
+from distillkit.networks.encoded import Encoded
 from distillkit.networks.routed import Routed as RoutedNetwork
 from distillkit.spec import Recorded
 from distillkit.students.base import load_student
@@ -66,10 +68,10 @@ class Scene(Maker):
     """A network that makes samples of the conditions, such as renders of a 3D scene by a camera.
 
     It is trained through its samples alone: it takes no noise out of its input, which may at most
-    choose among several scenes.
+    choose among several scenes. Where the teacher works on latents, samples are encoded.
 
     Args:
-        network: the network; its output is the sample, see `networks.base.Blind`.
+        network: the network; its output is the sample as data, see `networks.base.Blind`.
     """
 
     requires = frozenset({"judge"})
@@ -81,7 +83,7 @@ class Scene(Maker):
     def __init__(self, network: nn.Module | None = None):
         if network is None:
             raise ValueError("this domain has no scenes: say student=copy")
-        self.network = network
+        self.network, self.provides = network, frozenset({"scene"})
 
     @classmethod
     def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
@@ -89,7 +91,10 @@ class Scene(Maker):
         return frozenset({"scene"} if arguments.get("network") else set())
 
     def make(self, teacher):
-        made = Denoiser(copy.deepcopy(self.network), teacher.process, "x0")
+        network = copy.deepcopy(self.network)
+        if type(teacher.codec) is not Codec:
+            network = Encoded(network, teacher.codec, teacher.codec.data_shape(teacher.event_shape)[-2:])
+        made = Denoiser(network, teacher.process, "x0")
         return made.requires_grad_(True).train()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from argparse import Action, ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from distillkit.errors import Arguments, UsageError
-from distillkit.spec import Bounded, from_spec
+from distillkit.spec import PATHS, Bounded, from_spec, trusted_class
 from distillkit.students.base import Student, load_student
 from distillkit.teachers.base import BaseTeacher
 
@@ -45,6 +46,55 @@ def allow_pipeline(parser: Arguments) -> None:
         metavar="DIR",
         help="of a student that was made from a pipeline: where the pipeline is, which may then be read",
     )
+
+
+class Data(Action):
+    """`--data NAME=PATH`: the place of what the data read, which the folder may read then."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        name, given, text = values.partition("=")
+        if not given or name not in PATHS:
+            parser.error(f"argument --data: must be NAME=PATH, such as path=DIR, got {values!r}")
+        try:
+            path = str(place(text).expanduser().resolve())
+        except ArgumentTypeError as error:
+            parser.error(f"argument --data: {name} {error}")
+        namespace.data, namespace.trust = namespace.data | {name: path}, [*namespace.trust, path]
+
+
+def allow_places(parser: Arguments) -> None:
+    """Add the flag that says where the data find what they read."""
+    parser.add_argument(
+        "--data",
+        default={},
+        action=Data,
+        metavar="NAME=PATH",
+        help="where the data find a folder or a file that they are made of or measured with, in place of what the student "
+        "says, such as path=DIR (repeatable)",
+    )
+
+
+def placed(config: Mapping[str, Any], places: Mapping[str, str], trust: Sequence[str]) -> dict[str, Any]:
+    """The content of a folder's yaml, with these arguments of its data.
+
+    Raises:
+        UsageError: its data take no such argument.
+    """
+    run = config.get("run") or {}
+    data = run.get("data")
+    if not places or not isinstance(data, dict) or "class_path" not in data:
+        return dict(config)
+    try:
+        kind = trusted_class(data["class_path"], tuple(trust), object)
+        inspect.signature(kind).bind_partial(**places)
+    except ValueError as error:
+        raise UsageError(f"the student's data cannot be built: {error}") from error
+    except TypeError:
+        known = [name for name in inspect.signature(kind).parameters if name in PATHS]
+        raise UsageError(
+            f"--data {' '.join(places)} is not what {kind.__name__} reads: there are {', '.join(known) or 'no such names'}"
+        ) from None
+    return {**config, "run": {**run, "data": {**data, "init_args": {**(data.get("init_args") or {}), **places}}}}
 
 
 def place(text: str) -> Path:

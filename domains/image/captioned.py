@@ -22,7 +22,7 @@ from distillkit import checks
 from distillkit.data import split
 from distillkit.errors import optional
 from distillkit.pipelines.captions import CAPTIONS, captions_of, numbered
-from distillkit.pipelines.data import SampleData, sample_shape
+from distillkit.pipelines.data import SampleData, samples_of
 from distillkit.pipelines.prompts import read_prompts
 from distillkit.pipelines.saved import read_saved
 from distillkit.pipelines.shards import Sample, read_shards
@@ -108,7 +108,7 @@ class PipelineImages(SampleData, ImageData):
             checks.whole(1, num_classes=num_classes)
         self.path, self.flip, self.num_classes = path, flip, num_classes
         self.shares, self.seed, self.workers, self.clip = (val, test), seed, workers, clip
-        self.event_shape = sample_shape(ImagePipeline, pipeline, size or {}, download)
+        self.event_shape = samples_of(ImagePipeline, pipeline, size, download).shape
 
     prompts: list[str] = []
 

@@ -18,7 +18,7 @@ class Latents(LatentData):
     Args:
         features: `pixels`, or `inception:/path/to/weights`, see `ImageEvaluator`.
         clip: folder of a CLIP model, see `ClipScore`; None leaves the metric out.
-        path, pipeline, download, batch_size: as in `LatentData`.
+        path, pipeline, download, batch_size, size: as in `LatentData`.
     """
 
     domain, teacher = "image", ImagePipeline
@@ -31,8 +31,9 @@ class Latents(LatentData):
         batch_size: int = 1,
         features: str = "pixels",
         clip: str | None = None,
+        size: dict[str, int | float | None] | None = None,
     ):
-        super().__init__(path, pipeline, download, batch_size)
+        super().__init__(path, pipeline, download, batch_size, size)
         self.features, self.clip = features, clip
 
     def build_evaluator(self, held_out: Sequence[Any]) -> ImageEvaluator:

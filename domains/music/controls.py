@@ -1,6 +1,7 @@
 """What music can be asked for: the controls of DITTO (arXiv 2401.12179, section 4).
 
-They look at log-mels: natural logarithms of magnitudes, of which a full-scale sine has about 1.
+But for `text` they look at log-mels: natural logarithms of magnitudes, of which a full-scale sine
+has about 1.
 B: batch; C: channels; M: bands; F: frames; K: pitch classes.
 """
 
@@ -19,6 +20,7 @@ from distillkit.codec import Codec
 from distillkit.control.control import Asked, Control
 from distillkit.pipelines.codec import PipelineCodec
 from domains.music import targets
+from domains.music.clap import Clap
 from domains.music.clip import frequency
 from domains.music.codec import WIDEST, Mel
 from domains.music.features import FLOOR, Classifier, spectrogram, window
@@ -346,6 +348,39 @@ class Label(Heard):
         return spectrogram(sound, self.ear.sample_rate)
 
 
+class Text(Control):
+    """What a text says: 1 less the cosine of the embeddings that the user's CLAP has of both.
+
+    DITTO-2 (arXiv 2405.20289) asks models that know no texts so.
+    """
+
+    name, unit = "text", "1 - cosine"
+
+    def __init__(self, asked: Asked, clap: Clap):
+        super().__init__(asked)
+        self.rate, self.clap, self.target = rate_of(asked), clap, clap.embedded(torch.tensor([0]))
+
+    @classmethod
+    def read(cls, text, asked):
+        """Words such as `a plucked string`."""
+        if not text.strip():
+            raise ValueError("text asks for what a sound should be: say it, such as text='a plucked string'")
+        if not (folder := getattr(asked.data, "clap", None)):
+            raise ValueError("text is heard by a CLAP model, and none is given: say --data clap=DIR, the folder of one")
+        return cls(asked, Clap(folder, [text]))
+
+    def loss(self, x, cond):
+        return self.distance(decoded(self.codec, x, cond))
+
+    def heard(self, data, cond):
+        return self.distance(data)
+
+    def distance(self, sound: Tensor) -> Tensor:
+        """The loss [B] of sounds [B, C, N]."""
+        self.clap.device = sound.device
+        return 1 - (self.clap.heard(sound, self.rate) * self.target.to(sound.device)).sum(1)
+
+
 def intensity(mels: Tensor) -> Tensor:
     """Intensities [B, F] in dB of log-mels, of all channels' mean power."""
     return 10 * ((2 * mels).exp().sum(2).mean(1) + LEAST).log10()
@@ -391,4 +426,4 @@ def decoded(codec: Codec, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([codec.out_of(one * std + mean).clamp(-1, 1) for one in x.float().split(1)])
 
 
-CONTROLS = {kind.name: kind for kind in (Intensity, Melody, Structure, Inpaint, Loop, Label)}
+CONTROLS = {kind.name: kind for kind in (Intensity, Melody, Structure, Inpaint, Loop, Label, Text)}

@@ -6,6 +6,7 @@ N: sounds; C: channels; T: samples; M: bands; D: features; K: onsets.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from domains.music.clip import CHORD, CLASSES, EIGHTH, RATE, RHYTHMS, SAMPLES, s
 from domains.music.features import spectrogram
 from domains.music.tones import BAR
 
-CHUNK = 64  # sounds in one pass of the classifier
+CHUNK, MOST_NUMBERS = 64, 2**26  # sounds in one pass of the classifier, and numbers in them
 MOST_TRAINING = 2000  # training clips, evenly spread, among which the nearest is sought
 NEIGHBOURS = 5
 AVERAGES = {"name": "averages of the log-mel spectrogram over parts of the sound"}
@@ -79,7 +80,8 @@ class MusicEvaluator:
       that of the condition `prompt`, or of `label` where the classes are captions.
 
     Args:
-        train: the training data, len() and train[indices] -> batch.
+        train: the training data, len() and train[indices] -> batch; None where there are no sounds
+            of it: then `nearest_train` is left out, and classes count as none.
         held_out: one or two data sets. Samples are compared with the first (validation data). The
             last (test data) stands in for samples where real data are measured.
         classes: `{name: number of classes}`; if empty, or if they are prompts, the features are
@@ -102,17 +104,19 @@ class MusicEvaluator:
         clap: Clap | None = None,
     ):
         self.train, self.reference, self.real, self.rate = train, held_out[0], held_out[-1], rate
-        self.classes = {name: num for name, num in classes.items() if name != "prompt"}
+        self.classes = {} if train is None else {name: num for name, num in classes.items() if name != "prompt"}
         self.pitches, self.clap, self.rhythms = pitches, clap, self.classes == CLASSES
         self.event_shape = tuple(self.reference[torch.zeros(1, dtype=torch.long)]["data"].shape[1:])
         self.seconds = self.event_shape[-1] / rate
+        self.chunk = max(1, min(CHUNK, MOST_NUMBERS // math.prod(self.event_shape)))
         self.look = lru_cache(maxsize=3)(self._looked)  # by identity: pairs share their samples
 
     @property
     def better(self) -> dict[str, str]:
         """Which way each metric is good; `target` means close to the value of real data."""
-        better = {"frechet": "lower", "coverage": "higher", "nearest_train": "target", "diversity": "target"}
-        better |= {_agreement(name): "higher" for name in self.classes}
+        better = {"frechet": "lower", "coverage": "higher"}
+        better |= {} if self.train is None else {"nearest_train": "target"}
+        better |= {"diversity": "target"} | {_agreement(name): "higher" for name in self.classes}
         better |= {"log_spectral": "lower", "pair_spectral": "lower"}
         better |= {"pitch_error": "lower"} if self.pitches is not None else {}
         better |= {"onset_f": "higher"} if self.rhythms else {}
@@ -127,7 +131,7 @@ class MusicEvaluator:
             "features": self.extractor[1],
             "reference": "validation data",
             "num_reference": len(self.reference),
-            "num_train": min(len(self.train), MOST_TRAINING),
+            **({} if self.train is None else {"num_train": min(len(self.train), MOST_TRAINING)}),
             "sample_rate": self.rate,
             "seconds": self.seconds,
             "spectrum": {"window": extractors.window(self.rate), "floor": extractors.FLOOR},
@@ -146,7 +150,7 @@ class MusicEvaluator:
         found = {
             "frechet": metrics.frechet_distance(points, self._points),
             "coverage": metrics.density_coverage(self._points, points, min(NEIGHBOURS, len(self._points) - 1))[1],
-            "nearest_train": metrics.nearest_distance(points, self._training)[0],
+            **({} if self.train is None else {"nearest_train": metrics.nearest_distance(points, self._training)[0]}),
             "diversity": spread_of(points),
         }
         for name, seen in ours.classes.items():
@@ -162,7 +166,7 @@ class MusicEvaluator:
 
     def paired(self, samples: Tensor, reference: Tensor, cond: Batch) -> dict[str, float]:
         """The log-spectral distance from references of the same noise, one by one."""
-        pairs = zip(samples.split(CHUNK), reference.split(CHUNK), strict=True)
+        pairs = zip(samples.split(self.chunk), reference.split(self.chunk), strict=True)
         apart = [measures.log_spectral_distance(*(self._spectrogram(x) for x in pair)) for pair in pairs]
         return {"pair_spectral": float(torch.cat(apart).mean())}
 
@@ -215,7 +219,7 @@ class MusicEvaluator:
         asked, cents = pitches[cond["pitch"].cpu()], torch.zeros(len(samples), dtype=torch.double)
         rhythm = cond["rhythm"].cpu() if self.rhythms else torch.zeros(len(samples), dtype=torch.long)
         for kind in rhythm.unique().tolist():
-            for rows in (rhythm == kind).nonzero()[:, 0].split(CHUNK):
+            for rows in (rhythm == kind).nonzero()[:, 0].split(self.chunk):
                 x = self._cut(samples[rows])
                 heard = measures.pitch(x, self.rate, lowest, highest, VOICES[RHYTHMS[kind]])
                 cents[rows] = 100 * (heard.double().cpu() - asked[rows]).abs()
@@ -227,7 +231,7 @@ class MusicEvaluator:
     def _onset_f(self, samples: Tensor, rhythm: Tensor) -> float:
         rhythm, total = rhythm.cpu(), 0.0
         for kind in rhythm.unique().tolist():
-            for rows in (rhythm == kind).nonzero()[:, 0].split(CHUNK):
+            for rows in (rhythm == kind).nonzero()[:, 0].split(self.chunk):
                 found = measures.onsets(self._cut(samples[rows]), self.rate)
                 total += float(measures.onset_f(found, PERIODS[RHYTHMS[kind]], self.seconds).sum())
         return total / len(samples)
@@ -245,7 +249,7 @@ class MusicEvaluator:
     def _look(self, parts: Iterable[Tensor]) -> Look:
         """The measurements of sounds that come in parts."""
         found, spectra, levels, classes = [], [], [], []
-        for x in (self._cut(x) for part in parts for x in part.split(CHUNK)):
+        for x in (self._cut(x) for part in parts for x in part.split(self.chunk)):
             features, seen, mels = self._features(x)
             found.append(features.double())
             classes.append(seen)
@@ -269,7 +273,7 @@ class MusicEvaluator:
 
     @cached_property
     def _reference(self) -> Look:
-        return self._look(batch["data"] for batch in batches(self.reference, CHUNK))
+        return self._look(batch["data"] for batch in batches(self.reference, self.chunk))
 
     @cached_property
     def _raw(self) -> metrics.Points:
@@ -283,13 +287,13 @@ class MusicEvaluator:
 
     @cached_property
     def _training(self) -> metrics.Points:
-        look = self._look(batch["data"] for batch in batches(self.train, CHUNK, MOST_TRAINING))
+        look = self._look(batch["data"] for batch in batches(self.train, self.chunk, MOST_TRAINING))
         return metrics.Points(metrics.standardise(look.features, self._raw))
 
     @cached_property
     def _heard(self) -> metrics.Points:
         """CLAP's embeddings of the reference."""
-        parts = batches(self.reference, CHUNK)
+        parts = batches(self.reference, self.chunk)
         return metrics.Points(torch.cat([self.clap.features(batch["data"], self.rate) for batch in parts]))
 
 

@@ -52,7 +52,7 @@ class Sounds(MusicData):
     Args:
         path: the folder.
         rate: samples a second, in Hz.
-        channels: C.
+        channels: C, 1 or 2.
         samples: N.
         stride: seconds between two clips of a file; None means the length of a clip.
         random_crop: whether training clips begin anywhere in their stride; otherwise at its
@@ -81,7 +81,7 @@ class Sounds(MusicData):
     ):
         super().__init__(given, batch_size, clap)
         checks.whole(*RATES, rate=rate)
-        checks.whole(1, 8, channels=channels)
+        checks.whole(1, 2, "mono or stereo", channels=channels)
         checks.whole(1, 10_000, workers=workers)
         stride = samples / rate if stride is None else stride
         checks.positive(stride=stride)
@@ -105,12 +105,12 @@ class Sounds(MusicData):
         import_soundfile()
         import_av()
         source = Source(self.path, SUFFIXES, "sound", beside=(*CAPTIONS, ".txt"))
+        said, lacking = self.said(source)
         facts = source.facts(probe, self.workers)
         if wrong := [source.name(path) for path, about in facts.items() if not is_probed(about)]:
             raise ValueError(
                 f"{source.root} has a file .distillkit-sounds.json that says of {listed(wrong)} what no sound has: delete it"
             )
-        said, lacking = self.said(source)
         files = source.without(lacking | {path: about["fault"] for path, about in facts.items() if about["fault"]})
         val, test = (max(1, round(share * len(files))) for share in self.shares)
         if len(files) - val - test < 1:
@@ -118,9 +118,10 @@ class Sounds(MusicData):
                 f"{source.root} holds too few sounds to train, validate and test on, {len(files)} that can be used: give at "
                 f"least 3 files, for instance the parts of a long one"
             )
-        self.warn_of_low_rates(source, {path: facts[path]["rate"] for path in files})
+        self.warn(source, {path: facts[path] for path in files})
         columns = self.columns(source, files, said)
-        groups = next(iter(columns.values()), [0] * len(files))
+        classes = [numbers for name, numbers in columns.items() if name != "prompt"]  # captions are no groups
+        groups = classes[0] if classes else [0] * len(files)
         names = [source.name(path) for path in files]
         places = [
             [Place(path, name, facts[path], start, spare) for start in range(0, spare + 1, self.step)]
@@ -139,12 +140,18 @@ class Sounds(MusicData):
             for number, part in enumerate(parts)
         )
 
-    def warn_of_low_rates(self, source: Source, rates: Mapping[Path, int]) -> None:
-        """Warn of files with lower rates than the data."""
-        if low := [f"{source.name(path)} ({rate} Hz)" for path, rate in rates.items() if rate < self.rate]:
+    def warn(self, source: Source, facts: Mapping[Path, Mapping[str, Any]]) -> None:
+        """Warn of files that have less than the clips: here of those with lower rates.
+
+        Args:
+            source: the folder.
+            facts: of the files that are used, as of `probe`.
+        """
+        rates = {source.name(path): about["rate"] for path, about in facts.items()}
+        if low := [f"{name} ({rate} Hz)" for name, rate in rates.items() if rate < self.rate]:
             warnings.warn(
-                f"{source.root}: nothing sounds above half their own rates, which are below data.rate={self.rate}, in "
-                f"{listed(low)}",
+                f"{source.root}: nothing sounds above half their own rates, which are below the {self.rate} Hz of the clips, "
+                f"in {listed(low)}",
                 stacklevel=2,
             )
 

@@ -125,7 +125,8 @@ def griffin_lim(
     """Sounds [N, C, (F - 1) hop] with nearly these magnitudes [N, C, S, F].
 
     Griffin and Lim's algorithm with momentum (Perraudin et al., 2013). The phases begin as those of
-    a fixed draw, so the same magnitudes give the same sound.
+    a fixed draw, so the same magnitudes give the same sound. The gradient is that of the magnitudes
+    at the phases found, which are not differentiated.
 
     Args:
         magnitude: as of `magnitudes`.
@@ -147,10 +148,11 @@ def griffin_lim(
     def held(x: Tensor) -> Tensor:
         return x if first is None else torch.cat([first.to(x), x[..., first.shape[-1] :]], -1)
 
-    for _ in range(steps):
-        found = spectrum(held(sound(phase)), window, hop)
-        ahead = found - momentum / (1 + momentum) * before
-        phase, before = ahead / ahead.abs().clamp_min(1e-16), found
+    with torch.no_grad():
+        for _ in range(steps):
+            found = spectrum(held(sound(phase)), window, hop)
+            ahead = found - momentum / (1 + momentum) * before
+            phase, before = ahead / ahead.abs().clamp_min(1e-16), found
     return sound(phase) if first is None else gone_on(first, sound(phase), hop // 4)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -100,7 +101,7 @@ def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path) ->
     paths, made = [], meshes(samples, cond)
     for i, mesh in enumerate(made):
         paths += save_mesh(mesh, Path(folder) / f"shape_{i}")
-    if items := [_item(mesh, f"shape {i}") for i, mesh in enumerate(made) if len(mesh.faces)]:
+    if items := [item_of(mesh, f"shape {i}") for i, mesh in enumerate(made) if len(mesh.faces)]:
         paths.append(write_text(Path(folder) / "shapes.html", viewer.page(items, "Shapes")))
     return paths
 
@@ -113,7 +114,7 @@ def save_mesh(mesh: Mesh, stem: Path) -> list[Path]:
     frames = render(mesh, [AZIMUTH + 2 * math.pi * k / FRAMES for k in range(FRAMES)])
     paths = [write_atomic(stem.with_suffix(".gif"), lambda path: save_gif(frames, path, 80))]
     if len(mesh.faces):
-        write = (lambda path: _trimesh(mesh).export(path)), (lambda path: _points(mesh).export(path))
+        write = (lambda path: trimesh_of(mesh).export(path)), (lambda path: _points(mesh).export(path))
         paths += [write_atomic(stem.with_suffix(end), save) for end, save in zip((".glb", ".ply"), write, strict=True)]
     return paths
 
@@ -160,7 +161,7 @@ def _bytes(colours: np.ndarray | None, num: int) -> np.ndarray:
     return ((given.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
 
 
-def _item(mesh: Mesh, caption: str) -> viewer.Item:
+def item_of(mesh: Mesh, caption: str) -> viewer.Item:
     """A mesh for the page; a large one as points of its surface."""
     if len(mesh.vertices) > SHOWN:
         points, colours = mesh.sample(SHOWN)
@@ -168,7 +169,8 @@ def _item(mesh: Mesh, caption: str) -> viewer.Item:
     return viewer.Item(caption, mesh.vertices, _bytes(mesh.colours, len(mesh.vertices)), mesh.faces)
 
 
-def _trimesh(mesh: Mesh):
+def trimesh_of(mesh: Mesh) -> Any:
+    """A mesh with colours as a `trimesh.Trimesh`, which writes files."""
     from domains.threed.mesh_files import import_trimesh
 
     colours = _bytes(mesh.colours, len(mesh.vertices))

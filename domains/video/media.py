@@ -41,24 +41,26 @@ def compare(rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None, clip
     return labelled({name: picture(samples[:clips]) for name, samples in rows.items()})
 
 
-def film(samples: Tensor, cond: dict[str, Tensor] | None, path: Path, fps: float = FPS) -> Path:
+def film(samples: Tensor, cond: dict[str, Tensor] | None, path: Path, fps: float = FPS, columns: int = 4) -> Path:
     """All samples side by side, moving, as a .gif; large clips are shrunk."""
-    frames = grid(samples, most=LARGE_GIF)
+    frames = grid(samples, columns, LARGE_GIF)
     return write_atomic(path, lambda path: save_gif(frames, path, 1000 / fps))
 
 
-def save(samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path, fps: float = FPS) -> list[Path]:
+def save(
+    samples: Tensor, cond: dict[str, Tensor] | None, folder: str | Path, fps: float = FPS, columns: int = 4
+) -> list[Path]:
     """All samples side by side, moving: `clips.gif`, and `clips.mp4` where PyAV is installed.
 
     The .gif of large clips is a small one.
     """
     folder = Path(folder)
-    paths = [film(samples, cond, folder / "clips.gif", fps)]
+    paths = [film(samples, cond, folder / "clips.gif", fps, columns)]
     try:
         import av  # noqa: F401
     except ImportError:
         return paths
-    frames = grid(samples)
+    frames = grid(samples, columns)
     return [*paths, write_atomic(folder / "clips.mp4", lambda path: save_mp4(frames, path, fps))]
 
 

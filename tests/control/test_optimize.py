@@ -17,6 +17,7 @@ from distillkit.cli import front
 from distillkit.spec import to_spec
 from distillkit.students.base import load_student
 from distillkit.students.few_step import FewStepStudent
+from domains.image.controls import Brightness
 from domains.image.data import Digits
 from domains.image.teacher import Digits as Teacher
 
@@ -140,6 +141,63 @@ def test_what_cannot_be_done_is_one_sentence(made, tmp_path, capsys):
     assert "holds a teacher" in complaint(capsys, made / "teacher", *ASK, "--through", "student", *out)
     assert "no student folder" in complaint(capsys, tmp_path / "nowhere", *ASK, *out)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--lr", "nan", "must be at least 1e-09, got nan"),
+        ("--lr", "0", "must be at least 1e-09, got 0"),
+        ("--lr", "-1", "must be at least 1e-09, got -1"),
+        ("--lr", "inf", "must be finite, got inf"),
+        ("--steps", "-1", "must be at least 0, got -1"),
+        ("--steps", "1.5", "invalid int value: '1.5'"),
+        ("-n", "0", "must be at least 1, got 0"),
+        ("--decode-steps", "0", "must be from 1 to 1000, got 0"),
+        ("--decode-steps", "1001", "must be from 1 to 1000, got 1001"),
+        ("--tolerance", "nan", "--tolerance must be a finite number, got nan"),
+        ("--seed", "-1", "must be from 0 to 4294967295, got -1"),
+        ("--kappa", "-1", "must be at least 0, got -1"),
+        ("--kappa", "inf", "must be finite, got inf"),
+        ("--through", "data", "invalid choice: 'data'"),
+        ("--control", "0*brightness=0.3", "its weight must be a number from 1e-9 to 1e9, got 0"),
+        ("--control", "1.2.3*brightness=0.3", "its weight must be a number from 1e-9 to 1e9, got 1.2.3"),
+        ("--control", "2*brightnes=0.3", "did you mean 'brightness'"),
+        ("--control", "brightness=0.3", "is given twice: say it once, or with its weight, such as 2*brightness=0.3"),
+    ],
+)
+def test_numbers_without_sense_are_one_sentence(flag, value, said, made, tmp_path, capsys):
+    words = [made / "student", "--control", "brightness=0.3", "--out", tmp_path / "x"]
+    assert said in complaint(capsys, *words, f"{flag}={value}" if flag[:2] == "--" else f"{flag}{value}")
+    assert not (tmp_path / "x").exists()
+
+
+def test_nothing_is_written_over(made, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    assert "exists already" in complaint(capsys, made / "student", *ASK, "--out", tmp_path / "file")
+    assert "is no folder that takes it" in complaint(capsys, made / "student", *ASK, "--out", tmp_path / "file" / "x")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # of a reader; root may write everywhere
+    said = complaint(capsys, made / "student", *ASK, "--out", tmp_path / "x")
+    assert f"cannot write to {tmp_path / 'x'}" in said and "give another place with --out" in said
+    assert (tmp_path / "file").read_text() == "mine" and [*tmp_path.iterdir()] == [tmp_path / "file"]
+
+
+def test_an_interrupt_leaves_nothing(made, tmp_path, capsys, monkeypatch):
+    """Control-C in the middle of the fourth step; the same command then does it all."""
+    calls = []
+
+    def interrupted(self, x, cond):
+        calls.append(len(calls))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return self.error(x, cond).square()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Brightness, "loss", interrupted)
+        assert front.main(["optimize", str(made / "student"), *ASK, "--out", str(tmp_path / "out")]) == 130
+    err = capsys.readouterr().err
+    assert "interrupted" in err and "Traceback" not in err and not [*tmp_path.iterdir()] and len(calls) == 4
+    optimized(made, tmp_path / "out", *ASK)
 
 
 def test_a_shipped_teacher_is_asked_with_the_data_of_its_domain(tmp_path, capsys):

@@ -20,6 +20,7 @@ SHA256 = {
     "image/weights/features/model.safetensors": "8449686cbc9dcfde428a909b43331ed6cf7a8787f9735615012e8df78c53e6d4",
     "music/weights/features/model.safetensors": "8772af839eae9ef9068694dc813401cfe084ddf4f84a9d7010614614ae590d41",
     "super_resolution/weights/features/model.safetensors": "7d4f21f5b125100323b5fdba353b322d45c484a7af83c45487c7896b8a8846b9",
+    "text_to_3d/weights/features/model.safetensors": "6f20502a6a890b1d62ebb3f6b1ee1fedb1560325e35bf8aeb610d81709901dc7",
     "threed/weights/features/features.safetensors": "9334389af464555808bd7d49ad504d6120bb52d66b80cc5763759551fe312f76",
     "threed/weights/features/structure.safetensors": "2230194745155cba7350cefc95d36b34ff12bf145dbcb3b66c7592e884afdb27",
     "video/weights/features/model.safetensors": "fc53daa8dc0e4e7bc6819ffa87ad4f0ecb2fbba09bb01342245e00d08bed2a56",
@@ -58,7 +59,7 @@ def test_facts_are_those_of_the_network(tmp_path):
     assert facts["parameters"] == sum(p.numel() for p in net.parameters())
 
 
-@pytest.mark.parametrize("domain", [*DOMAINS, "super_resolution"])
+@pytest.mark.parametrize("domain", [*DOMAINS, "super_resolution", "text_to_3d"])
 def test_the_shipped_card_is_what_its_script_writes(domain):
     """Up to the numbers: else a change of the one would be lost when the other is made again."""
     script = import_module(f"domains.{domain}.ship")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from dummy.parts import Places
+from dummy.parts import Places, PlacesMedia
 from helpers import gaussian, trainer, wake
 
 from distillkit import cache
@@ -94,6 +95,48 @@ def test_baselines_are_measured_like_models_and_named():
         assert row["metrics"]["gap"] == pytest.approx(float((place[:, None] - best).abs().mean()), rel=1e-5)
         assert row["metrics"]["size"] == 20 and set(row["metrics"]) == {"spread", "gap", "size"}
     assert all("kind" not in row for row in (*found[:3], found[5]))
+
+
+class Itself(Places):
+    """The same places, of which a student is measured and saved itself."""
+
+    def build_evaluator(self, held_out):
+        evaluator = super().build_evaluator(held_out)
+        evaluator.of_student = lambda student, cond: {"weight": student.network.out.bias.sum() + len(cond["place"])}
+        return evaluator
+
+    @property
+    def media(self):
+        def of_student(student, cond, folder):
+            (folder / "itself.txt").write_text(f"{type(student).__name__} of {len(cond['place'])}")
+            return [folder / "itself.txt"]
+
+        return SimpleNamespace(
+            **{name: getattr(PlacesMedia, name) for name in ("picture", "compare", "save")}, of_student=of_student
+        )
+
+
+def test_what_a_student_is_itself_stands_in_its_row_alone():
+    own = teacher()
+    student = SiD(own).product().eval()
+    found = evaluate(Itself(), own, student, num_samples=20)["rows"]
+    expected = float(student.network.out.bias.sum()) + 20
+    assert found[0]["name"] == "student" and found[0]["metrics"]["weight"] == pytest.approx(expected)
+    assert "spread" in found[0]["metrics"] and not any("weight" in row["metrics"] for row in found[1:])
+    assert not any("weight" in row["metrics"] for row in evaluate(Itself(), own, num_samples=20)["rows"])
+
+
+def test_what_a_student_is_itself_is_saved_by_a_run_and_by_sample(tmp_path, monkeypatch, capsys):
+    run, out = tmp_path / "run", tmp_path / "samples"
+    run.mkdir()
+    data = {"class_path": "test_protocol.Itself"}
+    (run / "config.yaml").write_text(json.dumps({"model": {"init_args": {}}, "data": data}))
+    monkeypatch.setitem(sys.modules, "test_protocol", sys.modules[__name__])
+    finish(SiD(teacher()), Itself(), run, num_samples=0)
+    assert (run / "samples" / "itself.txt").read_text() == "FewStepStudent of 6"
+    assert student_verbs.sample([str(run), "-n", "5", "--trust", "test_protocol", "--out", str(out)]) == 0
+    assert (out / "itself.txt").read_text() == "FewStepStudent of 5"
+    assert f"file: {out / 'itself.txt'}" in capsys.readouterr().out
 
 
 def test_the_teacher_also_tries_the_times_of_the_student():

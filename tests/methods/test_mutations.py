@@ -154,7 +154,7 @@ ROLLOUT = [
     (ScoreDistiller.rollout, "one sample in the row too many", "self.randint(self.rollouts, ROW)", "self.randint(self.rollouts, ROW) + 1", partial(test_score.test_a_student_that_goes_on_learns_from_what_it_made, 0)),
     (ScoreDistiller.rollout, "what the row began with", "cond = self.teacher.proceed(", "self.teacher.proceed(", partial(test_score.test_a_student_that_goes_on_learns_from_what_it_made, 1)),
     (ScoreDistiller.step.fget, "the step before the last", "self.num_steps - 1", "self.num_steps - 2", partial(test_score.test_only_the_last_step_is_matched_if_one_says_so, "student")),
-    (ScoreDistiller.generate, "noise of size one", "self.teacher.start(self.teacher.process, eps, t, cond)", "eps", partial(test_score.test_the_student_starts_from_noise_of_its_first_level, VE)),
+    (ScoreDistiller.generate, "noise of size one", "self.start(self.teacher.process, eps, t, cond)", "eps", partial(test_score.test_the_student_starts_from_noise_of_its_first_level, VE)),
     (ScoreDistiller.fake_samples, "the student's samples of its own turn", 'self.rollout(batch, "fake")', 'self.rollout(batch, "student")', test_score.test_samples_and_noise_are_fresh_for_either_turn),
     (ScoreDistiller.student_samples, "kept with gradient", "x_g.detach()", "x_g", reused),
     (ScoreDistiller.student_samples, "kept though nobody asked", "if self.reuse", "if True", saved),

@@ -18,6 +18,7 @@ from distillkit.methods.feedback import Feedback
 from distillkit.methods.mdt_dist import MDTDist
 from distillkit.methods.pairs import PairDistil
 from distillkit.methods.reflow import Reflow
+from distillkit.methods.sds import SDS
 from distillkit.methods.sid import SiD
 from distillkit.methods.tad_sr import TADSR
 from distillkit.spec import Recorded
@@ -151,6 +152,8 @@ KINDS = {  # of losses: method, its settings, and the role that has it
     "reflow": (Reflow, {}, "student"),
     "velocity matching": (MDTDist, {"lambda_vd": 0.0}, "student"),
     "velocity distillation": (MDTDist, {"lambda_vm": 0.0}, "student"),
+    "sds": (SDS, {}, "student"),
+    "asd": (SDS, {"eta": 0.5}, "student"),
     "feedback's hold": (Feedback, {}, "student"),
     "the released norm": (MDTDist, {"normalise_tangent": True, "lambda_vd": 0.0}, "student"),
 }

@@ -1,5 +1,7 @@
 """Files of prompts, and tables of their embeddings."""
 
+import json
+
 import pytest
 import torch
 
@@ -48,6 +50,21 @@ def test_files_without_prompts_are_refused(name, text, said, tmp_path):
             read()
     with pytest.raises(ValueError, match="there is no file of prompts"):
         read_prompts(str(tmp_path / "none.txt"))
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "metadata.jsonl"])
+def test_a_file_that_a_table_describes_twice_is_refused(name, tmp_path):
+    """By the same path, written in another way, too; a file that is not there as well."""
+    rows = [("a/1.png", "a cat"), ("2.png", "a dog"), ("./a//1.png", "a cat runs")]
+    if name.endswith(".csv"):
+        lines = ["file,caption", *(f"{file},{text}" for file, text in rows)]
+    else:
+        lines = [json.dumps({"file_name": file, "text": text}) for file, text in rows]
+    (tmp_path / name).write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=f"{name} has two captions of a/1.png: leave one of them"):
+        captions_of(tmp_path, ["2.png"])
+    (tmp_path / name).write_text("\n".join(lines[:-1]))
+    assert captions_of(tmp_path, ["2.png", "a/1.png"]) == ["a dog", "a cat"]
 
 
 def tables():

@@ -57,15 +57,20 @@ def test_depth_of_a_wall_is_that_along_the_axis():
 
 
 def test_span_in_closed_form():
-    origins = torch.tensor([[3.0, 0, 0], [3, 0, 0], [0.5, 0, 0], [3, 0, 0], [3, 0, 1.5], [2, 2, 0]])
-    towards = torch.tensor([[-1.0, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0], [-1, 0, 0], [-1, -1, 0]])
-    towards = towards / towards.norm(dim=-1, keepdim=True)
-    near, far = span(origins, towards)
-    r2 = 2**0.5
-    expected = torch.tensor(
-        [[2, 4], [NEAREST, NEAREST], [NEAREST, 0.5], [NEAREST, NEAREST], [NEAREST, NEAREST], [r2, 3 * r2]]
-    )
-    torch.testing.assert_close(torch.stack([near, far], -1), expected)
+    """Through the middle, away, from inside, past the cube, corner to corner, along two faces."""
+    r2, missed = 2**0.5, [NEAREST, NEAREST]
+    rows = [
+        ([3, 0, 0], [-1, 0, 0], [2, 4]),
+        ([3, 0, 0], [1, 0, 0], missed),
+        ([0.5, 0, 0], [1, 0, 0], [NEAREST, 0.5]),
+        ([3, 0, 0], [0, 1, 0], missed),
+        ([3, 0, 1.5], [-1, 0, 0], missed),
+        ([2, 2, 0], [-1 / r2, -1 / r2, 0], [r2, 3 * r2]),
+        ([1, 0, 3], [0, 0, -1], missed),
+        ([-1, 0, 3], [0, 0, -1], [2, 4]),
+    ]
+    origins, towards, expected = (torch.tensor(column, dtype=torch.float32) for column in zip(*rows, strict=True))
+    torch.testing.assert_close(torch.stack(span(origins, towards), -1), expected)
 
 
 def test_jitter_moves_the_samples_within_their_intervals():

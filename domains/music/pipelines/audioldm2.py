@@ -21,7 +21,7 @@ class Mel(Sound):
     It has no way back from a sound: the pipeline does not say how its spectrograms are made.
     """
 
-    kinds = ("AutoencoderKL",)
+    kinds, reads = ("AutoencoderKL",), False
 
     @cached_property
     def heard(self) -> dict[str, Any]:

@@ -18,15 +18,27 @@ from distillkit.pipelines.network import Network
 class Sound(PipelineCodec):
     """Sounds [B, channels, samples] in [-1, 1] and latents, by a pipeline's autoencoder.
 
+    Sounds that are kept beside their latents have 16 bits.
+
     Args:
         seconds: of a sound. The autoencoder makes whole frames, of which the first
             `seconds * sample_rate` samples are kept.
         path, print: as in `PipelineCodec`.
     """
 
+    levels = torch.int16
+
     def __init__(self, path: str, seconds: float, print: str | None = None):
         super().__init__(path, print)
         self.seconds = seconds
+
+    def check(self, data):
+        own, there = self.data_shape(()), tuple(data.event_shape)
+        if own != there or data.rate != self.sample_rate:
+            raise ValueError(
+                f"the data have shape {list(there)} at {data.rate} Hz, sounds of the pipeline in {self.path} {list(own)} at "
+                f"{self.sample_rate} Hz: say data=captioned, which reads sounds as this pipeline makes them"
+            )
 
     @property
     def sample_rate(self) -> int:

@@ -399,7 +399,7 @@ def test_clip_score_is_that_of_the_package_transformers(clip):
     assert score(x, prompt) == pytest.approx(100 * float(cosine.clamp_min(0).mean()), abs=1e-4)
     assert abs(score(x, prompt) - score(x, prompt.flip(0))) > 5e-3
     assert len(score.facts["sha256"]) == 64 and score.facts["name"] == "tiny"
-    with pytest.raises(ValueError, match="give data.clip the folder of one"):
+    with pytest.raises(ValueError, match="give the folder of one"):
         ClipScore(str(clip.parent), TEXTS)
 
 

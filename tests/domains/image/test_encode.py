@@ -20,7 +20,7 @@ from distillkit.errors import Failure
 from distillkit.files import read_tensors, save_tensors
 from distillkit.pipelines import latents as module
 from distillkit.pipelines.codec import PipelineCodec
-from distillkit.pipelines.latents import Shards, Writing, as_bytes, as_data
+from distillkit.pipelines.latents import Shards, Writing, as_data, as_levels
 from distillkit.pipelines.prompts import read_prompts
 from domains.image.captioned import Captioned
 from domains.image.data import ImageFolder
@@ -83,7 +83,9 @@ def test_latents_are_what_the_codec_makes_of_the_data(room):
     assert torch.equal(kept["data"], real["data"])  # of 8 bits before and after
     asked, shown = ours.conditions(2), ours.real(2)
     assert torch.equal(asked["prompt"], shown["prompt"]) and shown["data"].shape == (2, 3, 16, 24)
-    assert torch.equal(as_data(as_bytes(torch.tensor([-1.5, -1.0, 1.0, 2.0]))), torch.tensor([-1.0, -1.0, 1.0, 1.0]))
+    assert torch.equal(
+        as_data(as_levels(torch.tensor([-1.5, -1.0, 1.0, 2.0]), torch.uint8)), torch.tensor([-1.0, -1.0, 1.0, 1.0])
+    )
 
 
 def test_an_interrupted_encoding_goes_on(room, tmp_path, monkeypatch):
@@ -158,6 +160,11 @@ def test_what_is_refused(room, tmp_path):
         ValueError, match="were made by another autoencoder than that of .*other: encode the data again"
     ):
         latents(room, pipeline="other")
+    with pytest.raises(
+        ValueError, match=r"of shape \[3, 16, 24\], the teacher makes \[3, 32, 32\]: say the size of the"
+    ):
+        latents(room, size={"height": None, "width": None})
+    assert latents(room, size=SIZE).event_shape == (3, 16, 24)
     with pytest.raises(ValueError, match="say teacher=diffusers teacher.path=DIR"):
         Latents(str(room / "latents"), None)
     with pytest.raises(ValueError, match=r"holds no facts.json: give a folder that `python -m distillkit encode`"):
@@ -242,6 +249,7 @@ def test_the_command(room, tmp_path, monkeypatch, capsys):
         (words, 2, "--out"),
         (["encode", "domain=image", "data=digits", "--out", "x"], 2, "say teacher=diffusers teacher.path=DIR"),
         ([*words, "data.flop=1", "--out", "x"], 2, "flop"),
+        ([*words[:-2], "data=latents", "data.path=made", "--out", "x"], 2, "Latents has no samples to encode"),
         ([*words[:-2], "data=prompts", f"data.path={room / 'images'}", "--out", "x"], 2, "no samples to encode"),
         ([*words[:-1], "data.path=nowhere", "--out", "x"], 2, "is not a folder"),
     ):

@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
+import tiny_audio
 import torch
 from torch.nn import functional as F
-from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
+from transformers import SpeechT5HifiGan
 
 from distillkit.spec import from_spec, to_spec
 from domains.music import reading
@@ -74,19 +75,7 @@ def test_refusals():
 
 @pytest.fixture(scope="module")
 def vocoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vocoder")
-    torch.manual_seed(0)
-    config = SpeechT5HifiGanConfig(
-        model_in_dim=8,
-        sampling_rate=8_000,
-        upsample_initial_channel=8,
-        upsample_rates=[4, 4],
-        upsample_kernel_sizes=[8, 8],
-        resblock_kernel_sizes=[3],
-        resblock_dilation_sizes=[[1]],
-    )
-    SpeechT5HifiGan(config).save_pretrained(folder)
-    return folder
+    return tiny_audio.vocoder_folder(tmp_path_factory.mktemp("vocoder"))
 
 
 def test_a_vocoder_makes_the_sound(vocoder):

@@ -8,15 +8,19 @@ import soundfile
 import torch
 from mutations import Mutation, prove
 
+from distillkit.codec import Codec
 from distillkit.control.control import Asked
 from domains.music import controls, targets
+from domains.music.clap import Clap
 from domains.music.clip import LOWEST, RATE, SAMPLES
 from domains.music.codec import Mel
-from domains.music.controls import Heard, Inpaint, Intensity, Label, Loop, Melody, Structure, intensity
+from domains.music.controls import Heard, Inpaint, Intensity, Label, Loop, Melody, Structure, Text, intensity
 from domains.music.data import Tones
+from domains.music.pipelines import MusicPipeline
 from domains.music.pipelines.stable_audio import StableAudio
 from domains.music.resample import resample
 from domains.music.tones import tones
+from domains.music.vocoder import HifiGan
 
 CODEC = Mel(mean=-7.97, std=1.97)
 ASKED = Asked((1, 64, 32), CODEC)
@@ -307,8 +311,73 @@ def test_latents_are_decoded_with_gradient(tmp_path):
         Loop.read("", Asked((4, 16), codec))
 
 
+@pytest.fixture(scope="module")
+def clap(tmp_path_factory):
+    tiny_audio = pytest.importorskip("tiny_audio", exc_type=ImportError)
+    return str(tiny_audio.clap_folder(tmp_path_factory.mktemp("clap") / "tiny"))
+
+
+def test_a_text_is_compared_by_the_cosine(clap):
+    """1 less that of the embeddings, of sounds and of spectrograms by the sound made of them."""
+    data, heard = Tones(8, 8, 8, clap=clap), Clap(clap, ["a plucked string", "a flute"])
+    sound = notes()[0][:4]
+    cosines = heard.features(sound, RATE).float() @ heard.embedded(torch.arange(2)).T
+    for k, text in enumerate(heard.prompts):
+        control = Text.read(text, Asked((1, SAMPLES), data=data))
+        assert torch.allclose(control.loss(sound, {}), 1 - cosines[:, k], atol=1e-6)
+        assert torch.equal(control.error(sound, {}), control.heard(sound, {}))
+    x = CODEC.spectrogram(sound)
+    control = Text.read("a flute", Asked((1, 64, 32), CODEC, data))
+    assert torch.allclose(control.loss(x, {}), control.heard(CODEC.decode(x, {}), {}), atol=1e-6)
+    assert (cosines[:, 0] - cosines[:, 1]).abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["wave", "griffin_lim", "vocoder", "audioldm2", "stable_audio"])
+def test_a_sample_moves_towards_a_text(kind, clap, tmp_path):
+    """Twelve steps of Adam on the sample itself."""
+    import tiny_audio
+
+    data, shape, codec = Tones(8, 8, 8, clap=clap), (1, SAMPLES), Codec()
+    if kind == "griffin_lim":
+        shape, codec = (1, 64, 32), CODEC
+    elif kind == "vocoder":
+        shape = (1, 8, 512)
+        codec = Mel(size=64, num=8, hop=16, vocoder=HifiGan(str(tiny_audio.vocoder_folder(tmp_path))))
+    elif kind != "wave":
+        getattr(tiny_audio, kind)(tmp_path / kind)
+        teacher = MusicPipeline(str(tmp_path / kind), written_prompts(tmp_path), seconds=0.006)
+        shape, codec = teacher.event_shape, teacher.codec
+    control = Text.read("a plucked string", Asked(shape, codec, data))
+    x = 0.3 * torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)) if kind != "wave" else notes()[0][:2]
+    x = x.clone().requires_grad_()
+    optimizer, losses = torch.optim.Adam([x], 0.002 if kind == "wave" else 0.05), []
+    for _ in range(12):
+        losses.append(control.loss(x, {}))
+        (x.grad,) = torch.autograd.grad(losses[-1].sum(), x)
+        assert x.grad.isfinite().all() and (x.grad.flatten(1).norm(dim=1) > 0).all()
+        optimizer.step()
+    assert (torch.stack(losses[-3:]).mean(0) < losses[0] - 1e-3).all(), torch.stack(losses)
+
+
+def written_prompts(folder):
+    (folder / "prompts.txt").write_text("a cat runs\n")
+    return str(folder / "prompts.txt")
+
+
+def test_texts_that_cannot_be_asked_for(clap, tmp_path):
+    with pytest.raises(ValueError, match="say it, such as text='a plucked string'"):
+        Text.read("  ", Asked((1, SAMPLES), data=Tones(8, 8, 8, clap=clap)))
+    with pytest.raises(ValueError, match="none is given: say --data clap=DIR"):
+        Text.read("a flute", Asked((1, SAMPLES), data=Tones(8, 8, 8)))
+    with pytest.raises(ValueError, match="holds no CLAP model: give the folder of one"):
+        Text.read("a flute", Asked((1, SAMPLES), data=Tones(8, 8, 8, clap=str(tmp_path))))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="does not load as a ClapModel"):
+        Text.read("a flute", Asked((1, SAMPLES), data=Tones(8, 8, 8, clap=str(tmp_path))))
+
+
 def test_music_names_its_controls():
-    assert list(Tones(8, 8, 8).controls) == ["intensity", "melody", "structure", "inpaint", "loop", "label"]
+    assert list(Tones(8, 8, 8).controls) == ["intensity", "melody", "structure", "inpaint", "loop", "label", "text"]
 
 
 def gradients():

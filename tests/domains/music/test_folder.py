@@ -94,6 +94,9 @@ def test_short_files_go_on_with_silence_and_beginnings_are_the_clips_own(tmp_pat
     assert torch.equal(batch["first"], batch["data"][..., :64])
     with pytest.raises(ValueError, match="given must leave something of the 512 samples"):
         small(tmp_path, given=512)
+    for channels, said in ((0, "at least 1"), (3, "at most 2"), (8, "at most 2")):
+        with pytest.raises(ValueError, match=f"channels must be {said}, got {channels} .mono or stereo"):
+            small(tmp_path, channels=channels)
 
 
 def test_where_it_is_silent_another_place_is_drawn(tmp_path):
@@ -133,6 +136,9 @@ def test_folders_and_captions_are_classes(tmp_path):
     with pytest.warns(UserWarning, match=r"left out: snare/3.wav \(has no caption in captions.csv\)"):
         data = small(tmp_path)
     assert data.names == {"label": ["high", "low"]} and data.prompts == ["high", "low"] and data.pitches is None
+    (tmp_path / "captions.csv").write_text("\n".join(["file,caption", *lines, f"{names[0]},low"]), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"captions.csv has two captions of {names[0]}: leave one of them"):
+        small(tmp_path)
     for label, found in zip(data.train.label.tolist(), data.train._places, strict=True):
         assert data.names["label"][label] == ("high" if found.path.stem[-1] in "12" else "low")
 
@@ -208,7 +214,7 @@ def test_what_is_left_out_is_named_once(tmp_path):
     assert len(said) == 2 and len(data.train.paths) == 2
     assert "left out: silent.wav (is silent: no second of it" in said[0] and "text.wav (holds no sound" in said[0]
     assert "1 .jpg (cover.jpg)" in said[0]
-    assert said[1].endswith("which are below data.rate=8000, in low.wav (4000 Hz)")
+    assert said[1].endswith("which are below the 8000 Hz of the clips, in low.wav (4000 Hz)")
     assert (tmp_path / ".distillkit-sounds.json").is_file()
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from domains.music import torchaudio
-from domains.music.mel import bands, griffin_lim, log_mel, magnitudes, unbanded
+from domains.music import mel, torchaudio
+from domains.music.mel import bands, griffin_lim, log_mel, magnitudes, spectrum, unbanded
 
 RATE, SIZE = 16_000, 1_024
 
@@ -71,6 +71,22 @@ def test_the_way_back_from_magnitudes():
     made = griffin_lim(magnitudes(x, SIZE, 256), 256)
     assert made.shape == x.shape and torch.equal(made, griffin_lim(magnitudes(x, SIZE, 256), 256))
     assert (magnitudes(made, SIZE, 256) - magnitudes(x, SIZE, 256)).abs().mean() < 2e-3
+
+
+def test_the_gradient_is_that_of_magnitudes_at_the_phases_found(monkeypatch):
+    """A sound is linear in the magnitudes of given phases; no gradient goes through the search."""
+    seen = []
+    monkeypatch.setattr(mel, "spectrum", lambda *_: seen.append(torch.is_grad_enabled()) or spectrum(*_))
+    m = magnitudes(sine(440) * 0.5, SIZE, 256).detach().requires_grad_()
+    made = griffin_lim(m, 256, steps=4)
+    weights = torch.randn(made.shape, generator=torch.Generator().manual_seed(1))
+    (grad,) = torch.autograd.grad((made * weights).sum(), m)
+    assert float((grad * m.detach()).sum()) == pytest.approx(float((made.detach() * weights).sum()), rel=1e-4)
+    assert seen[-4:] == [False] * 4
+    other = torch.rand(m.shape, generator=torch.Generator().manual_seed(2))
+    first = griffin_lim(m, 256, steps=0)
+    (grad,) = torch.autograd.grad((first * weights).sum(), m)
+    assert float((grad * other).sum()) == pytest.approx(float((griffin_lim(other, 256, 0) * weights).sum()), rel=1e-4)
 
 
 def test_a_beginning_is_held_and_gone_on_from():

@@ -126,3 +126,11 @@ def test_filters_are_kept_for_the_next_sound():
     assert x.grad.isfinite().all() and (filters.cache_info().misses, filters.cache_info().hits) == (1, 1)
     resample(torch.randn(1, 9_000), 44_100, 16_001)
     assert filters.cache_info().currsize == filters.cache_info().maxsize
+
+
+def test_gradients_are_the_filters_transposed():
+    """Up, down and of coprime rates, in float64; equal rates give the sound itself."""
+    for old, new in ((4, 3), (3, 4), (7, 5), (1, 6)):
+        x = torch.randn(2, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+        assert torch.autograd.gradcheck(lambda x, old=old, new=new: resample(x, old, new), x)
+    assert resample(x, 5, 5) is x

@@ -268,11 +268,11 @@ def test_pictures_and_files(tmp_path):
 
 def test_meshes_turn_on_the_page_and_large_ones_as_points(monkeypatch):
     (mesh,) = feature_meshes(*features(ball(0.42, (0, 0, 0))), side=16)
-    shown = media._item(mesh, "shape 0")
+    shown = media.item_of(mesh, "shape 0")
     assert shown.vertices is mesh.vertices and shown.faces is mesh.faces
     assert np.abs(shown.colours / 127.5 - 1 - mesh.colours).max() < 0.01
     monkeypatch.setattr(media, "SHOWN", 500)
-    shown = media._item(mesh, "shape 0")
+    shown = media.item_of(mesh, "shape 0")
     assert shown.faces is None and shown.vertices.shape == shown.colours.shape == (500, 3) and shown.radius > 0
     assert np.abs(np.linalg.norm(shown.vertices, axis=1) - 0.42).max() < 0.02
 

@@ -1,0 +1,1 @@
+"""Text to 3D: scenes whose renders a teacher of images finds likely (score distillation)."""
