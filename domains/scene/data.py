@@ -14,7 +14,7 @@ B: batch; F: frames; H, W: height and width in pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class SceneData(DistillData):
 
     Args:
         batch_size: clips in a batch.
+        i3d: path of I3D's weights, in whose features clips are compared as sets.
     """
 
     domain = "scene"
@@ -46,17 +47,22 @@ class SceneData(DistillData):
         "coarse": "a reconstruction's rendering of each clip, numbers in [-1, 1] of shape [n, 3, frames, height, width]",
     }
 
+    def __init__(self, batch_size: int = 8, i3d: str | None = None):
+        super().__init__(batch_size)
+        self.i3d = i3d
+
     def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.scene.evaluation import SceneEvaluator
 
-        return SceneEvaluator(held_out)
+        return SceneEvaluator(held_out, self.i3d)
 
-    @property
-    def media(self) -> ModuleType:
-        """`domains.video.media`."""
-        from domains.video import media
+    @cached_property
+    def media(self) -> Any:
+        """The `SceneMedia` of the test clips, of whose first ones pictures are made."""
+        from domains.scene.media import SceneMedia
 
-        return media
+        self.setup()
+        return SceneMedia(self.test)
 
 
 class Rooms(SceneData):
@@ -70,7 +76,7 @@ class Rooms(SceneData):
         train, val, test: number of clips.
         damage: the range [low, high] within [0, 1] of how bad the reconstructions are.
         seed: of rooms, paths and errors.
-        batch_size: clips in a batch.
+        batch_size, i3d: as in `SceneData`.
     """
 
     def __init__(
@@ -81,8 +87,9 @@ class Rooms(SceneData):
         damage: Sequence[float] = (0.0, 1.0),
         seed: int = 0,
         batch_size: int = 8,
+        i3d: str | None = None,
     ):
-        super().__init__(batch_size)
+        super().__init__(batch_size, i3d)
         checks.whole(1, PART, train=train, val=val, test=test)
         checks.within("[0, 1]", damage=list(damage))
         if len(damage) != 2 or damage[0] > damage[1]:

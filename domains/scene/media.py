@@ -5,7 +5,6 @@ N: samples; F: frames; H, W: height and width in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,33 @@ from domains.video import media
 FPS = 6  # at which clips are shown
 PALETTE = torch.tensor(matplotlib.colormaps["turbo"].reversed()(range(256)))[:, :3].float()  # near is red
 
+MOST = 64  # clips that are known: pictures are of few
+
 Cond = dict[str, Tensor]
+
+
+class First:
+    """The first clips of a data set, as a data set."""
+
+    def __init__(self, clips: Any):
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return min(MOST, len(self.clips))
+
+    def __getitem__(self, indices: Tensor) -> Cond:
+        return self.clips[indices]
 
 
 class SceneMedia:
     """Pictures of clips beside those that they were made of, and the true ones where they are held.
 
     Args:
-        held_out: data sets of true clips, which are known by their coarse ones.
+        clips: a data set of true clips, the first of which are known by their coarse ones.
     """
 
-    def __init__(self, held_out: Sequence[Any]):
-        self.references = References(held_out, "coarse", eight_bits)
+    def __init__(self, clips: Any):
+        self.references = References([First(clips)], "coarse", eight_bits)
 
     def picture(self, samples: Tensor, cond: Cond | None = None) -> Image.Image:
         """Clips [N, 3, F, H, W] in [-1, 1] as strips of frames, each below the coarse one."""

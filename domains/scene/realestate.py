@@ -73,7 +73,7 @@ class RealEstate(SceneData):
         plane: without renders, the depth of the planes in distances of the two end cameras.
         val, test: shares of the scenes, in (0, 1); of a folder `test` both are taken in proportion.
         seed: of the split.
-        batch_size: clips in a batch.
+        batch_size, i3d: as in `SceneData`.
     """
 
     def __init__(
@@ -88,8 +88,9 @@ class RealEstate(SceneData):
         test: float = 0.1,
         seed: int = 0,
         batch_size: int = 8,
+        i3d: str | None = None,
     ):
-        super().__init__(batch_size)
+        super().__init__(batch_size, i3d)
         checks.whole(2, 10_000, "a clip lies between two views", frames=frames)
         checks.whole(1, 10_000, resolution=resolution)
         checks.whole(frames - 1, 1_000_000, f"a clip has {frames} frames", span=span)

@@ -139,7 +139,7 @@ def test_geometry_of_rooms_agrees_with_their_pictures(batch):
 
 
 def test_pictures_show_coarse_made_true_and_depth(held_out, batch, tmp_path):
-    media = SceneMedia([held_out])
+    media = SceneMedia(held_out)
     some = {name: value[:2] for name, value in batch.items()}
     wide, high = media.picture(some["data"], some).size
     assert (wide, high) == (8 * 34, 4 * 34)  # strips of coarse and made clips
@@ -150,7 +150,7 @@ def test_pictures_show_coarse_made_true_and_depth(held_out, batch, tmp_path):
 
 
 def test_clips_of_other_data_have_no_true_one(held_out, batch):
-    media = SceneMedia([held_out])
+    media = SceneMedia(held_out)
     assert media.truth({"coarse": -batch["coarse"]}) == {} and media.truth(None) == {}
     assert media.truth(batch).keys() == {"true", "depth"}
 
