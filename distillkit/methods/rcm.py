@@ -32,6 +32,8 @@ class RCM(TangentConsistency, DMD):
         ValueError: a value is out of range.
     """
 
+    allows = frozenset()  # its consistency learns a map from noise
+
     def __init__(
         self,
         teacher: Teacher,

@@ -1,7 +1,7 @@
 """A cheap reconstruction: the pixels of the two end views as points, seen along the path.
 
-It has what fast reconstructions have: holes that are filled with a blur, double contours where the
-views disagree, and surfaces that are bent by wrong depths.
+It has what fast reconstructions have: holes, double contours where the views disagree, and surfaces
+that are bent and torn by wrong depths.
 
 B: scenes; F: frames; H, W: height and width in pixels; N: points, those of both views.
 """
@@ -16,9 +16,9 @@ from distillkit.rendering.cameras import pose, project, rays
 
 BEND, SHIFT, ROUGH = 0.3, 0.15, 0.05  # std of log depth: bent surfaces, whole views, single pixels
 COARSE = 4  # numbers along the side of a picture between which surfaces are bent
-BLUR = 1.2  # std in pixels
+BLUR = 0.8  # std in pixels
 BEHIND = 1.05  # depths so many times the nearest in a pixel are hidden
-ENOUGH = 0.25  # weight of points at which a pixel takes nothing from around it
+ENOUGH = 0.25  # weight of points from which on a pixel is no hole
 
 
 def ends(cameras: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def reconstructed(first: Tensor, depth: Tensor, cameras: Tensor) -> Tensor:
     """The pixels of the end views, as points, seen by all cameras of the path.
 
     A frame takes more from the nearer end. Of the points in a pixel the nearest are seen, each
-    spread over the four pixels around it. Holes take the mean colour of what is around them.
+    spread over the four pixels around it. Holes are 0, the grey in the middle of [-1, 1].
 
     Args:
         first: the end views, [B, 3, 2, H, W].
@@ -107,18 +107,5 @@ def reconstructed(first: Tensor, depth: Tensor, cameras: Tensor) -> Tensor:
     colour = first.flatten(2).movedim(1, -1)[:, None, :, None].expand(-1, frames, -1, len(corners), -1).reshape(-1, 3)
     seen = torch.cat([colour, torch.ones_like(colour[:, :1])], 1) * weight[:, None]
     sums = seen.new_zeros(num * frames * height * width, 4).index_add(0, index, seen)
-    sums = sums.unflatten(0, (num, frames, height, width)).permute(0, 1, 4, 2, 3)
-    return filled(sums.flatten(0, 1) / ENOUGH).unflatten(0, (num, frames)).movedim(1, 2)
-
-
-def filled(sums: Tensor) -> Tensor:
-    """Colours [B, 3, H, W] of sums of weighted colours and of weights, [B, 4, H, W].
-
-    Where the weights are below 1, the rest is that of pictures of half the size (pull-push).
-    """
-    weight = sums[:, 3:]
-    sums = sums / weight.clamp_min(1)
-    if min(sums.shape[-2:]) == 1:
-        return sums[:, :3] / weight.clamp(1e-6, 1)
-    coarser = F.interpolate(filled(4 * F.avg_pool2d(sums, 2, ceil_mode=True)), sums.shape[-2:], mode="bilinear")
-    return sums[:, :3] + (1 - weight.clamp_max(1)) * coarser
+    colours, weights = sums.unflatten(0, (num, frames, height, width)).permute(0, 4, 1, 2, 3).split([3, 1], 1)
+    return colours / weights.clamp_min(ENOUGH)

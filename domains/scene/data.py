@@ -76,8 +76,8 @@ class Rooms(SceneData):
     def __init__(
         self,
         train: int = 2048,
-        val: int = 128,
-        test: int = 256,
+        val: int = 64,
+        test: int = 128,
         damage: Sequence[float] = (0.0, 1.0),
         seed: int = 0,
         batch_size: int = 8,

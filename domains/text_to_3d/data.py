@@ -56,7 +56,7 @@ class Orbits(Recorded):
         if distance[0] <= REACH:
             raise ValueError(
                 f"a camera at distance {distance[0]:g} would stand inside of the objects, which reach {REACH} from the origin: "
-                f"give larger distances"
+                f"say data.orbits.distance=[1.9,2.4] or more"
             )
         self.distance, self.fovy, self.elevation = tuple(distance), tuple(fovy), tuple(elevation)
 

@@ -29,7 +29,7 @@ class Generator(Painter):
     Args:
         held_out: prompts among `only` that are not trained on, or the number of the last of them.
         width: channels of the first grid; each step halves them.
-        texts, only, side, coarse, smooth, sparse, opaque, late: as in `Painter`.
+        texts, only, side, radius, coarse, smooth, sparse, opaque, late: as in `Painter`.
 
     Attributes:
         words: the words of the prompts that are trained on, sorted.
@@ -42,13 +42,14 @@ class Generator(Painter):
         held_out: Sequence[str] | int = (),
         width: int = 64,
         side: int = 32,
+        radius: float = 0.5,
         coarse: float = 0.0,
         smooth: float = 0.0,
         sparse: float = 0.0,
         opaque: float = 0.0,
         late: float = 0.5,
     ):
-        super().__init__(texts, only, side, coarse, smooth, sparse, opaque, late)
+        super().__init__(texts, only, side, radius, coarse, smooth, sparse, opaque, late)
         checks.whole(8, 1024, width=width)
         if isinstance(held_out, int):
             held_out = self.only[len(self.only) - held_out :]
@@ -64,7 +65,7 @@ class Generator(Painter):
             self.grow += nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv3d(channels, after, 3, padding=1), nn.SiLU())
             channels = after
         self.out = nn.Conv3d(channels, 4, 3, padding=1)
-        self.register_buffer("first", ball(centres(8 * FIRST), 0.5), persistent=False)
+        self.register_buffer("first", ball(centres(8 * FIRST), radius), persistent=False)
 
     def grids(self, prompt: Tensor) -> Tensor:
         """The grids of prompts by number, int64 [K]: [K, 4, R, R, R]."""

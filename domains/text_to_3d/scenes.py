@@ -35,6 +35,8 @@ KINDS = {
     "gaussians": (GaussianField, "count", None),
 }
 
+THICKEST = -1.0  # first channel of the first balls of voxels, at most: light must reach their middle for a hole to be made
+
 
 class Painter(Recorded, nn.Module):
     """The base of networks that render scenes: an image of `prompt` [B] by `camera` [B, 13].
@@ -51,6 +53,8 @@ class Painter(Recorded, nn.Module):
             `domains.text_to_3d.solids.PROMPTS`.
         only: the prompts among them that scenes are made for; None means all.
         side: S, pixels along a side of a render.
+        radius: of the balls that scenes start from. Light does not reach the middle of a large one,
+            so that no hole can be made there.
         coarse: share of a run in which renders have half the size and are enlarged.
         smooth, sparse, opaque: weights of the penalty.
         late: share of a run after which `opaque` counts.
@@ -70,6 +74,7 @@ class Painter(Recorded, nn.Module):
         texts: Sequence[str] | str | None,
         only: Sequence[str] | None,
         side: int,
+        radius: float,
         coarse: float,
         smooth: float,
         sparse: float,
@@ -79,13 +84,16 @@ class Painter(Recorded, nn.Module):
         super().__init__()
         checks.whole(2, 4096, side=side)
         checks.within("[0, 1]", coarse=coarse, late=late)
+        checks.within("(0, 1]", radius=radius)
         checks.not_negative(smooth=smooth, sparse=sparse, opaque=opaque)
         self.texts = read_prompts(texts) if isinstance(texts, str) else list(PROMPTS if texts is None else texts)
         self.only = self.texts if only is None else list(only)
         if not self.texts or not self.only:
             raise ValueError("there are no prompts to make scenes for: give some in data.only, or null for all")
         if strange := [prompt for prompt in self.only if prompt not in self.texts]:
-            raise ValueError(f"a scene is asked for {strange[0]!r}, which is none of the {len(self.texts)} prompts")
+            raise ValueError(
+                f"a scene is asked for {strange[0]!r}, which is none of the {len(self.texts)} prompts, such as {self.texts[0]!r}"
+            )
         self.side, self.coarse, self.late = side, coarse, late
         self.smooth, self.sparse, self.opaque = smooth, sparse, opaque
         self.done, self.penalty = 0.0, None
@@ -159,7 +167,7 @@ class Scenes(Painter):
             None is the kind's own.
         particles: scenes of each prompt, 1 to 4; noise chooses one.
         seed: of the first scenes.
-        texts, only, side, coarse, smooth, sparse, opaque, late: as in `Painter`.
+        texts, only, side, radius, coarse, smooth, sparse, opaque, late: as in `Painter`.
     """
 
     def __init__(
@@ -170,6 +178,7 @@ class Scenes(Painter):
         resolution: int | None = None,
         particles: int = 1,
         side: int = 32,
+        radius: float = 0.5,
         coarse: float = 0.0,
         smooth: float = 0.0,
         sparse: float = 0.0,
@@ -177,14 +186,16 @@ class Scenes(Painter):
         late: float = 0.5,
         seed: int = 0,
     ):
-        super().__init__(texts, only, side, coarse, smooth, sparse, opaque, late)
+        super().__init__(texts, only, side, radius, coarse, smooth, sparse, opaque, late)
         if kind not in KINDS:
             raise ValueError(f"scenes are made of {', '.join(KINDS)}, got kind={kind!r}")
         checks.whole(1, 4, particles=particles)
         self.particles = particles
         field, size, self._smooth = KINDS[kind]
         own = {} if resolution is None else {size: resolution}
-        self.field = field(num=len(self.only) * particles, seed=seed, **own)
+        self.field = field(num=len(self.only) * particles, radius=radius, seed=seed, **own)
+        if kind == "voxels":
+            self.field.grid.data[:, 0].clamp_(max=THICKEST)
 
     def rendered(self, camera, prompt, x, size, jitter):
         rays = {"jitter": jitter} if isinstance(self.field, VolumeField) else {}

@@ -74,8 +74,8 @@ def test_losses_of_controls_are_added():
     pair = [Linear(*(f(each) for each in (ONE.features, ONE.target))) for f in (lambda x: x, lambda x: -2 * x)]
     both = NoiseOptimizer(affine, pair, steps=0)(Z, {})
     assert torch.allclose(both.loss, ONE.loss(affine(Z, {}), {}) * 5)
-    weighed = NoiseOptimizer(affine, pair, steps=0, weights=[3.0, 0.5])(Z, {})
-    assert torch.allclose(weighed.loss, ONE.loss(affine(Z, {}), {}) * (3 + 0.5 * 4))
+    weighed = NoiseOptimizer(affine, pair, steps=0, weights=[3.0, 2.0])(Z, {})
+    assert torch.allclose(weighed.loss, ONE.loss(affine(Z, {}), {}) * (3 + 2 * 4))
     with pytest.raises(ValueError, match="weights must be positive, got \\[1.0, 0.0\\]"):
         NoiseOptimizer(affine, pair, weights=[1.0, 0.0])
 

@@ -61,14 +61,27 @@ def test_an_ellipse_spreads_by_the_derivative_of_the_projection():
             torch.testing.assert_close(covariance[b, n], spread @ spread.T + BLUR * torch.eye(2).double())
 
 
+def test_the_derivative_beside_the_picture_is_that_at_its_margin():
+    """Five half pictures to the right it counts as 1.3; far out it would grow without bound."""
+    gaussian = one((2 - 0.2, 5 * 0.2, 0.0), scale=(0.02,) * 3)
+    _, covariance, depth = on_screen(gaussian, orbit(0.0, 0.0, 2.0, math.pi / 2), 20, 20)
+    spread = (10 * 0.02 / 0.2) ** 2
+    assert float(depth) == pytest.approx(0.2)
+    assert covariance.flatten().tolist() == pytest.approx([(1 + 1.3**2) * spread + BLUR, 0, 0, spread + BLUR], rel=1e-4)
+
+
 def test_rotations():
-    """A quarter turn about each axis takes the next axis to the one after."""
-    r = 0.5**0.5
-    for axis in range(3):
-        turn = torch.zeros(4)
-        turn[0], turn[1 + axis] = r, r
-        found = rotations(3 * turn) @ torch.eye(3)[(axis + 1) % 3]
-        torch.testing.assert_close(found, torch.eye(3)[(axis + 2) % 3])
+    """Quarter turns about x, y and z, and what is true of all turns."""
+    turns = torch.tensor([[3.0, 3, 0, 0], [3, 0, 3, 0], [3, 0, 0, 3]])
+    expected = [
+        [[1, 0, 0], [0, 0, -1], [0, 1, 0]],
+        [[0, 0, 1], [0, 1, 0], [-1, 0, 0]],
+        [[0, -1, 0], [1, 0, 0], [0, 0, 1]],
+    ]
+    torch.testing.assert_close(rotations(turns), torch.tensor(expected).float())
+    found = rotations(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(found @ found.mT, torch.eye(3).expand(9, 3, 3))
+    torch.testing.assert_close(torch.linalg.det(found), torch.ones(9))
 
 
 def loops(means, quaternions, scales, opacities, colours, w2c, matrix, width, height):
@@ -107,6 +120,13 @@ def test_blending_is_that_of_loops_over_pixels():
         torch.testing.assert_close(
             found.depth[b, 0], (picture[..., 3:] + (1 - opacity) * (2.5 + 3**0.5))[..., 0], rtol=1e-4, atol=1e-5
         )
+
+
+def test_gaussians_of_a_generator_in_half_precision_are_drawn_in_single():
+    half = Gaussians(*(part.bfloat16() for part in some()))
+    camera = orbit(torch.tensor([0.5, 2.0]), 0.4, 2.5, 0.9)
+    expected = render_gaussians(Gaussians(*(part.float() for part in half)), camera, 5, 6)
+    assert all(torch.equal(a, b) for a, b in zip(render_gaussians(half, camera, 5, 6), expected, strict=True))
 
 
 def test_the_peak_is_at_the_projected_centre():

@@ -1,0 +1,65 @@
+"""Scenes from the command line: made, asked for by text, refused."""
+
+import pytest
+import torch
+from helpers import UNMEASURED
+
+from distillkit import load_student, runs
+from distillkit.cli import front
+
+QUICK = [*UNMEASURED, "data.train=4", "data.test=1", "data.batch_size=2", "trainer.max_steps=2"]
+QUICK += ["trainer.limit_val_batches=0", "trainer.val_check_interval=null"]
+
+
+@pytest.fixture
+def door(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(runs.OUT, raising=False)
+
+    def call(*words, code=0):
+        assert front.main([*map(str, words)]) == code, capsys.readouterr().err
+        return capsys.readouterr().err
+
+    return call
+
+
+def test_a_scene_is_made_and_asked_for_by_its_text(door):
+    door("fit", "domain=text_to_3d", "method=asd", "data.only=[a red cone, a blue torus]", *QUICK, "--out", "run")
+    student = load_student("run")
+    assert len(student.network.field.grid) == 2
+    door("sample", "run", "--prompt", "a blue torus", "-n", 2, "--out", "torus")
+    said = door("sample", "run", "--prompt", "a red cube", "--out", "cube", code=2)
+    assert "there is no scene of 'a red cube' here: the run made 'a red cone', 'a blue torus'" in said
+    cond = {"prompt": torch.tensor([12]), "camera": student.examples["camera"][:1]}
+    near = cond["camera"].clone()
+    near[:, [3, 7, 11]] *= 0.1
+    with pytest.raises(ValueError, match="inside of the object"):
+        student.sample(1, cond | {"camera": near})
+
+
+def test_the_generator_is_asked_for_prompts_that_it_was_not_trained_on(door):
+    words = ["domain=text_to_3d", "stage=amortised", "method=sds", "data.only=[a red cone, a blue torus, a red torus]"]
+    door("fit", *words, "data.held_out=[a red torus]", *QUICK, "--out", "run")
+    said = door("sample", "run", "--prompt", "a blue cone", "--out", "cone")
+    assert "not trained on 'a blue cone'" in said
+    said = door("sample", "run", "--prompt", "a blue teapot", "--out", "teapot", code=2)
+    assert "never saw the word 'teapot'" in said
+
+
+@pytest.mark.parametrize("method", ["consistency", "rcm", "mdt_dist", "reflow"])
+def test_methods_that_learn_from_noise_are_refused(door, method):
+    said = door("fit", "domain=text_to_3d", f"method={method}", "--out", "run", code=2)
+    assert "a scene makes its samples without noise" in said
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data.only=[]", "there are no prompts"),
+        ("data.only=[a pink sphere]", "'a pink sphere', which is none of the 16 prompts, such as 'a red sphere'"),
+        ("data.orbits.distance=[0.5,2.0]", "would stand inside of the objects"),
+        ("vars.scene.kind=clay", "kind"),
+    ],
+)
+def test_bad_words_are_refused_before_work_starts(door, word, said):
+    assert said in door("fit", "domain=text_to_3d", "method=asd", word, *QUICK, "--out", "run", code=2)
