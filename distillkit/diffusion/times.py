@@ -121,7 +121,7 @@ class TableUniform(Times):
     """Uniform in the index of Stable Diffusion's table of levels, over its part [low, high].
 
     So published ranges of that model's steps mean the same noise on every process: (0.02, 0.98) is
-    sigma / alpha from 0.11 to 13.
+    sigma / alpha from 0.138 to 13.0.
     """
 
     def __init__(self, low: float = 0.02, high: float = 0.98):

@@ -21,6 +21,7 @@ from distillkit.diffusion.times import (
     LogNormal,
     LogUniform,
     ShiftedUniform,
+    TableUniform,
     Uniform,
 )
 
@@ -32,6 +33,7 @@ NAMED = {
     "logit_normal": LogitNormal(math.log(2), 1.6),
     "shifted": ShiftedUniform(),
     "log_uniform": LogUniform(),
+    "table": TableUniform(),
 }
 
 
@@ -80,6 +82,15 @@ def test_uniform_covers_the_processes_own_range():
 
 
 WIDE = ("ve", "flow", "trig")  # they know every level of EDM, 0.002 .. 80
+
+
+def test_steps_of_stable_diffusion_are_steps_of_its_own_process():
+    own = PROCESSES["latent"]
+    found = quantiles(TableUniform(0.02, 0.98), own, 0, 0.5, 1)
+    assert found == pytest.approx([0.02 * 999, 499.5, 0.98 * 999], rel=1e-6)
+    ratios = quantiles(TableUniform(0.02, 0.98), VE, 0, 1)
+    assert ratios == pytest.approx(own.ratio(f64(0.02 * 999, 0.98 * 999)).tolist())
+    assert ratios == pytest.approx([0.138, 13.0], rel=5e-3)
 
 
 @pytest.mark.parametrize("name, times", [(n, LogNormal()) for n in PROCESSES] + [(n, KarrasUniform()) for n in WIDE])

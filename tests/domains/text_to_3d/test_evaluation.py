@@ -225,6 +225,14 @@ def test_occupancy_in_closed_form():
     assert shapes.occupancy(np.zeros([4, 4, 4], np.float32)) == {"opacity": 0, "decided": 1, "floaters": 0}
 
 
+def test_a_cell_of_even_fog_takes_its_share_along_its_side():
+    scene = solid_scenes.painter([RED_SPHERE])
+    with torch.no_grad():
+        scene.field.grid[0, 0] = 1 + math.log(math.expm1(5 / 20))  # density 5, along a side of 1/16
+    (made,) = shapes.scenes(solid_scenes.student(scene), {"prompt": torch.tensor([RED_SPHERE])})
+    assert shapes.opacities(made) == pytest.approx(1 - math.exp(-5 / 16), abs=1e-5)
+
+
 @pytest.mark.parametrize("place", [(0.4, 0.0, 0.0), (0.0, -0.3, 0.0), (0.0, 0.0, 0.35)])
 def test_surfaces_lie_where_scenes_are(place):
     scene = solid_scenes.painter([RED_SPHERE])

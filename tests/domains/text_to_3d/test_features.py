@@ -26,8 +26,8 @@ def test_prompts_are_shapes_and_colours():
     x = torch.randn(5, 3, 32, 32)
     found, logits = net.prompts(net(x)), net.logits(net(x))
     assert found.shape == (5, 16) and torch.allclose(found.logsumexp(1), torch.zeros(5), atol=1e-5)
-    number = PROMPTS.index("a blue torus")
-    expected = logits["shape"].log_softmax(1)[:, 2] + logits["colour"].log_softmax(1)[:, 2]
+    number = PROMPTS.index("a yellow torus")
+    expected = logits["shape"].log_softmax(1)[:, 2] + logits["colour"].log_softmax(1)[:, 3]
     assert torch.allclose(found[:, number], expected)
 
 
