@@ -35,9 +35,7 @@ KINDS = {
     "gaussians": (GaussianField, "count", None),
 }
 
-THICKEST = (
-    -1.0
-)  # first channel of the first balls of voxels, at most: light must reach their middle for a hole to be made
+THICKEST = -1.0  # first channel of the first balls of voxels, at most: light must reach their middle for a hole to be made
 
 
 class Painter(Recorded, nn.Module):
