@@ -12,7 +12,6 @@ B: renders; P: points; H, W: height, width.
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
