@@ -34,10 +34,13 @@ class VideoScene(Consistency):
     x_s is x_t after one step of the teacher, J the student. Without `lambda_gt` the fixed point is
     the teacher's sampler from x_t on. On Gaussian data of mean m a coarse sample of mean m + delta
     then becomes one of mean `m + delta alpha_t S / sqrt(alpha_t^2 S^2 + sigma_t^2)`, with exact
-    steps: the higher the level, the more of its error is mended, and the less of it is kept.
+    steps. The higher the level, the more of its errors is mended, and the less is kept of what it
+    got right.
 
     A policy chooses the level for each x_r among `actions` (DDPNet, a contextual bandit). It climbs
-    its reward by REINFORCE, see `losses/bandit.py`, of which the student gets no gradient.
+    its reward by REINFORCE, see `losses/bandit.py`, of which the student gets no gradient. Its
+    entropy is rewarded too, without which it soon has one level for all. So it comes to rest at
+    `pi(a) ~ exp(r(a) / entropy)`.
 
     In network passes a student's step costs 2 of the student and 1 of the teacher (of Heun 2), a
     policy's step one of the student without gradient for each draw.
@@ -55,6 +58,7 @@ class VideoScene(Consistency):
         draws: number of levels that are tried for each sample in a policy's step, 2 to 100.
         reward: `mse` for `- mean (J(x_t, t) - x_0)^2`; `log_mse` for minus its logarithm, which is
             the PSNR in other units: samples whose errors are large then do not rule the others.
+        entropy: weight of the policy's entropy in nats, in units of the reward, in [0, 1000].
         student, policy: settings of the optimisers.
         kwargs: as in `Consistency`.
 
@@ -75,13 +79,14 @@ class VideoScene(Consistency):
         c: float = 0.001,
         lambda_gt: float = 0.0,
         actions: int = 8,
-        draws: int = 2,
+        draws: int = 4,
         reward: Literal["mse", "log_mse"] = "log_mse",
+        entropy: float = 0.05,
         student: Adam = Adam(lr=3e-5, updates=4),
-        policy: Adam = Adam(lr=1e-3),
+        policy: Adam = Adam(lr=3e-3),
         **kwargs,
     ):
-        checks.within(WEIGHTS, lambda_gt=lambda_gt)
+        checks.within(WEIGHTS, lambda_gt=lambda_gt, entropy=entropy)
         checks.whole(2, 1000, "among which it chooses", actions=actions)
         checks.whole(2, 100, "each is the baseline of the others", draws=draws)
         super().__init__(
@@ -100,7 +105,7 @@ class VideoScene(Consistency):
         )
         if self.start.base is None:
             raise ValueError("VideoScene starts from an approximation of the sample: say student=leap")
-        self.lambda_gt, self.draws, self.reward_of = lambda_gt, draws, reward
+        self.lambda_gt, self.draws, self.reward_of, self.entropy = lambda_gt, draws, reward, entropy
         self.actions = teacher.process.grid(actions + 1, self.top)[:-1]  # no buffer, which half precision would round
         self.add_role("policy", policy, policy=Policy(teacher.event_shape, actions))
 
@@ -127,11 +132,11 @@ class VideoScene(Consistency):
         log_policy = self.policy(self.origin(batch, cond)).log_softmax(1)
         probabilities = log_policy.detach().exp()
         actions = torch.multinomial(probabilities, self.draws, True, generator=self.generator("policy actions"))
-        rewards = self.rewards(batch, cond, actions)
+        rewards, entropy = self.rewards(batch, cond, actions), -(log_policy.exp() * log_policy).sum(1).mean()
         self.note("policy/reward", rewards.mean())
         self.note("policy/level", self.actions.to(probabilities)[log_policy.argmax(1)].mean())
-        self.note("policy/entropy", -(probabilities * log_policy).sum(1).mean())
-        return reinforce(log_policy, actions, rewards).mean()
+        self.note("policy/entropy", entropy)
+        return reinforce(log_policy, actions, rewards).mean() - self.entropy * entropy
 
     @torch.no_grad()
     def rewards(self, batch: dict[str, Tensor], cond: Cond, actions: Tensor) -> Tensor:

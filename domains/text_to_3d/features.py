@@ -91,7 +91,7 @@ def classes(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def varied(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Images [N, 3, H, W], each moved by whole pixels, blurred, and with noise of its own strength."""
+    """Images [N, 3, H, W], each moved by whole pixels, blurred, with noise of another strength."""
     moves = [torch.randint(-SHIFT, SHIFT + 1, (2,), generator=rng).tolist() for _ in x]
     padded = F.pad(x, [SHIFT] * 4, value=1.0)  # what comes in from outside is background
     cut = slice(SHIFT, -SHIFT)

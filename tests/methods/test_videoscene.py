@@ -178,7 +178,7 @@ def test_the_policy_finds_the_best_level_of_each_context():
 
 def test_the_policy_learns_from_its_own_draws():
     """Rows in proportion to its probabilities, the same in one place of a run, others elsewhere."""
-    model, _ = leaping(actions=3)
+    model, _ = leaping(actions=3, draws=2)
     del model.randn
     model.student = FlowMap()
     with torch.no_grad():
@@ -191,6 +191,17 @@ def test_the_policy_learns_from_its_own_draws():
     assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
     shares = seen[0].flatten().bincount() / seen[0].numel()
     assert shares.tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.02)
+
+
+def test_where_all_levels_are_worth_the_same_the_policy_becomes_indifferent():
+    """The gradient is that of the entropy, `dH / dl_k = -pi_k (log pi_k + H)`."""
+    model, batch = leaping(actions=3, entropy=0.2)
+    pi = torch.tensor([0.5, 0.3, 0.2])
+    with torch.no_grad():
+        model.policy.out.bias.copy_(pi.log())
+    model.rewards = lambda batch, cond, actions: torch.ones(actions.shape)
+    (found,) = torch.autograd.grad(model.policy_loss(batch), model.policy.out.bias)
+    torch.testing.assert_close(found, 0.2 * pi * (pi.log() - (pi * pi.log()).sum()))
 
 
 def test_a_policy_sees_frames_as_channels_and_starts_indifferent():
@@ -268,7 +279,7 @@ def test_a_student_that_is_told_kappa_is_told_it_by_the_policy_too():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="starts from an approximation of the sample: say student=leap"):
         VideoScene(neural(PROCESSES["flow"], context=("coarse",)))
-    for wrong in ({"actions": 1}, {"draws": 1}, {"lambda_gt": -1.0}):
+    for wrong in ({"actions": 1}, {"draws": 1}, {"lambda_gt": -1.0}, {"entropy": -1.0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must"):
             neural_model(**wrong)
 
@@ -368,6 +379,7 @@ rewarded, states = (
     test_rewards_are_the_negative_squared_errors_of_the_student,
     test_states_are_noised_coarse_samples_at_levels_up_to_the_start,
 )
+indifferent = test_where_all_levels_are_worth_the_same_the_policy_becomes_indifferent
 own_draws, own_level = test_the_policy_learns_from_its_own_draws, test_each_sample_starts_from_its_own_level
 
 FAULTS = [
@@ -404,6 +416,8 @@ FAULTS = [
     (VideoScene.rewards, "the data noised", "add_noise(x_r,", "add_noise(x_0,", rewarded),
     (VideoScene.rewards, "near the coarse sample", "(x_g - x_0)", "(x_g - x_r)", rewarded),
     (VideoScene.policy_loss, "descent of the reward", "return reinforce", "return -reinforce", finds),
+    (VideoScene.policy_loss, "certainty rewarded", "- self.entropy", "+ self.entropy", indifferent),
+    (VideoScene.policy_loss, "the entropy's weight squared", "self.entropy *", "self.entropy**2 *", indifferent),
     (VideoScene.policy_loss, "no action twice", "self.draws, True", "self.draws, False", own_draws),
     (VideoScene.policy_loss, "every action as likely", "detach().exp()", "detach().exp() * 0 + 1", own_draws),
     (LeapStudent.levels, "the worst level", "argmax", "argmin", finds),
