@@ -3,7 +3,8 @@
 A consumer (a method, a maker) declares `requires`, or a classmethod `needs(arguments)` where its
 arguments matter. A provider (a teacher, data, a network) declares `provides`, or a classmethod
 `offers(arguments)` where its arguments matter, which may only add to `provides`. What a method lets
-its makers do stands in `allows`. All are sets of these words:
+its makers do stands in `allows`, and a sentence of its own for a word that a consumer lacks
+in `refused`. All others are sets of these words:
 
 - `denoiser`: the teacher is a denoiser of a Gaussian process.
 - `log_probs`: the teacher is a discrete diffusion model.
@@ -82,8 +83,8 @@ def _gap(handed: Mapping[str, Any], find: Callable[[str], type]) -> str | None:
         if missing := _needs(kind, arguments) - given:
             rest = {name: {k: v for k, v in arguments.items() if k != name} for name in arguments}
             because = [f"{name}={arguments[name]}" for name in rest if missing - _needs(kind, rest[name])]
-            if hasattr(kind, "refused"):
-                return kind.refused.format(method=parts[0][0].__name__)
+            if sentence := getattr(kind, "refused", {}).get(min(missing)):
+                return sentence.format(method=parts[0][0].__name__)
             return refusal(kind, missing, list(dict.fromkeys(giver.__name__ for giver, _ in providers)), because)
     return None
 

@@ -75,15 +75,21 @@ class Scene(Maker):
     """
 
     requires = frozenset({"judge"})
-    refused = (
-        "a scene makes its samples without noise, and {method} learns a map from noise to samples: take a method that "
-        "judges samples alone (sds, vsd, asd, dmd, sid), or student=copy"
-    )
+    refused = {
+        "judge": "a scene makes its samples without noise, and {method} learns a map from noise to samples: take a method "
+        "that judges samples alone (sds, vsd, asd, dmd, sid), or student=copy",
+        "scene": "Scene needs a network, which this domain does not have: say student=copy, or another domain",
+    }
 
     def __init__(self, network: nn.Module | None = None):
         if network is None:
             raise ValueError("this domain has no scenes: say student=copy")
         self.network, self.provides = network, frozenset({"scene"})
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """Returns `judge`, and `scene` if there is no network."""
+        return cls.requires | ({"scene"} - cls.offers(arguments))
 
     @classmethod
     def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:

@@ -192,7 +192,6 @@ def test_vsd_is_dmd_without_normaliser_whose_fake_score_is_adapters():
     assert type(model) is DMD and isinstance(model.fake_score.network, Adapters)
     assert isinstance(model.student.network, Particles)
     assert (model.guide_fake, model.weight, model.normalise, model.gan) == (False, "sigma_alpha", None, 0)
-    assert model.settings["fake_score"].updates == model.settings["student"].updates
 
 
 @pytest.mark.parametrize(
