@@ -35,9 +35,7 @@ KINDS = {
     "gaussians": (GaussianField, "count", None),
 }
 
-THICKEST = (
-    -1.0
-)  # first channel of the first balls of voxels, at most: light must reach their middle for a hole to be made
+THICKEST = -1.0  # of the first channel of new voxels: where light reaches the middle, a hole can be made
 
 
 class Painter(Recorded, nn.Module):
@@ -55,8 +53,8 @@ class Painter(Recorded, nn.Module):
             `domains.text_to_3d.solids.PROMPTS`.
         only: the prompts among them that scenes are made for; None means all.
         side: S, pixels along a side of a render.
-        radius: of the balls that scenes start from. Light does not reach the middle of a large one,
-            so that no hole can be made there.
+        radius: of the balls that scenes start from. In a smaller one scenes stay smaller, for the
+            teacher accepts several sizes.
         coarse: share of a run in which renders have half the size and are enlarged.
         smooth, sparse, opaque: weights of the penalty.
         late: share of a run after which `opaque` counts.
@@ -204,12 +202,12 @@ class Scenes(Painter):
         return self.field.render(camera, self.scene(prompt, x), size, size, **rays)
 
     def scene(self, prompt: Tensor, x: Tensor) -> Tensor:
-        """The number of the scene in the field, int64 [B]; noise x [B, ...] chooses the particle."""
+        """The numbers of scenes in the field, int64 [B]; noise x [B, ...] chooses the particle."""
         return self._own(prompt) * self.particles + chosen(x, self.particles)
 
     def roughness(self, prompt):
         if self._smooth is None:
-            return self.field.means.new_zeros(())
+            return self.field.means.new_zeros(())  # Gaussians have no neighbours
         own = (
             self._own(prompt)[:, None] * self.particles + torch.arange(self.particles, device=prompt.device)
         ).unique()

@@ -31,7 +31,7 @@ def view_of(camera: Tensor) -> Tensor:
 
 
 def texts(prompts: list[str]) -> list[str]:
-    """Each prompt with each of `VIEWS`: "a red sphere, front view"; prompt i and view v at 4 i + v."""
+    """Each prompt with each of `VIEWS`, "a red sphere, front view": i with v at 4 i + v."""
     return [f"{prompt}, {view} view" for prompt in prompts for view in VIEWS]
 
 
