@@ -26,6 +26,7 @@ from domains.video.look import AVERAGES, averages
 
 CHUNK = 32  # clips in one pass
 PLACES = 16  # of a frame, evenly spread, whose features are compared as a set
+BESIDE = ("error", "psnr", "psnr_worst", "ssim")  # metrics of clips beside true ones
 LEVELS = 64  # clips for which a student's choice of a level is compared with each fixed one
 
 Batch = dict[str, Tensor]
@@ -34,20 +35,21 @@ Batch = dict[str, Tensor]
 class SceneEvaluator:
     """Compares clips with the true ones, which it knows by their coarse ones.
 
-    Each clip beside the true one, the mean over clips:
+    Each clip beside the true one, without the two end frames, which are given; the mean over clips:
 
-    - `psnr`, `ssim`: of frames, on brightness (Y of BT.601 of 8-bit frames). Equal frames get 100
-      decibels.
+    - `error` (the headline): root mean square difference of pixels, on [-1, 1].
+    - `psnr`: the same in decibels; equal clips get 100.
     - `psnr_worst`: of the frame of a clip that has the lowest.
+    - `ssim`: of frames, on brightness (Y of BT.601 of 8-bit frames).
     - `warp_error`: root mean square difference, on [-1, 1], of neighbouring frames where the true
       geometry says that they show the same place; a true clip's is not 0, for pixels lie between
-      pixels. It is left out where no depths are known.
+      pixels. It is taken over all frames, and left out where no depths are known.
 
     As sets:
 
-    - `frechet` (the headline): Frechet distance between features of the samples' frames and of the
+    - `frechet`: Frechet distance between features of the samples' frames and of the
       true ones', in the network that tells damages of photographs (`domains.super_resolution`),
-      which notices blur, noise and holes.
+      which notices blur, noise and holes. Coarse clips, made of true pixels, do well here.
     - `video`: Frechet distance between features of clips: averages over their parts and over the
       changes, or I3D's.
 
@@ -65,7 +67,7 @@ class SceneEvaluator:
         i3d: path of I3D's weights, see `domains.video.i3d`.
     """
 
-    headline = "frechet"
+    headline = "error"
     device = torch.device("cpu")  # of the networks and of all features
 
     def __init__(self, held_out: Sequence[Any], i3d: str | None = None):
@@ -77,9 +79,15 @@ class SceneEvaluator:
     @property
     def better(self) -> dict[str, str]:
         """Which way each metric is good; `target` means close to the value of real data."""
-        better = {"frechet": "lower", "psnr": "higher", "psnr_worst": "higher", "ssim": "higher"}
+        better = {"error": "lower", "psnr": "higher", "psnr_worst": "higher", "ssim": "higher"}
         better |= {"warp_error": "target"} if self.measured else {}
-        return better | {"video": "lower", "outside": "lower", "level_gap": "lower", "teacher_psnr": "higher"}
+        return better | {
+            "frechet": "lower",
+            "video": "lower",
+            "outside": "lower",
+            "level_gap": "lower",
+            "teacher_psnr": "higher",
+        }
 
     def describe(self) -> dict[str, Any]:
         """The protocol as plain data; numbers under different protocols are not comparable."""
@@ -111,14 +119,12 @@ class SceneEvaluator:
             sets.append([*map(self._places, (x, real)), *map(self._clips, (x, real))])
         found = {name: float(torch.cat([part[name] for part in each]).nanmean()) for name in each[0]}
         ours, theirs, clips, true = (torch.cat(parts).double() for parts in zip(*sets, strict=True))
-        video = {"video": _frechet(clips, true), "outside": outside(samples)}
-        return {"frechet": _frechet(ours, theirs), **found, **video}
+        return {**found, "frechet": _frechet(ours, theirs), "video": _frechet(clips, true), "outside": outside(samples)}
 
     def paired(self, samples: Tensor, reference: Tensor, cond: Batch) -> dict[str, float]:
-        """`teacher_psnr`: PSNR of frames to a teacher's from the same noise, on brightness."""
-        pairs = zip(*(_frames(eight_bits(x)).split(256) for x in (samples, reference)), strict=True)
-        found = [measures.psnr_y(*map(measures.luma, pair)) for pair in pairs]
-        return {"teacher_psnr": float(torch.cat(found).mean())}
+        """`teacher_psnr`: PSNR to a teacher's clips from the same noise, between the ends."""
+        pairs = zip(*(eight_bits(x).split(CHUNK) for x in (samples, reference)), strict=True)
+        return {"teacher_psnr": float(torch.cat([_psnr(_gaps(*pair).mean(1)) for pair in pairs]).mean())}
 
     def baselines(self, cond: Batch) -> dict[str, Tensor]:
         """What needs no model: the coarse clips, and the end frames faded into each other."""
@@ -142,11 +148,11 @@ class SceneEvaluator:
         return {"level": float(chosen.mean()), "level_gap": error(student) / best - 1}
 
     def floor(self, num_samples: int = 250) -> dict[str, float]:
-        """Metrics of true clips, without PSNR and SSIM, which say nothing then."""
+        """Metrics of true clips, without those beside them, which say nothing then."""
         real = self.held_out[-1]
         batch = real[torch.arange(num_samples) % len(real)]
         found = self(batch["data"], batch)
-        return {name: value for name, value in found.items() if not name.startswith(("psnr", "ssim"))}
+        return {name: value for name, value in found.items() if name not in BESIDE}
 
     @cached_property
     def critic(self) -> extractors.Critic:
@@ -166,10 +172,9 @@ class SceneEvaluator:
 
     def _measure(self, x: Tensor, real: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Measures [N] of clips beside the true ones."""
-        y, real_y = (measures.luma(_frames(clips)) for clips in (x, real))
-        psnr = measures.psnr_y(y, real_y).reshape(len(x), -1)
-        found = {"psnr": psnr.mean(1), "psnr_worst": psnr.amin(1)}
-        found["ssim"] = measures.ssim_y(y, real_y).reshape(len(x), -1).mean(1)
+        gaps, inner = _gaps(x, real), [_frames(clips[:, :, _between(clips)]) for clips in (x, real)]
+        found = {"error": gaps.mean(1).sqrt(), "psnr": _psnr(gaps.mean(1)), "psnr_worst": _psnr(gaps.amax(1))}
+        found["ssim"] = measures.ssim_y(*map(measures.luma, inner)).reshape(len(x), -1).mean(1)
         return found | ({"warp_error": warp_error(x, batch["cameras"], batch["depth"])} if self.measured else {})
 
     def _pairs(self, samples: Tensor, cond: Batch) -> Iterator[tuple[Tensor, Batch]]:
@@ -178,6 +183,21 @@ class SceneEvaluator:
         names = ("data", "cameras", "depth") if self.measured else ("data",)
         for part in torch.arange(len(samples)).split(CHUNK):
             yield eight_bits(samples[part]), self.references.batch([rows[i] for i in part.tolist()], names)
+
+
+def _between(clips: Tensor) -> slice:
+    """The frames of clips between the ends; all of those that are nothing but ends."""
+    return slice(1, -1) if clips.shape[2] > 2 else slice(None)
+
+
+def _gaps(x: Tensor, real: Tensor) -> Tensor:
+    """Mean squared differences of frames between the ends, [N, F], float64."""
+    return (x - real)[:, :, _between(x)].double().square().mean((1, 3, 4))
+
+
+def _psnr(error: Tensor) -> Tensor:
+    """Decibels of mean squared errors on [-1, 1]."""
+    return measures.psnr(error, 2)
 
 
 def _frames(clips: Tensor) -> Tensor:

@@ -43,13 +43,13 @@ def blurred(x):
 
 
 def test_true_clips_are_perfect(real):
-    assert real["psnr"] == real["psnr_worst"] == 100 and real["ssim"] == pytest.approx(1)
+    assert real["psnr"] == real["psnr_worst"] == 100 and real["ssim"] == pytest.approx(1) and real["error"] == 0
     assert real["frechet"] < 1e-6 and real["video"] < 1e-6 and real["outside"] == 0
 
 
 def test_the_floor_leaves_out_what_says_nothing_of_true_clips(evaluator, real):
     floor = evaluator.floor(24)
-    assert floor.keys() == real.keys() - {"psnr", "psnr_worst", "ssim"}
+    assert floor.keys() == real.keys() - {"error", "psnr", "psnr_worst", "ssim"}
     assert floor["warp_error"] == pytest.approx(real["warp_error"])
 
 
@@ -62,11 +62,15 @@ def test_every_kind_of_fault_is_noticed(evaluator, batch, real):
     assert evaluator(noisy, batch)["warp_error"] > 1.3 * real["warp_error"]
 
 
-def test_psnr_is_that_of_each_frame(evaluator, batch):
+def test_errors_are_those_between_the_ends(evaluator, batch):
+    """One frame of six is off by 13 of 255 levels, and the ends by anything."""
     x = batch["data"].clone()
-    x[:, :, 3] = (x[:, :, 3] + 0.2).clamp(-1, 1)
-    found = evaluator(x, batch)
-    assert found["psnr_worst"] < 25 and found["psnr"] == pytest.approx((7 * 100 + found["psnr_worst"]) / 8)
+    x[:, :, 3] = x[:, :, 3] - 26 / 255 * batch["data"][:, :, 3].sign()  # inwards, so that nothing is cut
+    x[:, :, [0, -1]] = 0
+    found, off = evaluator(x, batch), (26 / 255) ** 2
+    assert found["error"] == pytest.approx((off / 6) ** 0.5, rel=1e-3)
+    assert found["psnr"] == pytest.approx(10 * math.log10(4 * 6 / off), abs=0.01)
+    assert found["psnr_worst"] == pytest.approx(10 * math.log10(4 / off), abs=0.01)
 
 
 def test_a_clip_is_measured_beside_the_true_one_of_its_coarse_clip(evaluator, batch):
