@@ -102,6 +102,11 @@ class FewStepDistiller(Distiller):
                 f"the student to go on from was told {' and '.join(strange)}, which {type(self).__name__} does not tell: take "
                 f"another student or method"
             )
+        if self.num_steps > 1 and getattr(made.network, "blind", False):
+            raise ValueError(
+                f"{type(made.network).__name__} looks at the conditions alone, so that further steps change nothing, got "
+                f"{self.num_steps}: leave model.num_steps at 1"
+            )
         return self.knowing_kappa(made)
 
     def knowing_kappa(self, denoiser: Denoiser) -> Denoiser:

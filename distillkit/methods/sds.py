@@ -38,7 +38,7 @@ class SDS(FewStepDistiller):
         student: settings of the scene's optimiser.
 
     Raises:
-        ValueError: a value is out of range, or there are several steps.
+        ValueError: a value is out of range.
     """
 
     requires = frozenset({"denoiser", "scene"})
@@ -54,8 +54,6 @@ class SDS(FewStepDistiller):
         **kwargs,
     ):
         super().__init__(teacher, **kwargs)
-        if self.num_steps > 1:
-            raise ValueError(f"a scene is made in one step, got {self.num_steps}: leave model.num_steps at 1")
         if eta is not None:
             checks.within("[0, 1]", "null is SDS", eta=eta)
         self.eta, self.student_times = eta, student_times or TableUniform(0.02, 0.98)

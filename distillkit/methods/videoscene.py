@@ -113,7 +113,8 @@ class VideoScene(Consistency):
 
     def origin(self, batch: dict[str, Tensor], cond: Cond) -> Tensor:
         """The approximations, [B, ...]."""
-        return cond[self.start.base]
+        x_r = cond[self.start.base]
+        return self.start.repeated(x_r, x_r.new_empty(self.teacher.shape(len(x_r), cond), device="meta"))
 
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
         ends = self.hop_ends(batch, "student")

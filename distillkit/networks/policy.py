@@ -30,7 +30,8 @@ class Policy(Recorded, nn.Module):
         super().__init__()
         checks.network(event_shape=event_shape, width=width)
         checks.whole(2, 1000, num=num)
-        self.num, self.sides = num, tuple(event_shape[-2:]) if len(event_shape) > 2 else (1, 1)
+        self.num, self.event_shape = num, tuple(event_shape)
+        self.sides = tuple(event_shape[-2:]) if len(event_shape) > 2 else (1, 1)
         channels = math.prod(event_shape) // math.prod(self.sides)
         size = 3 if len(event_shape) > 2 else 1
         self.layers = nn.ModuleList(

@@ -28,8 +28,8 @@ class LeapStudent(FewStepStudent):
         actions: the levels among which it chooses, in the process's units.
 
     Raises:
-        ValueError: the start has no base, there are several times, or the actions are not the
-            policy's.
+        ValueError: the start has no base, there are several times, or the actions or the samples
+            are not the policy's.
     """
 
     def __init__(self, *args, policy: Policy, actions: Sequence[float], **kwargs):
@@ -41,6 +41,10 @@ class LeapStudent(FewStepStudent):
                 f"a policy of {policy.num} actions chooses the level of one step from an approximation, got "
                 f"{len(actions)} levels, {len(self._times)} steps and the base {self.start.base!r}"
             )
+        if policy.event_shape != tuple(self.event_shape):
+            raise ValueError(
+                f"the policy looks at samples of shape {policy.event_shape}, the student's are {tuple(self.event_shape)}"
+            )
         self.policy, self.actions = policy, list(actions)
 
     @property
@@ -50,6 +54,7 @@ class LeapStudent(FewStepStudent):
     def levels(self, cond: Cond) -> Tensor:
         """The chosen levels for the approximations among some conditions, float64 [n]."""
         base = cond[self.start.base]
+        base = self.start.repeated(base, base.new_empty(len(base), *self.event_shape, device="meta"))
         levels = torch.tensor(self.actions, dtype=torch.float64, device=base.device)
         return levels[self.policy(base).argmax(1)]
 

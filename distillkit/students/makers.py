@@ -71,7 +71,8 @@ class Scene(Maker):
     choose among several scenes. Where the teacher works on latents, samples are encoded.
 
     Args:
-        network: the network; its output is the sample as data, see `networks.base.Blind`.
+        network: the network; its output is the sample as data, see `networks.base.Blind`. Its
+            attribute `event_shape`, if it has one, says of what shape.
     """
 
     requires = frozenset({"judge"})
@@ -100,6 +101,11 @@ class Scene(Maker):
         network = copy.deepcopy(self.network)
         if type(teacher.codec) is not Codec:
             network = Encoded(network, teacher.codec, teacher.codec.data_shape(teacher.event_shape)[-2:])
+        elif (made := tuple(getattr(network, "event_shape", teacher.event_shape))) != tuple(teacher.event_shape):
+            raise ValueError(
+                f"the scene makes samples of shape {made}, {teacher.id} judges {tuple(teacher.event_shape)}: leave the "
+                f"sizes in vars.scene as the data have them"
+            )
         made = Denoiser(network, teacher.process, "x0")
         return made.requires_grad_(True).train()
 

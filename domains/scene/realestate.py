@@ -228,7 +228,7 @@ def seen(number: int, scene: dict[str, Any]) -> tuple[str, int, str | None]:
         )
     if not images:
         return key, 0, "has no frames"
-    if not all(isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 1 for image in images):
+    if not all(map(is_file, images)):
         return key, 0, "has images that are no bytes of a JPEG"
     try:
         with opened(io.BytesIO(bytes(images[0].numpy()))) as image:
@@ -236,6 +236,12 @@ def seen(number: int, scene: dict[str, Any]) -> tuple[str, int, str | None]:
     except Exception as error:  # decoders fail in many ways
         return key, 0, f"cannot be used: {why(error)}"
     return key, len(images), None
+
+
+def is_file(image: Any) -> bool:
+    """Whether an image is the bytes of a file, as many as the chunk holds."""
+    kind = isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 1
+    return kind and image.is_contiguous()  # strides of 0 would make any number of bytes of one
 
 
 def cameras_of(rows: Tensor, size: tuple[int, int]) -> Tensor:

@@ -43,6 +43,8 @@ class Renders:
 
     def fault(self, key: str) -> str | None:
         """Why there is no coarse clip of a scene, or None."""
+        if key in ("", "..") or key != Path(key).name:
+            return "has a key that is no name of a folder, so that its render could lie anywhere"
         if (place := self.place(key)) is None:
             return f"has no render in {self.root}"
         if place.is_dir():

@@ -60,6 +60,7 @@ class Painter(Recorded, nn.Module):
         late: share of a run after which `opaque` counts.
 
     Attributes:
+        event_shape: of a render, (3, S, S).
         penalty: see `distillkit.networks.base.Penalised`.
 
     Raises:
@@ -94,7 +95,7 @@ class Painter(Recorded, nn.Module):
             raise ValueError(
                 f"a scene is asked for {strange[0]!r}, which is none of the {len(self.texts)} prompts, such as {self.texts[0]!r}"
             )
-        self.side, self.coarse, self.late = side, coarse, late
+        self.side, self.event_shape, self.coarse, self.late = side, (3, side, side), coarse, late
         self.smooth, self.sparse, self.opaque = smooth, sparse, opaque
         self.done, self.penalty = 0.0, None
 
@@ -167,6 +168,7 @@ class Scenes(Painter):
             None is the kind's own.
         particles: scenes of each prompt, 1 to 4; noise chooses one.
         seed: of the first scenes.
+        held_out: prompts that are not trained on, or their number; there can be none.
         texts, only, side, radius, coarse, smooth, sparse, opaque, late: as in `Painter`.
     """
 
@@ -185,8 +187,14 @@ class Scenes(Painter):
         opaque: float = 0.0,
         late: float = 0.5,
         seed: int = 0,
+        held_out: Sequence[str] | int = (),
     ):
         super().__init__(texts, only, side, radius, coarse, smooth, sparse, opaque, late)
+        if held_out:
+            raise ValueError(
+                "a prompt that is held out gets no scene where each has its own: leave data.held_out out, or say "
+                "stage=amortised for one generator of all"
+            )
         if kind not in KINDS:
             raise ValueError(f"scenes are made of {', '.join(KINDS)}, got kind={kind!r}")
         checks.whole(1, 4, particles=particles)

@@ -147,7 +147,7 @@ def test_both_looks_have_one_noise_and_what_the_teacher_says_is_as_by_hand():
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["model.num_steps=2"], "a scene is made in one step, got 2"),
+        (["model.num_steps=2"], "Particles looks at the conditions alone, so that further steps change nothing, got 2"),
         (["student=copy"], "SDS needs scene, which Gaussian and ToyData do not give"),
         (["model.kappa=2"], "SDS with kappa=2 needs classes"),
     ],
@@ -156,6 +156,13 @@ def test_what_cannot_be_is_refused_in_a_sentence(words, said, capsys):
     assert front.main(["fit", "domain=toy", "method=sds", *words]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {said}") and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", [SDS, DMD])
+def test_a_scene_takes_one_step_in_every_method(kind):
+    levels = Uniform(0.02, 0.98)
+    with pytest.raises(ValueError, match="Particles looks at the conditions alone, .* leave model.num_steps at 1"):
+        kind(neural(), student_maker=Scene(Particles((2,), 16)), num_steps=2, student_times=levels)
 
 
 def test_no_time_is_later_by_more_than_itself():

@@ -123,6 +123,13 @@ def test_the_true_sample_draws_the_student_to_its_regression(weight):
     torch.testing.assert_close(found[0, -1], expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_base_that_is_no_approximation_of_a_sample_is_refused():
+    """One of another shape would spread over the noise."""
+    model, batch = leaping()
+    with pytest.raises(ValueError, match="must be shaped like the samples"):
+        model.student_loss(batch | {"coarse": batch["coarse"][:, :0].sum(1)})
+
+
 # The policy
 
 
@@ -338,6 +345,11 @@ def test_it_takes_one_step(folder):
             "policy",
             {"class_path": "distillkit.networks.mlp.MLP", "init_args": {"event_shape": [2]}},
             "policy cannot be",
+        ),
+        (
+            "policy",
+            {"class_path": "distillkit.networks.policy.Policy", "init_args": {"event_shape": [3, 8, 4], "num": 3}},
+            "the policy looks at samples of shape",
         ),
         ("actions", "all", "actions cannot be"),
         ("actions", [0.2, 0.4], "a policy of 3 actions chooses"),

@@ -122,6 +122,14 @@ def test_renders_are_the_coarse_clips(folder, tmp_path_factory):
             assert (clip[1] == 40 * int(place.key[-1])).all()
 
 
+@pytest.mark.parametrize("key", ["../elsewhere", "/elsewhere", "a/b", "..", ""])
+def test_a_render_lies_in_its_folder(tmp_path, key):
+    from domains.scene.renders import Renders
+
+    (tmp_path / "renders").mkdir()
+    assert "could lie anywhere" in Renders(tmp_path / "renders", 3, 16).fault(key)
+
+
 def test_a_video_is_a_render(folder, tmp_path):
     pytest.importorskip("av")
     from domains.scene.renders import Renders
@@ -173,6 +181,7 @@ def spoiled(rooms, **changes) -> dict:
         ({"cameras": lambda x: x + torch.tensor([0, 0, 0.05] + [0.0] * 15)}, "lens of camera 0 is off the centre"),
         ({"cameras": lambda x: x * torch.tensor([float("nan")] + [1.0] * 17)}, "odd cannot be used"),
         ({"images": lambda x: None}, "has no key, cameras and images"),
+        ({"images": lambda x: [one[:1].expand(10**13) for one in x]}, "odd has images that are no bytes of a JPEG"),
     ],
 )
 def test_a_scene_that_cannot_be_used_is_named(rooms, folder, changes, said):

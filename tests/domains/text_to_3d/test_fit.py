@@ -59,6 +59,8 @@ def test_methods_that_learn_from_noise_are_refused(door, method):
         ("data.only=[a pink sphere]", "'a pink sphere', which is none of the 16 prompts, such as 'a red sphere'"),
         ("data.orbits.distance=[0.5,2.0]", "would stand inside of the objects"),
         ("vars.scene.kind=clay", "kind"),
+        ("vars.scene.side=16", "the scene makes samples of shape (3, 16, 16), "),
+        ("data.held_out=[a red sphere]", "a prompt that is held out gets no scene where each has its own"),
     ],
 )
 def test_bad_words_are_refused_before_work_starts(door, word, said):
