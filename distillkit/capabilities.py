@@ -20,6 +20,7 @@ in `refused`. All others are sets of these words:
 - `reward_gradient`: and what they say is differentiable in the sample.
 - `approximation`: a condition holds an approximation of each sample, from which sampling may start.
 - `judge`: the method looks at a student's samples alone, so that they need not be made of noise.
+- `start`: the method lets a student start elsewhere than its teacher's sampling does.
 - `scene`: the student is a scene, which makes samples of the conditions alone.
 """
 

@@ -346,7 +346,7 @@ def check_facts(config: dict[str, Any], file: Path, denoiser: Any, kind: type = 
     tables = dict(known["classes"]) if isinstance(known.get("classes"), dict) else {}
     # a told condition has no null class; a number or a vector has no classes
     tables |= {name: told.get("categories", 1) - 1 for name, told in getattr(denoiser, "told", {}).items()}
-    own = known.get("event_shape") or shape
+    own = known.get("event_shape") or getattr(network, "event_shape", None) or shape
     sets = isinstance(context, list) and "mask" in context or getattr(network, "any_number", False)
     first = 1 if sets else 0  # sets come in all sizes
     sound = {

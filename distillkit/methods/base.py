@@ -89,6 +89,7 @@ class Distiller(LightningModule):
     Attributes:
         requires: the capabilities that the method always needs from teacher and data, see
             `distillkit.capabilities`.
+        allows: what its makers may do.
         proof: the metrics that the method's default run on the exact teachers of the toy domain
             must reach; tested for every method. Empty where the run goes on from a finished student
             and has nothing to reach from a copy of the teacher, and where samples are sought that
@@ -105,6 +106,7 @@ class Distiller(LightningModule):
     """
 
     requires: frozenset[str] = frozenset()
+    allows: frozenset[str] = frozenset({"start"})
     proof: dict[str, dict[str, float]] = {
         "gaussian": {"std_error": 0.05, "correlation_error": 0.05},
         "mixture": {"std_error": 0.05, "correlation_error": 0.05, "weight_error": 0.2},

@@ -33,6 +33,8 @@ class PairDistil(FewStepDistiller):
         ValueError: the student has more than one step, or the solver is stochastic.
     """
 
+    allows = frozenset()  # pairs join noise with the samples of the teacher's own start
+
     def __init__(
         self,
         teacher: Teacher,

@@ -32,7 +32,7 @@ class RCM(TangentConsistency, DMD):
         ValueError: a value is out of range.
     """
 
-    allows = frozenset()  # its consistency learns a map from noise
+    allows = frozenset({"start"})  # its consistency learns a map from noise
 
     def __init__(
         self,

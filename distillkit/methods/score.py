@@ -55,7 +55,7 @@ class ScoreDistiller(FewStepDistiller):
     """
 
     requires = frozenset({"denoiser"})
-    allows = frozenset({"judge"})
+    allows = frozenset({"judge", "start"})
     renamed = FewStepDistiller.renamed | {"clips": "how many samples in a row is model.rollouts"}
 
     def __init__(

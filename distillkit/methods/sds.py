@@ -42,7 +42,7 @@ class SDS(FewStepDistiller):
     """
 
     requires = frozenset({"denoiser", "scene"})
-    allows = frozenset({"judge"})
+    allows = frozenset({"judge", "start"})
     proof = {}  # it seeks a mode, not a law
 
     def __init__(

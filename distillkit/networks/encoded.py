@@ -16,7 +16,7 @@ from distillkit.spec import Recorded
 class Encoded(Recorded, nn.Module):
     """A scene's renders as latents; gradients go through the codec's encoder.
 
-    All other attributes are the scene's.
+    All attributes that it lacks are the scene's.
 
     Args:
         network: makes images [B, C, h, w] from conditions, see `networks.base.Blind`.
@@ -25,6 +25,7 @@ class Encoded(Recorded, nn.Module):
     """
 
     blind = True
+    event_shape = None  # of latents; the scene's own is that of its images
 
     def __init__(self, network: nn.Module, codec: Codec, size: Sequence[int]):
         super().__init__()

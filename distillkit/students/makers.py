@@ -121,6 +121,12 @@ class Leap(Maker):
         part: the maker of the denoiser; None copies the teacher's.
     """
 
+    requires = frozenset({"start"})
+    refused = {
+        "start": "this student starts from an approximation, and {method} makes pairs of noise and the teacher's samples: say "
+        "student=copy, or take another method"
+    }
+
     def __init__(self, base: str | None = None, level: float | None = None, part: Maker | None = None):
         if base is None:
             raise ValueError("these data have no approximation of their samples to start from: say student=copy")

@@ -135,8 +135,14 @@ class Painter(Recorded, nn.Module):
 
     def check_context(self, cond: Cond) -> None:
         """See `distillkit.networks.base.WithContext`."""
-        camera = cond["camera"]
+        camera, last = cond["camera"], len(self.texts)
         cameras.check(camera)
+        if camera.ndim != 2:
+            raise ValueError(f"each sample is seen by one camera, [B, {cameras.SIZE}], got {list(camera.shape)}")
+        if len(lost := (cond["prompt"] > last).nonzero()):
+            raise ValueError(
+                f"there are {last} prompts, from 0 to {last - 1}, got the number {int(cond['prompt'][lost[0, 0]])}"
+            )
         if len(near := cameras.inside(camera, REACH).nonzero()):
             raise ValueError(
                 f"camera {int(near[0])} stands inside of the object, less than {REACH} from the origin: move it away"

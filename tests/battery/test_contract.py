@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from distillkit import load_student
 from distillkit.callbacks.checkpoint import Checkpoint
+from distillkit.capabilities import imported
 from distillkit.cli import config, front
 from distillkit.cli.matrix import compatibility
 from tests.battery.conftest import (
@@ -51,8 +52,12 @@ def test_every_pair_builds_or_is_refused_in_one_sentence(method, domain, tmp_pat
         model.require(data)
         model.check(data)
         return
-    needed, lacked = re.fullmatch(r"(\w+).* needs ([\w ]+), which .*", reason).groups()
-    assert lacked and needed in re.findall(r"'class_path': '[\w.]*?(\w+)'", str(chosen["model"]))
+    parts = re.findall(r"'class_path': '([\w.]+)'", str(chosen["model"]))
+    if said := re.fullmatch(r"(\w+).* needs ([\w ]+), which .*", reason):
+        assert said[2] and said[1] in [path.rpartition(".")[2] for path in parts]
+    else:  # in a sentence of a part's own
+        own = [sentence for path in parts for sentence in getattr(imported(path), "refused", {}).values()]
+        assert reason in [sentence.format(method=imported(parts[0]).__name__) for sentence in own]
     if method == first_of(path_of(domain, method), domain):  # typed: presets of one class are refused by the same line
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(torch.nn.Module, "__init__", lambda *_, **__: pytest.fail("something was built"))

@@ -74,8 +74,8 @@ def test_the_data_are_read_once_in_parts(monkeypatch):
 
 
 FAULTS = [
-    ("the order lost", References.samples, "for row in rows]", "for row in sorted(rows)]", check_order),
-    ("the first data set alone", References.samples, "self.held_out[number]", "self.held_out[0]", check_order),
+    ("the order lost", References.batch, "for row in rows), strict", "for row in sorted(rows)), strict", check_order),
+    ("the first data set alone", References.batch, "self.held_out[number]", "self.held_out[0]", check_order),
     ("no turns", References.rows, "asked[key] % len(known)", "0", check_turns),
     ("the last alone", References.rows, "asked[key] % len(known)", "-1", check_turns),
 ]

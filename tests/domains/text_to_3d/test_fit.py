@@ -1,7 +1,10 @@
 """Scenes from the command line: made, asked for by text, refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from helpers import UNMEASURED
 
 from distillkit import load_student, runs
@@ -35,6 +38,19 @@ def test_a_scene_is_made_and_asked_for_by_its_text(door):
     near[:, [3, 7, 11]] *= 0.1
     with pytest.raises(ValueError, match="inside of the object"):
         student.sample(1, cond | {"camera": near})
+    with pytest.raises(ValueError, match=r"one camera, \[B, 13\], got \[1, 2, 13\]"):
+        student.sample(1, cond | {"camera": cond["camera"][:, None].expand(1, 2, 13)})
+    file = Path("run/student/student.yaml")
+    sound = file.read_text()
+    for key, tampered, said in (
+        ("side", 64, "event_shape cannot be"),
+        ("texts", ["a red cone", "a blue torus"], "there are 2 prompts, from 0 to 1, got the number 12"),
+    ):
+        told = yaml.safe_load(sound)
+        told["denoiser"]["init_args"]["network"]["init_args"][key] = tampered
+        file.write_text(yaml.safe_dump(told))
+        with pytest.raises(ValueError, match=said):
+            load_student("run").sample(1, cond)
 
 
 def test_the_generator_is_asked_for_prompts_that_it_was_not_trained_on(door):
