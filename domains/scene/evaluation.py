@@ -27,7 +27,7 @@ from domains.video.look import AVERAGES, averages
 CHUNK = 32  # clips in one pass
 PLACES = 16  # of a frame, evenly spread, whose features are compared as a set
 BESIDE = ("error", "psnr", "psnr_worst", "ssim")  # metrics of clips beside true ones
-LEVELS = 64  # clips for which a student's choice of a level is compared with each fixed one
+LEVELS = 32  # clips for which a student's choice of a level is compared with each fixed one
 
 Batch = dict[str, Tensor]
 
@@ -57,7 +57,7 @@ class SceneEvaluator:
     before they are measured.
 
     Of a student that chooses its level, beside the same student at each fixed level, on the first
-    64 conditions: `level`, the mean of those that it chooses; `level_gap`, how much larger its mean
+    32 conditions: `level`, the mean of those that it chooses; `level_gap`, how much larger its mean
     squared error is than that at the best fixed level, as a share, which is negative where it
     chooses better than any.
 
