@@ -118,7 +118,7 @@ def test_new_validation_numbers_are_said_once(monkeypatch, capsys):
     run(monkeypatch, Progress(), val=True, epoch=10)
     out = capsys.readouterr().out
     assert out.count("val/frechet 0.25") == 1  # the value never changes
-    assert "step 11  val/frechet 0.25" in out.splitlines()
+    assert "step 10  val/frechet 0.25" in out.splitlines()
 
 
 class Screen(io.StringIO):

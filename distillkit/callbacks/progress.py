@@ -55,7 +55,7 @@ class Progress(ProgressBar):
         self.recent = deque([(self.first_time, self.line_step)], maxlen=240)  # a minute of looks, for the speed
         self.losses: dict[str, float] = {}
         self.skipped: dict[str, int] = {}
-        self.shown_validation = ""
+        self.shown_validation, self.validated = "", trainer.global_step
         self.bar = progress.open_screen()
         if self.bar is not None:
             self.task = self.bar.add_task("", total=self.total, completed=self.line_step, what="", speed="")
@@ -66,6 +66,9 @@ class Progress(ProgressBar):
     ) -> None:
         if self.enabled and time.monotonic() - self.look_time >= PAUSE:
             self._look(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validated = trainer.global_step  # its numbers are seen a step later
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.enabled:
@@ -104,7 +107,7 @@ class Progress(ProgressBar):
         validation = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items() if key.startswith("val/"))
         if validation != self.shown_validation:
             self.shown_validation = validation
-            print(f"step {step:,}  {validation}", flush=True)
+            print(f"step {self.validated:,}  {validation}", flush=True)
 
         then, step_then = self.recent[0]
         self.recent.append((now, step))

@@ -143,6 +143,10 @@ class Solids(DistillData):
         }
         return TensorData({name: value.flatten(0, 1) for name, value in rows.items()})
 
+    def left_out(self) -> dict[str, list[int]]:
+        """Nothing: a run is about its own prompts, and the others are not missing."""
+        return {}
+
     def build_evaluator(self, held_out: Sequence[Any]) -> Any:
         from domains.image.clip import ClipScore
         from domains.text_to_3d.evaluation import Evaluator

@@ -27,6 +27,10 @@ def test_prompts_come_in_turn_and_images_are_their_renders(data):
     assert [len(part) for part in (data.val, data.test)] == [8, 12]
 
 
+def test_prompts_of_other_runs_are_not_called_missing(data):
+    assert data.left_out() == {}
+
+
 def test_no_camera_is_in_two_parts(data):
     seen = [tuple(row) for part in (data.train, data.val, data.test) for row in part.tensors["camera"].tolist()]
     assert len(set(seen)) == len(seen)
