@@ -24,7 +24,7 @@ NEIGHBOURS = 5  # of every point, found in one pass
 
 
 class TooFew(ValueError):
-    """A metric needs more points than one of the sets has."""
+    """A metric needs more points than one of the sets has, or points that differ."""
 
 
 class Points:
@@ -115,7 +115,7 @@ def standardise(features: Set, reference: Set) -> Tensor:
         raise TooFew("features are compared in units of their spread over at least 2 reference samples, got 1")
     keep = reference.std_D > 1e-6 * reference.std_D.max()
     if not keep.any():
-        raise ValueError("every feature is constant over the reference samples; give references that differ")
+        raise TooFew("every feature is constant over the reference samples; give references that differ")
     return (features.points_ND[:, keep] - reference.mean_D[keep]) / reference.std_D[keep]
 
 

@@ -73,6 +73,7 @@ class Consistency(FewStepDistiller):
             contradict each other.
     """
 
+    maps = True
     requires = frozenset({"denoiser", "data"})
     ranged = True
     tells = frozenset({"kappa", END})

@@ -53,6 +53,7 @@ class FewStepDistiller(Distiller):
     """
 
     requires = frozenset({"denoiser"})
+    maps = False  # whether the student learns a map from noise, which a blind network is not
     ranged = False  # whether kappa may be a range
     tells = frozenset({"kappa"})  # what the method may tell its student
     gamma: float | None = None  # new noise between the jumps of a student that is told their ends, see `jump_steps`
@@ -102,7 +103,13 @@ class FewStepDistiller(Distiller):
                 f"the student to go on from was told {' and '.join(strange)}, which {type(self).__name__} does not tell: take "
                 f"another student or method"
             )
-        if self.num_steps > 1 and getattr(made.network, "blind", False):
+        blind = getattr(getattr(made, "network", None), "blind", False)
+        if blind and self.maps:
+            raise ValueError(
+                f"{type(made.network).__name__} looks at the conditions alone, and {type(self).__name__} learns a map from "
+                f"noise: take a method that judges samples alone (sds, vsd, asd, dmd, sid), or student=copy"
+            )
+        if blind and self.num_steps > 1:
             raise ValueError(
                 f"{type(made.network).__name__} looks at the conditions alone, so that further steps change nothing, got "
                 f"{self.num_steps}: leave model.num_steps at 1"

@@ -64,6 +64,7 @@ class FlowMap(FewStepDistiller):
             network cannot be told where a jump ends.
     """
 
+    maps = True
     requires = frozenset({"denoiser", "data"})
     ranged = True
     tells = frozenset({"kappa", END})

@@ -69,6 +69,7 @@ class MDTDist(FewStepDistiller):
         ValueError: a value is out of range, or both weights are 0.
     """
 
+    maps = True
     requires = frozenset({"denoiser", "data"})
 
     def __init__(

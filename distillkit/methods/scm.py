@@ -80,6 +80,7 @@ class TangentConsistency(FewStepDistiller):
         ValueError: a value is out of range.
     """
 
+    maps = True
     ranged = True
 
     def __init__(

@@ -96,6 +96,11 @@ class ScoreDistiller(FewStepDistiller):
     def new_fake_score(self) -> Denoiser:
         """The fake score; told the student's step if each step is matched, and `fake_told`."""
         fake = self.knowing_kappa(self.fake_score_maker.make(self.teacher))
+        if getattr(getattr(fake, "network", None), "blind", False):
+            raise ValueError(
+                f"{type(fake.network).__name__} looks at the conditions alone, so it gives no score of noised samples: say "
+                f"fake_score=copy"
+            )
         if self.tells_steps:
             if not fake.tellable:
                 raise ValueError(

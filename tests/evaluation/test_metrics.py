@@ -55,7 +55,7 @@ def test_standardise_uses_the_reference_and_drops_what_is_constant():
     reference = torch.tensor([[0.0, 5.0, 10.0], [2.0, 5.0, 30.0]])  # mean 1, 5, 20; std sqrt 2, 0, sqrt 200
     found = metrics.standardise(torch.tensor([[3.0, 7.0, 20.0]]), reference)
     assert found.tolist() == [pytest.approx([math.sqrt(2.0), 0.0])]
-    with pytest.raises(ValueError, match="every feature is constant"):
+    with pytest.raises(metrics.TooFew, match="every feature is constant"):
         metrics.standardise(reference, torch.ones(4, 3))
 
 

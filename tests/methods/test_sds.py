@@ -19,15 +19,19 @@ from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.guidance import guided
 from distillkit.diffusion.process import DiscreteVariancePreserving
 from distillkit.diffusion.times import Annealed, LogNormal, Uniform
+from distillkit.methods.consistency import Consistency
 from distillkit.methods.dmd import DMD
 from distillkit.methods.few_step import FewStepDistiller
+from distillkit.methods.flow_map import FlowMap
+from distillkit.methods.mdt_dist import MDTDist
+from distillkit.methods.scm import SCM
 from distillkit.methods.score import ScoreDistiller
 from distillkit.methods.sds import SDS
 from distillkit.methods.sid import SiD
 from distillkit.networks.adapters import Adapters
 from distillkit.networks.mlp import MLP
 from distillkit.networks.particles import Particles
-from distillkit.students.makers import Copy, Fresh, Lora, Scene
+from distillkit.students.makers import Copy, Fresh, FromFolder, Lora, Scene
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactTeacher, Mixture
 from tests.battery.conftest import build
@@ -163,6 +167,20 @@ def test_a_scene_takes_one_step_in_every_method(kind):
     levels = Uniform(0.02, 0.98)
     with pytest.raises(ValueError, match="Particles looks at the conditions alone, .* leave model.num_steps at 1"):
         kind(neural(), student_maker=Scene(Particles((2,), 16)), num_steps=2, student_times=levels)
+
+
+def test_a_finished_scene_is_no_start_of_a_method_that_maps_noise(tmp_path):
+    """Whose loss would never reach what it asks of the student."""
+    flow = neural(PROCESSES["flow"])
+    SDS(flow, student_maker=Scene(Particles((2,), 16, CLASSES))).product().save(tmp_path / "s")
+    for kind in (Consistency, SCM, FlowMap, MDTDist):
+        with pytest.raises(
+            ValueError, match=f"Particles looks at the conditions alone, and {kind.__name__} learns a map"
+        ):
+            kind(flow, student_maker=FromFolder(str(tmp_path / "s")))
+    with pytest.raises(ValueError, match="gives no score of noised samples: say fake_score=copy"):
+        levels = Uniform(0.02, 0.98)
+        DMD(flow, student_times=levels, fake_score_maker=FromFolder(str(tmp_path / "s")))
 
 
 def test_no_time_is_later_by_more_than_itself():

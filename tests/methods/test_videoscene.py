@@ -291,6 +291,11 @@ def test_what_cannot_be_is_refused():
             neural_model(**wrong)
 
 
+def test_another_maker_is_refused_in_a_sentence(capsys):
+    assert front.main(["fit", "domain=scene", "method=videoscene", "student=copy"]) == 2
+    assert "say student=leap" in capsys.readouterr().err
+
+
 # Its student
 
 
