@@ -91,7 +91,7 @@ def weights(tmp_path, monkeypatch):
 def test_inception_features_are_those_of_torch_fidelity(weights):
     path, net = weights
     images_uint8 = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    extractor = inception(path)
+    extractor = inception(path, torch.device("cpu"))
     got = extractor.features(images_uint8.float() / 127.5 - 1)
     assert got.shape == (3, 2048) and extractor.facts["name"] == "InceptionV3"
     torch.testing.assert_close(got, net(images_uint8))
