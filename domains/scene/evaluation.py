@@ -26,7 +26,7 @@ from domains.video.look import AVERAGES, averages
 
 CHUNK = 32  # clips in one pass
 PLACES = 16  # of a frame, evenly spread, whose features are compared as a set
-BESIDE = ("error", "psnr", "psnr_worst", "ssim")  # metrics of clips beside true ones
+BESIDE = ("psnr", "psnr_worst", "ssim")  # besides the error: metrics of clips beside true ones
 LEVELS = 32  # clips for which a student's choice of a level is compared with each fixed one
 
 Batch = dict[str, Tensor]
@@ -148,7 +148,7 @@ class SceneEvaluator:
         return {"level": float(chosen.mean()), "level_gap": error(student) / best - 1}
 
     def floor(self, num_samples: int = 250) -> dict[str, float]:
-        """Metrics of true clips, without those beside them, which say nothing then."""
+        """Metrics of true clips, whose error is 0; without others beside them, which say no more."""
         real = self.held_out[-1]
         batch = real[torch.arange(num_samples) % len(real)]
         found = self(batch["data"], batch)
