@@ -148,7 +148,7 @@ class SceneEvaluator:
         return {"level": float(chosen.mean()), "level_gap": error(student) / best - 1}
 
     def floor(self, num_samples: int = 250) -> dict[str, float]:
-        """Metrics of true clips, whose error is 0; without others beside them, which say no more."""
+        """Metrics of true clips, whose error is 0; without PSNR and SSIM, which say no more."""
         real = self.held_out[-1]
         batch = real[torch.arange(num_samples) % len(real)]
         found = self(batch["data"], batch)
