@@ -10,6 +10,7 @@ B: views; H, W: pixels; S: samples of a ray.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -133,7 +134,7 @@ def in_front(light: Tensor, left: Tensor, depth: Tensor, far: Tensor, background
     return Rendered(light + left * colour, 1 - left, depth + left * far[:, None, None, None])
 
 
-class VolumeField(nn.Module):
+class VolumeField(nn.Module, ABC):
     """A number of scenes made of fog.
 
     Attributes:
@@ -142,6 +143,7 @@ class VolumeField(nn.Module):
 
     samples: int
 
+    @abstractmethod
     def fog(self, points: Tensor, scene: Tensor) -> tuple[Tensor, Tensor]:
         """The density, [B, P], and the colour in [0, 1], [B, 3, P], of scenes.
 
@@ -149,7 +151,6 @@ class VolumeField(nn.Module):
             points: of the cube [-1, 1]^3, [B, P, 3].
             scene: which of the scenes, int64 [B].
         """
-        raise NotImplementedError
 
     def render(
         self,

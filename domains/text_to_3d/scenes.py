@@ -23,7 +23,7 @@ from distillkit.rendering import cameras
 from distillkit.rendering.gaussians import GaussianField
 from distillkit.rendering.regularisers import binarisation, sparsity, total_variation
 from distillkit.rendering.triplane import TriplaneField
-from distillkit.rendering.volume import Rendered, VolumeField
+from distillkit.rendering.volume import Rendered
 from distillkit.rendering.voxels import VoxelField
 from distillkit.spec import Recorded
 from domains.text_to_3d.solids import PROMPTS, REACH
@@ -212,8 +212,7 @@ class Scenes(Painter):
             self.field.grid.data[:, 0].clamp_(max=THICKEST)
 
     def rendered(self, camera, prompt, x, size, jitter):
-        rays = {"jitter": jitter} if isinstance(self.field, VolumeField) else {}
-        return self.field.render(camera, self.scene(prompt, x), size, size, **rays)
+        return self.field.render(camera, self.scene(prompt, x), size, size, jitter=jitter)
 
     def scene(self, prompt: Tensor, x: Tensor) -> Tensor:
         """The numbers of scenes in the field, int64 [B]; noise x [B, ...] chooses the particle."""
