@@ -29,6 +29,7 @@ OTHERS = {
     "sample": "draw samples from a student folder",
     "optimize": "find the noise whose samples have what is asked for",
     "evaluate": "measure a student folder against its teacher and real data",
+    "compare": "show runs, or those of a sweep, in one table and one plot",
     "export": "write a student folder in a format for other programs",
     "encode": "make latents of a data set once, for teacher=diffusers",
     "list": "show domains and methods, and which go together",
@@ -38,6 +39,7 @@ VERBS = TRAINING | OTHERS
 HOMES = {  # of a verb that needs no Trainer: the module in this folder, and the function that takes the rest of the command line
     **{verb: ("products", verb) for verb in ("sample", "evaluate")},
     "optimize": ("optimize", "optimize"),
+    "compare": ("compare", "compare"),
     "export": ("exports", "export"),
     "encode": ("encode", "encode"),
     "list": ("matrix", "show"),
