@@ -71,7 +71,7 @@ def read_all(folders: Mapping[str, Path]) -> tuple[list[Run], dict[str, str]]:
         try:
             found.append(read(folder, one_line(name)))
         except ValueError as error:
-            left_out[one_line(name)] = one_line(error)
+            left_out[one_line(name)] = one_line(error).rstrip(".")
     return found, left_out
 
 
