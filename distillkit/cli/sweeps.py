@@ -1,4 +1,4 @@
-"""`-m`, Hydra's multirun: each job is an ordinary run in a fresh process; a table ends it."""
+"""`-m`, Hydra's multirun: each job is an ordinary run in a fresh process; a comparison ends it."""
 
 import os
 import shlex

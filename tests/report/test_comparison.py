@@ -176,6 +176,8 @@ def asked(path="pkg.dmd.DMD", lr=1, teacher="pkg.Digits", seed=0, **more):
         ([asked("p.A", x=1), asked("p.B", y=2)], [{"method": "A"}, {"method": "B"}]),
         ([asked("p.A", x=1), asked("p.A", x=2), asked("p.B", y=2)],
          [{"method": "A", "model.x": "1"}, {"method": "A", "model.x": "2"}, {"method": "B"}]),
+        ([asked("p.A", x=1), asked("p.A", x=2), asked("p.B", lr=3)],  # the rate of p.B is its own
+         [{"method": "A", "model.x": "1"}, {"method": "A", "model.x": "2"}, {"method": "B"}]),
         ([asked("p.A", lr=1), asked("p.A", lr=2), asked("p.B", lr=3)],
          [{"method": "A", "model.student.lr": "1"}, {"method": "A", "model.student.lr": "2"},
           {"method": "B", "model.student.lr": "3"}]),
