@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def compare(argv: Sequence[str]) -> int:
     return 0
 
 
-def _asked(argv: Sequence[str]) -> object:
+def _asked(argv: Sequence[str]) -> Namespace:
     """The arguments."""
     parser = Arguments(
         prog="distillkit compare",

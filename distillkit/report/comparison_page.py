@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ PAGE, CELLS = "compare.html", "compare.csv"
 COSTS = ("steps", "network_passes", "ms_per_sample")  # of a row, in compare.csv
 
 
-def write(table: SideBySide, folder: Path, left_out: dict[str, str]) -> None:
+def write(table: SideBySide, folder: Path, left_out: Mapping[str, str]) -> None:
     """Write compare.csv and compare.html into a folder.
 
     Args:
@@ -99,7 +100,7 @@ def _spread(values: Any) -> tuple[float | None, float | None]:
     return spread(values) if len(values) else (None, None)
 
 
-def page(table: SideBySide, left_out: dict[str, str]) -> str:
+def page(table: SideBySide, left_out: Mapping[str, str]) -> str:
     """compare.html, which needs nothing from outside; arguments as of `write`."""
     metrics = [{"name": name, "label": _label(table, name), "winner": table.winner(name)} for name in table.names]
     groups = [

@@ -118,13 +118,18 @@ def _is_whole(evaluation: Any) -> bool:
     """Whether it has all that is read of it, and a row of what the run left."""
     if not isinstance(evaluation, dict) or not isinstance(evaluation.get("headline"), str):
         return False
-    rows = evaluation.get("rows")
-    sound = isinstance(rows, list) and all(
-        isinstance(row, dict) and isinstance(row.get("name"), str) and isinstance(row.get("metrics"), dict)
-        for row in rows
-    )
-    parts = all(isinstance(evaluation.get(key), dict) for key in ("better", "protocol"))
-    return sound and parts and any(row_of(rows, which) for which in ("student", "best"))
+    rows, better = evaluation.get("rows"), evaluation.get("better")
+    if not isinstance(rows, list) or not isinstance(better, dict) or not isinstance(evaluation.get("protocol"), dict):
+        return False
+    sound = all(map(_is_row, rows)) and all(isinstance(way, str) for way in better.values())
+    return sound and any(row_of(rows, which) for which in ("student", "best"))
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or not isinstance(row.get("name"), str) or not isinstance(row.get("metrics"), dict):
+        return False
+    numbers = [row.get(key) for key in ("steps", "network_passes", "ms_per_sample")]
+    return all(value is None or isinstance(value, int | float) for value in [*numbers, *row["metrics"].values()])
 
 
 def _seconds(file: Path) -> float | None:
