@@ -115,7 +115,8 @@ def test_a_folder_of_runs_keeps_their_comparison(capsys):
     assert out.endswith("comparison: sweep/compare.html\ntable: sweep/compare.csv\n") and not os.path.exists("runs")
     assert [line["runs"] for line in lines("sweep/compare.csv")][:2] == ["0", "1"]
     written("x", 3.0, "x")
-    compared(capsys, "sweep", "x", Path("x").absolute(), "sweep/0", "--out", "both")  # each run once
+    out = compared(capsys, "sweep", "x", Path("x").absolute(), "sweep/0", "--out", "both")
+    assert "repeats" not in out  # each run once
     assert [Path(line["runs"]).name for line in lines("both/compare.csv")][:4] == ["0", "1", "x", ""]
 
 
