@@ -64,6 +64,8 @@ def finish(
     config = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
     product = model.eval().product().eval()
     kind, facts = product.kind, {**model.facts(), "domain": data.domain, "run": provenance(config)}
+    if word := config.get("method"):
+        facts |= {"method": word, "mechanism": facts["method"]}
     teacher, student = (product, None) if kind == "teacher" else (getattr(model, "teacher", None), product)
     kappa = facts.get("kappa", 1.0)
     if student and student.context:

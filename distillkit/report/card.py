@@ -52,15 +52,22 @@ def write_card(
 
 
 def facts_of(config: dict[str, Any], student: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Domain, method, teacher and version, from the files that know them."""
+    """Domain, method, its class, teacher and version, from the files that know them.
+
+    The method is the word that was typed, or the name of its class where no word is known. Its
+    class is None where it adds nothing to that.
+    """
     model = config.get("model")
+    mechanism = (path_of(model) or student.get("mechanism") or student.get("method") or "").rpartition(".")[2] or None
+    method = config.get("method") or student.get("method") or mechanism
     protocol = evaluation.get("protocol", {})
     teacher = protocol.get("teacher") or student.get("teacher")
     if isinstance(teacher, dict):
         teacher = teacher.get("id")
     return {
         "domain": student.get("domain") or protocol.get("evaluator", {}).get("domain"),
-        "method": (path_of(model) or student.get("method") or "").rpartition(".")[2] or None,
+        "method": method,
+        "mechanism": mechanism if mechanism and mechanism.lower() != str(method).replace("_", "").lower() else None,
         "teacher": teacher or (path_of(arguments_of(model).get("teacher")) or "").rpartition(".")[2] or None,
         "version": student.get("distillkit") or protocol.get("distillkit"),
     }

@@ -129,6 +129,22 @@ def test_the_domain_is_what_the_run_recorded():
     assert facts_of({"data": {"class_path": "domains.image.data.Digits"}}, {}, {})["domain"] is None
 
 
+@pytest.mark.parametrize(
+    ("config", "student", "method", "mechanism"),
+    [
+        ({"method": "asd", "model": {"class_path": "distillkit.methods.sds.SDS"}}, {}, "asd", "SDS"),
+        ({}, {"method": "asd", "mechanism": "SDS"}, "asd", "SDS"),
+        ({}, {"method": "mdt_dist", "mechanism": "MDTDist"}, "mdt_dist", None),
+        ({"method": None, "model": {"class_path": "mine.Mine"}}, {"method": "Mine"}, "Mine", None),
+        ({}, {"method": "SiD"}, "SiD", None),
+        ({}, {}, None, None),
+    ],
+)
+def test_a_method_is_called_by_the_word_that_was_typed_beside_its_class(config, student, method, mechanism):
+    found = facts_of(config, student, {})
+    assert (found["method"], found["mechanism"]) == (method, mechanism)
+
+
 def test_the_report_says_what_was_measured(run):
     page = page_of(run)
     assert "image · DMD" in page.words

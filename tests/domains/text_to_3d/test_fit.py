@@ -29,6 +29,9 @@ def door(tmp_path, monkeypatch, capsys):
 def test_a_scene_is_made_and_asked_for_by_its_text(door):
     door("fit", "domain=text_to_3d", "method=asd", "data.only=[a red cone, a blue torus]", *QUICK, "--out", "run")
     student = load_student("run")
+    assert student.config["method"] == "asd" and student.config["mechanism"] == "SDS"
+    card = Path("run/student/README.md").read_text()
+    assert card.startswith("# text\\_to\\_3d-asd: one-step student") and ", made by asd (SDS) from the teacher" in card
     assert len(student.network.field.grid) == 2
     door("sample", "run", "--prompt", "a blue torus", "-n", 2, "--out", "torus")
     said = door("sample", "run", "--prompt", "a red cube", "--out", "cube", code=2)
