@@ -648,7 +648,7 @@ def as_typed(message: str, cfg: Any) -> str:
                 node = node.get(name) if isinstance(node, dict) else None
         return found
 
-    for part in ("model", "data"):
+    for part in ("model", "data", "student", "fake_score"):  # these two are reached from the first
         for key, node in (plain.get(part) or {}).items():
             if there := source(node):
                 message = re.sub(rf"(?<![\w.]){part}\.{key}(?=\.\w)", there, message)
