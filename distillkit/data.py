@@ -182,6 +182,8 @@ class DistillData(Recorded, LightningDataModule):
         classes: categorical conditions in a batch, `{key: number of classes}`.
         names: of these classes, by number, for each key where they have names.
         context: batch keys of further conditions, see `BaseTeacher`.
+        shown: what `media` needs to know besides the samples, by name, such as a sample rate; a
+            student's folder keeps it.
         asks: by context key, a description in the domain's words, for errors about a missing one.
         provides: capabilities for methods; `data` means real samples under the batch key `data`,
             `numbers` that noise can be added to them, `points` that they are sets of points in
@@ -198,6 +200,7 @@ class DistillData(Recorded, LightningDataModule):
     event_shape: tuple[int, ...]
     classes: dict[str, int]
     names: Mapping[str, Sequence[str]] = {}
+    shown: Mapping[str, float] = {}
     context: tuple[str, ...] = ()
     asks: dict[str, str] = {}
     easier: Sequence[dict[str, str]] = ()

@@ -73,7 +73,7 @@ def finish(
     teacher, student = (product, None) if kind == "teacher" else (getattr(model, "teacher", None), product)
     kappa = facts.get("kappa", 1.0)
     if student:
-        facts |= called(student, data)
+        facts |= called(student, data) | ({"shown": dict(data.shown)} if data.shown else {})
     if student and student.context:
         facts |= {"asks": data.asks, "examples": student.condition(data.conditions(NUM_EXAMPLES))}
     product.save(run / kind, **facts)

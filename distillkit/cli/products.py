@@ -70,7 +70,10 @@ def sample(argv: Sequence[str]) -> int:
     except ValueError as error:  # a codec that may not be read, a guidance scale that it was not told
         raise UsageError(str(error)) from error
     write_samples(out / "samples.npz", samples, cond)
-    media = data.media if data is not None else prompts.media(student) if texts else None
+    try:
+        media = data.media if data is not None else prompts.media(student, bool(texts))
+    except ValueError as error:
+        media, no_picture = None, f"no picture: {error}"
     if texts:
         write_text(out / "prompts.txt", "".join(f"{texts[i]}\n" for i in cond["prompt"].tolist()))
     if no_picture and media is None:

@@ -86,6 +86,11 @@ class MusicData(DistillData):
         return CONTROLS
 
     @property
+    def shown(self) -> dict[str, int]:
+        """The sample rate."""
+        return {"rate": self.rate}
+
+    @property
     def media(self) -> SimpleNamespace:
         """`domains.music.media` at the data's sample rate."""
         return media.at(self.rate)

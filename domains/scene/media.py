@@ -57,7 +57,8 @@ class SceneMedia:
     def compare(self, rows: dict[str, Tensor], cond: Cond | None = None, clips: int = 3) -> Image.Image:
         """The first `clips` samples of each set, labelled, between the coarse and the true ones.
 
-        A set `real` is left out where the true ones are known, which it repeats. Below them are the true depths, where they are known: red is near, blue is far.
+        A set `real` is left out where the true ones are known, which it repeats. Below them are the
+        true depths, where they are known: red is near, blue is far.
         """
         truth = self.truth(cond)
         strips = {**_coarse(cond), **{name: x for name, x in rows.items() if name != REAL or not truth}, **truth}
