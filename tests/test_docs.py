@@ -184,7 +184,7 @@ def test_the_views_of_the_docs_are_drawn():
     exec(blocks(ROOT / "docs" / "rendering.md", "python")[0], names)
     image, opacity, depth = (names[name] for name in ("image", "opacity", "depth"))
     assert image.shape == (2, 3, 32, 32) and opacity.shape == depth.shape == (2, 1, 32, 32)
-    assert image.min() >= 0 and image.max() <= 1 and image[:, :, 0, 0].min() > 0.99 > image[:, :, 16, 16].min()
+    assert image.min() >= 0 and image.max() <= 1 and image[:, :, 0, 0].min() > 0.9 > image[:, :, 16, 16].max()
 
 
 def test_readme_commands_are_single_lines():
