@@ -288,7 +288,9 @@ class FewStepDistiller(Distiller):
         )
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "kappa": self.kappa, "teacher": {"id": self.teacher.id, "hash": self.teacher_hash()}}
+        scene = {"scene": True} if self.makes_scenes else {}
+        about = {"kappa": self.kappa, "teacher": {"id": self.teacher.id, "hash": self.teacher_hash()}}
+        return {**super().facts(), **about, **scene}
 
     def sample(self, cond: Cond, num: int, seed: int) -> Tensor:
         return self.product().sample(num, cond, seed)
@@ -298,11 +300,16 @@ class FewStepDistiller(Distiller):
         check_sizes(self.teacher, data)
         self._check_scenes(data)
 
+    @property
+    def makes_scenes(self) -> bool:
+        """Whether the student is a scene, see `makers.Scene`."""
+        return "scene" in getattr(self.student_maker, "provides", ())
+
     def _check_scenes(self, data) -> None:
         """Raises ValueError if the student makes other scenes than the data ask for."""
-        network = getattr(getattr(self, "student", None), "network", None)
-        if not getattr(network, "blind", False) or not isinstance(data.train, TensorData):
+        if not self.makes_scenes or not isinstance(data.train, TensorData):
             return
+        network = self.student.network
         prompts = zip(getattr(network, "texts", ()), getattr(data, "prompts", ()), strict=False)
         for number, (made, asked) in enumerate(prompts):
             if made != asked:

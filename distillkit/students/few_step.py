@@ -169,7 +169,6 @@ class FewStepStudent(Student):
     def facts(self):
         where = {} if self.start.pure else {"start": to_spec(self.start)}
         where |= {} if self.gamma is None else {"gamma": self.gamma}
-        where |= {"blind": True} if getattr(self.network, "blind", False) else {}
         return {
             **super().facts(),
             "times": self.times,

@@ -271,7 +271,7 @@ class FromFolder(Maker):
         folder = Path(str(arguments.get("path")))
         file = next((file for file in (folder / "student" / CONFIG, folder / CONFIG) if file.is_file()), None)
         with suppress(OSError, ValueError):
-            return frozenset({"scene"} if file and read_yaml(file).get("blind") is True else set())
+            return frozenset({"scene"} if file and read_yaml(file).get("scene") is True else set())
         return frozenset()
 
     def __init__(self, path: str, trust: Sequence[str] = ()):
@@ -281,7 +281,7 @@ class FromFolder(Maker):
                 f"{path} holds a {type(self.student).__name__}, which has no network of its own to go on from"
             )
         own = self.student
-        if getattr(own.network, "blind", False):
+        if own.config.get("scene") is True:
             self.provides = frozenset({"scene"})
         self.sampling = {"times": own.times, "renoise": own.renoise, "start": own.start}
         if isinstance(own, LeapStudent):
