@@ -53,7 +53,7 @@ class Generator(Painter):
         checks.whole(8, 1024, width=width)
         if isinstance(held_out, int):
             held_out = self.only[len(self.only) - held_out :]
-        self.trained = [text for text in self.only if text not in held_out]
+        self.known = self.trained = [text for text in self.only if text not in held_out]
         self.words = sorted({word for text in self.trained for word in _words(text)})
         self.embed_words = nn.Parameter(torch.randn(len(self.words), width))
         self.mix = nn.Sequential(
