@@ -25,6 +25,7 @@ GROUND = {
     "files",
     "progress",
     "runs",
+    "sharding",
     "sources",
     "spec",
 }
@@ -59,7 +60,8 @@ ROOMS = {
         "diffusion",
         "discrete",
     },
-    "callbacks": {"report", "evaluation", "students"},
+    "watch": {"diffusion"},
+    "callbacks": {"report", "evaluation", "students", "watch"},
     "cli": {
         "callbacks",
         "report",

@@ -29,6 +29,7 @@ OTHERS = {
     "sample": "draw samples from a student folder",
     "optimize": "find the noise whose samples have what is asked for",
     "evaluate": "measure a student folder against its teacher and real data",
+    "compare": "show runs, or those of a sweep, in one table and one plot",
     "export": "write a student folder in a format for other programs",
     "encode": "make latents of a data set once, for teacher=diffusers",
     "list": "show domains and methods, and which go together",
@@ -38,6 +39,7 @@ VERBS = TRAINING | OTHERS
 HOMES = {  # of a verb that needs no Trainer: the module in this folder, and the function that takes the rest of the command line
     **{verb: ("products", verb) for verb in ("sample", "evaluate")},
     "optimize": ("optimize", "optimize"),
+    "compare": ("compare", "compare"),
     "export": ("exports", "export"),
     "encode": ("encode", "encode"),
     "list": ("matrix", "show"),
@@ -49,15 +51,17 @@ EXAMPLES = """\
 examples:
   python -m distillkit fit domain=toy method=sid
   python -m distillkit fit domain=image method=dmd model.num_steps=4 trainer.max_steps=500 --out runs/mine
-  python -m distillkit fit domain=toy method=dmd,sid seed_everything=0,1 -m"""
+  python -m distillkit fit domain=toy method=dmd,sid seed_everything=0,1,2 -m
+  python -m distillkit compare runs/sweep-1"""
 FLAGS = """\
 flags:
   --out DIR      run folder (default: runs/DOMAIN-METHOD-NUMBER)
   --show         print the composed configuration and stop
   --ckpt_path F  continue from a checkpoint: in its own run folder, or in the one of --out
+  --strict       stop where the run would warn of a cause of failure (docs/read_your_curves.md)
   --no-cache     make the teacher's samples anew, and keep none (docs/runs.md)
   --config F     run RUN/config.yaml again (with flags only, no words)
-  -m             sweep: `a=1,2 b=x,y` makes four runs
+  -m             sweep: `a=1,2 b=x,y` makes four runs, and compares them
   --chain        with -m: each run begins with the student of the one before, as in method=hyper_sd,feedback,dmd
   --debug        show tracebacks
   --help=all     every flag of LightningCLI (--trainer.X, --print_config ...); --model.help explains the chosen model"""
@@ -65,6 +69,7 @@ flags:
 ALWAYS_VALUED = ("--out", "--config", "-c", "--ckpt_path")  # the next token is theirs even if it has a `=`
 SWITCHES = {
     "--show": "show",
+    "--strict": "strict",
     "--no-cache": "no_cache",
     "-m": "sweep",
     "--multirun": "sweep",
@@ -82,6 +87,7 @@ class Call:
     flags: list[list[str]] = field(default_factory=list)  # for LightningCLI: [flag] or [flag, value]
     out: str | None = None
     show: bool = False
+    strict: bool = False
     no_cache: bool = False
     sweep: bool = False
     chain: bool = False
@@ -225,7 +231,9 @@ def run(tokens: Sequence[str], debug: bool = False) -> int:
         raise UsageError("--show shows one run, not a sweep: leave -m out, and give each word one value")
     from distillkit.cli.sweeps import sweep
 
-    switches = [flag for flag, given in (("--no-cache", call.no_cache), ("--debug", debug)) if given]
+    switches = [
+        flag for flag, given in (("--no-cache", call.no_cache), ("--strict", call.strict), ("--debug", debug)) if given
+    ]
     return sweep(verb, call.words, [*sum(call.flags, []), *switches], call.out, call.chain)
 
 
@@ -283,7 +291,7 @@ def train(verb: str, call: Call) -> int:
 
     try:
         with cache.using(kept):
-            return run_lightning(verb, flags, out=call.out, name=name)
+            return run_lightning(verb, flags, out=call.out, name=name, strict=call.strict)
     except UsageError as error:
         raise UsageError(config.as_typed(str(error), cfg) if cfg else error) from error
 
