@@ -59,7 +59,8 @@ ROOMS = {
         "diffusion",
         "discrete",
     },
-    "callbacks": {"report", "evaluation", "students"},
+    "watch": {"diffusion"},
+    "callbacks": {"report", "evaluation", "students", "watch"},
     "cli": {
         "callbacks",
         "report",

@@ -55,6 +55,7 @@ flags:
   --out DIR      run folder (default: runs/DOMAIN-METHOD-NUMBER)
   --show         print the composed configuration and stop
   --ckpt_path F  continue from a checkpoint: in its own run folder, or in the one of --out
+  --strict       stop where the run would warn of a cause of failure (docs/read_your_curves.md)
   --no-cache     make the teacher's samples anew, and keep none (docs/runs.md)
   --config F     run RUN/config.yaml again (with flags only, no words)
   -m             sweep: `a=1,2 b=x,y` makes four runs
@@ -65,6 +66,7 @@ flags:
 ALWAYS_VALUED = ("--out", "--config", "-c", "--ckpt_path")  # the next token is theirs even if it has a `=`
 SWITCHES = {
     "--show": "show",
+    "--strict": "strict",
     "--no-cache": "no_cache",
     "-m": "sweep",
     "--multirun": "sweep",
@@ -82,6 +84,7 @@ class Call:
     flags: list[list[str]] = field(default_factory=list)  # for LightningCLI: [flag] or [flag, value]
     out: str | None = None
     show: bool = False
+    strict: bool = False
     no_cache: bool = False
     sweep: bool = False
     chain: bool = False
@@ -225,7 +228,9 @@ def run(tokens: Sequence[str], debug: bool = False) -> int:
         raise UsageError("--show shows one run, not a sweep: leave -m out, and give each word one value")
     from distillkit.cli.sweeps import sweep
 
-    switches = [flag for flag, given in (("--no-cache", call.no_cache), ("--debug", debug)) if given]
+    switches = [
+        flag for flag, given in (("--no-cache", call.no_cache), ("--strict", call.strict), ("--debug", debug)) if given
+    ]
     return sweep(verb, call.words, [*sum(call.flags, []), *switches], call.out, call.chain)
 
 
@@ -283,7 +288,7 @@ def train(verb: str, call: Call) -> int:
 
     try:
         with cache.using(kept):
-            return run_lightning(verb, flags, out=call.out, name=name)
+            return run_lightning(verb, flags, out=call.out, name=name, strict=call.strict)
     except UsageError as error:
         raise UsageError(config.as_typed(str(error), cfg) if cfg else error) from error
 

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from distillkit import capabilities, checks, runs
 from distillkit.callbacks.checkpoint import Checkpoint
 from distillkit.callbacks.finish import Finish
+from distillkit.callbacks.watch import Watch
 from distillkit.cli.messages import condense, keys_of, no_group, original, switches_of
 from distillkit.data import DistillData
 from distillkit.errors import Interrupted, UsageError, one_line
@@ -42,18 +43,18 @@ NOISE = (
 LEAVES = {Checkpoint: "checkpoints/last.ckpt to go on from", Finish: "student, evaluation.json and report.html"}
 
 
-def run(verb: str, flags: Sequence[str], out: str | None, name: str) -> int:
+def run(verb: str, flags: Sequence[str], out: str | None, name: str, strict: bool = False) -> int:
     """Runs `fit`, `validate` or `test` with LightningCLI's flags and returns the exit code 0.
 
     Args:
-        verb, flags, out, name: see `CLI`.
+        verb, flags, out, name, strict: see `CLI`.
 
     Raises:
         UsageError: the configuration cannot be run.
     """
     set_threads()
     quiet()
-    CLI(verb, flags, out, name)
+    CLI(verb, flags, out, name, strict)
     return 0
 
 
@@ -145,14 +146,15 @@ class CLI(LightningCLI):
         flags: LightningCLI's command line, `--config` included.
         out: the run folder that the user gave; None means a new folder runs/NAME-NUMBER.
         name: NAME of that new folder.
+        strict: whether the run stops where it would warn of a cause of failure.
 
     Raises:
         UsageError: the configuration cannot be run; nothing was trained.
         Interrupted: Ctrl-C stopped the run outside of a training step.
     """
 
-    def __init__(self, verb: str, flags: Sequence[str], out: str | None, name: str):
-        self.verb, self.out, self.name = verb, out, name
+    def __init__(self, verb: str, flags: Sequence[str], out: str | None, name: str, strict: bool = False):
+        self.verb, self.out, self.name, self.strict = verb, out, name, strict
         self.folder: Path | None = None
         self.start: Start | None = None
         try:
@@ -220,6 +222,7 @@ class CLI(LightningCLI):
             )
         if self.verb == "fit":
             checks.ends(config.trainer)
+            self.validate_once(config.trainer)
         elif config.trainer[limit := f"limit_{'val' if self.verb == 'validate' else self.verb}_batches"] == 0:
             raise UsageError(f"trainer.{limit}=0 leaves nothing to measure: give at least 1")
         # the saved configuration names neither run folder nor checkpoint, so it runs anywhere
@@ -235,6 +238,13 @@ class CLI(LightningCLI):
             arguments = getattr(logger, "init_args", None)
             if arguments is not None and "save_dir" in arguments and arguments.save_dir in (None, ""):
                 arguments.save_dir = str(self.folder)
+
+    @staticmethod
+    def validate_once(trainer: Any) -> None:
+        """Sets the interval of validations to the whole run, if that is shorter."""
+        batches, interval = trainer.max_steps * trainer.accumulate_grad_batches, trainer.val_check_interval
+        if 0 < batches < (interval or 0) and isinstance(interval, int) and trainer.check_val_every_n_epoch is None:
+            trainer.val_check_interval = batches
 
     def find_checkpoint(self, config: Any) -> str | None:
         """The checkpoint of the command line or of its config.yaml; None if there is none.
@@ -303,6 +313,11 @@ class CLI(LightningCLI):
                 f"trainer.devices={trainer.num_devices} asks for so many processes on the CPU, which has {cores} cores"
             )
         trainer.callbacks.insert(0, self.start)
+        watching = [callback for callback in trainer.callbacks if isinstance(callback, Watch)]
+        if self.strict and not watching:
+            raise UsageError("--strict stops where the callback Watch would warn, which this run lacks: leave one out")
+        for callback in watching:
+            callback.strict |= self.strict
         for callback in trainer.checkpoint_callbacks:
             if getattr(callback, "dirpath", "") is None:
                 callback.dirpath = str(self.folder / "checkpoints")

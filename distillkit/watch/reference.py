@@ -1,0 +1,68 @@
+"""The samples that a run is measured against: the teacher's, the data's, and its own first ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distillkit.diffusion.denoiser import Cond
+
+SEED = 4321  # of the noise of all of them; neither training nor evaluation uses it
+NUMBERS = 65_536  # in all samples of a model, at least MOST_FEW and at most MOST samples
+FEWEST, MOST = 32, 512
+
+
+class Reference:
+    """Samples for the same held-out conditions and from the same noise, decoded, on the CPU.
+
+    Args:
+        model: the method, see `methods.base.Distiller`.
+        data: its data, set up.
+        num: number of samples; None is `FEWEST` to `MOST`, fewer of large samples.
+
+    Attributes:
+        cond: the conditions, on the model's device.
+        real: held-out samples with these conditions; None where data have none.
+        teacher: the teacher's samples at its best, guided as in training; None without a teacher.
+        first: those of the product before the run.
+    """
+
+    def __init__(self, model: Any, data: Any, num: int | None = None):
+        size = max(1, torch.Size(data.event_shape).numel())
+        num = min(num or min(MOST, max(FEWEST, NUMBERS // size)), len(data.val))
+        self.num = num
+        batch = data.val[torch.arange(num)]
+        self.batch = {name: value.to(model.device) for name, value in batch.items()}
+        self.cond: Cond = model.condition(self.batch)
+        self.real: Tensor | None = batch.get("data")
+        teacher = getattr(model, "teacher", None)
+        self.teacher = None
+        if teacher is not None:
+            kappa = getattr(model, "kappa", 1.0)
+            self.teacher = teacher.generate(num, self.cond, SEED, kappa=kappa)
+        self.first = self.samples(model)
+
+    @torch.no_grad()
+    def samples(self, model: Any) -> Tensor:
+        """The product's samples as it is now."""
+        training = model.training
+        model.eval()
+        try:
+            return model.sample(self.cond, self.num, SEED).cpu()
+        finally:
+            model.train(training)
+
+    def raw(self, model: Any) -> Tensor:
+        """The same of the product without its average."""
+        ema, model.ema = model.ema, None
+        try:
+            return self.samples(model)
+        finally:
+            model.ema = ema
+
+    @property
+    def target(self) -> Tensor | None:
+        """The samples that the product's should be like: the teacher's, or without one the data's."""
+        return self.real if self.teacher is None else self.teacher
