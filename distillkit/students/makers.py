@@ -30,9 +30,12 @@ class Maker(Recorded, ABC):
     Attributes:
         sampling: settings of the sampling that come with the denoiser: `times`, `renoise`, of which
             a method's own settings win, and `start`, which wins over the teacher's.
+        copies: whether the denoiser is the teacher's at first, and starts where it does, so that
+            its samples are the teacher's at as many steps.
     """
 
     sampling: dict[str, Any] = {}
+    copies = False
 
     @abstractmethod
     def make(self, teacher: Teacher) -> Denoiser:
@@ -45,6 +48,8 @@ class Maker(Recorded, ABC):
 
 class Copy(Maker):
     """A copy of the teacher's network, weights included."""
+
+    copies = True
 
     def make(self, teacher):
         return teacher.new_denoiser()
@@ -146,6 +151,8 @@ class Lora(Maker):
             convolution.
     """
 
+    copies = True
+
     def __init__(self, rank: int = 16, targets: list[str] | None = None):
         checks.whole(1, rank=rank)
         self.rank, self.targets = rank, targets
@@ -187,7 +194,7 @@ class Routed(Maker):
                 f"edges lie between times, and routing by {by or 'class'} asks no time: say student.by=time"
             )
         self.part = part or Copy()
-        self.sampling = self.part.sampling
+        self.sampling, self.copies = self.part.sampling, self.part.copies
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:

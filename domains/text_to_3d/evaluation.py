@@ -73,7 +73,7 @@ class Evaluator:
         clip: the CLIP score of the prompts, which gives `clip` and `clip_r_precision`, or None.
     """
 
-    headline = "frechet"
+    headline, beside = "frechet", "psnr_to_solid"
     device = torch.device("cpu")  # of the classifier, the features and the truth
 
     def __init__(self, train: Any, held_out: Sequence[Any], clip: ClipScore | None = None):

@@ -47,8 +47,8 @@ class ShapeEvaluator(ABC):
     - `volume`: its mean.
     - `watertight`: share of shapes whose mesh is closed and not empty.
     - `class_agreement`: share in which the classifier sees the class that was asked for.
-    - `outside`, `outside_by`: share of the values of a structure, or of the colours, that lie outside
-      of [-1, 1], and how far.
+    - `outside`, `outside_by`: share of the values of a structure, or of the colours, that lie
+      outside of [-1, 1], and how far.
 
     Args:
         train: the training data, len() and train[indices] -> batch.

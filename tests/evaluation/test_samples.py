@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distillkit.data import TensorData
-from distillkit.evaluation.samples import batches, check, check_finite, eight_bits, outside, spread
+from distillkit.evaluation.samples import batches, check, check_finite, eight_bits, out_of_range, spread
 
 
 def test_samples_of_another_shape_are_refused():
