@@ -49,7 +49,8 @@ class Comparison:
         self.student, self.best, self.same, self.before, self.real = (
             row_of(self.rows, which) for which in ("student", "best", "same", "before", "real")
         )
-        if (self.student or {}).get("network") == BLIND:
+        self.network, self.few = (self.student or {}).get("network"), self.same
+        if self.network == BLIND:
             self.same = None  # a sample of its is no step of the teacher's, and costs something else
         self.far = {id(row): self._far(row) for row in (self.student, self.best) if row}
 
@@ -67,7 +68,7 @@ class Comparison:
         found = []
         if self.before:
             found.append((self.before, "before training", failed, ": nothing is learned yet"))
-        if self.same and not self.student.get("network"):
+        if self.same and not self.network:
             began = ("", "") if self.before else (failed, ": nothing is distilled yet")
             found.append((self.same, teacher, *began))
         known = [rival for rival in found if self.value(rival[0]) is not None]
@@ -102,7 +103,7 @@ class Comparison:
         beside += [f"{number(self.value(row))} for the {row['name']}" for row in self.others()]
         beside += [f"{number(r)} for real data"] if r is not None else []
         cost = f"{passes(self.student)} instead of {number(cost_of(self.best))}"
-        cost += " of the teacher's" if self.student.get("network") else ""
+        cost += " of the teacher's" if self.network else ""
         return f"{cost}: {name} {self.measured()} against {listed(beside)}{self.speed()}."
 
     def measured(self) -> str:
@@ -223,7 +224,8 @@ class Comparison:
         - One that should be high, below half of real data's.
         - `outside_by`, if all values together lie `WRECK` widths of the range outside of it.
         """
-        began, found = self.before if row is self.student and self.before else self.same, []
+        began = (self.before or self.same) if row is self.student else self.few
+        found = []
         for name in dict.fromkeys((self.headline, *self.better)):
             ours, start, floor = (metric_of(each, name) for each in (row, began, self.real))
             if ours is None or floor is None or floor <= 0:

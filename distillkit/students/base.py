@@ -105,8 +105,8 @@ class Student(nn.Module, ABC):
     def differs(self, teacher: BaseTeacher) -> bool:
         """Whether a pass of its network costs something else than one of the teacher's.
 
-        It does not where both are of one class and size, up to adapters and what it is told, or where
-        the teacher is a closed form, which its students' networks correct.
+        It does not where both are of one class and size, up to adapters and what it is told, or
+        where the teacher is a closed form, which its students' networks correct.
         """
         ours, theirs = self.network, getattr(teacher.denoiser, "network", None)
         if ours is None or theirs is None or isinstance(ours, Adapters | Routed):
