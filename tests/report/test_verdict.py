@@ -67,6 +67,7 @@ def test_verdict_of_a_teacher():
         (table(0.059, 0.05, 0.06), ("(1.18×)",), ("far",)),
         # no better than where it began
         (table(2.9), (f"no better than its teacher at the same cost: {NOTHING}",), ("faster", "×")),
+        (table(0.06, 0.05, 0.055), (NOTHING,), ("1.20×", "faster", "far")),
         (table(29.0), (f"10× worse than its teacher at the same cost: {FAILED}",), ("faster", "yet", "(76")),
     ],
 )
@@ -83,6 +84,7 @@ def test_what_is_praised(case, said, unsaid):
         (table(0.39, margins={"teacher at its best": 0.02}), ("(no different within noise, ± 0.020)", "31×"), ("1.0",)),
         (table(0.37, margins={"teacher at its best": 0.02}), ("(no different within noise, ± 0.020)",), ("0.97",)),
         (table(0.41, margins={"teacher at its best": 0.02}), ("(1.08×)",), ("noise",)),
+        (table(0.30, margins={"teacher at its best": 0.02}), ("(0.79×)",), ("noise",)),
         (table(0.39), ("(1.03×)",), ("noise", "±")),
         (table(0.41, margins={"student": 0.0123}), ("Frechet 0.410 ± 0.012 against",), ("noise",)),
         # within noise of where it began
@@ -349,7 +351,7 @@ def test_shortfalls_are_one_sentence_everywhere(tmp_path, run):  # noqa: F811
     [
         (
             "looks",
-            "frechet kernel precision density psnr_y nearest_accuracy hit_accuracy bond_spread chamfer motion nll",
+            "frechet kernel clipped_share precision density psnr_y nearest_accuracy hit_accuracy bond_spread chamfer motion nll",
         ),
         ("variety", "recall coverage diversity gapless_diversity_tm gapless_clusters distinct entropy modes_found"),
         ("copies", "nearest_train copied gapless_novelty_tm"),
