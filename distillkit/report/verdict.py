@@ -87,13 +87,11 @@ class Comparison:
         name = pretty(self.headline or "")
         s, t, r = (self.value(row) for row in (self.student, self.best, self.real))
         floor = f"; real data scores {number(r)}" if r is not None else ""
-        if self.student and not self.best:
-            return (
-                f"{name} {self.measured()} with {passes(self.student)}, without a teacher{floor}."
-                if s is not None
-                else ""
-            )
-        if t is None or (self.student and s is None):
+        if (s if self.student else t) is None:
+            return ""
+        if not self.best:
+            return f"{name} {self.measured()} with {passes(self.student)}, without a teacher{floor}."
+        if t is None:
             return ""
         if not self.student:
             u = self.value(self.same)
@@ -109,7 +107,7 @@ class Comparison:
     def measured(self) -> str:
         """The student's headline, with what noise may do to it."""
         apart = self.student.get("margins", {}).get(self.headline)
-        return number(self.value(self.student)) + (f" ± {apart:#.2g}".rstrip(".") if apart else "")
+        return number(self.value(self.student)) + (f" ± {number(apart)}" if apart else "")
 
     def others(self) -> list[dict[str, Any]]:
         """The teacher at the student's cost and the student before training, if measured."""
@@ -122,7 +120,7 @@ class Comparison:
         if not self.failed and not any(self.far.values()):
             apart = noise(self.best, self.headline)
             if abs(s - t) <= apart and apart:
-                said.append(f"no different within noise, ± {apart:#.2g}".rstrip("."))
+                said.append(f"no different within noise, ± {number(apart)}")
             elif t:
                 said.append(times(s / t))
         return f" ({'; '.join(filter(None, said))})" if any(said) else ""

@@ -81,12 +81,12 @@ def test_what_is_praised(case, said, unsaid):
     "case, said, unsaid",
     [
         # within noise of the teacher, beyond it, and not known
-        (table(0.39, margins={"teacher at its best": 0.02}), ("(no different within noise, ± 0.020)", "31×"), ("1.0",)),
-        (table(0.37, margins={"teacher at its best": 0.02}), ("(no different within noise, ± 0.020)",), ("0.97",)),
+        (table(0.39, margins={"teacher at its best": 0.02}), ("(no different within noise, ± 0.0200)", "31×"), ("1.0",)),
+        (table(0.37, margins={"teacher at its best": 0.02}), ("(no different within noise, ± 0.0200)",), ("0.97",)),
         (table(0.41, margins={"teacher at its best": 0.02}), ("(1.08×)",), ("noise",)),
         (table(0.30, margins={"teacher at its best": 0.02}), ("(0.79×)",), ("noise",)),
         (table(0.39), ("(1.03×)",), ("noise", "±")),
-        (table(0.41, margins={"student": 0.0123}), ("Frechet 0.410 ± 0.012 against",), ("noise",)),
+        (table(0.41, margins={"student": 0.0123}), ("Frechet 0.410 ± 0.0123 against",), ("noise",)),
         # within noise of where it began
         (
             table(2.7, margins={"teacher at 1 step": 0.3}),
