@@ -21,6 +21,7 @@ from distillkit.report.words import (
 FAR = 3.0  # times the floor of real data: a model beyond is far from them, unless training or steps paid
 CUT = 0.05  # share of a model's values outside the data's range above which it is reported
 WRECK = 0.1  # of the range's width: a model whose values lie so far outside on average is far from data
+NOTHING = 1e-6  # of a model's value: a floor that is only the rounding of 0
 NAMED = 4  # metrics that a sentence names at most
 
 
@@ -226,7 +227,7 @@ class Comparison:
         found = []
         for name in dict.fromkeys((self.headline, *self.better)):
             ours, start, floor = (metric_of(each, name) for each in (row, began, self.real))
-            if ours is None or floor is None or floor <= 0:
+            if ours is None or floor is None or floor <= NOTHING * abs(ours):
                 continue
             away = name == self.headline and ours > FAR * floor
             away = away and (start is None or ours - floor > (start - floor) / 2)

@@ -29,7 +29,8 @@ from distillkit.methods.dmd import DMD
 from distillkit.methods.sid import SiD
 from distillkit.networks.mlp import MLP
 from distillkit.networks.particles import Particles
-from distillkit.report.quality import number, verdict
+from distillkit.report.verdict import verdict
+from distillkit.report.words import number
 from distillkit.students.base import load_student
 from distillkit.students.makers import Copy, Fresh, FromFolder, Leap, Lora, Routed
 from distillkit.teachers.base import Teacher

@@ -81,7 +81,11 @@ def test_what_is_praised(case, said, unsaid):
     "case, said, unsaid",
     [
         # within noise of the teacher, beyond it, and not known
-        (table(0.39, margins={"teacher at its best": 0.02}), ("(no different within noise, ± 0.0200)", "31×"), ("1.0",)),
+        (
+            table(0.39, margins={"teacher at its best": 0.02}),
+            ("(no different within noise, ± 0.0200)", "31×"),
+            ("1.0",),
+        ),
         (table(0.37, margins={"teacher at its best": 0.02}), ("(no different within noise, ± 0.0200)",), ("0.97",)),
         (table(0.41, margins={"teacher at its best": 0.02}), ("(1.08×)",), ("noise",)),
         (table(0.30, margins={"teacher at its best": 0.02}), ("(0.79×)",), ("noise",)),
@@ -222,9 +226,10 @@ def test_verdict_beside_a_broken_teacher():
         assert "far from real data" not in verdict(fine)
 
 
-def test_a_floor_of_nothing_makes_nobody_far():
-    """Real data beside themselves have a distance of 0, which says nothing."""
-    perfect = changed(3, frechet=0.0)
+@pytest.mark.parametrize("floor", [0.0, 1e-9, -0.001])
+def test_a_floor_of_nothing_makes_nobody_far(floor):
+    """Real data beside themselves have a distance of 0 but for rounding, which says nothing."""
+    perfect = changed(3, frechet=floor)
     assert "far" not in verdict(perfect) and "(1.08×)" in verdict(perfect)
 
 
