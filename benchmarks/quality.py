@@ -23,8 +23,8 @@ from typing import Any
 
 from distillkit.evaluation.rows import BEST, REAL
 from distillkit.files import write_text
+from distillkit.report.numbers import number, pretty
 from distillkit.report.quality import ARROWS
-from distillkit.report.words import number, pretty
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -145,7 +145,7 @@ class Sweep:
 
 def headline(run: Path) -> tuple[str, str, str]:
     """The headline metric of a run, with the values of student and teacher; dashes without any."""
-    from distillkit.report.words import number, row_of
+    from distillkit.report.numbers import number, row_of
 
     try:
         evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))

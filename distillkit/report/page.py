@@ -17,12 +17,12 @@ from distillkit.progress import duration
 from distillkit.report.card import arguments_of, facts_of, template
 from distillkit.report.curves import curve
 from distillkit.report.logger import read_metrics
+from distillkit.report.numbers import cost_of, metric_of, number, passes, row_of
 from distillkit.report.quality import ARROWS, quality_table, strip
 from distillkit.report.shortfalls import behind
 from distillkit.report.sounds import players, uri
 from distillkit.report.verdict import CUT, verdict
 from distillkit.report.warned import read_warnings
-from distillkit.report.words import cost_of, metric_of, number, passes, row_of
 
 SAME_NOISE = ("teacher_best", "student", "teacher_same_steps")  # the student and its comparisons
 MODELS = (*SAME_NOISE, "real")

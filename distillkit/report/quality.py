@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from distillkit.evaluation.rows import BASELINE, BEFORE
+from distillkit.report.numbers import kind_of, loss_of, metric_of, number, pretty, row_of, speedup, times
 from distillkit.report.shortfalls import behind
 from distillkit.report.verdict import verdict
-from distillkit.report.words import kind_of, loss_of, metric_of, number, pretty, row_of, speedup, times
 
 ARROWS = {"lower": "↓", "higher": "↑", "target": "→ real"}
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from distillkit.report.words import loss_of, metric_of, noise, number, pretty, row_of
+from distillkit.report.numbers import loss_of, metric_of, noise, number, pretty, row_of
 
 # What a metric is about, by its name or by words in it, of which the longest counts; else looks.
 GROUPS = {

@@ -3,8 +3,7 @@
 from typing import Any
 
 from distillkit.evaluation.rows import BASELINE, BLIND, EARLIER
-from distillkit.report.warned import warned_of
-from distillkit.report.words import (
+from distillkit.report.numbers import (
     cost_of,
     kind_of,
     listed,
@@ -17,6 +16,7 @@ from distillkit.report.words import (
     speedup,
     times,
 )
+from distillkit.report.warned import warned_of
 
 FAR = 3.0  # times the floor of real data: a model beyond is far from them, unless training or steps paid
 CUT = 0.05  # share of a model's values outside the data's range above which it is reported

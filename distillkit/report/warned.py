@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distillkit.report.words import listed
+from distillkit.report.numbers import listed
 
 WARNINGS = "warnings.json"
 LONGEST = 500  # characters of a text

@@ -29,8 +29,8 @@ from distillkit.methods.dmd import DMD
 from distillkit.methods.sid import SiD
 from distillkit.networks.mlp import MLP
 from distillkit.networks.particles import Particles
+from distillkit.report.numbers import number
 from distillkit.report.verdict import verdict
-from distillkit.report.words import number
 from distillkit.students.base import load_student
 from distillkit.students.makers import Copy, Fresh, FromFolder, Leap, Lora, Routed
 from distillkit.teachers.base import Teacher
@@ -343,7 +343,7 @@ def test_a_run_that_began_elsewhere_is_compared_with_its_beginning(tmp_path):
     (tmp_path / "warnings.json").write_text('[{"name": "lagging_fake_score", "step": 3, "said": "it lags: help it"}]')
     finish(SiD(own, student_maker=Fresh(network)), Places(), tmp_path, num_samples=20, pictures=False)
     found = json.loads((tmp_path / "evaluation.json").read_text())
-    names = ["student", "teacher at its best", "teacher at 1 step", "student before training", "real data"]
+    names = ["student", "teacher at its best", "teacher at 1 step", "untrained student", "real data"]
     assert [row["name"] for row in found["rows"]] == names
     student, before = (found["rows"][i] for i in (0, 3))
     assert student["metrics"] == before["metrics"] and before["kind"] == "before"  # nothing was trained

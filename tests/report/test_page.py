@@ -16,10 +16,10 @@ from rich.console import Console
 
 from distillkit.report.card import facts_of, write_card
 from distillkit.report.curves import axis, curve, smooth, thin
+from distillkit.report.numbers import number, pretty, times
 from distillkit.report.page import write_report
 from distillkit.report.quality import evaluation_table, quality_table, strip
 from distillkit.report.verdict import verdict
-from distillkit.report.words import number, pretty, times
 
 EVALUATION = {
     "protocol": {"num_samples": 2000, "seed": 1234, "evaluator": {"features": "digits"}, "teacher": {"id": "digits-8"}},

@@ -27,7 +27,7 @@ def table(student, best=0.38, same=2.9, before=None, margins=None, **facts):
     rows[3]["metrics"] = {"frechet": FLOOR}
     rows[0] |= facts
     if before is not None:
-        rows.insert(3, {"name": "student before training", "kind": "before", "metrics": {"frechet": before}})
+        rows.insert(3, {"name": "untrained student", "kind": "before", "metrics": {"frechet": before}})
     for row in rows:
         if row["name"] in (margins or {}):
             kind = "margins" if row["name"] == "student" else "margins_to_student"
@@ -114,7 +114,7 @@ def test_what_noise_may_have_done(case, said, unsaid):
         # a scene: its teacher's one step is no yardstick, itself before training is one
         (
             table(1.4, 0.4, 0.9, before=9.0, network="blind"),
-            ("9.00 for the student before training", "(3.5×)", "faster"),
+            ("9.00 for the untrained student", "(3.5×)", "faster"),
             ("0.900", "failed", "no better", "far"),
         ),
         (

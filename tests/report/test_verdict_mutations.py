@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 from mutations import Mutation, prove
 
-from distillkit.report import shortfalls, verdict, words
+from distillkit.report import numbers, shortfalls, verdict
 from tests.report import test_verdict as tests
 
 
@@ -67,8 +67,8 @@ FAULTS = [
     ("shortfalls of the range", shortfalls.shortfalls, 'name.startswith("outside")', "False", RANGE),
     ("the shortest word", shortfalls.group_of, "max(known, key=len)", "min(known, key=len)", GROUPS),
     ("letters for words", shortfalls.group_of, 'f"_{word}_" in f"_{metric}_"', "word in metric", GROUPS),
-    ("the target forgotten", words.loss_of, "abs(value - (target or 0.0))", "abs(value)", SHORT),
-    ("the direction forgotten", words.loss_of, '"higher": -value', '"higher": value', SHORT),
+    ("the target forgotten", numbers.loss_of, "abs(value - (target or 0.0))", "abs(value)", SHORT),
+    ("the direction forgotten", numbers.loss_of, '"higher": -value', '"higher": value', SHORT),
 ]  # fmt: skip
 
 
