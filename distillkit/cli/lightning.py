@@ -38,6 +38,7 @@ NOISE = (
     ".*find_unused_parameters=True was specified.*",
     ".*The dirpath has changed from.*",
     ".*You called `self.log\\(.*` in your `.*` but have no logger configured.*",
+    ".*returned a view tensor. An in-place op on this view.*",  # of FSDP2; outputs are never changed in place
     ".*It is recommended to use `self.log\\(.*sync_dist=True.*",
 )
 LEAVES = {Checkpoint: "checkpoints/last.ckpt to go on from", Finish: "student, evaluation.json and report.html"}
@@ -193,6 +194,9 @@ class CLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:
         return {self.verb: LightningCLI.subcommands()[self.verb]}  # one parser instead of four
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        parser.add_argument("--method", type=str | None, help="the word that chose the method, for cards and reports")
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         try:

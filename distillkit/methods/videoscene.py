@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Any, Literal
 
 import torch
@@ -54,7 +56,7 @@ class VideoScene(Consistency):
         lambda_gt: weight of the distance to the true sample, in [0, 1000]; it draws the student to
             the conditional mean, which is blurred and has the least squared error.
         actions: number of levels among which the policy chooses, 2 to 1000: T' and further ones on
-            the process's own grid.
+            the process's own grid. A student that goes on from a folder with a policy keeps both.
         draws: number of levels that are tried for each sample in a policy's step, 2 to 100.
         reward: `mse` for `- mean (J(x_t, t) - x_0)^2`; `log_mse` for minus its logarithm, which is
             the PSNR in other units: samples whose errors are large then do not rule the others.
@@ -67,6 +69,7 @@ class VideoScene(Consistency):
     """
 
     requires = Consistency.requires | {"approximation"}
+    chooses = True
     proof = {}  # no law of the plane has approximations
 
     def __init__(
@@ -106,8 +109,30 @@ class VideoScene(Consistency):
         if self.start.base is None:
             raise ValueError("VideoScene starts from an approximation of the sample: say student=leap")
         self.lambda_gt, self.draws, self.reward_of, self.entropy = lambda_gt, draws, reward, entropy
-        self.actions = teacher.process.grid(actions + 1, self.top)[:-1]  # no buffer, which half precision would round
-        self.add_role("policy", policy, policy=Policy(teacher.event_shape, actions))
+        levels = teacher.process.grid(actions + 1, self.top)[:-1].tolist()
+        made, levels = self.student_maker.sampling.get("policy") or (Policy(teacher.event_shape, actions), levels)
+        if len(levels) != actions:
+            raise ValueError(
+                f"the student to go on from chooses among {len(levels)} levels: say model.actions={len(levels)}"
+            )
+        self.actions = torch.tensor(levels, dtype=torch.float64)  # no buffer, which half precision would round
+        self.add_role("policy", policy, policy=copy.deepcopy(made).requires_grad_(True).train())
+
+    # Checkpoints say what the policy's actions mean
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["distillkit"]["actions"] = self.actions.tolist()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        here = self.actions.tolist()
+        made = checkpoint["distillkit"].get("actions", here)
+        if len(made) != len(here) or not math.isclose(made[0], here[0], rel_tol=1e-4):
+            raise ValueError(
+                f"the checkpoint's policy chooses among {len(made)} levels from {made[0]:.6g} down, here there are {len(here)} "
+                f"from {here[0]:.6g} down: say student.level={made[0]:.6g} model.actions={len(made)}"
+            )
 
     # The student
 

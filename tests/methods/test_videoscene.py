@@ -1,6 +1,7 @@
 """VideoScene: the leap's law, the true sample's part, the policy, its student and their faults."""
 
 import math
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -20,11 +21,12 @@ from distillkit.diffusion.process import expand
 from distillkit.diffusion.start import Start
 from distillkit.losses.bandit import reinforce
 from distillkit.methods.base import Adam
+from distillkit.methods.dmd import DMD
 from distillkit.methods.videoscene import VideoScene
 from distillkit.networks.policy import Policy
 from distillkit.students.few_step import FewStepStudent
 from distillkit.students.leap import LeapStudent
-from distillkit.students.makers import Leap
+from distillkit.students.makers import FromFolder, Leap
 from tests.mutations import Mutation, prove
 
 TOP, DELTA, V = 0.6, 0.7, 0.9  # T', and the mean error and the width of coarse samples
@@ -379,6 +381,65 @@ def test_its_graph_chooses_levels(folder, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     assert front.main(["export", str(folder), "--format", "onnx", "--out", str(tmp_path / "student.onnx")]) == 0
+
+
+# Going on
+
+
+def test_a_student_from_a_folder_keeps_its_policy_and_its_levels(folder):
+    teacher, old = neural(PROCESSES["flow"], context=("coarse",)), load_student(folder)
+    model = VideoScene(teacher, FromFolder(folder), hops=Grid(8), actions=3)
+    assert model.actions.tolist() == old.actions and model.top == pytest.approx(TOP)
+    state = model.policy.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in old.policy.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.policy.parameters()) and model.policy.training
+    with pytest.raises(ValueError, match=r"chooses among 3 levels: say model.actions=3"):
+        VideoScene(teacher, FromFolder(folder), hops=Grid(8), actions=4)
+
+
+def test_a_method_without_a_policy_says_that_it_drops_it(folder, recwarn):
+    teacher = neural(PROCESSES["flow"], context=("coarse",))
+    DMD(teacher, student_maker=Leap("coarse", TOP))
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"which DMD does not keep: all samples start at 0.6 now; method=videoscene"):
+        model = DMD(teacher, student_maker=FromFolder(folder))
+    assert model.step_times.tolist() == [pytest.approx(TOP)] and type(model.product()) is FewStepStudent
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"t_init": 0.3}, r"starts at 0.6, and model.t_init at 0.3: say student.level=0.3 in its place"),
+        ({"times": [0.3]}, r"starts at 0.6, and model.times at 0.3: say student.level=0.3 in its place"),
+        ({"t_init": TOP}, None),
+        ({"times": [TOP, 0.2]}, None),
+        ({}, None),
+    ],
+)
+def test_two_levels_to_start_from_are_refused(settings, said):
+    teacher = neural(PROCESSES["flow"], context=("coarse",))
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        assert DMD(teacher, student_maker=Leap("coarse", TOP), **settings).step_times[0] == TOP
+
+
+@pytest.mark.parametrize(
+    ("level", "actions", "said"),
+    [
+        (0.8, 3, r"3 levels from 0.6 down, here there are 3 from 0.8 down: say student.level=0.6 model.actions=3"),
+        (TOP, 4, r"3 levels from 0.6 down, here there are 4 from 0.6 down: say student.level=0.6 model.actions=3"),
+        (TOP, 3, None),
+    ],
+)
+def test_a_checkpoint_is_not_gone_on_with_among_other_levels(level, actions, said):
+    """The policy's actions would mean something else."""
+    made = {}
+    neural_model().on_save_checkpoint(made)
+    teacher = neural(PROCESSES["flow"], context=("coarse",))
+    model = VideoScene(teacher, Leap("coarse", level), hops=Grid(8), actions=actions)
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        model.on_load_checkpoint(made)
+    del made["distillkit"]["actions"]  # of an earlier version
+    model.on_load_checkpoint(made)
 
 
 # Faults
