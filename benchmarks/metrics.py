@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 
 from distillkit.evaluation import metrics
-from distillkit.report.quality import number
+from distillkit.report.numbers import number
 
 KIB = 1 if sys.platform == "darwin" else 1024  # bytes in the unit of ru_maxrss
 

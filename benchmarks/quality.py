@@ -23,7 +23,8 @@ from typing import Any
 
 from distillkit.evaluation.rows import BEST, REAL
 from distillkit.files import write_text
-from distillkit.report.quality import ARROWS, number, pretty
+from distillkit.report.numbers import number, pretty
+from distillkit.report.quality import ARROWS
 
 
 def main(argv: list[str] | None = None) -> int:

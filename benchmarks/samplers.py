@@ -38,7 +38,7 @@ from distillkit.discrete.sampling import SAMPLERS
 from distillkit.evaluation.pictures import save_picture
 from distillkit.files import write_text
 from distillkit.methods.lsd_tokens import LSDTokens
-from distillkit.report.quality import number
+from distillkit.report.numbers import number
 from domains.discrete.data import DiscreteData, TextData, WorldData
 from domains.discrete.media import curves
 from domains.discrete.teacher import Countdown, Potts, Text

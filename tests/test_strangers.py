@@ -103,7 +103,7 @@ def built(monkeypatch):
     """`evaluate` up to the measurement, which takes seconds."""
     made = []
     monkeypatch.setattr("distillkit.evaluation.protocol.evaluate", lambda *objects: made.append(objects) or {})
-    monkeypatch.setattr("distillkit.report.quality.evaluation_table", lambda result, made: "")
+    monkeypatch.setattr("distillkit.report.quality.evaluation_table", lambda *told: "")
     return made
 
 

@@ -64,6 +64,7 @@ def finish(
     """Write the products of `Finish` into the run folder; computes where the model is."""
     from distillkit.report.card import write_card
     from distillkit.report.page import write_report
+    from distillkit.report.warned import read_warnings
 
     model.conclude()
     config = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
@@ -85,29 +86,32 @@ def finish(
         with progress("drawing pictures"):
             _show(data, teacher, student, run, kind, seed, kappa)
 
-    evaluation = _evaluate(data, teacher, student, run, num_samples, seed, kappa) if num_samples else None
+    before = model.untrained() if num_samples and student else None
+    before = before and before.eval()
+    evaluation = _evaluate(data, teacher, student, run, num_samples, seed, kappa, before) if num_samples else None
     facts = read_yaml(run / kind / f"{kind}.yaml")
     command = pasted("fit", "--config", run / "config.yaml") if config else None
-    write_card(run / kind, kind, facts, evaluation, command)
+    warned = read_warnings(run)
+    write_card(run / kind, kind, facts, evaluation, command, warned)
     report = write_report(run)
     if evaluation and "rows" in evaluation:
         from rich.console import Console
 
         from distillkit.report.quality import evaluation_table
 
-        Console().print(evaluation_table(evaluation, facts))
+        Console().print(evaluation_table(evaluation, facts, warned))
     print(f"{kind}: {run / kind}\nreport: {report}", flush=True)
 
 
 def _evaluate(
-    data: Any, teacher: Any, student: Any, run: Path, num_samples: int, seed: int, kappa: float
+    data: Any, teacher: Any, student: Any, run: Path, num_samples: int, seed: int, kappa: float, before: Any
 ) -> dict[str, Any]:
     """Write evaluation.json and return its content; with too few data a sentence is all of it."""
     from distillkit.evaluation.metrics import TooFew
     from distillkit.evaluation.protocol import evaluate
 
     try:
-        evaluation = evaluate(data, teacher, student, num_samples, seed, kappa)
+        evaluation = evaluate(data, teacher, student, num_samples, seed, kappa, before)
     except TooFew as error:  # the data are small, and the product is wanted all the same
         evaluation = {"impossible": f"The evaluation was left out, for there are too few held-out data: {error}."}
         print(evaluation["impossible"], flush=True)

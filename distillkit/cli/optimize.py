@@ -28,7 +28,7 @@ from distillkit.errors import Arguments, Failure, UsageError, did_you_mean, numb
 from distillkit.evaluation.pictures import labelled, overlay, save_files, save_picture
 from distillkit.files import read_yaml, write_text
 from distillkit.progress import calls, duration
-from distillkit.report import quality
+from distillkit.report import numbers
 from distillkit.students.provenance import allow, allow_pipeline, allow_places, load, made_with, placed, set_up
 from distillkit.teachers.base import CONFIG
 from distillkit.teachers.saved import SavedTeacher
@@ -382,7 +382,7 @@ def _plain(values: Sequence[float]) -> list[float | None]:
 
 def _table(report: Mapping[str, Any]) -> Table:
     """The errors of the first samples and of their mean."""
-    title = f"{quality.number(report['network_calls'])} samples through the network in {duration(report['seconds'])}"
+    title = f"{numbers.number(report['network_calls'])} samples through the network in {duration(report['seconds'])}"
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="")
     for heading in ("", "control", *STAGES):
         table.add_column(heading, justify="left" if heading in ("", "control") else "right")
@@ -392,7 +392,7 @@ def _table(report: Mapping[str, Any]) -> Table:
             unit = report["controls"][text]["unit"]
             name = report["controls"][text]["name"] + (f" ({unit})" if unit else "")
             style = "bold" if label == "mean" else ""
-            table.add_row(label, name, *(quality.number(told[stage]) for stage in STAGES), style=style)
+            table.add_row(label, name, *(numbers.number(told[stage]) for stage in STAGES), style=style)
     return table
 
 
@@ -409,7 +409,7 @@ def _remarks(report: Mapping[str, Any], found: Found) -> list[str]:
         before, surrogate, decoded = (mean[stage] for stage in STAGES[:3])
         if None not in (before, surrogate, decoded) and decoded > LOST * surrogate and surrogate < before:
             said.append(
-                f"{text}: one step gives {quality.number(surrogate)}, the {report['decode_steps']} steps of the sampler "
-                f"{quality.number(decoded)}, for which one step stands in badly: leave --through step out."
+                f"{text}: one step gives {numbers.number(surrogate)}, the {report['decode_steps']} steps of the sampler "
+                f"{numbers.number(decoded)}, for which one step stands in badly: leave --through step out."
             )
     return said

@@ -22,7 +22,7 @@ from distillkit.evaluation.pictures import save_files, save_picture, save_studen
 from distillkit.files import write_atomic, write_text
 from distillkit.rollouts import Continuation, rolled_out
 from distillkit.spec import Outside
-from distillkit.students.base import Student
+from distillkit.students.base import CONFIG, Student
 from distillkit.students.provenance import allow, allow_pipeline, asked, load, made_with, place, set_up
 
 NAMED = 8  # classes that an error names, at most
@@ -261,6 +261,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
     from distillkit.evaluation import protocol
     from distillkit.report.quality import evaluation_table
+    from distillkit.report.warned import read_warnings
 
     parser = Arguments(
         prog="distillkit evaluate",
@@ -292,7 +293,9 @@ def evaluate(argv: Sequence[str]) -> int:
     with cache.using(kept):
         result = protocol.evaluate(data, teacher, student, num, args.seed, kappa)
     write_text(path, json.dumps(result, indent=1))
-    Console().print(evaluation_table(result, student.config))
+    folder = Path(args.student)
+    run = folder.parent if (folder / CONFIG).is_file() else folder
+    Console().print(evaluation_table(result, student.config, read_warnings(run)))
     print(f"evaluation: {path}")
     return 0
 

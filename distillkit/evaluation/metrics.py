@@ -21,10 +21,48 @@ from distillkit.progress import counted
 CHUNK = 1024  # rows and columns of a tile of distances (8 MB)
 SHOWN = 32  # tiles from which on a pass over distances shows its progress
 NEIGHBOURS = 5  # of every point, found in one pass
+NORMAL = 1.96  # standard deviations of a 95 % interval
 
 
 class TooFew(ValueError):
     """A metric needs more points than one of the sets has, or points that differ."""
+
+
+class Estimate(float):
+    """A metric of a set of samples that knows how much each of them moves it.
+
+    Args:
+        value: the metric.
+        influence: [N] of the samples in their order: the derivative of the metric by a sample's
+            weight, with mean zero (the empirical influence function, Hampel 1974). A metric of N
+            samples scatters by std(influence) / sqrt(N), also one that is biased by N, for which a
+            bootstrap would be biased once more. None if it is not known.
+    """
+
+    influence: Tensor | None
+
+    def __new__(cls, value: float, influence: Tensor | None = None):
+        made = super().__new__(cls, value)
+        made.influence = None if influence is None else (influence - influence.mean()).detach().double().cpu()
+        return made
+
+    @classmethod
+    def mean(cls, values: Tensor) -> "Estimate":
+        """The mean of a number for each sample, [N]."""
+        return cls(float(values.double().mean()), values.double())
+
+
+def margin(estimate: float, other: float | None = None) -> float | None:
+    """Half of the 95 % interval of an estimate, or of its difference from another.
+
+    Two estimates are of samples of the same noise and conditions, one by one, so what these have
+    in common does not count. None where influences are not known.
+    """
+    found = [getattr(each, "influence", None) for each in (estimate, other) if each is not None]
+    if any(each is None or len(each) < 2 or each.shape != found[0].shape for each in found):
+        return None
+    own = found[0] - found[1] if len(found) > 1 else found[0]
+    return NORMAL * float(own.std()) / math.sqrt(len(own))
 
 
 class Points:
@@ -69,7 +107,12 @@ class Points:
     @cached_property
     def mean_distance(self) -> float:
         """Mean distance of all pairs, also of a point and itself."""
-        return _mean_distance(self, self)
+        return _mean(self.mean_distances)
+
+    @cached_property
+    def mean_distances(self) -> Tensor:
+        """The mean distance of each point from all, [N]."""
+        return _mean_distances(self, self)
 
     def radius(self, k: int, centre_D: Tensor) -> Tensor:
         """Squared distance from each point to its k-th nearest other one, [N].
@@ -90,7 +133,7 @@ class Points:
 Set = Tensor | Points
 
 
-def frechet_distance(a: Set, b: Set) -> float:
+def frechet_distance(a: Set, b: Set, each: int = 1) -> Estimate:
     """Squared Frechet (Wasserstein-2) distance between Gaussians fitted to both sets; 0 is best.
 
         |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
@@ -98,11 +141,25 @@ def frechet_distance(a: Set, b: Set) -> float:
     Dowson and Landau 1982; FID, arXiv 1706.08500, eq. 6. Covariances have the n - 1 denominator.
     The trace of the root is the sum of the roots of the eigenvalues of S_b^(1/2) S_a S_b^(1/2),
     which is symmetric and so stable; eigenvalues that rounding made negative count as 0.
+
+    The influence of a point c of `a`, seen from m_a, is `2 (m_a - m_b).c + c.c - c.T c` less its
+    mean, where T = S_b^(1/2) (S_b^(1/2) S_a S_b^(1/2))^(-1/2) S_b^(1/2) is the optimal map.
+
+    Args:
+        a: of the samples.
+        b: the reference.
+        each: points of a sample, which follow each other in `a`.
     """
     a, b = _sets(a, b, at_least=2)
-    cross = torch.linalg.eigvalsh(b.root_DD @ a.covariance_DD @ b.root_DD).clamp_min(0).sqrt().sum()
-    gap = (a.mean_D - b.mean_D).square().sum()
-    return float((gap + a.covariance_DD.trace() + b.covariance_DD.trace() - 2 * cross).clamp_min(0))
+    values, vectors = torch.linalg.eigh(b.root_DD @ a.covariance_DD @ b.root_DD)
+    gap_D = a.mean_D - b.mean_D
+    cross = values.clamp_min(0).sqrt().sum()
+    total = gap_D.square().sum() + a.covariance_DD.trace() + b.covariance_DD.trace() - 2 * cross
+    kept = values > 1e-10 * values[-1]  # where `a` has no spread no point of it lies
+    map_DK = b.root_DD @ (vectors[:, kept] / values[kept] ** 0.25)
+    centred_ND = a.points_ND - a.mean_D
+    pulls_N = 2 * centred_ND @ gap_D + centred_ND.square().sum(1) - (centred_ND @ map_DK).square().sum(1)
+    return Estimate(float(total.clamp_min(0)), pulls_N.unflatten(0, (-1, each)).mean(1))
 
 
 def standardise(features: Set, reference: Set) -> Tensor:
@@ -169,7 +226,7 @@ def prdc(
             covered_N[j] |= inside_IJ.any(0)
     found = {}
     if precision_recall:
-        found |= {"precision": float(precise_M.double().mean()), "recall": float(recalled_N.double().mean())}
+        found |= {"precision": Estimate.mean(precise_M), "recall": float(recalled_N.double().mean())}
     if density_coverage:
         found |= {
             "density": int(hits) / (density_coverage * len(fake)),
@@ -211,39 +268,50 @@ def nearest_distance(samples: Set, training: Set) -> tuple[float, float]:
     # not of the tiles, whose rounding of squares is worth 1e-8 of a distance
     blocks = zip(x_ND.split(CHUNK), nearest_N.split(CHUNK), strict=True)
     distance_N = torch.cat([(x_BD - y_MD[nearest_B]).norm(dim=1) for x_BD, nearest_B in blocks])
-    return float(distance_N.mean()), float(torch.quantile(distance_N, 0.05))
+    return Estimate.mean(distance_N), float(torch.quantile(distance_N, 0.05))
 
 
-def sliced_wasserstein(a: Set, b: Set, num_projections: int = 128, seed: int = 0) -> float:
+def sliced_wasserstein(a: Set, b: Set, num_projections: int = 128, seed: int = 0) -> Estimate:
     """Sliced Wasserstein-2 distance (Bonneel et al. 2015), in data units.
 
     It is the root of the mean of W_2^2 over random directions. Each one-dimensional W_2^2 is the
     exact integral of (F_a^-1(u) - F_b^-1(u))^2 over u, for equal and for unequal numbers of points.
     A shift by v gives about |v| / sqrt(D).
+
+    The influence of a point of `a` on W_2^2 is its Kantorovich potential (Villani 2003), the
+    integral of twice its way to `b` along the line.
     """
     a_ND, b_MD = (each.points_ND for each in _sets(a, b))
     rng = torch.Generator().manual_seed(seed)
     shape = (a_ND.shape[1], num_projections)
     direction_DP = torch.randn(shape, generator=rng, dtype=torch.float64, device=rng.device).to(a_ND.device)
     direction_DP = direction_DP / direction_DP.norm(dim=0)
-    line_a, line_b = (a_ND @ direction_DP).sort(0).values, (b_MD @ direction_DP).sort(0).values
+    line_a, order_a = (a_ND @ direction_DP).sort(0)
+    line_b = (b_MD @ direction_DP).sort(0).values
 
     # Both quantile functions are steps, constant between neighbouring edges (in units of 1 / nm).
     n, m = len(a_ND), len(b_MD)
     edges = torch.cat([torch.arange(0, n * m + 1, step, device=a_ND.device) for step in (m, n)]).unique()
     left, width = edges[:-1], edges.diff().double() / (n * m)
     gap_EP = line_a[left // m] - line_b[left // n]
-    return float((width[:, None] * gap_EP.square()).sum(0).mean().sqrt())
+    distance = float((width[:, None] * gap_EP.square()).sum(0).mean().sqrt())
+
+    way_NP = torch.zeros_like(line_a).index_add_(0, left // m, n * width[:, None] * gap_EP)
+    steps_NP = (way_NP[1:] + way_NP[:-1]) * line_a.diff(dim=0)
+    along_NP = torch.cat([torch.zeros_like(line_a[:1]), steps_NP.cumsum(0)])
+    potential_N = torch.zeros_like(line_a).scatter_(0, order_a, along_NP - along_NP.mean(0)).mean(1)
+    return Estimate(distance, potential_N / (2 * distance) if distance else potential_N)
 
 
-def energy_distance(a: Set, b: Set) -> float:
+def energy_distance(a: Set, b: Set) -> Estimate:
     """Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely and Rizzo 2013), in data units.
 
     It is the V-statistic: never negative, 0 only for equal sets. Two draws of one law give about
-    E|X - X'| (1/n + 1/m).
+    E|X - X'| (1/n + 1/m). The influence of x is 2 E|x - Y| - 2 E|x - X'|, but for its mean.
     """
     a, b = _sets(a, b)
-    return 2 * _mean_distance(a, b) - a.mean_distance - b.mean_distance
+    across_N = _mean_distances(a, b)
+    return Estimate(2 * _mean(across_N) - a.mean_distance - b.mean_distance, 2 * (across_N - a.mean_distances))
 
 
 def _sets(*sets: Set, at_least: int = 1) -> list[Points]:
@@ -319,8 +387,13 @@ def _nearest(x: Points, k: int) -> Tensor:
     return nearest_Nk
 
 
-def _mean_distance(a: Points, b: Points) -> float:
+def _mean_distances(a: Points, b: Points) -> Tensor:
+    """The mean distance of each point of `a` from those of `b`, [N]."""
     total_N = torch.zeros_like(a.points_ND[:, 0])
     for i, _, squared_IJ in _tiles(a, b, "averaging distances"):
         total_N[i] += squared_IJ.sqrt_().sum(1)
-    return math.fsum(total_N.tolist()) / (len(a) * len(b))
+    return total_N / len(b)
+
+
+def _mean(values_N: Tensor) -> float:
+    return math.fsum(values_N.tolist()) / len(values_N)

@@ -18,8 +18,8 @@ from distillkit import cache
 from distillkit.data import DistillData
 from distillkit.devices import model_name, wait_for
 from distillkit.diffusion.denoiser import Cond
-from distillkit.evaluation.metrics import TooFew
-from distillkit.evaluation.rows import BASELINE, BEST, EARLIER, REAL
+from distillkit.evaluation.metrics import TooFew, margin
+from distillkit.evaluation.rows import BASELINE, BEFORE, BEST, BLIND, EARLIER, OWN, REAL, UNTRAINED
 from distillkit.progress import progress
 from distillkit.students.base import Student
 from distillkit.teachers.base import Teacher
@@ -61,8 +61,11 @@ class Evaluator(Protocol):
     # seconds: float
     #     how long a sample plays, if it does; rows then compare it with the time to make one
     #
-    # An optional metric is `outside`: the share of values outside the range of the data, which are
-    # clipped before they are measured, as a file would keep them.
+    # beside: str
+    #     a metric that compares a sample with what it should be, one by one, told with the headline
+    #
+    # Domains whose data have a range measure `samples.out_of_range` before values are cut to it, as
+    # a file would keep them. A metric that is a `metrics.Estimate` has a margin in the table.
 
 
 class Made(NamedTuple):
@@ -105,10 +108,12 @@ class Comparison:
         self.paired = getattr(evaluator, "paired", None) if teacher else None
         self._warm = False  # whether the teacher has run, so that its first samples are not the slowest
 
-    def rows(self, student: Student | None, few: FewSteps, advance: Callable[[], None]) -> list[dict[str, Any]]:
+    def rows(
+        self, student: Student | None, few: FewSteps, advance: Callable[[], None], before: Student | None = None
+    ) -> list[dict[str, Any]]:
         """The table: student, teacher at its best and at the steps of `few`, baselines, real data.
 
-        `advance` is called after each model.
+        The student `before` training comes after the teacher. `advance` is called after each model.
         """
         rows, reference = [], None
         if self.teacher:
@@ -119,20 +124,21 @@ class Comparison:
             reference = another if getattr(self.evaluator, "as_sets", False) else made.samples
         if student:
             self._warm_up(student.sample)
-            own = timed(lambda: student.sample(self.num_samples, self.cond, self.seed), student.device)
-            row = self._row("student", student.num_steps, student.num_steps, own, reference)
-            rows.append(self._itself(self._thorough(row, own.samples), student))
+            rows.append(self._student_row("student", student, reference))
             advance()
         if self.teacher:
             row = self._teacher_row(BEST, solver, times, made, another)
             rows.append(self._thorough(row, made.samples))
             advance()
         rows += [self._few_step_row(steps, choices, reference, advance) for steps, choices in few.items()]
+        if before:
+            rows.append(self._student_row(UNTRAINED, before, reference, kind=BEFORE))
+            advance()
         rows += self._baseline_rows(reference)
         if floor := self.evaluator.floor(self.num_samples):
             rows.append({"name": REAL, "metrics": {k: float(v) for k, v in floor.items()}})
         advance()
-        return rows
+        return with_margins(rows)
 
     def protocol(self, rows: list[dict[str, Any]], device: torch.device, **gaps: Any) -> dict[str, Any]:
         """The settings that the rows were made with, and the `gaps` that are not empty."""
@@ -180,7 +186,16 @@ class Comparison:
         metrics = self.evaluator(samples, self.cond)
         if self.paired:
             metrics = metrics | self.paired(samples, reference, self.cond)
-        return {k: float(v) for k, v in metrics.items()}
+        return metrics
+
+    def _student_row(self, name: str, student: Student, reference: Tensor, **extra: Any) -> dict[str, Any]:
+        made = timed(lambda: student.sample(self.num_samples, self.cond, self.seed), student.device)
+        if getattr(student.network, "blind", False):
+            extra["network"] = BLIND
+        elif self.teacher and student.differs(self.teacher):
+            extra["network"] = OWN
+        row = self._row(name, student.num_steps, student.num_steps, made, reference, **extra)
+        return self._itself(self._thorough(row, made.samples), student)
 
     def _baseline_rows(self, reference: Tensor) -> list[dict[str, Any]]:
         """The rows of what the domain gets without a model, if it has such."""
@@ -192,6 +207,7 @@ class Comparison:
 
     def _teacher_row(self, name: str, solver: str, times: Tensor, made: Made, reference: Tensor):
         facts = {"solver": solver, "last_time": float(times[-1]), "times": times.tolist()}
+        facts |= {"kappa": self.kappa} if self.teacher.guidable else {}
         passes = self.teacher.network_passes(solver, len(times))
         return self._row(name, len(times), passes, made, reference, **facts)
 
@@ -207,7 +223,7 @@ class Comparison:
             if chosen is candidates[-1]:
                 kept = made.samples
             advance()
-        tried = [{key: row[key] for key in ("solver", "times", "metrics")} for row in candidates]
+        tried = [{key: row[key] for key in ("solver", "times")} | {"metrics": _floats(row)} for row in candidates]
         return {**self._thorough(chosen, kept), "tried": tried}
 
     def _thorough(self, row: dict[str, Any], samples: Tensor) -> dict[str, Any]:
@@ -218,7 +234,30 @@ class Comparison:
     def _itself(self, row: dict[str, Any], student: Student) -> dict[str, Any]:
         """The row with what the evaluator measures of the student itself."""
         more = self.evaluator.of_student(student, self.cond) if hasattr(self.evaluator, "of_student") else {}
-        return {**row, "metrics": row["metrics"] | {k: float(v) for k, v in more.items()}}
+        return {**row, "metrics": row["metrics"] | more}
+
+
+def with_margins(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with plain numbers, and what noise may do to them.
+
+    - `margins`: half of the 95 % interval of each metric whose scatter is known.
+    - `margins_to_student`: that of its difference from the student's, in other rows of models.
+    """
+    student = next((row["metrics"] for row in rows if row["name"] == "student"), None)
+    found = []
+    for row in rows:
+        measured = row["metrics"]
+        margins = {"margins": {name: margin(value) for name, value in measured.items()}}
+        if student is not None and measured is not student:
+            margins["margins_to_student"] = {n: margin(v, student[n]) for n, v in measured.items() if n in student}
+        known = {kind: {n: m for n, m in each.items() if m is not None} for kind, each in margins.items()}
+        known = {kind: each for kind, each in known.items() if each and row["name"] != REAL}
+        found.append({**row, "metrics": _floats(row), **known})
+    return found
+
+
+def _floats(row: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in row["metrics"].items()}
 
 
 def evaluate(
@@ -228,6 +267,7 @@ def evaluate(
     num_samples: int = 1000,
     seed: int = 1234,
     kappa: float = 1.0,
+    before: Student | None = None,
 ) -> dict[str, Any]:
     """Returns the content of evaluation.json.
 
@@ -240,6 +280,8 @@ def evaluate(
         num_samples: samples of every model.
         seed: seed of the noise.
         kappa: guidance scale of the teacher.
+        before: the student as it was before training, where that was not its teacher at as many
+            steps.
 
     Raises:
         TooFew: samples or held-out data are too few for the headline.
@@ -255,12 +297,13 @@ def evaluate(
     own = student.times if student else ()
     few = {steps: teacher.few_step_choices(steps, own) for steps in fewer} if teacher else {}
     table = Comparison(evaluator, teacher, cond, num_samples, seed, kappa)
-    models = 1 + bool(teacher) + bool(student) + sum(map(len, few.values()))
+    models = 1 + bool(teacher) + bool(student) + bool(before) + sum(map(len, few.values()))
     with progress(f"evaluating {num_samples:,} samples of each model", models) as evaluating:
-        rows = table.rows(student, few, evaluating.advance)
+        rows = table.rows(student, few, evaluating.advance, before)
     return {
         "protocol": table.protocol(rows, model.device, left_out=left_out, too_few=too_few),
         "headline": evaluator.headline,
         "better": dict(evaluator.better),
+        **({"beside": evaluator.beside} if hasattr(evaluator, "beside") else {}),
         "rows": rows,
     }

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+OUTSIDE = {"outside": "lower", "outside_by": "lower"}  # which way the metrics of `out_of_range` are good
 BEYOND = 0.1  # how far outside of [-1, 1] a value must lie to count as `outside`: a twentieth of the range
 
 
@@ -34,9 +35,26 @@ def eight_bits(x: Tensor) -> Tensor:
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
-def outside(x: Tensor) -> float:
-    """The share of values that lie clearly outside of [-1, 1]."""
-    return float((x.abs() > 1 + BEYOND).double().mean())
+def out_of_range(x: Tensor) -> dict[str, float]:
+    """How many values lie clearly outside of [-1, 1], and how far; for values before any are cut.
+
+    Returns:
+        `outside`: their share.
+        `outside_by`: their mean distance from it in units of its width, 2; 0 if there are none.
+    """
+    return beyond(x.abs().flatten() - 1, BEYOND, 2)
+
+
+def beyond(excess: Tensor, tolerated: float, width: float) -> dict[str, float]:
+    """`out_of_range` of another range.
+
+    Args:
+        excess: how far each value lies beyond the range, [n]; negative within it.
+        tolerated: excess up to which a value counts as within it.
+        width: of the range.
+    """
+    far = excess.double()[excess > tolerated]
+    return {"outside": len(far) / max(len(excess), 1), "outside_by": float(far.mean()) / width if len(far) else 0.0}
 
 
 def spread(total: int, most: int) -> Tensor:

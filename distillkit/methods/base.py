@@ -511,6 +511,10 @@ class Distiller(LightningModule):
     def product(self) -> Product:
         """The product so far, a student or a teacher; it may share the trained modules' weights."""
 
+    def untrained(self) -> Product | None:
+        """The product as the run began; None where that was the teacher at as many steps."""
+        return None
+
     def facts(self) -> dict[str, Any]:
         """Entries for the product's yaml on how it was made."""
         return {"method": type(self).__name__, "roles": [*self.roles], "skipped": self.skipped()}

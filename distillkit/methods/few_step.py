@@ -267,6 +267,12 @@ class FewStepDistiller(Distiller):
     def product(self) -> FewStepStudent:
         return self.few_step_student(self.best_student, self.teacher.codec)
 
+    def untrained(self) -> FewStepStudent | None:
+        """See `Distiller`; it is made once more, for a maker gives the same every time."""
+        if self.student_maker.copies:
+            return None
+        return self.few_step_student(self.make_student().to(self.device), self.teacher.codec)
+
     def few_step_student(
         self, denoiser: Denoiser, codec: Codec, kind: type[FewStepStudent] = FewStepStudent, **own: Any
     ) -> FewStepStudent:

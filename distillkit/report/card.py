@@ -7,8 +7,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from distillkit.files import write_text
-from distillkit.report.quality import quality_table, shortfalls, verdict
+from distillkit.report.quality import quality_table
+from distillkit.report.shortfalls import behind
 from distillkit.report.sounds import sounds_in
+from distillkit.report.verdict import verdict
 
 NAMED = 8  # classes that a card names, at most
 VARIETY = ("recall", "coverage")  # metrics that fall when samples become alike
@@ -16,7 +18,12 @@ _LICENSES = {"These weights": "", "The teacher": "teacher_", "The data": "data_"
 
 
 def write_card(
-    folder: Path, kind: str, config: dict[str, Any], evaluation: dict[str, Any] | None, command: str | None
+    folder: Path,
+    kind: str,
+    config: dict[str, Any],
+    evaluation: dict[str, Any] | None,
+    command: str | None,
+    warned: tuple[dict[str, Any], ...] = (),
 ) -> None:
     """Write README.md, the model card, into a student or teacher folder.
 
@@ -27,6 +34,7 @@ def write_card(
         config: student.yaml or teacher.yaml as a dict; its `license` and `data_license` are quoted.
         evaluation: evaluation.json as a dict.
         command: the command that made the weights.
+        warned: see `report.warned.read_warnings`.
     """
     if kind not in ("student", "teacher"):
         raise ValueError(f'kind must be "student" or "teacher", got {kind!r}.')
@@ -40,8 +48,9 @@ def write_card(
         config=config,
         classes=classes_of(config),
         evaluation=evaluation,
-        verdict=verdict(evaluation, config),
-        shortfalls=shortfalls(evaluation),
+        verdict=verdict(evaluation, config, warned),
+        behind=behind(evaluation),
+        warned=warned,
         table=quality_table(evaluation),
         variety=[name for name in VARIETY if name in evaluation.get("better", {})],
         protocol=evaluation.get("protocol", {}),

@@ -13,7 +13,7 @@ import numpy as np
 from distillkit.errors import UsageError, did_you_mean, one_line
 from distillkit.evaluation.rows import BASELINE
 from distillkit.report.evaluated import Run, finite, listed, refuse_unlike
-from distillkit.report.quality import cost_of, kind_of, number, pretty, row_of
+from distillkit.report.numbers import cost_of, kind_of, number, pretty, row_of
 from distillkit.report.words import differing
 
 ENOUGH = 3  # seeds of each group

@@ -18,7 +18,8 @@ from distillkit.progress import duration
 from distillkit.report.card import template
 from distillkit.report.comparison import SideBySide, spread
 from distillkit.report.evaluated import Run, finite
-from distillkit.report.quality import ARROWS, cost_of, kind_of, number, pretty
+from distillkit.report.numbers import cost_of, kind_of, number, pretty
+from distillkit.report.quality import ARROWS
 
 PAGE, CELLS = "compare.html", "compare.csv"
 COSTS = ("steps", "network_passes", "ms_per_sample")  # of a row, in compare.csv

@@ -12,7 +12,7 @@ from typing import Any
 import distillkit
 from distillkit.errors import UsageError, one_line, pasted
 from distillkit.files import read_yaml
-from distillkit.report.quality import number, pretty, row_of
+from distillkit.report.numbers import number, pretty, row_of
 
 # of a protocol, what another run may have otherwise: its teacher, and the machine
 OWN = ("kappa", "teacher", "few_step_solvers", "device", "torch_threads", "too_few")

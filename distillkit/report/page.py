@@ -17,19 +17,12 @@ from distillkit.progress import duration
 from distillkit.report.card import arguments_of, facts_of, template
 from distillkit.report.curves import curve
 from distillkit.report.logger import read_metrics
-from distillkit.report.quality import (
-    ARROWS,
-    CUT,
-    cost_of,
-    number,
-    passes,
-    quality_table,
-    row_of,
-    shortfalls,
-    strip,
-    verdict,
-)
+from distillkit.report.numbers import cost_of, metric_of, number, passes, row_of
+from distillkit.report.quality import ARROWS, quality_table, strip
+from distillkit.report.shortfalls import behind
 from distillkit.report.sounds import players, uri
+from distillkit.report.verdict import CUT, verdict
+from distillkit.report.warned import read_warnings
 
 SAME_NOISE = ("teacher_best", "student", "teacher_same_steps")  # the student and its comparisons
 MODELS = (*SAME_NOISE, "real")
@@ -52,13 +45,15 @@ def write_report(run_dir: Path) -> Path:
             f"{run_dir} holds no metrics.csv, evaluation.json, config.yaml, student or teacher to report on; give the "
             f"folder of a run."
         )
+    warned = read_warnings(run_dir)
     roles = made.get("roles") or sorted({key.partition("/")[0] for row in rows for key in row if key.endswith("/loss")})
     page = template("report.html.j2").render(
         **_samples(run_dir / "samples", evaluation),
         facts=facts_of(config, made, evaluation),
         evaluation=evaluation,
-        verdict=verdict(evaluation, made),
-        shortfalls=shortfalls(evaluation),
+        verdict=verdict(evaluation, made, warned),
+        behind=behind(evaluation),
+        warned=warned,
         table=_turned(quality_table(evaluation)),
         strip=strip(evaluation),
         losses=_panels(rows, lambda key: key.endswith("/loss") and not key.startswith("val/"), {}),
@@ -145,9 +140,10 @@ def _caption(stem: str, evaluation: dict[str, Any]) -> str:
     row = row_of(evaluation.get("rows", []), {"teacher_best": "best", "teacher_same_steps": "same"}.get(stem, stem))
     if row is None:
         return {"real": REAL}.get(stem, stem.replace("_", " ")).capitalize()
-    cut = row.get("metrics", {}).get("outside", 0.0)
+    share, by = (metric_of(row, name) or 0.0 for name in ("outside", "outside_by"))
     costs = f", {passes(row)}" if cost_of(row) else ""
-    return row["name"].capitalize() + costs + (f", {cut:.1%} of its values cut to the range" if cut >= CUT else "")
+    cut = f", {share:.1%} of its values cut to the range" if share >= CUT else ""
+    return row["name"].capitalize() + costs + cut + (f", {number(by)} of its width away" if cut and by else "")
 
 
 def _figure(path: Path, caption: str) -> dict[str, Any]:

@@ -15,11 +15,15 @@ import distillkit
 from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Cond, number
 from distillkit.files import load_weights, read_tensors, read_yaml, save_tensors, save_weights, write_yaml
+from distillkit.networks.adapters import Adapters
+from distillkit.networks.routed import Routed
 from distillkit.rollouts import Continuation
 from distillkit.spec import Outside, from_spec, named, to_spec, trusted_class
+from distillkit.teachers.base import BaseTeacher
 
 WEIGHTS, CONFIG, EXAMPLES = "model.safetensors", "student.yaml", "conditions.safetensors"
 DECODER = "decoder.safetensors"  # of a codec whose decoder was trained
+ALIKE = 0.1  # share by which a student's weights may be more or fewer than its teacher's, at one cost of a pass
 MOST_STEPS = 1000  # network calls of a student
 NUM_EXAMPLES, EXAMPLE_BYTES = 16, 2**20  # conditions in a folder: as many as fit, but at least one
 MOST_EXAMPLE_BYTES = 2**26  # of one example that may be written or read
@@ -109,6 +113,18 @@ class Student(nn.Module, ABC):
     @abstractmethod
     def network(self) -> nn.Module | None:
         """The network of the student; it may check conditions, see `networks.base.WithContext`."""
+
+    def differs(self, teacher: BaseTeacher) -> bool:
+        """Whether a pass of its network costs something else than one of the teacher's.
+
+        It does not where both are of one class and size, up to adapters and what it is told, or
+        where the teacher is a closed form, which its students' networks correct.
+        """
+        ours, theirs = self.network, getattr(teacher.denoiser, "network", None)
+        if ours is None or theirs is None or isinstance(ours, Adapters | Routed):
+            return False
+        own, other = (sum(weight.numel() for weight in network.parameters()) for network in (ours, theirs))
+        return other > 0 and (type(ours) is not type(theirs) or abs(own - other) > ALIKE * other)
 
     @abstractmethod
     def sample(

@@ -36,9 +36,12 @@ class Maker(Recorded, ABC):
             a method's own settings win, `start`, which wins over the teacher's, and `policy`, a
             pair of the policy that chooses where a sample starts and the levels among which it
             does.
+        copies: whether the denoiser is the teacher's at first, and starts where it does, so that
+            its samples are the teacher's at as many steps.
     """
 
     sampling: dict[str, Any] = {}
+    copies = False
 
     @abstractmethod
     def make(self, teacher: Teacher) -> Denoiser:
@@ -51,6 +54,8 @@ class Maker(Recorded, ABC):
 
 class Copy(Maker):
     """A copy of the teacher's network, weights included."""
+
+    copies = True
 
     def make(self, teacher):
         return teacher.new_denoiser()
@@ -152,6 +157,8 @@ class Lora(Maker):
             convolution.
     """
 
+    copies = True
+
     def __init__(self, rank: int = 16, targets: list[str] | None = None):
         checks.whole(1, rank=rank)
         self.rank, self.targets = rank, targets
@@ -193,7 +200,7 @@ class Routed(Maker):
                 f"edges lie between times, and routing by {by or 'class'} asks no time: say student.by=time"
             )
         self.part = part or Copy()
-        self.sampling = self.part.sampling
+        self.sampling, self.copies = self.part.sampling, self.part.copies
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:

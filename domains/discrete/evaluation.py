@@ -18,6 +18,7 @@ from torch import Tensor
 from distillkit.data import TensorData
 from distillkit.discrete.laws import kl, total_variation
 from distillkit.discrete.worlds import positions
+from distillkit.evaluation.metrics import Estimate
 from domains.discrete.judge import Judge, codes
 from domains.discrete.teacher import World
 from domains.image.evaluation import ImageEvaluator
@@ -79,14 +80,15 @@ class WorldEvaluator:
     def __call__(self, samples: Tensor, cond: dict[str, Tensor] | None = None) -> dict[str, float]:
         """Metrics of samples [N, d]."""
         check(samples, self.length, self.num_tokens)
-        found = count(codes(samples, 2, self.num_tokens), self.num_tokens**2).reshape(self._pairs_SS.shape)
-        before = found.sum(1, keepdim=True)
+        pairs = codes(samples, 2, self.num_tokens)
+        found = count(pairs, self.num_tokens**2).reshape(self._pairs_SS.shape)
+        before, gap = found.sum(1, keepdim=True), found - self._pairs_SS
         metrics = {
-            "pair_tv": float((found - self._pairs_SS).abs().sum() / 2),
+            "pair_tv": Estimate(float(gap.abs().sum() / 2), gap.sign().flatten()[pairs].mean(1) / 2),
             "entropy": float(-torch.xlogy(found, found / before.clamp_min(1e-300)).sum()),
         }
         if self._everywhere:
-            metrics["nll"] = float(-self.law.log_prob(samples).mean() / self.length)
+            metrics["nll"] = Estimate.mean(-self.law.log_prob(samples) / self.length)
         if self.table is not None:
             frequency = count(positions(samples, self.num_tokens), self.table.numel())
             metrics["tv"] = float(total_variation(frequency, self.table.flatten()))
@@ -123,9 +125,9 @@ def countdown_errors(samples: Tensor) -> dict[str, float]:
         released += compared & (token != remembered - 1)
         remembered = torch.where(compared, 0, token)
     return {
-        "pair_error": float(wrong.double().mean()),
+        "pair_error": Estimate.mean(wrong.double().mean(1)),
         "error": float(wrong.sum() / bound.sum().clamp_min(1)),
-        "sequence_error": float(wrong.any(1).double().mean()),
+        "sequence_error": Estimate.mean(wrong.any(1)),
         "released_error": float(released.double().mean() / samples.shape[1]),
     }
 
@@ -199,12 +201,20 @@ class TextEvaluator:
         fourgrams = codes(samples, self.few, self.num_tokens)
         trigrams = codes(samples, self.three, self.num_tokens)
         return {
-            "trigram_tv": float(total_variation(*frequencies(trigrams, self._trigrams))),
+            "trigram_tv": self._trigram_tv(trigrams),
             "perplexity": float((-self.judge.log_prob(samples).mean()).exp()),
-            "entropy": float(unigram_entropy(samples, self.num_tokens).mean()),
+            "entropy": Estimate.mean(unigram_entropy(samples, self.num_tokens)),
             "distinct": len(fourgrams.unique()) / fourgrams.numel(),
             "copied": self._copied(samples),
         }
+
+    def _trigram_tv(self, trigrams: Tensor) -> Estimate:
+        """Total variation, with half of the mean sign of the excess of its trigrams per sample."""
+        _, where = torch.cat([trigrams.flatten(), self._trigrams.flatten()]).unique(return_inverse=True)
+        own, theirs = where.split([trigrams.numel(), self._trigrams.numel()])
+        ours, real = (count(numbers, int(where.max()) + 1) for numbers in (own, theirs))
+        signs = (ours - real).sign()[own].reshape(trigrams.shape)
+        return Estimate(float(total_variation(ours, real)), signs.mean(1) / 2)
 
     def _copied(self, samples: Tensor) -> float:
         return float(torch.isin(codes(samples, self.window, self.num_tokens), self._seen).double().mean())
@@ -248,12 +258,6 @@ def unigram_entropy(samples: Tensor, num_tokens: int) -> Tensor:
     cells, counts = rows.unique(return_counts=True)
     share = counts.double() / samples.shape[1]
     return share.new_zeros(len(samples)).index_add_(0, cells // num_tokens, -torch.xlogy(share, share))
-
-
-def frequencies(*sets: Tensor) -> list[Tensor]:
-    """Frequencies [K] float64, for each set, of the K numbers that occur in any of the sets."""
-    _, where = torch.cat([numbers.flatten() for numbers in sets]).unique(return_inverse=True)
-    return [count(part, int(where.max()) + 1) for part in where.split([numbers.numel() for numbers in sets])]
 
 
 def count(numbers: Tensor, size: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distillkit.errors import install
 from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor, packed
-from distillkit.evaluation.samples import BEYOND, batches, check, eight_bits, outside
+from distillkit.evaluation.samples import BEYOND, OUTSIDE, batches, check, eight_bits, out_of_range
 from domains.image import features as extractors
 from domains.image.clip import ClipScore
 
@@ -37,8 +37,8 @@ class ImageEvaluator:
     - `class_agreement`: share of samples in which the classifier sees the class that was asked for.
     - `nearest_train`: mean distance to the nearest training sample. Compare it with that of the
       real data: a model that copies its training data comes out far below.
-    - `outside`: share of values clearly beyond [-1, 1]. All values are cut to [-1, 1] before they
-      are measured, as a file would keep them.
+    - `outside`: share of values clearly beyond [-1, 1], and `outside_by`: how far, in widths of
+      that range. All values are cut to it before they are measured, as a file would keep them.
     - `clip`: the CLIP score of images and their prompts, where a model was given.
 
     Args:
@@ -84,7 +84,7 @@ class ImageEvaluator:
     def better(self) -> dict[str, str]:
         """Which way each metric is good; `target` means close to the value of real data."""
         better = {"frechet": "lower", "kernel": "lower", "precision": "higher", "recall": "higher"}
-        better |= {"density": "target", "coverage": "higher", "outside": "lower"}
+        better |= {"density": "target", "coverage": "higher", **OUTSIDE}
         better |= {} if self.train is None else {"nearest_train": "target"}
         better |= {"clip": "higher"} if self.clip else {}
         return better | ({"class_agreement": "higher"} if self._sees_classes else {})
@@ -116,7 +116,7 @@ class ImageEvaluator:
         found = self._compare(scaled)
         if self.train is not None:
             found["nearest_train"], _ = metrics.nearest_distance(scaled, self._training)
-        found["outside"] = outside(samples)
+        found |= out_of_range(samples)
         if self._sees_classes and "label" in cond:
             found["class_agreement"] = self._agreement(raw, cond["label"])
         return found
@@ -148,7 +148,7 @@ class ImageEvaluator:
         rows = torch.from_numpy(np.random.RandomState(0).permutation(len(self._training))[:size])
         found |= self._compare(metrics.Points(self._training.points_ND[rows.to(self.device)]))
         found["nearest_train"], _ = metrics.nearest_distance(self._reference, self._training)
-        found["outside"] = 0.0
+        found |= dict.fromkeys(OUTSIDE, 0.0)
         if self._sees_classes:
             label_N = torch.cat([batch["label"] for batch in self._held_out()])
             found["class_agreement"] = self._agreement(self._raw_reference, label_N)
@@ -224,9 +224,9 @@ class ImageEvaluator:
         return metrics.Points(torch.cat([self.extractor(eight_bits(x)) for x in parts]))
 
     @torch.no_grad()
-    def _agreement(self, raw: metrics.Points, label_N: Tensor) -> float:
+    def _agreement(self, raw: metrics.Points, label_N: Tensor) -> metrics.Estimate:
         seen_N = self.extractor.predict(raw.points_ND.float())
-        return float((seen_N == label_N.to(seen_N)).double().mean())
+        return metrics.Estimate.mean(seen_N == label_N.to(seen_N))
 
 
 @dataclass

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distillkit.evaluation import metrics
-from distillkit.evaluation.samples import check, eight_bits, outside
+from distillkit.evaluation.samples import OUTSIDE, check, eight_bits, out_of_range
 from distillkit.evaluation.without_data import WithoutData
 from distillkit.pipelines.data import PromptData
 from domains.image.clip import ClipScore
@@ -68,7 +68,7 @@ class PromptEvaluator(WithoutData):
 
     - `distance` (the headline): see `WithoutData`.
     - `detail`: mean difference of neighbouring pixels, of the images themselves.
-    - `outside`: share of values outside of the range of images.
+    - `outside`, `outside_by`: share of values outside of the range of images, and how far.
     - `frechet`: between Gaussians fitted to Inception's features of both, where its weights were
       given.
     - `clip`: the CLIP score of images and their prompts, where a model was given.
@@ -85,7 +85,9 @@ class PromptEvaluator(WithoutData):
             raise ValueError(f"features must be averages or inception:/path/to/weights, got {features!r}")
         super().__init__(event_shape)
         self.clip, self.path = clip, Path(path).expanduser() if path else None
-        self.better = self.better | ({"frechet": "lower"} if path else {}) | ({"clip": "higher"} if clip else {})
+        self.better = (
+            self.better | OUTSIDE | ({"frechet": "lower"} if path else {}) | ({"clip": "higher"} if clip else {})
+        )
         self.inception_of = lru_cache(maxsize=3)(self._seen)
 
     def describe(self) -> dict[str, Any]:
@@ -96,7 +98,7 @@ class PromptEvaluator(WithoutData):
 
     def __call__(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
         """Metrics of images [N, C, H, W] in [-1, 1] by themselves."""
-        return {"detail": self.look(samples)[1], "outside": outside(samples)}
+        return {"detail": self.look(samples)[1], **out_of_range(samples)}
 
     def paired(self, samples: Tensor, reference: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
         """Distances from the teacher's images, as sets."""

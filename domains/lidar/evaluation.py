@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from distillkit import checks
+from distillkit.evaluation.metrics import Estimate
 from distillkit.evaluation.references import References
-from distillkit.evaluation.samples import check_finite
+from distillkit.evaluation.samples import OUTSIDE, beyond, check_finite
 from distillkit.progress import counted
 from domains.lidar import measures
 from domains.lidar.measures import CELL, THRESHOLDS, VOXELS
@@ -34,7 +35,7 @@ BETTER = {
     **{f"iou_{voxel}": "higher" for voxel in VOXELS},
     "f_score": "higher",
     "stray": "lower",
-    "outside": "lower",
+    **OUTSIDE,
 }
 
 
@@ -75,12 +76,14 @@ def compare(
                 "jsd_3d": measures.jsd_3d(ours, theirs),
                 "f_score": measures.f_score(there, back),
                 "stray": float((there > STRAY).double().mean()),
-                "outside": 1 - len(ours) / len(scenes[i]),
             }
         )
         counts += [measures.overlap(ours, theirs, voxel, legacy_iou) for voxel in VOXELS]
-    found = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
-    found["chamfer"] = (found["to_truth"] + found["from_truth"]) / 2
+    for one in each:
+        one["chamfer"] = (one["to_truth"] + one["from_truth"]) / 2
+    found = {name: Estimate.mean(torch.tensor([one[name] for one in each])) for name in each[0]}
+    away = torch.cat([torch.linalg.vector_norm(points, dim=-1) for points in scenes])
+    found |= beyond(away - max_range, 0.0, 2 * max_range)
     found |= {f"iou_{voxel}": measures.iou(count) for voxel, count in zip(VOXELS, counts, strict=True)}
     return {name: found[name] for name in BETTER}
 
@@ -109,8 +112,8 @@ class LidarEvaluator:
       space, from 0 to 0.8326. Papers mean the first one.
     - `f_score`: of points within 0.05 to 0.1 m of the other scene.
     - `stray`: share of completed points farther than 1 m from every true one.
-    - `outside`: share of completed points beyond the range. They are cut before all else is
-      measured.
+    - `outside`: share of completed points beyond the range, and `outside_by`: how far, in widths
+      of that range. They are cut before all else is measured.
 
     Over all scenes together:
 
@@ -174,7 +177,7 @@ class LidarEvaluator:
         """
         if samples.shape != reference.shape:
             return {}
-        return {"teacher_distance": float((samples - reference).norm(dim=-1).double().mean())}
+        return {"teacher_distance": Estimate.mean((samples - reference).norm(dim=-1).double().mean(1))}
 
     def baselines(self, cond: Batch) -> dict[str, Tensor]:
         """What needs no model: the scan repeated, `copy`, and that with the noise of the start."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distillkit.evaluation.references import References
-from distillkit.evaluation.samples import check
+from distillkit.evaluation.samples import check, out_of_range
 from domains.lidar.evaluation import BETTER, compare, points_protocol
 from domains.lidar.projection import back_project, metres
 from domains.lidar.rays import between_beams, is_given, nearest_beam
@@ -24,7 +24,8 @@ class RangeEvaluator:
     """Compares completed images with the held-out ones, which it knows by their given rays.
 
     As points, all rays together: the metrics of `LidarEvaluator`, of which `chamfer` is the
-    headline. On the rays that were not given:
+    headline. `outside` and `outside_by` are of the images, before they become points. On the rays
+    that were not given:
 
     - `range_mae`: mean absolute error of ranges in metres, where sample and truth have a return.
     - `reflectance_mae`: the same of reflectance in [0, 1].
@@ -70,7 +71,7 @@ class RangeEvaluator:
         real, samples = self.references.samples(self.references.rows(rays)), samples.float()
         scenes = [self.points(image) for image in samples]
         found = compare(scenes, map(self.points, real), self.farthest, device=self.device)
-        return found | self._beside(samples, real, rays)
+        return found | self._beside(samples, real, rays) | out_of_range(samples)
 
     def paired(self, samples: Tensor, reference: Tensor, cond: Batch) -> dict[str, float]:
         """`teacher_mae` of samples [N, 2, H, W]."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor, packed
-from distillkit.evaluation.samples import BEYOND, batches, check, outside
+from distillkit.evaluation.samples import BEYOND, OUTSIDE, batches, check, out_of_range
 from domains.music import features as extractors
 from domains.music import measures
 from domains.music.clap import Clap
@@ -74,8 +74,8 @@ class MusicEvaluator:
     - `onset_f`: F-measure of onsets, within 50 ms, of the rhythm that was asked for at the tempo
       that fits best; not for sounds whose beginning was given.
     - `loudness`: mean level in dB; a full-scale square wave has 0.
-    - `outside`: share of values clearly outside of [-1, 1]. All are cut to it before they are
-      measured.
+    - `outside`: share of values clearly outside of [-1, 1], and `outside_by`: how far, in widths of
+      that range. All are cut to it before they are measured.
     - `clap_frechet`, `clap_score`: see `domains.music.clap`, where a model was given; the score is
       that of the condition `prompt`, or of `label` where the classes are captions.
 
@@ -120,7 +120,7 @@ class MusicEvaluator:
         better |= {"log_spectral": "lower", "pair_spectral": "lower"}
         better |= {"pitch_error": "lower"} if self.pitches is not None else {}
         better |= {"onset_f": "higher"} if self.rhythms else {}
-        better |= {"loudness": "target", "outside": "lower"}
+        better |= {"loudness": "target", **OUTSIDE}
         better |= {"clap_frechet": "lower"} if self.clap else {}
         return better | ({"clap_score": "higher"} if self.clap and self.clap.prompts else {})
 
@@ -155,20 +155,20 @@ class MusicEvaluator:
         }
         for name, seen in ours.classes.items():
             if name in cond and not (name == "pitch" and self.pitches is not None):
-                found[_agreement(name)] = float((seen == cond[name].to(seen)).double().mean())
+                found[_agreement(name)] = metrics.Estimate.mean(seen == cond[name].to(seen))
         apart = measures.decibels(ours.spectrum - self._reference.spectrum)
         found["log_spectral"] = float(apart.square().mean().sqrt())
         if self.pitches is not None and "pitch" in cond:
             found |= self._pitch(samples, cond)
         if self.rhythms and "rhythm" in cond and "first" not in cond:
             found["onset_f"] = self._onset_f(samples, cond["rhythm"])
-        return found | {"loudness": float(ours.levels.mean()), "outside": outside(samples)}
+        return found | {"loudness": metrics.Estimate.mean(ours.levels), **out_of_range(samples)}
 
     def paired(self, samples: Tensor, reference: Tensor, cond: Batch) -> dict[str, float]:
         """The log-spectral distance from references of the same noise, one by one."""
         pairs = zip(samples.split(self.chunk), reference.split(self.chunk), strict=True)
         apart = [measures.log_spectral_distance(*(self._spectrogram(x) for x in pair)) for pair in pairs]
-        return {"pair_spectral": float(torch.cat(apart).mean())}
+        return {"pair_spectral": metrics.Estimate.mean(torch.cat(apart))}
 
     def thorough(self, samples: Tensor, cond: Batch) -> dict[str, float]:
         """What CLAP hears, whose model is large."""
@@ -225,7 +225,7 @@ class MusicEvaluator:
                 cents[rows] = 100 * (heard.double().cpu() - asked[rows]).abs()
         return {
             "pitch_error": float(cents.median()),
-            "pitch_agreement": float((cents <= measures.NEAR).double().mean()),
+            "pitch_agreement": metrics.Estimate.mean(cents <= measures.NEAR),
         }
 
     def _onset_f(self, samples: Tensor, rhythm: Tensor) -> float:

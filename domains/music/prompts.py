@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distillkit.evaluation import metrics
-from distillkit.evaluation.samples import check
+from distillkit.evaluation.samples import OUTSIDE, check, out_of_range
 from distillkit.evaluation.without_data import WithoutData
 from distillkit.pipelines.data import PromptData
 from domains.music import measures, media
@@ -73,6 +73,7 @@ class PromptEvaluator(WithoutData):
     - `loudness`: mean level in dB, of which a full-scale square wave has 0; at least -100.
     - `clap_frechet`: Frechet distance between CLAP's embeddings of both, where a model was given.
     - `clap_score`: of sounds and their prompts, likewise.
+    - `outside`, `outside_by`: share of values outside of the range of sounds, and how far.
 
     Args:
         event_shape: of sounds, (C, T).
@@ -86,7 +87,7 @@ class PromptEvaluator(WithoutData):
     def __init__(self, event_shape: tuple[int, ...], rate: int, clap: Clap | None = None):
         super().__init__(event_shape)
         self.rate, self.clap, self.seconds = rate, clap, event_shape[-1] / rate
-        self.better = self.better | ({"clap_frechet": "lower", "clap_score": "higher"} if clap else {})
+        self.better = self.better | OUTSIDE | ({"clap_frechet": "lower", "clap_score": "higher"} if clap else {})
         self.heard = lru_cache(maxsize=3)(self._heard)
 
     def describe(self) -> dict[str, Any]:
@@ -96,7 +97,7 @@ class PromptEvaluator(WithoutData):
 
     def __call__(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
         """Metrics of sounds [N, C, T] in [-1, 1] by themselves."""
-        return {"loudness": self.look(samples)[1]}
+        return {"loudness": self.look(samples)[1], **out_of_range(samples)}
 
     def paired(self, samples: Tensor, reference: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
         """Distances from the teacher's sounds, as sets."""

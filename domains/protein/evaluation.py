@@ -151,7 +151,7 @@ class ProteinEvaluator:
         found |= self._geometry(x, mask, ours)
         if "label" in cond:
             seen = geometry.class_of(ours.helix, ours.strand)
-            found["class_agreement"] = float((seen == cond["label"].to(seen)).double().mean())
+            found["class_agreement"] = metrics.Estimate.mean(seen == cond["label"].to(seen))
         rows = spread(len(x), MOST_TM).to(self.device)
         return found | self._chains(x[rows], mask[rows])
 

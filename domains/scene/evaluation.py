@@ -16,7 +16,7 @@ from torch import Tensor
 from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor, packed
 from distillkit.evaluation.references import References
-from distillkit.evaluation.samples import BEYOND, check, eight_bits, outside
+from distillkit.evaluation.samples import BEYOND, OUTSIDE, check, eight_bits, out_of_range
 from distillkit.students.leap import LeapStudent
 from domains.scene.warping import warp_error
 from domains.super_resolution import features as extractors
@@ -53,8 +53,8 @@ class SceneEvaluator:
     - `video`: Frechet distance between features of clips: averages over their parts and over the
       changes, or I3D's.
 
-    `outside` is the share of values clearly beyond [-1, 1]. All are cut to it and rounded to 8 bits
-    before they are measured.
+    `outside` is the share of values clearly beyond [-1, 1], `outside_by` how far, in widths of that
+    range. All are cut to it and rounded to 8 bits before they are measured.
 
     Of a student that chooses its level, beside the same student at each fixed level, on the first
     32 conditions: `level`, the mean of those that it chooses; `level_gap`, how much larger its mean
@@ -84,7 +84,7 @@ class SceneEvaluator:
         return better | {
             "frechet": "lower",
             "video": "lower",
-            "outside": "lower",
+            **OUTSIDE,
             "level_gap": "lower",
             "teacher_psnr": "higher",
         }
@@ -117,14 +117,19 @@ class SceneEvaluator:
             real = eight_bits(batch["data"])
             each.append(self._measure(x, real, batch))
             sets.append([*map(self._places, (x, real)), *map(self._clips, (x, real))])
-        found = {name: float(torch.cat([part[name] for part in each]).nanmean()) for name in each[0]}
+        found = {name: _mean(torch.cat([part[name] for part in each])) for name in each[0]}
         ours, theirs, clips, true = (torch.cat(parts).double() for parts in zip(*sets, strict=True))
-        return {**found, "frechet": _frechet(ours, theirs), "video": _frechet(clips, true), "outside": outside(samples)}
+        return {
+            **found,
+            "frechet": _frechet(ours, theirs, len(samples)),
+            "video": _frechet(clips, true),
+            **out_of_range(samples),
+        }
 
     def paired(self, samples: Tensor, reference: Tensor, cond: Batch) -> dict[str, float]:
         """`teacher_psnr`: PSNR to a teacher's clips from the same noise, between the ends."""
         pairs = zip(*(eight_bits(x).split(CHUNK) for x in (samples, reference)), strict=True)
-        return {"teacher_psnr": float(torch.cat([_psnr(_gaps(*pair).mean(1)) for pair in pairs]).mean())}
+        return {"teacher_psnr": metrics.Estimate.mean(torch.cat([_psnr(_gaps(*pair).mean(1)) for pair in pairs]))}
 
     def baselines(self, cond: Batch) -> dict[str, Tensor]:
         """What needs no model: the coarse clips, and the end frames faded into each other."""
@@ -205,7 +210,13 @@ def _frames(clips: Tensor) -> Tensor:
     return clips.transpose(1, 2).flatten(0, 1)
 
 
-def _frechet(ours: Tensor, theirs: Tensor) -> float:
-    """The Frechet distance of two sets [n, D], in units of the second's standard deviations."""
-    raw = metrics.Points(theirs)
-    return metrics.frechet_distance(*(metrics.Points(metrics.standardise(x, raw)) for x in (metrics.Points(ours), raw)))
+def _frechet(ours: Tensor, theirs: Tensor, samples: int | None = None) -> metrics.Estimate:
+    """The Frechet distance of two sets [n, D] of so many samples, in the second's std as units."""
+    raw, each = metrics.Points(theirs), len(ours) // (samples or len(ours))
+    sets = (metrics.Points(metrics.standardise(x, raw)) for x in (metrics.Points(ours), raw))
+    return metrics.frechet_distance(*sets, each=each)
+
+
+def _mean(values: Tensor) -> metrics.Estimate:
+    """The mean over clips [N]; NaN counts as the mean, for those have no such measure."""
+    return metrics.Estimate.mean(values.double().where(values.isfinite(), values.double().nanmean()))

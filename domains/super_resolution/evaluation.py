@@ -17,7 +17,7 @@ from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor
 from distillkit.evaluation.perceptual import Dists, Lpips, NoReference
 from distillkit.evaluation.references import References
-from distillkit.evaluation.samples import BEYOND, check, check_finite, eight_bits, outside
+from distillkit.evaluation.samples import BEYOND, OUTSIDE, check, check_finite, eight_bits, out_of_range
 from domains.super_resolution import features as extractors
 from domains.super_resolution import measures
 from domains.super_resolution.resize import enlarged, shrunk
@@ -50,8 +50,8 @@ class SuperResolutionEvaluator:
     - `consistency`: PSNR of samples made small again, to their observations, in decibels. It is
       good where real photographs have it, which is 100 dB if nothing but size was lost.
 
-    `outside` is the share of values clearly beyond [-1, 1]. All are cut to it and rounded to 8 bits
-    before they are measured.
+    `outside` is the share of values clearly beyond [-1, 1], `outside_by` how far, in widths of that
+    range. All are cut to it and rounded to 8 bits before they are measured.
 
     Once for each model come `lpips` and `dists`, if there are weights, and pyiqa's metrics.
 
@@ -94,7 +94,7 @@ class SuperResolutionEvaluator:
     def better(self) -> dict[str, str]:
         """Which way each metric is good; `target` means close to the value of real data."""
         better = {"frechet": "lower", "psnr_y": "higher", "ssim_y": "higher", "distance": "lower", "gmsd": "lower"}
-        better |= {"hf_ratio": "target", "consistency": "target", "outside": "lower", "teacher_psnr_y": "higher"}
+        better |= {"hf_ratio": "target", "consistency": "target", **OUTSIDE, "teacher_psnr_y": "higher"}
         return better | dict.fromkeys(self.judges, "lower") | (self.alone.better if self.alone else {})
 
     def describe(self) -> dict[str, Any]:
@@ -122,16 +122,16 @@ class SuperResolutionEvaluator:
             ours.append(_places(maps[-1]))
             theirs.append(_places(real_maps[-1]))
             each.append(self._measure(x, real, low) | {"distance": extractors.distance(maps, real_maps)})
-        found = {name: float(torch.cat([part[name] for part in each]).mean()) for name in each[0]}
+        found = {name: metrics.Estimate.mean(torch.cat([part[name] for part in each])) for name in each[0]}
         fine, real_fine = found.pop("fine"), found.pop("real_fine")
         raw = metrics.Points(torch.cat(theirs))
         sets = (metrics.Points(metrics.standardise(x, raw)) for x in (metrics.Points(torch.cat(ours)), raw))
         return {
-            "frechet": metrics.frechet_distance(*sets),
+            "frechet": metrics.frechet_distance(*sets, each=len(raw) // len(samples)),
             **{name: found[name] for name in ("psnr_y", "ssim_y", "distance", "gmsd")},
             "hf_ratio": fine / real_fine if real_fine else 1.0,
             "consistency": found["consistency"],
-            "outside": outside(samples),
+            **out_of_range(samples),
         }
 
     @torch.no_grad()
@@ -143,13 +143,13 @@ class SuperResolutionEvaluator:
             own = {name: judge.to(self.device)(x, real) for name, judge in self.judges.items()}
             for name, values in (own | (self.alone(x) if self.alone else {})).items():
                 found.setdefault(name, []).append(values.cpu().double())
-        return {name: float(torch.cat(parts).mean()) for name, parts in found.items()}
+        return {name: metrics.Estimate.mean(torch.cat(parts)) for name, parts in found.items()}
 
     def paired(self, samples: Tensor, reference: Tensor, cond: Batch) -> dict[str, float]:
         """`teacher_psnr_y`: PSNR of samples to a teacher's from the same noise, on brightness."""
         pairs = zip(*(x.split(_chunk(samples)) for x in (samples, reference)), strict=True)
         found = [measures.psnr_y(*(measures.luma(x, self.scale) for x in pair)) for pair in pairs]
-        return {"teacher_psnr_y": float(torch.cat(found).mean())}
+        return {"teacher_psnr_y": metrics.Estimate.mean(torch.cat(found))}
 
     def baselines(self, cond: Batch) -> dict[str, Tensor]:
         """What needs no model: the observations enlarged, `bicubic`."""

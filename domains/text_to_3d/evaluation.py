@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor
-from distillkit.evaluation.samples import BEYOND, check, eight_bits, outside
+from distillkit.evaluation.samples import BEYOND, OUTSIDE, check, eight_bits, out_of_range
 from distillkit.students.base import Student
 from domains.image.clip import ClipScore
 from domains.image.prompts import PromptEvaluator as WithoutSolids
@@ -57,8 +57,8 @@ class Evaluator:
       renders of all solids by the same camera.
     - `psnr_to_solid`: against the true render, at most 60. A teacher which is told a word and not
       the camera cannot have a high one.
-    - `outside`: share of values clearly outside of [-1, 1]. All are cut to it before they are
-      measured.
+    - `outside`: share of values clearly outside of [-1, 1], and `outside_by`: how far, in widths of
+      that range. All are cut to it before they are measured.
 
     Of scenes themselves, the mean over the scenes of the prompts (see `shapes`):
 
@@ -73,7 +73,7 @@ class Evaluator:
         clip: the CLIP score of the prompts, which gives `clip` and `clip_r_precision`, or None.
     """
 
-    headline = "frechet"
+    headline, beside = "frechet", "psnr_to_solid"
     device = torch.device("cpu")  # of the classifier, the features and the truth
 
     def __init__(self, train: Any, held_out: Sequence[Any], clip: ClipScore | None = None):
@@ -87,7 +87,7 @@ class Evaluator:
         """Which way each metric is good; `target` means close to the value of real data."""
         better = {"frechet": "lower", "rank": "lower", "r_precision": "higher", "solid_rank": "lower"}
         better |= {"solid_r_precision": "higher", "psnr_to_solid": "higher", "view_agreement": "higher"}
-        better |= {"janus": "lower", "outside": "lower"}
+        better |= {"janus": "lower", **OUTSIDE}
         better |= {"chamfer": "lower", "opacity": "target", "decided": "higher", "floaters": "lower"}
         return better | ({"clip": "higher", "clip_r_precision": "higher"} if self.clip else {})
 
@@ -123,12 +123,12 @@ class Evaluator:
         error = self._errors(x, camera)
         found["solid_rank"], found["solid_r_precision"] = ranked(-error, prompt)
         own = error.gather(1, prompt[:, None])[:, 0]
-        found["psnr_to_solid"] = float((10 * torch.log10(4 / own)).clamp_max(BEST_PSNR).mean())
+        found["psnr_to_solid"] = metrics.Estimate.mean((10 * torch.log10(4 / own)).clamp_max(BEST_PSNR))
         word, wanted = self.extractor.logits(raw)["view"].argmax(1), view_of(camera)
-        found["view_agreement"] = float((word == wanted).double().mean())
+        found["view_agreement"] = metrics.Estimate.mean(word == wanted)
         if (elsewhere := wanted != FRONT).any():
             found["janus"] = float((word[elsewhere] == FRONT).double().mean())
-        return found | {"outside": outside(samples)}
+        return found | {**out_of_range(samples)}
 
     def thorough(self, samples: Tensor, cond: Batch) -> dict[str, float]:
         """What a CLIP model says, which is large: its score, and the R-precision by it."""
@@ -251,7 +251,7 @@ class Views:
         return painted(looks, torch.full([len(looks)], colour, device=looks.device))[row]
 
 
-def ranked(scores: Tensor, right: Tensor) -> tuple[float, float]:
+def ranked(scores: Tensor, right: Tensor) -> tuple[metrics.Estimate, float]:
     """How well scores find the right prompt.
 
     Args:
@@ -265,7 +265,7 @@ def ranked(scores: Tensor, right: Tensor) -> tuple[float, float]:
     asked, row = right.unique(return_inverse=True)
     total = scores.new_zeros(len(asked), scores.shape[1]).index_add_(0, row, scores)
     mean = total / torch.bincount(row)[:, None]
-    return float(_rank(scores, right).mean()), float((_rank(mean, asked) == 1).double().mean())
+    return metrics.Estimate.mean(_rank(scores, right)), float((_rank(mean, asked) == 1).double().mean())
 
 
 def _shape(prompt: int) -> int:

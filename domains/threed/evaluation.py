@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor, packed
-from distillkit.evaluation.samples import check_finite, spread
+from distillkit.evaluation.samples import OUTSIDE, check_finite, out_of_range, spread
 from domains.threed import features as extractors
 from domains.threed.lattice import CORNERS
 from domains.threed.meshes import POINTS, Mesh, clouds, feature_meshes, seams, structure_meshes
@@ -47,6 +47,8 @@ class ShapeEvaluator(ABC):
     - `volume`: its mean.
     - `watertight`: share of shapes whose mesh is closed and not empty.
     - `class_agreement`: share in which the classifier sees the class that was asked for.
+    - `outside`, `outside_by`: share of the values of a structure, or of the colours, that lie
+      outside of [-1, 1], and how far.
 
     Args:
         train: the training data, len() and train[indices] -> batch.
@@ -80,7 +82,7 @@ class ShapeEvaluator(ABC):
     def better(self) -> dict[str, str]:
         """Which way each metric is good; `target` means close to the value of real data."""
         better = {"frechet": "lower", "coverage": "higher", "mmd": "lower", "nearest_accuracy": "target"}
-        better |= {"volume": "target", "watertight": "higher", "chamfer": "lower", "f_score": "higher"}
+        better |= {"volume": "target", "watertight": "higher", "chamfer": "lower", "f_score": "higher", **OUTSIDE}
         return better | ({"class_agreement": "higher"} if self.num_classes else {})
 
     def describe(self) -> dict[str, Any]:
@@ -207,9 +209,9 @@ class ShapeEvaluator(ABC):
         return torch.cat(found).double()  # [n, D]
 
     @torch.no_grad()
-    def _agreement(self, raw: Tensor, cond: Batch) -> float:
+    def _agreement(self, raw: Tensor, cond: Batch) -> metrics.Estimate:
         seen = self.extractor[0].logits(raw.float()).argmax(1)
-        return float((seen == cond["label"].to(seen)).double().mean())
+        return metrics.Estimate.mean(seen == cond["label"].to(seen))
 
 
 class Structure(ShapeEvaluator):
@@ -248,7 +250,7 @@ class Structure(ShapeEvaluator):
         first = np.where(region > 0, region, region.max() + 1).min(1, keepdims=True)
         found["connected"] = float(((region == 0) | (region == first)).all(1).mean() - (region == 0).all(1).mean())
         found["nearest_train"] = self._nearest_train(samples)
-        return found
+        return found | out_of_range(samples)
 
     def floor(self, num_samples: int = 500) -> dict[str, float]:
         """As in the base; the value of the held-out data where training data would look perfect.
@@ -308,7 +310,9 @@ class Features(ShapeEvaluator):
         return test[torch.arange(num) % len(test)]
 
     def __call__(self, samples: Tensor, cond: Batch) -> dict[str, float]:
-        return super().__call__(samples, cond) | {"seams": seams(samples, cond["coords"], cond["mask"], self.side)}
+        found = super().__call__(samples, cond)
+        found["seams"] = seams(samples, cond["coords"], cond["mask"], self.side)
+        return found | out_of_range(samples[cond["mask"]][:, len(CORNERS) :])
 
     def paired(self, samples: Tensor, reference: Tensor, cond: Batch) -> dict[str, float]:
         gap = (samples - reference).abs()[cond["mask"]]

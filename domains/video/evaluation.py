@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor, packed
-from distillkit.evaluation.samples import BEYOND, batches, check, eight_bits, outside
+from distillkit.evaluation.samples import BEYOND, OUTSIDE, batches, check, eight_bits, out_of_range
 from domains.video import features as extractors
 from domains.video.clip import CLASSES, FRAMES, SIDE
 from domains.video.i3d import load as load_i3d
@@ -81,7 +81,7 @@ class VideoEvaluator:
         better = {"frechet": "lower", "frame_frechet": "lower", "coverage": "higher", "nearest_train": "target"}
         better |= {"motion": "target", "motion_gap": "lower", "spectrum": "lower", "flicker": "target"}
         better |= {_agreement(name): "higher" for name in self.classes}
-        return better | {"first_error": "lower", "outside": "lower"}
+        return better | {"first_error": "lower", **OUTSIDE}
 
     def describe(self) -> dict[str, Any]:
         """The protocol as plain data; numbers under different protocols are not comparable."""
@@ -101,7 +101,6 @@ class VideoEvaluator:
     def __call__(self, samples: Tensor, cond: Batch) -> dict[str, float]:
         """Metrics of samples [N, C, T, H, W] in [-1, 1], made for the conditions `cond`."""
         check(samples, self.event_shape)
-        beyond = outside(samples)
         ours, theirs = self._look([samples]), self._reference
         clips, frames = (
             metrics.Points(metrics.standardise(own, raw))
@@ -111,17 +110,17 @@ class VideoEvaluator:
         k = min(NEIGHBOURS, len(real) - 1)
         found = {
             "frechet": metrics.frechet_distance(clips, real),
-            "frame_frechet": metrics.frechet_distance(frames, real_frames),
+            "frame_frechet": metrics.frechet_distance(frames, real_frames, each=len(frames) // len(clips)),
             "coverage": metrics.density_coverage(real, clips, k)[1],
             "nearest_train": metrics.nearest_distance(clips, self._training)[0],
             "motion": float(ours.change.mean()),
             **motion_apart(ours, theirs),
-            "flicker": float(ours.flicker.mean()),
+            "flicker": metrics.Estimate.mean(ours.flicker),
         }
-        found["outside"] = beyond
+        found |= out_of_range(samples)
         for name, seen in ours.classes.items():
             if name in cond:
-                found[_agreement(name)] = float((seen == cond[name].to(seen)).double().mean())
+                found[_agreement(name)] = metrics.Estimate.mean(seen == cond[name].to(seen))
         if "first" in cond:
             begun = eight_bits(samples[:, :, : cond["first"].shape[2]])
             found["first_error"] = float((begun - cond["first"]).square().mean().sqrt())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distillkit import checks
-from distillkit.evaluation.samples import check, eight_bits
+from distillkit.evaluation.samples import OUTSIDE, check, eight_bits, out_of_range
 from distillkit.evaluation.without_data import WithoutData
 from distillkit.pipelines.data import PromptData
 from domains.video import media
@@ -91,12 +91,13 @@ class PromptEvaluator(WithoutData):
     - `distance` (the headline): see `WithoutData`.
     - `motion_gap` and `spectrum`: as in `evaluation.VideoEvaluator`, against the teacher's clips.
     - `motion` and `flicker`: of the clips themselves.
+    - `outside`, `outside_by`: share of values outside of the range of clips, and how far.
 
     Args:
         event_shape: of clips, (3, F, H, W).
     """
 
-    better = WithoutData.better | {"motion_gap": "lower", "spectrum": "lower"}
+    better = WithoutData.better | OUTSIDE | {"motion_gap": "lower", "spectrum": "lower"}
 
     def describe(self) -> dict[str, Any]:
         facts = {"domain": "video", "features": AVERAGES, "reference": "the teacher's samples"}
@@ -105,7 +106,7 @@ class PromptEvaluator(WithoutData):
     def __call__(self, samples: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
         """Metrics of clips [N, 3, F, H, W] in [-1, 1] by themselves."""
         look = self.look(samples)
-        return {"motion": float(look.change.mean()), "flicker": float(look.flicker.mean())}
+        return {"motion": float(look.change.mean()), "flicker": float(look.flicker.mean()), **out_of_range(samples)}
 
     def paired(self, samples: Tensor, reference: Tensor, cond: dict[str, Tensor]) -> dict[str, float]:
         """Distances from the teacher's clips, as sets."""

@@ -40,7 +40,7 @@ SPARED = {
     "structure": {"watertight"},
     "features": {"watertight"},
     "protein": {"left_helix"},
-    "digit tokens": {"outside"},
+    "digit tokens": {"outside", "outside_by"},
 }
 
 
@@ -88,6 +88,16 @@ def test_noise_is_worse_than_real_data(source, measured):
     directed = {name for name, better in m.evaluator.better.items() if better != "target"}
     wrong = [name for name in directed if not worse(m.evaluator, name, m.noise[name], m.real[name])]
     assert set(wrong) == SPARED.get(source, set()), {name: (m.noise[name], m.real[name]) for name in wrong}
+
+
+@pytest.mark.parametrize("source", ["digits", "video", "structure", "features"])
+def test_how_far_noise_lies_out_of_the_range_is_measured_before_it_is_cut(source, measured):
+    """Of 3 N(0, 1): the share P(|x| > 1.1), and half of E[|x| - 1 | |x| > 1.1]."""
+    m, law, edge = measured(source), torch.distributions.Normal(0.0, 1.0), torch.tensor(1.1 / 3)
+    share = 2 * (1 - law.cdf(edge))
+    by = (3 * 2 * law.log_prob(edge).exp() / share - 1) / 2
+    assert m.noise["outside"] == pytest.approx(float(share), rel=0.05)
+    assert m.noise["outside_by"] == pytest.approx(float(by), rel=0.05)
 
 
 def test_a_sampler_that_has_collapsed_finds_one_mode(measured):

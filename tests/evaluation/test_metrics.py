@@ -1,7 +1,10 @@
 """Every metric against a closed form or a set of points small enough to do by hand."""
 
 import itertools
+import json
 import math
+from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -230,7 +233,7 @@ def test_what_belongs_to_a_set_is_found_once(monkeypatch):
         metrics.frechet_distance(fake, real)
         metrics.kernel_distance(fake, real)
         metrics.prdc(real, fake, precision_recall=3, density_coverage=5)
-    assert [found.count(name) for name in ("_nearest", "_kernel_within", "eigh")] == [1 + 3, 1 + 3, 1]
+    assert [found.count(name) for name in ("_nearest", "_kernel_within", "eigh")] == [1 + 3, 1 + 3, 1 + 3]
 
 
 @pytest.mark.parametrize("half", [True, False])
@@ -408,3 +411,91 @@ def test_too_few_points_are_refused():
         metrics.prdc(metrics.Points(cloud(0, 3)), cloud(1), precision_recall=3, density_coverage=2)
     with pytest.raises(ValueError, match=r"got \[20, 3\] and \[20, 2\]"):
         metrics.energy_distance(metrics.Points(cloud(0)), cloud(1, 20, 2))
+
+
+# What noise may do to a metric
+
+ESTIMATES = {
+    "frechet": metrics.frechet_distance,
+    "energy": metrics.energy_distance,
+    "sliced": partial(metrics.sliced_wasserstein, num_projections=8),
+}
+
+
+def check_influence(name, shift=0.0, scale=0.7):
+    """To first order in 1 / N the jackknife's pseudo-values are the influences."""
+    measure, num = ESTIMATES[name], 200
+    x, y = scale * cloud(1, num) + shift, metrics.Points(cloud(2, 250))
+    whole = measure(x, y)
+    assert abs(float(whole.influence.mean())) < 1e-12 and whole.influence.shape == (num,)
+    left = [(num - 1) * (whole - measure(torch.cat([x[:i], x[i + 1 :]]), y)) for i in range(0, num, 10)]
+    left, influence = torch.tensor(left), whole.influence[::10]
+    left, influence = left - left.mean(), influence - influence.mean()
+    assert float((left - influence).norm() / left.norm()) < 0.15
+
+
+@pytest.mark.parametrize("name", ESTIMATES)
+@pytest.mark.parametrize("shift, scale", [(0.5, 1.0), (0.0, 0.7), (0.0, 1.0)])
+def test_the_influence_of_a_sample_is_what_leaving_it_out_changes(name, shift, scale):
+    check_influence(name, shift, scale)
+
+
+@pytest.mark.parametrize("name", ESTIMATES)
+def test_margins_are_as_wide_as_metrics_scatter(name):
+    """Of a metric, and of the difference of two models that began from the same noise."""
+    measure, y, found = ESTIMATES[name], metrics.Points(cloud(1, 400)), []
+    for seed in range(60):
+        noise = cloud(10 + seed, 100)
+        one, two = measure(0.8 * noise + 0.2, y), measure(0.85 * noise + 0.25, y)
+        found.append([one, metrics.margin(one), two - one, metrics.margin(two, one)])
+    value, margin, apart, between = torch.tensor(found).double().T
+    assert float(margin.mean() / (1.96 * value.std())) == pytest.approx(1, abs=0.25)
+    assert float(between.mean() / (1.96 * apart.std())) == pytest.approx(1, abs=0.25)
+    assert between.mean() < margin.mean() / 2  # what both have in common does not count
+
+
+NOISE = [
+    (metrics.frechet_distance, "the gap once", "2 * centred_ND", "1 * centred_ND", "frechet", 0.5),
+    (metrics.frechet_distance, "the gap turned", "a.mean_D - b.mean_D", "b.mean_D - a.mean_D", "frechet", 0.5),
+    (metrics.frechet_distance, "no map", "- (centred_ND @ map_DK).square().sum(1)", "", "frechet", 0.0),
+    (metrics.frechet_distance, "the inverse for the root", "values[kept] ** 0.25", "values[kept] ** 0.5", "frechet", 0.0),
+    (metrics.energy_distance, "once", "2 * (across_N", "1 * (across_N", "energy", 0.0),
+    (metrics.energy_distance, "of the reference alone", "across_N - a.mean_distances", "across_N", "energy", 0.0),
+    (metrics.sliced_wasserstein, "the way turned", "n * width", "-n * width", "sliced", 0.5),
+    (metrics.sliced_wasserstein, "half of the way", "way_NP[1:] + way_NP[:-1]", "way_NP[1:]", "sliced", 0.5),
+    (metrics.sliced_wasserstein, "of the square", "/ (2 * distance)", "/ 1", "sliced", 0.0),
+    (metrics.sliced_wasserstein, "the order of the line", "order_a, along_NP", "order_a.sort(0)[0], along_NP", "sliced", 0.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function, says, old, new, name, shift", NOISE, ids=[fault[1] for fault in NOISE])
+def test_the_jackknife_notices(function, says, old, new, name, shift):
+    prove(Mutation(says, function, old, new, partial(check_influence, name, shift)))
+
+
+def test_points_of_a_sample_are_one_sample():
+    """Places of an image are alike: as many independent points would scatter far less."""
+    x, y = cloud(1, 50) * 0.8, metrics.Points(cloud(2, 500))
+    alone = metrics.frechet_distance(x, y)
+    copied = metrics.frechet_distance(x.repeat_interleave(20, 0), y, each=20)
+    assert copied.influence.shape == (50,)
+    assert metrics.margin(copied) == pytest.approx(metrics.margin(alone), rel=0.1)
+    apart = metrics.margin(metrics.frechet_distance(x.repeat_interleave(20, 0), y))
+    assert apart < metrics.margin(alone) / 4
+
+
+def test_a_set_without_spread_has_a_margin_of_nothing():
+    same = metrics.frechet_distance(torch.ones(8, 3), cloud(2, 50))
+    assert same > 0 and metrics.margin(same) == 0
+
+
+def test_margins_of_means():
+    values = torch.tensor([0.0, 1.0, 1.0, 1.0])
+    share = metrics.Estimate.mean(values > 0)
+    assert share == 0.75 and metrics.margin(share) == pytest.approx(1.96 * 0.5 / 2)  # std with n - 1: 0.5
+    assert metrics.margin(share, metrics.Estimate.mean(values)) == 0
+    assert metrics.margin(share, metrics.Estimate.mean(1 - values)) == pytest.approx(1.96 / 2)
+    unknown = (0.75, metrics.Estimate(0.75), metrics.Estimate.mean(values[:3]))
+    assert [metrics.margin(share, other) for other in unknown] == [None] * 3
+    assert metrics.margin(0.75) is None and metrics.margin(metrics.Estimate.mean(values[:1])) is None
+    assert json.dumps({"share": share}) == '{"share": 0.75}' and float(deepcopy(share)) == 0.75

@@ -28,8 +28,11 @@ from distillkit.methods.ctmsr import CTMSR
 from distillkit.methods.dmd import DMD
 from distillkit.methods.sid import SiD
 from distillkit.networks.mlp import MLP
-from distillkit.report.quality import number, verdict
+from distillkit.networks.particles import Particles
+from distillkit.report.numbers import number
+from distillkit.report.verdict import verdict
 from distillkit.students.base import load_student
+from distillkit.students.makers import Copy, Fresh, FromFolder, Leap, Lora, Routed
 from distillkit.teachers.base import Teacher
 
 
@@ -284,10 +287,96 @@ def test_a_guided_run_is_evaluated_and_pictured_with_its_guidance(tmp_path):
     finish(own, Labelled(), tmp_path, num_samples=16)
     assert set(kappas) == {2.0} and len(kappas) > 3
     found = json.loads((tmp_path / "evaluation.json").read_text())
-    assert found["protocol"]["kappa"] == 2
+    assert found["protocol"]["kappa"] == 2 and [row.get("kappa") for row in found["rows"]] == [None, 2, 2, None]
+    assert "teacher's" in verdict(found) and "(guided, kappa 2" in verdict(found)
     guided, plain = (rows(evaluate(Labelled(), guidable, num_samples=16, kappa=kappa)) for kappa in (2.0, 1.0))
     best = "teacher at its best"
     assert rows(found)[best] == pytest.approx(guided[best]) and guided[best] != pytest.approx(plain[best], rel=1e-2)
+
+
+def measured_with_noise(data: Places) -> Places:
+    """The data, whose evaluator knows what each sample does to its headline."""
+    data.setup()
+    evaluator = data.evaluator()
+    measure = type(evaluator).__call__
+    evaluator_type = type("Noisy", (type(evaluator),), {})
+    evaluator_type.__call__ = lambda self, samples, cond: {
+        **measure(self, samples, cond),
+        "spread": metrics.Estimate.mean(samples.square().sum(1)),
+    }
+    evaluator.__class__ = evaluator_type
+    data.build_evaluator = lambda held_out: evaluator
+    return data
+
+
+def test_rows_say_what_noise_may_do_to_them():
+    """To the student's own headline, and to the difference of others from it, sample by sample."""
+    own, data = teacher(), measured_with_noise(Places())
+    student = SiD(own).product().eval()
+    found = evaluate(data, own, student, num_samples=20)
+    cond = {"place": Places().conditions(20)["place"]}
+    ours, best = student.sample(20, cond, 1234), own.generate(20, cond, 1234)
+    ours, best = (x.double().square().sum(1) for x in (ours, best))
+    student_row, best_row, same_row, real = found["rows"]
+    half = 1.96 / 20**0.5
+    assert student_row["margins"]["spread"] == pytest.approx(half * float(ours.std()))
+    assert best_row["margins"]["spread"] == pytest.approx(half * float(best.std()))
+    assert best_row["margins_to_student"]["spread"] == pytest.approx(half * float((best - ours).std()))
+    assert same_row["margins_to_student"]["spread"] == pytest.approx(0, abs=1e-5)  # the same model
+    assert "margins_to_student" not in student_row and not {"margins", "margins_to_student"} & real.keys()
+    assert "gap" not in best_row["margins"] and json.loads(json.dumps(found)) == found
+    assert all(type(value) is float for row in found["rows"] for value in row["metrics"].values())
+
+
+def test_a_copy_of_the_teacher_begins_as_the_teacher(tmp_path):
+    """Other makers leave a student that is measured as it was; it is made once more, the same."""
+    own, network = teacher(), MLP([2], width=16, depth=1)
+    torch.nn.init.normal_(network.out.weight)
+    for maker in (None, Copy(), Lora(), Routed(by="time", edges=[1.0])):
+        assert SiD(own, student_maker=maker).untrained() is None
+    fresh, place = SiD(own, student_maker=Fresh(network)), Places().conditions(20)
+    began = fresh.product().sample(20, place, 5)
+    with torch.no_grad():
+        for weight in fresh.best_student.parameters():
+            weight.add_(1.0)
+    assert not torch.allclose(fresh.sample(place, 20, 5), began)
+    assert torch.equal(fresh.untrained().eval().sample(20, place, 5), began)
+
+    SiD(own).export(tmp_path / "student", examples=place)
+    for maker in (FromFolder(tmp_path / "student"), Leap("place"), Routed(by="time", edges=[1.0], part=Fresh(network))):
+        assert not maker.copies
+
+
+def test_a_run_that_began_elsewhere_is_compared_with_its_beginning(tmp_path):
+    own, network = teacher(), MLP([2], width=16, depth=1)
+    (tmp_path / "warnings.json").write_text('[{"name": "lagging_fake_score", "step": 3, "said": "it lags: help it"}]')
+    finish(SiD(own, student_maker=Fresh(network)), Places(), tmp_path, num_samples=20, pictures=False)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    names = ["student", "teacher at its best", "teacher at 1 step", "untrained student", "real data"]
+    assert [row["name"] for row in found["rows"]] == names
+    student, before = (found["rows"][i] for i in (0, 3))
+    assert student["metrics"] == before["metrics"] and before["kind"] == "before"  # nothing was trained
+    assert student["network"] == before["network"] == "own"
+    card, page = ((tmp_path / name).read_text() for name in ("student/README.md", "report.html"))
+    for text in (card, page):
+        assert "no better than before training: nothing is learned yet." in text
+        assert "Warned: lagging fake score (step 3)." in text and "it lags" in text
+    assert "faster per sample" not in card
+
+
+@pytest.mark.parametrize(
+    "network, kind",
+    [
+        (lambda: MLP([2], width=8, depth=1), None),
+        (lambda: MLP([2], width=16, depth=1), "own"),
+        (lambda: Particles([2], num=3), "blind"),
+    ],
+)
+def test_rows_say_whose_network_a_student_has(network, kind):
+    own = teacher()
+    student = DMD(own, student_maker=Fresh(network())).product().eval()
+    rows = evaluate(Places(), own, student, num_samples=8)["rows"]
+    assert rows[0].get("network") == kind and not any("network" in row for row in rows[1:])
 
 
 def test_pictures_and_evaluation_can_be_left_out(tmp_path):

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from distillkit.data import TensorData
-from distillkit.evaluation.samples import batches, check, check_finite, eight_bits, outside, spread
+from distillkit.evaluation.samples import (
+    OUTSIDE,
+    batches,
+    beyond,
+    check,
+    check_finite,
+    eight_bits,
+    out_of_range,
+    spread,
+)
 
 
 def test_samples_of_another_shape_are_refused():
@@ -27,7 +36,16 @@ def test_eight_bits():
     assert eight_bits(torch.tensor([-3.0, -1.0, 1.0, 2.0])).tolist() == [-1, -1, 1, 1]
     levels = eight_bits(torch.linspace(-1, 1, 10_000))
     assert len(levels.unique()) == 256
-    assert outside(torch.tensor([-1.2, -1.05, 1.05, 1.2])) == 0.5
+
+
+def test_how_far_values_lie_out_of_range():
+    """In widths of the range, of which the first twentieth does not count."""
+    near = out_of_range(torch.tensor([[-1.2, -1.05], [1.05, 1.2]]))
+    assert near == {"outside": 0.5, "outside_by": pytest.approx(0.1)} and near.keys() == OUTSIDE.keys()
+    wreck = out_of_range(torch.tensor([4.0, -4.0, 0.5, 4.0]))
+    assert wreck == {"outside": 0.75, "outside_by": pytest.approx(1.5)}
+    assert out_of_range(torch.linspace(-1.09, 1.09, 9)) == {"outside": 0, "outside_by": 0}
+    assert beyond(torch.tensor([-3.0, 0.0, 2.0, 4.0]), 0.0, 10.0) == {"outside": 0.5, "outside_by": pytest.approx(0.3)}
 
 
 def test_what_is_looked_at_is_spread_evenly():

@@ -79,6 +79,7 @@ def test_what_leaves_the_range_is_cut_as_in_a_file_and_said(digits, evaluator, f
     near, far = evaluator(1.05 * x, cond), evaluator(4 * x, cond)
     assert near["outside"] == floor["outside"] == 0
     assert far["outside"] == float((4 * x.abs() > 1.1).double().mean()) > 0.5
+    assert far["outside_by"] > 1 > near["outside_by"]
     assert far["frechet"] == evaluator((4 * x).clamp(-1, 1), cond)["frechet"]
 
 
@@ -94,7 +95,8 @@ def test_it_is_deterministic_and_ignores_what_a_file_would_lose(digits, evaluato
     found = evaluator(x, cond)
     assert evaluator(x, cond) == found
     lost = evaluator(torch.where(x == 1, torch.tensor(7.0), eight_bits(x) + 1e-4), cond)
-    assert lost.pop("outside") > found.pop("outside") == 0 and lost == found
+    assert lost.pop("outside") > found.pop("outside") == found.pop("outside_by") == 0
+    assert lost.pop("outside_by") == pytest.approx(3) and lost == found  # (7 - 1) / 2
 
 
 def test_what_belongs_to_the_reference_is_found_once(digits, evaluator, floor, monkeypatch):
@@ -107,7 +109,7 @@ def test_what_belongs_to_the_reference_is_found_once(digits, evaluator, floor, m
     plain = evaluator.extractor.features
     monkeypatch.setattr(evaluator.extractor, "features", lambda x: (found.append(len(x)), plain(x))[1])
     evaluator(x, cond)
-    assert found == [40, "_nearest"]  # the classes are read from the same features
+    assert found == [40, "eigh", "_nearest"]  # of the samples; classes are read from the same features
     found.clear()
     evaluator.floor(40)
     assert found == ["_nearest"]

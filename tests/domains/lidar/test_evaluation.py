@@ -127,7 +127,8 @@ def check_range() -> None:
     near, far = torch.tensor([[1.0, 2, 0], [3, 0, 1]]), torch.tensor([[0.0, 9, 9]])
     scenes, truths = [torch.cat([near, far])], [torch.cat([near, far + 1, far + 2])]
     found = compare(scenes, truths, max_range=10.0)
-    assert found == pytest.approx({name: PERFECT.get(name, 0.0) for name in found} | {"outside": 1 / 3})
+    away = {"outside": 1 / 3, "outside_by": (162**0.5 - 10) / 20}
+    assert found == pytest.approx({name: PERFECT.get(name, 0.0) for name in found} | away)
     assert compare(scenes, truths)["outside"] == 0 < compare(scenes, truths)["chamfer"]
 
 
@@ -181,12 +182,13 @@ def test_scenes_are_known_by_their_scans():
 FAULTS = [
     ("the mean of ratios", compare, "counts += [", "counts = counts * (i == 0) + [", check_scenes),
     ("both halves the same", compare, "float(back.mean())", "float(there.mean())", check_scenes),
-    ("a half forgotten", compare, "(found[\"to_truth\"] + found[\"from_truth\"]) / 2", "found[\"to_truth\"]", check_scenes),
-    ("the sum of halves", compare, "(found[\"to_truth\"] + found[\"from_truth\"]) / 2", "found[\"to_truth\"] + found[\"from_truth\"]", check_scenes),
+    ("a half forgotten", compare, "(one[\"to_truth\"] + one[\"from_truth\"]) / 2", "one[\"to_truth\"]", check_scenes),
+    ("the sum of halves", compare, "(one[\"to_truth\"] + one[\"from_truth\"]) / 2", "one[\"to_truth\"] + one[\"from_truth\"]", check_scenes),
     ("true points astray", compare, "(there > STRAY)", "(back > STRAY)", check_scenes),
     ("a metre is astray", compare, "(there > STRAY)", "(there >= STRAY)", check_scenes),
     ("ours alone are cut", compare, "measures.within(points, max_range).to(device) for points in (scenes[i], truth)", "points for points in (measures.within(scenes[i], max_range), truth)", check_range),
-    ("what is left instead of what is cut", compare, "1 - len(ours)", "len(ours)", check_range),
+    ("what is left instead of what is cut", compare, "away - max_range", "max_range - away", check_range),
+    ("metres instead of widths", compare, "2 * max_range", "1.0", check_range),
     ("the switch is lost", compare, ", legacy_iou)", ")", check_legacy),
     ("the order of a part lost", LidarEvaluator._truths, "first + READ]", "first + READ][::-1]", check_truths),
 ]  # fmt: skip

@@ -1,0 +1,38 @@
+"""What was warned of in a run, from RUN/warnings.json: a list of `name`, `step` and `said`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from distillkit.report.numbers import listed
+
+WARNINGS = "warnings.json"
+LONGEST = 500  # characters of a text
+
+
+def read_warnings(run: Path) -> tuple[dict[str, Any], ...]:
+    """What was warned of in a run: `name`, `said`, `step`; empty without a readable file.
+
+    Entries that are damaged are left out, and control characters of texts.
+    """
+    try:
+        entries = json.loads((Path(run) / WARNINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ()
+    found = []
+    for entry in entries if isinstance(entries, list) else ():
+        name, said, step = (entry.get(key) if isinstance(entry, dict) else None for key in ("name", "said", "step"))
+        if isinstance(name, str) and _plain(name) and isinstance(step, int) and not isinstance(step, bool):
+            said = _plain(said) if isinstance(said, str) else ""
+            found.append({"name": _plain(name).replace("_", " "), "said": said, "step": step})
+    return tuple(found)
+
+
+def _plain(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text[:LONGEST]).strip()
+
+
+def warned_of(warned: tuple[dict[str, Any], ...]) -> str:
+    """A sentence on the warnings of a run."""
+    named = [f"{warning['name']} (step {warning['step']:,})" for warning in warned]
+    return f"Warned: {listed(named)}." if named else ""
