@@ -56,7 +56,9 @@ class Measured(Callback):
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         data = [part for part in vars(trainer.datamodule).values() if isinstance(part, TensorData)]
-        known = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in gc.get_objects() if isinstance(x, Tensor)}
+        known = {
+            x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in gc.get_objects() if isinstance(x, Tensor)
+        }
         for tensors in data:
             for x in tensors.tensors.values():
                 known.pop(x.untyped_storage()._cdata, None)
@@ -91,7 +93,9 @@ class Fit(CLI):
         many = self.config.fit.trainer
         settings = {name: many[name] for name in ("precision", "accumulate_grad_batches", "gradient_clip_val")}
         cycle = sum(role.updates for role in self.model.settings.values())
-        quieted = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        quieted = dict.fromkeys(
+            ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+        )
         return Trainer(
             accelerator="cpu",
             devices=1,
@@ -106,7 +110,7 @@ class Fit(CLI):
 
 
 def main(argv: list[str] | None = None) -> list[tuple[str, int, int, int]]:
-    """Prints and returns a row for each run: its words, the planned bytes, the two measured ones."""
+    """Prints and returns for each run its words, the planned bytes and the two measured ones."""
     parser = argparse.ArgumentParser(description="The memory that plan says, against that of real steps.")
     parser.add_argument("--runs", type=int, nargs="+", default=[*range(len(RUNS))], help="their numbers (default all)")
     args = parser.parse_args(argv)

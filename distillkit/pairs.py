@@ -141,7 +141,7 @@ class Pairs:
         return taken
 
     def passes(self, num: int | None = None) -> int:
-        """Passes of one sample through the teacher that the making of `num` pairs, or all, takes."""
+        """Passes of one sample through the teacher that making `num` pairs, or all, takes."""
         times = None if self.steps is None else self.teacher.grid(self.steps)
         return (self.num if num is None else num) * self.teacher.calls_per_sample(self.solver, times, self.kappa)
 
@@ -156,7 +156,9 @@ class Pairs:
             The bytes of one pair.
         """
         self.num, teacher = min(num, self.num), self.teacher
-        cond = {name: value.cpu() for name, value in teacher.condition(data[torch.arange(self.num) % len(data)]).items()}
+        cond = {
+            name: value.cpu() for name, value in teacher.condition(data[torch.arange(self.num) % len(data)]).items()
+        }
         zeros = torch.zeros(teacher.shape(self.num, cond), dtype=torch.float32 if self.noisy else torch.long)
         found = {"sample": zeros} | ({"noise": zeros} if self.noisy else {})
         found |= {COND + name: value for name, value in cond.items()}

@@ -24,13 +24,17 @@ from types import SimpleNamespace
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillkit import devices
 from distillkit.data import DistillData
 from distillkit.methods.base import Distiller
 
 COST = {"forward": 1, "input gradient": 2, "forward mode": 2, "train": 3}  # of a pass, in forward passes
+FAKE = FakeTensorMode(allow_non_fake_inputs=True)
+LARGE = 2**20  # bytes from which on a tensor's copies have no content
 FEW = (2, 4)  # samples in the batches of steps that are made for real
 CALLS = ("forward", "features")  # of networks
 Passes = Counter[tuple[str, str]]  # samples that go through a network, by its name and the kind of the pass
@@ -241,13 +245,20 @@ class Rehearsal:
 
 
 def plan(rehearsal: Rehearsal) -> Plan:
-    """What a run takes on one device."""
+    """What a run takes on one device.
+
+    Raises:
+        Exception: of any kind, if a step fails; or if it looks at the content of what a network
+            gives, and the method was built with `Copies`.
+    """
     method, size = rehearsal.method, rehearsal.data.batch_size
     parts, real = parts_of(method), False
     try:
         with fake(method):
             turns, moments = rehearsed(rehearsal, size)
     except Exception:  # of any kind: what is wrong with the step itself is raised again below
+        if any(isinstance(tensor, FakeTensor) for tensor in held(method)):
+            raise
         turns, moments = extended(rehearsal, size)
         real = True
     parts = [replace(part, moments=moments.get(part.name, 0)) for part in parts]
@@ -264,7 +275,9 @@ def rehearsed(rehearsal: Rehearsal, size: int) -> tuple[list[Turn], dict[str, in
     method, total = rehearsal.method, rehearsal.total
     rehearsal.begin(size)
     with counted(method) as passes, devices.Peak(held(method)) as peak:
-        with_numbers = [_cycle(rehearsal, peak, passes, share) for share in (0, 0, 1)][1:]  # the first makes the moments
+        with_numbers = [_cycle(rehearsal, peak, passes, share) for share in (0, 0, 1)][
+            1:
+        ]  # the first makes the moments
     turns = []
     for role in rehearsal.turns():
         (low, few), (high, many) = (cycle[role] for cycle in with_numbers)
@@ -275,7 +288,11 @@ def rehearsed(rehearsal: Rehearsal, size: int) -> tuple[list[Turn], dict[str, in
 
 
 def _cycle(rehearsal: Rehearsal, peak: devices.Peak, passes: Passes, share: int) -> dict[str, tuple[int, Passes]]:
-    """By role the bytes and the passes of a step; `share` is 0 for small numbers, 1 for large ones."""
+    """By role the bytes and the passes of a step.
+
+    Args:
+        share: 0 for the smallest of random whole numbers, 1 for the largest.
+    """
     method, made = rehearsal.method, {}
     micro = rehearsal.trainer.accumulate_grad_batches
     method.randint = lambda high, purpose: share * (high - 1)
@@ -306,7 +323,9 @@ def extended(rehearsal: Rehearsal, size: int) -> tuple[list[Turn], dict[str, int
 
     turns = []
     for one, other in zip(small, large, strict=True):
-        passes = Counter({key: line(one.passes[key], other.passes[key]) for key in one.passes.keys() | other.passes.keys()})
+        passes = Counter(
+            {key: line(one.passes[key], other.passes[key]) for key in one.passes.keys() | other.passes.keys()}
+        )
         activations = max(round(line(one.activations, other.activations)), other.activations)
         turns.append(replace(other, activations=activations, passes=passes))
     return turns, state
@@ -336,7 +355,7 @@ def seconds(rehearsal: Rehearsal, device: torch.device | str, times: int = 3) ->
 
 
 def modules(root: nn.Module) -> Iterator[nn.Module]:
-    """All modules under `root`, those too that are not registered, as the network under adapters."""
+    """All modules under `root`, registered or not, such as the network under adapters."""
     seen, waiting = set(), [root]
     while waiting:
         module = waiting.pop()
@@ -410,7 +429,17 @@ def moments(optimizer: torch.optim.Optimizer, group: int | None = None) -> int:
     return sum(x.nbytes for state in states for x in state.values() if isinstance(x, Tensor))
 
 
-# Steps without content
+# Weights without content
+
+
+class Copies(TorchDispatchMode):
+    """A mode in which copies of large tensors have no content and take no memory."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.clone.default and args[0].nbytes >= LARGE:
+            with FAKE:
+                return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -419,9 +448,7 @@ def fake(method: Distiller) -> Iterator[None]:
 
     Whatever is computed with them has none either; the rest is computed.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    mode, made = FakeTensorMode(allow_non_fake_inputs=True), {}
+    made: dict[int, Tensor] = {}
     states = {name: copy.copy(value) for name, value in vars(method).items() if isinstance(value, list | dict)}
     stores = [store for module in modules(method) for store in (module._parameters, module._buffers)]
     real = [dict(store) for store in stores]
@@ -430,7 +457,7 @@ def fake(method: Distiller) -> Iterator[None]:
             for name, tensor in store.items():
                 if tensor is not None:
                     if id(tensor) not in made:
-                        made[id(tensor)] = mode.from_tensor(tensor)
+                        made[id(tensor)] = tensor if isinstance(tensor, FakeTensor) else FAKE.from_tensor(tensor)
                     store[name] = made[id(tensor)]
         yield
     finally:

@@ -60,6 +60,7 @@ ROOMS = {
         "discrete",
     },
     "watch": {"diffusion"},
+    "planning": {"methods"},
     "callbacks": {"report", "evaluation", "students", "watch"},
     "cli": {
         "callbacks",
@@ -72,6 +73,7 @@ ROOMS = {
         "pipelines",
         "networks",
         "rollouts",
+        "planning",
     },
     "__main__": {"cli"},
 }

@@ -27,7 +27,7 @@ SHARES = (2, 4, 8, 16, 32, 64)  # devices among which a run is shared that does 
 
 
 def plan(argv: Sequence[str]) -> int:
-    """`plan domain=image method=dmd --devices 8 --memory 24`: words and flags of fit, and its own."""
+    """`plan domain=image method=dmd --devices 8 --memory 24`: as fit, with flags of its own."""
     options, rest = _parser().parse_known_args(list(argv))
     call = front.split(rest)
     if call.sweep or call.chain or call.show:
@@ -36,7 +36,7 @@ def plan(argv: Sequence[str]) -> int:
     set_threads()
     quiet()
     limit = room() if options.memory is None else options.memory * GIB
-    look = looked(call, options.devices)
+    look = looked(call, options.devices, real=options.measure)
     print(table(look.plan), end="")
     print(totals(look.plan, look.devices), end="")
     if limit is not None:
@@ -59,7 +59,10 @@ def _parser() -> Arguments:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--devices", type=number(int, 1, 2**16), metavar="N", help="that train together (default: trainer.devices, else 1)"
+        "--devices",
+        type=number(int, 1, 2**16),
+        metavar="N",
+        help="that train together (default: trainer.devices, else 1)",
     )
     parser.add_argument(
         "--memory",
@@ -84,6 +87,7 @@ class Look(CLI):
     Args:
         flags: LightningCLI's command line, `--config` included.
         devices: that train together; None means those of the configuration.
+        real: whether copies of the teacher's weights have content.
 
     Attributes:
         devices: that train together.
@@ -91,8 +95,8 @@ class Look(CLI):
         plan: what the run takes on one device.
     """
 
-    def __init__(self, flags: Sequence[str], devices: int | None = None):
-        self.devices = devices
+    def __init__(self, flags: Sequence[str], devices: int | None = None, real: bool = False):
+        self.devices, self.real = devices, real
         super().__init__("fit", flags, None, "plan")
 
     def keep(self, checkpoint: str | None, again: bool) -> None:
@@ -104,6 +108,10 @@ class Look(CLI):
         for name, value in ALONE.items():
             trainer[name] = value
 
+    def instantiate_classes(self) -> None:
+        with contextlib.nullcontext() if self.real else planning.Copies():
+            super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         return LightningCLI.instantiate_trainer(self, **kwargs)
 
@@ -113,10 +121,22 @@ class Look(CLI):
             self.plan = planning.plan(self.rehearsal)
 
 
-def looked(call: front.Call, devices: int | None) -> Look:
-    """The look at a command line of fit."""
+def looked(call: front.Call, devices: int | None, real: bool = False) -> Look:
+    """The look at a command line of fit, with real copies at once or if they are needed."""
     found: list[Look] = []
-    front.train("fit", call, lambda verb, flags, **_: found.append(Look(flags, devices)) or 0)
+
+    def look(verb: str, flags: Sequence[str], **_: object) -> int:
+        try:
+            found.append(Look(flags, devices, real))
+        except UsageError:
+            raise
+        except Exception:  # of any kind: what is wrong with the run itself is raised again
+            if real:
+                raise
+            found.append(Look(flags, devices, real=True))
+        return 0
+
+    front.train("fit", call, look)
     return found[0]
 
 
@@ -125,7 +145,9 @@ def looked(call: front.Call, devices: int | None) -> Look:
 
 def size(number: float) -> str:
     """Bytes in GiB, MiB or KiB; a dash for none."""
-    unit, name = next(((2**bits, name) for bits, name in ((30, "GiB"), (20, "MiB")) if number >= 2**bits), (2**10, "KiB"))
+    unit, name = next(
+        ((2**bits, name) for bits, name in ((30, "GiB"), (20, "MiB")) if number >= 2**bits), (2**10, "KiB")
+    )
     return f"{number / unit:,.2f} {name}" if number else "-"
 
 
@@ -203,13 +225,19 @@ def refusal(look: Look, limit: float, call: front.Call, asked: int | None) -> st
     """The sentence on a run that does not fit, with what would help and by how much."""
     mends = []
     for change in changes(look):
-        with contextlib.suppress(UsageError), contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+        with (
+            contextlib.suppress(UsageError),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             other = looked(changed(call, change), asked)
             if needed(other) < needed(look):
                 mends.append(f"{' '.join(written(call, change))} takes {size(needed(other))}")
     shares = [num for num in SHARES if look.plan.sharded(num) <= limit]
     if shares:
-        mends.append(f"{shares[0]} devices that share the weights (FSDP2) would take {size(look.plan.sharded(shares[0]))} each")
+        mends.append(
+            f"{shares[0]} devices that share the weights (FSDP2) would take {size(look.plan.sharded(shares[0]))} each"
+        )
     helps = f": {'; '.join(mends)}" if mends else ": take a smaller network"
     return f"this run takes {size(needed(look))} on a device, which has {size(limit)}{helps}"
 
