@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -109,7 +110,8 @@ class Look(CLI):
             trainer[name] = value
 
     def instantiate_classes(self) -> None:
-        with contextlib.nullcontext() if self.real else planning.Copies():
+        with contextlib.nullcontext() if self.real else planning.Copies(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by copies of copies
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
