@@ -336,7 +336,7 @@ MUTATIONS = [
     Mutation("no moments", Plan.held.fget, "part.weights + part.moments", "part.weights", test_the_sums),
     Mutation("the wrong step", Plan.largest.fget, "turn.activations + self", "self", test_the_sums),
     Mutation("no gradients", Plan.peak.fget, " + self.gradients[self.largest.role]", "", test_the_sums),
-    Mutation("no block", Plan.sharded, " + max((part.block for part in self.parts))", "", test_the_sums),
+    Mutation("no block", Plan.sharded, " + max(part.block for part in self.parts)", "", test_the_sums),
     Mutation("every pass alike", Turn.cost.fget, "COST[kind] * number", "number", test_the_passes_are_those_of_the_papers_loss),
     Mutation("no mean", planning.rehearsed, "/ 2", "/ 1", SEVERAL),
     Mutation("a step too early", planning._cycle, "high - 1", "high - 2", SEVERAL),
