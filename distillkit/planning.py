@@ -50,7 +50,7 @@ class Part:
         weights: size of parameters and buffers. Those that two parts share count in the first one.
         gradients: size of the gradients in the role's step.
         moments: size of the optimiser's state.
-        block: size of the largest block: an entry of a list of modules, or all that is in none.
+        gathered: size of what FSDP2 holds whole at once, see the function.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Part:
     weights: int = 0
     gradients: int = 0
     moments: int = 0
-    block: int = 0
+    gathered: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,12 @@ class Plan:
     def sharded(self, devices: int) -> int:
         """Bytes on each of some devices that share all weights, gradients and moments (FSDP2).
 
-        The largest block is gathered whole, and activations are not shared.
+        One block is gathered at a time, and activations are not shared.
         """
         if devices == 1:
             return self.peak
         shared = self.held + self.gradients[self.largest.role]
-        return -(-shared // devices) + max(part.block for part in self.parts) + self.largest.activations
+        return -(-shared // devices) + max(part.gathered for part in self.parts) + self.largest.activations
 
     @property
     def passes(self) -> float:
@@ -394,7 +394,309 @@ def parts_of(method: Distiller) -> list[Part]:
                     frozen=sum(each.numel() for each in frozen),
                     weights=sum(each.untyped_storage().nbytes() for each in own),
                     gradients=gradients(method, name) if name in method.roles else 0,
-                    block=max((block(root) for root in roots), default=0),
+                    gathered=max((gathered(root) for root in roots), default=0),
+                )
+            )
+    return parts
+
+
+def gathered(root: nn.Module) -> int:
+    """Bytes of the largest entry of a list of modules under `root`, and of what is in no list.
+
+    So `distillkit.sharding` divides a network into blocks; a list in an entry has its own.
+    """
+    entries = {each for part in root.modules() if isinstance(part, nn.ModuleList) for each in part}
+
+    def own(module: nn.Module) -> int:
+        direct = sum(each.nbytes for each in module.parameters(recurse=False))
+        return direct + sum(own(child) for child in module.children() if child not in entries)
+
+    return own(root) + max(map(own, entries), default=0)
+
+
+def gradients(self) -> dict[str, int]:
+        """Bytes of the gradients by role."""
+        return {part.name: part.gradients for part in self.parts}
+
+    @property
+    def largest(self) -> Turn:
+        """The step that takes most."""
+        return max(self.turns, key=lambda turn: turn.activations + self.gradients[turn.role])
+
+    @property
+    def peak(self) -> int:
+        """Bytes of one process, without what stays in the memory of the CPU."""
+        return self.held + self.largest.activations + self.gradients[self.largest.role]
+
+    @property
+    def bucket(self) -> int:
+        """Bytes that DDP adds to each device: a copy of the gradients of all roles."""
+        return sum(self.gradients.values())
+
+    def sharded(self, devices: int) -> int:
+        """Bytes on each of some devices that share all weights, gradients and moments (FSDP2).
+
+        One block is gathered at a time, and activations are not shared.
+        """
+        if devices == 1:
+            return self.peak
+        shared = self.held + self.gradients[self.largest.role]
+        return -(-shared // devices) + max(part.gathered for part in self.parts) + self.largest.activations
+
+    @property
+    def passes(self) -> float:
+        """Passes of the run on one device in forward passes of one sample, with the pairs'."""
+        return self.first + sum(turn.steps * turn.cost for turn in self.turns)
+
+
+class Rehearsal:
+    """Steps of a method outside of a Trainer.
+
+    Args:
+        method: the method; its weights move unless they are fake.
+        data: its data.
+        trainer: the Trainer that a run would have, on the CPU.
+        devices: number of devices that train together.
+
+    Raises:
+        ValueError: the run would be refused before its first step.
+    """
+
+    def __init__(self, method: Distiller, data: DistillData, trainer: Trainer, devices: int = 1):
+        self.trainer, self.pairs, self.first = trainer, 0, 0
+        self.total = math.inf if trainer.max_steps == -1 else trainer.max_steps
+        self.place = SimpleNamespace(
+            datamodule=data,
+            lightning_module=method,
+            world_size=devices,
+            global_step=0,
+            global_rank=0,
+            is_global_zero=True,
+            accumulate_grad_batches=trainer.accumulate_grad_batches,
+            max_steps=trainer.max_steps,
+            log_every_n_steps=sys.maxsize,  # no row is due
+            precision=trainer.precision,
+            state=SimpleNamespace(fn="fit"),
+            strategy=None,
+        )
+        method._trainer = data.trainer = self.place
+        data.prepare_data()
+        data.setup("fit")
+        self.data, self.dataset = data, data.train
+        batches = len(data.train_dataloader())
+        if (trainer.max_epochs or -1) > 0:
+            self.total = min(self.total, max(batches // trainer.accumulate_grad_batches, 1) * trainer.max_epochs)
+        self.place.estimated_stepping_batches = self.total
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            method.setup("fit")
+        self.method = trainer.precision_plugin.convert_module(method)
+        if hasattr(method, "pairs"):
+            method.pairs.make = lambda data, seed, strategy=None: self._pretend(data)
+        method.on_fit_start()
+
+    def _pretend(self, data: object) -> None:
+        pairs = self.method.pairs
+        self.first, num = pairs.passes(), pairs.num
+        size = pairs.pretend(data, self.data.batch_size)
+        self.pairs = 0 if pairs.folder else num * size
+
+    def batch(self, num: int) -> dict[str, Tensor]:
+        """The first `num` training samples, or the longest ones of sets of different sizes."""
+        rows = torch.arange(num) % len(self.dataset)
+        if (lengths := getattr(self.dataset, "lengths", None)) is not None:
+            rows = lengths.argsort(descending=True, stable=True)[rows]
+        return self.dataset[rows]
+
+    def begin(self, num: int, device: torch.device | str = "cpu") -> None:
+        """Begins anew with batches of `num` samples."""
+        given = {name: value.to(device) for name, value in self.batch(num).items()}
+        self.given = self.trainer.precision_plugin.convert_input(given)
+        self.optimizer = self.method.configure_optimizers()["optimizer"]
+        self.method.focus(None)
+
+    def step(self, number: int) -> None:
+        """Makes optimiser step `number`, with two micro-batches if it has several."""
+        method, many = self.method, self.trainer.accumulate_grad_batches
+        self.place.global_step = number
+
+        def closure() -> Tensor:  # in Lightning's order: the last step's gradients go after the forward pass
+            for micro in range(min(many, 2)):
+                with self.trainer.precision_plugin.forward_context():
+                    loss = method.training_step(self.given, micro) / many
+                if micro == 0:
+                    self.optimizer.zero_grad()
+                loss.backward()
+            method.configure_gradient_clipping(self.optimizer, self.trainer.gradient_clip_val)
+            return loss.detach()
+
+        method.optimizer_step(0, number, self.optimizer, closure)
+
+    def turns(self) -> dict[str, list[int]]:
+        """The roles of the run's last whole cycle, each with its first steps in it: one or two."""
+        turns = self.method.turns
+        number = max(i for i, edge in enumerate(turns.edges) if edge < self.total)
+        begin, updates = turns.edges[number], turns.active[number]
+        cycle, found = sum(updates.values()), {}
+        if self.total < math.inf:
+            begin += max((int(self.total) - begin) // cycle - 1, 0) * cycle
+        for role, many in updates.items():
+            found[role] = [begin, begin + 1][:many]
+            begin += many
+        return found
+
+
+def plan(rehearsal: Rehearsal) -> Plan:
+    """What a run takes on one device.
+
+    Raises:
+        Exception: of any kind, if a step fails; or if it looks at the content of what a network
+            gives, and the method was built with `Copies`.
+    """
+    method, size = rehearsal.method, rehearsal.data.batch_size
+    parts, real = parts_of(method), False
+    try:
+        with fake(method):
+            turns, moments = rehearsed(rehearsal, size)
+    except Exception:  # of any kind: what is wrong with the step itself is raised again below
+        if any(isinstance(tensor, FakeTensor) for tensor in held(method)):
+            raise
+        turns, moments = extended(rehearsal, size)
+        real = True
+    parts = [replace(part, moments=moments.get(part.name, 0)) for part in parts]
+    samples = size * rehearsal.trainer.accumulate_grad_batches
+    return Plan(tuple(parts), tuple(turns), samples, rehearsal.pairs, rehearsal.first, real)
+
+
+def rehearsed(rehearsal: Rehearsal, size: int) -> tuple[list[Turn], dict[str, int]]:
+    """The turns with batches of `size` samples, and the bytes of each role's moments.
+
+    A random whole number, such as which step of the student is trained, is the smallest in one
+    cycle and the largest in another.
+    """
+    method, total = rehearsal.method, rehearsal.total
+    rehearsal.begin(size)
+    with counted(method) as passes, devices.Peak(held(method)) as peak:
+        with_numbers = [_cycle(rehearsal, peak, passes, share) for share in (0, 0, 1)][
+            1:
+        ]  # the first makes the moments
+    turns = []
+    for role in rehearsal.turns():
+        (low, few), (high, many) = (cycle[role] for cycle in with_numbers)
+        mean = Counter({key: (few[key] + many[key]) / 2 for key in few.keys() | many.keys()})
+        steps = total if total == math.inf else method.updates_before(role, int(total))
+        turns.append(Turn(role, method.settings[role].updates, steps, max(low, high, 0), mean))
+    return turns, {role: moments(rehearsal.optimizer, i) for i, role in enumerate(method.roles)}
+
+
+def _cycle(rehearsal: Rehearsal, peak: devices.Peak, passes: Passes, share: int) -> dict[str, tuple[int, Passes]]:
+    """By role the bytes and the passes of a step.
+
+    Args:
+        share: 0 for the smallest of random whole numbers, 1 for the largest.
+    """
+    method, made = rehearsal.method, {}
+    micro = rehearsal.trainer.accumulate_grad_batches
+    method.randint = lambda high, purpose: share * (high - 1)
+    for role, steps in rehearsal.turns().items():
+        most, mean = 0, Counter()
+        weights = [1, method.settings[role].updates - 1]  # steps after the second are like it
+        for step, weight in zip(steps, weights, strict=False):
+            passes.clear()
+            peak.restart()
+            rehearsal.step(step)
+            most = max(most, peak.bytes)
+            for key, number in passes.items():
+                mean[key] += number * weight / sum(weights) * micro / min(micro, 2)
+        kept = moments(rehearsal.optimizer) + gradients(method, role)
+        made[role] = most - kept, mean
+    del method.randint
+    return made
+
+
+def extended(rehearsal: Rehearsal, size: int) -> tuple[list[Turn], dict[str, int]]:
+    """As `rehearsed`, in a straight line from steps with few samples."""
+    if size <= FEW[-1]:
+        return rehearsed(rehearsal, size)
+    (small, _), (large, state) = (rehearsed(rehearsal, few) for few in FEW)
+
+    def line(one: float, other: float) -> float:
+        return one + (other - one) * (size - FEW[0]) / (FEW[1] - FEW[0])
+
+    turns = []
+    for one, other in zip(small, large, strict=True):
+        passes = Counter(
+            {key: line(one.passes[key], other.passes[key]) for key in one.passes.keys() | other.passes.keys()}
+        )
+        activations = max(round(line(one.activations, other.activations)), other.activations)
+        turns.append(replace(other, activations=activations, passes=passes))
+    return turns, state
+
+
+def seconds(rehearsal: Rehearsal, device: torch.device | str, times: int = 3) -> dict[str, float]:
+    """Seconds of a step by role, the median of some real ones; the method's weights move."""
+    rehearsal.method.to(device)
+    if hasattr(plugin := rehearsal.trainer.precision_plugin, "device"):
+        plugin.device = torch.device(device).type
+    rehearsal.begin(rehearsal.data.batch_size, device)
+    found = {}
+    for role, steps in rehearsal.turns().items():
+        rehearsal.step(steps[0])
+        spent = []
+        for _ in range(times):
+            devices.wait_for(torch.device(device))
+            begun = time.perf_counter()
+            rehearsal.step(steps[-1])
+            devices.wait_for(torch.device(device))
+            spent.append(time.perf_counter() - begun)
+        found[role] = median(spent)
+    return found
+
+
+# What a run holds
+
+
+def modules(root: nn.Module) -> Iterator[nn.Module]:
+    """All modules under `root`, registered or not, such as the network under adapters."""
+    seen, waiting = set(), [root]
+    while waiting:
+        module = waiting.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            waiting += [*module.children(), *(each for each in vars(module).values() if isinstance(each, nn.Module))]
+            yield module
+
+
+def held(root: nn.Module) -> list[Tensor]:
+    """The parameters and buffers of all modules under `root`."""
+    own = (chain(module._parameters.values(), module._buffers.values()) for module in modules(root))
+    return [tensor for tensor in chain.from_iterable(own) if tensor is not None]
+
+
+def parts_of(method: Distiller) -> list[Part]:
+    """What a method holds, without moments; tensors that parts share count in the first one."""
+    homes = {"teacher": ["teacher"], **{role: [*names] for role, names in method.roles.items()}}
+    homes |= {"ema": ["ema"], "target": ["target"], "other": []}
+    counted, parts = set(), []
+    for name, attributes in homes.items():
+        roots = [method] if name == "other" else [getattr(method, each, None) for each in attributes]
+        roots = [root for root in roots if isinstance(root, nn.Module)]
+        own = []
+        for tensor in chain.from_iterable(map(held, roots)):
+            if (place := tensor.untyped_storage()._cdata) not in counted:
+                counted.add(place)
+                own.append(tensor)
+        trained = {id(each) for each in (method.role_parameters(name) if name in method.roles else ())}
+        frozen = [each for each in own if isinstance(each, nn.Parameter) and id(each) not in trained]
+        if own:
+            parts.append(
+                Part(
+                    name,
+                    trained=sum(each.numel() for each in own if id(each) in trained),
+                    frozen=sum(each.numel() for each in frozen),
+                    weights=sum(each.untyped_storage().nbytes() for each in own),
+                    gradients=gradients(method, name) if name in method.roles else 0,
+                    gathered=max((gathered(root) for root in roots), default=0),
                 )
             )
     return parts

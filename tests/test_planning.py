@@ -3,6 +3,7 @@
 # ruff: noqa: E501 (a fault is a row of a table)
 
 import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -85,14 +86,15 @@ def test_half_precision_halves_all_but_the_average():
     assert half["ema"] == whole["ema"]
 
 
-def test_the_largest_block_is_an_entry_of_a_list_or_what_is_in_none():
+def test_a_block_is_gathered_and_what_is_in_none():
     inner = nn.ModuleList([nn.Linear(9, 9, bias=False) for _ in range(3)])
     root = nn.Module()
     root.first, root.blocks = nn.Linear(10, 10, bias=False), nn.ModuleList([nn.Module(), nn.Linear(7, 7, bias=False)])
     root.blocks[0].inner = inner
-    assert planning.block(root) == 4 * 3 * 81  # a list within an entry does not divide it
-    root.first = nn.Linear(100, 10, bias=False)
-    assert planning.block(root) == 4 * 1000
+    assert planning.gathered(root) == 4 * (100 + 81)  # a list within an entry divides it
+    root.blocks[1] = nn.Linear(20, 7, bias=False)
+    assert planning.gathered(root) == 4 * (100 + 140)
+    assert planning.gathered(root.first) == 4 * 100
 
 
 # ---- passes
@@ -226,7 +228,7 @@ def test_seconds_are_of_real_steps():
 def arithmetic():
     """A plan by hand: a teacher of 1000 bytes, roles of 100 and of 40."""
     parts = (
-        Part("teacher", weights=1000, block=300),
+        Part("teacher", weights=1000, gathered=300),
         Part("a", 25, 0, 100, 100, 200, 60),
         Part("b", 10, 0, 40, 40, 80, 9),
     )
@@ -284,6 +286,14 @@ def test_the_verb_says_what_a_fit_takes_and_writes_nothing(here, capsys):
     assert not [*Path().iterdir()]
 
 
+def test_devices_that_share_the_weights_need_less(here, capsys):
+    out = said(capsys, "trainer=shard", "--devices", "4", "--memory", "1").out
+    shared = re.search(r"with trainer=shard (\S+ \S+)\.", out)[1]
+    assert f"It fits: {shared} of 1.00 GiB" in out
+    err = said(capsys, "trainer=gpus", "--memory", "0.0035", code=2).err
+    assert re.search(r"trainer=shard trainer.devices=(2|4|8) takes \S+ \S+$", err.strip())
+
+
 def test_a_run_that_does_not_fit_is_refused_with_words_that_help(here, capsys):
     err = said(capsys, "--memory", "0.001", code=2).err
     assert err.count("\n") == 1 and "on a device, which has 1.02 MiB" in err
@@ -336,7 +346,7 @@ MUTATIONS = [
     Mutation("no moments", Plan.held.fget, "part.weights + part.moments", "part.weights", test_the_sums),
     Mutation("the wrong step", Plan.largest.fget, "turn.activations + self", "self", test_the_sums),
     Mutation("no gradients", Plan.peak.fget, " + self.gradients[self.largest.role]", "", test_the_sums),
-    Mutation("no block", Plan.sharded, " + max(part.block for part in self.parts)", "", test_the_sums),
+    Mutation("no block", Plan.sharded, " + max(part.gathered for part in self.parts)", "", test_the_sums),
     Mutation("every pass alike", Turn.cost.fget, "COST[kind] * number", "number", test_the_passes_are_those_of_the_papers_loss),
     Mutation("no mean", planning.rehearsed, "/ 2", "/ 1", SEVERAL),
     Mutation("a step too early", planning._cycle, "high - 1", "high - 2", SEVERAL),
@@ -347,7 +357,7 @@ MUTATIONS = [
     Mutation("numbers for bytes", planning.moments, "x.nbytes", "x.numel()", HELD),
     Mutation("one step less", planning.rehearsed, "int(total)", "int(total) - 1", test_the_steps_of_the_run_are_the_turns),
     Mutation("a role that never joins", Rehearsal.turns, "edge < self.total", "edge <= self.total", test_the_steps_of_the_run_are_the_turns),
-    Mutation("a list in a list", planning.block, "isinstance(module, nn.ModuleList)", "False", test_the_largest_block_is_an_entry_of_a_list_or_what_is_in_none),
+    Mutation("a list in a list", planning.gathered, " if child not in entries", "", test_a_block_is_gathered_and_what_is_in_none),
     Mutation("few pairs", Rehearsal._pretend, "num * size", "pairs.num * size", partial(patched, test_pairs_are_counted_and_not_made)),
     Mutation("straight but late", planning.extended, "size - FEW[0]", "size - FEW[1]", partial(patched, test_a_step_without_content_is_a_real_one)),
     Mutation("no restoring", planning.fake, "store.update(own)", "pass", test_nothing_moves),

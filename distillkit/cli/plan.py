@@ -24,6 +24,7 @@ from distillkit.progress import duration, progress
 
 GIB = 2**30
 ALONE = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False, "callbacks": None}
+SHARED = "distillkit.sharding.Shard"
 SHARES = (2, 4, 8, 16, 32, 64)  # devices among which a run is shared that does not fit
 
 
@@ -92,6 +93,7 @@ class Look(CLI):
 
     Attributes:
         devices: that train together.
+        shares: whether they share the weights, as with trainer=shard.
         rehearsal: the method's steps.
         plan: what the run takes on one device.
     """
@@ -106,6 +108,7 @@ class Look(CLI):
         if self.devices is None:
             own = str(trainer.devices)
             self.devices = (int(own) if own.isdecimal() and int(own) else 1) * trainer.num_nodes
+        self.shares = getattr(trainer.strategy, "class_path", None) == SHARED
         for name, value in ALONE.items():
             trainer[name] = value
 
@@ -180,7 +183,7 @@ def totals(plan: Plan, num: int) -> str:
     """The sentences below the tables, for `num` devices."""
     lines = [f"One process holds {size(plan.held)} and reaches {size(plan.peak)}, in a step of {plan.largest.role}."]
     if num > 1:
-        shared = f"sharded (FSDP2) each would reach {size(plan.sharded(num))}"
+        shared = f"with trainer=shard {size(plan.sharded(num))}"
         lines.append(f"On {num} devices with DDP each reaches {size(plan.peak + plan.bucket)}; {shared}.")
     if plan.pairs:
         lines.append(f"The teacher's samples take {size(plan.pairs)} of the CPU's memory besides.")
@@ -219,36 +222,37 @@ def room() -> int | None:
 
 
 def needed(look: Look) -> int:
-    """Bytes of one device, with DDP if there are several."""
+    """Bytes of one device."""
+    if look.shares:
+        return look.plan.sharded(look.devices)
     return look.plan.peak + (look.plan.bucket if look.devices > 1 else 0)
 
 
 def refusal(look: Look, limit: float, call: front.Call, asked: int | None) -> str:
     """The sentence on a run that does not fit, with what would help and by how much."""
     mends = []
-    for change in changes(look):
+    for change in changes(look, limit, call):
         with (
             contextlib.suppress(UsageError),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
-            other = looked(changed(call, change), asked)
+            other = looked(changed(call, change), int(change.get("trainer.devices", 0)) or asked)
             if needed(other) < needed(look):
                 mends.append(f"{' '.join(written(call, change))} takes {size(needed(other))}")
-    shares = [num for num in SHARES if look.plan.sharded(num) <= limit]
-    if shares:
-        mends.append(
-            f"{shares[0]} devices that share the weights (FSDP2) would take {size(look.plan.sharded(shares[0]))} each"
-        )
     helps = f": {'; '.join(mends)}" if mends else ": take a smaller network"
     return f"this run takes {size(needed(look))} on a device, which has {size(limit)}{helps}"
 
 
-def changes(look: Look) -> list[dict[str, str]]:
+def changes(look: Look, limit: float, call: front.Call) -> list[dict[str, str]]:
     """What may help, as words; by itself it need not."""
     batch, many = look.datamodule.batch_size, look.trainer.accumulate_grad_batches
     halved = {"data.batch_size": str(batch // 2), "trainer.accumulate_grad_batches": str(2 * many)}
-    return [*([halved] if batch > 1 else []), {"student": "lora"}, {"trainer.precision": "bf16-mixed"}]
+    found = [*([halved] if batch > 1 else []), {"student": "lora"}, {"trainer.precision": "bf16-mixed"}]
+    if call.value("--config", "-c") is not None:
+        return [change for change in found if "student" not in change]  # a choice of files, no flag
+    enough = [num for num in SHARES if num > look.devices and look.plan.sharded(num) <= limit]
+    return [*found, *({"trainer": "shard", "trainer.devices": str(num)} for num in enough[:1])]
 
 
 def written(call: front.Call, change: dict[str, str]) -> list[str]:
