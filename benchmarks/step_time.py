@@ -44,7 +44,6 @@ import torch
 import yaml
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distillkit.data import DistillData, TensorData
@@ -55,6 +54,7 @@ from distillkit.methods.pretrain import Pretrain
 from distillkit.methods.sampler import SamplerDistiller
 from distillkit.methods.turns import Turns
 from distillkit.networks.unet import UNet
+from distillkit.planning import COST, kind
 from distillkit.students.few_step import END, SIDE
 from distillkit.teachers.base import Teacher
 
@@ -62,7 +62,6 @@ CLASSES = {"label": 10}
 WARMUP = 2  # cycles that are not timed
 FEW = 64  # pairs of noise and samples, of methods that have them
 CONF = Path(__file__).parents[1] / "conf"
-COST = {"forward": 1, "input gradient": 2, "forward mode": 2, "train": 3}  # in F
 
 # What the loss of each role needs, in F, at the settings of the methods' yamls.
 NEEDS = {
@@ -231,18 +230,18 @@ class Bare:
 
     def step(self, batch: dict[str, Tensor]) -> None:
         data, outputs = batch["data"], []
-        for name, function, kind, rows in self.calls:
+        for name, function, how, rows in self.calls:
             x = outputs[0] if outputs and outputs[0].shape == data.shape else data
-            if kind == "input gradient" and not x.requires_grad:
+            if how == "input gradient" and not x.requires_grad:
                 x = x.clone().requires_grad_()
             x, cond = repeated(x, rows), {key: repeated(batch[key], rows) for key in CLASSES}
             call, time = getattr(self.networks[name], function), torch.zeros(len(x), device=x.device)
             cond |= {END: time, "kappa": time, SIDE: time.long()}  # whoever was told
-            if kind == "forward mode":
+            if how == "forward mode":
                 with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
                     torch.func.jvp(lambda x, t: call(x, t, cond), (x, time), (x, time))  # noqa: B023
             else:
-                with torch.set_grad_enabled(kind != "forward"):
+                with torch.set_grad_enabled(how != "forward"):
                     outputs.append(call(x, time, cond))
         if moved := [out.square().mean() for out in outputs if out.requires_grad]:
             torch.stack(moved).sum().backward()
@@ -307,17 +306,6 @@ class Stopwatch(Callback):
         if trainer.global_step > WARMUP * cycle_of(pl_module):
             self.pairs[role].append((1000 * (end - self.start), 1000 * (now() - end_of_counting)))
         self.start = now()
-
-
-def kind(network: nn.Module, x: Tensor) -> str:
-    """The kind of the pass that begins."""
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
-        return "forward mode"
-    if not torch.is_grad_enabled():
-        return "forward"
-    if any(p.requires_grad for p in network.parameters()):
-        return "train"
-    return "input gradient" if x.requires_grad else "forward"
 
 
 def now() -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -111,20 +111,34 @@ def free(device: torch.device) -> int | None:
 class Peak(TorchDispatchMode):
     """Counts the memory of the tensors that are made while it is active.
 
+    Args:
+        but: tensors that were there before, which are not counted where a function returns them.
+
     Attributes:
         bytes: of those that were alive at once, at most.
     """
 
-    def __init__(self):
+    def __init__(self, but: Iterable[Tensor] = ()):
         super().__init__()
-        self.bytes, self._alive = 0, {}
+        self.bytes, self._alive, self._sum = 0, {}, 0  # the sum counts tensors that are gone, until it is a new peak
+        self._but = {x.untyped_storage()._cdata: x for x in but}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for x in pytree.tree_leaves(out):
-            if isinstance(x, Tensor):
-                memory = x.untyped_storage()
-                self._alive[memory._cdata] = StorageWeakRef(memory), memory.nbytes()
-        self._alive = {key: (ref, size) for key, (ref, size) in self._alive.items() if not ref.expired()}
-        self.bytes = max(self.bytes, sum(size for _, size in self._alive.values()))
+            if isinstance(x, Tensor) and (key := (memory := x.untyped_storage())._cdata) not in self._but:
+                self._sum += memory.nbytes() - self._alive.get(key, (None, 0))[1]
+                self._alive[key] = StorageWeakRef(memory), memory.nbytes()
+        if self._sum > self.bytes:
+            self._forget()
+            self.bytes = max(self.bytes, self._sum)
         return out
+
+    def restart(self) -> None:
+        """Begins to look for a peak anew, from what is alive now."""
+        self._forget()
+        self.bytes = self._sum
+
+    def _forget(self) -> None:
+        self._alive = {key: (ref, size) for key, (ref, size) in self._alive.items() if not ref.expired()}
+        self._sum = sum(size for _, size in self._alive.values())

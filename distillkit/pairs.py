@@ -140,6 +140,31 @@ class Pairs:
             taken[(here, *map(slice, own.shape[1:]))] = own[row[here]]
         return taken
 
+    def passes(self, num: int | None = None) -> int:
+        """Passes of one sample through the teacher that making `num` pairs, or all, takes."""
+        times = None if self.steps is None else self.teacher.grid(self.steps)
+        return (self.num if num is None else num) * self.teacher.calls_per_sample(self.solver, times, self.kappa)
+
+    def pretend(self, data: Any, num: int) -> int:
+        """Takes zeros in the place of the pairs, at most `num` of them, and makes nothing.
+
+        Args:
+            data: as for `make`.
+            num: number of pairs from now on.
+
+        Returns:
+            The bytes of one pair.
+        """
+        self.num, teacher = min(num, self.num), self.teacher
+        cond = {
+            name: value.cpu() for name, value in teacher.condition(data[torch.arange(self.num) % len(data)]).items()
+        }
+        zeros = torch.zeros(teacher.shape(self.num, cond), dtype=torch.float32 if self.noisy else torch.long)
+        found = {"sample": zeros} | ({"noise": zeros} if self.noisy else {})
+        found |= {COND + name: value for name, value in cond.items()}
+        self.shards, self._shapes = [found], {name: tuple(value.shape[1:]) for name, value in found.items()}
+        return sum(value[:1].nbytes for value in found.values())
+
     def facts(self) -> dict[str, Any]:
         """The facts about the pairs for the yaml of a product."""
         best = self.teacher.best
@@ -168,9 +193,7 @@ class Pairs:
 
     def _shown(self, num: int) -> Any:
         """`progress` over the making of `num` pairs."""
-        times = None if self.steps is None else self.teacher.grid(self.steps)
-        total = num * self.teacher.calls_per_sample(self.solver, times, self.kappa)
-        return calls(f"making {num:,} pairs to learn from", self.teacher.denoiser, total)
+        return calls(f"making {num:,} pairs to learn from", self.teacher.denoiser, self.passes(num))
 
     # The folder
 

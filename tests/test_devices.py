@@ -191,6 +191,21 @@ if __name__ == "__main__":
     sys.exit(ended(sys.argv[1:]))
 
 
+def test_the_peak_counts_what_is_made_and_alive_at_once():
+    old = torch.zeros(1000)
+    with devices.Peak([old]) as peak:
+        old.add_(1)
+        kept, gone = torch.zeros(250), torch.zeros(500)
+        part = kept[:10]
+        del gone
+        again = torch.zeros(100)
+        assert peak.bytes == 4 * 750
+        peak.restart()
+        assert peak.bytes == 4 * 350
+        more = torch.zeros(50)
+    assert peak.bytes == 4 * 400 and len(part) + len(again) + len(more) == 160
+
+
 @pytest.mark.parametrize(
     ("said", "expected"),
     [({}, "cuda:0"), ({"LOCAL_RANK": "3"}, "cuda:3"), ({"SLURM_LOCALID": "5"}, "cuda:1")],

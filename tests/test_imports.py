@@ -61,6 +61,7 @@ ROOMS = {
         "discrete",
     },
     "watch": {"diffusion"},
+    "planning": {"methods"},
     "callbacks": {"report", "evaluation", "students", "watch"},
     "cli": {
         "callbacks",
@@ -73,6 +74,7 @@ ROOMS = {
         "pipelines",
         "networks",
         "rollouts",
+        "planning",
     },
     "__main__": {"cli"},
 }

@@ -10,7 +10,7 @@ import shlex
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -32,6 +32,7 @@ OTHERS = {
     "compare": "show runs, or those of a sweep, in one table and one plot",
     "export": "write a student folder in a format for other programs",
     "encode": "make latents of a data set once, for teacher=diffusers",
+    "plan": "say what a fit takes, before it: memory, passes, time",
     "list": "show domains and methods, and which go together",
     "doctor": "check this machine and its packages",
 }
@@ -42,6 +43,7 @@ HOMES = {  # of a verb that needs no Trainer: the module in this folder, and the
     "compare": ("compare", "compare"),
     "export": ("exports", "export"),
     "encode": ("encode", "encode"),
+    "plan": ("plan", "plan"),
     "list": ("matrix", "show"),
     "doctor": ("doctor", "doctor"),
 }
@@ -264,8 +266,8 @@ def refuse_words_as_flags(call: Call) -> None:
             raise UsageError(f"{' '.join(flag)} is a word, not a flag: write {shlex.quote(f'{name}={value}')}")
 
 
-def train(verb: str, call: Call) -> int:
-    """One run of a training verb."""
+def train(verb: str, call: Call, work: Callable[..., int] | None = None) -> int:
+    """One run of a training verb; `work` takes the place of `lightning.run`."""
     cfg, name = None, ""
     flags = [token for flag in call.flags for token in (["--help"] if flag == ["--help=all"] else flag)]
     if (rerun := call.value("--config", "-c")) is not None:
@@ -288,11 +290,12 @@ def train(verb: str, call: Call) -> int:
         flags = ["--config", config.text(handed | typed), *(explain(flag, handed) for flag in flags)]
 
     kept = None if call.no_cache else cache.of_the_user()
-    from distillkit.cli.lightning import run as run_lightning
+    if work is None:
+        from distillkit.cli.lightning import run as work
 
     try:
         with cache.using(kept):
-            return run_lightning(verb, flags, out=call.out, name=name, strict=call.strict)
+            return work(verb, flags, out=call.out, name=name, strict=call.strict)
     except UsageError as error:
         raise UsageError(config.as_typed(str(error), cfg) if cfg else error) from error
 

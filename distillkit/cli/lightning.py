@@ -233,6 +233,16 @@ class CLI(LightningCLI):
         self._dump_config()
         if lacking := capabilities.lacking(self.config_dump):
             raise UsageError(lacking)
+        self.keep(checkpoint, again)
+
+    def keep(self, checkpoint: str | None, again: bool) -> None:
+        """Makes the run folder, and what goes there before the first batch.
+
+        Args:
+            checkpoint: the one that the run starts from.
+            again: whether that may be of this run folder.
+        """
+        config = self.config[self.verb]
         record = yaml.safe_dump({**self.config_dump, "ckpt_path": None, "weights_only": None}, sort_keys=False)
         self.folder = runs.claim(self.out, self.name, checkpoint, again, alone=self.verb == "fit")
         self.start = Start(self.folder, record)
