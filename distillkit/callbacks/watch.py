@@ -62,15 +62,17 @@ class Watch(Callback):
             return
         with progress("looking at data and teacher"):
             self.reference = Reference(pl_module, trainer.datamodule, self.samples)
-            facts, found = look(pl_module, trainer.datamodule, self.reference)
-        self.record(trainer, facts)
-        for finding in found:
+            self.seen, self.noticed = look(pl_module, trainer.datamodule, self.reference)
+        for finding in self.noticed:
             if CAUSES[finding.name].refuses and not (finding.name == "unlike_data" and self.unlike):
                 raise UsageError(str(finding))
-            self.say(trainer, finding)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.write(trainer)  # now the run has a folder
+        if self.samples == 0 or trainer.fast_dev_run:
+            return
+        self.record(trainer, self.seen)  # now the run has a folder
+        for finding in self.noticed:
+            self.say(trainer, finding)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.samples == 0 or trainer.fast_dev_run or trainer.state.fn != "fit" or not trainer.is_global_zero:
@@ -111,7 +113,7 @@ class Watch(Callback):
             write_text(run / WARNINGS, json.dumps([finding.record() for finding in self.found.values()], indent=1))
 
     def draw(self, trainer: Trainer, samples: Tensor) -> None:
-        """Adds a row to RUN/samples/progress.png; of many rows the first, the last and some between stay."""
+        """Adds a row to RUN/samples/progress.png; of many rows some stay."""
         self.strip[f"step {trainer.global_step:,}"] = samples[:SHOWN].clone()
         names = list(self.strip)
         if len(names) > ROWS:
