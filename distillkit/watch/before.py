@@ -16,11 +16,16 @@ from distillkit.watch.causes import Finding
 from distillkit.watch.likeness import Judge, deviation
 from distillkit.watch.reference import Reference
 
-SCALE, UNSCALED = 3.0, 30.0
-SAID = 1.05
-KEPT = 0.1
-NOISE = 1e3
-REPEATED = 0.5
+OWN = 3.0  # healthy up to 7.8, but then no worse than a guess; broken from 3.3 on
+OWN_NATS = 1.5  # healthy up to 1.0; tokens in another order from 1.7 on
+GUESS = 1.1  # healthy up to 0.97; broken from 1.2 on
+LEARNT = 0.9  # embedded teachers at most 0.8 at one of the levels; one after two steps is above
+SCALE = 3.0  # healthy between 0.6 and 1.1
+UNSCALED = 30.0  # healthy between 0.1 and 1.3 of the noise's; bytes for images 75
+SAID = 1.05  # embedded teachers from 1.7 on
+KEPT = 0.1  # default runs below 1e-11
+NOISE = 1e3  # DDPM's linear table ends at 157, a zero-SNR end is clamped at 1e6
+REPEATED = 0.5  # embedded teachers from 0.93 on
 MOST_NUMBERS = 2**26  # of training data among which the nearest are sought
 
 
@@ -75,14 +80,15 @@ def encoded(model: Any, data: Any, reference: Reference) -> Tensor | None:
 
 def alike(judge: Judge, real: Tensor) -> Part:
     """Whether the teacher was trained on such data."""
-    most, unlike = judge.unlike(real)
-    facts, found = {"own": most.own, "guess": most.guess}, []
-    if unlike:
-        said = (
-            f"its error on them is {most.own:.3g} times that on its own samples, and {most.guess:.3g} times a guess's"
-        )
-        found.append(Finding("unlike_data", said))
-    return facts, found
+    levels, limit = judge.likeness(real), OWN if judge.gaussian else OWN_NATS
+    most = max(levels, key=lambda level: min(level.own / limit, level.guess / GUESS))
+    facts = {"own": most.own, "guess": most.guess}
+    if most.own < limit or most.guess < GUESS:
+        return facts, []
+    if min(level.itself for level in levels) > LEARNT:
+        return facts, [Finding("unconverged_teacher", "it is no better than a guess, on its own samples too")]
+    said = f"its error on them is {most.own:.3g} times that on its own samples, and {most.guess:.3g} times a guess's"
+    return facts, [Finding("unlike_data", said)]
 
 
 def guidance(model: Any, judge: Judge, x_0: Tensor) -> Part:
@@ -168,9 +174,8 @@ def scale(model: Any, real: Tensor, mask: Tensor | None) -> Part:
 
 
 def classes(model: Any, data: Any) -> Part:
-    """Whether there are training data of every class."""
-    asked = getattr(getattr(model, "teacher", model), "classes", {})
-    for name, num in asked.items():
+    """Whether a new network sees data of each of its classes; a student may be meant for some."""
+    for name, num in () if hasattr(model, "teacher") else getattr(model, "classes", {}).items():
         known = column(data.train, name)
         if known is not None and (missing := sorted(set(range(num)) - set(known.flatten().tolist()))):
             shown = ", ".join(map(str, missing[:5])) + " ..." * (len(missing) > 5)

@@ -35,9 +35,7 @@ CAUSES: dict[str, Cause] = {
         refuses=True,
     ),
     "long_ema": Cause("the average is older than the run", "lower model.ema_halflife or model.ema_rampup"),
-    "unseen_class": Cause(
-        "there are no training data of some classes", "give some, or ask the student for others alone"
-    ),
+    "unseen_class": Cause("there are no training data of some classes", "give some, or ask for others alone"),
     "no_start": Cause(
         "the teacher predicts noise where there is no signal at all, so one step from there means nothing",
         "say model.t_init below the process's end",

@@ -22,7 +22,7 @@ from distillkit.losses.reduce import mean_per_sample
 SEED = 8642  # of the noise that is added
 RATIOS = (1.0, 2.0, 4.0)  # noise over the deviation of the teacher's samples; with less, networks' own errors count
 TIMES = (0.25, 0.5, 0.75)  # of tokens
-OWN, OWN_NATS, GUESS = 3.0, 1.5, 1.1  # from which on data are unlike, see docs/read_your_curves.md
+LEAST = 1e-12  # an error
 CERTAIN = 20.0  # nats of a token that is ruled out
 
 
@@ -33,10 +33,13 @@ class Likeness(NamedTuple):
         own: over its error on its own samples.
         guess: over the error of a guess that knows the data's mean and spread, of tokens their
             frequencies.
+        itself: its error on its own samples over that of such a guess of them; about 1 if it has
+            learnt nothing yet.
     """
 
     own: float
     guess: float
+    itself: float
 
 
 class Judge:
@@ -75,7 +78,7 @@ class Judge:
 
             return part
 
-        return [in_chunks(at(level), len(x_0), self.chunk).double() for level in self.levels]
+        return [in_chunks(at(level), len(x_0), self.chunk).double().clamp_min(LEAST) for level in self.levels]
 
     def squared(self, x_0: Tensor) -> Callable[[Tensor, float, Cond, slice], Tensor]:
         """`mean |D(alpha x_0 + sigma eps, t, c) - x_0|^2` of some rows of x_0, [B]."""
@@ -106,29 +109,21 @@ class Judge:
     def guesses(self, x_0: Tensor) -> list[float]:
         """The error of the best constant guess at each level, scaled by what x_t says."""
         if not self.gaussian:
-            return [entropy(x_0)] * len(self.levels)
+            return [max(entropy(x_0), LEAST)] * len(self.levels)
         variance = float(deviation(x_0, self.cond.get("mask"))) ** 2
         noise = [float(self.teacher.process.ratio(torch.tensor(t, dtype=torch.float64))) ** 2 for t in self.levels]
-        return [variance * level / (variance + level) for level in noise]
+        return [max(variance * level / (variance + level), LEAST) for level in noise]
 
     def likeness(self, x_0: Tensor) -> list[Likeness]:
         """The likeness of clean data [N, ...] to the teacher's samples at each level."""
-        real, own = self.errors(x_0), self.errors(self.own)
-        return [
-            Likeness(float(a.mean() / b.mean().clamp_min(1e-12)), float(a.mean()) / max(guess, 1e-12))
-            for a, b, guess in zip(real, own, self.guesses(x_0), strict=True)
-        ]
-
-    def unlike(self, x_0: Tensor) -> tuple[Likeness, bool]:
-        """The likeness at the level that tells most, and whether the data are of another kind."""
-        limit = OWN if self.gaussian else OWN_NATS
-        most = max(self.likeness(x_0), key=lambda found: min(found.own / limit, found.guess / GUESS))
-        return most, most.own > limit and most.guess > GUESS
+        real, own = ([float(error.mean()) for error in self.errors(x)] for x in (x_0, self.own))
+        levels = zip(real, own, self.guesses(x_0), self.guesses(self.own), strict=True)
+        return [Likeness(a / b, a / guess, b / other) for a, b, guess, other in levels]
 
     def gain(self, x_0: Tensor, cond: Cond) -> float:
         """The largest error under other conditions over that under the right ones."""
         right, other = self.errors(x_0), self.errors(x_0, cond)
-        return max(float(b.mean() / a.mean().clamp_min(1e-12)) for a, b in zip(right, other, strict=True))
+        return max(float(b.mean() / a.mean()) for a, b in zip(right, other, strict=True))
 
 
 def deviation(x: Tensor, mask: Tensor | None = None) -> Tensor:

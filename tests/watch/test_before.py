@@ -261,7 +261,7 @@ def test_guidance_by_a_null_branch_without_training_is_refused(run):
     _, said = run(*words, "trainer.max_steps=2", "model.kappa=2", code=2)
     assert "unconditional branch is untrained" in said and "drop: 0" in said
     folder, _ = run(*words, "trainer.max_steps=2")
-    assert "untrained_null" not in warned(folder)
+    assert "untrained_null" not in warned(folder) and "unconverged_teacher" in warned(folder)
 
 
 def test_short_run_of_the_wrong_scale(run):
