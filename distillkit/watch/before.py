@@ -47,11 +47,10 @@ def look(model: Any, data: Any, reference: Reference) -> tuple[dict[str, float],
         parts.append(scale(model, real, reference.cond.get("mask")))
     if teacher is not None:
         parts.append(start(model))
-        own = reference.unguided
-        judge = Judge(teacher, own, {k: v[: len(own)] for k, v in reference.cond.items()}, data.batch_size)
+        judge = Judge(teacher, reference.unguided, reference.cond, data.batch_size)
         if real is not None:
-            parts.append(alike(judge, real[: len(own)]))
-        parts.append(guidance(model, judge, own if real is None else real[: len(own)]))
+            parts.append(alike(judge, real))
+        parts.append(guidance(model, judge, judge.own if real is None else real))
         if real is not None:
             parts.append(repeated(reference, data))
     for more, causes in parts:
