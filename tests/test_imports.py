@@ -59,7 +59,7 @@ ROOMS = {
         "diffusion",
         "discrete",
     },
-    "watch": {"diffusion"},
+    "watch": {"evaluation", "losses", "diffusion", "discrete"},
     "callbacks": {"report", "evaluation", "students", "watch"},
     "cli": {
         "callbacks",
