@@ -1,4 +1,4 @@
-"""What is measured at validations, on laws whose answers are known, and what the diagnosis makes of it."""
+"""What is measured at validations, on laws whose answers are known, and what it means."""
 
 import math
 from types import SimpleNamespace
