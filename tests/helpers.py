@@ -19,6 +19,8 @@ from typing import NoReturn
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor
 
 from distillkit import runs
@@ -37,6 +39,7 @@ from distillkit.diffusion.process import (
 )
 from distillkit.networks.mlp import MLP
 from distillkit.rollouts import Continuation
+from distillkit.sharding import Shard
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
@@ -91,6 +94,27 @@ def trainer(max_steps: int, **settings) -> Trainer:
         "use_distributed_sampler": False,
     }
     return Trainer(max_steps=max_steps, **(defaults | settings))
+
+
+class Forked(_MultiProcessingLauncher):
+    """Lightning's launcher, which would hand parts of weights back to the process that waits."""
+
+    def _collect_rank_zero_results(self, trainer, results):
+        return SimpleNamespace(trainer_results=None) if trainer.is_global_zero else None
+
+    def _recover_results_in_main_process(self, worker_output, trainer):
+        pass
+
+
+class ForkedShard(Shard):
+    """Two forked processes, as DDP has them in tests; a run starts its own by its command line."""
+
+    def _configure_launcher(self) -> None:
+        self._launcher = Forked(self, start_method="fork")
+
+
+def forked_ddp() -> DDPStrategy:
+    return DDPStrategy(start_method="fork", find_unused_parameters=True, process_group_backend="gloo")
 
 
 class Line(torch.nn.Module):

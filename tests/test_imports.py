@@ -25,6 +25,7 @@ GROUND = {
     "files",
     "progress",
     "runs",
+    "sharding",
     "sources",
     "spec",
 }

@@ -41,7 +41,10 @@ class Finish(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.check_steps(ended=True)  # also where a run went on from its last step, so that no training ended
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.fast_dev_run:
+            return
+        pl_module = pl_module.gathered()
+        if trainer.is_global_zero:
             run = Path(trainer.default_root_dir)
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsLogger):

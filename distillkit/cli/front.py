@@ -29,6 +29,7 @@ OTHERS = {
     "sample": "draw samples from a student folder",
     "optimize": "find the noise whose samples have what is asked for",
     "evaluate": "measure a student folder against its teacher and real data",
+    "compare": "show runs, or those of a sweep, in one table and one plot",
     "export": "write a student folder in a format for other programs",
     "encode": "make latents of a data set once, for teacher=diffusers",
     "list": "show domains and methods, and which go together",
@@ -38,6 +39,7 @@ VERBS = TRAINING | OTHERS
 HOMES = {  # of a verb that needs no Trainer: the module in this folder, and the function that takes the rest of the command line
     **{verb: ("products", verb) for verb in ("sample", "evaluate")},
     "optimize": ("optimize", "optimize"),
+    "compare": ("compare", "compare"),
     "export": ("exports", "export"),
     "encode": ("encode", "encode"),
     "list": ("matrix", "show"),
@@ -49,7 +51,8 @@ EXAMPLES = """\
 examples:
   python -m distillkit fit domain=toy method=sid
   python -m distillkit fit domain=image method=dmd model.num_steps=4 trainer.max_steps=500 --out runs/mine
-  python -m distillkit fit domain=toy method=dmd,sid seed_everything=0,1 -m"""
+  python -m distillkit fit domain=toy method=dmd,sid seed_everything=0,1,2 -m
+  python -m distillkit compare runs/sweep-1"""
 FLAGS = """\
 flags:
   --out DIR      run folder (default: runs/DOMAIN-METHOD-NUMBER)
@@ -58,7 +61,7 @@ flags:
   --strict       stop where the run would warn of a cause of failure (docs/read_your_curves.md)
   --no-cache     make the teacher's samples anew, and keep none (docs/runs.md)
   --config F     run RUN/config.yaml again (with flags only, no words)
-  -m             sweep: `a=1,2 b=x,y` makes four runs
+  -m             sweep: `a=1,2 b=x,y` makes four runs, and compares them
   --chain        with -m: each run begins with the student of the one before, as in method=hyper_sd,feedback,dmd
   --debug        show tracebacks
   --help=all     every flag of LightningCLI (--trainer.X, --print_config ...); --model.help explains the chosen model"""

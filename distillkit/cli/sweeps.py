@@ -1,6 +1,5 @@
-"""`-m`, Hydra's multirun: each job is an ordinary run in a fresh process; a table ends it."""
+"""`-m`, Hydra's multirun: each job is an ordinary run in a fresh process; a comparison ends it."""
 
-import json
 import os
 import shlex
 import signal
@@ -9,7 +8,7 @@ import sys
 import threading
 import time
 from codecs import getincrementaldecoder
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,37 +123,38 @@ class Sweep:
             with suppress(OSError):
                 self._process.send_signal(number)
 
-    def table(self) -> str:
-        """A line for each job: number, ending, seconds, headlines of student and teacher, words."""
-        measured = [headline(self.folder / str(job.number)) for job in self.jobs]
-        names = list(dict.fromkeys(name for name, _, _ in measured if name))
-        head = ["", "ended", "seconds", f"student {'/'.join(names)}".strip(), "teacher", "words"]
-        lines = [head]
-        for job, (_, student, teacher) in zip(self.jobs, measured, strict=True):
+    def table(self, compared: Container[str] = ()) -> str:
+        """A line for each job that is not `compared`: number, ending, seconds, words."""
+        jobs = [job for job in self.jobs if str(job.number) not in compared]
+        if not jobs:
+            return ""
+        lines = [["", "ended", "seconds", "words"]]
+        for job in jobs:
             ended = {0: "done", 130: "interrupted"}.get(job.code, f"failed ({job.code})")
-            lines.append([str(job.number), ended, f"{job.seconds:.0f}", student, teacher, job.words])
-        widths = [max(2, *(len(line[i]) for line in lines)) for i in range(len(head) - 1)]
+            lines.append([str(job.number), ended, f"{job.seconds:.0f}", job.words])
+        widths = [max(2, *(len(line[i]) for line in lines)) for i in range(3)]
         text = ""
-        for line, job in zip(lines, [None, *self.jobs], strict=True):
+        for line, job in zip(lines, [None, *jobs], strict=True):
             cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
             text += f"  {'  '.join([*cells, line[-1]])}".rstrip() + "\n"
             if job and job.code and job.reason:
                 text += f"  {' ' * widths[0]}  {job.reason}\n"
         return text
 
+    def tell(self) -> None:
+        """Print how the jobs ended and compare those that were evaluated, each job in one place."""
+        from distillkit.cli import compare
 
-def headline(run: Path) -> tuple[str, str, str]:
-    """The headline metric of a run, with the values of student and teacher; dashes without any."""
-    from distillkit.report.quality import number, row_of
-
-    try:
-        evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return "", "-", "-"
-    name = evaluation["headline"]
-    rows = (row_of(evaluation["rows"], which) for which in ("student", "best"))
-    student, teacher = (number(row["metrics"].get(name)) if row else "-" for row in rows)
-    return name, student, teacher
+        found, left_out = compare.read_all({str(job.number): self.folder / str(job.number) for job in self.jobs})
+        try:
+            side_by_side = compare.SideBySide(found) if found else None
+        except UsageError as error:
+            print(f"{self.table()}not compared: {error}", flush=True)
+            return
+        print(self.table([run.name for run in found]), end="", flush=True)
+        if side_by_side:
+            compare.tell(side_by_side)
+            compare.save(side_by_side, self.folder, left_out)
 
 
 def sweep(verb: str, words: Sequence[str], flags: Sequence[str], out: str | None, chain: bool = False) -> int:
@@ -192,7 +192,8 @@ def sweep(verb: str, words: Sequence[str], flags: Sequence[str], out: str | None
     finally:
         runs.release(folder)
     of = "stopped after " if made.stopped else "the chain ends where a run failed: " if made.broken else ""
-    print(f"\n{of}{len(made.jobs)} run{'s' * (len(made.jobs) != 1)} in {folder}\n{made.table()}", end="", flush=True)
+    print(f"\n{of}{len(made.jobs)} run{'s' * (len(made.jobs) != 1)} in {folder}", flush=True)
+    made.tell()
     if made.stopped:
         return 130
     return int(any(job.code for job in made.jobs))

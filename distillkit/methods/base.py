@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from distillkit import capabilities, checks
+from distillkit import capabilities, checks, sharding
 from distillkit.errors import Failure
 from distillkit.evaluation.metrics import TooFew
 from distillkit.methods.average import average_of, follow, keep_precise
@@ -140,6 +140,7 @@ class Distiller(LightningModule):
         self.register_buffer("bad_steps", torch.zeros(0, 2, dtype=torch.int64))  # per role: consecutive, total
         self._micro, self._micro_step = 0, -1
         self._focused: str | None = None
+        self.__dict__["_empty"] = None  # the method without weights, where strategies spread them; no submodule
         self._listed: dict[str, list[nn.Parameter]] = {}  # the parameters of each role, in training
         self.noted: dict[str, Tensor | None] = {}  # by metric, in order of first appearance; None: not in this epoch
 
@@ -303,7 +304,9 @@ class Distiller(LightningModule):
         number = list(self.roles).index(role)
         optimizer = getattr(optimizer, "optimizer", optimizer)
         parameters = [p for p in optimizer.param_groups[number]["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad.float() for p in parameters], foreach=True)  # float16 ends at 65504
+        if self._empty is not None:
+            sharding.average_gradients(parameters)
+        norm = sharding.whole(nn.utils.get_total_norm([p.grad.float() for p in parameters], foreach=True))
         clip = self.settings[role].clip if gradient_clip_val is None else gradient_clip_val
         if clip:
             nn.utils.clip_grads_with_norm_(parameters, clip, norm, foreach=True)
@@ -358,6 +361,28 @@ class Distiller(LightningModule):
             self.update_target(role)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # this step is not counted yet
             self.log_noted()
+
+    # Networks spread over processes, see `distillkit.sharding`
+
+    def configure_model(self) -> None:
+        """Spreads the denoisers, and what trains beside them, if the strategy does so."""
+        if self.device_mesh is None or self._empty is not None:
+            return
+        self.__dict__["_empty"] = sharding.bare(self)
+        roles = [[getattr(self, name) for name in names] for names in self.roles.values()]
+        spread = [module for modules in roles if any(map(sharding.denoises, modules)) for module in modules]
+        averages = [module for module in (self.ema, self.target) if sharding.denoises(module)]
+        teacher = (
+            [self.teacher.denoiser] if "teacher" in self._modules and sharding.denoises(self.teacher.denoiser) else []
+        )
+        for module in (*teacher, *spread, *averages):
+            sharding.shard(module, self.device_mesh)
+
+    def gathered(self) -> Distiller:
+        """The method with whole networks on every process; all processes must ask for it."""
+        if self._empty is None:
+            return self
+        return sharding.filled(self._empty, self)
 
     # Averages: the product's EMA and a target of the loss
 

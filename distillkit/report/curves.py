@@ -6,8 +6,11 @@ from io import StringIO
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
+
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "distillkit", "font.size": 11}
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -37,7 +40,7 @@ def curve(steps: np.ndarray, values: np.ndarray, last_step: float) -> str:
     `last_step` is the end of the axis, so that all curves of a run can be read across.
     """
     ink, line, rule = "#0a0b0c", "#0a0b0d", "#0a0b0e"  # placeholders for the page's colours below
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "distillkit", "font.size": 11}):
+    with rc_context(STYLE):
         figure = Figure(figsize=(4.4, 2.1), layout="constrained")
         axes = figure.add_subplot()
         scale, limits = axis(values)
@@ -54,19 +57,29 @@ def curve(steps: np.ndarray, values: np.ndarray, last_step: float) -> str:
         axes.tick_params(which="both", length=0, colors=ink)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        if scale == "log":
-            decades = math.log10(limits[1] / limits[0])
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=6))
-            axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-            axes.yaxis.set_minor_locator(NullLocator())
-        else:
-            axes.yaxis.set_major_locator(MaxNLocator(4))
-        text = StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        ticks(axes.yaxis, scale, limits)
+        return inline(figure, {ink: "currentColor", line: "var(--line)", rule: "var(--rule)"})
+
+
+def ticks(of: Axis, scale: str, limits: tuple[float, float]) -> None:
+    """Set few ticks, of plain numbers."""
+    if scale == "log":
+        decades = math.log10(limits[1] / limits[0])
+        of.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=6))
+        of.set_major_formatter(FormatStrFormatter("%g"))
+        of.set_minor_locator(NullLocator())
+    else:
+        of.set_major_locator(MaxNLocator(4))
+
+
+def inline(figure: Figure, colours: dict[str, str]) -> str:
+    """The figure as an SVG element for a page; `colours` are placeholders and the page's own."""
+    text = StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text.getvalue(), flags=re.DOTALL)
     svg = re.sub(r' (xmlns(:xlink)?|version|width|height)="[^"]*"', "", svg[svg.index("<svg") :], count=5)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    for stand_in, colour in ((ink, "currentColor"), (line, "var(--line)"), (rule, "var(--rule)")):
+    for stand_in, colour in colours.items():
         svg = svg.replace(stand_in, colour)
     return svg
 

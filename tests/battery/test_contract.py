@@ -10,9 +10,8 @@ from functools import cache
 
 import pytest
 import torch
-from helpers import UNMEASURED, Command, distil, trainer
+from helpers import UNMEASURED, Command, ForkedShard, distil, forked_ddp, trainer
 from lightning.pytorch import Callback
-from lightning.pytorch.strategies import DDPStrategy
 
 from distillkit import load_student
 from distillkit.callbacks.checkpoint import Checkpoint
@@ -167,23 +166,29 @@ def test_resume_is_bit_equal(case, tmp_path):
         assert not different, f"resumed at step {cut}, these differ: {different[:5]}"
 
 
-def test_two_processes_equal_one_with_two_micro_batches(case, tmp_path):
+@pytest.mark.parametrize("strategy", [forked_ddp, ForkedShard])
+def test_two_processes_equal_one_with_two_micro_batches(case, strategy, tmp_path):
+    """Weights are equal, and every tensor has as many optimiser steps as its role has turns."""
     alone = tiny(case)
     trainer(max_steps=6, accumulate_grad_batches=2).fit(alone.model, alone.data)
     together = tiny(case)
 
     class Keep(Callback):
         def on_train_end(self, trainer, model):
+            optimizer = trainer.strategy.optimizer_state(trainer.optimizers[0])
+            whole = model.gathered()
             if trainer.is_global_zero:
-                torch.save(weights(model), tmp_path / "weights.pt")
+                steps = {number: float(own["step"]) for number, own in optimizer["state"].items()}
+                torch.save({"weights": weights(whole), "steps": steps}, tmp_path / "weights.pt")
 
-    strategy = DDPStrategy(start_method="fork", find_unused_parameters=True, process_group_backend="gloo")
-    trainer(max_steps=6, devices=2, strategy=strategy, callbacks=[Keep()]).fit(together.model, together.data)
+    trainer(max_steps=6, devices=2, strategy=strategy(), callbacks=[Keep()]).fit(together.model, together.data)
     expected, got = weights(alone.model), torch.load(tmp_path / "weights.pt", weights_only=True)
     for key in expected:
         torch.testing.assert_close(
-            got[key], expected[key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
+            got["weights"][key], expected[key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
         )
+    steps = alone.model.optimizers().optimizer.state_dict()["state"]
+    assert got["steps"] == {number: float(own["step"]) for number, own in steps.items()}
 
 
 def killed(argv: list[str]) -> int:

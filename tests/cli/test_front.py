@@ -20,7 +20,6 @@ from distillkit import cache, runs
 from distillkit.cli import config, front, sweeps
 from distillkit.cli.messages import condense
 from distillkit.errors import UsageError
-from distillkit.files import write_text
 
 TESTS = Path(__file__).resolve().parents[1]
 DUMMY = [
@@ -400,20 +399,17 @@ def test_a_chain_ends_where_a_job_fails(tmp_path, capsys, monkeypatch):
     assert re.search(r"0   done .*method=hyper_sd .*\n  1   failed \(1\) .*\n +no luck\n$", shown)
 
 
-def test_the_table_of_a_sweep_shows_the_headline_metrics(tmp_path):
-    rows = [
-        {"name": "student", "metrics": {"frechet": 2.5}},
-        {"name": "teacher at its best", "metrics": {"frechet": 1}},
-    ]
-    write_text(tmp_path / "0" / "evaluation.json", json.dumps({"headline": "frechet", "rows": rows}))
+def test_the_table_of_a_sweep_shows_how_its_jobs_ended(tmp_path):
     made = sweeps.Sweep("fit", [], tmp_path)
     made.jobs = [sweeps.Job(0, "a.b=1", 0, 61.2, "a warning"), sweeps.Job(1, "'a.b=x y'", 2, 3.4, "a.b must be an int")]
     assert made.table().splitlines() == [
-        "      ended       seconds  student frechet  teacher  words",
-        "  0   done        61       2.50             1        a.b=1",
-        "  1   failed (2)  3        -                -        'a.b=x y'",
+        "      ended       seconds  words",
+        "  0   done        61       a.b=1",
+        "  1   failed (2)  3        'a.b=x y'",
         "      a.b must be an int",
     ]
+    assert made.table({"0"}).splitlines()[1:] == ["  1   failed (2)  3        'a.b=x y'", "      a.b must be an int"]
+    assert made.table({"0", "1"}) == ""
 
 
 @pytest.mark.slow
