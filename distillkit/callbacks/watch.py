@@ -70,26 +70,23 @@ class Watch(Callback):
             return
         with progress("looking at data and teacher"):
             self.reference = Reference(pl_module, trainer.datamodule, self.samples)
-            facts, found = look(pl_module, trainer.datamodule, self.reference)
-        self.record(trainer, facts)
-        for finding in found:
+            self.seen, self.noticed = look(pl_module, trainer.datamodule, self.reference)
+        for finding in self.noticed:
             if CAUSES[finding.name].refuses and not (finding.name == "unlike_data" and self.unlike):
                 raise UsageError(str(finding))
-            self.say(trainer, finding)
-        if self.stopping:  # nothing is trained yet, so there is nothing to keep
-            raise Failure(f"stopped by --strict before the first step: {self.stopping}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.looks(trainer):
             return
-        self.write(trainer)  # now the run has a folder
+        facts, found = doubt(pl_module, self.reference)
+        self.record(trainer, self.seen | facts)  # now the run has a folder
+        for finding in (*self.noticed, *found):
+            self.say(trainer, finding)
+        if self.stopping:
+            raise Failure(f"stopped by --strict before the first step: {self.stopping}")
         if self.first is None:
             self.first, self.history = self.reference.first, [begin(self.reference)]
             self.strip[0] = self.first[: self.shown(self.first)].clone()
-            facts, found = doubt(pl_module, self.reference)
-            self.record(trainer, facts)
-            for finding in found:
-                self.say(trainer, finding)
         self.reference.first = self.first  # of a run that goes on: as it was before its first part
         self.passes = Passes(pl_module, trainer.datamodule.batch_size)
 
