@@ -48,13 +48,13 @@ TOKENS = "domain=discrete data.batch_size=8"
 PROTEIN = "domain=protein data.batch_size=4 vars.callbacks.watch.samples=16"
 VIDEO = "domain=video data.batch_size=4 vars.callbacks.watch.samples=16"
 RUNS: dict[str, Run] = {
-    "toy-dmd": Run(f"{TOY} method=dmd", 800),
-    "toy-dmd-lag": Run(f"{TOY} method=dmd model.fake_score.lr=1e-6", 400, "lagging_fake_score"),
+    "toy-dmd": Run("domain=toy method=dmd", 800),
+    "toy-dmd-lag": Run("domain=toy method=dmd model.fake_score.lr=1e-6", 400, "lagging_fake_score"),
     "toy-dmd-student-rate": Run(f"{TOY} method=dmd model.student.lr=0.1", 60, "high_rate"),
     "toy-consistency-rate": Run(f"{TOY} method=consistency model.student.lr=0.5", 60, "high_rate"),
     "toy-labelled-overguided": Run(f"{TOY} method=dmd teacher=labelled model.kappa=30", 20, "over_guided"),
     "toy-dmd-fake-rate": Run(f"{TOY} method=dmd model.fake_score.lr=0.05", 60, "high_rate"),
-    "toy-pretrain-rate": Run(f"{TOY} method=pretrain model.student.lr=0.5", 60, "high_rate"),
+    "toy-pretrain-rate": Run(f"{TOY} method=pretrain model.student.lr=0.5", 60, "diverged_role"),
     "toy-pretrain": Run(f"{TOY} method=pretrain", 100),
     "toy-sid": Run(f"{TOY} method=sid", 100),
     "toy-sid-lag": Run(f"{TOY} method=sid model.fake_score.lr=1e-6", 60, "lagging_fake_score"),

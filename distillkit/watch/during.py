@@ -24,7 +24,7 @@ def measure(model: Any, reference: Reference) -> tuple[dict[str, float], Tensor]
     - `raw`: the same of the student without its average from the averaged one.
     - `fake_low`, `fake_middle`, `fake_high`: error of the fake score on noised samples of the
       student over the teacher's, in thirds of the levels that it is trained at.
-    - `far_low`, `far_middle`, `far_high`: the teacher's error there over that on its own samples.
+    - `lag`: the largest of them.
     - `skipped_ROLE`: the share of the role's steps that were skipped.
     - `done`: the share of the run that has passed, 0 where its end is not known.
     """
@@ -134,17 +134,16 @@ def fake_errors(model: Any, reference: Reference) -> dict[str, float]:
     x_0, cond = model.rollout(reference.batch, "watch", step=model.num_steps - 1)
     if not set(model.fake_score.told) <= set(cond):
         return {}  # it is told what samples alone do not say
-    own = reference.clean.to(x_0)
     process, facts = model.teacher.process, {}
     for name, (low, high) in BANDS.items():
         u = low + (high - low) * (torch.arange(len(x_0), device=x_0.device) + 0.5) / len(x_0)
         t = model.fake_times(u, process, model.done if model.fake_times.changes else None)
-        eps = model.randn(x_0.shape, f"watch {name}")
-        fake, teacher, expected = (
-            max(float((denoiser(process.add_noise(x, eps, t), t, cond) - x).square().mean()), 1e-20)
-            for denoiser, x in ((model.fake_score, x_0), (model.teacher.denoiser, x_0), (model.teacher.denoiser, own))
+        x_t = process.add_noise(x_0, model.randn(x_0.shape, f"watch {name}"), t)
+        fake, teacher = (
+            float((denoiser(x_t, t, cond) - x_0).square().mean())
+            for denoiser in (model.fake_score, model.teacher.denoiser)
         )
-        facts |= {f"fake_{name}": fake / teacher, f"far_{name}": teacher / expected}
+        facts[f"fake_{name}"] = fake / max(teacher, 1e-20)
     facts["lag"] = max(facts[f"fake_{name}"] for name in BANDS)
     return facts
 
@@ -152,7 +151,8 @@ def fake_errors(model: Any, reference: Reference) -> dict[str, float]:
 # What the diagnosis asks of the facts; docs/read_your_curves.md has what healthy and broken runs
 # measured. The last three have healthy measurements alone.
 LAGS = 0.97  # error of the fake score over the teacher's, in every band
-FAR = 1.5  # the teacher's error on the student's samples over its own samples', or the inverse
+NARROW, WIDE = 0.6, 1.5  # spread over the target's
+OFF = 0.5  # shift of the mean, in standard deviations
 WORSE = 1.5  # error of the fake score over the teacher's, in every band
 APART = 1.0  # distance of the student from its average, in standard deviations of the target
 AWAY = 1.0  # shift of the mean that was not there at the start, in standard deviations
@@ -180,36 +180,40 @@ def lasting(history: list[Facts], holds: Callable[[Facts], bool]) -> bool:
     return holds(now) and (now["done"] >= 0.5 or len(history) > 1 and holds(history[-2]))
 
 
-def bands(facts: Facts, name: str) -> list[float]:
-    """The facts of this name in all bands that were measured."""
-    return [facts[f"{name}_{band}"] for band in BANDS if f"{name}_{band}" in facts]
-
-
-def far(facts: Facts) -> float:
-    """How many times larger or smaller the teacher's error is on the student's samples."""
-    return max((max(value, 1 / max(value, 1e-12)) for value in bands(facts, "far")), default=1.0)
+def bands(facts: Facts) -> list[float]:
+    """The fake score's errors in all bands, if it was measured."""
+    return [facts[f"fake_{band}"] for band in BANDS if f"fake_{band}" in facts]
 
 
 def unaware(facts: Facts) -> bool:
-    """Whether the student has left the teacher's law and the fake score is as wrong there."""
-    fake = bands(facts, "fake")
-    return bool(fake) and LAGS < min(fake) < WORSE and far(facts) > FAR
+    """Whether the student is not where the teacher is, and the fake score no better there.
+
+    Where student and teacher have one law, the fake score is no better either.
+    """
+    fake = bands(facts)
+    return (
+        bool(fake)
+        and min(fake) > LAGS
+        and max(fake) < WORSE
+        and (not NARROW < facts["spread"] < WIDE or facts["shift"] > OFF)
+    )
 
 
 def lagging(history: list[Facts], model: Any) -> list[Finding]:
     """The fake score does not know where the student is."""
     if not lasting(history, unaware):
         return []
-    fake = bands(history[-1], "fake")
-    measured = f"{min(fake):.2f} to {max(fake):.2f} of the teacher's error at all noise levels"
-    return [Finding("lagging_fake_score", f"{measured}, on samples that are {far(history[-1]):.1f} times off")]
+    now, fake = history[-1], bands(history[-1])
+    error = f"{min(fake):.2f} to {max(fake):.2f} of the teacher's error at all noise levels"
+    where = f"on samples with {now['spread']:.2f} of its spread and means {now['shift']:.2f} standard deviations away"
+    return [Finding("lagging_fake_score", f"{error}, {where}")]
 
 
 def too_fast(history: list[Facts], model: Any) -> list[Finding]:
     """The student strays from its average or its target, or the fake score from what it learns."""
     now = history[-1]
-    if lasting(history, lambda facts: min(bands(facts, "fake"), default=0.0) > WORSE):
-        worse = min(bands(now, "fake"))
+    if lasting(history, lambda facts: min(bands(facts), default=0.0) > WORSE):
+        worse = min(bands(now))
         return [
             Finding(
                 "high_rate", f"the fake score has {worse:.1f} times the teacher's error", "lower model.fake_score.lr"

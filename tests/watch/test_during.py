@@ -14,10 +14,12 @@ from distillkit.watch.during import (
     AWAY,
     BANDS,
     FALLEN,
-    FAR,
     FROZEN,
     LAGS,
+    NARROW,
+    OFF,
     SKIPPED,
+    WIDE,
     WORSE,
     centred,
     classes,
@@ -97,45 +99,45 @@ class Reference(SimpleNamespace):
     """As much of a reference as `fake_errors` asks for."""
 
 
-def scored(fake=None, **settings):
-    """A method whose fake score is the teacher, unless changed, and samples for it."""
-    model = DMD(neural(), **settings)
-    label = torch.arange(64) % 2
-    batch = {"data": torch.zeros(64, 2), "label": label}
-    clean = model.teacher.generate(64, {"label": label}, 1, decode=False)
-    return model, Reference(batch=batch, clean=clean)
+def scored(**settings):
+    """A method whose fake score is the teacher, and what it is asked about."""
+    return DMD(neural(), **settings), Reference(batch={"data": torch.zeros(64, 2), "label": torch.arange(64) % 2})
 
 
 def test_a_fake_score_that_is_the_teacher_errs_as_the_teacher():
     for steps in (1, 3):
-        model, reference = scored(num_steps=steps, times=None)
-        facts = fake_errors(model, reference)
-        assert [facts[f"fake_{band}"] for band in BANDS] == [pytest.approx(1)] * 3
-        assert facts["lag"] == pytest.approx(1)
+        facts = fake_errors(*scored(num_steps=steps, times=None))
+        assert facts == {**{f"fake_{band}": pytest.approx(1) for band in BANDS}, "lag": pytest.approx(1)}
 
 
-def test_a_student_that_is_elsewhere_and_a_fake_score_that_errs_show():
+def test_errors_of_the_fake_score_are_measured_in_thirds_of_its_levels():
+    """One that answers zero errs by the samples themselves, at every level."""
     model, reference = scored()
-    near = fake_errors(model, reference)
-    away = model.generate
+    x_0, _ = model.rollout(reference.batch, "watch", step=0)
+    seen = []
 
-    def generate(*args, **kwargs):
-        return away(*args, **kwargs) + 300.0
+    class Nought(torch.nn.Module):
+        told: dict = {}
 
-    model.generate = generate
+        def forward(self, x_t, t, cond):
+            seen.append(t)
+            return torch.zeros_like(x_t)
+
+    true, denoise = [], model.teacher.denoiser
+    denoise.register_forward_hook(lambda module, inputs, x: true.append(float((x - x_0).square().mean())))
+    model.fake_score = Nought()
     facts = fake_errors(model, reference)
-    assert all(facts[f"far_{band}"] > 100 * near[f"far_{band}"] for band in BANDS)
-    assert [facts[f"fake_{band}"] for band in BANDS] == [pytest.approx(1)] * 3
-    with torch.no_grad():
-        model.fake_score.network.out.bias += 50.0
-    assert fake_errors(model, reference)["lag"] != pytest.approx(1, abs=0.05)
+    for error, band in zip(true, BANDS, strict=True):
+        assert facts[f"fake_{band}"] == pytest.approx(float(x_0.square().mean()) / error, rel=1e-5)
+    assert facts["lag"] == max(facts[f"fake_{band}"] for band in BANDS)
+    assert len(seen) == 3 and all(low.max() < high.min() for low, high in zip(seen, seen[1:], strict=False))
 
 
 # The diagnosis: each cause just inside its bounds, and each near miss
 
 
-def facts(done=1.0, fake=0.9, far=1.0, **more):
-    own = {f"fake_{band}": fake for band in BANDS} | {f"far_{band}": far for band in BANDS}
+def facts(done=1.0, fake=0.9, **more):
+    own = {f"fake_{band}": fake for band in BANDS}
     healthy = {"spread": 1.0, "shift": 0.0, "beyond": 0.0, "moved": 1.0, "raw": 0.1}
     return healthy | own | {"skipped_fake_score": 0.0, "skipped_student": 0.0, "done": done} | more
 
@@ -148,27 +150,33 @@ EPS = 1e-6
 CASES = {
     "healthy": ([facts()], []),
     "no fake score": ([{"spread": 1.0, "moved": 1.0, "skipped_student": 0.0, "done": 1.0}], []),
-    "lag": ([facts(fake=LAGS + EPS, far=FAR + EPS)], ["lagging_fake_score"]),
-    "lag, collapsed": ([facts(fake=1.0, far=1 / FAR - EPS, spread=0.1)], ["lagging_fake_score"]),
-    "fake score follows": ([facts(fake=LAGS - EPS, far=9.0)], []),
-    "both alike": ([facts(fake=1.0, far=FAR - EPS)], []),
-    "both alike, narrower": ([facts(fake=1.0, far=1 / FAR + EPS)], []),
-    "one level known": ([facts(fake=1.0, far=9.0, fake_high=LAGS - EPS)], []),
-    "lag, at first": ([facts(done=0.1, fake=1.0, far=9.0)], []),
-    "lag, twice": ([facts(done=0.1, fake=1.0, far=9.0), facts(done=0.2, fake=1.0, far=9.0)], ["lagging_fake_score"]),
-    "lag, over": ([facts(done=0.1, fake=1.0, far=9.0), facts(done=0.2)], []),
+    "lag, narrow": ([facts(fake=LAGS + EPS, spread=NARROW - EPS)], ["lagging_fake_score"]),
+    "lag, wide": ([facts(fake=1.0, spread=WIDE + EPS)], ["lagging_fake_score"]),
+    "lag, off": ([facts(fake=1.0, shift=OFF + EPS)], ["lagging_fake_score"]),
+    "lag, collapsed": ([facts(spread=1.0, done=0.5), facts(fake=1.0, spread=0.1)], ["lagging_fake_score"]),
+    "fake score follows": ([facts(fake=LAGS - EPS, shift=0.9)], []),
+    "both alike": ([facts(fake=1.0, spread=NARROW + EPS, shift=OFF - EPS)], []),
+    "both alike, wider": ([facts(fake=1.0, spread=WIDE - EPS)], []),
+    "one level known": ([facts(fake=1.0, shift=0.9, fake_high=LAGS - EPS)], []),
+    "one level worse than the teacher": ([facts(fake=1.0, shift=0.9, fake_high=WORSE + EPS)], []),
+    "lag, at first": ([facts(done=0.1, fake=1.0, shift=0.9)], []),
+    "lag, twice": (
+        [facts(done=0.1, fake=1.0, shift=0.9), facts(done=0.2, fake=1.0, shift=0.9)],
+        ["lagging_fake_score"],
+    ),
+    "lag, over": ([facts(done=0.1, fake=1.0, shift=0.9), facts(done=0.2)], []),
     "fake score runs away": ([facts(fake=WORSE + EPS)], ["high_rate"]),
     "fake score errs a little": ([facts(fake=WORSE - EPS)], []),
     "fake score errs at one level": ([facts(fake_high=99.0)], []),
     "student runs away": ([facts(done=0.1, raw=APART + EPS)], ["high_rate"]),
     "student swings": ([facts(raw=APART - EPS)], []),
-    "student runs away from a blind judge": ([facts(raw=2.0, fake=1.0, far=9.0)], ["lagging_fake_score"]),
+    "student runs away from a blind judge": ([facts(raw=2.0, fake=1.0, shift=0.9)], ["lagging_fake_score"]),
     "student strays": ([facts(shift=AWAY + EPS)], ["high_rate"]),
     "student strays, at first": ([facts(done=0.1, shift=9.0)], []),
     "student off a little": ([facts(shift=AWAY - EPS)], []),
     "student comes from afar": ([{"shift": 3.0, "done": 0.0}, facts(shift=2.9)], []),
     "student goes further": ([{"shift": 3.0, "done": 0.0}, facts(shift=3.1)], ["high_rate"]),
-    "student strays under a blind judge": ([facts(shift=9.0, fake=1.0, far=9.0)], ["lagging_fake_score"]),
+    "student strays under a blind judge": ([facts(shift=9.0, fake=1.0)], ["lagging_fake_score"]),
     "average stands still": ([facts(raw=0.4, moved=0.4 / FROZEN - EPS)], ["long_ema"]),
     "average stands still, early": ([facts(done=0.49, raw=0.4, moved=0.01)], []),
     "average follows": ([facts(raw=0.4, moved=0.4 / FROZEN + EPS)], []),
@@ -197,7 +205,7 @@ def test_samples_that_need_only_be_likely_may_be_alike():
 
 def test_mends_name_the_role_to_blame():
     said = {
-        "model.fake_score.updates": facts(fake=1.0, far=9.0),
+        "model.fake_score.updates": facts(fake=1.0, shift=0.9),
         "model.fake_score.lr": facts(fake=9.0),
         "model.student.lr": facts(raw=9.0),
         "lower model.fake_score.lr": facts(skipped_fake_score=0.5, skipped_student=0.1),
@@ -221,5 +229,5 @@ def test_bounds_are_documented():
     from pathlib import Path
 
     page = (Path(__file__).parents[2] / "docs" / "read_your_curves.md").read_text()
-    for name in ("LAGS", "FAR", "WORSE", "APART", "AWAY", "FROZEN", "FALLEN", "SKIPPED"):
+    for name in ("LAGS", "NARROW", "WIDE", "OFF", "WORSE", "APART", "AWAY", "FROZEN", "FALLEN", "SKIPPED"):
         assert f"`{name}` | {getattr(during, name):g} |" in page, name
