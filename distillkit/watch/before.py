@@ -16,7 +16,7 @@ from distillkit.watch.causes import Finding
 from distillkit.watch.likeness import Judge, deviation
 from distillkit.watch.reference import Reference
 
-OWN = 3.0  # healthy up to 7.8, but then no worse than a guess; broken from 3.3 on
+OWN = 3.0  # healthy up to 5.5, but then no worse than a guess; broken from 3.3 on
 OWN_NATS = 1.5  # healthy up to 1.0; tokens in another order from 1.7 on
 GUESS = 1.1  # healthy up to 0.97; broken from 1.2 on
 LEARNT = 0.9  # embedded teachers at most 0.8 at one of the levels; one after two steps is above
@@ -47,11 +47,10 @@ def look(model: Any, data: Any, reference: Reference) -> tuple[dict[str, float],
         parts.append(scale(model, real, reference.cond.get("mask")))
     if teacher is not None:
         parts.append(start(model))
-        own = reference.unguided
-        judge = Judge(teacher, own, {k: v[: len(own)] for k, v in reference.cond.items()}, data.batch_size)
+        judge = Judge(teacher, reference.unguided, reference.cond, data.batch_size)
         if real is not None:
-            parts.append(alike(judge, real[: len(own)]))
-        parts.append(guidance(model, judge, own if real is None else real[: len(own)]))
+            parts.append(alike(judge, real))
+        parts.append(guidance(model, judge, judge.own if real is None else real))
         if real is not None:
             parts.append(repeated(reference, data))
     for more, causes in parts:

@@ -28,7 +28,7 @@ class Reference:
         real: held-out samples with these conditions; None where data have none.
         teacher: the teacher's samples at its best, guided as in training; None without a teacher.
         clean: the same before they are decoded.
-        unguided: without guidance before they are decoded; if it guides, FEWEST of them.
+        unguided: the same without guidance.
         first: those of the product before the run.
     """
 
@@ -46,9 +46,8 @@ class Reference:
             kappa = getattr(model, "kappa", 1.0)
             self.clean = teacher.generate(num, self.cond, SEED, kappa=kappa, decode=False)
             self.teacher = decoded(teacher, self.clean, self.cond)
-            few = {name: value[:FEWEST] for name, value in self.cond.items()}
             guided = kappa != 1 and teacher.guidable
-            self.unguided = teacher.generate(min(num, FEWEST), few, SEED, decode=False) if guided else self.clean
+            self.unguided = teacher.generate(num, self.cond, SEED, decode=False) if guided else self.clean
         self.first = self.samples(model)
 
     @torch.no_grad()

@@ -110,9 +110,9 @@ def test_runs_that_are_too_short():
 
 
 def test_averages_that_are_too_old():
-    facts, (finding,) = run_of(100, ema_halflife=8000.0, ema_rampup=1e6)
-    assert finding.name == "long_ema" and facts["kept"] == pytest.approx(0.5**0.1)
-    assert "93 %" in finding.measured
+    facts, found = run_of(100, ema_halflife=8000.0, ema_rampup=1e6)
+    assert names(found) == ["long_ema"] and facts["kept"] == pytest.approx(0.5**0.1)
+    assert "93 %" in found[0].measured
     assert run_of(100, ema_halflife=8000.0)[1] == []  # the ramp makes it young
     assert run_of(100, ema_halflife=200.0, ema_rampup=1e6)[1] == []  # a sixteenth
 
