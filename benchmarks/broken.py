@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from distillkit.watch.causes import CAUSES
-from distillkit.watch.during import diagnose
+from distillkit.watch.during import diagnose, lawful
 
 BARE = ["vars.callbacks.finish.num_samples=0", "vars.callbacks.finish.pictures=false"]
 TEACHER = "{out}/teachers/"  # where the words of a run find a teacher that another run has left
@@ -164,7 +164,7 @@ def make(name: str, run: Run, seed: int, out: Path) -> dict[str, Any]:
 
 def traits(model: Any) -> dict[str, Any]:
     """What the diagnosis asks a method besides facts."""
-    return {} if model is None else {"roles": [*model.roles], "proof": bool(model.proof)}
+    return {} if model is None else {"roles": [*model.roles], "proof": lawful(model)}
 
 
 def named(record: dict[str, Any]) -> list[str]:

@@ -166,12 +166,22 @@ def diagnose(history: list[Facts], model: Any) -> list[Finding]:
 
     Args:
         history: those of `begin`, then those of every `measure`, the newest last.
-        model: the method; its `roles` and its `proof` are read.
+        model: the method; its `roles`, its `proof` and its `student` are read.
     """
-    rules = (lagging, too_fast, frozen, diverged)
+    rules = (lagging, too_fast, frozen, diverged) if lawful(model) else (diverged,)
     found = [finding for rule in rules for finding in rule(history, model)]
     known = any(rule(history[:end], model) for rule in rules for end in range(1, len(history)))
-    return found if found or known else collapsed(history, model)
+    return found if found or known or not lawful(model) else collapsed(history)
+
+
+def lawful(model: Any) -> bool:
+    """Whether the student's samples should have the teacher's law.
+
+    Where one likely sample is sought for each condition, or a finished student is tuned, their
+    spread and their mean are others.
+    """
+    network = getattr(getattr(model, "student", None), "network", None)
+    return bool(model.proof) and not getattr(network, "blind", False)
 
 
 def lasting(history: list[Facts], holds: Callable[[Facts], bool]) -> bool:
@@ -249,9 +259,9 @@ def diverged(history: list[Facts], model: Any) -> list[Finding]:
     return []
 
 
-def collapsed(history: list[Facts], model: Any) -> list[Finding]:
-    """Samples that were apart are alike, where a law is sought and not one likely sample."""
-    for name, what in (("spread", "spread"), ("within", "spread within classes")) if model.proof else ():
+def collapsed(history: list[Facts]) -> list[Finding]:
+    """Samples that were apart are alike."""
+    for name, what in (("spread", "spread"), ("within", "spread within classes")):
         *before, now = [facts[name] for facts in history if name in facts] or [1.0]
         if now < FALLEN and now < FALLEN * (most := max(before, default=0.0)):
             return [Finding("collapsed", f"{what} {now:.2f} of the target's, after {most:.2f}")]

@@ -1,6 +1,7 @@
 """What is measured at validations, on laws whose answers are known, and what it means."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -146,7 +147,7 @@ def names(*history, model=METHOD):
     return [finding.name for finding in diagnose([*history], model)]
 
 
-EPS = 1e-6
+EPS, START = 1e-6, {"spread": 0.3, "shift": 0.0, "done": 0.0}
 CASES = {
     "healthy": ([facts()], []),
     "no fake score": ([{"spread": 1.0, "moved": 1.0, "skipped_student": 0.0, "done": 1.0}], []),
@@ -171,12 +172,12 @@ CASES = {
     "student runs away": ([facts(done=0.1, raw=APART + EPS)], ["high_rate"]),
     "student swings": ([facts(raw=APART - EPS)], []),
     "student runs away from a blind judge": ([facts(raw=2.0, fake=1.0, shift=0.9)], ["lagging_fake_score"]),
-    "student strays": ([facts(shift=AWAY + EPS)], ["high_rate"]),
-    "student strays, at first": ([facts(done=0.1, shift=9.0)], []),
-    "student off a little": ([facts(shift=AWAY - EPS)], []),
+    "student strays": ([START, facts(shift=AWAY + EPS)], ["high_rate"]),
+    "student strays, at first": ([START, facts(done=0.1, shift=9.0)], []),
+    "student off a little": ([START, facts(shift=AWAY - EPS)], []),
     "student comes from afar": ([{"shift": 3.0, "done": 0.0}, facts(shift=2.9)], []),
     "student goes further": ([{"shift": 3.0, "done": 0.0}, facts(shift=3.1)], ["high_rate"]),
-    "student strays under a blind judge": ([facts(shift=9.0, fake=1.0)], ["lagging_fake_score"]),
+    "student strays under a blind judge": ([START, facts(shift=9.0, fake=1.0)], ["lagging_fake_score"]),
     "average stands still": ([facts(raw=0.4, moved=0.4 / FROZEN - EPS)], ["long_ema"]),
     "average stands still, early": ([facts(done=0.49, raw=0.4, moved=0.01)], []),
     "average follows": ([facts(raw=0.4, moved=0.4 / FROZEN + EPS)], []),
@@ -200,7 +201,13 @@ def test_each_cause_and_each_near_miss(case):
 
 def test_samples_that_need_only_be_likely_may_be_alike():
     history = [facts(spread=1.0, done=0.5), facts(spread=0.1)]
-    assert names(*history) == ["collapsed"] and names(*history, model=LAWLESS) == []
+    blind = SimpleNamespace(**vars(METHOD), student=SimpleNamespace(network=SimpleNamespace(blind=True)))
+    assert names(*history) == ["collapsed"]
+    for model in (LAWLESS, blind):
+        assert names(*history, model=model) == []
+        for odd in (facts(fake=1.0, shift=9.0), facts(raw=9.0), facts(raw=0.9, moved=0.0)):
+            assert names(START, odd) != [] and names(START, odd, model=model) == []
+        assert names(facts(skipped_student=0.5), model=model) == ["diverged_role"]
 
 
 def test_mends_name_the_role_to_blame():
@@ -226,8 +233,6 @@ def test_what_lasts():
 
 def test_bounds_are_documented():
     """Those of the page of curves are those of the code."""
-    from pathlib import Path
-
     page = (Path(__file__).parents[2] / "docs" / "read_your_curves.md").read_text()
     for name in ("LAGS", "NARROW", "WIDE", "OFF", "WORSE", "APART", "AWAY", "FROZEN", "FALLEN", "SKIPPED"):
         assert f"`{name}` | {getattr(during, name):g} |" in page, name
