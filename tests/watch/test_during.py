@@ -186,7 +186,7 @@ CASES = {
     "no numbers": ([facts(spread=math.nan)], ["diverged_role"]),
     "collapse": ([facts(spread=1.0, done=0.5), facts(spread=FALLEN - EPS)], ["collapsed"]),
     "collapse within classes": ([facts(within=1.0, done=0.5), facts(within=FALLEN - EPS)], ["collapsed"]),
-    "narrow": ([facts(spread=1.0, done=0.5), facts(spread=FALLEN)], []),
+    "narrow": ([facts(spread=2.0, done=0.5), facts(spread=FALLEN)], []),
     "narrow from the start": ([{"spread": 0.3, "done": 0.0}, facts(spread=0.2)], []),
     "narrow from a wide start": ([{"spread": 3.0, "done": 0.0}, facts(spread=0.6)], []),
     "collapse by a known cause": ([facts(raw=2.0, done=0.5), facts(spread=0.1)], []),
