@@ -14,6 +14,7 @@ from torch import Tensor
 from distillkit import progress
 from distillkit.progress import PAUSE, clock
 
+WATCHED = {"watch/spread": "spread", "watch/shift": "shift", "watch/lag": "fake/teacher error"}  # words of a line
 MEMORY = 5.0  # seconds after which a loss has lost 63 % of its weight in the smoothed value
 
 
@@ -104,7 +105,10 @@ class Progress(ProgressBar):
                 old = self.losses.get(role, value)
                 # a single loss that is not finite must not stick
                 self.losses[role] = keep * old + (1 - keep) * value if math.isfinite(old) else value
-        validation = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items() if key.startswith("val/"))
+        validation = "  ".join(
+            [f"{key} {value:.4g}" for key, value in metrics.items() if key.startswith("val/")]
+            + [f"{words} {metrics[key]:.3g}" for key, words in WATCHED.items() if key in metrics]
+        )
         if validation != self.shown_validation:
             self.shown_validation = validation
             print(f"step {self.validated:,}  {validation}", flush=True)

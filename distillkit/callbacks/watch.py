@@ -10,17 +10,21 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from distillkit import checks
+from distillkit import checks, runs
+from distillkit.callbacks.checkpoint import Checkpoint
 from distillkit.errors import Failure, UsageError
 from distillkit.evaluation.pictures import save_picture
 from distillkit.files import write_text
 from distillkit.progress import progress
 from distillkit.watch.before import look
 from distillkit.watch.causes import CAUSES, Facts, Finding
-from distillkit.watch.during import diagnose, measure
+from distillkit.watch.during import begin, diagnose, measure
+from distillkit.watch.passes import Passes
 from distillkit.watch.reference import Reference
+from distillkit.watch.teacher import doubt
 
 SHOWN, ROWS = 8, 8  # samples in a row of the strip, and rows at most
+NUMBERS = 2**20  # in a row, which checkpoints keep
 WARNINGS = "warnings.json"
 
 
@@ -43,16 +47,20 @@ class Watch(Callback):
         self.samples, self.unlike, self.strict = samples, unlike, strict
         self.history: list[Facts] = []
         self.found: dict[str, Finding] = {}
-        self.strip: dict[str, Tensor] = {}
+        self.strip: dict[int, Tensor] = {}  # samples by step
+        self.first: Tensor | None = None
+        self.passes: Passes | None = None
+        self.stopping: Finding | None = None
 
     # What went before is in the checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         found = [list(finding) for finding in self.found.values()]
-        return {"history": [dict(facts) for facts in self.history], "found": found, "strip": self.strip}
+        history = [dict(facts) for facts in self.history]
+        return {"history": history, "found": found, "strip": self.strip, "first": self.first}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history, self.strip = state["history"], state["strip"]
+        self.history, self.strip, self.first = state["history"], state["strip"], state["first"]
         self.found = {entry[0]: Finding(*entry) for entry in state["found"]}
 
     # The run
@@ -62,25 +70,70 @@ class Watch(Callback):
             return
         with progress("looking at data and teacher"):
             self.reference = Reference(pl_module, trainer.datamodule, self.samples)
-            facts, found = look(pl_module, trainer.datamodule, self.reference)
-        self.record(trainer, facts)
-        for finding in found:
+            self.seen, self.noticed = look(pl_module, trainer.datamodule, self.reference)
+        for finding in self.noticed:
             if CAUSES[finding.name].refuses and not (finding.name == "unlike_data" and self.unlike):
                 raise UsageError(str(finding))
-            self.say(trainer, finding)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.write(trainer)  # now the run has a folder
+        if not self.looks(trainer):
+            return
+        facts, found = doubt(pl_module, self.reference)
+        self.record(trainer, self.seen | facts)  # now the run has a folder
+        for finding in (*self.noticed, *found):
+            self.say(trainer, finding)
+        if self.stopping:
+            raise Failure(f"stopped by --strict before the first step: {self.stopping}")
+        if self.first is None:
+            self.first, self.history = self.reference.first, [begin(self.reference)]
+            self.strip[0] = self.first[: self.shown(self.first)].clone()
+        self.reference.first = self.first  # of a run that goes on: as it was before its first part
+        self.passes = Passes(pl_module, trainer.datamodule.batch_size)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.passes is not None:
+            self.passes.begin(pl_module.turn(trainer.global_step))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.passes is not None:
+            self.passes.end()
+        if self.stopping and trainer.global_step > self.stopping.step:  # a step's end is where runs go on bit for bit
+            self.stop(trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.looks(trainer):
+            return
+        facts, samples = measure(pl_module, self.reference)  # in all processes: sharded networks need all of them
+        facts = trainer.strategy.broadcast(facts)
+        self.history.append(facts)
+        named = facts | (self.passes.facts() if self.passes is not None else {})
+        self.log_dict({f"watch/{name}": float(value) for name, value in named.items()}, rank_zero_only=True)
+        if trainer.is_global_zero:
+            self.draw(trainer, samples)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.samples == 0 or trainer.fast_dev_run or trainer.state.fn != "fit" or not trainer.is_global_zero:
-            return
-        facts, samples = measure(pl_module, self.reference)
-        self.history.append(facts)
-        self.record(trainer, facts)
-        self.draw(trainer, samples)
-        for finding in diagnose(self.history, pl_module):
-            self.say(trainer, finding)
+        if self.looks(trainer):
+            for finding in diagnose(self.history, pl_module):
+                self.say(trainer, finding)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.stop_counting()
+        if self.stopping:
+            self.stop(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.stop_counting()
+
+    def stop_counting(self) -> None:
+        if self.passes is not None:
+            self.passes.remove()
+        self.passes = None
+
+    def looks(self, trainer: Trainer) -> bool:
+        """Whether this run is watched."""
+        return self.samples != 0 and not trainer.fast_dev_run and trainer.state.fn == "fit"
 
     def record(self, trainer: Trainer, facts: Facts) -> None:
         """Gives the facts to the loggers."""
@@ -88,34 +141,59 @@ class Watch(Callback):
             logger.log_metrics({f"watch/{name}": value for name, value in facts.items()}, trainer.global_step)
 
     def say(self, trainer: Trainer, finding: Finding) -> None:
-        """Warns of a cause, once in a run.
-
-        Raises:
-            Failure: `strict` is on.
-        """
+        """Warns of a cause, once in a run; with `strict` the run stops after its next step."""
         if finding.name in self.found:
             return
         finding = finding._replace(step=trainer.global_step)
         self.found[finding.name] = finding
         self.write(trainer)
         if self.strict:
-            raise Failure(f"stopped by --strict at step {finding.step}: {finding}")
-        warnings.warn(str(finding), stacklevel=2)
+            self.stopping = self.stopping or finding
+        elif trainer.is_global_zero:
+            warnings.warn(str(finding), stacklevel=2)
         for logger in trainer.loggers:
             logger.log_metrics({f"warning/{finding.name}": 1.0}, trainer.global_step)
+
+    def stop(self, trainer: Trainer) -> None:
+        """Saves a checkpoint and ends the run.
+
+        Raises:
+            Failure: always.
+        """
+        finding, self.stopping = self.stopping, None
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoint):
+                trainer.save_checkpoint(callback.path(trainer))
+        goes_on = f"; go on with: {runs.continuation(trainer.default_root_dir)}" if trainer.checkpoint_callbacks else ""
+        raise Failure(f"stopped by --strict, {finding}{goes_on}")
 
     def write(self, trainer: Trainer) -> None:
         """Writes RUN/warnings.json, if the run has its folder and there are any."""
         run = Path(trainer.default_root_dir)
-        if self.found and (run / "config.yaml").is_file():
+        if self.found and trainer.is_global_zero and (run / "config.yaml").is_file():
             write_text(run / WARNINGS, json.dumps([finding.record() for finding in self.found.values()], indent=1))
 
+    def shown(self, samples: Tensor) -> int:
+        """The number of samples in a row: few of large ones."""
+        return max(1, min(SHOWN, NUMBERS // max(1, samples[0].numel())))
+
     def draw(self, trainer: Trainer, samples: Tensor) -> None:
-        """Adds a row to RUN/samples/progress.png; of many rows the first, the last and some between stay."""
-        self.strip[f"step {trainer.global_step:,}"] = samples[:SHOWN].clone()
-        names = list(self.strip)
-        if len(names) > ROWS:
-            del self.strip[names[len(names) // 2]]
-        cond = {name: value[:SHOWN].cpu() for name, value in self.reference.cond.items()}
-        picture = trainer.datamodule.media.compare(self.strip, cond)
+        """Adds a row to RUN/samples/progress.png.
+
+        Of many rows those stay that are most evenly apart.
+        """
+        num = self.shown(samples)
+        self.strip[trainer.global_step] = samples[:num].clone()
+        if len(self.strip) > ROWS:
+            del self.strip[crowded([*self.strip])]
+        rows = {f"step {step:,}": row for step, row in self.strip.items()}
+        if self.reference.target is not None:
+            rows["teacher" if self.reference.teacher is not None else "real"] = self.reference.target[:num]
+        cond = {name: value[:num].cpu() for name, value in self.reference.cond.items()}
+        picture = trainer.datamodule.media.compare(rows, cond)
         save_picture(Path(trainer.default_root_dir) / "samples" / "progress.png", picture)
+
+
+def crowded(steps: list[int]) -> int:
+    """The step, neither the first nor the last, whose neighbours are closest to each other."""
+    return min(zip(steps, steps[1:], steps[2:], strict=False), key=lambda three: three[2] - three[0])[1]

@@ -81,6 +81,9 @@ class DataDistiller(FromData, TeacherDistiller):
         if self.best["solver"] not in kind.solvers:
             raise ValueError(f"there is no solver {solver!r}; there are {', '.join(kind.solvers)}")
 
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "drop": self.drop}
+
     def dropped(self, batch: dict[str, Tensor]) -> Cond:
         """The batch's condition; for a share `drop` of the samples its unconditional one."""
         cond, network = self.condition(batch), getattr(self.student, "network", None)

@@ -53,6 +53,7 @@ class LSDTokens(SamplerDistiller):
     """
 
     requires = frozenset({"log_probs"})
+    enough = 1  # a step solves for its numbers
     renamed = {
         "student": "of tokens the numbers are solved for, without an optimiser's settings",
         "ema_halflife": "of tokens the solutions are averaged already",

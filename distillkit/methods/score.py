@@ -176,24 +176,26 @@ class ScoreDistiller(FewStepDistiller):
         if self.reuse and trainer and len(samples) == trainer.world_size * trainer.accumulate_grad_batches:
             self._kept = samples[trainer.global_rank :: trainer.world_size]
 
-    def rollout(self, batch: dict[str, Tensor], purpose: str, noise_scale: float = 1.0) -> tuple[Tensor, Cond]:
-        """Samples of this cycle's `step` of the student, and their conditioning.
+    def rollout(
+        self, batch: dict[str, Tensor], purpose: str, noise_scale: float = 1.0, step: int | None = None
+    ) -> tuple[Tensor, Cond]:
+        """Samples of a step of the student, this cycle's `step` if None, and their conditioning.
 
         The gradient flows through that step only. The steps before it run as at inference (backward
         simulation, arXiv 2405.14867). All roles see the same step in one cycle, so the fake score
         has just followed the step that it judges. The conditioning names the step and what else the
         fake score alone is told. All noise is multiplied by `noise_scale`.
         """
-        num = len(next(iter(batch.values())))
+        num, step = len(next(iter(batch.values()))), self.step if step is None else step
         cond = self.with_kappa(self.condition(batch), num, f"{purpose} kappa")
         shape = self.teacher.shape(num, cond)
         with torch.no_grad():
             for k in range(self.randint(self.rollouts, ROW)):
                 made = self.generate(shape, cond, f"{purpose} {ROW} {k}", self.num_steps - 1, noise_scale)
                 cond = self.teacher.proceed(cond, self.teacher.codec.decode(made, cond))
-        x_g = self.generate(shape, cond, purpose, self.step, noise_scale)
+        x_g = self.generate(shape, cond, purpose, step, noise_scale)
         if self.tells_steps:
-            cond = {**cond, "step": torch.full((len(x_g),), self.step, device=self.device)}
+            cond = {**cond, "step": torch.full((len(x_g),), step, device=self.device)}
         return x_g, cond | {told(name): self.vector(cond[name], name) for name in self.fake_told}
 
     def vector(self, value: Tensor, name: str) -> Tensor:

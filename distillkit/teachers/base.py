@@ -63,7 +63,7 @@ class BaseTeacher(Recorded, nn.Module, ABC):
 
     kind = "teacher"
     chunk = 500
-    apart = frozenset({"_id"})
+    apart = frozenset({"_id", "drop"})
     denoiser_kind: type
     solvers: dict
     provides: frozenset[str]

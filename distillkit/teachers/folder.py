@@ -27,6 +27,8 @@ class Folder:
 
     Attributes:
         home: the folder of a teacher that is given no path.
+        drop: the share of samples that it was trained on without their condition; None where
+            teacher.yaml does not say it.
     """
 
     parts: dict[str, type] = {"codec": Codec, "continuation": Continuation}  # recorded objects besides the denoiser
@@ -55,7 +57,7 @@ class Folder:
         load_weights(denoiser, folder / WEIGHTS)
         context = config.get("context") or ()
         super().__init__(denoiser, tuple(config["event_shape"]), config.get("classes"), context, **parts)
-        self.best = best
+        self.best, self.drop = best, config.get("drop")
         self._id = str(config.get("id") or folder.name)
 
     @classmethod

@@ -1,1 +1,1 @@
-"""What a run is watched for: causes of failure, measured before the first step and at validations."""
+"""Causes of failure, measured before the first step and at validations."""

@@ -24,7 +24,7 @@ CAUSES: dict[str, Cause] = {
     # before the first step
     "unlike_data": Cause(
         "the data are unlike the teacher's",
-        "give data in the teacher's range and of its kind, or say callbacks.watch.unlike=true",
+        "give data in the teacher's range and of its kind, or say vars.callbacks.watch.unlike=true",
         refuses=True,
     ),
     "wrong_scale": Cause("the data's scale is not that of the run", "set model.sigma_data"),
@@ -35,6 +35,7 @@ CAUSES: dict[str, Cause] = {
         refuses=True,
     ),
     "long_ema": Cause("the average is older than the run", "lower model.ema_halflife or model.ema_rampup"),
+    "unseen_class": Cause("there are no training data of some classes", "give some, or ask for others alone"),
     "no_start": Cause(
         "the teacher predicts noise where there is no signal at all, so one step from there means nothing",
         "say model.t_init below the process's end",

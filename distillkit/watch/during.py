@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,72 +12,257 @@ from torch import Tensor
 from distillkit.watch.causes import Facts, Finding
 from distillkit.watch.reference import Reference
 
-BANDS = ((0.0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.0))  # of the levels at which the fake score is trained
+BANDS = {"low": (0.0, 1 / 3), "middle": (1 / 3, 2 / 3), "high": (2 / 3, 1.0)}  # of the fake score's levels
 
 
 def measure(model: Any, reference: Reference) -> tuple[dict[str, float], Tensor]:
     """The facts of this moment and the product's samples.
 
-    - `spread`: standard deviation of the samples over the target's; `within` the same within
-      classes.
-    - `shift`: distance of the means, in standard deviations of the target.
-    - `beyond`: share of values outside the range of the target's by more than a twentieth of it.
-    - `moved`: root mean square distance from the first samples, in the target's deviations.
+    Those of `compare` with the target (the teacher's samples, or without one the data's), and
+
+    - `moved`: distance from the first samples of the run, see `distance`.
     - `raw`: the same of the student without its average from the averaged one.
     - `fake_low`, `fake_middle`, `fake_high`: error of the fake score on noised samples of the
       student over the teacher's, in thirds of the levels that it is trained at.
+    - `lag`: the largest of them.
+    - `skipped_ROLE`: the share of the role's steps that were skipped.
+    - `done`: the share of the run that has passed, 0 where its end is not known.
     """
     samples, target = reference.samples(model), reference.target
     facts: dict[str, float] = {}
-    if target is not None and target.is_floating_point():
-        own, other = samples.double().flatten(1), target.double().flatten(1)
-        scale = deviation(other)
-        facts["spread"] = deviation(own) / scale
-        facts["shift"] = float((own.mean(0) - other.mean(0)).square().mean().sqrt()) / scale
-        low, high = float(other.min()), float(other.max())
-        room = (high - low) / 20
-        facts["beyond"] = float(((own < low - room) | (own > high + room)).double().mean())
-        facts["moved"] = distance(samples, reference.first) / scale
-        if model.ema is not None:
-            facts["raw"] = distance(reference.raw(model), samples) / scale
+    if target is not None:
+        facts |= compare(samples, target, reference.cond)
+        facts["moved"] = distance(samples, reference.first, target)
+        if getattr(model, "ema", None) is not None:
+            facts["raw"] = distance(reference.raw(model), samples, target)
     if hasattr(model, "fake_score") and hasattr(model, "rollout"):
         facts |= fake_errors(model, reference)
+    for role, (_, total) in zip(model.roles, model.bad_steps.tolist(), strict=True):
+        facts[f"skipped_{role}"] = total / max(1, model.updates_before(role, model.global_step))
+    facts["done"] = model.done
     return facts, samples
+
+
+def begin(reference: Reference) -> dict[str, float]:
+    """The facts of the product's samples before the first step."""
+    known = {} if reference.target is None else compare(reference.first, reference.target, reference.cond)
+    return {**known, "done": 0.0}
+
+
+def compare(samples: Tensor, target: Tensor, cond: dict[str, Tensor] | None = None) -> dict[str, float]:
+    """How samples [N, ...] differ from those that they should be like.
+
+    Of numbers:
+
+    - `spread`: standard deviation about the mean sample over the target's.
+    - `within`: the same about the mean of each class; left out without classes, and where most
+      samples are alone in theirs.
+    - `shift`: distance of the means in standard deviations of the target, less what chance makes.
+    - `beyond`: share of values outside the target's range by more than a twentieth of it.
+
+    Of tokens, `spread` is the effective number (exponential of the entropy) of pairs of neighbours
+    over the target's, and `shift` the total variation between the frequencies of tokens.
+    """
+    if not target.is_floating_point():
+        return compare_tokens(samples, target)
+    own, other = samples.double().flatten(1), target.double().flatten(1)
+    scale, num = deviation(other), len(own)
+    chance = (float(own.var(0).mean()) + scale**2) / num
+    apart = float((own.mean(0) - other.mean(0)).square().mean()) - chance
+    low, high = float(other.min()), float(other.max())
+    room = (high - low) / 20
+    facts = {
+        "spread": deviation(own) / scale,
+        "shift": max(apart, 0.0) ** 0.5 / scale,
+        "beyond": float(((own < low - room) | (own > high + room)).double().mean()),
+    }
+    groups = classes(cond or {})
+    if groups is not None and 2 * len(inner := centred(other, groups)) >= num and deviation(inner) > scale / 1000:
+        facts["within"] = deviation(centred(own, groups)) / deviation(inner)
+    return facts
+
+
+def compare_tokens(samples: Tensor, target: Tensor) -> dict[str, float]:
+    """See `compare`."""
+    states = int(max(samples.max(), target.max())) + 1
+    own, other = (torch.bincount(x.long().flatten(), minlength=states).double() / x.numel() for x in (samples, target))
+    return {
+        "spread": variety(samples, states) / variety(target, states),
+        "shift": float((own - other).abs().sum()) / 2,
+    }
+
+
+def variety(tokens: Tensor, states: int) -> float:
+    """The effective number of different pairs of neighbours in tokens [N, L]."""
+    pairs = tokens[:, :-1].long() * states + tokens[:, 1:].long()
+    share = pairs.flatten().unique(return_counts=True)[1].double() / pairs.numel()
+    return float((-(share * share.log()).sum()).exp())
+
+
+def classes(cond: dict[str, Tensor]) -> Tensor | None:
+    """The class of each sample over all categorical conditions, [N]; None if there are none."""
+    names = [value.cpu() for value in cond.values() if value.ndim == 1 and not value.is_floating_point()]
+    return torch.stack(names, 1).unique(dim=0, return_inverse=True)[1] if names else None
+
+
+def centred(x: Tensor, groups: Tensor) -> Tensor:
+    """x [N, D] less the mean of its group; groups of one are left out."""
+    num = int(groups.max()) + 1
+    count = torch.bincount(groups, minlength=num)
+    mean = x.new_zeros(num, x.shape[1]).index_add_(0, groups, x) / count.clamp_min(1)[:, None]
+    return (x - mean[groups])[count[groups] > 1]
 
 
 def deviation(samples: Tensor) -> float:
     """The standard deviation of samples [N, D] about their mean, over all D; at least 1e-12."""
-    return max(float(samples.var(0, unbiased=False).mean().sqrt()), 1e-12)
+    return max(float(samples.var(0, unbiased=False).mean().sqrt()), 1e-12) if len(samples) else 1e-12
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    """The root mean square distance of samples."""
-    return float((a.double() - b.double()).square().mean().sqrt())
+def distance(a: Tensor, b: Tensor, target: Tensor) -> float:
+    """The root mean square distance of samples in the target's deviations.
+
+    Of tokens it is the share that differs.
+    """
+    if not target.is_floating_point():
+        return float((a != b).double().mean())
+    return float((a.double() - b.double()).square().mean().sqrt()) / deviation(target.double().flatten(1))
 
 
 @torch.no_grad()
 def fake_errors(model: Any, reference: Reference) -> dict[str, float]:
-    """The fake score's error over the teacher's on the same noised samples of the student."""
-    x_0, cond = model.rollout(reference.batch, "watch")
-    found = {}
-    for name, (low, high) in zip(("low", "middle", "high"), BANDS, strict=True):
+    """Errors of fake score and teacher on the same noised samples of the student, see `measure`."""
+    x_0, cond = model.rollout(reference.batch, "watch", step=model.num_steps - 1)
+    if not set(model.fake_score.told) <= set(cond):
+        return {}  # it is told what samples alone do not say
+    process, facts = model.teacher.process, {}
+    for name, (low, high) in BANDS.items():
         u = low + (high - low) * (torch.arange(len(x_0), device=x_0.device) + 0.5) / len(x_0)
-        t = model.fake_times(u, model.teacher.process, model.done if model.fake_times.changes else None)
-        x_t = model.teacher.process.add_noise(x_0, model.randn(x_0.shape, f"watch {name}"), t)
-        errors = [
+        t = model.fake_times(u, process, model.done if model.fake_times.changes else None)
+        x_t = process.add_noise(x_0, model.randn(x_0.shape, f"watch {name}"), t)
+        fake, teacher = (
             float((denoiser(x_t, t, cond) - x_0).square().mean())
             for denoiser in (model.fake_score, model.teacher.denoiser)
-        ]
-        found[f"fake_{name}"] = errors[0] / max(errors[1], 1e-20)
-    return found
+        )
+        facts[f"fake_{name}"] = fake / max(teacher, 1e-20)
+    facts["lag"] = max(facts[f"fake_{name}"] for name in BANDS)
+    return facts
+
+
+# What the diagnosis asks of the facts; docs/read_your_curves.md has what healthy and broken runs
+# measured. The last three have healthy measurements alone.
+LAGS = 0.97  # error of the fake score over the teacher's, in every band
+NARROW, WIDE = 0.6, 1.5  # spread over the target's
+OFF = 0.5  # shift of the mean, in standard deviations
+WORSE = 1.5  # error of the fake score over the teacher's, in every band
+APART = 1.0  # distance of the student from its average, in standard deviations of the target
+AWAY = 1.0  # shift of the mean that was not there at the start, in standard deviations
+SKIPPED = 0.02  # share of a role's steps
+FROZEN = 3.0  # distance of the student from its average over that of the average from its start
+FALLEN = 0.5  # spread over the target's, and over the largest one so far
 
 
 def diagnose(history: list[Facts], model: Any) -> list[Finding]:
-    """The causes that the facts of all validations so far show, the newest last."""
-    now, found = history[-1], []
-    fake = [now[name] for name in ("fake_low", "fake_middle", "fake_high") if name in now]
-    if fake and max(fake) > 0.97 and not 0.9 < now.get("spread", 1) < 1.1:
-        found.append(Finding("lagging_fake_score", f"{max(fake):.2f} of the teacher's error"))
-    if any(not math.isfinite(value) for value in now.values()):
-        found.append(Finding("diverged_role", "its samples are no numbers"))
-    return found
+    """The causes that the facts of all validations so far show.
+
+    Args:
+        history: those of `begin`, then those of every `measure`, the newest last.
+        model: the method; its `roles`, its `proof` and its `student` are read.
+    """
+    rules = (lagging, too_fast, frozen, diverged) if lawful(model) else (diverged,)
+    found = [finding for rule in rules for finding in rule(history, model)]
+    known = any(rule(history[:end], model) for rule in rules for end in range(1, len(history)))
+    return found if found or known or not lawful(model) else collapsed(history)
+
+
+def lawful(model: Any) -> bool:
+    """Whether the student's samples should have the teacher's law.
+
+    Where one likely sample is sought for each condition, or a finished student is tuned, their
+    spread and their mean are others.
+    """
+    network = getattr(getattr(model, "student", None), "network", None)
+    return bool(model.proof) and not getattr(network, "blind", False)
+
+
+def lasting(history: list[Facts], holds: Callable[[Facts], bool]) -> bool:
+    """Whether it holds now and held at the validation before, or half of the run is over."""
+    now = history[-1]
+    return holds(now) and (now["done"] >= 0.5 or len(history) > 1 and holds(history[-2]))
+
+
+def bands(facts: Facts) -> list[float]:
+    """The fake score's errors in all bands, if it was measured."""
+    return [facts[f"fake_{band}"] for band in BANDS if f"fake_{band}" in facts]
+
+
+def unaware(facts: Facts) -> bool:
+    """Whether the student is not where the teacher is, and the fake score no better there.
+
+    Where student and teacher have one law, the fake score is no better either.
+    """
+    fake = bands(facts)
+    return (
+        bool(fake)
+        and min(fake) > LAGS
+        and max(fake) < WORSE
+        and (not NARROW < facts["spread"] < WIDE or facts["shift"] > OFF)
+    )
+
+
+def lagging(history: list[Facts], model: Any) -> list[Finding]:
+    """The fake score does not know where the student is."""
+    if not lasting(history, unaware):
+        return []
+    now, fake = history[-1], bands(history[-1])
+    error = f"{min(fake):.2f} to {max(fake):.2f} of the teacher's error at all noise levels"
+    where = f"on samples with {now['spread']:.2f} of its spread and means {now['shift']:.2f} standard deviations away"
+    return [Finding("lagging_fake_score", f"{error}, {where}")]
+
+
+def too_fast(history: list[Facts], model: Any) -> list[Finding]:
+    """The student strays from its average or its target, or the fake score from what it learns."""
+    now = history[-1]
+    if lasting(history, lambda facts: min(bands(facts), default=0.0) > WORSE):
+        worse = min(bands(now))
+        return [
+            Finding(
+                "high_rate", f"the fake score has {worse:.1f} times the teacher's error", "lower model.fake_score.lr"
+            )
+        ]
+    if unaware(now):
+        return []  # a student whose judge is blind strays at any rate
+    if now.get("raw", 0.0) > APART:
+        return [Finding("high_rate", f"the student is {now['raw']:.1f} standard deviations from its own average")]
+    began = max(AWAY, history[0].get("shift", 0.0))
+    if lasting(history, lambda facts: facts.get("shift", 0.0) > began):
+        return [Finding("high_rate", f"the mean has moved {now['shift']:.1f} standard deviations away")]
+    return []
+
+
+def frozen(history: list[Facts], model: Any) -> list[Finding]:
+    """The average has hardly left its beginning, the student has."""
+    now = history[-1]
+    if now["done"] < 0.5 or not FROZEN * now.get("moved", math.inf) < now.get("raw", 0.0) < APART:
+        return []
+    return [Finding("long_ema", f"the student moved {now['raw'] / max(now['moved'], 1e-12):.0f} times as far")]
+
+
+def diverged(history: list[Facts], model: Any) -> list[Finding]:
+    """Steps are skipped, or samples are no numbers."""
+    now = history[-1]
+    role = max(model.roles, key=lambda role: now.get(f"skipped_{role}", 0.0))
+    share, mend = now.get(f"skipped_{role}", 0.0), f"lower model.{role}.lr"
+    if share > SKIPPED:
+        return [Finding("diverged_role", f"{share:.0%} of the steps of {role} were skipped", mend)]
+    if not all(map(math.isfinite, now.values())):
+        return [Finding("diverged_role", "samples are no numbers", "lower model.student.lr")]
+    return []
+
+
+def collapsed(history: list[Facts]) -> list[Finding]:
+    """Samples that were apart are alike."""
+    for name, what in (("spread", "spread"), ("within", "spread within classes")):
+        *before, now = [facts[name] for facts in history if name in facts] or [1.0]
+        if now < FALLEN and now < FALLEN * (most := max(before, default=0.0)):
+            return [Finding("collapsed", f"{what} {now:.2f} of the target's, after {most:.2f}")]
+    return []

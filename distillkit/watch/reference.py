@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distillkit.devices import in_chunks
 from distillkit.diffusion.denoiser import Cond
 
 SEED = 4321  # of the noise of all of them; neither training nor evaluation uses it
-NUMBERS = 65_536  # in all samples of a model, at least MOST_FEW and at most MOST samples
-FEWEST, MOST = 32, 512
+NUMBERS = 4096  # in all samples of a model, at least FEWEST and at most MOST samples
+FEWEST, MOST = 16, 512
 
 
 class Reference:
@@ -26,6 +27,8 @@ class Reference:
         cond: the conditions, on the model's device.
         real: held-out samples with these conditions; None where data have none.
         teacher: the teacher's samples at its best, guided as in training; None without a teacher.
+        clean: the same before they are decoded.
+        unguided: the same without guidance.
         first: those of the product before the run.
     """
 
@@ -38,10 +41,13 @@ class Reference:
         self.cond: Cond = model.condition(self.batch)
         self.real: Tensor | None = batch.get("data")
         teacher = getattr(model, "teacher", None)
-        self.teacher = None
+        self.teacher = self.clean = self.unguided = None
         if teacher is not None:
             kappa = getattr(model, "kappa", 1.0)
-            self.teacher = teacher.generate(num, self.cond, SEED, kappa=kappa)
+            self.clean = teacher.generate(num, self.cond, SEED, kappa=kappa, decode=False)
+            self.teacher = decoded(teacher, self.clean, self.cond)
+            guided = kappa != 1 and teacher.guidable
+            self.unguided = teacher.generate(num, self.cond, SEED, decode=False) if guided else self.clean
         self.first = self.samples(model)
 
     @torch.no_grad()
@@ -64,5 +70,14 @@ class Reference:
 
     @property
     def target(self) -> Tensor | None:
-        """The samples that the product's should be like: the teacher's, or without one the data's."""
+        """The samples that the product's should be like: the teacher's, else the data's."""
         return self.real if self.teacher is None else self.teacher
+
+
+def decoded(teacher: Any, x: Tensor, cond: Cond) -> Tensor:
+    """Samples of the teacher as data, on the CPU."""
+
+    def part(rows: slice) -> Tensor:
+        return teacher.codec.decode(x[rows].to(teacher.device), {name: value[rows] for name, value in cond.items()})
+
+    return in_chunks(part, len(x), teacher.chunk)

@@ -27,6 +27,7 @@ DUMMY = [
     "domain=dummy",
     "method=chase",
     "~vars.callbacks.finish",
+    "~vars.callbacks.watch",
 ]
 HEAVY = ("torch", "lightning", "hydra", "omegaconf", "yaml", "jsonargparse", "numpy")
 

@@ -23,6 +23,7 @@ DUMMY = [
     "domain=dummy",
     "method=chase",
     "~vars.callbacks.finish",
+    "~vars.callbacks.watch",
 ]
 
 

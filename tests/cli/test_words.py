@@ -18,7 +18,7 @@ from distillkit.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 CONF = f"hydra.searchpath=[file://{ROOT / 'tests' / 'dummy' / 'conf'}]"
-DUMMY = [CONF, "domain=dummy", "method=chase", "~vars.callbacks.finish"]
+DUMMY = [CONF, "domain=dummy", "method=chase", "~vars.callbacks.finish", "~vars.callbacks.watch"]
 FOLDER = ["domain=image", "method=pretrain", "data=image_folder"]
 QUEUE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "JSM_NAMESPACE_RANK", runs.OUT)
 ODD = "epoch=3|photos (1)|fotos/ünï|bilder/é|照片|it's|a[1]|a,b|q#1|two words|{x}|$HOME|${x}|a\\${x}|-x|~x|x:y|%s|a;b&c|*|!|@|😀"

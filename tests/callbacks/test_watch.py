@@ -1,0 +1,165 @@
+"""Runs are watched from the command line: what is said, written, stopped and gone on with."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import BATCH, UNMEASURED, neural, same
+
+from distillkit import runs
+from distillkit.callbacks.watch import ROWS, crowded
+from distillkit.cli import front
+from distillkit.methods.dmd import DMD
+from distillkit.watch.causes import CAUSES
+from distillkit.watch.passes import Passes
+from distillkit.watch.teacher import BEYOND, SHIFT, SPREADS, doubt
+
+# A student that moves and a fake score that does not, validated four times in 24 steps
+BLIND = ["domain=toy", "method=dmd", "model.student.lr=0.03", "model.fake_score.lr=1e-8", "data.batch_size=64"]
+SHORT = ["trainer.max_steps=24", "trainer.val_check_interval=6", "trainer.log_every_n_steps=3", *UNMEASURED]
+SAID = CAUSES["lagging_fake_score"].title
+
+
+def fit(out, *words, code=0):
+    assert front.main(["fit", *map(str, words), "--out", str(out)]) == code
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    """Nothing of one run reaches the next."""
+    monkeypatch.setenv(runs.OUT, "")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", runs.OUT):
+        monkeypatch.delenv(name, raising=False)
+
+
+def checkpoint(out):
+    return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def watched(out):
+    return checkpoint(out)["callbacks"]["Watch"]
+
+
+def rows(out):
+    with (out / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_says_what_is_wrong_once_and_goes_on_bit_for_bit_after_strict(tmp_path, capsys):
+    out = tmp_path / "blind"
+    fit(out, *BLIND, *SHORT)
+    said = capsys.readouterr()
+    assert said.err.count(f"warning: {SAID} (") == 1 and "raise model.fake_score.updates" in said.err
+    (entry,) = json.loads((out / "warnings.json").read_text())
+    assert entry["name"] == "lagging_fake_score" and 0 < entry["step"] <= 24 and entry["said"] in said.err
+    # one row and one line for each validation
+    facts = [row for row in rows(out) if row["watch/spread"]]
+    assert len(facts) == 4 and all(row["val/sliced_w2"] and row["watch/passes_per_second"] for row in facts)
+    assert sum(float(row["warning/lagging_fake_score"] or 0) for row in rows(out)) == 1
+    lines = [line for line in said.out.splitlines() if "val/" in line]
+    assert lines and all("  spread " in line and "fake/teacher error" in line for line in lines)
+    # the strip: the beginning, four validations and the teacher
+    assert [*watched(out)["strip"]] == [0, 6, 12, 18, 24] and (out / "samples" / "progress.png").is_file()
+
+    strict = tmp_path / "strict"
+    fit(strict, *BLIND, *SHORT, "--strict", code=1)
+    said = capsys.readouterr()
+    assert f"stopped by --strict, {SAID}" in said.err and "--ckpt_path" in said.err and "warning: " not in said.err
+    assert json.loads((strict / "warnings.json").read_text()) == [entry]
+    before = (strict / "samples" / "progress.png").read_bytes()
+    stopped = checkpoint(strict)["global_step"]
+    assert entry["step"] < stopped <= 24
+    code = front.main(
+        ["fit", "--config", str(strict / "config.yaml"), "--ckpt_path", str(strict / "checkpoints" / "last.ckpt")]
+    )
+    assert code == 0 and SAID not in capsys.readouterr().err  # said once in a run
+    assert same(checkpoint(strict)["state_dict"], checkpoint(out)["state_dict"])
+    assert same(watched(strict), watched(out))
+    assert before != (strict / "samples" / "progress.png").read_bytes()
+
+
+def test_watching_changes_nothing_and_can_be_left_out(tmp_path, capsys):
+    words = [*BLIND, "trainer.max_steps=6", *UNMEASURED]
+    fit(tmp_path / "watched", *words)
+    fit(tmp_path / "alone", *words, "vars.callbacks.watch.samples=0")
+    one, other = tmp_path / "watched", tmp_path / "alone"
+    assert same(checkpoint(one)["state_dict"], checkpoint(other)["state_dict"])
+    assert not any(key.startswith("watch/") for key in rows(other)[0]) and not (other / "samples").exists()
+    assert "watch/spread" in rows(one)[0]  # a run shorter than an interval is validated too
+
+
+def test_two_processes_say_it_once(tmp_path, capfd):
+    two = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_fork"]
+    fit(tmp_path / "two", *BLIND, *SHORT, *two)
+    assert capfd.readouterr().err.count(f"warning: {SAID}") == 1
+    assert [entry["name"] for entry in json.loads((tmp_path / "two" / "warnings.json").read_text())] == [
+        "lagging_fake_score"
+    ]
+
+
+def test_passes_are_counted_by_role():
+    model = DMD(neural())
+    passes = Passes(model, batch_size=8)
+    model._trainer = None
+    for role, loss in (("fake_score", model.fake_score_loss), ("student", model.student_loss)) * 2:
+        passes.begin(role)
+        loss(BATCH)
+        passes.end()
+    facts = passes.facts()
+    assert facts["passes_fake_score"] == 2  # the student's sample and the fake score
+    assert facts["passes_student"] == 3  # the student, the teacher, the fake score
+    assert facts["passes_per_second"] == pytest.approx(80 / passes.seconds)
+    passes.remove()
+    model.student_loss(BATCH)
+    assert passes.facts()["passes_student"] == 3 and not model.student._forward_pre_hooks
+
+
+def test_a_long_strip_keeps_its_ends_and_even_steps_between():
+    kept: list[int] = []
+    for step in range(0, 101):
+        kept.append(step)
+        if len(kept) > ROWS:
+            kept.remove(crowded(kept))
+    assert kept[0] == 0 and kept[-1] == 100 and len(kept) == ROWS
+    gaps = [b - a for a, b in zip(kept, kept[1:], strict=False)]
+    assert max(gaps) <= 40
+
+
+# The teacher's samples against real ones
+
+
+def judged(samples, unguided=None, kappa=1.0):
+    """Causes that samples [64, 1] of a teacher show beside 64 real ones evenly from -1 to 1."""
+    real = torch.linspace(-1, 1, 64)[:, None]
+    teacher = neural()
+    reference = SimpleNamespace(real=real, teacher=samples, unguided=real if unguided is None else unguided, cond={})
+    return doubt(SimpleNamespace(teacher=teacher, kappa=kappa), reference)[1]
+
+
+def test_a_teacher_whose_samples_are_far_from_real_ones_is_doubted():
+    real, eps = torch.linspace(-1, 1, 64)[:, None], 1e-3
+    assert judged(real) == []
+    for good, bad in (
+        (real * (SPREADS[0] + eps), real * (SPREADS[0] - eps)),
+        (real / 2 + SHIFT * 0.57, real / 2 + SHIFT * 0.65),  # the deviation of real ones is 0.586
+        (torch.cat([real[:-1], torch.tensor([[1.2]])]), torch.cat([real[:-2], torch.tensor([[1.2], [1.2]])])),
+    ):
+        assert judged(good) == []
+        assert [finding.name for finding in judged(bad)] == ["unconverged_teacher"]
+    assert 1 / 64 < BEYOND < 2 / 64
+
+
+def test_guidance_is_to_blame_where_the_teacher_is_good_without():
+    real = torch.linspace(-1, 1, 64)[:, None]
+    (finding,) = judged(real * 2, kappa=8.0)
+    assert finding.name == "over_guided" and "kappa 8" in str(finding) and "lower model.kappa" in str(finding)
+    assert [finding.name for finding in judged(real * 2, real[:16] * 2, kappa=8.0)] == ["unconverged_teacher"]
+    assert judged(real, real * 2, kappa=8.0) == []
+
+
+def test_what_cannot_be_compared_is_not_judged():
+    tokens = torch.zeros(4, 2, dtype=torch.int64)
+    for real, teacher in ((None, tokens), (tokens, None), (tokens, tokens), (torch.zeros(4, 2), torch.zeros(4, 3))):
+        assert doubt(SimpleNamespace(), SimpleNamespace(real=real, teacher=teacher)) == ({}, [])

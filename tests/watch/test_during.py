@@ -1,0 +1,238 @@
+"""What is measured at validations, on laws whose answers are known, and what it means."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import neural
+
+from distillkit.methods.dmd import DMD
+from distillkit.watch import during
+from distillkit.watch.during import (
+    APART,
+    AWAY,
+    BANDS,
+    FALLEN,
+    FROZEN,
+    LAGS,
+    NARROW,
+    OFF,
+    SKIPPED,
+    WIDE,
+    WORSE,
+    centred,
+    classes,
+    compare,
+    diagnose,
+    distance,
+    fake_errors,
+    lasting,
+)
+
+METHOD = SimpleNamespace(roles={"fake_score": (), "student": ()}, proof={"gaussian": {}})
+LAWLESS = SimpleNamespace(roles={"student": ()}, proof={})
+
+
+def unit(num=20_000, dims=3, seed=0):
+    """Samples with mean zero and deviation one, exactly."""
+    x = torch.randn(num, dims, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x -= x.mean(0)
+    return x / x.var(0, unbiased=False).mean().sqrt()
+
+
+def test_spread_shift_and_share_beyond_the_range_are_those_of_the_laws():
+    target = 2 * unit() + 5
+    facts = compare(3 * unit(seed=1) + torch.tensor([6.0, 5.0, 5.0]), target)
+    assert facts["spread"] == pytest.approx(1.5)
+    assert facts["shift"] == pytest.approx(math.sqrt(1 / 3) / 2, abs=1e-3)
+    assert facts.keys() == {"spread", "shift", "beyond"}
+    line = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]  # the room beyond it is 0.05
+    for moved, share in ((0.0, 0), (0.045, 0), (0.055, 1), (-0.055, 1), (-0.045, 0)):
+        assert compare(line + moved, line)["beyond"] == pytest.approx(share / 101)
+
+
+def test_chance_alone_is_no_shift():
+    """Means of 16 samples of one law are sqrt(2 / 16) deviations apart."""
+    one, other = (torch.randn(16, 1000, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    raw = float((one.mean(0) - other.mean(0)).square().mean().sqrt())
+    assert raw == pytest.approx(math.sqrt(2 / 16), rel=0.05)
+    assert compare(one, other)["shift"] < raw / 3
+    assert compare(one + 1, other)["shift"] == pytest.approx(1, rel=0.05)
+
+
+def test_within_is_the_spread_about_the_means_of_classes():
+    noise, label = unit(1000, 2), torch.arange(1000) % 4
+    places = 10 * torch.eye(4, 2, dtype=torch.float64)[label]
+    wide, narrow = places + noise, places + noise / 5
+    assert compare(narrow, wide, {"label": label})["within"] == pytest.approx(0.2)
+    assert compare(narrow, wide, {"label": label})["spread"] > 0.9
+    assert "within" not in compare(narrow, wide, {"label": torch.arange(1000)})  # alone in their classes
+    assert "within" not in compare(narrow, wide, {"camera": torch.rand(1000)})
+    assert "within" not in compare(narrow, places, {"label": label})  # nothing to be within
+
+
+def test_classes_are_those_of_all_conditions_together():
+    cond = {"a": torch.tensor([0, 0, 1, 1]), "b": torch.tensor([0, 1, 0, 0]), "kappa": torch.rand(4)}
+    groups = classes(cond)
+    assert groups[2] == groups[3] and len(groups.unique()) == 3 and classes({"kappa": torch.rand(4)}) is None
+    left = centred(torch.tensor([[1.0], [2.0], [5.0], [7.0]]), groups)
+    assert left.tolist() == [[-1.0], [1.0]]  # those alone are left out
+
+
+def test_tokens_are_compared_by_their_frequencies():
+    uniform = torch.cartesian_prod(torch.arange(4), torch.arange(4))  # all sixteen pairs
+    assert compare(uniform, uniform) == {"spread": pytest.approx(1), "shift": 0}
+    alike = torch.zeros(16, 2, dtype=torch.int64)
+    assert compare(alike, uniform) == {"spread": pytest.approx(1 / 16), "shift": pytest.approx(0.75)}
+    assert compare(uniform[:8], uniform)["spread"] == pytest.approx(0.5)
+
+
+def test_distances_are_in_deviations_of_the_target():
+    target = 4 * unit()
+    assert distance(target + 2, target, target) == pytest.approx(0.5)
+    tokens = torch.tensor([[1, 2], [3, 4]])
+    assert distance(tokens, torch.tensor([[1, 0], [3, 4]]), tokens) == 0.25
+
+
+class Reference(SimpleNamespace):
+    """As much of a reference as `fake_errors` asks for."""
+
+
+def scored(**settings):
+    """A method whose fake score is the teacher, and what it is asked about."""
+    return DMD(neural(), **settings), Reference(batch={"data": torch.zeros(64, 2), "label": torch.arange(64) % 2})
+
+
+def test_a_fake_score_that_is_the_teacher_errs_as_the_teacher():
+    for steps in (1, 3):
+        facts = fake_errors(*scored(num_steps=steps, times=None))
+        assert facts == {**{f"fake_{band}": pytest.approx(1) for band in BANDS}, "lag": pytest.approx(1)}
+
+
+def test_errors_of_the_fake_score_are_measured_in_thirds_of_its_levels():
+    """One that answers zero errs by the samples themselves, at every level."""
+    model, reference = scored()
+    x_0, _ = model.rollout(reference.batch, "watch", step=0)
+    seen = []
+
+    class Nought(torch.nn.Module):
+        told: dict = {}
+
+        def forward(self, x_t, t, cond):
+            seen.append(t)
+            return torch.zeros_like(x_t)
+
+    true, denoise = [], model.teacher.denoiser
+    denoise.register_forward_hook(lambda module, inputs, x: true.append(float((x - x_0).square().mean())))
+    model.fake_score = Nought()
+    facts = fake_errors(model, reference)
+    for error, band in zip(true, BANDS, strict=True):
+        assert facts[f"fake_{band}"] == pytest.approx(float(x_0.square().mean()) / error, rel=1e-5)
+    assert facts["lag"] == max(facts[f"fake_{band}"] for band in BANDS)
+    assert len(seen) == 3 and all(low.max() < high.min() for low, high in zip(seen, seen[1:], strict=False))
+
+
+# The diagnosis: each cause just inside its bounds, and each near miss
+
+
+def facts(done=1.0, fake=0.9, **more):
+    own = {f"fake_{band}": fake for band in BANDS}
+    healthy = {"spread": 1.0, "shift": 0.0, "beyond": 0.0, "moved": 1.0, "raw": 0.1}
+    return healthy | own | {"skipped_fake_score": 0.0, "skipped_student": 0.0, "done": done} | more
+
+
+def names(*history, model=METHOD):
+    return [finding.name for finding in diagnose([*history], model)]
+
+
+EPS, START = 1e-6, {"spread": 0.3, "shift": 0.0, "done": 0.0}
+CASES = {
+    "healthy": ([facts()], []),
+    "no fake score": ([{"spread": 1.0, "moved": 1.0, "skipped_student": 0.0, "done": 1.0}], []),
+    "lag, narrow": ([facts(fake=LAGS + EPS, spread=NARROW - EPS)], ["lagging_fake_score"]),
+    "lag, wide": ([facts(fake=1.0, spread=WIDE + EPS)], ["lagging_fake_score"]),
+    "lag, off": ([facts(fake=1.0, shift=OFF + EPS)], ["lagging_fake_score"]),
+    "lag, collapsed": ([facts(spread=1.0, done=0.5), facts(fake=1.0, spread=0.1)], ["lagging_fake_score"]),
+    "fake score follows": ([facts(fake=LAGS - EPS, shift=0.9)], []),
+    "both alike": ([facts(fake=1.0, spread=NARROW + EPS, shift=OFF - EPS)], []),
+    "both alike, wider": ([facts(fake=1.0, spread=WIDE - EPS)], []),
+    "one level known": ([facts(fake=1.0, shift=0.9, fake_high=LAGS - EPS)], []),
+    "one level worse than the teacher": ([facts(fake=1.0, shift=0.9, fake_high=WORSE + EPS)], []),
+    "lag, at first": ([facts(done=0.1, fake=1.0, shift=0.9)], []),
+    "lag, twice": (
+        [facts(done=0.1, fake=1.0, shift=0.9), facts(done=0.2, fake=1.0, shift=0.9)],
+        ["lagging_fake_score"],
+    ),
+    "lag, over": ([facts(done=0.1, fake=1.0, shift=0.9), facts(done=0.2)], []),
+    "fake score runs away": ([facts(fake=WORSE + EPS)], ["high_rate"]),
+    "fake score errs a little": ([facts(fake=WORSE - EPS)], []),
+    "fake score errs at one level": ([facts(fake_high=99.0)], []),
+    "student runs away": ([facts(done=0.1, raw=APART + EPS)], ["high_rate"]),
+    "student swings": ([facts(raw=APART - EPS)], []),
+    "student runs away from a blind judge": ([facts(raw=2.0, fake=1.0, shift=0.9)], ["lagging_fake_score"]),
+    "student strays": ([START, facts(shift=AWAY + EPS)], ["high_rate"]),
+    "student strays, at first": ([START, facts(done=0.1, shift=9.0)], []),
+    "student off a little": ([START, facts(shift=AWAY - EPS)], []),
+    "student comes from afar": ([{"shift": 3.0, "done": 0.0}, facts(shift=2.9)], []),
+    "student goes further": ([{"shift": 3.0, "done": 0.0}, facts(shift=3.1)], ["high_rate"]),
+    "student strays under a blind judge": ([START, facts(shift=9.0, fake=1.0)], ["lagging_fake_score"]),
+    "average stands still": ([facts(raw=0.4, moved=0.4 / FROZEN - EPS)], ["long_ema"]),
+    "average stands still, early": ([facts(done=0.49, raw=0.4, moved=0.01)], []),
+    "average follows": ([facts(raw=0.4, moved=0.4 / FROZEN + EPS)], []),
+    "skipped": ([facts(skipped_student=SKIPPED + EPS)], ["diverged_role"]),
+    "few skipped": ([facts(skipped_student=SKIPPED)], []),
+    "no numbers": ([facts(spread=math.nan)], ["diverged_role"]),
+    "collapse": ([facts(spread=1.0, done=0.5), facts(spread=FALLEN - EPS)], ["collapsed"]),
+    "collapse within classes": ([facts(within=1.0, done=0.5), facts(within=FALLEN - EPS)], ["collapsed"]),
+    "narrow": ([facts(spread=2.0, done=0.5), facts(spread=FALLEN)], []),
+    "narrow from the start": ([{"spread": 0.3, "done": 0.0}, facts(spread=0.2)], []),
+    "narrow from a wide start": ([{"spread": 3.0, "done": 0.0}, facts(spread=0.6)], []),
+    "collapse by a known cause": ([facts(raw=2.0, done=0.5), facts(spread=0.1)], []),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_cause_and_each_near_miss(case):
+    history, named = CASES[case]
+    assert names(*history) == named
+
+
+def test_samples_that_need_only_be_likely_may_be_alike():
+    history = [facts(spread=1.0, done=0.5), facts(spread=0.1)]
+    blind = SimpleNamespace(**vars(METHOD), student=SimpleNamespace(network=SimpleNamespace(blind=True)))
+    assert names(*history) == ["collapsed"]
+    for model in (LAWLESS, blind):
+        assert names(*history, model=model) == []
+        for odd in (facts(fake=1.0, shift=9.0), facts(raw=9.0), facts(raw=0.9, moved=0.0)):
+            assert names(START, odd) != [] and names(START, odd, model=model) == []
+        assert names(facts(skipped_student=0.5), model=model) == ["diverged_role"]
+
+
+def test_mends_name_the_role_to_blame():
+    said = {
+        "model.fake_score.updates": facts(fake=1.0, shift=0.9),
+        "model.fake_score.lr": facts(fake=9.0),
+        "model.student.lr": facts(raw=9.0),
+        "lower model.fake_score.lr": facts(skipped_fake_score=0.5, skipped_student=0.1),
+        "lower model.student.lr": facts(skipped_fake_score=0.1, skipped_student=0.5),
+    }
+    for words, history in said.items():
+        assert words in str(*diagnose([history], METHOD))
+
+
+def test_what_lasts():
+    def holds(fact):
+        return fact["x"]
+
+    one, none = {"x": True, "done": 0.1}, {"x": False, "done": 0.2}
+    assert not lasting([one], holds) and lasting([one, one], holds) and not lasting([one, none, one], holds)
+    assert lasting([{"x": True, "done": 0.5}], holds) and not lasting([one, {"x": False, "done": 1.0}], holds)
+
+
+def test_bounds_are_documented():
+    """Those of the page of curves are those of the code."""
+    page = (Path(__file__).parents[2] / "docs" / "read_your_curves.md").read_text()
+    for name in ("LAGS", "NARROW", "WIDE", "OFF", "WORSE", "APART", "AWAY", "FROZEN", "FALLEN", "SKIPPED"):
+        assert f"`{name}` | {getattr(during, name):g} |" in page, name
