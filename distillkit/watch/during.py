@@ -153,6 +153,7 @@ def fake_errors(model: Any, reference: Reference) -> dict[str, float]:
 LAGS = 0.97  # error of the fake score over the teacher's, in every band
 NARROW, WIDE = 0.6, 1.5  # spread over the target's
 OFF = 0.5  # shift of the mean, in standard deviations
+MOVED = 0.5  # distance from the first samples; a student that has hardly begun tells nothing
 WORSE = 1.5  # error of the fake score over the teacher's, in every band
 APART = 1.0  # distance of the student from its average, in standard deviations of the target
 AWAY = 1.0  # shift of the mean that was not there at the start, in standard deviations
@@ -196,7 +197,7 @@ def bands(facts: Facts) -> list[float]:
 
 
 def unaware(facts: Facts) -> bool:
-    """Whether the student is not where the teacher is, and the fake score no better there.
+    """Whether the student has moved to where the teacher is not, and the fake score is as wrong.
 
     Where student and teacher have one law, the fake score is no better either.
     """
@@ -205,6 +206,7 @@ def unaware(facts: Facts) -> bool:
         bool(fake)
         and min(fake) > LAGS
         and max(fake) < WORSE
+        and facts["moved"] > MOVED
         and (not NARROW < facts["spread"] < WIDE or facts["shift"] > OFF)
     )
 

@@ -17,6 +17,7 @@ from distillkit.watch.during import (
     FALLEN,
     FROZEN,
     LAGS,
+    MOVED,
     NARROW,
     OFF,
     SKIPPED,
@@ -160,6 +161,8 @@ CASES = {
     "both alike, wider": ([facts(fake=1.0, spread=WIDE - EPS)], []),
     "one level known": ([facts(fake=1.0, shift=0.9, fake_high=LAGS - EPS)], []),
     "one level worse than the teacher": ([facts(fake=1.0, shift=0.9, fake_high=WORSE + EPS)], []),
+    "lag, moved": ([facts(fake=1.0, shift=0.9, moved=MOVED + EPS)], ["lagging_fake_score"]),
+    "not yet moved": ([facts(fake=1.0, shift=0.9, moved=MOVED)], []),
     "lag, at first": ([facts(done=0.1, fake=1.0, shift=0.9)], []),
     "lag, twice": (
         [facts(done=0.1, fake=1.0, shift=0.9), facts(done=0.2, fake=1.0, shift=0.9)],
@@ -234,5 +237,5 @@ def test_what_lasts():
 def test_bounds_are_documented():
     """Those of the page of curves are those of the code."""
     page = (Path(__file__).parents[2] / "docs" / "read_your_curves.md").read_text()
-    for name in ("LAGS", "NARROW", "WIDE", "OFF", "WORSE", "APART", "AWAY", "FROZEN", "FALLEN", "SKIPPED"):
+    for name in ("LAGS", "NARROW", "WIDE", "OFF", "MOVED", "WORSE", "APART", "AWAY", "FROZEN", "FALLEN", "SKIPPED"):
         assert f"`{name}` | {getattr(during, name):g} |" in page, name
