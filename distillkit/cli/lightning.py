@@ -38,6 +38,7 @@ NOISE = (
     ".*find_unused_parameters=True was specified.*",
     ".*The dirpath has changed from.*",
     ".*You called `self.log\\(.*` in your `.*` but have no logger configured.*",
+    ".*returned a view tensor. An in-place op on this view.*",  # of FSDP2; outputs are never changed in place
     ".*It is recommended to use `self.log\\(.*sync_dist=True.*",
 )
 LEAVES = {Checkpoint: "checkpoints/last.ckpt to go on from", Finish: "student, evaluation.json and report.html"}
