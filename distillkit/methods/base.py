@@ -97,7 +97,7 @@ class Distiller(LightningModule):
         proof_steps: the solver steps in which a teacher as product must reach them; None means
             those of its best settings. Not used if the product is a student.
         enough: steps of the student after which it may have learnt something; the shortest default
-            run of a method that follows gradients has 27 of each of its sampling steps.
+            run of a method that follows gradients has 20 for each of its sampling steps.
         renamed: names of arguments of earlier versions, each with the message for who still gives
             one.
         roles: names of the roles in order of their turns, each with the attributes (modules) that
@@ -114,7 +114,7 @@ class Distiller(LightningModule):
         "mixture": {"std_error": 0.05, "correlation_error": 0.05, "weight_error": 0.2},
     }
     proof_steps: int | None = None
-    enough: int = 20
+    enough: int = 10
     renamed: dict[str, str] = {}
     roles: dict[str, tuple[str, ...]]
 

@@ -29,6 +29,7 @@ REPEATED = 0.5  # embedded teachers from 0.93 on
 MOST_NUMBERS = 2**26  # of training data among which the nearest are sought
 
 
+@torch.no_grad()
 def look(model: Any, data: Any, reference: Reference) -> tuple[dict[str, float], list[Finding]]:
     """The facts of data and teacher, and the causes of failure that they show.
 

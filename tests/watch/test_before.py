@@ -104,9 +104,9 @@ def run_of(steps, batch=8, **arguments):
 
 
 def test_runs_that_are_too_short():
-    facts, (finding,) = run_of(19)
-    assert facts["updates"] == 19 and finding.name == "few_updates" and "it makes 19" in str(finding)
-    assert run_of(20)[1] == [] and run_of(math.inf) == ({}, [])
+    facts, (finding,) = run_of(9)
+    assert facts["updates"] == 9 and finding.name == "few_updates" and "it makes 9" in str(finding)
+    assert run_of(10)[1] == [] and run_of(math.inf) == ({}, [])
 
 
 def test_averages_that_are_too_old():
