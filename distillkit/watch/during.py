@@ -169,10 +169,11 @@ def diagnose(history: list[Facts], model: Any) -> list[Finding]:
         history: those of `begin`, then those of every `measure`, the newest last.
         model: the method; its `roles`, its `proof` and its `student` are read.
     """
-    rules = (lagging, too_fast, frozen, diverged) if lawful(model) else (diverged,)
+    rules = (lagging, too_fast, frozen) if lawful(model) else ()
     found = [finding for rule in rules for finding in rule(history, model)]
-    known = any(rule(history[:end], model) for rule in rules for end in range(1, len(history)))
-    return found if found or known or not lawful(model) else collapsed(history)
+    if found or any(rule(history[:end], model) for rule in rules for end in range(1, len(history))):
+        return found  # what follows from a cause is none
+    return diverged(history, model) or (collapsed(history) if lawful(model) else [])
 
 
 def lawful(model: Any) -> bool:

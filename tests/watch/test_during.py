@@ -185,6 +185,8 @@ CASES = {
     "average stands still, early": ([facts(done=0.49, raw=0.4, moved=0.01)], []),
     "average follows": ([facts(raw=0.4, moved=0.4 / FROZEN + EPS)], []),
     "skipped": ([facts(skipped_student=SKIPPED + EPS)], ["diverged_role"]),
+    "skipped, for the student runs away": ([facts(raw=2.0, skipped_fake_score=0.5)], ["high_rate"]),
+    "skipped, for it ran away": ([facts(raw=2.0, done=0.5), facts(skipped_fake_score=0.5)], []),
     "few skipped": ([facts(skipped_student=SKIPPED)], []),
     "no numbers": ([facts(spread=math.nan)], ["diverged_role"]),
     "collapse": ([facts(spread=1.0, done=0.5), facts(spread=FALLEN - EPS)], ["collapsed"]),
