@@ -28,8 +28,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
+# by word, what is lacking where nobody gives it; the earlier ones say more
+MEANS = {
+    "denoiser": "a teacher that takes Gaussian noise away",
+    "log_probs": "a teacher of tokens",
+    "scene": "a scene as student",
+    "features": "features of the teacher for a discriminator",
+    "data": "real samples",
+    "numbers": "samples that are numbers",
+    "points": "samples that are points in space",
+    "classes": "conditions with a null, for guidance",
+    "labels": "classes as conditions",
+    "decoder": "a decoder that can be trained",
+    "tower": "easier observations of the samples",
+    "reward": "a reward in the data",
+    "reward_gradient": "a reward with a gradient",
+    "approximation": "an approximation of each sample to start from",
+}
 WHERE = "`python -m distillkit list` shows what goes together"
 
 
@@ -72,7 +89,47 @@ def imported(path: str) -> type:
     return getattr(import_module(module), name)
 
 
+def plainly(handed: Mapping[str, Any], find: Callable[[str], type]) -> str | None:
+    """The main gap in words that name no class, so that many pairs share them."""
+    try:
+        lack = _lack(handed, find)
+    except Exception:
+        lack = _lack(handed, imported)
+    if lack is None:
+        return None
+    word = next((word for word in MEANS if word in lack.missing), min(lack.missing))
+    return (lack.sentence or f"it needs {MEANS.get(word, word)}").format(method="the method")
+
+
+class Lack(NamedTuple):
+    """The first part of a configuration that lacks something.
+
+    Args:
+        kind: its class.
+        missing: the words that nobody gives.
+        givers: names of the classes that could.
+        because: its arguments that need them.
+        method: the name of the method's class.
+        sentence: its own sentence about them, empty if it has none.
+    """
+
+    kind: type
+    missing: frozenset[str]
+    givers: list[str]
+    because: list[str]
+    method: str
+    sentence: str
+
+
 def _gap(handed: Mapping[str, Any], find: Callable[[str], type]) -> str | None:
+    if (lack := _lack(handed, find)) is None:
+        return None
+    if lack.sentence:
+        return lack.sentence.format(method=lack.method)
+    return refusal(lack.kind, lack.missing, lack.givers, lack.because)
+
+
+def _lack(handed: Mapping[str, Any], find: Callable[[str], type]) -> Lack | None:
     parts = [(find(path), arguments) for path, arguments in _parts([handed.get("model"), handed.get("data")])]
     providers = [(kind, arguments) for kind, arguments in parts if hasattr(kind, "provides") or hasattr(kind, "offers")]
     given = frozenset().union(*(getattr(kind, "provides", ()) for kind, _ in providers))
@@ -84,9 +141,9 @@ def _gap(handed: Mapping[str, Any], find: Callable[[str], type]) -> str | None:
         if missing := _needs(kind, arguments) - given:
             rest = {name: {k: v for k, v in arguments.items() if k != name} for name in arguments}
             because = [f"{name}={arguments[name]}" for name in rest if missing - _needs(kind, rest[name])]
-            if sentence := getattr(kind, "refused", {}).get(min(missing)):
-                return sentence.format(method=parts[0][0].__name__)
-            return refusal(kind, missing, list(dict.fromkeys(giver.__name__ for giver, _ in providers)), because)
+            sentence = getattr(kind, "refused", {}).get(min(missing), "")
+            givers = list(dict.fromkeys(giver.__name__ for giver, _ in providers))
+            return Lack(kind, missing, givers, because, parts[0][0].__name__, sentence)
     return None
 
 

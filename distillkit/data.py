@@ -40,6 +40,24 @@ class TensorData:
         return {name: value[indices] for name, value in self.tensors.items()}
 
 
+class Rows:
+    """Some rows of a data set, as a data set.
+
+    Args:
+        dataset: `len` and `[LongTensor] -> batch`.
+        rows: int64 [N].
+    """
+
+    def __init__(self, dataset: Any, rows: Tensor):
+        self.dataset, self.rows = dataset, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: Tensor) -> Batch:
+        return self.dataset[self.rows[indices]]
+
+
 def batches(dataset: Any, rows: Iterable[Tensor]) -> Iterator[Batch]:
     """The batch `dataset[indices]` of each `rows`; what is not in memory is read ahead in a thread.
 
@@ -162,7 +180,10 @@ class DistillData(Recorded, LightningDataModule):
         pictured: number of samples in a picture.
         event_shape: shape of one sample.
         classes: categorical conditions in a batch, `{key: number of classes}`.
+        names: of these classes, by number, for each key where they have names.
         context: batch keys of further conditions, see `BaseTeacher`.
+        shown: what `media` needs to know besides the samples, by name, such as a sample rate; a
+            student's folder keeps it.
         asks: by context key, a description in the domain's words, for errors about a missing one.
         provides: capabilities for methods; `data` means real samples under the batch key `data`,
             `numbers` that noise can be added to them, `points` that they are sets of points in
@@ -178,6 +199,8 @@ class DistillData(Recorded, LightningDataModule):
     provides: frozenset[str] = frozenset({"data", "numbers"})
     event_shape: tuple[int, ...]
     classes: dict[str, int]
+    names: Mapping[str, Sequence[str]] = {}
+    shown: Mapping[str, float] = {}
     context: tuple[str, ...] = ()
     asks: dict[str, str] = {}
     easier: Sequence[dict[str, str]] = ()

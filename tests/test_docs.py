@@ -179,6 +179,14 @@ def test_the_teacher_of_the_docs_samples():
     assert names["samples"].shape == (4, 3, 16, 16)
 
 
+def test_the_views_of_the_docs_are_drawn():
+    names: dict = {}
+    exec(blocks(ROOT / "docs" / "rendering.md", "python")[0], names)
+    image, opacity, depth = (names[name] for name in ("image", "opacity", "depth"))
+    assert image.shape == (2, 3, 32, 32) and opacity.shape == depth.shape == (2, 1, 32, 32)
+    assert image.min() >= 0 and image.max() <= 1 and image[:, :, 0, 0].min() > 0.9 > image[:, :, 16, 16].max()
+
+
 def test_readme_commands_are_single_lines():
     text = (ROOT / "README.md").read_text()
     for number in (1, 2):

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from distillkit import checks
+from distillkit.data import DistillData
 from distillkit.devices import able
 from distillkit.errors import pasted
 from distillkit.evaluation.pictures import save_files, save_picture, save_student
@@ -18,9 +19,10 @@ from distillkit.files import read_yaml, write_atomic, write_text
 from distillkit.progress import progress
 from distillkit.report.logger import MetricsLogger
 from distillkit.report.sounds import sounds_in
-from distillkit.students.base import NUM_EXAMPLES
+from distillkit.students.base import NUM_EXAMPLES, Student
 
 PLAYED, KEPT = 4, 3  # sounds of each model in a run, and beside its weights
+MOST_NAMES = 1000  # of classes in a student's folder
 SMALL = 500_000  # bytes of a sound that is kept beside weights, at most
 
 
@@ -67,8 +69,14 @@ def finish(
     config = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
     product = model.eval().product().eval()
     kind, facts = product.kind, {**model.facts(), "domain": data.domain, "run": provenance(config)}
+    if num_samples:
+        facts["num_samples"] = num_samples
+    if word := config.get("method"):
+        facts |= {"method": word, "mechanism": facts["method"]}
     teacher, student = (product, None) if kind == "teacher" else (getattr(model, "teacher", None), product)
     kappa = facts.get("kappa", 1.0)
+    if student:
+        facts |= called(student, data) | ({"shown": dict(data.shown)} if data.shown else {})
     if student and student.context:
         facts |= {"asks": data.asks, "examples": student.condition(data.conditions(NUM_EXAMPLES))}
     product.save(run / kind, **facts)
@@ -142,6 +150,26 @@ def _keep_sounds(samples: Path, folder: Path) -> None:
     for path in sounds_in(samples)[:KEPT]:
         if path.stat().st_size <= SMALL:
             write_atomic(folder / path.name, partial(shutil.copyfile, path))
+
+
+def called(student: Student, data: DistillData) -> dict[str, Any]:
+    """The names of the student's classes, and the prompts that it was made for, where it has such.
+
+    They are plain text, whatever the names of folders hold; of more than `MOST_NAMES` there are
+    none.
+    """
+    names = {
+        condition: [plain(name) for name in data.names[condition]]
+        for condition, num in student.classes.items()
+        if len(data.names.get(condition, ())) == num <= MOST_NAMES
+    }
+    prompts = getattr(student.network, "known", None)
+    return ({"names": names} if names else {}) | ({"prompts": list(prompts)} if prompts else {})
+
+
+def plain(text: str) -> str:
+    """A name with bytes that are no text escaped."""
+    return str(text).encode(errors="backslashreplace").decode()
 
 
 def provenance(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
@@ -123,6 +123,12 @@ def target(method: str, words: Sequence[str] = ()) -> str:
         return ""
     found = [part.keys.model._target_ for part in parts if "_target_" in (part.keys.get("model") or {})]
     return str(found[-1]) if found else ""
+
+
+def word_of(choices: Mapping[str, str], tokens: Sequence[str]) -> str | None:
+    """The method that was chosen; None if there is none, or a word or flag gives another class."""
+    another = any(re.match(r"(\++|--)?model(\.(_target_|class_path))?(=|$)", token) for token in tokens)
+    return None if another else choices.get("method")
 
 
 def _comment(group: str, choice: str, words: Sequence[str]) -> list[str]:
@@ -642,7 +648,7 @@ def as_typed(message: str, cfg: Any) -> str:
                 node = node.get(name) if isinstance(node, dict) else None
         return found
 
-    for part in ("model", "data"):
+    for part in ("model", "data", "student", "fake_score"):  # these two are reached from the first
         for key, node in (plain.get(part) or {}).items():
             if there := source(node):
                 message = re.sub(rf"(?<![\w.]){part}\.{key}(?=\.\w)", there, message)

@@ -22,14 +22,20 @@ def forgive() -> None:
 
 @contextmanager
 def warnings_in_words() -> Iterator[None]:
-    """A context in which Python's warnings are lines `warning: ...` without a place in the code."""
+    """A context in which Python's warnings are lines `warning: ...` without a place in the code.
+
+    Each is said once.
+    """
+    said: set[str] = set()
+
+    def say(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if (line := one_line(message, LONGEST)) not in said:
+            said.add(line)
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+
     with warnings.catch_warnings():
-        warnings.showwarning = _say
+        warnings.showwarning = say
         yield
-
-
-def _say(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    print(f"warning: {one_line(message, LONGEST)}", file=sys.stderr, flush=True)
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:

@@ -284,7 +284,8 @@ def train(verb: str, call: Call) -> int:
         )  # Lightning's parser judges it
         if not by_hand and all(flag[0].startswith("--ckpt_path") for flag in call.flags):
             refuse_what_lacks(handed)
-        flags = ["--config", config.text(handed), *(explain(flag, handed) for flag in flags)]
+        typed = {"method": config.word_of(choices, [*call.words, *flags])}
+        flags = ["--config", config.text(handed | typed), *(explain(flag, handed) for flag in flags)]
 
     kept = None if call.no_cache else cache.of_the_user()
     from distillkit.cli.lightning import run as run_lightning

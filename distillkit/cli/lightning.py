@@ -195,6 +195,9 @@ class CLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:
         return {self.verb: LightningCLI.subcommands()[self.verb]}  # one parser instead of four
 
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        parser.add_argument("--method", type=str | None, help="the word that chose the method, for cards and reports")
+
     def parse_arguments(self, parser: Any, args: Any) -> None:
         try:
             self.config = parser.parse_args(args)

@@ -29,7 +29,8 @@ def show(args: Sequence[str]) -> None:
     if options.markdown:
         print(markdown(places), end="")
         return
-    matrix = {domain: {method: compatibility(domain, method, places) for method in methods} for domain in domains}
+    told = compatibility if options.json else reason
+    matrix = {domain: {method: told(domain, method, places) for method in methods} for domain in domains}
     if options.json:
         facts = {name: dict(zip(COLUMNS, cells, strict=True)) for name, cells in methods.items()}
         about = {name: text for name, (text,) in domains.items()}
@@ -65,12 +66,13 @@ def markdown(places: tuple[str, ...] = ()) -> str:
 
 
 def print_tables(domains: Rows, methods: Rows, matrix: dict[str, dict[str, str | None]]) -> None:
-    """Print the two tables, which pairs go together, and why others do not."""
+    """Print the two tables, where each method runs, and why not elsewhere."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
-    for head, rows in ((("domain",), domains), (("method", "paper", "mechanism"), methods)):
+    plain = {name: (paper, text) for name, (paper, _, text) in methods.items()}
+    for head, rows in ((("domain",), domains), (("method", "paper"), plain)):
         table = Table(box=None, padding=(0, 2, 0, 0))
         for title in head:
             table.add_column(title, no_wrap=True)
@@ -79,18 +81,37 @@ def print_tables(domains: Rows, methods: Rows, matrix: dict[str, dict[str, str |
             table.add_row(name, *(escaped(cell or "-") for cell in cells))
         console.print(table)
         console.print()
-    table = Table("", *domains, box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("method", no_wrap=True)
+    table.add_column("runs with the default teacher and data of")
     reasons: dict[str, int] = {}
     for method in methods:
-        cells = []
-        for domain in domains:
-            reason = matrix[domain][method]
-            cells.append("yes" if reason is None else f"no [{reasons.setdefault(reason, len(reasons) + 1)}]")
-        table.add_row(method, *map(escaped, cells))
+        table.add_row(method, escaped(homes({domain: matrix[domain][method] for domain in domains}, reasons)))
     console.print(table)
-    for reason, number in reasons.items():
-        console.print(f"[{number}] {reason}", markup=False)
+    console.print()
+    for why, number in reasons.items():
+        console.print(f"[{number}] {why}", markup=False)
     console.print("\nrun one: python -m distillkit fit domain=DOMAIN method=METHOD", markup=False)
+
+
+def homes(column: dict[str, str | None], reasons: dict[str, int]) -> str:
+    """Where a method runs, in words; reasons against it are numbers of `reasons`, which grow.
+
+    Args:
+        column: by domain, the reason why it does not run there; None where it does.
+        reasons: numbers of the reasons so far.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for domain, why in column.items():
+        if why is not None:
+            by_reason.setdefault(f"[{reasons.setdefault(why, len(reasons) + 1)}]", []).append(domain)
+    there = [domain for domain, why in column.items() if why is None]
+    if not by_reason:
+        return "all domains"
+    against = [f"{' '.join(names)} {number}" for number, names in by_reason.items()]
+    if len(there) > len(column) / 2:
+        return f"all domains but {', '.join(against)}"
+    return f"{' '.join(there) or 'none'}; not {', '.join(against)}"
 
 
 def escaped(text: str) -> str:
@@ -98,22 +119,33 @@ def escaped(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-@cache
 def compatibility(domain: str, method: str, places: tuple[str, ...] = ()) -> str | None:
     """Why a method cannot be used in a domain with its default teacher and data; None if it can.
 
     `places` are words with further configuration folders.
     """
+    return _told(domain, method, places)[0]
+
+
+def reason(domain: str, method: str, places: tuple[str, ...] = ()) -> str | None:
+    """As `compatibility`, in words that name no class, so that many pairs share them."""
+    return _told(domain, method, places)[1]
+
+
+@cache
+def _told(domain: str, method: str, places: tuple[str, ...]) -> tuple[str | None, str | None]:
+    """What `compatibility` and `reason` say."""
     try:
         handed = config.hand_over(config.pair(domain, method, places), ("model", "data"))
+        return capabilities.gap(handed, declarations.read), capabilities.plainly(handed, declarations.read)
     except UsageError as error:
         if " has no default" in str(error):
-            return f"{domain} has no embedded teacher: {one_line(error)}"
-        return f"{method} does not compose with {domain}: {one_line(error)}"
-    try:
-        return capabilities.gap(handed, declarations.read)
+            said = f"{domain} has no embedded teacher: {one_line(error)}"
+        else:
+            said = f"{method} does not compose with {domain}: {one_line(error)}"
     except Exception as error:
-        return f"{method} in {domain} cannot be imported: {type(error).__name__}: {one_line(error)}"
+        said = f"{method} in {domain} cannot be imported: {type(error).__name__}: {one_line(error)}"
+    return said, said
 
 
 def about(path: str) -> str:

@@ -127,8 +127,8 @@ def _arguments(argv: Sequence[str]) -> Namespace:
         "--cond",
         action="append",
         default=[],
-        metavar="NAME=K",
-        help="one class for all samples, such as label=3 (default: classes in turn)",
+        metavar="NAME=CLASS",
+        help="one class for all samples, by its number or its name, such as label=3 or timbre=saw (default: classes in turn)",
     )
     parser.add_argument(
         "--kappa",
@@ -199,7 +199,7 @@ def _of_teacher_folder(args: Namespace) -> tuple[Any, Route, Any, Cond]:
     route = routes.of_teacher(teacher, 1.0 if args.kappa is None else args.kappa)
     data = _data_of_teacher(teacher, args)
     cond = teacher.condition(data.conditions(args.n))
-    return teacher, route, data, cond | chosen(args, teacher.classes, teacher.context)
+    return teacher, route, data, cond | chosen(args, teacher.classes, teacher.context, data.names)
 
 
 def _data_of_teacher(teacher: Any, args: Namespace) -> Any:

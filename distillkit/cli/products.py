@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from argparse import SUPPRESS, Namespace
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -24,6 +25,8 @@ from distillkit.spec import Outside
 from distillkit.students.base import Student
 from distillkit.students.provenance import allow, allow_pipeline, asked, load, made_with, place, set_up
 
+NAMED = 8  # classes that an error names, at most
+NUM_SAMPLES, MOST_SAMPLES = 1000, 10**6  # of an evaluation where nobody says how many, and that a folder may ask for
 MOST_SEED = 2**32 - 1  # NumPy's largest
 
 
@@ -67,7 +70,10 @@ def sample(argv: Sequence[str]) -> int:
     except ValueError as error:  # a codec that may not be read, a guidance scale that it was not told
         raise UsageError(str(error)) from error
     write_samples(out / "samples.npz", samples, cond)
-    media = data.media if data is not None else prompts.media(student) if texts else None
+    try:
+        media = data.media if data is not None else prompts.media(student, bool(texts))
+    except ValueError as error:
+        media, no_picture = None, f"no picture: {error}"
     if texts:
         write_text(out / "prompts.txt", "".join(f"{texts[i]}\n" for i in cond["prompt"].tolist()))
     if no_picture and media is None:
@@ -97,8 +103,8 @@ def _asked_to_sample(argv: Sequence[str]) -> Namespace:
         "--cond",
         action="append",
         default=[],
-        metavar="NAME=K",
-        help="one class for all samples, such as label=3 (default: classes in turn)",
+        metavar="NAME=CLASS",
+        help="one class for all samples, by its number or its name, such as label=3 or timbre=saw (default: classes in turn)",
     )
     parser.add_argument(
         "--kappa", type=number(float, 0), help="guidance scale, of a student that was told it (default: its middle)"
@@ -184,13 +190,20 @@ def conditions(student: Student, data: Any, args: Namespace) -> dict[str, Tensor
     """The conditions of the samples."""
     from_data = _from_data(student)
     cond = asked(student, data, args.n) if from_data else student.default_condition(args.n)
-    return cond | chosen(args, student.classes, student.context, from_data)
+    return cond | chosen(args, student.classes, student.context, student.names, from_data)
 
 
 def chosen(
-    args: Namespace, classes: Mapping[str, int], context: Sequence[str], from_data: bool = True
+    args: Namespace,
+    classes: Mapping[str, int],
+    context: Sequence[str],
+    names: Mapping[str, Sequence[str]],
+    from_data: bool = True,
 ) -> dict[str, Tensor]:
-    """The conditions that `--cond` gives to all samples of a model with such conditions."""
+    """The conditions that `--cond` gives to all samples of a model with such conditions.
+
+    A class is given by its number, or else by one of its `names`.
+    """
     cond = {}
     for item in args.cond:
         name, _, value = item.partition("=")
@@ -199,11 +212,31 @@ def chosen(
                 f"--cond {item} is not possible: what this model is asked about ({', '.join(context)}) comes "
                 f"from {'held-out data' if from_data else 'the examples in its folder'}, with its classes"
             )
-        if name not in classes or not value.isdigit() or int(value) >= classes[name]:
+        if name not in classes:
             possible = ", ".join(f"{key}=0..{count - 1}" for key, count in classes.items()) or "none: it has no classes"
             raise UsageError(f"--cond {item} is not possible; this model's conditions are {possible}")
-        cond[name] = torch.full((args.n,), int(value))
+        cond[name] = torch.full((args.n,), class_of(name, value, classes[name], names.get(name, ())))
     return cond
+
+
+def class_of(condition: str, text: str, num: int, names: Sequence[str]) -> int:
+    """The number of the class that a text means.
+
+    Raises:
+        UsageError: there is no such class.
+    """
+    if text.isdecimal() and int(text) < num:
+        if text in names and list(names).index(text) != int(text):
+            called = f"{condition}={text} is class number {text}, which is called {names[int(text)]!r}"
+            print(
+                f"note: {called}; the one that is called {text!r} is number {list(names).index(text)}", file=sys.stderr
+            )
+        return int(text)
+    if text in names:
+        return list(names).index(text)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    called = f", or {', '.join(map(repr, names[:NAMED]))}{more}" if names else ""
+    raise UsageError(f"--cond {condition}={text} is not possible; {condition} is a number from 0 to {num - 1}{called}")
 
 
 def write_samples(file: Path, samples: Tensor, cond: dict[str, Tensor]) -> None:
@@ -235,7 +268,9 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     parser.add_argument("student", help="a student folder, or the run folder around it")
     parser.add_argument(
-        "--num-samples", type=number(int, 2), default=1000, help="samples of every model (default 1000)"
+        "--num-samples",
+        type=number(int, 2),
+        help=f"samples of every model (default: as many as the run itself took, else {NUM_SAMPLES})",
     )
     parser.add_argument("--seed", type=number(int, 0, MOST_SEED), default=1234, help="of the noise (default 1234)")
     parser.add_argument("--out", type=Path, help="the file (default: evaluation.json in the folder)")
@@ -252,14 +287,20 @@ def evaluate(argv: Sequence[str]) -> int:
     teacher, data = _teacher_of(student, own["teacher"]).to(args.device) if taught else None, own["data"]
     set_up(data)
     asked(student, data, 2)
-    kappa = student.config.get("kappa", 1.0)
+    kappa, num = student.config.get("kappa", 1.0), args.num_samples or _num_samples(student)
     path = _writable(args.out or Path(args.student) / "evaluation.json")
     with cache.using(kept):
-        result = protocol.evaluate(data, teacher, student, args.num_samples, args.seed, kappa)
+        result = protocol.evaluate(data, teacher, student, num, args.seed, kappa)
     write_text(path, json.dumps(result, indent=1))
     Console().print(evaluation_table(result, student.config))
     print(f"evaluation: {path}")
     return 0
+
+
+def _num_samples(student: Student) -> int:
+    """As many samples as the run's own evaluation took, or `NUM_SAMPLES` where it is not known."""
+    own = student.config.get("num_samples")
+    return own if type(own) is int and 2 <= own <= MOST_SAMPLES else NUM_SAMPLES
 
 
 def _teacher_of(student: Student, teacher: Any) -> Any:

@@ -69,14 +69,21 @@ def give(student: Student, texts: list[str], args: Namespace) -> None:
         raise UsageError(str(error)) from error
 
 
-def media(student: Student) -> Any:
+def media(student: Student, asked: bool) -> Any:
     """How the student's domain shows samples, where its data cannot be had; None if it does not.
 
-    A domain's `media.of(codec)` is asked where what is shown depends on the codec (a sample rate).
+    A domain's `media.of(codec, shown)` is asked where what is shown depends on the codec (a sample
+    rate), or on what the folder keeps as `DistillData.shown`. Other media show what texts `asked`
+    for alone: without data they cannot tell what samples are.
+
+    Raises:
+        ValueError: the folder does not say enough.
     """
     known = {each.name for each in iter_modules(find_spec("domains").submodule_search_locations)}
     domain = str(student.config.get("domain"))  # as the folder says: anything
     if domain not in known or not find_spec(f"domains.{domain}.media"):
         return None
     found = import_module(f"domains.{domain}.media")
-    return found.of(student.codec) if hasattr(found, "of") else found
+    if hasattr(found, "of"):
+        return found.of(student.codec, student.config.get("shown"))
+    return found if asked else None

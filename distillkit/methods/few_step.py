@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from distillkit import capabilities, checks
 from distillkit.codec import Codec
+from distillkit.data import TensorData
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import Process
 from distillkit.diffusion.sampling import Renoise, few_step
@@ -18,7 +20,7 @@ from distillkit.diffusion.start import Start
 from distillkit.diffusion.times import Times
 from distillkit.methods.base import Distiller
 from distillkit.students.few_step import FewStepStudent
-from distillkit.students.makers import Copy, Maker
+from distillkit.students.makers import Copy, Leap, Maker
 from distillkit.teachers.base import BaseTeacher, Teacher
 
 KAPPAS = "[0, 1000]"  # guidance scales; 0 is no conditioning at all
@@ -36,8 +38,8 @@ class FewStepDistiller(Distiller):
         times: the student's times, largest first, in the process's units. None spreads `num_steps`
             of them over the process's own grid, from `t_init` down. A student that goes on from a
             folder keeps the folder's times, unless other times or another number are given.
-        t_init: the largest time; None means the level at which the teacher's sampling starts, or
-            the first of `times`.
+        t_init: the largest time; None means the level at which sampling starts, the student's or
+            else the teacher's, or the first of `times`.
         renoise: the noise between steps: `fresh`, the one that the student has `implied`, or the
             `first` one again. None means fresh, or that of the folder that the student goes on
             from.
@@ -55,6 +57,7 @@ class FewStepDistiller(Distiller):
     requires = frozenset({"denoiser"})
     maps = False  # whether the student learns a map from noise, which a blind network is not
     ranged = False  # whether kappa may be a range
+    chooses = False  # whether it trains the policy of a student that chooses where it starts
     tells = frozenset({"kappa"})  # what the method may tell its student
     gamma: float | None = None  # new noise between the jumps of a student that is told their ends, see `jump_steps`
     renamed = {"network": "another network is student=fresh network=..., of the fake score fake_score=fresh"}
@@ -88,12 +91,28 @@ class FewStepDistiller(Distiller):
         brought = self.student_maker.sampling
         self.start: Start = brought.get("start", teacher.start)
         self.start.check(teacher.process, teacher.context)
+        self._check_level(t_init, times)
         if times is None and num_steps in (None, len(brought.get("times", ()))):
             times = brought.get("times")
         times = times_of(teacher.process, num_steps, times, t_init, self.start.level)
         self.step_times = torch.tensor(times, dtype=torch.float64)  # no buffer, which half precision would round
         self.num_steps, self.noise_scale = len(times), noise_scale
         self.renoise = brought.get("renoise", "fresh") if renoise is None else renoise
+        if "policy" in brought and not self.chooses:
+            warnings.warn(
+                f"the student to go on from chooses by a policy where a sample starts, which {type(self).__name__} does not "
+                f"keep: all samples start at {times[0]:g} now; method=videoscene keeps the policy",
+                stacklevel=2,
+            )
+
+    def _check_level(self, t_init: float | None, times: Sequence[float] | None) -> None:
+        """Refuse a first time that is not the level at which the maker's student starts."""
+        level = getattr(self.student_maker.sampling.get("start"), "level", None)
+        first = t_init if t_init is not None else next(iter(times or ()), None)
+        if level is not None and first is not None and not math.isclose(first, level):
+            own, key = isinstance(self.student_maker, Leap), "times" if t_init is None else "t_init"
+            mend = f"say student.level={first:g} in its place" if own else f"leave model.{key} out"
+            raise ValueError(f"the student starts at {level:g}, and model.{key} at {first:g}: {mend}")
 
     def make_student(self) -> Denoiser:
         """The student's denoiser, conditioned on kappa if that is a range."""
@@ -269,7 +288,9 @@ class FewStepDistiller(Distiller):
         )
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "kappa": self.kappa, "teacher": {"id": self.teacher.id, "hash": self.teacher_hash()}}
+        scene = {"scene": True} if self.makes_scenes else {}
+        about = {"kappa": self.kappa, "teacher": {"id": self.teacher.id, "hash": self.teacher_hash()}}
+        return {**super().facts(), **about, **scene}
 
     def sample(self, cond: Cond, num: int, seed: int) -> Tensor:
         return self.product().sample(num, cond, seed)
@@ -277,6 +298,27 @@ class FewStepDistiller(Distiller):
     def check(self, data) -> None:
         check_belongs(self.teacher, data)
         check_sizes(self.teacher, data)
+        self._check_scenes(data)
+
+    @property
+    def makes_scenes(self) -> bool:
+        """Whether the student is a scene, see `makers.Scene`."""
+        return "scene" in getattr(self.student_maker, "provides", ())
+
+    def _check_scenes(self, data) -> None:
+        """Raises ValueError if the student makes other scenes than the data ask for."""
+        if not self.makes_scenes or not isinstance(data.train, TensorData):
+            return
+        network = self.student.network
+        prompts = zip(getattr(network, "texts", ()), getattr(data, "prompts", ()), strict=False)
+        for number, (made, asked) in enumerate(prompts):
+            if made != asked:
+                raise ValueError(
+                    f"prompt {number} is {asked!r} in the data, and {made!r} to the student: give it the prompts that it was "
+                    f"made for"
+                )
+        if hasattr(network, "check_context"):
+            network.check_context(self.condition(data.train.tensors))
 
 
 def steps_of(num_steps: int | None, times: Sequence[float] | None, default: int) -> int:

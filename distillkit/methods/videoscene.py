@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Any, Literal
 
 import torch
@@ -16,7 +18,7 @@ from distillkit.losses.reduce import mean_per_sample
 from distillkit.methods.base import WEIGHTS, Adam
 from distillkit.methods.consistency import Consistency
 from distillkit.networks.policy import Policy
-from distillkit.students.leap import LeapStudent
+from distillkit.students.leap import Known, LeapStudent, state, state_shape
 from distillkit.students.makers import Maker
 from distillkit.teachers.base import Teacher
 
@@ -40,7 +42,9 @@ class VideoScene(Consistency):
     A policy chooses the level for each x_r among `actions` (DDPNet, a contextual bandit). It climbs
     its reward by REINFORCE, see `losses/bandit.py`, of which the student gets no gradient. Its
     entropy is rewarded too, without which it soon has one level for all. So it comes to rest at
-    `pi(a) ~ exp(r(a) / entropy)`.
+    `pi(a) ~ exp(r(a) / entropy)`. Its state is x_r, or, where some frames of x_0 are `known`, how
+    far x_r is from them: in a short run that tells good approximations from bad ones, and x_r alone
+    does not.
 
     In network passes a student's step costs 2 of the student and 1 of the teacher (of Heun 2), a
     policy's step one of the student without gradient for each draw.
@@ -54,11 +58,13 @@ class VideoScene(Consistency):
         lambda_gt: weight of the distance to the true sample, in [0, 1000]; it draws the student to
             the conditional mean, which is blurred and has the least squared error.
         actions: number of levels among which the policy chooses, 2 to 1000: T' and further ones on
-            the process's own grid.
+            the process's own grid. A student that goes on from a folder with a policy keeps both.
         draws: number of levels that are tried for each sample in a policy's step, 2 to 100.
         reward: `mse` for `- mean (J(x_t, t) - x_0)^2`; `log_mse` for minus its logarithm, which is
             the PSNR in other units: samples whose errors are large then do not rule the others.
         entropy: weight of the policy's entropy in nats, in units of the reward, in [0, 1000].
+        known: conditions that hold frames of the samples as they are, and which, such as `{first:
+            [0, -1]}`; see `students/leap.py`.
         student, policy: settings of the optimisers.
         kwargs: as in `Consistency`.
 
@@ -67,6 +73,7 @@ class VideoScene(Consistency):
     """
 
     requires = Consistency.requires | {"approximation"}
+    chooses = True
     proof = {}  # no law of the plane has approximations
 
     def __init__(
@@ -82,6 +89,7 @@ class VideoScene(Consistency):
         draws: int = 4,
         reward: Literal["mse", "log_mse"] = "log_mse",
         entropy: float = 0.05,
+        known: dict[str, list[int]] | None = None,
         student: Adam = Adam(lr=3e-5, updates=4),
         policy: Adam = Adam(lr=3e-3),
         **kwargs,
@@ -106,8 +114,36 @@ class VideoScene(Consistency):
         if self.start.base is None:
             raise ValueError("VideoScene starts from an approximation of the sample: say student=leap")
         self.lambda_gt, self.draws, self.reward_of, self.entropy = lambda_gt, draws, reward, entropy
-        self.actions = teacher.process.grid(actions + 1, self.top)[:-1]  # no buffer, which half precision would round
-        self.add_role("policy", policy, policy=Policy(teacher.event_shape, actions))
+        levels = teacher.process.grid(actions + 1, self.top)[:-1].tolist()
+        self.known: Known | None = known
+        seen = state_shape(teacher.event_shape, teacher.context, known)
+        made, levels = self.student_maker.sampling.get("policy") or (Policy(seen, actions), levels)
+        if len(levels) != actions:
+            raise ValueError(
+                f"the student to go on from chooses among {len(levels)} levels: say model.actions={len(levels)}"
+            )
+        if made.event_shape != seen:
+            raise ValueError(
+                f"the policy to go on with looks at {made.event_shape}, here its state is {seen}: say model.known as the run had it"
+            )
+        self.actions = torch.tensor(levels, dtype=torch.float64)  # no buffer, which half precision would round
+        self.add_role("policy", policy, policy=copy.deepcopy(made).requires_grad_(True).train())
+
+    # Checkpoints say what the policy's actions mean
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["distillkit"]["actions"] = self.actions.tolist()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        here = self.actions.tolist()
+        made = checkpoint["distillkit"].get("actions", here)
+        if len(made) != len(here) or not math.isclose(made[0], here[0], rel_tol=1e-4):
+            raise ValueError(
+                f"the checkpoint's policy chooses among {len(made)} levels from {made[0]:.6g} down, here there are {len(here)} "
+                f"from {here[0]:.6g} down: say student.level={made[0]:.6g} model.actions={len(made)}"
+            )
 
     # The student
 
@@ -130,7 +166,7 @@ class VideoScene(Consistency):
 
     def policy_loss(self, batch: dict[str, Tensor]) -> Tensor:
         cond = self.condition(batch)
-        log_policy = self.policy(self.origin(batch, cond)).log_softmax(1)
+        log_policy = self.policy(state(self.origin(batch, cond), cond, self.known)).log_softmax(1)
         probabilities = log_policy.detach().exp()
         actions = torch.multinomial(probabilities, self.draws, True, generator=self.generator("policy actions"))
         rewards, entropy = self.rewards(batch, cond, actions), -(log_policy.exp() * log_policy).sum(1).mean()
@@ -158,5 +194,5 @@ class VideoScene(Consistency):
     # The product
 
     def product(self) -> LeapStudent:
-        own: dict[str, Any] = {"policy": self.policy, "actions": self.actions.tolist()}
+        own: dict[str, Any] = {"policy": self.policy, "actions": self.actions.tolist(), "known": self.known}
         return self.few_step_student(self.best_student, self.teacher.codec, LeapStudent, **own)

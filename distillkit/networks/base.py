@@ -79,7 +79,13 @@ class Penalised(Network, Protocol):
 
 
 class Reader(Network, Protocol):
-    """A network whose class `prompt` stands for texts that it reads itself."""
+    """A network whose class `prompt` stands for texts that it reads itself.
+
+    Attributes:
+        known: the texts that it was made for, where these are not all.
+    """
+
+    known: Sequence[str]
 
     def ask(self, texts: list[str]) -> None:
         """Take these texts as its prompts, by number, from now on.

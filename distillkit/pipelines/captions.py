@@ -36,28 +36,27 @@ def table(folder: Path) -> Path | None:
     return next((folder / name for name in CAPTIONS if (folder / name).is_file()), None)
 
 
-def captions_of(folder: Path, files: Sequence[str]) -> list[str | None]:
-    """The caption of each data file of a folder; None where it has none.
+def captions_of(folder: Path, files: Sequence[str]) -> list[list[str]]:
+    """The different captions of each data file of a folder, in their order; [] where it has none.
 
-    It stands in the folder's `table`, else in a .txt file of the same name beside the data.
+    They stand in the folder's `table`, one a row, else in a .txt file of the same name beside the
+    data.
 
     Args:
         folder: the folder.
         files: paths below it, with `/`.
 
     Raises:
-        ValueError: the table cannot be read, or describes a file twice.
+        ValueError: the table cannot be read.
     """
     if (file := table(folder)) is not None:
-        known: dict[str, str | None] = {}
-        for name, text in ((str(PurePosixPath(name)), text) for name, text in said(file) if name):
-            if name in known:
-                raise ValueError(f"{file} has two captions of {name}: leave one of them")
-            known[name] = text
-        return [known.get(name) for name in files]
+        known: dict[str, list[str | None]] = {}
+        for name, text in said(file):
+            if name:
+                known.setdefault(str(PurePosixPath(name)), []).append(text)
+        return [distinct(known.get(name, ())) for name in files]
     beside = [(folder / name).with_suffix(".txt") for name in files]
-    texts = [_text(path).strip() if path.is_file() else "" for path in beside]
-    return [text or None for text in texts]
+    return [distinct([_text(path)]) if path.is_file() else [] for path in beside]
 
 
 def numbered(captions: Iterable[str | None], prompts: Sequence[str], source: object) -> list[int | None]:

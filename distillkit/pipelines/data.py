@@ -57,6 +57,7 @@ class PromptData(DistillData):
         made = samples_of(self.teacher, pipeline, size, download)
         self.codec, self.event_shape = made.codec, made.shape
         self.classes, self.context = {"prompt": len(self.prompts)}, made.family.context
+        self.names = {"prompt": self.prompts}
         num = self.read(path)
         checks.whole(0, held_out=held_out)
         if held_out >= num:

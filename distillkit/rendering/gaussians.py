@@ -173,7 +173,7 @@ class GaussianField(Recorded, nn.Module):
         if backend not in get_args(Backend):
             raise ValueError(f"Gaussians are drawn by {' or '.join(get_args(Backend))}, got backend={backend!r}")
         checks.whole(1, 2**20, num=num)
-        most, why = (MOST, "backend=gsplat takes more") if backend == "torch" else (2**22, "")
+        most, why = (MOST, 'backend="gsplat" takes more') if backend == "torch" else (2**22, "")
         checks.whole(1, most, why, count=count)
         checks.positive(radius=radius, scale=scale)
         checks.not_negative(std=std)

@@ -10,6 +10,7 @@ from distillkit.files import write_text
 from distillkit.report.quality import quality_table, shortfalls, verdict
 from distillkit.report.sounds import sounds_in
 
+NAMED = 8  # classes that a card names, at most
 VARIETY = ("recall", "coverage")  # metrics that fall when samples become alike
 _LICENSES = {"These weights": "", "The teacher": "teacher_", "The data": "data_"}
 
@@ -37,6 +38,7 @@ def write_card(
         kind=kind,
         facts=facts,
         config=config,
+        classes=classes_of(config),
         evaluation=evaluation,
         verdict=verdict(evaluation, config),
         shortfalls=shortfalls(evaluation),
@@ -52,18 +54,37 @@ def write_card(
 
 
 def facts_of(config: dict[str, Any], student: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Domain, method, teacher and version, from the files that know them."""
+    """Domain, method, its class, teacher and version, from the files that know them.
+
+    The method is the word that was typed, or the name of its class where no word is known. Its
+    class is None where it adds nothing to that.
+    """
     model = config.get("model")
+    mechanism = (path_of(model) or student.get("mechanism") or student.get("method") or "").rpartition(".")[2] or None
+    method = config.get("method") or student.get("method") or mechanism
     protocol = evaluation.get("protocol", {})
     teacher = protocol.get("teacher") or student.get("teacher")
     if isinstance(teacher, dict):
         teacher = teacher.get("id")
     return {
         "domain": student.get("domain") or protocol.get("evaluator", {}).get("domain"),
-        "method": (path_of(model) or student.get("method") or "").rpartition(".")[2] or None,
+        "method": method,
+        "mechanism": mechanism if mechanism and mechanism.lower() != str(method).replace("_", "").lower() else None,
         "teacher": teacher or (path_of(arguments_of(model).get("teacher")) or "").rpartition(".")[2] or None,
         "version": student.get("distillkit") or protocol.get("distillkit"),
     }
+
+
+def classes_of(config: dict[str, Any]) -> dict[str, str]:
+    """What the student takes for each of its conditions that are classes, in words."""
+    found, prompts = {}, config.get("prompts")
+    for condition, num in (config.get("classes") or {}).items():
+        names = (config.get("names") or {}).get(condition) or ()
+        made = [f"{i} {name}" for i, name in enumerate(names) if not prompts or name in prompts]
+        more = f" and {len(made) - NAMED} more" if len(made) > NAMED else ""
+        called = f": {', '.join(made[:NAMED])}{more}" if made else ""
+        found[condition] = f"the class of each sample, a number from 0 to {num - 1}{called}"
+    return found
 
 
 def _title(kind: str, facts: dict[str, Any], steps: Any) -> str:

@@ -71,6 +71,18 @@ class Student(nn.Module, ABC):
         """Where it computes: that of its weights."""
         return next(self.parameters()).device
 
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """The names of its classes by number, for each condition where its folder tells them."""
+        said = self.config.get("names")
+        return {
+            name: names
+            for name, names in (said.items() if isinstance(said, dict) else ())
+            if isinstance(names, list)
+            and len(names) == self.classes.get(name)
+            and all(isinstance(n, str) for n in names)
+        }
+
     # Members of each kind of student
 
     @property

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +17,14 @@ from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import Process
 from distillkit.diffusion.start import Start
+from distillkit.files import read_yaml
 from distillkit.networks.adapters import Adapters
 from distillkit.networks.encoded import Encoded
 from distillkit.networks.routed import Routed as RoutedNetwork
 from distillkit.spec import Recorded
-from distillkit.students.base import load_student
+from distillkit.students.base import CONFIG, load_student
 from distillkit.students.few_step import FewStepStudent
+from distillkit.students.leap import LeapStudent
 from distillkit.teachers.base import Teacher
 
 
@@ -29,7 +33,9 @@ class Maker(Recorded, ABC):
 
     Attributes:
         sampling: settings of the sampling that come with the denoiser: `times`, `renoise`, of which
-            a method's own settings win, and `start`, which wins over the teacher's.
+            a method's own settings win, `start`, which wins over the teacher's, and `policy`, a
+            pair of the policy that chooses where a sample starts and the levels among which it
+            does.
     """
 
     sampling: dict[str, Any] = {}
@@ -79,7 +85,7 @@ class Scene(Maker):
     refused = {
         "judge": "a scene makes its samples without noise, and {method} learns a map from noise to samples: take a method "
         "that judges samples alone (sds, vsd, asd, dmd, sid), or student=copy",
-        "scene": "Scene needs a network, which this domain does not have: say student=copy, or another domain",
+        "scene": "this domain has no scenes: say student=copy, or another domain",
     }
 
     def __init__(self, network: nn.Module | None = None):
@@ -246,6 +252,28 @@ class FromFolder(Maker):
         trust: additional permissions of that folder, see `load_student`.
     """
 
+    refused = {
+        "judge": "the student to go on from makes its samples without noise, and {method} learns a map from noise to samples: "
+        "take a method that judges samples alone (sds, vsd, asd, dmd, sid)"
+    }
+
+    @classmethod
+    def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """Returns `judge` if the student is a scene."""
+        return frozenset({"judge"} if cls.offers(arguments) else set())
+
+    @classmethod
+    def offers(cls, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """Returns `scene` if the student is one, as student.yaml, the only file read, says.
+
+        The constructor raises the errors of a folder.
+        """
+        folder = Path(str(arguments.get("path")))
+        file = next((file for file in (folder / "student" / CONFIG, folder / CONFIG) if file.is_file()), None)
+        with suppress(OSError, ValueError):
+            return frozenset({"scene"} if file and read_yaml(file).get("scene") is True else set())
+        return frozenset()
+
     def __init__(self, path: str, trust: Sequence[str] = ()):
         self.student = load_student(path, tuple(trust))
         if not isinstance(self.student, FewStepStudent):
@@ -253,7 +281,11 @@ class FromFolder(Maker):
                 f"{path} holds a {type(self.student).__name__}, which has no network of its own to go on from"
             )
         own = self.student
+        if own.config.get("scene") is True:
+            self.provides = frozenset({"scene"})
         self.sampling = {"times": own.times, "renoise": own.renoise, "start": own.start}
+        if isinstance(own, LeapStudent):
+            self.sampling["policy"] = own.policy, own.actions
 
     def make(self, teacher):
         own = self.student

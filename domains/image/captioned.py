@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from distillkit import checks
-from distillkit.data import split
+from distillkit.data import Rows, split
 from distillkit.errors import optional
 from distillkit.pipelines.captions import CAPTIONS, captions_of, numbered
 from distillkit.pipelines.data import SampleData, samples_of
@@ -42,7 +42,8 @@ class Found(NamedTuple):
 
     Args:
         items: what `read` takes.
-        names: of the items, which decide the part that an item belongs to.
+        names: of the items, which decide the part that an item belongs to. An image with several
+            captions is as many items of one name, one after the other.
         captions: of the items, or None.
         labels: of the items, or None; captions come first.
     """
@@ -57,9 +58,10 @@ class PipelineImages(SampleData, ImageData):
     """Base of images of the size that a pipeline makes, decoded batch by batch.
 
     The largest centred part of an image in the shape of the teacher's samples is resized to it
-    (antialiased bicubic). Samples without caption are left out. For one that breaks during a run
-    the next one stands in. Which part a sample belongs to follows from a hash of its name.
-    Evaluation asks for the captions of held-out samples, and compares with their images.
+    (antialiased bicubic). Samples without caption are left out. An image with several captions is
+    as many samples, all in one part. For one that breaks during a run the next one stands in. Which
+    part a sample belongs to follows from a hash of its name. Evaluation asks for the captions of
+    held-out samples, and compares with their images, each of them once.
 
     Args:
         path: the source.
@@ -136,12 +138,16 @@ class PipelineImages(SampleData, ImageData):
             raise ValueError(f"{self.path} holds no image with a caption or a class: give images with captions")
         self.classes = {name: len(self.prompts) or self.num_classes or 1 + max(known[i] for i in kept)}
         items, column = [found.items[i] for i in kept], [known[i] for i in kept]
-        order = drawn([found.names[i] for i in kept], self.seed)
-        groups = column if name == "label" else [0] * len(kept)
-        parts = split(groups, *counts(len(kept), *self.shares), order=order)
+        rows_of: dict[str, list[int]] = {}  # by the name of the image
+        for row, i in enumerate(kept):
+            rows_of.setdefault(found.names[i], []).append(row)
+        images = [*rows_of.values()]
+        groups = [column[rows[0]] if name == "label" else 0 for rows in images]
+        parts = split(groups, *counts(len(images), *self.shares), order=drawn([*rows_of], self.seed))
+        chosen = ([row for image in part.tolist() for row in images[image]] for part in parts)
         train, val, test = (
             Files([items[i] for i in rows], {name: [column[i] for i in rows]}, self.decode, self.workers)
-            for rows in parts
+            for rows in chosen
         )
         train.mirrored = self.flip
         return train, val, test
@@ -153,14 +159,16 @@ class PipelineImages(SampleData, ImageData):
 
     def build_evaluator(self, held_out: Sequence[Any]) -> ImageEvaluator:
         clip = ClipScore(self.clip, self.prompts) if self.clip and self.prompts else None
-        return ImageEvaluator(self.train, held_out, {}, self.features, clip, MOST_SEEN)
+        once = [Rows(part, part.different) for part in held_out]
+        return ImageEvaluator(self.train, once, {}, self.features, clip, MOST_SEEN)
 
 
 class Captioned(PipelineImages):
     """Images in a folder and their captions: png, jpg, jpeg, webp, bmp.
 
     Captions stand in `captions.csv`, `metadata.csv` or `metadata.jsonl` (columns `file` or
-    `file_name`, and `caption`, `prompt` or `text`), else in a .txt file beside each image. Images
+    `file_name`, and `caption`, `prompt` or `text`; a row for each caption), else in a .txt file
+    beside each image. Images
     that are damaged are found before training, see `ImageFolder`.
 
     Args:
@@ -177,7 +185,8 @@ class Captioned(PipelineImages):
         paths = source.without(
             {path: why for path, why in faults.items() if facts[path]["fault"] or not captions[path]}
         )
-        return Found(paths, [source.name(path) for path in paths], [captions[path] for path in paths], None)
+        pairs = [(path, text) for path in paths for text in captions[path]]
+        return Found([path for path, _ in pairs], [source.name(path) for path, _ in pairs], [t for _, t in pairs], None)
 
     def read(self, item: Path) -> Image.Image:
         return decoded(item, 3)

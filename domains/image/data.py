@@ -154,7 +154,7 @@ class TorchvisionData(ImageData):
         batch_size, features: as in `ImageData`.
     """
 
-    names = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100")
+    known = ("MNIST", "FashionMNIST", "KMNIST", "CIFAR10", "CIFAR100")
 
     def __init__(
         self,
@@ -166,8 +166,8 @@ class TorchvisionData(ImageData):
         features: str = "auto",
     ):
         super().__init__(batch_size, features)
-        if name not in self.names:
-            raise ValueError(f"name must be one of {', '.join(self.names)}, got {name!r}")
+        if name not in self.known:
+            raise ValueError(f"name must be one of {', '.join(self.known)}, got {name!r}")
         checks.shares(val=val)
         checks.seed(seed=seed)
         self.name, self.root, self.val_share, self.seed = name, root, val, seed
@@ -190,6 +190,7 @@ class TorchvisionData(ImageData):
             for part in both
         ]
         self.event_shape, self.classes = tuple(data.shape[1:]), {"label": int(label.max()) + 1}
+        self.names = {"label": [*map(str, both[0].classes)]}
         train, val, _ = split(label.tolist(), *counts(len(data), self.val_share, None), seed=self.seed)
         rest = (torch.arange(0), torch.arange(0))
         (train, _, _), (val, _, _) = (_in_memory(data, label, (rows, *rest)) for rows in (train, val))
@@ -246,7 +247,7 @@ class ImageFolder(ImageData):
         paths = source.without({path: facts[path]["fault"] for path in facts if facts[path]["fault"]})
         names, label = source.classes(paths)
         self.event_shape = (self.channels, self.resolution, self.resolution)
-        self.classes = {"label": len(names)} if names else {}
+        self.classes, self.names = ({"label": len(names)}, {"label": names}) if names else ({}, {})
         order = drawn([source.name(path) for path in paths], self.seed)
         parts = split(label or [0] * len(paths), *counts(len(paths), self.val_share, self.test_share), order=order)
         train, val, test = (
@@ -285,6 +286,11 @@ class Files:
         for name, values in classes.items():
             setattr(self, name, torch.tensor(values, dtype=torch.long))
         self.mirrored = False  # then the second half of the indices are the mirror images
+
+    @property
+    def different(self) -> Tensor:
+        """The rows of the images, of equal ones in a row the first; without mirror images."""
+        return torch.tensor([i for i, path in enumerate(self.paths) if not i or path != self.paths[i - 1]])
 
     def __len__(self) -> int:
         return len(self.paths) * (2 if self.mirrored else 1)

@@ -24,10 +24,10 @@ class Captioned(Sounds, SampleData):
     """Clips from the sounds in a folder and their captions, as a pipeline makes sounds.
 
     Rate, channels and length of the clips are those of the pipeline's sounds. All clips of a file
-    have its caption. Captions stand in `captions.csv`, `metadata.csv` or `metadata.jsonl` (columns
-    `file` or `file_name`, and `caption`, `prompt` or `text`), else in a .txt file beside each
-    sound. Files without one are left out. Evaluation asks for the captions of held-out clips, and
-    compares with their sounds.
+    have its captions. Captions stand in `captions.csv`, `metadata.csv` or `metadata.jsonl` (columns
+    `file` or `file_name`, and `caption`, `prompt` or `text`; a row for each caption), else in a
+    .txt file beside each sound. Files without one are left out. Evaluation asks for the captions of
+    held-out clips, and compares with their sounds.
 
     Where the pipeline makes sounds and reads none these data are not enough for methods that look
     at samples, but evaluation compares with them.
@@ -86,12 +86,16 @@ class Captioned(Sounds, SampleData):
     def said(self, source):
         self.prompts = read_prompts(self.path)
         captions = captions_of(source.root, [source.name(path) for path in source.files])
-        said = {path: {"prompt": text} for path, text in zip(source.files, captions, strict=True) if text}
+        said = {
+            path: [{"prompt": text} for text in texts]
+            for path, texts in zip(source.files, captions, strict=True)
+            if texts
+        }
         return said, {path: "has no caption" for path in source.files if path not in said}
 
-    def columns(self, source, files, said):
+    def columns(self, source, files, words):
         self.classes = {"prompt": len(self.prompts)}
-        return {"prompt": numbered([said[path]["prompt"] for path in files], self.prompts, self.path)}
+        return {"prompt": numbered([each["prompt"] for each in words], self.prompts, self.path)}
 
     def warn(self, source, facts):
         super().warn(source, facts)

@@ -6,7 +6,7 @@ B: batch; C: channels; N: samples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +17,7 @@ from distillkit import checks
 from distillkit.data import Batch, DistillData, column
 from domains.music import media
 from domains.music.clip import CLASSES, LOWEST, PITCHES, RATE, RHYTHMS, SAMPLES, TIMBRES, shuffled
+from domains.music.notes import note
 from domains.music.tones import tones
 
 APART = 1_000_000_007  # between the seeds of two data sets
@@ -35,7 +36,6 @@ class MusicData(DistillData):
     Attributes:
         rate: samples a second, in Hz.
         pitches: the MIDI numbers of the classes `pitch`, if there are such.
-        names: of the classes, by condition, where they have names.
     """
 
     domain = "music"
@@ -43,7 +43,6 @@ class MusicData(DistillData):
     asks = {"first": "the beginning of each sound, numbers in [-1, 1] of shape [n, channels, samples]"}
     rate: int
     pitches: Sequence[int] | None = None
-    names: Mapping[str, Sequence[str]] = {}
 
     def __init__(self, given: int = 0, batch_size: int = 32, clap: str | None = None):
         super().__init__(batch_size)
@@ -87,6 +86,11 @@ class MusicData(DistillData):
         return CONTROLS
 
     @property
+    def shown(self) -> dict[str, int]:
+        """The sample rate."""
+        return {"rate": self.rate}
+
+    @property
     def media(self) -> SimpleNamespace:
         """`domains.music.media` at the data's sample rate."""
         return media.at(self.rate)
@@ -107,7 +111,7 @@ class Tones(MusicData):
     """
 
     rate, pitches = RATE, range(LOWEST, LOWEST + PITCHES)
-    names = {"timbre": TIMBRES, "rhythm": RHYTHMS}
+    names = {"timbre": TIMBRES, "rhythm": RHYTHMS, "pitch": [*map(note, pitches)]}
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distillkit import checks
-from distillkit.data import Batch, split
+from distillkit.data import Batch, Rows, split
 from distillkit.pipelines.captions import CAPTIONS, captions_of
 from distillkit.sources import Source, drawn, first_whole, listed
 from domains.music.data import MusicData
@@ -30,7 +31,7 @@ REDRAWS = 10  # of a clip that is silent, at most
 TABLE = CAPTIONS[0]  # captions.csv
 TAKEN = ("data", "first", "latent", "prompt", "paths")  # names that mean something else in a batch or a data set
 
-Said = dict[Path, dict[str, str]]  # the conditions of each file, in words
+Said = dict[Path, list[dict[str, str]]]  # the conditions of each file in words, once or several times
 
 
 class Sounds(MusicData):
@@ -39,7 +40,8 @@ class Sounds(MusicData):
     A clip has C channels at `rate`; a file with another rate is resampled, one with other channels
     gives their mean. A file gives a clip every `stride` seconds, all of them to the same part
     (training, validation or test), which follows from a hash of its name. What is shorter than a
-    clip goes on with silence, which is data as any: a student has to end its notes too.
+    clip goes on with silence, which is data as any: a student has to end its notes too. A clip with
+    several captions counts as often; evaluation compares with it once.
 
     A training clip begins anywhere in its stride, at a place that is drawn once: it follows from
     the seed and the file's name. Where a clip is silent (its peak below 0.01 or its level below
@@ -98,8 +100,16 @@ class Sounds(MusicData):
         """The conditions of files in words (None: folders say them), and faults of the others."""
 
     @abstractmethod
-    def columns(self, source: Source, files: Sequence[Path], said: Said | None) -> dict[str, list[int]]:
-        """The conditions of these files by number; sets `classes`."""
+    def columns(
+        self, source: Source, files: Sequence[Path], words: list[dict[str, str]] | None
+    ) -> dict[str, list[int]]:
+        """The conditions of these files by number; sets `classes`.
+
+        Args:
+            source: the folder.
+            files: a file stands there once for each of its `words`.
+            words: the conditions of each in words, None where folders say them.
+        """
 
     def load(self) -> tuple[Clips, Clips, Clips]:
         import_soundfile()
@@ -119,9 +129,13 @@ class Sounds(MusicData):
                 f"least 3 files, for instance the parts of a long one"
             )
         self.warn(source, {path: facts[path] for path in files})
-        columns = self.columns(source, files, said)
+        words = [said[path] if said else [None] for path in files]
+        ends = [0, *accumulate(map(len, words))]
+        rows_of = [range(*both) for both in pairwise(ends)]  # by file
+        repeated = [path for path, rows in zip(files, rows_of, strict=True) for _ in rows]
+        columns = self.columns(source, repeated, [*chain(*words)] if said else None)
         classes = [numbers for name, numbers in columns.items() if name != "prompt"]  # captions are no groups
-        groups = classes[0] if classes else [0] * len(files)
+        groups = [classes[0][rows[0]] for rows in rows_of] if classes else [0] * len(files)
         names = [source.name(path) for path in files]
         places = [
             [Place(path, name, facts[path], start, spare) for start in range(0, spare + 1, self.step)]
@@ -131,14 +145,20 @@ class Sounds(MusicData):
         parts = split(groups, val, test, order=drawn(names, self.seed))
         return tuple(
             Clips(
-                [place for i in part for place in places[i]],
-                {name: [numbers[i] for i in part for _ in places[i]] for name, numbers in columns.items()},
+                [place for i in part for _ in rows_of[i] for place in places[i]],
+                {
+                    name: [numbers[row] for i in part for row in rows_of[i] for _ in places[i]]
+                    for name, numbers in columns.items()
+                },
                 self.moved if number == 0 and self.random_crop else self.decode,
                 self.with_first,
                 self.workers,
             )
             for number, part in enumerate(parts)
         )
+
+    def build_evaluator(self, held_out):
+        return super().build_evaluator([Rows(part, part.different) for part in held_out])
 
     def warn(self, source: Source, facts: Mapping[Path, Mapping[str, Any]]) -> None:
         """Warn of files that have less than the clips: here of those with lower rates.
@@ -188,8 +208,8 @@ class AudioFolder(Sounds):
     - what the named groups of `pattern` find in files' names, each group a condition of its own;
       files that do not match are left out. A group `pitch` reads notes (A4 is 69, Cs3 is 49),
       numbered from low to high;
-    - `label`: the different captions in `captions.csv` (columns `file` and `caption`); files
-      without one are left out;
+    - `label`: the different captions in `captions.csv` (columns `file` and `caption`, one row or
+      several for a file); files without one are left out;
     - `label`: the sub-folders of the first level.
 
     Classes are numbered in alphabetical order; parts have those of the first condition in
@@ -203,7 +223,6 @@ class AudioFolder(Sounds):
         pattern: a regular expression.
 
     Attributes:
-        names: of the classes, by condition.
         pitches: the MIDI numbers of the classes `pitch`, if the pattern has that group.
         prompts: the captions, where they are the classes `label`, to score with CLAP.
     """
@@ -235,40 +254,43 @@ class AudioFolder(Sounds):
         )
         self.pattern = None if pattern is None else named_groups(str(pattern))
 
-    names: dict[str, list[str]] = {}
     prompts: list[str] = []
 
     def said(self, source):
         if self.pattern is not None:
             found = {path: self.pattern.search(path.name) for path in source.files}
-            said = {path: match.groupdict() for path, match in found.items() if match and None not in match.groups()}
+            said = {path: [match.groupdict()] for path, match in found.items() if match and None not in match.groups()}
             faults = {path: "is not named as data.pattern says" for path in source.files if path not in said}
             faults |= {
                 path: f"has the pitch {groups['pitch']!r}, which is no note such as A4 or Cs3"
-                for path, groups in said.items()
+                for path, (groups,) in said.items()
                 if "pitch" in groups and key(groups["pitch"]) is None
             }
             return said, faults
         if not (source.root / TABLE).is_file():
             return None, {}
         captions = captions_of(source.root, [source.name(path) for path in source.files])
-        said = {path: {"label": text} for path, text in zip(source.files, captions, strict=True) if text}
+        said = {
+            path: [{"label": text} for text in texts]
+            for path, texts in zip(source.files, captions, strict=True)
+            if texts
+        }
         return said, {path: f"has no caption in {TABLE}" for path in source.files if path not in said}
 
-    def columns(self, source, files, said):
-        if said is None:
+    def columns(self, source, files, words):
+        if words is None:
             names, label = source.classes(files)
             self.names, columns = ({"label": names}, {"label": label}) if label else ({}, {})
         else:
             self.names, columns = {}, {}
-            for name in said[files[0]]:
-                words = [said[path][name] for path in files]
-                self.names[name] = sorted({*words}, key=(lambda word: (key(word), word)) if name == "pitch" else None)
+            for name in words[0]:
+                found = [each[name] for each in words]
+                self.names[name] = sorted({*found}, key=(lambda word: (key(word), word)) if name == "pitch" else None)
                 number = {word: i for i, word in enumerate(self.names[name])}
-                columns[name] = [number[word] for word in words]
+                columns[name] = [number[word] for word in found]
         self.classes = {name: len(known) for name, known in self.names.items()}
         self.pitches = [key(word) for word in self.names["pitch"]] if "pitch" in self.names else None
-        captioned = said is not None and self.pattern is None
+        captioned = words is not None and self.pattern is None
         self.prompts = self.names["label"] if captioned else []
         return columns
 
@@ -319,6 +341,14 @@ class Clips:
     def paths(self) -> list[Path]:
         """The files."""
         return [*dict.fromkeys(place.path for place in self._places)]
+
+    @property
+    def different(self) -> Tensor:
+        """The rows of the clips, of several with other captions the first."""
+        first = {}
+        for row, place in enumerate(self._places):
+            first.setdefault((place.name, place.start), row)
+        return torch.tensor([*first.values()])
 
     def __len__(self) -> int:
         return len(self._places)

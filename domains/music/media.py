@@ -24,6 +24,7 @@ from distillkit.evaluation.pictures import labelled, save_picture
 from distillkit.files import write_atomic
 from domains.music.mel import BANDS, htk_mel, log_mel
 
+FASTEST = 1_000_000  # Hz
 ZOOM = 2  # pixels of a band
 WIDTH, WIDEST = 320, 512  # pixels that a short spectrogram is enlarged to, about, and of a long one at most
 QUIETEST = -80.0  # dB, of the first colour; a full-scale sine has 0
@@ -34,9 +35,18 @@ APART = (13, 44)  # pixels between two marks at least, upwards and to the right
 INK = (90, 90, 90)
 
 
-def of(codec: Any) -> SimpleNamespace:
-    """This module's functions at the sample rate of a codec."""
-    return at(codec.sample_rate)
+def of(codec: Any, shown: Any = None) -> SimpleNamespace:
+    """This module's functions at the sample rate of a codec, or else at the `rate` in `shown`.
+
+    Raises:
+        ValueError: neither says a rate.
+    """
+    rate = getattr(codec, "sample_rate", None) or (shown.get("rate") if isinstance(shown, Mapping) else None)
+    if type(rate) is not int or not 1 <= rate <= FASTEST:
+        raise ValueError(
+            "the student's folder does not say the sample rate of its sounds (`shown: {rate: 16000}` would)"
+        )
+    return at(rate)
 
 
 def at(rate: int) -> SimpleNamespace:

@@ -101,7 +101,7 @@ class ProteinData(DistillData):
         self.chains, self.longest, self.shortest, self.tm = chains, longest, shortest, tm
         self.designability = Designability.from_environment()
         self.event_shape = (longest, 3)
-        self.classes = {"label": chains.classes}
+        self.classes, self.names = {"label": chains.classes}, {"label": CLASSES[: chains.classes]}
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
         train, *held_out = (batch(part, self.longest) for part in self.chains.load(self.shortest, self.longest))

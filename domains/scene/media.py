@@ -21,6 +21,7 @@ from domains.video import media
 FPS = 6  # at which clips are shown
 PALETTE = torch.tensor(matplotlib.colormaps["turbo"].reversed()(range(256)))[:, :3].float()  # near is red
 
+REAL = "real"  # the set of held-out clips
 MOST = 64  # clips that are known: pictures are of few
 
 Cond = dict[str, Tensor]
@@ -56,9 +57,11 @@ class SceneMedia:
     def compare(self, rows: dict[str, Tensor], cond: Cond | None = None, clips: int = 3) -> Image.Image:
         """The first `clips` samples of each set, labelled, between the coarse and the true ones.
 
-        Below them are the true depths, where they are known: red is near, blue is far.
+        A set `real` is left out where the true ones are known, which it repeats. Below them are the
+        true depths, where they are known: red is near, blue is far.
         """
-        strips = {**_coarse(cond), **rows, **self.truth(cond)}
+        truth = self.truth(cond)
+        strips = {**_coarse(cond), **{name: x for name, x in rows.items() if name != REAL or not truth}, **truth}
         return labelled({name: media.picture(clip[:clips]) for name, clip in strips.items()})
 
     def save(self, samples: Tensor, cond: Cond | None, folder: str | Path) -> list[Path]:

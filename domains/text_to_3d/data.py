@@ -124,6 +124,7 @@ class Solids(DistillData):
         self.prompts, self.sizes, self.seed = list(PROMPTS), (train, val, test), seed
         self.orbits, self.clip = orbits or Orbits(), clip
         self.event_shape, self.classes = (3, side, side), {"prompt": len(PROMPTS)}
+        self.names = {"prompt": self.prompts}
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
         parts = zip((self.trained, self.asked, self.asked), self.sizes, strict=True)

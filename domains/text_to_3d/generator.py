@@ -53,9 +53,9 @@ class Generator(Painter):
         checks.whole(8, 1024, width=width)
         if isinstance(held_out, int):
             held_out = self.only[len(self.only) - held_out :]
-        self.trained = [text for text in self.only if text not in held_out]
+        self.known = self.trained = [text for text in self.only if text not in held_out]
         self.words = sorted({word for text in self.trained for word in _words(text)})
-        self.embed_words = nn.Parameter(torch.randn(len(self.words), width) / width**0.5)
+        self.embed_words = nn.Parameter(torch.randn(len(self.words), width))
         self.mix = nn.Sequential(
             nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width * FIRST**3), nn.SiLU()
         )
@@ -64,16 +64,16 @@ class Generator(Painter):
             after = max(8, channels // 2)
             self.grow += nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv3d(channels, after, 3, padding=1), nn.SiLU())
             channels = after
-        self.out = nn.Conv3d(channels, 4, 3, padding=1)
+        self.out, self.colour = nn.Conv3d(channels, 4, 3, padding=1), nn.Linear(width, 3)
         self.register_buffer("first", ball(centres(8 * FIRST), radius), persistent=False)
 
     def grids(self, prompt: Tensor) -> Tensor:
         """The grids of prompts by number, int64 [K]: [K, 4, R, R, R]."""
         known = [_words(text) for text in self.texts]
         counts = torch.tensor([[float(text.count(word)) for word in self.words] for text in known])
-        h = self.mix(counts.to(self.embed_words)[prompt] @ self.embed_words)
-        out = self.out(self.grow(h.unflatten(1, (-1, FIRST, FIRST, FIRST))))
-        return torch.cat([out[:, :1] + self.first, out[:, 1:]], 1)
+        text = counts.to(self.embed_words)[prompt] @ self.embed_words
+        out = self.out(self.grow(self.mix(text).unflatten(1, (-1, FIRST, FIRST, FIRST))))
+        return torch.cat([out[:, :1] + self.first, out[:, 1:] + self.colour(text)[..., None, None, None]], 1)
 
     def rendered(self, camera, prompt, x, size, jitter):
         different, own = prompt.unique(return_inverse=True)

@@ -61,6 +61,7 @@ class Painter(Recorded, nn.Module):
 
     Attributes:
         event_shape: of a render, (3, S, S).
+        known: see `distillkit.networks.base.Reader`.
         penalty: see `distillkit.networks.base.Penalised`.
 
     Raises:
@@ -96,6 +97,7 @@ class Painter(Recorded, nn.Module):
                 f"a scene is asked for {strange[0]!r}, which is none of the {len(self.texts)} prompts, such as {self.texts[0]!r}"
             )
         self.side, self.event_shape, self.coarse, self.late = side, (3, side, side), coarse, late
+        self.known = self.only
         self.smooth, self.sparse, self.opaque = smooth, sparse, opaque
         self.done, self.penalty = 0.0, None
 
@@ -170,8 +172,8 @@ class Scenes(Painter):
 
     Args:
         kind: what scenes are made of, of `KINDS`.
-        resolution: voxels along a side, pixels along a side of a plane, or the number of Gaussians;
-            None is the kind's own.
+        resolution: voxels along a side, pixels along a side of a plane, or the number of Gaussians,
+            at most 512; None is the kind's own.
         particles: scenes of each prompt, 1 to 4; noise chooses one.
         seed: of the first scenes.
         held_out: prompts that are not trained on, or their number; there can be none.
@@ -207,7 +209,11 @@ class Scenes(Painter):
         self.particles = particles
         field, size, self._smooth = KINDS[kind]
         own = {} if resolution is None else {size: resolution}
-        self.field = field(num=len(self.only) * particles, radius=radius, seed=seed, **own)
+        try:
+            self.field = field(num=len(self.only) * particles, radius=radius, seed=seed, **own)
+        except checks.Unfit as error:
+            name = "resolution" if error.name == size else error.name
+            raise checks.Unfit(name, error.value, error.demand) from error
         if kind == "voxels":
             self.field.grid.data[:, 0].clamp_(max=THICKEST)
 

@@ -53,7 +53,8 @@ class ShapeData(DistillData):
 
     def load(self) -> tuple[TensorData, TensorData, TensorData]:
         parts = self.shapes.load(self.side)
-        self.classes = {"label": len(self.shapes.names)} if self.shapes.names else {}
+        self.names = {"label": self.shapes.names} if self.shapes.names else {}
+        self.classes = {name: len(known) for name, known in self.names.items()}
         return tuple(TensorData(self.batch(part)) for part in parts)
 
     @abstractmethod

@@ -52,7 +52,7 @@ def covering(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 
 def captioned(folder: Path, prompts: Sequence[str]) -> list[tuple[Path, int]]:
-    """The images of a folder with the numbers of their captions among the prompts.
+    """The images of a folder, once for each caption, with its number among the prompts.
 
     Captions stand where `captions_of` finds them: in a table of the folder, or beside each image.
 
@@ -67,7 +67,7 @@ def captioned(folder: Path, prompts: Sequence[str]) -> list[tuple[Path, int]]:
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     captions = dict(zip(names, captions_of(folder, names), strict=True))
     if (file := table(folder)) is None:
-        if lacking := [name for name, text in captions.items() if text is None]:
+        if lacking := [name for name, texts in captions.items() if not texts]:
             name = Path(lacking[0])
             raise ValueError(
                 f"{folder / name} has no caption: write one into {name.with_suffix('.txt').name} beside it"
@@ -80,5 +80,6 @@ def captioned(folder: Path, prompts: Sequence[str]) -> list[tuple[Path, int]]:
             raise ValueError(
                 f"there is no image {folder / lacking[0]}, which has a caption: put it back, or remove the caption"
             )
-    numbers = numbered(captions.values(), prompts, folder)
-    return [(folder / name, number) for name, number in zip(captions, numbers, strict=True) if number is not None]
+    pairs = [(name, text) for name, texts in captions.items() for text in texts]
+    numbers = numbered([text for _, text in pairs], prompts, folder)
+    return [(folder / name, number) for (name, _), number in zip(pairs, numbers, strict=True)]

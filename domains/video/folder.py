@@ -117,8 +117,9 @@ class VideoFolder(VideoData):
                 f"give a folder with at least 3 {', '.join(SUFFIXES)} files"
             )
         names = [source.name(video) for video in videos]
-        self.names, label = captions(source.root, names) or source.classes(videos)
-        self.classes = {"label": len(self.names)} if label else {}
+        classes, label = captions(source.root, names) or source.classes(videos)
+        self.names = {"label": classes} if label else {}
+        self.classes = {"label": len(classes)} if label else {}
         return tuple(
             Clips(
                 [(videos[i], start) for i in part for start in starts[videos[i]]],

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distillkit import checks
@@ -55,6 +56,13 @@ class Prompts(PromptData):
         super().__init__(path, pipeline, size, held_out, download, batch_size)
         checks.positive(fps=fps)
         self.fps = fps
+        if self.context:  # of an image with several captions all are held out
+            files, asked = self.first.files, self.asked.tolist()
+            away = {files[i] for i in asked} if held_out else set()
+            kept = [i for i in self.trained.tolist() if files[i] not in away]
+            if not kept:
+                raise ValueError(f"held_out must leave an image to train on, got {held_out}: hold out fewer")
+            self.trained = torch.tensor(kept)
 
     asks = {"image": "the first frame of each clip, [3, H, W] in [-1, 1]"}
 

@@ -81,6 +81,7 @@ def test_data_are_as_they_say(data):
             assert samples.dtype == torch.float32 and samples.isfinite().all() and samples.std() > 0
         for name, count in data.classes.items():
             assert batch[name].dtype == torch.int64 and ((batch[name] >= 0) & (batch[name] < count)).all()
+        assert all(len({*names}) == data.classes[name] for name, names in data.names.items())
 
 
 def test_conditions_are_those_of_the_data(data):

@@ -456,7 +456,7 @@ def test_list_json(capsys, monkeypatch):
     """
     from distillkit.cli import matrix
 
-    for kept in (config._common, config._domain, config._parts, config._read, config._lineage, matrix.compatibility):
+    for kept in (config._common, config._domain, config._parts, config._read, config._lineage, matrix._told):
         kept.cache_clear()
     composed, read = [], Counter()
     compose, load = config._compose, OmegaConf.load
@@ -488,16 +488,41 @@ def test_list_json(capsys, monkeypatch):
         assert all(reason is None or isinstance(reason, str) for reason in row.values())
 
 
+def test_the_list_says_where_methods_run_in_words_that_name_no_class(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert front.main(["list"]) == 0
+    said = capsys.readouterr().out
+    rows, _, reasons = said.partition("runs with the default teacher and data of")[2].partition("\n\n")
+    assert "\nlsd                   all domains " in rows
+    assert "\nconsistency           all domains but discrete [1], text_to_3d [3] " in rows
+    assert re.search(r"\nsds +text_to_3d toy; not discrete \[1\], image lidar music ", rows)
+    assert re.search(r"\nyonos_decoder +none; not discrete \[1\], image", rows)
+    assert reasons.startswith(
+        "[1] it needs a teacher that takes Gaussian noise away\n[2] it needs a scene as student\n"
+    )
+    numbers = [int(number) for number in re.findall(r"^\[(\d+)\]", reasons, re.MULTILINE)]
+    assert numbers == [*range(1, len(numbers) + 1)] and len(numbers) < 20
+    assert {int(number) for number in re.findall(r"\[(\d+)\]", rows)} == {*numbers}
+    assert not re.search(r"[a-z][A-Z]|\b(SDS|SCM|RCM|DMD|FlowMap|TextData)\b", rows + reasons.partition("run one")[0])
+
+
+def test_every_word_of_a_gap_has_words_for_people():
+    from distillkit import capabilities
+
+    words = set(re.findall(r"^- `(\w+)`:", capabilities.__doc__, re.MULTILINE))
+    assert words - {"judge", "start"} == {*capabilities.MEANS}  # whose sentences are the makers'
+
+
 def test_compatibility_names_what_is_missing(monkeypatch):
     from distillkit.cli import matrix
 
     folder = str(TESTS / "dummy" / "conf")
     ours = config.conf_dirs()
     monkeypatch.setattr(config, "conf_dirs", lambda words=(): [*ours, Path(folder)])
-    matrix.compatibility.cache_clear()
+    matrix._told.cache_clear()
     assert matrix.compatibility("dummy", "chase") is None
     assert matrix.compatibility("dummy", "picky") == "Picky needs features, which Point and Numbers do not give"
-    matrix.compatibility.cache_clear()
+    matrix._told.cache_clear()
 
 
 def test_doctor_names_a_broken_package(capsys, monkeypatch):

@@ -75,11 +75,22 @@ def test_saved_config_runs_again_elsewhere(tmp_path):
     text = Path("a/config.yaml").read_text()
     assert str(tmp_path) not in text and "default_root_dir: null" in text and "save_dir: null" in text
     assert not {"teacher", "network", "vars", "_target_"} & yaml.safe_load(text).keys()
+    assert yaml.safe_load(text)["method"] == "chase"
     assert front.main(["fit", "--config", "a/config.yaml", "--out", "b"]) == 0
     assert Path("b/config.yaml").read_text() == text
     assert same(weights("a"), weights("b"))
     assert front.main(["fit", "--config", "a/config.yaml", "--model.rate=2"]) == 0
     assert yaml.safe_load(Path("runs/a-1/config.yaml").read_text())["model"]["init_args"]["rate"] == 2
+
+
+def test_another_class_is_not_called_by_the_word_of_the_method():
+    from distillkit.cli import config
+
+    assert config.word_of({"method": "chase"}, ["method=chase", "model.rate=2"]) == "chase"
+    assert config.word_of({"method": "chase"}, ["method=chase", "--model.rate=2"]) == "chase"
+    for token in ("model._target_=parts.Other", "++model._target_=parts.Other", "--model", "--model.class_path=Other"):
+        assert config.word_of({"method": "chase"}, ["method=chase", token]) is None
+    assert config.word_of({}, []) is None
 
 
 def test_full_folder_is_refused(capsys):

@@ -377,7 +377,7 @@ def test_list_and_help_show_own_domains_and_methods(capsys, monkeypatch):
     }
     assert shown["matrix"]["dummy"]["chase"] is None and shown["matrix"]["toy"]["dmd"] is None
     assert shown["matrix"]["dummy"]["picky"] == "Picky needs features, which Point and Numbers do not give"
-    matrix.compatibility.cache_clear()
+    matrix._told.cache_clear()
 
 
 def test_recipes_are_no_choices_but_another_one_can_be_had(capsys):

@@ -213,10 +213,19 @@ def test_what_a_run_without_a_teacher_leaves(tmp_path, capsys):
     assert "1 network pass" in page and "for the teacher" not in page
 
     assert student_verbs.sample([str(run), "-n", "5", "--trust", "dummy", "--out", str(tmp_path / "samples")]) == 0
-    (run / "evaluation.json").unlink()
-    assert student_verbs.evaluate([str(run), "--num-samples", "8", "--trust", "dummy"]) == 0
-    rows = json.loads((run / "evaluation.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["student", "real data"]
+    for words, num in (([], 16), (["--num-samples", "8"], 8)):
+        (run / "evaluation.json").unlink()
+        assert student_verbs.evaluate([str(run), *words, "--trust", "dummy"]) == 0
+        found = json.loads((run / "evaluation.json").read_text())
+        assert [row["name"] for row in found["rows"]] == ["student", "real data"]
+        assert found["protocol"]["num_samples"] == num
+
+
+@pytest.mark.parametrize(
+    ("said", "num"), [(64, 64), (2, 2), (1, 1000), (10**9, 1000), (True, 1000), ("9", 1000), (None, 1000)]
+)
+def test_a_folder_may_say_how_many_samples_are_measured(said, num):
+    assert student_verbs._num_samples(SimpleNamespace(config={"num_samples": said})) == num
 
 
 class Labelled(Places):

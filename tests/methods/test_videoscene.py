@@ -1,6 +1,7 @@
 """VideoScene: the leap's law, the true sample's part, the policy, its student and their faults."""
 
 import math
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -15,16 +16,20 @@ from torch import nn
 from distillkit import load_student
 from distillkit.cli import front
 from distillkit.data import TensorData
+from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.hops import Grid
 from distillkit.diffusion.process import expand
 from distillkit.diffusion.start import Start
 from distillkit.losses.bandit import reinforce
 from distillkit.methods.base import Adam
+from distillkit.methods.dmd import DMD
 from distillkit.methods.videoscene import VideoScene
 from distillkit.networks.policy import Policy
+from distillkit.networks.video_unet import VideoUNet
 from distillkit.students.few_step import FewStepStudent
-from distillkit.students.leap import LeapStudent
-from distillkit.students.makers import Leap
+from distillkit.students.leap import LeapStudent, state, state_shape
+from distillkit.students.makers import FromFolder, Leap
+from distillkit.teachers.base import Teacher
 from tests.mutations import Mutation, prove
 
 TOP, DELTA, V = 0.6, 0.7, 0.9  # T', and the mean error and the width of coarse samples
@@ -221,6 +226,97 @@ def test_a_policy_sees_frames_as_channels_and_starts_indifferent():
     assert not torch.allclose(policy(clip), policy(clip.flip(2)))  # the order of frames is seen
 
 
+# What a policy sees where frames are known
+
+KNOWN = {"first": [0, -1]}
+
+
+def clips(num=16):
+    """Clips [num, 1, 4, 4, 4]; every second coarse one is wrong, by 0.5 up or down."""
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(num, 1, 4, 4, 4, generator=generator)
+    sign = torch.randn(data.shape, generator=generator).sign()
+    wrong = torch.arange(num) % 2
+    return {"data": data, "first": data[:, :, [0, -1]], "coarse": data + 0.5 * wrong[:, None, None, None, None] * sign}
+
+
+def filming(**settings):
+    """A model of clips whose two end frames are known."""
+    network = VideoUNet((1, 4, 4, 4), channels=8, multipliers=(1,), heads=0, given=2)
+    teacher = Teacher(Denoiser(network, PROCESSES["flow"], "x0"), (1, 4, 4, 4), context=("first", "coarse"))
+    settings = {"hops": Grid(4), "actions": 3, "ema_halflife": 0, "known": KNOWN, **settings}
+    return VideoScene(teacher, Leap("coarse", TOP), **settings)
+
+
+def test_a_state_is_how_wrong_known_frames_are():
+    """Of each known frame in its place, up or down; of nothing else."""
+    batch = clips(2)
+    batch["coarse"] = batch["data"].clone()
+    batch["coarse"][:, :, 0] -= 0.25
+    batch["coarse"][:, :, 3, 1, 2] += 2.0
+    batch["coarse"][:, :, 1:3] = 9.0
+    expected = torch.zeros(2, 1, 2, 4, 4)
+    expected[:, :, 0], expected[:, :, 1, 1, 2] = 0.25, 2.0
+    torch.testing.assert_close(state(batch["coarse"], batch, KNOWN), expected)
+    assert [*expected.shape[1:]] == state_shape((1, 4, 4, 4), ("first", "coarse"), KNOWN)
+    assert state(batch["coarse"], batch, None) is batch["coarse"]
+
+
+def test_a_policy_tells_approximations_apart_by_their_known_frames():
+    """The least level is best for those that are right, the largest for the others."""
+    torch.manual_seed(0)
+    model, batch = filming(), clips()
+    wrong = (batch["coarse"] != batch["data"]).flatten(1).any(1)
+    model.rewards = lambda batch, cond, actions: torch.where(wrong[:, None], -actions, actions).float()
+    optimizer = torch.optim.Adam(model.policy.parameters(), lr=3e-3)
+    for step in range(60):
+        optimizer.zero_grad()
+        at(model, step).policy_loss(batch).backward()
+        optimizer.step()
+    made, low, high = model.product().eval(), float(model.actions[-1]), float(model.actions[0])
+    with torch.no_grad():
+        found = made.levels({name: batch[name] for name in made.context})
+    assert found.tolist() == pytest.approx(torch.where(wrong, high, low).tolist())
+
+
+def test_a_student_comes_back_with_what_it_knows(tmp_path):
+    model, batch = filming(), clips(4)
+    wake(model.policy, 3)
+    cond = {name: batch[name] for name in ("first", "coarse")}
+    student = load_student(model.product().save(tmp_path / "s", examples=cond))
+    assert student.known == KNOWN and torch.equal(student.levels(cond), model.product().levels(cond))
+    assert torch.equal(student.sample(4, cond, seed=3), model.product().eval().sample(4, cond, seed=3))
+    path = tmp_path / "s" / "student.yaml"
+    for wrong, says in (
+        ("first", "known cannot be"),
+        ({"first": []}, "known cannot be"),
+        ({"first": [0.5]}, "known cannot be"),
+        ({"last": [0, -1]}, "known names 'last'"),
+        ({"first": [0]}, "the policy looks at states of shape"),
+    ):
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"known": wrong}))
+        with pytest.raises(ValueError, match=says):
+            load_student(tmp_path / "s")
+
+
+def test_known_frames_that_there_are_not_are_refused():
+    for wrong, says in (
+        ({"last": [0]}, r"known names 'last', which is not among the conditions \['first', 'coarse'\]"),
+        ({"first": [0, 4]}, "known must name frames of samples, which have 4, got"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            filming(known=wrong)
+    with pytest.raises(ValueError, match="which have 0"):  # points in the plane
+        neural_model(known={"coarse": [0]})
+    with pytest.raises(ValueError, match=r"cond\['first'\] must hold frames \[0\] of the samples"):
+        filming(known={"first": [0]}).policy_loss(clips(2))
+
+
+def test_a_wrong_name_of_known_frames_is_refused_in_a_sentence(capsys):
+    assert front.main(["fit", "domain=scene", "method=videoscene", "model.known={last: [0, -1]}"]) == 2
+    assert "known names 'last', which is not among the conditions ['first', 'coarse']" in capsys.readouterr().err
+
+
 # Who learns from what
 
 
@@ -354,7 +450,7 @@ def test_it_takes_one_step(folder):
         (
             "policy",
             {"class_path": "distillkit.networks.policy.Policy", "init_args": {"event_shape": [3, 8, 4], "num": 3}},
-            "the policy looks at samples of shape",
+            "the policy looks at states of shape",
         ),
         ("actions", "all", "actions cannot be"),
         ("actions", [0.2, 0.4], "a policy of 3 actions chooses"),
@@ -381,6 +477,65 @@ def test_its_graph_chooses_levels(folder, tmp_path):
     assert front.main(["export", str(folder), "--format", "onnx", "--out", str(tmp_path / "student.onnx")]) == 0
 
 
+# Going on
+
+
+def test_a_student_from_a_folder_keeps_its_policy_and_its_levels(folder):
+    teacher, old = neural(PROCESSES["flow"], context=("coarse",)), load_student(folder)
+    model = VideoScene(teacher, FromFolder(folder), hops=Grid(8), actions=3)
+    assert model.actions.tolist() == old.actions and model.top == pytest.approx(TOP)
+    state = model.policy.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in old.policy.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.policy.parameters()) and model.policy.training
+    with pytest.raises(ValueError, match=r"chooses among 3 levels: say model.actions=3"):
+        VideoScene(teacher, FromFolder(folder), hops=Grid(8), actions=4)
+
+
+def test_a_method_without_a_policy_says_that_it_drops_it(folder, recwarn):
+    teacher = neural(PROCESSES["flow"], context=("coarse",))
+    DMD(teacher, student_maker=Leap("coarse", TOP))
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"which DMD does not keep: all samples start at 0.6 now; method=videoscene"):
+        model = DMD(teacher, student_maker=FromFolder(folder))
+    assert model.step_times.tolist() == [pytest.approx(TOP)] and type(model.product()) is FewStepStudent
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"t_init": 0.3}, r"starts at 0.6, and model.t_init at 0.3: say student.level=0.3 in its place"),
+        ({"times": [0.3]}, r"starts at 0.6, and model.times at 0.3: say student.level=0.3 in its place"),
+        ({"t_init": TOP}, None),
+        ({"times": [TOP, 0.2]}, None),
+        ({}, None),
+    ],
+)
+def test_two_levels_to_start_from_are_refused(settings, said):
+    teacher = neural(PROCESSES["flow"], context=("coarse",))
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        assert DMD(teacher, student_maker=Leap("coarse", TOP), **settings).step_times[0] == TOP
+
+
+@pytest.mark.parametrize(
+    ("level", "actions", "said"),
+    [
+        (0.8, 3, r"3 levels from 0.6 down, here there are 3 from 0.8 down: say student.level=0.6 model.actions=3"),
+        (TOP, 4, r"3 levels from 0.6 down, here there are 4 from 0.6 down: say student.level=0.6 model.actions=3"),
+        (TOP, 3, None),
+    ],
+)
+def test_a_checkpoint_is_not_gone_on_with_among_other_levels(level, actions, said):
+    """The policy's actions would mean something else."""
+    made = {}
+    neural_model().on_save_checkpoint(made)
+    teacher = neural(PROCESSES["flow"], context=("coarse",))
+    model = VideoScene(teacher, Leap("coarse", level), hops=Grid(8), actions=actions)
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        model.on_load_checkpoint(made)
+    del made["distillkit"]["actions"]  # of an earlier version
+    model.on_load_checkpoint(made)
+
+
 # Faults
 
 # ruff: noqa: E501 (a fault is a row of a table)
@@ -397,6 +552,10 @@ rewarded, states = (
     test_states_are_noised_coarse_samples_at_levels_up_to_the_start,
 )
 indifferent = test_where_all_levels_are_worth_the_same_the_policy_becomes_indifferent
+wrong_ends, apart = (
+    test_a_state_is_how_wrong_known_frames_are,
+    test_a_policy_tells_approximations_apart_by_their_known_frames,
+)
 own_draws, own_level = test_the_policy_learns_from_its_own_draws, test_each_sample_starts_from_its_own_level
 
 FAULTS = [
@@ -437,6 +596,25 @@ FAULTS = [
     (VideoScene.policy_loss, "the entropy's weight squared", "self.entropy *", "self.entropy**2 *", indifferent),
     (VideoScene.policy_loss, "no action twice", "self.draws, True", "self.draws, False", own_draws),
     (VideoScene.policy_loss, "every action as likely", "detach().exp()", "detach().exp() * 0 + 1", own_draws),
+    (state, "up and down apart", "(guessed - cond[name]).abs()", "guessed - cond[name]", wrong_ends),
+    (state, "squared errors", "(guessed - cond[name]).abs()", "(guessed - cond[name]).square()", wrong_ends),
+    (state, "the approximation's frames", "(guessed - cond[name])", "guessed", wrong_ends),
+    (state, "the next frame", "base[:, :, list(frames)]", "base.roll(-1, 2)[:, :, list(frames)]", wrong_ends),
+    (state, "the frames the other way round", "torch.cat(wrong, 2)", "torch.cat(wrong, 2).flip(2)", wrong_ends),
+    (
+        VideoScene.policy_loss,
+        "another state than the student's",
+        "state(self.origin(batch, cond), cond",
+        "state(batch['data'], cond",
+        apart,
+    ),
+    (
+        LeapStudent.levels,
+        "another state than the policy's",
+        "state(base, cond, self.known)",
+        "1 - state(base, cond, self.known)",
+        apart,
+    ),
     (LeapStudent.levels, "the worst level", "argmax", "argmin", finds),
     (LeapStudent.levels, "the next level", "argmax(1)]", "argmax(1) - 1]", finds),
     (

@@ -53,18 +53,16 @@ def test_files_without_prompts_are_refused(name, text, said, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["captions.csv", "metadata.jsonl"])
-def test_a_file_that_a_table_describes_twice_is_refused(name, tmp_path):
-    """By the same path, written in another way, too; a file that is not there as well."""
-    rows = [("a/1.png", "a cat"), ("2.png", "a dog"), ("./a//1.png", "a cat runs")]
+def test_a_table_may_have_several_captions_of_a_file(name, tmp_path):
+    """By the same path, written in another way, too; each counts once."""
+    rows = [("a/1.png", "a cat"), ("2.png", "a dog"), ("./a//1.png", "a cat runs"), ("a/1.png", "a cat"), ("2.png", "")]
     if name.endswith(".csv"):
         lines = ["file,caption", *(f"{file},{text}" for file, text in rows)]
     else:
         lines = [json.dumps({"file_name": file, "text": text}) for file, text in rows]
     (tmp_path / name).write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=f"{name} has two captions of a/1.png: leave one of them"):
-        captions_of(tmp_path, ["2.png"])
-    (tmp_path / name).write_text("\n".join(lines[:-1]))
-    assert captions_of(tmp_path, ["2.png", "a/1.png"]) == ["a dog", "a cat"]
+    assert captions_of(tmp_path, ["2.png", "a/1.png", "3.png"]) == [["a dog"], ["a cat", "a cat runs"], []]
+    assert read_prompts(str(tmp_path)) == ["a cat", "a dog", "a cat runs"]
 
 
 def tables():

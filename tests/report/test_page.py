@@ -129,6 +129,22 @@ def test_the_domain_is_what_the_run_recorded():
     assert facts_of({"data": {"class_path": "domains.image.data.Digits"}}, {}, {})["domain"] is None
 
 
+@pytest.mark.parametrize(
+    ("config", "student", "method", "mechanism"),
+    [
+        ({"method": "asd", "model": {"class_path": "distillkit.methods.sds.SDS"}}, {}, "asd", "SDS"),
+        ({}, {"method": "asd", "mechanism": "SDS"}, "asd", "SDS"),
+        ({}, {"method": "mdt_dist", "mechanism": "MDTDist"}, "mdt_dist", None),
+        ({"method": None, "model": {"class_path": "mine.Mine"}}, {"method": "Mine"}, "Mine", None),
+        ({}, {"method": "SiD"}, "SiD", None),
+        ({}, {}, None, None),
+    ],
+)
+def test_a_method_is_called_by_the_word_that_was_typed_beside_its_class(config, student, method, mechanism):
+    found = facts_of(config, student, {})
+    assert (found["method"], found["mechanism"]) == (method, mechanism)
+
+
 def test_the_report_says_what_was_measured(run):
     page = page_of(run)
     assert "image · DMD" in page.words
@@ -614,6 +630,18 @@ NASTY = [
 ]
 
 
+def test_a_card_names_the_classes_that_can_be_given(tmp_path):
+    config = {"num_steps": 1, "classes": {"label": 10, "timbre": 3}, "names": {"timbre": ["sine", "saw", "*"]}}
+    write_card(tmp_path, "student", config, None, None)
+    card = (tmp_path / "README.md").read_text()
+    assert "By default it is asked about all classes in turn. `sample(n, cond)` takes others:\n\n- `label`" in card
+    assert "- `label`: the class of each sample, a number from 0 to 9\n" in card
+    assert "- `timbre`: the class of each sample, a number from 0 to 2: 0 sine, 1 saw, 2 \\*\n" in card
+    many = {"num_steps": 1, "classes": {"label": 10}, "names": {"label": [f"c{i}" for i in range(10)]}}
+    write_card(tmp_path, "student", many, None, None)
+    assert "6 c6, 7 c7 and 2 more\n" in (tmp_path / "README.md").read_text()
+
+
 @pytest.mark.parametrize("text", NASTY)
 def test_nothing_of_a_folder_becomes_markup_in_its_card(text, tmp_path):
     """The text is shown literally by a renderer with HTML, tables, strikes and bare addresses."""
@@ -626,9 +654,12 @@ def test_nothing_of_a_folder_becomes_markup_in_its_card(text, tmp_path):
         "license": text,
         "teacher": {"id": text},
         "distillkit": text,
+        "classes": {"label": 1},
+        "names": {"label": [text]},
     }
     write_card(folder, "student", config, changed(0, ink=0.3), f"python {text}")
     plain = {"domain": "x", "method": "x", "num_steps": 1, "license": "x", "teacher": {"id": "x"}, "distillkit": "x"}
+    plain |= {"classes": {"label": 1}, "names": {"label": ["x"]}}
     (tmp_path / "plain").mkdir()
     write_card(tmp_path / "plain", "student", plain, changed(0, ink=0.3), "python x")
 
@@ -640,7 +671,7 @@ def test_nothing_of_a_folder_becomes_markup_in_its_card(text, tmp_path):
 
     assert tokens(folder) == tokens(tmp_path / "plain")
     card = (folder / "README.md").read_text()
-    code = card[card.index("```python") : card.index("```\n\nNothing here")]
+    code = card[card.index("```python") : card.index("```\n\nBy default")]
     compile(code.removeprefix("```python"), "card", "exec")
     assert not re.search(
         r"(?<!\\)<(script|img|b)\b|https://|www\.evil", card.replace(code, "").replace(made_by(card), "")

@@ -114,6 +114,26 @@ def agree(data, path, shape=(3, 16, 24)):
 # Folders
 
 
+def test_each_caption_of_an_image_is_a_row_and_none_leaves_its_image(folder, pipeline):
+    """As in COCO, five captions an image; evaluation compares with an image once."""
+    table(folder, "captions.csv")
+    before = ready(Captioned(str(folder), pipeline, SIZE, val=0.25, test=0.25))
+    told = {name: [f"{caption(name)} {k}" for k in range(1 + int(name[-6:-4]) % 5)] for name in names(folder)}
+    with (folder / "captions.csv").open("w", newline="") as file:
+        rows = [(name, text) for k in range(5) for name, texts in told.items() for text in texts[k : k + 1]]
+        csv.writer(file).writerows([("file", "caption"), *rows])
+    data = ready(Captioned(str(folder), pipeline, SIZE, val=0.25, test=0.25))
+    assert data.prompts == [*dict.fromkeys(text for _, text in rows)]
+    for part, old in zip((data.train, data.val, data.test), (before.train, before.val, before.test), strict=True):
+        batch = whole(part)
+        seen = [f"{round((float(x.mean()) + 1) * 127.5 / 20):02}" for x in batch["data"]]
+        pairs = sorted(zip(seen, (data.prompts[i] for i in batch["prompt"].tolist()), strict=True))
+        files = [path.relative_to(folder).as_posix() for path in old.paths]
+        assert pairs == sorted((name[-6:-4], text) for name in files for text in told[name])
+        assert [part.paths[i] for i in part.different.tolist()] == old.paths  # the split is of files
+    assert len(data.test) > 3 and len(data.evaluator("test").held_out[0]) == 3
+
+
 @pytest.mark.parametrize("kind", ["captions.csv", "metadata.jsonl", "beside"])
 def test_images_have_the_numbers_of_the_teachers_prompts(kind, folder, pipeline):
     table(folder, kind)

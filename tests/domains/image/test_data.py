@@ -450,11 +450,13 @@ def test_torchvision_uses_the_official_test_split(monkeypatch, tmp_path):
     def cifar(root, train, download):
         assert not download
         num, colour = (50, 255) if train else (20, 0)
-        return SimpleNamespace(data=np.full((num, 32, 32, 3), colour, np.uint8), targets=[i % 10 for i in range(num)])
+        data, targets = np.full((num, 32, 32, 3), colour, np.uint8), [i % 10 for i in range(num)]
+        return SimpleNamespace(data=data, targets=targets, classes=[f"thing {i}" for i in range(10)])
 
     fake_torchvision(monkeypatch, cifar)
     data = ready(TorchvisionData("CIFAR10", str(tmp_path)))
     assert data.event_shape == (3, 32, 32) and data.classes == {"label": 10}
+    assert data.names["label"][3] == "thing 3" and len(data.names["label"]) == 10
     assert [len(part) for part in (data.train, data.val, data.test)] == [45, 5, 20]
     assert (whole(data.val)["data"] == 1).all() and (whole(data.test)["data"] == -1).all()
 

@@ -104,6 +104,29 @@ def test_clips_have_the_pipelines_form_and_the_numbers_of_the_teachers_prompts(k
     assert {start for _, start in told(whole(still.train)["data"])} == {0, 96, 192}
 
 
+def test_each_caption_of_a_sound_is_a_row_and_none_leaves_its_sound(room, sounds):
+    """As in AudioCaps and Clotho; evaluation compares with a sound once."""
+    plain = parts(ready(room, sounds))
+    told = {f"{i:02}.wav": [TEXTS[i % 3], f"again {i}", "a sound"][: 1 + i % 3] for i in range(12)}
+    for file in sounds.glob("*.txt"):
+        file.unlink()
+    rows = [(name, text) for k in range(3) for name, texts in told.items() for text in texts[k : k + 1]]
+    with (sounds / "captions.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file", "caption"), *rows])
+    data = ready(room, sounds)
+    assert parts(data) == plain  # the split is of files
+    for part in (data.train, data.val, data.test):
+        captions = [data.prompts[number] for number in part.prompt.tolist()]
+        seen = {(place.name, place.start, text) for place, text in zip(part._places, captions, strict=True)}
+        assert seen == {(name, start, text) for name in files_of(part) for start in (0, 96, 192) for text in told[name]}
+        assert len(seen) == len(part)
+        batch = whole(part)
+        assert batch["prompt"].tolist() == part.prompt.tolist()
+    held_out = data.evaluator("test").reference
+    assert len(held_out) == 3 * len(files_of(data.test)) < len(data.test) or len(told[files_of(data.test)[0]]) == 1
+    assert len({place for place in (data.train._places[i][1:4:2] for i in data.train.different.tolist())}) == 30
+
+
 def test_evaluation_asks_for_what_held_out_sounds_are(room, sounds):
     data = ready(room, sounds, test=0.5)
     asked, shown = data.conditions(6), data.real(6)

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from distillkit import runs
 from distillkit.cli import front, prompts
+from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import VarianceExploding
 from distillkit.rollouts import rolled_out
@@ -210,9 +212,15 @@ def test_the_codec_says_the_rate(tmp_path):
     """Where a student's data cannot be had, the command line asks `of`."""
     sound = tone(440.0)[None, None]
     student = SimpleNamespace(config={"domain": "music"}, codec=Mel(RATE))
-    shown = prompts.media(student)
-    (path,) = shown.save(sound, {}, tmp_path)
-    assert read_by_wave(path)[1] == RATE
+    waves = SimpleNamespace(config={"domain": "music", "shown": {"rate": RATE}}, codec=Codec())
+    for asked in (waves, student):
+        shown = prompts.media(asked, False)
+        (path,) = shown.save(sound, {}, tmp_path)
+        assert read_by_wave(path)[1] == RATE
+    for damaged in (None, RATE, {}, {"rate": 0}, {"rate": "fast"}, {"rate": 10**9}, {"rate": True}):
+        waves.config["shown"] = damaged
+        with pytest.raises(ValueError, match="does not say the sample rate of its sounds"):
+            prompts.media(waves, False)
     assert (np.asarray(shown.picture(sound, {})) == np.asarray(media.picture(sound, rate=RATE))).all()
 
 
@@ -275,6 +283,23 @@ def test_sample_names_the_files(run, tmp_path, capsys):
     for i in range(2):
         assert f"file: {tmp_path / 'out' / f'sound_{i}.wav'}" in said
         assert read_by_wave(tmp_path / "out" / f"sound_{i}.wav")[1] == 8000
+
+
+def test_a_folder_by_itself_has_sounds_and_names_of_classes(run, tmp_path, capsys):
+    folder = tmp_path / "student"
+    shutil.copytree(run / "student", folder)
+    told = yaml.safe_load((folder / "student.yaml").read_text())
+    del told["run"]
+    assert told["shown"] == {"rate": 8000} and told["names"]["timbre"] == ["sine", "saw", "square", "pluck"]
+    (folder / "student.yaml").write_text(yaml.safe_dump(told))
+    words = ["sample", str(folder), "-n", "1", "--out"]
+    assert front.main([*words, str(tmp_path / "a"), "--cond", "timbre=saw", "--cond", "pitch=A4"]) == 0
+    assert read_by_wave(tmp_path / "a" / "sound_0.wav")[1] == 8000 and (tmp_path / "a" / "samples.png").is_file()
+    with np.load(tmp_path / "a" / "samples.npz") as made:
+        assert made["timbre"].tolist() == [1] and made["pitch"].tolist() == [told["names"]["pitch"].index("A4")]
+    assert front.main([*words, str(tmp_path / "b"), "--cond", "timbre=oboe"]) == 2
+    said = "timbre is a number from 0 to 3, or 'sine', 'saw', 'square', 'pluck'"
+    assert said in capsys.readouterr().err
 
 
 # What is measured without real sounds

@@ -198,7 +198,7 @@ def test_classes_have_names_notes_and_numbers():
     for text, message in (
         ("saw", "such as timbre=0, of timbre, pitch, rhythm; got 'saw'"),
         ("timbre=oboe", r"timbre has the classes 0 to 3 \(sine, saw, square, pluck\), got 'oboe'"),
-        ("pitch=A6", "pitch has the classes 0 to 23, got 'A6'"),
+        ("pitch=A6", r"pitch has the classes 0 to 23 \(.*A4.*\), got 'A6'"),
         ("timbre=4", "timbre has the classes 0 to 3"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from distillkit.rendering.cameras import check
-from domains.scene.data import Rooms, made
+from distillkit.students.leap import state
+from domains.scene.data import Rooms, batch_of, made
+from tests.battery.conftest import compose
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +73,15 @@ def test_damage_is_drawn_for_each_scene_within_its_range():
 def test_wrong_numbers_are_refused(given, said):
     with pytest.raises(ValueError, match=said):
         Rooms(**given)
+
+
+def test_the_policy_s_state_tells_the_damage():
+    """As the recipe has it: end frames are right at damage 0, and worse the more of it there is."""
+    known = compose("domain=scene", "method=videoscene")["model"]["init_args"]["known"]
+    found = []
+    for damage in (0.0, 0.4, 0.7, 1.0):
+        kept = made(torch.arange(4), torch.full((4,), damage))
+        clip, coarse = (kept[name].float() / 127.5 - 1 for name in ("data", "coarse"))
+        batch = batch_of(clip, coarse, kept["cameras"])
+        found.append(state(batch["coarse"], batch, known).flatten(1).mean(1))
+    assert not found[0].any() and (torch.stack(found).diff(dim=0) > 0).all()

@@ -149,6 +149,9 @@ def test_pictures_show_coarse_made_true_and_depth(held_out, batch, tmp_path):
     assert (wide, high) == (8 * 34, 4 * 34)  # strips of coarse and made clips
     sheet = media.compare({"student": some["data"], "teacher": some["coarse"]}, some)
     assert sheet.size[1] > 5 * 2 * 32  # five sets of two clips
+    rows = {"student": some["data"], "teacher": some["coarse"], "real": some["data"]}
+    assert media.compare(rows, some) == sheet  # real clips are the true ones
+    assert media.compare(rows, {}).size[1] > media.compare({k: rows[k] for k in ("student", "teacher")}, {}).size[1]
     paths = media.save(some["data"], some, tmp_path)
     assert {path.name for path in paths} == {"clips.gif", "clips.mp4"} and all(path.stat().st_size for path in paths)
 

@@ -8,7 +8,7 @@ from mutations import Mutation, prove
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import RectifiedFlow, ResShift
 from distillkit.spec import from_spec, to_spec
-from distillkit.students.makers import Fresh
+from distillkit.students.makers import Fresh, FromFolder
 from distillkit.teachers.base import Teacher
 from domains.super_resolution import imdn
 from domains.super_resolution.codec import Upscale
@@ -173,7 +173,8 @@ def test_a_run_leaves_a_student_for_photographs_of_any_size(tmp_path):
     run = build(*words, "model.num_pairs=4", "model.steps=2", *UNMEASURED)
     assert isinstance(run.model.student.network, IMDN) and run.model.student.network.scale == 4
     trainer(2).fit(run.model, run.data)
-    run.model.product().save(tmp_path / "student")
+    run.model.export(tmp_path / "student")
+    assert not FromFolder.needs({"path": str(tmp_path / "student")})  # which is no scene, so that pairs go on with it
     student = load_student(tmp_path / "student")
     low = torch.rand(2, 3, 5, 9) * 2 - 1
     assert student.sample(2, {"low": low}).shape == (2, 3, 20, 36)

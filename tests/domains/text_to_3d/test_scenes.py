@@ -145,6 +145,8 @@ def test_prompts_that_are_none_are_refused(tmp_path):
     with pytest.raises(ValueError, match="'a cat', which is none of the 16 prompts"):
         Scenes(only=["a cat"])
     (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    with pytest.raises(ValueError, match=r"^resolution must be at most 512, got 1000$"):
+        Scenes(only=TWO, kind="gaussians", resolution=1000)
     net = Scenes(texts=str(tmp_path / "prompts.txt"), resolution=4)
     assert net.texts == ["a cat", "a dog"] and len(net.field.grid) == 2
     assert from_spec(to_spec(net)).texts == net.texts

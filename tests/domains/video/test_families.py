@@ -203,6 +203,24 @@ def test_ltx_is_told_the_frames_a_second(made, folder):
 # First frames as data
 
 
+def test_of_an_image_with_several_captions_all_are_held_out(folder, tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (32, 16)).save(tmp_path / name)
+    rows = [
+        ("a.png", "a cat"),
+        ("a.png", "a cat runs"),
+        ("b.png", "a dog"),
+        ("c.png", "a cow"),
+        ("c.png", "a cow eats"),
+    ]
+    (tmp_path / "captions.csv").write_text("\n".join(["file,caption", *map(",".join, rows)]))
+    data = Prompts(str(tmp_path), str(folder / "wan 2.1"), SMALL, held_out=1)
+    assert data.classes == {"prompt": 5} and data.first.prompt.tolist() == [0, 1, 2, 3, 4]
+    assert data.asked.tolist() == [4] and data.trained.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="held_out must leave an image to train on, got 4"):
+        Prompts(str(tmp_path), str(folder / "wan 2.1"), SMALL, held_out=4)
+
+
 def test_first_frames_are_read_beside_their_captions(made, folder, tmp_path):
     made("wan 2.1")
     data = Prompts(str(folder / "frames"), str(folder / "wan 2.1"), SMALL, held_out=1, batch_size=3)

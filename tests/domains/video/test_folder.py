@@ -91,19 +91,21 @@ def test_classes_captions_and_the_first_frames(tmp_path):
         video(tmp_path / "wave" / f"{i}.mp4")
         video(tmp_path / "jump" / f"{i}.gif")
     data = small(tmp_path, channels=1, given=2)
-    assert data.classes == {"label": 2} and data.names == ["jump", "wave"] and data.event_shape == (1, 4, 8, 8)
+    assert (
+        data.classes == {"label": 2} and data.names == {"label": ["jump", "wave"]} and data.event_shape == (1, 4, 8, 8)
+    )
     batch = data.train[torch.arange(len(data.train))]
     assert torch.equal(batch["first"], batch["data"][:, :, :2])
     for (path, _), label in zip(data.train.places, batch["label"].tolist(), strict=True):
-        assert data.names[label] == path.parent.name
+        assert data.names["label"][label] == path.parent.name
     lines = [
         f"{kind}/{i}.{end},{word}" for kind, end in (("wave", "mp4"), ("jump", "gif")) for i, word in enumerate("bab")
     ]
     (tmp_path / "captions.csv").write_text("\n".join(["file,caption", *lines]))
     data = small(tmp_path)
-    assert data.names == ["a", "b"] and data.classes == {"label": 2}
+    assert data.names == {"label": ["a", "b"]} and data.classes == {"label": 2}
     for (path, _), label in zip(data.train.places, data.train.label.tolist(), strict=True):
-        assert data.names[label] == "bab"[int(path.stem)]
+        assert data.names["label"][label] == "bab"[int(path.stem)]
     (tmp_path / "captions.csv").write_text("file,caption\nwave/0.mp4,a\n")
     with pytest.raises(ValueError, match="has no caption for jump/0.gif"):
         small(tmp_path)
