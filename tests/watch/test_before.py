@@ -266,5 +266,5 @@ def test_guidance_by_a_null_branch_without_training_is_refused(run):
 
 def test_short_run_of_the_wrong_scale(run):
     folder, said = run("method=pretrain", "trainer.max_steps=2", "model.sigma_data=50", "network.width=16")
-    assert warned(folder) == ["few_updates", "wrong_scale"]
+    assert {"few_updates", "wrong_scale"} <= {*warned(folder)}
     assert "set model.sigma_data=1.3" in said and "raise trainer.max_steps" in said
