@@ -153,6 +153,7 @@ def fake_errors(model: Any, reference: Reference) -> dict[str, float]:
 LAGS = 0.97  # error of the fake score over the teacher's, in every band
 NARROW, WIDE = 0.6, 1.5  # spread over the target's
 OFF = 0.5  # shift of the mean, in standard deviations
+MOVED = 0.5  # distance from the first samples; a student that has hardly begun tells nothing
 WORSE = 1.5  # error of the fake score over the teacher's, in every band
 APART = 1.0  # distance of the student from its average, in standard deviations of the target
 AWAY = 1.0  # shift of the mean that was not there at the start, in standard deviations
@@ -168,10 +169,11 @@ def diagnose(history: list[Facts], model: Any) -> list[Finding]:
         history: those of `begin`, then those of every `measure`, the newest last.
         model: the method; its `roles`, its `proof` and its `student` are read.
     """
-    rules = (lagging, too_fast, frozen, diverged) if lawful(model) else (diverged,)
+    rules = (lagging, too_fast, frozen) if lawful(model) else ()
     found = [finding for rule in rules for finding in rule(history, model)]
-    known = any(rule(history[:end], model) for rule in rules for end in range(1, len(history)))
-    return found if found or known or not lawful(model) else collapsed(history)
+    if found or any(rule(history[:end], model) for rule in rules for end in range(1, len(history))):
+        return found  # what follows from a cause is none
+    return diverged(history, model) or (collapsed(history) if lawful(model) else [])
 
 
 def lawful(model: Any) -> bool:
@@ -196,7 +198,7 @@ def bands(facts: Facts) -> list[float]:
 
 
 def unaware(facts: Facts) -> bool:
-    """Whether the student is not where the teacher is, and the fake score no better there.
+    """Whether the student has moved to where the teacher is not, and the fake score is as wrong.
 
     Where student and teacher have one law, the fake score is no better either.
     """
@@ -205,6 +207,7 @@ def unaware(facts: Facts) -> bool:
         bool(fake)
         and min(fake) > LAGS
         and max(fake) < WORSE
+        and facts["moved"] > MOVED
         and (not NARROW < facts["spread"] < WIDE or facts["shift"] > OFF)
     )
 

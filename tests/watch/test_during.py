@@ -17,6 +17,7 @@ from distillkit.watch.during import (
     FALLEN,
     FROZEN,
     LAGS,
+    MOVED,
     NARROW,
     OFF,
     SKIPPED,
@@ -160,6 +161,8 @@ CASES = {
     "both alike, wider": ([facts(fake=1.0, spread=WIDE - EPS)], []),
     "one level known": ([facts(fake=1.0, shift=0.9, fake_high=LAGS - EPS)], []),
     "one level worse than the teacher": ([facts(fake=1.0, shift=0.9, fake_high=WORSE + EPS)], []),
+    "lag, moved": ([facts(fake=1.0, shift=0.9, moved=MOVED + EPS)], ["lagging_fake_score"]),
+    "not yet moved": ([facts(fake=1.0, shift=0.9, moved=MOVED)], []),
     "lag, at first": ([facts(done=0.1, fake=1.0, shift=0.9)], []),
     "lag, twice": (
         [facts(done=0.1, fake=1.0, shift=0.9), facts(done=0.2, fake=1.0, shift=0.9)],
@@ -182,6 +185,8 @@ CASES = {
     "average stands still, early": ([facts(done=0.49, raw=0.4, moved=0.01)], []),
     "average follows": ([facts(raw=0.4, moved=0.4 / FROZEN + EPS)], []),
     "skipped": ([facts(skipped_student=SKIPPED + EPS)], ["diverged_role"]),
+    "skipped, for the student runs away": ([facts(raw=2.0, skipped_fake_score=0.5)], ["high_rate"]),
+    "skipped, for it ran away": ([facts(raw=2.0, done=0.5), facts(skipped_fake_score=0.5)], []),
     "few skipped": ([facts(skipped_student=SKIPPED)], []),
     "no numbers": ([facts(spread=math.nan)], ["diverged_role"]),
     "collapse": ([facts(spread=1.0, done=0.5), facts(spread=FALLEN - EPS)], ["collapsed"]),
@@ -234,5 +239,5 @@ def test_what_lasts():
 def test_bounds_are_documented():
     """Those of the page of curves are those of the code."""
     page = (Path(__file__).parents[2] / "docs" / "read_your_curves.md").read_text()
-    for name in ("LAGS", "NARROW", "WIDE", "OFF", "WORSE", "APART", "AWAY", "FROZEN", "FALLEN", "SKIPPED"):
+    for name in ("LAGS", "NARROW", "WIDE", "OFF", "MOVED", "WORSE", "APART", "AWAY", "FROZEN", "FALLEN", "SKIPPED"):
         assert f"`{name}` | {getattr(during, name):g} |" in page, name
