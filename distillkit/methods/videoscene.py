@@ -124,7 +124,8 @@ class VideoScene(Consistency):
             )
         if list(made.event_shape) != seen:
             raise ValueError(
-                f"the policy to go on with looks at {list(made.event_shape)}, here its state is {seen}: say model.known as the run had it"
+                f"the policy to go on with looks at {list(made.event_shape)}, here its state is {seen}: say "
+                f"model.known as the run had it"
             )
         self.actions = torch.tensor(levels, dtype=torch.float64)  # no buffer, which half precision would round
         self.add_role("policy", policy, policy=copy.deepcopy(made).requires_grad_(True).train())
