@@ -24,6 +24,7 @@ from distillkit.watch.reference import Reference
 from distillkit.watch.teacher import doubt
 
 SHOWN, ROWS = 8, 8  # samples in a row of the strip, and rows at most
+POINT = 8  # numbers of a sample that is a dot in a plot: all are shown
 NUMBERS = 2**20  # in a row, which checkpoints keep
 WARNINGS = "warnings.json"
 
@@ -164,7 +165,8 @@ class Watch(Callback):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, Checkpoint):
                 trainer.save_checkpoint(callback.path(trainer))
-        goes_on = f"; go on with: {runs.continuation(trainer.default_root_dir)}" if trainer.checkpoint_callbacks else ""
+        command = runs.continuation(trainer.default_root_dir)
+        goes_on = f"; to go on all the same: {command}" if trainer.checkpoint_callbacks else ""
         raise Failure(f"stopped by --strict, {finding}{goes_on}")
 
     def write(self, trainer: Trainer) -> None:
@@ -174,8 +176,9 @@ class Watch(Callback):
             write_text(run / WARNINGS, json.dumps([finding.record() for finding in self.found.values()], indent=1))
 
     def shown(self, samples: Tensor) -> int:
-        """The number of samples in a row: few of large ones."""
-        return max(1, min(SHOWN, NUMBERS // max(1, samples[0].numel())))
+        """The number of samples in a row: all that are points, few of large ones."""
+        each = max(1, samples[0].numel())
+        return len(samples) if each <= POINT else max(1, min(SHOWN, NUMBERS // each))
 
     def draw(self, trainer: Trainer, samples: Tensor) -> None:
         """Adds a row to RUN/samples/progress.png.

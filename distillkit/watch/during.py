@@ -218,7 +218,7 @@ def lagging(history: list[Facts], model: Any) -> list[Finding]:
         return []
     now, fake = history[-1], bands(history[-1])
     error = f"{min(fake):.2f} to {max(fake):.2f} of the teacher's error at all noise levels"
-    where = f"on samples with {now['spread']:.2f} of its spread and means {now['shift']:.2f} standard deviations away"
+    where = f"on samples with {now['spread']:.3g} of its spread and means {now['shift']:.3g} standard deviations away"
     return [Finding("lagging_fake_score", f"{error}, {where}")]
 
 
@@ -229,16 +229,16 @@ def too_fast(history: list[Facts], model: Any) -> list[Finding]:
         worse = min(bands(now))
         return [
             Finding(
-                "high_rate", f"the fake score has {worse:.1f} times the teacher's error", "lower model.fake_score.lr"
+                "high_rate", f"the fake score has {worse:.3g} times the teacher's error", "lower model.fake_score.lr"
             )
         ]
     if unaware(now):
         return []  # a student whose judge is blind strays at any rate
     if now.get("raw", 0.0) > APART:
-        return [Finding("high_rate", f"the student is {now['raw']:.1f} standard deviations from its own average")]
+        return [Finding("high_rate", f"the student is {now['raw']:.3g} standard deviations from its own average")]
     began = max(AWAY, history[0].get("shift", 0.0))
     if lasting(history, lambda facts: facts.get("shift", 0.0) > began):
-        return [Finding("high_rate", f"the mean has moved {now['shift']:.1f} standard deviations away")]
+        return [Finding("high_rate", f"the mean has moved {now['shift']:.3g} standard deviations away")]
     return []
 
 
@@ -247,7 +247,7 @@ def frozen(history: list[Facts], model: Any) -> list[Finding]:
     now = history[-1]
     if now["done"] < 0.5 or not FROZEN * now.get("moved", math.inf) < now.get("raw", 0.0) < APART:
         return []
-    return [Finding("long_ema", f"the student moved {now['raw'] / max(now['moved'], 1e-12):.0f} times as far")]
+    return [Finding("long_ema", f"the student moved {now['raw'] / max(now['moved'], 1e-12):.3g} times as far")]
 
 
 def diverged(history: list[Facts], model: Any) -> list[Finding]:

@@ -51,6 +51,6 @@ def poor(facts: Facts) -> bool:
 def evidence(facts: Facts) -> str:
     """What was measured, in words."""
     return (
-        f"its samples have {facts['spread']:.2f} of real ones' spread, means {facts['shift']:.2f} standard deviations "
+        f"its samples have {facts['spread']:.3g} of real ones' spread, means {facts['shift']:.3g} standard deviations "
         f"away and {facts['beyond']:.0%} of values beyond their range"
     )

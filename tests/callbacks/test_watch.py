@@ -9,7 +9,7 @@ import torch
 from helpers import BATCH, UNMEASURED, neural, same
 
 from distillkit import runs
-from distillkit.callbacks.watch import ROWS, crowded
+from distillkit.callbacks.watch import ROWS, SHOWN, Watch, crowded
 from distillkit.cli import front
 from distillkit.methods.dmd import DMD
 from distillkit.watch.causes import CAUSES
@@ -67,7 +67,8 @@ def test_a_run_says_what_is_wrong_once_and_goes_on_bit_for_bit_after_strict(tmp_
     strict = tmp_path / "strict"
     fit(strict, *BLIND, *SHORT, "--strict", code=1)
     said = capsys.readouterr()
-    assert f"stopped by --strict, {SAID}" in said.err and "--ckpt_path" in said.err and "warning: " not in said.err
+    assert f"stopped by --strict, {SAID}" in said.err and "warning: " not in said.err
+    assert "raise model.fake_score.updates or model.fake_score.lr; to go on all the same: python -m" in said.err
     assert json.loads((strict / "warnings.json").read_text()) == [entry]
     before = (strict / "samples" / "progress.png").read_bytes()
     stopped = checkpoint(strict)["global_step"]
@@ -115,6 +116,12 @@ def test_passes_are_counted_by_role():
     passes.remove()
     model.student_loss(BATCH)
     assert passes.facts()["passes_student"] == 3 and not model.student._forward_pre_hooks
+
+
+def test_all_points_are_in_the_strip_and_few_of_larger_samples():
+    shown = Watch().shown
+    assert shown(torch.zeros(300, 2)) == 300 and shown(torch.zeros(300, 1, 8, 8)) == SHOWN
+    assert shown(torch.zeros(16, 3, 1024, 1024).expand(16, -1, -1, -1)) == 1
 
 
 def test_a_long_strip_keeps_its_ends_and_even_steps_between():

@@ -227,6 +227,20 @@ def test_mends_name_the_role_to_blame():
         assert words in str(*diagnose([history], METHOD))
 
 
+def test_evidence_is_readable_however_large_it_is():
+    huge = 2.349245e20
+    for odd in (
+        facts(raw=huge),
+        facts(fake=huge),
+        facts(shift=huge),
+        facts(fake=1.0, spread=huge, shift=huge),
+        facts(raw=0.9, moved=0.9 / huge),
+    ):
+        (finding,) = diagnose([START, odd], METHOD)
+        assert "2.35e+20" in finding.measured or "9e+11" in finding.measured
+        assert len(finding.measured) < 150
+
+
 def test_what_lasts():
     def holds(fact):
         return fact["x"]
