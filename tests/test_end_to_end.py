@@ -287,7 +287,12 @@ def test_impossible_pairs(tmp_path):
     said = complaint(
         "fit", "domain=image", "method=sid", "data=npz", f"data.path={tmp_path / 'rgb.npz'}", "--out", tmp_path / "r"
     )
-    assert "the data have shape (3, 16, 16), the teacher makes (1, 8, 8)" in said
+    assert "the data have shape (3, 16, 16), the teacher makes (1, 8, 8)" in said and "or say data." not in said
+    for i in range(20):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f"{i}.png")
+    folder = ("fit", "domain=image", "method=sid", "data=image_folder", f"data.path={tmp_path}", "data.channels=1")
+    assert "the data have shape (1, 64, 64)" in (said := complaint(*folder, "--out", tmp_path / "r"))
+    assert said.rstrip().endswith("(fit method=pretrain makes one), or say data.resolution=8")
     said = complaint("fit", "domain=image", "method=dmd", "teacher=folder", "teacher.path=/nowhere/at/all")
     assert "does not exist" in said
 

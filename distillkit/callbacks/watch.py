@@ -20,7 +20,7 @@ from distillkit.watch.before import look
 from distillkit.watch.causes import CAUSES, Facts, Finding
 from distillkit.watch.during import begin, diagnose, measure
 from distillkit.watch.passes import Passes
-from distillkit.watch.reference import Reference
+from distillkit.watch.reference import Reference, evenly
 from distillkit.watch.teacher import doubt
 
 SHOWN, ROWS = 8, 8  # samples in a row of the strip, and rows at most
@@ -87,7 +87,7 @@ class Watch(Callback):
             raise Failure(f"stopped by --strict before the first step: {self.stopping}")
         if self.first is None:
             self.first, self.history = self.reference.first, [begin(self.reference)]
-            self.strip[0] = self.first[: self.shown(self.first)].clone()
+            self.strip[0] = self.first[self.shown(self.first)]
         self.reference.first = self.first  # of a run that goes on: as it was before its first part
         self.passes = Passes(pl_module, trainer.datamodule.batch_size)
 
@@ -175,24 +175,26 @@ class Watch(Callback):
         if self.found and trainer.is_global_zero and (run / "config.yaml").is_file():
             write_text(run / WARNINGS, json.dumps([finding.record() for finding in self.found.values()], indent=1))
 
-    def shown(self, samples: Tensor) -> int:
-        """The number of samples in a row: all that are points, few of large ones."""
+    def shown(self, samples: Tensor) -> Tensor:
+        """Which samples are in a row: all that are points, few of large ones."""
         each = max(1, samples[0].numel())
-        return len(samples) if each <= POINT else max(1, min(SHOWN, NUMBERS // each))
+        points = each <= POINT and samples.is_floating_point()
+        num = len(samples) if points else max(1, min(SHOWN, NUMBERS // each, len(samples)))
+        return evenly(num, len(samples))
 
     def draw(self, trainer: Trainer, samples: Tensor) -> None:
         """Adds a row to RUN/samples/progress.png.
 
         Of many rows those stay that are most evenly apart.
         """
-        num = self.shown(samples)
-        self.strip[trainer.global_step] = samples[:num].clone()
+        chosen = self.shown(samples)
+        self.strip[trainer.global_step] = samples[chosen]
         if len(self.strip) > ROWS:
             del self.strip[crowded([*self.strip])]
         rows = {f"step {step:,}": row for step, row in self.strip.items()}
         if self.reference.target is not None:
-            rows["teacher" if self.reference.teacher is not None else "real"] = self.reference.target[:num]
-        cond = {name: value[:num].cpu() for name, value in self.reference.cond.items()}
+            rows["teacher" if self.reference.teacher is not None else "real"] = self.reference.target[chosen]
+        cond = {name: value.cpu()[chosen] for name, value in self.reference.cond.items()}
         picture = trainer.datamodule.media.compare(rows, cond)
         save_picture(Path(trainer.default_root_dir) / "samples" / "progress.png", picture)
 

@@ -385,10 +385,12 @@ def check_belongs(teacher: BaseTeacher, data) -> None:
     made, there = teacher.codec.data_shape(teacher.event_shape), tuple(data.event_shape)
     free = {axis - 1 for axes in teacher.codec.free.values() for axis in axes}
     if len(made) != len(there) or any(made[i] != there[i] for i in range(len(made)) if i not in free):
-        raise ValueError(
-            f"the data have shape {there}, the teacher makes {made}: "
-            f"choose a teacher trained on these data (fit method=pretrain makes one)"
-        )
+        mend = "choose a teacher trained on these data (fit method=pretrain makes one)"
+        if len(made) == 3 and made[1] == made[2]:
+            own = {name: made[i] for i, name in enumerate(("channels", "resolution")) if i not in free}
+            words = [f"data.{name}={size}" for name, size in own.items() if getattr(data, name, size) != size]
+            mend += f", or say {' '.join(words)}" if words else ""
+        raise ValueError(f"the data have shape {there}, the teacher makes {made}: {mend}")
     check_tokens(teacher.process, data)
     if lacking := sorted(set(teacher.context) - set(data.context)):
         raise ValueError(f"the teacher needs {' and '.join(lacking)} in a batch, which these data do not have")

@@ -26,6 +26,7 @@ from distillkit.report.warned import read_warnings
 
 SAME_NOISE = ("teacher_best", "student", "teacher_same_steps")  # the student and its comparisons
 MODELS = (*SAME_NOISE, "real")
+ALONG = {"progress": "In training: the same samples at the start, at validations and of the teacher or the data"}
 
 
 def write_report(run_dir: Path) -> Path:
@@ -84,7 +85,7 @@ def _samples(folder: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
         "same_noise": sum(stem in pictures for stem in SAME_NOISE) > 1,
         "heard": _heard(folder, evaluation),
         "comparison": _figure(pictures["comparison"], "Side by side") if "comparison" in pictures else None,
-        "along": [_figure(pictures[stem], _plain(stem)) for stem in _spread(along, 8)],
+        "along": [_figure(pictures[stem], ALONG.get(stem, _plain(stem))) for stem in _spread(along, 8)],
         "pages": [(_plain(path.stem).capitalize(), _text(path)) for path in sorted(folder.glob("*.html"))],
     }
 

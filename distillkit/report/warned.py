@@ -1,4 +1,4 @@
-"""What was warned of in a run, from RUN/warnings.json: a list of `name`, `step` and `said`."""
+"""What was warned of in a run: RUN/warnings.json lists `name`, `step`, `title` and `said`."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,8 @@ LONGEST = 500  # characters of a text
 def read_warnings(run: Path) -> tuple[dict[str, Any], ...]:
     """What was warned of in a run: `name`, `said`, `step`; empty without a readable file.
 
-    Entries that are damaged are left out, and control characters of texts.
+    The name is the title in words, if there is one. Entries that are damaged are left out, and
+    control characters of texts.
     """
     try:
         entries = json.loads((Path(run) / WARNINGS).read_text(encoding="utf-8"))
@@ -22,9 +23,11 @@ def read_warnings(run: Path) -> tuple[dict[str, Any], ...]:
     found = []
     for entry in entries if isinstance(entries, list) else ():
         name, said, step = (entry.get(key) if isinstance(entry, dict) else None for key in ("name", "said", "step"))
+        title = entry.get("title") if isinstance(entry, dict) else None
         if isinstance(name, str) and _plain(name) and isinstance(step, int) and not isinstance(step, bool):
             said = _plain(said) if isinstance(said, str) else ""
-            found.append({"name": _plain(name).replace("_", " "), "said": said, "step": step})
+            named = (_plain(title) if isinstance(title, str) else "") or _plain(name).replace("_", " ")
+            found.append({"name": named, "said": said, "step": step})
     return tuple(found)
 
 

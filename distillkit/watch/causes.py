@@ -73,7 +73,7 @@ class Finding(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         """The entry of RUN/warnings.json."""
-        return {"name": self.name, "step": self.step, "said": str(self)}
+        return {"name": self.name, "step": self.step, "title": CAUSES[self.name].title, "said": str(self)}
 
 
 Facts = Mapping[str, float]  # what was measured, by the names in metrics.csv without `watch/`

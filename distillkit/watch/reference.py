@@ -15,6 +15,11 @@ NUMBERS = 4096  # in all samples of a model, at least FEWEST and at most MOST sa
 FEWEST, MOST = 16, 512
 
 
+def evenly(num: int, of: int) -> Tensor:
+    """Indices of `num` of so many samples, evenly apart: files often lie sorted by class."""
+    return torch.arange(num) * of // num
+
+
 class Reference:
     """Samples for the same held-out conditions and from the same noise, decoded, on the CPU.
 
@@ -36,7 +41,7 @@ class Reference:
         size = max(1, torch.Size(data.event_shape).numel())
         num = min(num or min(MOST, max(FEWEST, NUMBERS // size)), len(data.val))
         self.num = num
-        batch = data.val[torch.arange(num)]
+        batch = data.val[evenly(num, len(data.val))]
         self.batch = {name: value.to(model.device) for name, value in batch.items()}
         self.cond: Cond = model.condition(self.batch)
         self.real: Tensor | None = batch.get("data")

@@ -11,6 +11,7 @@ from distillkit.teachers.exact import ExactTeacher, Mixture
 
 MOST = 2000  # points drawn
 GRID = 120
+COLUMNS = 5  # panels side by side
 
 
 class ToyMedia:
@@ -32,7 +33,7 @@ class ToyMedia:
         return self._draw({"": samples})
 
     def compare(self, rows: dict[str, Tensor], cond: dict[str, Tensor] | None = None) -> Image.Image:
-        """One titled panel for each set of samples, side by side, on the same axes."""
+        """One titled panel for each set of samples, on the same axes, `COLUMNS` in a row."""
         if not rows:
             raise ValueError("there is nothing to compare; give at least one set of samples")
         return self._draw(rows)
@@ -41,9 +42,11 @@ class ToyMedia:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(4 * len(panels), 4), dpi=100, layout="constrained")
+        columns = min(len(panels), COLUMNS)
+        lines = -(-len(panels) // columns)
+        figure = Figure(figsize=(4 * columns, 4 * lines), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        axes = [figure.add_subplot(lines, columns, i + 1) for i in range(len(panels))]
         for axis, (title, samples) in zip(axes, panels.items(), strict=True):
             self._panel(axis, samples.detach().cpu().double().flatten(1).nan_to_num())
             axis.set_title(title, fontsize=10)

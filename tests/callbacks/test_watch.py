@@ -120,8 +120,11 @@ def test_passes_are_counted_by_role():
 
 def test_all_points_are_in_the_strip_and_few_of_larger_samples():
     shown = Watch().shown
-    assert shown(torch.zeros(300, 2)) == 300 and shown(torch.zeros(300, 1, 8, 8)) == SHOWN
-    assert shown(torch.zeros(16, 3, 1024, 1024).expand(16, -1, -1, -1)) == 1
+    assert shown(torch.zeros(300, 2)).tolist() == [*range(300)]
+    assert shown(torch.zeros(80, 1, 8, 8)).tolist() == [10 * i for i in range(SHOWN)]  # of all classes, if sorted
+    assert len(shown(torch.zeros(80, 2, dtype=torch.long))) == SHOWN  # tokens are no points
+    assert shown(torch.zeros(3, 1, 8, 8)).tolist() == [0, 1, 2]
+    assert shown(torch.zeros(1).expand(16, 3, 1024, 1024)).tolist() == [0]
 
 
 def test_a_long_strip_keeps_its_ends_and_even_steps_between():

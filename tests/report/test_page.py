@@ -207,6 +207,12 @@ def test_a_picture_says_what_it_hides(run):
     assert sum("cut" in caption for caption in captions) == 1
 
 
+def test_the_strip_of_training_says_what_it_is(run):
+    (run / "samples" / "step_000200.png").rename(run / "samples" / "progress.png")
+    captions = [image["alt"] for image in page_of(run).all("img")]
+    assert "In training: the same samples at the start, at validations and of the teacher or the data" in captions
+
+
 def test_real_data_are_shown_beside_the_samples(run):
     Image.new("L", (16, 8)).save(run / "samples" / "real.png")
     assert [image["alt"] for image in page_of(run).all("img")][3] == "Real data"

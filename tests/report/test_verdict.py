@@ -13,6 +13,7 @@ from distillkit.report.quality import evaluation_table, quality_table, strip
 from distillkit.report.shortfalls import behind, group_of, shortfalls
 from distillkit.report.verdict import verdict
 from distillkit.report.warned import read_warnings
+from distillkit.watch.causes import Finding
 from tests.report.test_page import EVALUATION, Page, changed, run, with_baseline, without  # noqa: F401
 
 FAILED, NOTHING = "the training has failed", "nothing is distilled yet"
@@ -410,6 +411,13 @@ def test_warnings_are_named_in_the_verdict_and_told_in_report_and_card(run):  # 
     shown = io.StringIO()
     Console(file=shown, width=200).print(evaluation_table(EVALUATION, {}, warned))
     assert said in " ".join(shown.getvalue().split())
+
+
+def test_a_warning_is_named_by_its_title_where_it_has_one(tmp_path):
+    entry = Finding("few_updates", "it makes 1", step=7).record()
+    (tmp_path / "warnings.json").write_text(json.dumps([entry, entry | {"title": 3, "name": "over_guided"}]))
+    said = "Warned: the student has too few steps to learn from (step 7) and over guided (step 7)."
+    assert verdict({}, {}, read_warnings(tmp_path)) == said
 
 
 def test_warnings_are_text(run):  # noqa: F811

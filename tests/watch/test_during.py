@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import neural
 
+from distillkit.data import TensorData
 from distillkit.methods.dmd import DMD
 from distillkit.watch import during
 from distillkit.watch.during import (
@@ -31,6 +32,8 @@ from distillkit.watch.during import (
     fake_errors,
     lasting,
 )
+from distillkit.watch.reference import Reference as Whole
+from distillkit.watch.reference import evenly
 
 METHOD = SimpleNamespace(roles={"fake_score": (), "student": ()}, proof={"gaussian": {}})
 LAWLESS = SimpleNamespace(roles={"student": ()}, proof={})
@@ -52,6 +55,19 @@ def test_spread_shift_and_share_beyond_the_range_are_those_of_the_laws():
     line = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]  # the room beyond it is 0.05
     for moved, share in ((0.0, 0), (0.045, 0), (0.055, 1), (-0.055, 1), (-0.045, 0)):
         assert compare(line + moved, line)["beyond"] == pytest.approx(share / 101)
+
+
+def test_held_out_samples_are_taken_evenly_apart():
+    """Files of a folder are sorted by class: the first ones would be of one alone."""
+    assert evenly(4, 10).tolist() == [0, 2, 5, 7] and evenly(5, 5).tolist() == [*range(5)]
+    known = TensorData({"data": torch.arange(600.0)[:, None].expand(-1, 256), "label": torch.arange(600) // 60})
+    data = SimpleNamespace(event_shape=(256,), val=known)
+    model = SimpleNamespace(device="cpu", condition=lambda batch: {"label": batch["label"]}, training=False)
+    model.eval, model.train = lambda: None, lambda training: None
+    model.sample = lambda cond, num, seed: torch.zeros(num, 256)
+    reference = Whole(model, data)
+    assert reference.num == 16 and reference.cond["label"].unique().tolist() == [*range(10)]
+    assert torch.equal(reference.real[:, 0] // 60, reference.cond["label"])
 
 
 def test_chance_alone_is_no_shift():

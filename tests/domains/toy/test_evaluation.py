@@ -152,6 +152,7 @@ def test_the_picture_shows_points_where_they_are():
 def test_compare_shows_panels_side_by_side():
     sheet = ToyMedia(gaussian()).compare({"teacher": torch.zeros(9, 2), "student": torch.full((9, 2), float("nan"))})
     assert sheet.size == (800, 400)
+    assert ToyMedia(gaussian()).compare({f"step {i}": torch.zeros(9, 2) for i in range(6)}).size == (2000, 800)
 
 
 def test_one_dimension_and_three_are_drawn_too():
