@@ -167,7 +167,7 @@ def test_resume_is_bit_equal(case, tmp_path):
 
 
 def two_processes(case, strategy, path):
-    """Two processes train as one with two micro-batches, in weights and in steps of every tensor."""
+    """Two processes train as one with two micro-batches: weights, and steps of every tensor."""
     alone = tiny(case)
     trainer(max_steps=6, accumulate_grad_batches=2).fit(alone.model, alone.data)
     together = tiny(case)
