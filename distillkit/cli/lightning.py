@@ -329,7 +329,9 @@ class CLI(LightningCLI):
         trainer.callbacks.insert(0, self.start)
         watching = [callback for callback in trainer.callbacks if isinstance(callback, Watch) and callback.samples != 0]
         if self.strict and not watching:
-            raise UsageError("--strict stops where the callback Watch would warn, which looks at nothing in this run: leave one out")
+            raise UsageError(
+                "--strict stops where the callback Watch would warn, which looks at nothing in this run: leave one out"
+            )
         for callback in watching:
             callback.strict |= self.strict
         for callback in trainer.checkpoint_callbacks:

@@ -58,7 +58,9 @@ class Run:
         found = self.protocol.get("teacher")
         if not isinstance(found, dict) or row_of(self.evaluation["rows"], "student") is None:
             return None
-        return tuple(one_line(str(value), 80) for value in (found.get("id"), found.get("hash"), self.protocol.get("kappa")))
+        return tuple(
+            one_line(str(value), 80) for value in (found.get("id"), found.get("hash"), self.protocol.get("kappa"))
+        )
 
 
 # ---- folders
@@ -127,7 +129,9 @@ def _is_row(row: Any) -> bool:
     if not isinstance(row, dict) or not isinstance(row.get("name"), str) or not isinstance(row.get("metrics"), dict):
         return False
     numbers = [row.get(key) for key in ("steps", "network_passes", "ms_per_sample")]
-    return all(map(str.isprintable, (row["name"], *row["metrics"]))) and all(value is None or isinstance(value, int | float) for value in [*numbers, *row["metrics"].values()])
+    return all(map(str.isprintable, (row["name"], *row["metrics"]))) and all(
+        value is None or isinstance(value, int | float) for value in [*numbers, *row["metrics"].values()]
+    )
 
 
 def _seconds(file: Path) -> float | None:

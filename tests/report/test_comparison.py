@@ -308,7 +308,9 @@ def test_numbers_that_no_float_holds_are_infinite(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         table = SideBySide([found, Run("b", tmp_path, {}, found.evaluation)])
-        assert cells(table) and page(table, {}) and table.notes == ["Not ranked: number 1, 2, without a finite Frechet."]
+        assert (
+            cells(table) and page(table, {}) and table.notes == ["Not ranked: number 1, 2, without a finite Frechet."]
+        )
 
 
 def test_damaged_metrics_have_no_time(tmp_path):
