@@ -49,7 +49,10 @@ def fitted(tmp_path, name, settings, steps=6, checkpoint=None, save=None):
     return torch.load(tmp_path / name, weights_only=True)
 
 
-@pytest.mark.parametrize("first, then", [(spread, spread), (spread, dict), (dict, spread)])
+@pytest.mark.parametrize(
+    "first, then",
+    [(spread, spread), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((spread, dict), (dict, spread)))],
+)
 def test_checkpoints_go_from_one_strategy_to_another(first, then, tmp_path):
     """The method takes no data from a batch: with other processes the next batches are others."""
     first, then = (ALONE if kind is dict else kind() for kind in (first, then))

@@ -166,9 +166,8 @@ def test_resume_is_bit_equal(case, tmp_path):
         assert not different, f"resumed at step {cut}, these differ: {different[:5]}"
 
 
-@pytest.mark.parametrize("strategy", [forked_ddp, ForkedShard])
-def test_two_processes_equal_one_with_two_micro_batches(case, strategy, tmp_path):
-    """Weights are equal, and every tensor has as many optimiser steps as its role has turns."""
+def two_processes(case, strategy, path):
+    """Two processes train as one with two micro-batches: weights, and steps of every tensor."""
     alone = tiny(case)
     trainer(max_steps=6, accumulate_grad_batches=2).fit(alone.model, alone.data)
     together = tiny(case)
@@ -179,16 +178,25 @@ def test_two_processes_equal_one_with_two_micro_batches(case, strategy, tmp_path
             whole = model.gathered()
             if trainer.is_global_zero:
                 steps = {number: float(own["step"]) for number, own in optimizer["state"].items()}
-                torch.save({"weights": weights(whole), "steps": steps}, tmp_path / "weights.pt")
+                torch.save({"weights": weights(whole), "steps": steps}, path)
 
-    trainer(max_steps=6, devices=2, strategy=strategy(), callbacks=[Keep()]).fit(together.model, together.data)
-    expected, got = weights(alone.model), torch.load(tmp_path / "weights.pt", weights_only=True)
+    trainer(max_steps=6, devices=2, strategy=strategy, callbacks=[Keep()]).fit(together.model, together.data)
+    expected, got = weights(alone.model), torch.load(path, weights_only=True)
     for key in expected:
         torch.testing.assert_close(
             got["weights"][key], expected[key], rtol=1e-4, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}"
         )
     steps = alone.model.optimizers().optimizer.state_dict()["state"]
     assert got["steps"] == {number: float(own["step"]) for number, own in steps.items()}
+
+
+def test_two_processes_equal_one_with_two_micro_batches(case, tmp_path):
+    two_processes(case, forked_ddp(), tmp_path / "weights.pt")
+
+
+@pytest.mark.per_family
+def test_spread_networks_equal_whole_ones(case, tmp_path):
+    two_processes(case, ForkedShard(), tmp_path / "weights.pt")
 
 
 def killed(argv: list[str]) -> int:

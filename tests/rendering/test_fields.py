@@ -215,7 +215,7 @@ def test_sizes_are_checked():
         (lambda: VoxelField(0), "num must be at least 1"),
         (lambda: VoxelField(side=1), "side must be at least 2"),
         (lambda: TriplaneField(channels=0), "channels must be at least 1"),
-        (lambda: GaussianField(count=513), r"count must be at most 512, got 513 \(backend=gsplat takes more\)"),
+        (lambda: GaussianField(count=513), r'count must be at most 512, got 513 \(backend="gsplat" takes more\)'),
         (lambda: VoxelField(radius=-1.0), "radius must be positive"),
     ):
         with pytest.raises(ValueError, match=said):
