@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -192,7 +193,7 @@ def hash_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
-MOST_TEXT, MOST_NODES, DEEPEST = 2**22, 10**6, 64  # of a yaml file: bytes, values with all aliases written out, levels
+MOST_TEXT, MOST_NODES, DEEPEST = 2**22, 10**6, 64  # of a text file: bytes, values with all aliases written out, levels
 
 
 def read_yaml(path: str | Path) -> dict:
@@ -223,6 +224,34 @@ def read_yaml(path: str | Path) -> dict:
     if not isinstance(data, dict):
         raise ValueError(f"{path} is damaged: it should hold a mapping")
     return data
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; whole numbers that no float can hold are infinite.
+
+    Raises:
+        ValueError: the file is missing, no JSON, or larger or deeper than any that distillkit
+            writes.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file() or path.stat().st_size > MOST_TEXT:
+            raise ValueError
+        data = json.loads(path.read_text(encoding="utf-8"), parse_int=_whole_number)
+        if not _shallow(data, DEEPEST):
+            raise ValueError
+    except (OSError, ValueError, RecursionError):
+        raise ValueError(f"{path.name} is damaged") from None
+    return data
+
+
+def _whole_number(digits: str) -> float:
+    return float(digits) if len(digits) > 308 else int(digits)
+
+
+def _shallow(node: Any, levels: int) -> bool:
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return levels > 0 and all(_shallow(each, levels - 1) for each in inner)
 
 
 def _bounded(events: Iterable[Any]) -> bool:

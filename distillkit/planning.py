@@ -157,7 +157,7 @@ class Rehearsal:
         devices: number of devices that train together.
 
     Raises:
-        ValueError: the run would be refused before its first step.
+        ValueError: the run would be refused before its first step, or makes none.
     """
 
     def __init__(self, method: Distiller, data: DistillData, trainer: Trainer, devices: int = 1):
@@ -181,9 +181,14 @@ class Rehearsal:
         data.prepare_data()
         data.setup("fit")
         self.data, self.dataset = data, data.train
-        batches = len(data.train_dataloader())
-        if (trainer.max_epochs or -1) > 0:
-            self.total = min(self.total, max(batches // trainer.accumulate_grad_batches, 1) * trainer.max_epochs)
+        batches, limit = len(data.train_dataloader()), trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            self.total = min(self.total, math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
+        if batches == 0 or self.total == 0:
+            raise ValueError(
+                "this run makes no step: raise trainer.max_steps, trainer.max_epochs or trainer.limit_train_batches"
+            )
         self.place.estimated_stepping_batches = self.total
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -141,6 +141,12 @@ def test_a_run_whose_end_is_not_known_has_no_sum():
 def test_epochs_end_a_run():
     found = rehearsal(max_steps=-1, max_epochs=3, accumulate_grad_batches=2)
     assert found.total == 3 * (64 // SIZE // 2)
+    for limit, steps in ((3, 2), (0.25, 1), (99, 4)):  # of 8 batches
+        found = rehearsal(max_steps=-1, max_epochs=3, accumulate_grad_batches=2, limit_train_batches=limit)
+        assert found.total == 3 * steps
+    for nothing in ({"max_steps": 0}, {"max_epochs": 0}, {"limit_train_batches": 0}):
+        with pytest.raises(ValueError, match=r"makes no step: raise trainer\.max_steps"):
+            rehearsal(**nothing)
 
 
 # ---- the peak

@@ -67,11 +67,12 @@ class Watch(Callback):
     # The run
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.samples == 0 or trainer.fast_dev_run:
+        if not self.looks(trainer):
             return
         with progress("looking at data and teacher"):
             self.reference = Reference(pl_module, trainer.datamodule, self.samples)
-            self.seen, self.noticed = look(pl_module, trainer.datamodule, self.reference)
+            found = look(pl_module, trainer.datamodule, self.reference)
+        self.seen, self.noticed = trainer.strategy.broadcast(found)  # all processes begin, or none
         for finding in self.noticed:
             if CAUSES[finding.name].refuses and not (finding.name == "unlike_data" and self.unlike):
                 raise UsageError(str(finding))
@@ -85,9 +86,10 @@ class Watch(Callback):
             self.say(trainer, finding)
         if self.stopping:
             raise Failure(f"stopped by --strict before the first step: {self.stopping}")
-        if self.first is None:
+        self.write(trainer)  # of a run that goes on in another folder
+        if self.first is None or self.first.shape != self.reference.first.shape:  # it looks at other samples now
             self.first, self.history = self.reference.first, [begin(self.reference)]
-            self.strip[0] = self.first[self.shown(self.first)]
+            self.strip = {trainer.global_step: self.first[self.shown(self.first)]}
         self.reference.first = self.first  # of a run that goes on: as it was before its first part
         self.passes = Passes(pl_module, trainer.datamodule.batch_size)
 
@@ -111,7 +113,7 @@ class Watch(Callback):
         self.history.append(facts)
         named = facts | (self.passes.facts() if self.passes is not None else {})
         self.log_dict({f"watch/{name}": float(value) for name, value in named.items()}, rank_zero_only=True)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and trainer.datamodule.media is not None:
             self.draw(trainer, samples)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -134,7 +136,8 @@ class Watch(Callback):
 
     def looks(self, trainer: Trainer) -> bool:
         """Whether this run is watched."""
-        return self.samples != 0 and not trainer.fast_dev_run and trainer.state.fn == "fit"
+        asked = self.samples != 0 and not trainer.fast_dev_run and trainer.state.fn == "fit"
+        return asked and len(trainer.datamodule.val) > 1  # one sample has no spread
 
     def record(self, trainer: Trainer, facts: Facts) -> None:
         """Gives the facts to the loggers."""

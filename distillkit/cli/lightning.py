@@ -22,7 +22,7 @@ from distillkit.callbacks.finish import Finish
 from distillkit.callbacks.watch import Watch
 from distillkit.cli.messages import condense, keys_of, no_group, original, switches_of
 from distillkit.data import DistillData
-from distillkit.errors import Interrupted, UsageError, one_line
+from distillkit.errors import Failure, Interrupted, UsageError, one_line
 from distillkit.files import write_text
 from distillkit.methods.base import Distiller
 from distillkit.report.logger import MetricsLogger, needs_package
@@ -177,6 +177,11 @@ class CLI(LightningCLI):
             if isinstance(cause, ValueError | MisconfigurationException) and not (self.start and self.start.done):
                 raise UsageError(one_line(cause)) from error
             raise cause from error
+        except RuntimeError as error:
+            if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
+                lost = f"a process of this run was lost{self.goes_on()}"
+                raise Failure(f"{lost} ({one_line(error, 120)})") from error
+            raise
         except OSError as error:
             ours = self.folder and error.filename and self.folder in Path(error.filename).parents
             if ours or error.errno in runs.FULL:
@@ -296,8 +301,12 @@ class CLI(LightningCLI):
 
     def interrupted(self) -> None:
         """Raises Interrupted after Ctrl-C outside of a training step; nothing new is saved then."""
-        goes_on = self.verb == "fit" and (self.folder / "checkpoints" / runs.LAST).is_file()
-        raise Interrupted(f"interrupted; go on with: {runs.continuation(self.folder)}" if goes_on else "interrupted")
+        raise Interrupted(f"interrupted{self.goes_on()}")
+
+    def goes_on(self) -> str:
+        """The end of a sentence, with the command that goes on from the last checkpoint, if any."""
+        kept = self.verb == "fit" and self.folder and (self.folder / "checkpoints" / runs.LAST).is_file()
+        return f"; go on with: {runs.continuation(self.folder)}" if kept else ""
 
     def _instantiate_trainer(self, *args: Any) -> Trainer:
         try:
@@ -327,9 +336,11 @@ class CLI(LightningCLI):
                 f"trainer.devices={trainer.num_devices} asks for so many processes on the CPU, which has {cores} cores"
             )
         trainer.callbacks.insert(0, self.start)
-        watching = [callback for callback in trainer.callbacks if isinstance(callback, Watch)]
+        watching = [callback for callback in trainer.callbacks if isinstance(callback, Watch) and callback.samples != 0]
         if self.strict and not watching:
-            raise UsageError("--strict stops where the callback Watch would warn, which this run lacks: leave one out")
+            raise UsageError(
+                "--strict stops where the callback Watch would warn, which looks at nothing in this run: leave one out"
+            )
         for callback in watching:
             callback.strict |= self.strict
         for callback in trainer.checkpoint_callbacks:

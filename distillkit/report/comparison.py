@@ -60,7 +60,8 @@ def _mean(values: Sequence[Any]) -> float | None:
 
 def spread(values: np.ndarray) -> tuple[float, float | None]:
     """Mean and standard deviation of values [n], with n - 1 in its denominator; None for n = 1."""
-    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
+    with np.errstate(invalid="ignore"):  # infinite ones have no deviation
+        return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None
 
 
 def standard_error(a: np.ndarray, b: np.ndarray) -> float:
@@ -146,7 +147,7 @@ class SideBySide:
 
     @staticmethod
     def _machine(run: Run) -> tuple[str, str]:
-        return str(run.protocol.get("device")), str(run.protocol.get("torch_threads"))
+        return tuple(one_line(str(run.protocol.get(key)), 80) for key in ("device", "torch_threads"))
 
     def turned(self, values: np.ndarray, metric: str) -> np.ndarray:
         """A metric turned so that lower is better; with a target the distance from real data."""

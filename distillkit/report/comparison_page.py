@@ -46,7 +46,7 @@ def console_table(table: SideBySide) -> Table:
     winner, label = table.winner(table.metric), _label(table, table.metric)
     for column in ("seeds", "passes", "ms", "trained"):
         shown.add_column(column, justify="right")
-    shown.add_column(label, justify="right", no_wrap=True)
+    shown.add_column(Text(label), justify="right", no_wrap=True)
     for i, group in enumerate(table.groups, start=1):
         style = "bold green" if group is winner else ""
         text = table.text(group, table.metric) + " *" * (group is winner)

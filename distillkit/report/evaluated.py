@@ -11,7 +11,7 @@ from typing import Any
 
 import distillkit
 from distillkit.errors import UsageError, one_line, pasted
-from distillkit.files import read_yaml
+from distillkit.files import read_json, read_yaml
 from distillkit.report.numbers import number, pretty, row_of
 
 # of a protocol, what another run may have otherwise: its teacher, and the machine
@@ -58,7 +58,9 @@ class Run:
         found = self.protocol.get("teacher")
         if not isinstance(found, dict) or row_of(self.evaluation["rows"], "student") is None:
             return None
-        return str(found.get("id")), str(found.get("hash")), str(self.protocol.get("kappa"))
+        return tuple(
+            one_line(str(value), 80) for value in (found.get("id"), found.get("hash"), self.protocol.get("kappa"))
+        )
 
 
 # ---- folders
@@ -101,10 +103,7 @@ def read(folder: Path, name: str) -> Run:
     file = next((file for file in places if file.is_file()), None)
     if file is None:
         raise ValueError("it has no evaluation.json")
-    try:
-        evaluation = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise ValueError(f"{file.name} is damaged") from None
+    evaluation = read_json(file)
     if isinstance(evaluation, dict) and "impossible" in evaluation:
         raise ValueError(one_line(str(evaluation["impossible"])))
     if not _is_whole(evaluation):
@@ -122,6 +121,7 @@ def _is_whole(evaluation: Any) -> bool:
     if not isinstance(rows, list) or not isinstance(better, dict) or not isinstance(evaluation.get("protocol"), dict):
         return False
     sound = all(map(_is_row, rows)) and all(isinstance(way, str) for way in better.values())
+    sound = sound and all(map(str.isprintable, (evaluation["headline"], *better)))
     return sound and any(row_of(rows, which) for which in ("student", "best"))
 
 
@@ -129,7 +129,9 @@ def _is_row(row: Any) -> bool:
     if not isinstance(row, dict) or not isinstance(row.get("name"), str) or not isinstance(row.get("metrics"), dict):
         return False
     numbers = [row.get(key) for key in ("steps", "network_passes", "ms_per_sample")]
-    return all(value is None or isinstance(value, int | float) for value in [*numbers, *row["metrics"].values()])
+    return all(map(str.isprintable, (row["name"], *row["metrics"]))) and all(
+        value is None or isinstance(value, int | float) for value in [*numbers, *row["metrics"].values()]
+    )
 
 
 def _seconds(file: Path) -> float | None:
@@ -137,7 +139,10 @@ def _seconds(file: Path) -> float | None:
     if not file.is_file():
         return None
     with file.open(newline="", encoding="utf-8", errors="replace") as opened:
-        found = [finite(_parsed(row.get("seconds"))) for row in csv.DictReader(opened)]
+        try:
+            found = [finite(_parsed(row.get("seconds"))) for row in csv.DictReader(opened)]
+        except csv.Error:
+            return None
     return max((seconds for seconds in found if seconds is not None), default=None)
 
 
@@ -226,7 +231,8 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 
 def _mend(runs: Sequence[Run], differences: Mapping[str, Any]) -> str:
     """What to do about runs that were measured otherwise."""
-    if not {*differences} <= {*AGAIN}:
+    told = [run.protocol.get(key) for run in runs for key in ("num_samples", "seed")]
+    if not {*differences} <= {*AGAIN} or not all(type(value) is int for value in told):
         return "compare those that were"
     ways = [tuple(str(run.protocol.get(key)) for key in AGAIN) for run in runs]
     now = [way for way in ways if way[2] == distillkit.__version__] or ways

@@ -1,9 +1,9 @@
 """What was warned of in a run: RUN/warnings.json lists `name`, `step`, `title` and `said`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from distillkit.files import read_json
 from distillkit.report.numbers import listed
 
 WARNINGS = "warnings.json"
@@ -17,8 +17,8 @@ def read_warnings(run: Path) -> tuple[dict[str, Any], ...]:
     control characters of texts.
     """
     try:
-        entries = json.loads((Path(run) / WARNINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        entries = read_json(Path(run) / WARNINGS)
+    except ValueError:
         return ()
     found = []
     for entry in entries if isinstance(entries, list) else ():

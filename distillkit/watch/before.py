@@ -46,7 +46,7 @@ def look(model: Any, data: Any, reference: Reference) -> tuple[dict[str, float],
     parts = [in_training(model, data), classes(model, data)]
     if real is not None and real.is_floating_point():
         parts.append(scale(model, real, reference.cond.get("mask")))
-    if teacher is not None:
+    if reference.teacher is not None:
         parts.append(start(model))
         judge = Judge(teacher, reference.unguided, reference.cond, data.batch_size)
         if real is not None:

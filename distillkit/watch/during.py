@@ -205,6 +205,7 @@ def unaware(facts: Facts) -> bool:
     fake = bands(facts)
     return (
         bool(fake)
+        and "spread" in facts
         and min(fake) > LAGS
         and max(fake) < WORSE
         and facts["moved"] > MOVED
@@ -251,15 +252,16 @@ def frozen(history: list[Facts], model: Any) -> list[Finding]:
 
 
 def diverged(history: list[Facts], model: Any) -> list[Finding]:
-    """Steps are skipped, or samples are no numbers."""
+    """Steps are skipped, or samples or the fake score's errors are no numbers."""
     now = history[-1]
     role = max(model.roles, key=lambda role: now.get(f"skipped_{role}", 0.0))
     share, mend = now.get(f"skipped_{role}", 0.0), f"lower model.{role}.lr"
     if share > SKIPPED:
         return [Finding("diverged_role", f"{share:.0%} of the steps of {role} were skipped", mend)]
-    if not all(map(math.isfinite, now.values())):
-        return [Finding("diverged_role", "samples are no numbers", "lower model.student.lr")]
-    return []
+    lost = {name for name, value in now.items() if not math.isfinite(value)}
+    if lost and lost <= {"lag", *(f"fake_{band}" for band in BANDS)}:
+        return [Finding("diverged_role", "the fake score's error is infinite", "lower model.fake_score.lr")]
+    return [Finding("diverged_role", "samples are no numbers", "lower model.student.lr")] if lost else []
 
 
 def collapsed(history: list[Facts]) -> list[Finding]:

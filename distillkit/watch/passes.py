@@ -25,13 +25,13 @@ class Passes:
         self.batch_size, self.calls, self.seconds, self.begun = batch_size, 0, 0.0, 0.0
         self.role = next(iter(model.roles))
         self.by_role = {role: [0, 0] for role in model.roles}  # passes, micro-batches
-        self.hooks = [denoiser.register_forward_pre_hook(self.counter()) for denoiser in denoisers]
+        self.hooks = [denoiser.register_forward_pre_hook(self.counter(), with_kwargs=True) for denoiser in denoisers]
 
     def counter(self) -> Any:
         """A hook: a function, which copies of a module share."""
 
-        def count(module: Any, inputs: tuple) -> None:
-            self.calls += len(inputs[0])
+        def count(module: Any, inputs: tuple, named: dict[str, Any]) -> None:
+            self.calls += len(next(iter((*inputs, *named.values()))))
 
         return count
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distillkit.devices import in_chunks
 from distillkit.diffusion.denoiser import Cond
+from distillkit.teachers.base import BaseTeacher
 
 SEED = 4321  # of the noise of all of them; neither training nor evaluation uses it
 NUMBERS = 4096  # in all samples of a model, at least FEWEST and at most MOST samples
@@ -31,7 +32,8 @@ class Reference:
     Attributes:
         cond: the conditions, on the model's device.
         real: held-out samples with these conditions; None where data have none.
-        teacher: the teacher's samples at its best, guided as in training; None without a teacher.
+        teacher: the teacher's samples at its best, guided as in training; None without a teacher
+            of the contract `BaseTeacher`.
         clean: the same before they are decoded.
         unguided: the same without guidance.
         first: those of the product before the run.
@@ -47,7 +49,7 @@ class Reference:
         self.real: Tensor | None = batch.get("data")
         teacher = getattr(model, "teacher", None)
         self.teacher = self.clean = self.unguided = None
-        if teacher is not None:
+        if isinstance(teacher, BaseTeacher):
             kappa = getattr(model, "kappa", 1.0)
             self.clean = teacher.generate(num, self.cond, SEED, kappa=kappa, decode=False)
             self.teacher = decoded(teacher, self.clean, self.cond)

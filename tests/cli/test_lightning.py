@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from dummy.parts import Chase
 from helpers import heed_signals
 
 from distillkit import runs
@@ -195,6 +196,28 @@ def test_model_help_is_of_the_chosen_class(capsys):
 def test_wrong_values(tmp_path, capsys, arg, said):
     assert re.search(said, complaint(capsys, arg, "--out", "a"))
     assert not Path("a").exists()  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer"),
+        torch.distributed.DistBackendError("NCCL"),
+    ],
+)
+def test_a_lost_process_is_one_sentence_with_the_way_on(capsys, monkeypatch, error):
+    own = Chase.student_loss
+
+    def lost(self, batch):
+        if self.global_step == 2:
+            raise error
+        return own(self, batch)
+
+    monkeypatch.setattr(Chase, "student_loss", lost)
+    said = complaint(capsys, "vars.callbacks.checkpoint.every=1", "--out", "run", code=1)
+    assert said.startswith(
+        "a process of this run was lost; go on with: python -m distillkit fit --config run/config.yaml"
+    )
 
 
 def test_failure_in_training(capsys, monkeypatch):

@@ -2,14 +2,17 @@
 
 import json
 import math
+import warnings
 from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from distillkit.cli.compare import tell
 from distillkit.errors import UsageError
 from distillkit.report.comparison import SideBySide, is_clear, spread, standard_error
+from distillkit.report.comparison_page import cells, page
 from distillkit.report.evaluated import Run, read, refuse_unlike, runs_in
 from distillkit.report.words import differing
 
@@ -285,6 +288,10 @@ def test_runs_are_found_in_folders_in_their_order(tmp_path):
         (json.dumps(measured(("student", 1, {})) | {"better": {"frechet": []}}), "damaged"),
         (json.dumps(measured(("student", 1, {})) | {"protocol": None}), "damaged"),
         (json.dumps(measured(("student", 1, {})) | {"headline": ["x"]}), "damaged"),
+        (json.dumps(measured(("student", 1, {})) | {"headline": "\x1b[2J"}), "damaged"),
+        (json.dumps(measured(("student", 1, {}), ("\ud800", 1, {}))), "damaged"),
+        (json.dumps(measured(("student", 1, {"a\nb": 1.0}))), "damaged"),
+        (json.dumps(measured(("student", 1, {}), z=json.loads("[" * 90 + "]" * 90))), "damaged"),
     ],
 )
 def test_a_run_without_an_evaluation_says_why(tmp_path, text, reason):
@@ -292,6 +299,45 @@ def test_a_run_without_an_evaluation_says_why(tmp_path, text, reason):
         (tmp_path / "evaluation.json").write_text(text)
     with pytest.raises(ValueError, match=reason):
         read(tmp_path, "a")
+
+
+def test_numbers_that_no_float_holds_are_infinite(tmp_path):
+    (tmp_path / "evaluation.json").write_text(json.dumps(measured(("student", 10**400, {"frechet": 10**400}))))
+    found = read(tmp_path, "a")
+    assert found.row["metrics"] == {"frechet": math.inf} and found.row["network_passes"] == math.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = SideBySide([found, Run("b", tmp_path, {}, found.evaluation)])
+        assert (
+            cells(table) and page(table, {}) and table.notes == ["Not ranked: number 1, 2, without a finite Frechet."]
+        )
+
+
+def test_damaged_metrics_have_no_time(tmp_path):
+    (tmp_path / "evaluation.json").write_text(json.dumps(measured(("student", 1, {"frechet": 0.4}))))
+    (tmp_path / "metrics.csv").write_text(f"step,seconds\n1,{'9' * 200_000}\n")
+    assert read(tmp_path, "a").seconds is None
+
+
+def test_what_is_shown_of_a_machine_or_teacher_is_one_printable_line(capsys):
+    runs = [run("a", 1.0), other(device="\x1b[2J\nH200", teacher={"id": "\x1b[2J", "hash": "bb"})]
+    table = SideBySide(runs)
+    tell(table)
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "\\x1b[2J H200 with 1" in shown
+    assert {*table.teachers} == {("digits-8", "aa", "1.0"), ("\\x1b[2J", "bb", "1.0")}
+
+
+def test_words_that_measure_anew_are_numbers():
+    with pytest.raises(UsageError, match="num_samples is 500 in a and null in b; compare those that were$"):
+        refuse_unlike([run("a", 1.0), other(num_samples=None)])
+
+
+def test_a_metric_named_like_markup_is_shown(tmp_path, capsys):
+    found = run("a", 1.0, evaluation=measured(("student", 1, {"[/red]": 1.0})) | {"headline": "[/red]"})
+    found.evaluation["better"]["[/red]"] = "lower"
+    tell(SideBySide([found]))
+    assert "[/red]" in capsys.readouterr().out
 
 
 def test_a_run_of_a_teacher_is_measured_by_its_teacher(tmp_path):

@@ -238,6 +238,8 @@ def test_mends_name_the_role_to_blame():
         "model.student.lr": facts(raw=9.0),
         "lower model.fake_score.lr": facts(skipped_fake_score=0.5, skipped_student=0.1),
         "lower model.student.lr": facts(skipped_fake_score=0.1, skipped_student=0.5),
+        "the fake score's error is infinite): lower model.fake_score.lr": facts(fake_high=math.inf),
+        "samples are no numbers): lower model.student.lr": facts(spread=math.nan, fake_high=math.inf),
     }
     for words, history in said.items():
         assert words in str(*diagnose([history], METHOD))
