@@ -60,7 +60,7 @@ ROOMS = {
         "diffusion",
         "discrete",
     },
-    "watch": {"evaluation", "losses", "diffusion", "discrete"},
+    "watch": {"teachers", "evaluation", "losses", "diffusion", "discrete"},
     "planning": {"methods"},
     "callbacks": {"report", "evaluation", "students", "watch"},
     "cli": {

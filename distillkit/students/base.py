@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,9 @@ from distillkit.networks.adapters import Adapters
 from distillkit.networks.routed import Routed
 from distillkit.rollouts import Continuation
 from distillkit.spec import Outside, from_spec, named, to_spec, trusted_class
-from distillkit.teachers.base import BaseTeacher
+
+if TYPE_CHECKING:  # a student loads without its teacher
+    from distillkit.teachers.base import BaseTeacher
 
 WEIGHTS, CONFIG, EXAMPLES = "model.safetensors", "student.yaml", "conditions.safetensors"
 DECODER = "decoder.safetensors"  # of a codec whose decoder was trained

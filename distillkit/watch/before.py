@@ -92,7 +92,11 @@ def alike(judge: Judge, real: Tensor) -> Part:
 
 
 def guidance(model: Any, judge: Judge, x_0: Tensor) -> Part:
-    """Whether the teacher knows its classes, and their absence where it is guided."""
+    """Whether the teacher knows its classes, and their absence where it is guided.
+
+    The error without classes does not tell an untrained branch: it was 1.5 times that with them,
+    2.1 times with wrong ones. What teacher.yaml says does.
+    """
     teacher, facts, found = judge.teacher, {}, []
     guides = getattr(model, "guides", getattr(model, "kappa", 1) != 1)
     if teacher.classes:
@@ -104,9 +108,6 @@ def guidance(model: Any, judge: Judge, x_0: Tensor) -> Part:
     dropped = getattr(teacher, "drop", None)
     if guides and dropped == 0:
         found.append(Finding("untrained_null", "its teacher.yaml says drop: 0"))
-    elif guides and facts and facts["null"] > max(facts["wrong"], SAID):
-        said = f"without classes its error is {facts['null']:.3g} times that with them, with wrong ones {facts['wrong']:.3g}"
-        found.append(Finding("untrained_null", said))
     return facts, found
 
 

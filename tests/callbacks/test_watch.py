@@ -149,7 +149,7 @@ def judged(samples, unguided=None, kappa=1.0):
     real = torch.linspace(-1, 1, 64)[:, None]
     teacher = neural()
     reference = SimpleNamespace(real=real, teacher=samples, unguided=real if unguided is None else unguided, cond={})
-    return doubt(SimpleNamespace(teacher=teacher, kappa=kappa), reference)[1]
+    return doubt(SimpleNamespace(teacher=teacher, kappa=kappa, proof={"gaussian": {}}), reference)[1]
 
 
 def test_a_teacher_whose_samples_are_far_from_real_ones_is_doubted():

@@ -232,7 +232,7 @@ def test_a_student_that_never_learns_is_a_failure(capsys, monkeypatch):
     said = "the last 4 of 4 steps of student had NaN or infinite gradients and were skipped .* lower model.student.lr"
     assert re.search(said, complaint(capsys, "model.crash=infinity", "trainer.max_steps=8", "--out", "run", code=1))
     again = ["model.crash=infinity", "trainer.max_steps=8", "--ckpt_path", "run/checkpoints/last.ckpt"]
-    assert front.main(["fit", *DUMMY[:-1], *again]) == 1
+    assert front.main(["fit", *(word for word in DUMMY if "finish" not in word), *again]) == 1
     assert re.search(said, capsys.readouterr().err) and not Path("run/student").exists()
 
 

@@ -135,7 +135,7 @@ def test_what_cannot_be_done_is_one_sentence(made, tmp_path, capsys):
     assert "must lie in the picture" in complaint(
         capsys, student, "--control", f"inpaint={tmp_path / 'black.png'}@0,0,9,9", *out
     )
-    assert "conditions are label=0..9" in complaint(capsys, student, *ASK, "--cond", "label=10", *out)
+    assert "label is a number from 0 to 9" in complaint(capsys, student, *ASK, "--cond", "label=10", *out)
     assert "not told kappa" in complaint(capsys, student, *ASK, "--kappa", "2", *out)
     assert "leave it out" in complaint(capsys, student, *ASK, "--through", "teacher", "--decode-steps", "2", *out)
     assert "holds a teacher" in complaint(capsys, made / "teacher", *ASK, "--through", "student", *out)

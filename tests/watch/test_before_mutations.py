@@ -72,8 +72,8 @@ FAULTS = [
     Mutation(
         "same classes", before.wrong, "torch.randint(1,", "torch.randint(0,", tests.test_wrong_classes_differ_everywhere
     ),
-    Mutation("null judged without guidance", before.guidance, "elif guides and facts", "elif facts", plain),
-    Mutation("null never worse", before.guidance, 'max(facts["wrong"], SAID)', "1e9", null),
+    Mutation("null judged without guidance", before.guidance, "if guides and dropped", "if dropped", plain),
+    Mutation("never dropped", before.guidance, "dropped == 0", "dropped == 1", null),
     Mutation(
         "ignored with either", before.guidance, 'facts["wrong"] < SAID and', 'facts["wrong"] < SAID and not', ignored
     ),

@@ -247,7 +247,7 @@ def test_a_run_from_the_command_line(room, clap, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", runs.OUT):
         monkeypatch.delenv(name, raising=False)
-    asked = ["vars.callbacks.finish.num_samples=4", f"data.clap={clap}"]
+    asked = ["vars.callbacks.finish.num_samples=4", f"data.clap={clap}", "vars.callbacks.watch.unlike=true"]
     assert front.main(["fit", *words(room, "stable_audio", "lcm", *asked), "--out", "run"]) == 0
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     names = ["student", "teacher at its best", "teacher at 2 steps", "real data"]

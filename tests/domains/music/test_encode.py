@@ -184,7 +184,7 @@ def test_from_the_command_line(room, tmp_path, monkeypatch, capsys):
     ]
     assert front.main(["fit", *teacher, *asked, "--out", "run"]) == 2
     assert "say the size of the teacher as for the command encode" in capsys.readouterr().err
-    asked += ["teacher.seconds=0.006", "vars.callbacks.finish.num_samples=4"]
+    asked += ["teacher.seconds=0.006", "vars.callbacks.finish.num_samples=4", "vars.callbacks.watch.unlike=true"]
     assert front.main(["fit", *teacher, *asked, "--out", "run"]) == 0
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert [row["name"] for row in result["rows"]][-1] == "real data" and result["headline"] == "frechet"
