@@ -214,6 +214,7 @@ def test_a_run_goes_on_without_damaged_images(folder, tmp_path_factory, capsys, 
         "network=mlp",
         "~vars.callbacks.finish",
         "vars.callbacks.watch.samples=0",
+        "trainer.limit_val_batches=0",
     ]
     code = main(["fit", *words, "--trainer.max_steps=3", "--out", str(out)])
     said = capsys.readouterr().err
