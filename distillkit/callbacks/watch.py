@@ -16,6 +16,7 @@ from distillkit.errors import Failure, UsageError
 from distillkit.evaluation.pictures import save_picture
 from distillkit.files import write_text
 from distillkit.progress import progress
+from distillkit.report.warned import WARNINGS
 from distillkit.watch.before import look
 from distillkit.watch.causes import CAUSES, Facts, Finding
 from distillkit.watch.during import begin, diagnose, measure
@@ -26,7 +27,6 @@ from distillkit.watch.teacher import doubt
 SHOWN, ROWS = 8, 8  # samples in a row of the strip, and rows at most
 POINT = 8  # numbers of a sample that is a dot in a plot: all are shown
 NUMBERS = 2**20  # in a row, which checkpoints keep
-WARNINGS = "warnings.json"
 
 
 class Watch(Callback):
