@@ -292,6 +292,7 @@ def test_the_verb_says_what_a_fit_takes_and_writes_nothing(here, capsys):
     assert not [*Path().iterdir()]
 
 
+@pytest.mark.slow
 def test_devices_that_share_the_weights_need_less(here, capsys):
     out = said(capsys, "trainer=shard", "--devices", "4", "--memory", "1").out
     shared = re.search(r"with trainer=shard (\S+ \S+)\.", out)[1]
@@ -300,6 +301,7 @@ def test_devices_that_share_the_weights_need_less(here, capsys):
     assert re.search(r"trainer=shard trainer.devices=(2|4|8) takes \S+ \S+$", err.strip())
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_is_refused_with_words_that_help(here, capsys):
     err = said(capsys, "--memory", "0.001", code=2).err
     assert err.count("\n") == 1 and "on a device, which has 1.02 MiB" in err

@@ -194,7 +194,7 @@ def test_two_processes_equal_one_with_two_micro_batches(case, tmp_path):
     two_processes(case, forked_ddp(), tmp_path / "weights.pt")
 
 
-@pytest.mark.per_family
+@pytest.mark.slow  # one of them is in tests/test_sharding.py
 def test_spread_networks_equal_whole_ones(case, tmp_path):
     two_processes(case, ForkedShard(), tmp_path / "weights.pt")
 

@@ -110,6 +110,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_fault_is_noticed(fault):
     prove(fault)
