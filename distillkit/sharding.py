@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
@@ -48,7 +47,6 @@ class Shard(ModelParallelStrategy):
         return {**state, "state": moments}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        torch.cuda.empty_cache()
         return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
@@ -98,7 +96,7 @@ def shard(module: nn.Module, mesh: Any) -> None:
 
 
 def denoises(module: Any) -> bool:
-    """Whether a module is a network with its surroundings, large enough to be spread."""
+    """Whether a module is a denoiser: a network with its process."""
     return hasattr(module, "network") and hasattr(module, "process")
 
 

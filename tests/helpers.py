@@ -44,10 +44,11 @@ from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
 CLASSES = {"label": 2}  # of the small neural teacher
-UNMEASURED = [
+UNFINISHED = [
     "vars.callbacks.finish.num_samples=0",
     "vars.callbacks.finish.pictures=false",
-]  # nothing measured or drawn
+]  # no evaluation, no pictures
+UNMEASURED = [*UNFINISHED, "trainer.limit_val_batches=0"]  # nothing measured or drawn
 BATCH = {"data": torch.randn(8, 2, generator=torch.Generator().manual_seed(5)), "label": torch.arange(8) % 2}
 PROCESSES = {
     "ve": VarianceExploding(),

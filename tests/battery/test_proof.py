@@ -92,7 +92,7 @@ def default_run(kind: type[Distiller], folder: Path, *words: str) -> dict[str, f
     The product alone is measured: what the run would evaluate beside it takes as long as training.
     """
     words = ["domain=toy", *words]
-    distil("fit", *FOREIGN, *words, *UNMEASURED, "trainer.limit_val_batches=0", "--out", folder, timeout=900)
+    distil("fit", *FOREIGN, *words, *UNMEASURED, "--out", folder, timeout=900)
     data = loaded(json.dumps(compose(*words)["data"]))
     return measured(kind, folder, data.evaluator())
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import BATCH, UNMEASURED, neural, same
+from helpers import BATCH, UNFINISHED, neural, same
 
 from distillkit import runs
 from distillkit.callbacks.watch import ROWS, SHOWN, Watch, crowded
@@ -22,7 +22,7 @@ from domains.toy.data import ToyData
 # A student that moves and a fake score that does not, validated four times in 48 steps
 BLIND = ["domain=toy", "method=dmd", "model.student.lr=0.03", "model.fake_score.lr=1e-8", "data.batch_size=64"]
 BLIND += ["model.fake_score.updates=1"]
-SHORT = ["trainer.max_steps=48", "trainer.val_check_interval=12", "trainer.log_every_n_steps=3", *UNMEASURED]
+SHORT = ["trainer.max_steps=48", "trainer.val_check_interval=12", "trainer.log_every_n_steps=3", *UNFINISHED]
 SAID = CAUSES["lagging_fake_score"].title
 
 
@@ -86,7 +86,7 @@ def test_a_run_says_what_is_wrong_once_and_goes_on_bit_for_bit_after_strict(tmp_
 
 
 def test_watching_changes_nothing_and_can_be_left_out(tmp_path, capsys):
-    words = [*BLIND, "trainer.max_steps=6", *UNMEASURED]
+    words = [*BLIND, "trainer.max_steps=6", *UNFINISHED]
     fit(tmp_path / "watched", *words)
     fit(tmp_path / "alone", *words, "vars.callbacks.watch.samples=0")
     one, other = tmp_path / "watched", tmp_path / "alone"
@@ -97,7 +97,7 @@ def test_watching_changes_nothing_and_can_be_left_out(tmp_path, capsys):
 
 def test_two_processes_say_it_once(tmp_path, capfd):
     two = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_fork"]
-    short = ["trainer.max_steps=24", "trainer.val_check_interval=12", *UNMEASURED]
+    short = ["trainer.max_steps=24", "trainer.val_check_interval=12", *UNFINISHED]
     fit(tmp_path / "two", *BLIND, *short, *two)
     assert capfd.readouterr().err.count(f"warning: {SAID}") == 1
     entries = json.loads((tmp_path / "two" / "warnings.json").read_text())
@@ -194,13 +194,13 @@ def test_one_held_out_sample_has_no_spread_and_is_not_looked_at(tmp_path, capsys
     monkeypatch.setattr(
         ToyData, "load", lambda self: (load(self)[0], Rows(load(self)[1], torch.arange(1)), load(self)[2])
     )
-    fit(out, "domain=toy", "method=dmd", "trainer.max_steps=2", "trainer.limit_val_batches=0", *UNMEASURED)
+    fit(out, "domain=toy", "method=dmd", "trainer.max_steps=2", "trainer.limit_val_batches=0", *UNFINISHED)
     assert "warning" not in capsys.readouterr().err and watched(out)["first"] is None
 
 
 def test_a_run_goes_on_with_another_number_of_samples_in_another_folder(tmp_path, capsys):
     """What was said stays said, the strip begins anew; so where a checkpoint knows nothing."""
-    words = ["domain=toy", "method=dmd", "data.batch_size=16", *UNMEASURED]
+    words = ["domain=toy", "method=dmd", "data.batch_size=16", *UNFINISHED]
     fit(tmp_path / "a", *words, "trainer.max_steps=2")
     fewer, last = "vars.callbacks.watch.samples=4", tmp_path / "a" / "checkpoints" / "last.ckpt"
     fit(tmp_path / "b", *words, "trainer.max_steps=3", fewer, "--strict", "--ckpt_path", last)

@@ -243,7 +243,7 @@ def test_levels_fall_in_the_course_of_the_run(method, done, low, high):
 def test_a_run_leaves_a_scene_that_samples_as_a_student_does(tmp_path):
     """From the words of the command line to the folder."""
     words = ["domain=toy", "method=asd", "vars.scene.num=8", "trainer.max_steps=3", "data.batch_size=64"]
-    distil("fit", *words, *UNMEASURED, "trainer.limit_val_batches=0", "--out", tmp_path / "run")
+    distil("fit", *words, *UNMEASURED, "--out", tmp_path / "run")
     student = load_student(tmp_path / "run")
     own, before = student.denoiser.network.points[0], build(*words).model.student.network.points[0]
     made = student.sample(256, {}, 0)

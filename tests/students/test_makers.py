@@ -29,7 +29,7 @@ from distillkit.students.makers import Copy, FromFolder, Leap, Lora, Routed, Sce
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactTeacher, Mixture
 
-SHORT = ["trainer.max_steps=6", "trainer.limit_val_batches=0", *UNMEASURED]
+SHORT = ["trainer.max_steps=6", *UNMEASURED]
 DIGITS = ["domain=image", "method=dmd", "model.gan=0", "data.batch_size=8", *SHORT]
 PLANE = ["domain=toy", "data.batch_size=32", "data.num_samples=256", *SHORT]
 QUICK = {"student": Adam(lr=1e-2), "fake_score": Adam(lr=1e-2, updates=1), "ema_halflife": 50}
