@@ -29,10 +29,14 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distillkit import devices
+from distillkit.checkpointing import checkpoints
 from distillkit.data import DistillData
 from distillkit.methods.base import Distiller
+from distillkit.modules import blocks, modules
 
 COST = {"forward": 1, "input gradient": 2, "forward mode": 2, "train": 3}  # of a pass, in forward passes
+AGAIN = ", again"  # of a pass with gradients whose activations are computed once more backwards
+COST |= {kind + AGAIN: COST[kind] + 1 for kind in ("input gradient", "train")}
 FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 LARGE = 2**20  # bytes from which on a tensor's copies have no content
 FEW = (2, 4)  # samples in the batches of steps that are made for real
@@ -359,17 +363,6 @@ def seconds(rehearsal: Rehearsal, device: torch.device | str, times: int = 3) ->
 # What a run holds
 
 
-def modules(root: nn.Module) -> Iterator[nn.Module]:
-    """All modules under `root`, registered or not, such as the network under adapters."""
-    seen, waiting = set(), [root]
-    while waiting:
-        module = waiting.pop()
-        if id(module) not in seen:
-            seen.add(id(module))
-            waiting += [*module.children(), *(each for each in vars(module).values() if isinstance(each, nn.Module))]
-            yield module
-
-
 def held(root: nn.Module) -> list[Tensor]:
     """The parameters and buffers of all modules under `root`."""
     own = (chain(module._parameters.values(), module._buffers.values()) for module in modules(root))
@@ -410,7 +403,7 @@ def gathered(root: nn.Module) -> int:
 
     So `distillkit.sharding` divides a network into blocks; a list in an entry has its own.
     """
-    entries = {each for part in root.modules() if isinstance(part, nn.ModuleList) for each in part}
+    entries = set(blocks(root))
 
     def own(module: nn.Module) -> int:
         direct = sum(each.nbytes for each in module.parameters(recurse=False))
@@ -498,8 +491,7 @@ def kind(network: nn.Module, x: Tensor) -> str:
     """The kind of the pass that begins, a key of `COST`."""
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
         return "forward mode"
-    if not torch.is_grad_enabled():
+    trains = any(parameter.requires_grad for parameter in network.parameters())
+    if not torch.is_grad_enabled() or not (trains or x.requires_grad):
         return "forward"
-    if any(parameter.requires_grad for parameter in network.parameters()):
-        return "train"
-    return "input gradient" if x.requires_grad else "forward"
+    return ("train" if trains else "input gradient") + (AGAIN if checkpoints(network) else "")

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from distillkit.modules import blocks
+
 CALLED = ("features", "null")  # of a network, beside its forward
 
 
@@ -85,8 +87,7 @@ def shard(module: nn.Module, mesh: Any) -> None:
     of a denoiser is its network, whose outputs are tensors, and what is left besides.
     """
     root = module.network if denoises(module) else module
-    blocks = [block for part in root.modules() if isinstance(part, nn.ModuleList) for block in part]
-    for part in dict.fromkeys((*blocks, root, module)):
+    for part in dict.fromkeys((*blocks(root), root, module)):
         if not isinstance(part, FSDPModule) and any(not isinstance(p, DTensor) for p in part.parameters()):
             fully_shard(part, mesh=mesh["data_parallel"], reshard_after_forward=True)
     for part in (root, module):

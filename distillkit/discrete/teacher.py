@@ -27,7 +27,7 @@ class DiscreteTeacher(BaseTeacher):
     Args:
         denoiser: `(x_t, t, cond) -> Reading` of log pi [B, d, S].
         event_shape: (d,).
-        classes, context, codec, continuation: as in `BaseTeacher`.
+        classes, context, codec, continuation, dtype: as in `BaseTeacher`.
     """
 
     denoiser_kind = DiscreteDenoiser

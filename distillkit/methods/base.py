@@ -23,6 +23,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from distillkit import capabilities, checks, sharding
+from distillkit.checkpointing import checkpoint_blocks
 from distillkit.errors import Failure
 from distillkit.evaluation.metrics import TooFew
 from distillkit.methods.average import average_of, follow, keep_precise
@@ -85,6 +86,8 @@ class Distiller(LightningModule):
             when a role joins.
         max_bad_steps: stop after this many consecutive steps of one role with NaN or infinite
             gradients; each such step is skipped.
+        checkpointing: keep the inputs of networks' blocks alone for the backward pass, which
+            computes their activations again: less memory, more time, the same results.
 
     Attributes:
         requires: the capabilities that the method always needs from teacher and data, see
@@ -125,6 +128,7 @@ class Distiller(LightningModule):
         schedule: Literal["constant", "linear", "cosine"] = "cosine",
         warmup: int = 0,
         max_bad_steps: int = 20,
+        checkpointing: bool = False,
     ):
         super().__init__()
         checks.not_negative(ema_halflife=ema_halflife)
@@ -135,6 +139,7 @@ class Distiller(LightningModule):
             raise ValueError(f"schedule must be constant, linear or cosine, got {schedule!r}")
         self.ema_halflife, self.ema_rampup = ema_halflife, ema_rampup
         self.schedule, self.warmup, self.max_bad_steps = schedule, warmup, max_bad_steps
+        self.checkpointing = checkpointing
         self.seed = torch.initial_seed() % 2**31
         self.roles, self.settings = {}, {}
         self._frozen: set[str] = set()  # parameters of the roles' modules that no role trains
@@ -544,6 +549,10 @@ class Distiller(LightningModule):
         self.check(self.trainer.datamodule)
         self.check_classes(self.trainer.datamodule)
         self.teacher_hash()  # now: a run in half precision rounds the teacher
+        if stage == "fit" and self.checkpointing and not checkpoint_blocks(self):
+            raise ValueError(
+                "model.checkpointing=true has nothing to do: no network of this run is made of blocks; leave it out"
+            )
 
     @classmethod
     def needs(cls, arguments: Mapping[str, Any]) -> frozenset[str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from distillkit import checks
 from distillkit.files import hash_weights
 from distillkit.networks.blocks import Told, zero
+from distillkit.networks.precision import cast
 from distillkit.spec import Recorded
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -144,7 +145,7 @@ class Adapters(Recorded, nn.Module):
             _place(self.layers, name, change)
         self.told = nn.Module()
         for name, told in [(name, module) for name, module in tree.named_modules() if isinstance(module, Told)]:
-            own = copy.deepcopy(told).requires_grad_(True)
+            own = cast(copy.deepcopy(told), "float32").requires_grad_(True)
             tree.set_submodule(name, own)
             _place(self.told, name, own)
         for name in getattr(tree, "own_parts", ()):

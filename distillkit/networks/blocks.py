@@ -62,7 +62,7 @@ class Embedding(nn.Module):
         for name, table in self.classes.items():
             out = out + table(wanted(cond, name))
         if self.told:
-            out = out + self.told(cond)
+            out = out + self.told(cond).to(out.dtype)
         return nn.functional.silu(out)
 
 

@@ -13,7 +13,6 @@ import torch
 from distillkit.errors import optional
 from distillkit.teachers.foreign import check_foreign
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # of a repository on the hub: no pickles, no code, and no weights beside the pipeline's folders
 READ = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt")
 SEEN, PIECE = 64, 2**16  # pieces of a file of weights in its print, and bytes of each

@@ -19,10 +19,11 @@ from distillkit.diffusion.process import Process
 from distillkit.files import hash_weights
 from distillkit.networks.adapters import Base
 from distillkit.networks.blocks import Told
+from distillkit.networks.precision import DTYPES
 from distillkit.networks.routed import dispatch
 from distillkit.pipelines import schedulers
 from distillkit.pipelines.codec import PipelineCodec
-from distillkit.pipelines.files import DTYPES, import_diffusers, load, place, read_index, read_json
+from distillkit.pipelines.files import import_diffusers, load, place, read_index, read_json
 from distillkit.pipelines.texts import Texts
 from distillkit.spec import Recorded
 

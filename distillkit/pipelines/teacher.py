@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from distillkit import checks, devices
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import expand
 from distillkit.files import hash_weights
+from distillkit.networks.precision import DTYPES, Dtype
 from distillkit.pipelines import schedulers
-from distillkit.pipelines.files import DTYPES, import_diffusers, local, print_of, read_index
+from distillkit.pipelines.files import import_diffusers, local, print_of, read_index
 from distillkit.pipelines.network import Network, PipelineBase, released
 from distillkit.pipelines.prompts import read_prompts
 from distillkit.pipelines.texts import Texts, in_chunks, kept
@@ -44,8 +45,6 @@ class PipelineTeacher(Teacher):
         negative_prompt: the prompt that guidance leads away from; None is the pipeline's own.
         steps: number of steps with which the teacher counts as at its best; None is the family's.
         dtype: of the pipeline's weights; what is trained is float32.
-        checkpointing: recompute activations of what is trained in the backward pass instead of
-            keeping them.
         download: fetch the pipeline from the hub.
         asked: further arguments of a family, see `Network.read_settings`.
 
@@ -57,9 +56,12 @@ class PipelineTeacher(Teacher):
     """
 
     provides = frozenset({"denoiser"})
-    apart = Teacher.apart | {"codec", "root", "scheduler", "checkpointing", "_base"}
-    renamed = {"lora": "adapters are student=lora student.rank=..., of the fake score fake_score=lora"}
-    retired = ("lora",)  # in older folders: the rank of its students, which are what they are now without it
+    apart = Teacher.apart | {"codec", "root", "scheduler", "_base"}
+    renamed = {
+        "lora": "adapters are student=lora student.rank=..., of the fake score fake_score=lora",
+        "checkpointing": "it is model.checkpointing=true, for every network",
+    }
+    retired = ("lora", "checkpointing")  # in older folders; students are what they are now without them
     domain: str
     families: Mapping[str, type[Network]]
     base_kind: type[PipelineBase]
@@ -71,8 +73,7 @@ class PipelineTeacher(Teacher):
         size: Mapping[str, int | float | None] | None = None,
         negative_prompt: str | None = None,
         steps: int | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-        checkpointing: bool = False,
+        dtype: Dtype = "float32",
         download: bool = False,
         asked: Mapping[str, Any] | None = None,
     ):
@@ -99,7 +100,6 @@ class PipelineTeacher(Teacher):
         self.best = {"solver": schedulers.solver(scheduler), "steps": steps or family.best_steps(scheduler)}
         self._id, self.root, self.scheduler = Path(path).name, root, scheduler
         self.limit = family.limit(scheduler)
-        self.checkpointing = checkpointing
         more = (settings,) if settings else ()
         self._base = self.base_kind(str(root), family.__name__, shapes, dtype, *more)
         self._base.network = network  # it is in memory already
@@ -186,8 +186,6 @@ class PipelineTeacher(Teacher):
         made = super().new_denoiser(network)
         if network is None:
             made.network.models.float()
-        for model in getattr(made.network, "models", ()) if self.checkpointing else ():
-            model.enable_gradient_checkpointing()
         return made
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillkit import cache
+from distillkit import cache, checks
 from distillkit.codec import Codec
 from distillkit.devices import in_chunks
 from distillkit.diffusion.denoiser import Cond, Denoiser
@@ -23,6 +23,7 @@ from distillkit.diffusion.sampling import FEW_STEP_SOLVERS, SOLVERS, network_pas
 from distillkit.diffusion.start import Start
 from distillkit.files import hash_weights, save_weights, write_yaml
 from distillkit.networks.adapters import Base, TeacherBase
+from distillkit.networks.precision import DTYPES, Dtype, cast
 from distillkit.progress import calls
 from distillkit.rollouts import Continuation
 from distillkit.spec import Recorded, to_spec
@@ -46,6 +47,8 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         codec: between data and samples; None means they are the same.
         continuation: how a sample follows another; None means that samples do not follow each
             other.
+        dtype: of the network's weights, which `bfloat16` rounds; None leaves them as they are.
+            What is trained is float32.
 
     Attributes:
         denoiser_kind: the class of its denoiser.
@@ -77,8 +80,13 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         context: Sequence[str] = (),
         codec: Codec | None = None,
         continuation: Continuation | None = None,
+        dtype: Dtype | None = None,
     ):
         super().__init__()
+        if dtype not in (None, *DTYPES):
+            raise checks.Unfit("dtype", dtype, f"be {' or '.join(DTYPES)}")
+        if dtype is not None:
+            cast(denoiser.network, dtype)
         self.denoiser, self.event_shape, self.codec = denoiser, tuple(event_shape), codec or Codec()
         self.classes, self.context, self.continuation = dict(classes or {}), tuple(context), continuation
         self.requires_grad_(False).eval()
@@ -268,10 +276,11 @@ class BaseTeacher(Recorded, nn.Module, ABC):
     def new_denoiser(self, network: nn.Module | None = None) -> Any:
         """A trainable denoiser on the same process.
 
-        It has a copy of the teacher's network, or of the given one.
+        It has a copy of the teacher's network, whose weights are at least float32, or of the given
+        one.
         """
         own = self.denoiser
-        made = copy.deepcopy(own) if network is None else own.with_network(copy.deepcopy(network))
+        made = cast(copy.deepcopy(own), "float32") if network is None else own.with_network(copy.deepcopy(network))
         return made.requires_grad_(True).train()
 
     def frozen_network(self) -> nn.Module:
@@ -325,7 +334,7 @@ class Teacher(BaseTeacher):
     """A teacher of a Gaussian process: `denoiser(x_t, t, cond) -> x_0`.
 
     Args:
-        denoiser, event_shape, classes, context, codec, continuation: as in `BaseTeacher`.
+        denoiser, event_shape, classes, context, codec, continuation, dtype: as in `BaseTeacher`.
         start: the start of sampling; None means pure noise at the process's largest time.
     """
 
@@ -343,8 +352,9 @@ class Teacher(BaseTeacher):
         codec: Codec | None = None,
         start: Start | None = None,
         continuation: Continuation | None = None,
+        dtype: Dtype | None = None,
     ):
-        super().__init__(denoiser, event_shape, classes, context, codec, continuation)
+        super().__init__(denoiser, event_shape, classes, context, codec, continuation, dtype)
         self.start = start or Start()
         self.start.check(self.process, self.context)
 

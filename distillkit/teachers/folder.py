@@ -11,6 +11,7 @@ from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import check_facts
 from distillkit.diffusion.start import Start
 from distillkit.files import load_weights, read_yaml
+from distillkit.networks.precision import Dtype
 from distillkit.rollouts import Continuation
 from distillkit.spec import from_spec, named
 from distillkit.teachers.base import CONFIG, WEIGHTS, Teacher
@@ -24,9 +25,10 @@ class Folder:
     Args:
         trust: further permissions of the folder, see `distillkit.spec.from_spec`: packages whose
             network classes it may name, and paths outside of it that it may read.
+        dtype: see `BaseTeacher`.
 
     Attributes:
-        home: the folder of a teacher that is given no path.
+        home: the folder of an embedded teacher.
         drop: the share of samples that it was trained on without their condition; None where
             teacher.yaml does not say it.
     """
@@ -34,7 +36,7 @@ class Folder:
     parts: dict[str, type] = {"codec": Codec, "continuation": Continuation}  # recorded objects besides the denoiser
     home: Path | None = None
 
-    def __init__(self, path: str, trust: list[str] | None = None):
+    def __init__(self, path: str, trust: list[str] | None = None, dtype: Dtype = "float32"):
         folder = Path(path)
         if not folder.is_dir():
             raise ValueError(
@@ -56,7 +58,7 @@ class Folder:
                 raise ValueError(f"{folder / CONFIG} is damaged: {name} cannot be {repr(config[name])[:80]}")
         load_weights(denoiser, folder / WEIGHTS)
         context = config.get("context") or ()
-        super().__init__(denoiser, tuple(config["event_shape"]), config.get("classes"), context, **parts)
+        super().__init__(denoiser, tuple(config["event_shape"]), config.get("classes"), context, **parts, dtype=dtype)
         self.best, self.drop = best, config.get("drop")
         self._id = str(config.get("id") or folder.name)
 
@@ -86,3 +88,14 @@ class FolderTeacher(Folder, Teacher):
     """A teacher of a Gaussian process from a folder."""
 
     parts = {**Folder.parts, "start": Start}
+
+
+class EmbeddedTeacher(FolderTeacher):
+    """A teacher that ships with the package, in its `home`.
+
+    Args:
+        dtype: see `BaseTeacher`.
+    """
+
+    def __init__(self, dtype: Dtype = "float32"):
+        super().__init__(str(self.home), dtype=dtype)

@@ -9,6 +9,7 @@ from typing import Any
 
 from distillkit.discrete.teacher import DiscreteFolderTeacher, DiscreteTeacher
 from distillkit.files import read_yaml
+from distillkit.networks.precision import Dtype
 from distillkit.spec import Recorded
 from distillkit.teachers.base import CONFIG, BaseTeacher, Teacher
 from distillkit.teachers.folder import FolderTeacher
@@ -22,16 +23,17 @@ class SavedTeacher(Recorded):
     Args:
         path: the folder.
         trust: further permissions of the folder, see `distillkit.spec.from_spec`.
+        dtype: see `BaseTeacher`.
     """
 
     provides: frozenset[str] = frozenset()  # nothing is known before the folder is read, see `offers`
 
-    def __new__(cls, path: str, trust: list[str] | None = None) -> BaseTeacher:
+    def __new__(cls, path: str, trust: list[str] | None = None, dtype: Dtype = "float32") -> BaseTeacher:
         # its own constructor says what is wrong with a folder that cannot be read
         kind = FolderTeacher if "denoiser" in cls.offers({"path": path}) else DiscreteFolderTeacher
-        return kind(path, trust)
+        return kind(path, trust, dtype)
 
-    def __init__(self, path: str, trust: list[str] | None = None):
+    def __init__(self, path: str, trust: list[str] | None = None, dtype: Dtype = "float32"):
         raise NotImplementedError  # it is there for parsers, which read its signature
 
     @classmethod

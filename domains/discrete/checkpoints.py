@@ -21,6 +21,7 @@ from distillkit.discrete.schedule import LogLinear
 from distillkit.discrete.teacher import DiscreteTeacher
 from distillkit.files import read_weights
 from distillkit.networks.ddit import DDiT
+from distillkit.networks.precision import Dtype
 from distillkit.spec import bounded
 
 
@@ -35,11 +36,12 @@ class DDiTCheckpoint(DiscreteTeacher):
     Args:
         path: the folder, with `model.safetensors` or `pytorch_model.bin` (plain tensors only).
         length: d, tokens of a sample; None means the length that the model was trained at.
+        dtype: see `BaseTeacher`.
     """
 
     best = {"solver": "tweedie", "steps": 1024}
 
-    def __init__(self, path: str, length: int | None = None):
+    def __init__(self, path: str, length: int | None = None, dtype: Dtype = "float32"):
         folder = Path(path).expanduser()
         if length is not None:
             checks.whole(1, length=length)
@@ -62,7 +64,7 @@ class DDiTCheckpoint(DiscreteTeacher):
             raise ValueError(
                 f"the weights in {folder} are not those its config.json describes: {detail[0].strip()}"
             ) from None
-        super().__init__(denoiser, (length or trained,))
+        super().__init__(denoiser, (length or trained,), dtype=dtype)
         self._id = folder.name
 
     @property

@@ -18,6 +18,7 @@ from distillkit.discrete.denoiser import Mean
 from distillkit.discrete.process import Absorbing
 from distillkit.discrete.teacher import DiscreteTeacher
 from distillkit.errors import optional
+from distillkit.networks.precision import Dtype
 from distillkit.spec import Recorded
 from distillkit.teachers.foreign import check_foreign
 from domains.discrete.checkpoints import read_config
@@ -171,11 +172,19 @@ class TransformersTeacher(DiscreteTeacher):
         length: d, tokens of a sample.
         mask: number of the mask token; None takes `mask_token_id` from the configuration.
         shift: see `MaskedLM`; None means for Dream alone.
+        dtype: see `BaseTeacher`; None is that of the files.
     """
 
     best = {"solver": "ancestral", "steps": 256}
 
-    def __init__(self, path: str, length: int = 64, mask: int | None = None, shift: bool | None = None):
+    def __init__(
+        self,
+        path: str,
+        length: int = 64,
+        mask: int | None = None,
+        shift: bool | None = None,
+        dtype: Dtype | None = None,
+    ):
         folder = Path(path).expanduser()
         config = read_config(folder)
         checks.whole(1, length=length)
@@ -192,7 +201,7 @@ class TransformersTeacher(DiscreteTeacher):
         size = model.model.config.vocab_size
         checks.whole(0, size - 1, mask=mask)
         shift = kind == "Dream" if shift is None else shift
-        super().__init__(Mean(MaskedLM(model, mask, size, shift), Absorbing(size - 1)), (length,))
+        super().__init__(Mean(MaskedLM(model, mask, size, shift), Absorbing(size - 1)), (length,), dtype=dtype)
         self._id = folder.name
 
     @property

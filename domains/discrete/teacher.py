@@ -12,6 +12,7 @@ from distillkit.discrete.exact import MarkovChain, chain_table, countdown_chain,
 from distillkit.discrete.process import Absorbing, DiscreteProcess, Uniform
 from distillkit.discrete.schedule import Schedule
 from distillkit.discrete.teacher import DiscreteFolderTeacher, DiscreteTeacher
+from distillkit.networks.precision import Dtype
 
 WEIGHTS = Path(__file__).parent / "weights"
 Noise = Literal["absorbing", "uniform"]
@@ -107,9 +108,10 @@ class Text(DiscreteFolderTeacher):
 
     Args:
         noise: of the process, `absorbing` or `uniform`.
+        dtype: see `BaseTeacher`.
     """
 
-    def __init__(self, noise: Noise = "absorbing"):
+    def __init__(self, noise: Noise = "absorbing", dtype: Dtype = "float32"):
         if noise not in ("absorbing", "uniform"):
             raise ValueError(f"noise must be absorbing or uniform, got {noise!r}")
-        super().__init__(str(WEIGHTS / f"text_{noise}"))
+        super().__init__(str(WEIGHTS / f"text_{noise}"), dtype=dtype)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from distillkit.codec import Codec
-from distillkit.teachers.folder import FolderTeacher
+from distillkit.networks.precision import Dtype
+from distillkit.teachers.folder import EmbeddedTeacher
 from domains.lidar.offsets import Offsets
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-class Streets(Offsets, FolderTeacher):
+class Streets(Offsets, EmbeddedTeacher):
     """The embedded teacher of scenes as points.
 
     Its model card says how it was trained.
@@ -20,6 +21,7 @@ class Streets(Offsets, FolderTeacher):
         codec: a codec with a refinement, say; None takes the folder's.
         extent: side of the data's scenes in metres, at most that of the network's grid; None for
             whole scans.
+        dtype: see `BaseTeacher`.
 
     Raises:
         ValueError: the scenes are larger: what lies beyond the grid would count for its border.
@@ -27,8 +29,8 @@ class Streets(Offsets, FolderTeacher):
 
     home = WEIGHTS / "streets"
 
-    def __init__(self, codec: Codec | None = None, extent: float | None = 12.8):
-        super().__init__(str(self.home))
+    def __init__(self, codec: Codec | None = None, extent: float | None = 12.8, dtype: Dtype = "float32"):
+        super().__init__(dtype)
         self.codec = codec or self.codec
         known = self.denoiser.network.extent
         if extent is None or extent > known:
@@ -39,13 +41,10 @@ class Streets(Offsets, FolderTeacher):
             )
 
 
-class StreetsRange(FolderTeacher):
+class StreetsRange(EmbeddedTeacher):
     """The embedded teacher of scenes as range images.
 
     Its model card says how it was trained.
     """
 
     home = WEIGHTS / "streets_range"
-
-    def __init__(self):
-        super().__init__(str(self.home))

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distillkit.teachers.folder import FolderTeacher
+from distillkit.teachers.folder import EmbeddedTeacher
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-class Tones(FolderTeacher):
+class Tones(EmbeddedTeacher):
     """The embedded teacher of notes, chords and rhythms; its model card says how it was trained."""
 
     home = WEIGHTS / "tones"
 
-    def __init__(self):
-        super().__init__(str(self.home))
 
-
-class TonesContinuation(FolderTeacher):
+class TonesContinuation(EmbeddedTeacher):
     """The embedded teacher that is also given the first quarter of a second."""
 
     home = WEIGHTS / "tones_continuation"
-
-    def __init__(self):
-        super().__init__(str(self.home))

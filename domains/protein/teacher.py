@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distillkit.teachers.folder import FolderTeacher
+from distillkit.teachers.folder import EmbeddedTeacher
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-class Folds(FolderTeacher):
+class Folds(EmbeddedTeacher):
     """The embedded teacher of `domains.protein.folds`: C-alpha traces, three classes.
 
     Chains have up to 64 residues. Its model card says how it was trained.
     """
 
     home = WEIGHTS / "folds"
-
-    def __init__(self):
-        super().__init__(str(self.home))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distillkit.teachers.folder import FolderTeacher
+from distillkit.teachers.folder import EmbeddedTeacher
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-class RoomClips(FolderTeacher):
+class RoomClips(EmbeddedTeacher):
     """The embedded teacher of rooms: a clip from its two end frames.
 
     It never looks at the coarse clip, from which students start. Its model card says how it was
@@ -17,6 +17,3 @@ class RoomClips(FolderTeacher):
     """
 
     home = WEIGHTS / "rooms"
-
-    def __init__(self):
-        super().__init__(str(self.home))

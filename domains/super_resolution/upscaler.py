@@ -16,6 +16,7 @@ from distillkit import checks
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import DiscreteVariancePreserving
 from distillkit.networks.blocks import Told
+from distillkit.networks.precision import Dtype
 from distillkit.pipelines.files import import_diffusers, load, local, read_index, read_json
 from distillkit.pipelines.schedulers import table, variance_preserving
 from distillkit.spec import Recorded
@@ -137,6 +138,7 @@ class SDUpscale(Teacher):
         crop: side of the data's photographs in training.
         steps: number of steps with which the teacher counts as at its best.
         download: fetch the pipeline from the hub.
+        dtype: see `BaseTeacher`.
     """
 
     provides = frozenset({"denoiser", "classes", "decoder"})
@@ -154,6 +156,7 @@ class SDUpscale(Teacher):
         crop: int = 256,
         steps: int = 75,
         download: bool = False,
+        dtype: Dtype = "float32",
     ):
         checks.whole(1, steps=steps, crop=crop)
         root = local(path, download)
@@ -187,7 +190,7 @@ class SDUpscale(Teacher):
         network.model, network.texts, network.embed = model, texts, Told(texts.shape[2])
         shape = (vae["latent_channels"], crop // scale, crop // scale)
         denoiser = Denoiser(network, process, prediction)
-        super().__init__(denoiser, shape, context=("low",), codec=VAE(str(root), factor, scale))
+        super().__init__(denoiser, shape, context=("low",), codec=VAE(str(root), factor, scale), dtype=dtype)
         self.best = {"solver": "ddim", "steps": steps}
         self._id, self.scheduler = Path(path).name, import_diffusers().DDIMScheduler.from_config(scheduler.config)
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distillkit.teachers.folder import FolderTeacher
+from distillkit.teachers.folder import EmbeddedTeacher
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-class ColouredSolids(FolderTeacher):
+class ColouredSolids(EmbeddedTeacher):
     """The embedded teacher of renders of sixteen coloured solids, which is told the view's word.
 
     Its model card says how it was trained.
     """
 
     home = WEIGHTS / "coloured_solids"
-
-    def __init__(self):
-        super().__init__(str(self.home))

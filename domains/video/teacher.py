@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distillkit.teachers.folder import FolderTeacher
+from distillkit.teachers.folder import EmbeddedTeacher
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-class Clips(FolderTeacher):
+class Clips(EmbeddedTeacher):
     """The embedded teacher of moving digits (ten digits, three motions).
 
     Its model card says how it was trained.
@@ -17,14 +17,8 @@ class Clips(FolderTeacher):
 
     home = WEIGHTS / "clips"
 
-    def __init__(self):
-        super().__init__(str(self.home))
 
-
-class ClipsContinuation(FolderTeacher):
+class ClipsContinuation(EmbeddedTeacher):
     """The embedded teacher of moving digits that is also given the first four frames as context."""
 
     home = WEIGHTS / "clips_continuation"
-
-    def __init__(self):
-        super().__init__(str(self.home))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+from distillkit.networks.precision import Dtype
 from distillkit.pipelines import network
 from distillkit.pipelines.teacher import PipelineTeacher
 from domains.image.pipelines.families import FAMILIES
@@ -22,8 +21,7 @@ class ImagePipeline(PipelineTeacher):
         height, width: of an image in pixels; None is the pipeline's own.
         guidance: of a model that is told its guidance scale (FLUX.1-dev), that scale; None is the
             pipeline's own.
-        path, prompts, negative_prompt, steps, dtype, checkpointing, download: as in
-            `PipelineTeacher`.
+        path, prompts, negative_prompt, steps, dtype, download: as in `PipelineTeacher`.
     """
 
     domain = "image"
@@ -39,9 +37,8 @@ class ImagePipeline(PipelineTeacher):
         negative_prompt: str | None = None,
         guidance: float | None = None,
         steps: int | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-        checkpointing: bool = False,
+        dtype: Dtype = "float32",
         download: bool = False,
     ):
         size, asked = {"height": height, "width": width}, {"guidance": guidance}
-        super().__init__(path, prompts, size, negative_prompt, steps, dtype, checkpointing, download, asked)
+        super().__init__(path, prompts, size, negative_prompt, steps, dtype, download, asked)

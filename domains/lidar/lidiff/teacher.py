@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.codec import Codec
+from distillkit.networks.precision import Dtype
 from distillkit.teachers.folder import FolderTeacher
 from domains.lidar.lidiff.network import LiDiffNetwork
 from domains.lidar.offsets import Offsets
@@ -25,6 +26,7 @@ class LiDiff(Offsets, FolderTeacher):
         solver: `ve` samples as the network was trained, with DDIM; `vp` as published, see
             `domains.lidar.offsets`.
         steps: number of steps with which it counts as at its best.
+        dtype: see `BaseTeacher`.
     """
 
     provides = frozenset({"denoiser"})  # its features are of voxels, which no head of a GAN takes
@@ -37,11 +39,12 @@ class LiDiff(Offsets, FolderTeacher):
         codec: Codec | None = None,
         solver: Literal["ve", "vp"] = "ve",
         steps: int = 50,
+        dtype: Dtype = "float32",
     ):
         if solver not in ("ve", "vp"):
             raise ValueError(f"solver must be ve or vp, got {solver!r}")
         checks.whole(1, 1000, steps=steps)
-        super().__init__(path)
+        super().__init__(path, dtype=dtype)
         if not isinstance(self.denoiser.network, LiDiffNetwork):
             raise ValueError(f"{path} holds no LiDiff: convert a checkpoint, or take teacher=folder")
         self.codec = codec or self.codec

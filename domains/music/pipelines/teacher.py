@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+from distillkit.networks.precision import Dtype
 from distillkit.pipelines import network
 from distillkit.pipelines.teacher import PipelineTeacher
 from domains.music.pipelines.families import FAMILIES
@@ -20,8 +19,7 @@ class MusicPipeline(PipelineTeacher):
 
     Args:
         seconds: of a sound; None is the pipeline's own.
-        path, prompts, negative_prompt, steps, dtype, checkpointing, download: as in
-            `PipelineTeacher`.
+        path, prompts, negative_prompt, steps, dtype, download: as in `PipelineTeacher`.
     """
 
     domain = "music"
@@ -35,9 +33,8 @@ class MusicPipeline(PipelineTeacher):
         seconds: float | None = None,
         negative_prompt: str | None = None,
         steps: int | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-        checkpointing: bool = False,
+        dtype: Dtype = "float32",
         download: bool = False,
     ):
         length = {"seconds": seconds}
-        super().__init__(path, prompts, length, negative_prompt, steps, dtype, checkpointing, download, length)
+        super().__init__(path, prompts, length, negative_prompt, steps, dtype, download, length)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.sampling import SOLVERS
+from distillkit.networks.precision import Dtype
 from distillkit.pipelines.files import load
 from distillkit.pipelines.teacher import PipelineTeacher
 from domains.protein.pipelines.codec import Atoms
@@ -31,7 +31,7 @@ class ProteinPipeline(PipelineTeacher):
             `domains.protein.pipelines.network`; 1 is the same time for both. It is the factor on
             the ratio of noise to signal, and the latents weigh `1 / lead^2` in losses.
         passes: of the trunk in a call of the denoiser; None is the mean of the pipeline's steps.
-        path, steps, dtype, checkpointing, download: as in `PipelineTeacher`.
+        path, steps, dtype, download: as in `PipelineTeacher`.
     """
 
     domain = "protein"
@@ -46,15 +46,14 @@ class ProteinPipeline(PipelineTeacher):
         lead: float = 1.0,
         passes: int | None = None,
         steps: int | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-        checkpointing: bool = False,
+        dtype: Dtype = "float32",
         download: bool = False,
     ):
         if prompts is None:
             raise ValueError("this teacher is asked for prepared designs: say data=designs data.path=FILE")
         designs = read_designs(prompts)
         size, asked = {"tokens": designs["mask"].shape[1]}, {"lead": lead, "passes": passes}
-        super().__init__(path, None, size, None, steps, dtype, checkpointing, download, asked)
+        super().__init__(path, None, size, None, steps, dtype, download, asked)
         self.context = tuple(designs)
         self.codec = Atoms(str(self.root), lead=float(lead))
         self.depths = recycle_depths(self.root)

@@ -18,6 +18,7 @@ from distillkit.diffusion.guidance import guided
 from distillkit.diffusion.process import Process
 from distillkit.diffusion.sampling import SOLVERS
 from distillkit.files import read_yaml
+from distillkit.networks.precision import Dtype
 from distillkit.teachers.folder import CONFIG, FolderTeacher
 from domains.protein.proteina.features import FOLDS
 from domains.protein.proteina.network import ProteinaTransformer
@@ -68,6 +69,7 @@ class Proteina(FolderTeacher):
         noise_scale: gamma of its sampler; recommended are 0.45 (200M), 0.6 (400M) and 0.35 (chains
             of 300 residues and more).
         self_conditioning: of its sampler; None means if the checkpoint was trained for it.
+        dtype: see `BaseTeacher`.
     """
 
     solvers = {**SOLVERS, "sde": sde}
@@ -80,8 +82,9 @@ class Proteina(FolderTeacher):
         folds: bool = False,
         noise_scale: float = 0.45,
         self_conditioning: bool | None = None,
+        dtype: Dtype = "float32",
     ):
-        super().__init__(path)
+        super().__init__(path, dtype=dtype)
         if not isinstance(self.denoiser.network, ProteinaTransformer):
             raise ValueError(f"{path} holds no Proteina: convert a checkpoint, or take teacher=folder")
         checks.not_negative(noise_scale=noise_scale)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import ResShift
 from distillkit.files import fill_weights, hash_tensors, hash_weights
+from distillkit.networks.precision import Dtype
 from distillkit.spec import bounded, to_spec
 from distillkit.teachers.base import Teacher
 from domains.super_resolution.codec import Latent
@@ -94,6 +95,7 @@ class ResShiftTeacher(Teacher):
         crop: side of the data's photographs in training.
         steps: times in its table; None means those of `config`, or of the file's name (_s15, _s4).
         config: ResShift's yaml for models of other sizes; None means the released ones.
+        dtype: see `BaseTeacher`.
     """
 
     provides = Teacher.provides | {"decoder"}
@@ -107,6 +109,7 @@ class ResShiftTeacher(Teacher):
         crop: int = 256,
         steps: int | None = None,
         config: str | None = None,
+        dtype: Dtype = "float32",
     ):
         state, said = read_state(path), read_config(config, Path(path).name, steps)
         network, vq, own = said["network"], said["autoencoder"], digest(read_state(autoencoder))
@@ -127,7 +130,7 @@ class ResShiftTeacher(Teacher):
         made = filled(UNetModelSwin, {"process": process, "codec": codec, **network}, state, path)
         channels = vq.get("embed_dim", 3)
         shape = (channels, *[crop // codec.factor] * 2)
-        super().__init__(Denoiser(made, process, "x0"), shape, context=("low",), codec=codec)
+        super().__init__(Denoiser(made, process, "x0"), shape, context=("low",), codec=codec, dtype=dtype)
         self.best = {"solver": "resshift", "steps": network["steps"]}
         self._id = Path(path).stem
 

@@ -17,8 +17,8 @@ class ViewPipeline(ImagePipeline):
     """An image pipeline whose prompts end in a word for the view, which the camera chooses.
 
     Args:
-        path, prompts, height, width, negative_prompt, guidance, steps, dtype, checkpointing,
-            download: as in `domains.image.pipelines.ImagePipeline`.
+        path, prompts, height, width, negative_prompt, guidance, steps, dtype, download:
+            as in `domains.image.pipelines.ImagePipeline`.
     """
 
     domain = "text_to_3d"

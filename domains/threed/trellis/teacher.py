@@ -17,6 +17,7 @@ from distillkit import checks
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import RectifiedFlow, expand_mask
 from distillkit.files import fill_weights, read_weights, sizes
+from distillkit.networks.precision import Dtype
 from distillkit.spec import bounded
 from distillkit.teachers.base import Teacher
 from domains.threed.trellis.networks import SLatFlowModel, SparseStructureDecoder, SparseStructureFlowModel
@@ -133,8 +134,18 @@ class Trellis(Teacher):
     provides = Teacher.provides | {"classes"}
     best = {"solver": "euler", "steps": 25}
 
-    def __init__(self, network, pipeline: dict[str, Any], stage: str, event_shape, context, empty_prompt: str | None):
-        super().__init__(Denoiser(network, RectifiedFlow(), "flow"), event_shape, context=(*context, "cond"))
+    def __init__(
+        self,
+        network,
+        pipeline: dict[str, Any],
+        stage: str,
+        event_shape,
+        context,
+        empty_prompt: str | None,
+        dtype: Dtype,
+    ):
+        denoiser = Denoiser(network, RectifiedFlow(), "flow")
+        super().__init__(denoiser, event_shape, context=(*context, "cond"), dtype=dtype)
         settings = pipeline.get("args", {}).get(stage, {})
         released = {"steps": 50, "rescale_t": 1.0, "cfg_interval": (0.0, 1.0)} | settings.get("params", {})
         strength = released.get("cfg_strength", 0.0 if settings.get("name") in (None, "FlowEulerSampler") else 3.0)
@@ -187,12 +198,13 @@ class TrellisStructure(Trellis):
         path: a folder with pipeline.json, or one model's .json or .safetensors.
         empty_prompt: for text models, a safetensors file with the features of the empty prompt as
             `cond` [tokens, channels].
+        dtype: see `BaseTeacher`.
     """
 
-    def __init__(self, path: str, empty_prompt: str | None = None):
+    def __init__(self, path: str, empty_prompt: str | None = None, dtype: Dtype = "float32"):
         network, pipeline = load(path, "sparse_structure_flow_model", SparseStructureFlowModel)
         shape = (network.in_channels, *[network.resolution] * 3)
-        super().__init__(network, pipeline, "sparse_structure_sampler", shape, (), empty_prompt)
+        super().__init__(network, pipeline, "sparse_structure_sampler", shape, (), empty_prompt, dtype)
 
     @property
     def id(self) -> str:
@@ -208,17 +220,17 @@ class TrellisFeatures(Trellis):
     stage.
 
     Args:
-        path, empty_prompt: as in `TrellisStructure`.
+        path, empty_prompt, dtype: as in `TrellisStructure`.
         max_voxels: N of the data; TRELLIS was trained with up to 32768.
     """
 
     provides = frozenset({"denoiser", "classes"})
 
-    def __init__(self, path: str, max_voxels: int = 32768, empty_prompt: str | None = None):
+    def __init__(self, path: str, max_voxels: int = 32768, empty_prompt: str | None = None, dtype: Dtype = "float32"):
         network, pipeline = load(path, "slat_flow_model", SLatFlowModel)
         checks.whole(1, max_voxels=max_voxels)
         shape = (max_voxels, network.in_channels)
-        super().__init__(network, pipeline, "slat_sampler", shape, ("coords", "mask"), empty_prompt)
+        super().__init__(network, pipeline, "slat_sampler", shape, ("coords", "mask"), empty_prompt, dtype)
         units = pipeline.get("args", {}).get("slat_normalization", {})
         for name in ("mean", "std"):
             value = torch.tensor(units[name], dtype=torch.float32) if name in units else None

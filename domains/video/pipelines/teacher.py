@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from distillkit import checks
+from distillkit.networks.precision import Dtype
 from distillkit.pipelines.teacher import PipelineTeacher
 from domains.video.pipelines.networks import NETWORKS, PipelineBase
 
@@ -20,8 +19,7 @@ class VideoPipeline(PipelineTeacher):
         guidance_2: of Wan 2.2, which has two transformers, guidance scale of the second in
             sampling; None means that of the first.
         fps: frames a second, which LTX is told; None is the pipeline's own, 25.
-        path, prompts, negative_prompt, steps, dtype, checkpointing, download: as in
-            `PipelineTeacher`.
+        path, prompts, negative_prompt, steps, dtype, download: as in `PipelineTeacher`.
     """
 
     domain = "video"
@@ -37,8 +35,7 @@ class VideoPipeline(PipelineTeacher):
         width: int | None = None,
         negative_prompt: str | None = None,
         steps: int | None = None,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-        checkpointing: bool = False,
+        dtype: Dtype = "float32",
         download: bool = False,
         guidance_2: float | None = None,
         fps: float | None = None,
@@ -47,7 +44,7 @@ class VideoPipeline(PipelineTeacher):
             checks.positive(fps=fps)
         size = {"frames": frames, "height": height, "width": width}
         asked = {"fps": fps}
-        super().__init__(path, prompts, size, negative_prompt, steps, dtype, checkpointing, download, asked)
+        super().__init__(path, prompts, size, negative_prompt, steps, dtype, download, asked)
         self.guidance_2 = guidance_2
 
     def guidance(self, t: Tensor, kappa: float | Tensor) -> float | Tensor:

@@ -14,6 +14,7 @@ import tiny_pipelines
 from helpers import trainer
 
 from distillkit import load_student
+from distillkit.checkpointing import checkpoint_blocks, checkpoints
 from distillkit.methods.base import Adam
 from distillkit.methods.dmd import DMD
 from distillkit.networks.adapters import Adapters
@@ -165,8 +166,9 @@ def test_a_base_in_half_precision_and_activations_that_are_made_again(folder, pr
     grads = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        teacher = teacher_of(folder, prompts, checkpointing=checkpointing)
+        teacher = teacher_of(folder, prompts)
         net = teacher.new_denoiser(adapters(teacher))
+        assert checkpoint_blocks(net) == len(net.network.tree.models) if checkpointing else not checkpoints(net)
         assert net.network.tree.models[0].is_gradient_checkpointing == checkpointing
         net(x, t, cond).square().sum().backward()
         grads.append([p.grad for p in net.parameters() if p.grad is not None])
