@@ -3,7 +3,7 @@
 # ruff: noqa: E501 (a fault is a row of a table)
 
 import copy
-from functools import cache, partial
+from functools import cache
 
 import pytest
 import torch
@@ -305,10 +305,3 @@ MUTATIONS = [
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
 def test_the_tests_notice(mutation):
     prove(mutation)
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_every_network_notices_a_block_that_is_not_its_own(name):
-    """The forward of the class is called with the block itself."""
-    check = partial(test_gradients_are_the_same_to_the_bit, name)
-    prove(Mutation("no time", checkpointing._recomputed, "own, block, *args,", "own, block, *(x * 2 if i == 0 else x for i, x in enumerate(args)),", check))  # fmt: skip
