@@ -55,6 +55,7 @@ class Part:
         gradients: size of the gradients in the role's step.
         moments: size of the optimiser's state.
         gathered: size of what FSDP2 holds whole at once, see the function.
+        whole: whether every device holds all of it, even where weights are shared.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Part:
     gradients: int = 0
     moments: int = 0
     gathered: int = 0
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,14 +138,16 @@ class Plan:
         return sum(self.gradients.values())
 
     def sharded(self, devices: int) -> int:
-        """Bytes on each of some devices that share all weights, gradients and moments (FSDP2).
+        """Bytes on each of some devices that share weights, gradients and moments (FSDP2).
 
         One block is gathered at a time, and activations are not shared.
         """
         if devices == 1:
             return self.peak
-        shared = self.held + self.gradients[self.largest.role]
-        return -(-shared // devices) + max(part.gathered for part in self.parts) + self.largest.activations
+        whole = sum(part.weights for part in self.parts if part.whole)
+        shared = self.held - whole + self.gradients[self.largest.role]
+        gathered = max(part.gathered for part in self.parts if not part.whole)
+        return whole - (-shared // devices) + gathered + self.largest.activations
 
     @property
     def passes(self) -> float:
@@ -393,6 +397,7 @@ def parts_of(method: Distiller) -> list[Part]:
                     weights=sum(each.untyped_storage().nbytes() for each in own),
                     gradients=gradients(method, name) if name in method.roles else 0,
                     gathered=max((gathered(root) for root in roots), default=0),
+                    whole=name == "teacher" and not method.spreads_teacher,
                 )
             )
     return parts

@@ -53,9 +53,9 @@ class Images(DistillData):
     build_evaluator = media = None
 
 
-def method(kind=DMD, checkpointing=False, **settings):
+def method(kind=DMD, checkpointing=False, dtype=None, **settings):
     torch.manual_seed(0)
-    teacher = Teacher(Denoiser(network(), VarianceExploding(), "edm", 1.0), SHAPE, CLASSES)
+    teacher = Teacher(Denoiser(network(), VarianceExploding(), "edm", 1.0), SHAPE, CLASSES, dtype=dtype)
     return kind(teacher, checkpointing=checkpointing, schedule="constant", **settings)
 
 

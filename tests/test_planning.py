@@ -4,6 +4,7 @@
 
 import math
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_adapters_are_trained_on_weights_that_the_teacher_holds():
     whole, _ = by_name(planned())
     assert 0 < parts["student"].trained < whole["student"].trained and parts["student"].frozen == 0
     assert parts["student"].weights == parts["student"].gradients == 4 * parts["student"].trained
-    assert parts["teacher"] == whole["teacher"]
+    assert parts["teacher"] == replace(whole["teacher"], whole=True) and not whole["teacher"].whole
 
 
 def test_half_precision_halves_all_but_the_average():
@@ -248,6 +249,8 @@ def test_the_sums():
     assert plan.bucket == 140
     assert plan.sharded(1) == plan.peak
     assert plan.sharded(4) == (1420 + 40) // 4 + 300 + 570
+    whole = replace(plan, parts=(replace(plan.parts[0], whole=True), *plan.parts[1:]))
+    assert whole.sharded(4) == 1000 + (420 + 40) // 4 + 60 + 570
 
 
 # ---- pairs

@@ -28,6 +28,7 @@ from distillkit.errors import Failure
 from distillkit.evaluation.metrics import TooFew
 from distillkit.methods.average import average_of, follow, keep_precise
 from distillkit.methods.turns import Turns
+from distillkit.networks.adapters import Adapters
 from distillkit.students.base import Product
 
 WEIGHTS = "[0, 1000]"  # the range of the weights of loss terms
@@ -380,11 +381,20 @@ class Distiller(LightningModule):
         roles = [[getattr(self, name) for name in names] for names in self.roles.values()]
         spread = [module for modules in roles if any(map(sharding.denoises, modules)) for module in modules]
         averages = [module for module in (self.ema, self.target) if sharding.denoises(module)]
-        teacher = (
-            [self.teacher.denoiser] if "teacher" in self._modules and sharding.denoises(self.teacher.denoiser) else []
-        )
-        for module in (*teacher, *spread, *averages):
+        for module in (*([self.teacher.denoiser] if self.spreads_teacher else []), *spread, *averages):
             sharding.shard(module, self.device_mesh)
+
+    @property
+    def spreads_teacher(self) -> bool:
+        """Whether there is a teacher to spread: a network, on which no adapters stand.
+
+        Their network is in memory once, and whole.
+        """
+        if "teacher" not in self._modules or not sharding.denoises(self.teacher.denoiser):
+            return False
+        own = set(self.teacher.denoiser.parameters())
+        adapters = [each for each in self.modules() if isinstance(each, Adapters)]
+        return not any(parameter in own for each in adapters for parameter in each.tree.parameters())
 
     def gathered(self) -> Distiller:
         """The method with whole networks on every process; all processes must ask for it."""
