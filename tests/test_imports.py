@@ -20,6 +20,7 @@ GROUND = {
     "checkpointing",
     "checks",
     "codec",
+    "compiling",
     "data",
     "devices",
     "errors",

@@ -248,8 +248,16 @@ def changes(look: Look, limit: float, call: front.Call) -> list[dict[str, str]]:
     """What may help, as words; by itself it need not."""
     batch, many = look.datamodule.batch_size, look.trainer.accumulate_grad_batches
     halved = {"data.batch_size": str(batch // 2), "trainer.accumulate_grad_batches": str(2 * many)}
-    found = [*([halved] if batch > 1 else []), {"student": "lora"}, {"trainer.precision": "bf16-mixed"}]
-    if call.value("--config", "-c") is not None:
+    alone = call.value("--config", "-c") is not None
+    rounded = "model.teacher.dtype" if alone else "teacher.dtype"
+    found = [
+        *([halved] if batch > 1 else []),
+        *([] if look.model.checkpointing else [{"model.checkpointing": "true"}]),
+        {"student": "lora"},
+        {"trainer.precision": "bf16-mixed"},
+        {rounded: "bfloat16"},
+    ]
+    if alone:
         return [change for change in found if "student" not in change]  # a choice of files, no flag
     enough = [num for num in SHARES if num > look.devices and look.plan.sharded(num) <= limit]
     return [*found, *({"trainer": "shard", "trainer.devices": str(num)} for num in enough[:1])]

@@ -24,10 +24,12 @@ from torch import Tensor, nn
 
 from distillkit import capabilities, checks, sharding
 from distillkit.checkpointing import checkpoint_blocks
+from distillkit.compiling import check_compiler, compile_networks
 from distillkit.errors import Failure
 from distillkit.evaluation.metrics import TooFew
 from distillkit.methods.average import average_of, follow, keep_precise
 from distillkit.methods.turns import Turns
+from distillkit.modules import modules
 from distillkit.networks.adapters import Adapters
 from distillkit.students.base import Product
 
@@ -89,6 +91,8 @@ class Distiller(LightningModule):
             gradients; each such step is skipped.
         checkpointing: keep the inputs of networks' blocks alone for the backward pass, which
             computes their activations again: less memory, more time, the same results.
+        compile: compile the networks of roles and teacher (`torch.compile`) as they are first
+            called; the last bits of results may be others.
 
     Attributes:
         requires: the capabilities that the method always needs from teacher and data, see
@@ -130,6 +134,7 @@ class Distiller(LightningModule):
         warmup: int = 0,
         max_bad_steps: int = 20,
         checkpointing: bool = False,
+        compile: bool = False,
     ):
         super().__init__()
         checks.not_negative(ema_halflife=ema_halflife)
@@ -140,7 +145,7 @@ class Distiller(LightningModule):
             raise ValueError(f"schedule must be constant, linear or cosine, got {schedule!r}")
         self.ema_halflife, self.ema_rampup = ema_halflife, ema_rampup
         self.schedule, self.warmup, self.max_bad_steps = schedule, warmup, max_bad_steps
-        self.checkpointing = checkpointing
+        self.checkpointing, self.compiles = checkpointing, compile
         self.seed = torch.initial_seed() % 2**31
         self.roles, self.settings = {}, {}
         self._frozen: set[str] = set()  # parameters of the roles' modules that no role trains
@@ -234,6 +239,9 @@ class Distiller(LightningModule):
                 self.log(name, value, logger=logger)
 
     def on_train_start(self) -> None:
+        if self.compiles:
+            denoisers = [each for each in modules(self) if sharding.denoises(each) and each is not self.ema]
+            compile_networks({each.network: None for each in denoisers})
         self._listed = {role: self.role_parameters(role) for role in self.roles}  # large networks take long to walk
 
     def on_train_epoch_start(self) -> None:
@@ -559,6 +567,8 @@ class Distiller(LightningModule):
         self.check(self.trainer.datamodule)
         self.check_classes(self.trainer.datamodule)
         self.teacher_hash()  # now: a run in half precision rounds the teacher
+        if stage == "fit" and self.compiles and self.trainer.strategy is not None:  # a plan has none
+            check_compiler(self.trainer.strategy)
         if stage == "fit" and self.checkpointing and not checkpoint_blocks(self):
             raise ValueError(
                 "model.checkpointing=true has nothing to do: no network of this run is made of blocks; leave it out"
