@@ -130,7 +130,7 @@ RUNS |= {
     f"{DEFAULT}-{recipe.parent.name}-{recipe.stem}": Run(f"domain={recipe.parent.name} method={recipe.stem}", None)
     for recipe in sorted((Path(__file__).parents[1] / "conf" / "recipe").glob("*/*.yaml"))
 }
-# Curves of docs/read_your_curves.md: a broken run, the healthy one drawn beside it, and what is shown
+# Curves of docs/read_your_curves.md: a broken run, the healthy one beside it, and what is shown
 CURVES: dict[str, tuple[str, tuple[str, ...]]] = {
     "toy-dmd-lag": ("toy-dmd", ("spread", "fake_low", "moved")),
     "digits-dmd-lag": ("digits-dmd", ("shift", "fake_low", "moved")),
@@ -266,8 +266,7 @@ def draw(records: list[dict[str, Any]], folder: Path) -> None:
     """Draws FOLDER/NAME.png for every run of `CURVES`: the healthy run grey, the broken one red."""
     from matplotlib.figure import Figure
 
-    from distillkit.evaluation.pictures import save_picture
-
+    folder.mkdir(parents=True, exist_ok=True)
     known = {record["name"]: record for record in records if record["seed"] == 0}
     for name, (healthy, facts) in CURVES.items():
         figure = Figure(figsize=(6.6, 1.7), layout="constrained", dpi=80)
@@ -280,7 +279,7 @@ def draw(records: list[dict[str, Any]], folder: Path) -> None:
             axes.set_title(fact, fontsize=9)
             axes.set_xlim(-0.03, 1.03)
             axes.tick_params(labelsize=7)
-        save_picture(folder / f"{name}.png", figure)
+        figure.savefig(folder / f"{name}.png")
 
 
 def tables(records: list[dict[str, Any]]) -> str:

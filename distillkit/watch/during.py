@@ -177,7 +177,7 @@ def diagnose(history: list[Facts], model: Any) -> list[Finding]:
     found = [finding for rule in rules for finding in rule(history, model)]
     if found or any(rule(history[:end], model) for rule in rules for end in range(1, len(history))):
         return found  # what follows from a cause is none
-    return diverged(history, model)
+    return diverged(history, model) or (collapsed(history) if lawful(model) else [])
 
 
 def lawful(model: Any) -> bool:
@@ -233,10 +233,7 @@ def noises(facts: Facts) -> str:
 
 
 def too_fast(history: list[Facts], model: Any) -> list[Finding]:
-    """The student strays from its average or its target, or the fake score from what it learns.
-
-    A student that strays may also end in samples that are all alike.
-    """
+    """The student strays from its average or its target, or the fake score from what it learns."""
     now = history[-1]
     if lasting(history, lambda facts: min(bands(facts), default=0.0) > WORSE):
         worse = min(bands(now))
@@ -252,15 +249,6 @@ def too_fast(history: list[Facts], model: Any) -> list[Finding]:
     began = max(AWAY, history[0].get("shift", 0.0))
     if lasting(history, lambda facts: facts.get("shift", 0.0) > began):
         return [Finding("high_rate", f"the mean has moved {now['shift']:.3g} standard deviations away")]
-    return collapsed(history)
-
-
-def collapsed(history: list[Facts]) -> list[Finding]:
-    """Samples that were apart are alike."""
-    for name, what in (("spread", "spread"), ("within", "spread within classes")):
-        *before, now = [facts[name] for facts in history if name in facts] or [1.0]
-        if now < FALLEN and now < FALLEN * (most := max(before, default=0.0)):
-            return [Finding("high_rate", f"the {what} has fallen to {now:.2f} of the target's, from {most:.2f}")]
     return []
 
 
@@ -283,3 +271,12 @@ def diverged(history: list[Facts], model: Any) -> list[Finding]:
     if lost and lost <= {"lag", *(f"fake_{band}" for band in BANDS)}:
         return [Finding("diverged_role", "the fake score's error is infinite", "lower model.fake_score.lr")]
     return [Finding("diverged_role", "samples are no numbers", "lower model.student.lr")] if lost else []
+
+
+def collapsed(history: list[Facts]) -> list[Finding]:
+    """Samples that were apart are alike, for no cause that was known before."""
+    for name, what in (("spread", "spread"), ("within", "spread within classes")):
+        *before, now = [facts[name] for facts in history if name in facts] or [1.0]
+        if now < FALLEN and now < FALLEN * (most := max(before, default=0.0)):
+            return [Finding("high_rate", f"the {what} has fallen to {now:.2f} of the target's, from {most:.2f}")]
+    return []
