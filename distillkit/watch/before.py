@@ -57,6 +57,8 @@ def look(model: Any, data: Any, reference: Reference) -> tuple[dict[str, float],
     for more, causes in parts:
         facts |= more
         found += causes
+    if any(finding.name == "memorised" for finding in found):  # copies of these data, so it was trained on them
+        found = [finding for finding in found if finding.name != "unlike_data"]
     return facts, found
 
 
