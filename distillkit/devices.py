@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -70,30 +71,53 @@ def wait_for(device: torch.device) -> None:
         torch.get_device_module(device).synchronize(device)
 
 
-def in_chunks(make: Callable[[slice], Tensor], num: int, chunk: int) -> Tensor:
+def in_chunks(make: Callable[[slice], Tensor], num: int, chunk: int, size: int = 0) -> Tensor:
     """`make(rows)` of all `num` rows, `chunk` at a time, joined on the CPU.
 
-    A chunk for which a GPU has too little memory is halved, and so are those after it.
+    A chunk for which a GPU has too little memory is halved, and so are those after it. Within
+    `dividing`, several processes make their parts.
 
     Args:
         make: function of rows, a slice with start and stop.
         num: the number of rows.
-        chunk: the number of rows of one call.
+        chunk: the number of rows of one call, at most.
+        size: see `alone`.
 
     Raises:
         torch.OutOfMemoryError: one row is too many.
     """
-    parts, start = [], 0
-    while start < num or not parts:
-        rows = slice(start, min(start + chunk, num))
+    if _divide is not None:
+        return _divide(make, num, chunk, size=size)
+    return alone(make, slice(0, num), chunk, size)
+
+
+def alone(make: Callable[[slice], Tensor], rows: slice, chunk: int, size: int = 0) -> Tensor:
+    """`in_chunks` of some rows, in this process."""
+    parts, start = [], rows.start
+    while start < rows.stop or not parts:
+        some = slice(start, min(start + chunk, rows.stop))
         try:
-            parts.append(make(rows).cpu())
-            start = rows.stop
+            parts.append(make(some).cpu())
+            start = some.stop
         except torch.OutOfMemoryError:
             if chunk == 1:
                 raise
             chunk //= 2
     return torch.cat(parts)
+
+
+_divide: Callable[..., Tensor] | None = None
+
+
+@contextmanager
+def dividing(divide: Callable[..., Tensor]) -> Iterator[None]:
+    """A context in which `in_chunks` is `divide` of the same arguments."""
+    global _divide
+    before, _divide = _divide, divide
+    try:
+        yield
+    finally:
+        _divide = before
 
 
 def free(device: torch.device) -> int | None:

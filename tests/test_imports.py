@@ -23,6 +23,7 @@ GROUND = {
     "devices",
     "errors",
     "files",
+    "processes",
     "progress",
     "runs",
     "sharding",

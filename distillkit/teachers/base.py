@@ -217,9 +217,10 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         solver: Any = None,
         times: Tensor | None = None,
         kappa: float | Tensor = 1.0,
+        chunk: int | None = None,
     ) -> bool:
         """Whether `generate` with these arguments would find its samples kept."""
-        chosen = self._chosen(solver, times, kappa, None)
+        chosen = self._chosen(solver, times, kappa, chunk)
         return cache.current() is not None and cache.current().holds(samples_key(self, num, cond, seed, *chosen))
 
     def _chosen(self, solver: Any, times: Tensor | None, kappa: float | Tensor, chunk: int | None) -> tuple:
