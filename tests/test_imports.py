@@ -23,6 +23,7 @@ GROUND = {
     "devices",
     "errors",
     "files",
+    "precision",
     "processes",
     "progress",
     "runs",

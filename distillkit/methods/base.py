@@ -98,6 +98,8 @@ class Distiller(LightningModule):
             those of its best settings. Not used if the product is a student.
         enough: steps of the student after which it may have learnt something; the shortest default
             run of a method that follows gradients has 20 for each of its sampling steps.
+        precise: whether it trains in full precision on a GPU too, unless the user names another:
+            it takes differences of numbers that are nearly equal.
         renamed: names of arguments of earlier versions, each with the message for who still gives
             one.
         roles: names of the roles in order of their turns, each with the attributes (modules) that
@@ -115,6 +117,7 @@ class Distiller(LightningModule):
     }
     proof_steps: int | None = None
     enough: int = 10
+    precise: bool = False
     renamed: dict[str, str] = {}
     roles: dict[str, tuple[str, ...]]
 
