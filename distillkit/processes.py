@@ -70,7 +70,7 @@ class Crew:
         for other in self._busy:
             self._send(task, other)
         try:
-            with devices.dividing(self._whole), progress.counting_for(self.size):
+            with devices.dividing(self._whole, self.size), progress.counting_for(self.size):
                 yield
         finally:
             for other in [*self._busy]:  # this process failed, or found its samples kept meanwhile
@@ -83,10 +83,10 @@ class Crew:
             with suppress(RuntimeError):
                 self._send(None, other)
 
-    def _whole(self, make: Callable[[slice], Tensor], num: int, chunk: int, **limits: Any) -> Tensor:
+    def _whole(self, make: Callable[[slice], Tensor], num: int, chunk: int, *memory: Any) -> Tensor:
         rows, chunk = divided(num, chunk, self.size)
         begun = time.perf_counter()
-        parts = [devices.alone(make, rows[0], chunk, **limits)]
+        parts = [devices.alone(make, rows[0], chunk, *memory)]
         seconds = time.perf_counter() - begun
         for other in range(1, self.size):
             if rows[other].stop > rows[other].start:
@@ -108,18 +108,18 @@ class Crew:
         """Does `work(task)` with each task of the first process until that needs no more."""
         while (task := self._receive(0)) is not None:
             try:
-                with devices.dividing(self._own):
+                with devices.dividing(self._own, self.size):
                     work(task)
                 said = "it made none"
             except Exception as error:
                 said = f"{type(error).__name__}: {one_line(error)}"
             self._send(said, 0)
 
-    def _own(self, make: Callable[[slice], Tensor], num: int, chunk: int, **limits: Any) -> Tensor:
+    def _own(self, make: Callable[[slice], Tensor], num: int, chunk: int, *memory: Any) -> Tensor:
         rows, chunk = divided(num, chunk, self.size)
         own = rows[self._number]
         if mine := own.stop > own.start:
-            part = devices.alone(make, own, chunk, **limits)
+            part = devices.alone(make, own, chunk, *memory)
             self._send(part, 0)
         else:
             part = make(slice(0, min(num, 1))).cpu()  # its shape, for what follows
