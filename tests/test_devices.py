@@ -88,7 +88,7 @@ def test_a_chunk_that_does_not_fit_is_halved():
 
 def test_a_chunk_that_takes_more_than_half_of_the_free_memory_is_halved(monkeypatch):
     """A row is 1 MiB, and twice that while it is made; half of what is free are 20 MiB."""
-    calls, numbers = [], 2**18
+    calls, asked, numbers = [], [], 2**18
 
     def make(rows: slice) -> torch.Tensor:
         calls.append(rows.stop - rows.start)
@@ -97,12 +97,14 @@ def test_a_chunk_that_takes_more_than_half_of_the_free_memory_is_halved(monkeypa
 
     def made(free: int | None, num: int = 64, size: int = numbers) -> list[int]:
         calls.clear()
-        monkeypatch.setattr(devices, "free", lambda device: free)
+        asked.clear()
+        monkeypatch.setattr(devices, "free", lambda device: asked.append(device) or free)
         assert len(devices.in_chunks(make, num, 32, size, torch.device("cpu"))) == num
         return [*calls]
 
     assert made(40 * 2**20) == [32, 16, *[8] * 8]
-    assert made(2**30) == made(None) == [32, 32] and made(40 * 2**20, size=0) == [32, 32]
+    assert made(2**30) == made(None) == [32, 32] and len(asked) == 1  # the first chunk shows that they fit
+    assert made(40 * 2**20, size=0) == [32, 32] and not asked
     assert made(2**20, num=3) == [3, 1, 1, 1]  # one row is tried all the same
     with devices.dividing(lambda make, num, *rest: devices.alone(make, slice(0, num), *rest), processes=2):
         assert made(40 * 2**20) == [32, 16, 8, *[4] * 16]  # another process wants the other half
