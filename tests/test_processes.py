@@ -16,6 +16,7 @@ from helpers import Affine, ForkedShard, Pairs, forked_ddp, in_processes, neural
 
 from distillkit import cache, devices
 from distillkit.cache import SampleCache
+from distillkit.cli import front
 from distillkit.errors import Failure
 from distillkit.evaluation.protocol import assist, evaluate
 from distillkit.evaluation.rows import EARLIER
@@ -238,3 +239,18 @@ def test_several_processes_validate_what_one_does(devices, strategy, seeds, tmp_
     assert sorted(each.pop("seeds").tolist() for each in found) == seeds
     for each in found:
         assert each.keys() == one.keys() and all(torch.equal(each[name], one[name]) for name in one)
+
+
+def test_a_run_of_two_processes_leaves_what_one_would(tmp_path, monkeypatch):
+    words = ["domain=toy", "method=dmd", "trainer.max_steps=2", "trainer.limit_val_batches=0"]
+    words += ["trainer.accelerator=cpu", "vars.callbacks.watch.samples=0", "vars.callbacks.finish.pictures=false"]
+    words += ["vars.callbacks.finish.num_samples=200"]
+    serve = Crew.serve
+    monkeypatch.setattr(Crew, "serve", lambda crew, work: ((tmp_path / "served").touch(), serve(crew, work)))
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert not front.main(["fit", *words, "trainer.devices=2", "trainer.strategy=ddp_fork", "--out", str(two)])
+    assert (tmp_path / "served").exists()
+    checkpoint = two / "checkpoints" / "last.ckpt"
+    assert not front.main(["fit", *words, "--ckpt_path", str(checkpoint), "--out", str(one)])
+    found = [json.loads((run / "evaluation.json").read_text()) for run in (one, two)]
+    assert untimed(found[0]) == untimed(found[1])
