@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from distillkit import precision
+from distillkit.cli import doctor
 from distillkit.methods.consistency import Consistency
 from distillkit.methods.dmd import DMD
 from distillkit.methods.flow_map import FlowMap
@@ -64,3 +65,12 @@ def test_products_are_rounded_unless_precision_is_full(products):
         assert products() == ("high", True)
         precision.set_products("32-true")
         assert products() == ("highest", False)
+
+
+def test_doctor_says_what_runs_take(machine, monkeypatch):
+    machine(gpu=True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "one")
+    assert doctor._torch_build().endswith("GPUs: one; runs take bf16-mixed by themselves")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert doctor._torch_build().endswith("GPUs: none")
