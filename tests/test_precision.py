@@ -11,6 +11,7 @@ from distillkit.methods.consistency import Consistency
 from distillkit.methods.dmd import DMD
 from distillkit.methods.flow_map import FlowMap
 from distillkit.methods.mdt_dist import MDTDist
+from distillkit.methods.rcm import RCM
 from distillkit.methods.scm import SCM
 from distillkit.methods.twinflow import TwinFlow
 
@@ -46,7 +47,7 @@ def test_a_run_elsewhere_is_in_full_precision_beside_a_gpu(machine, accelerator)
 
 
 def test_what_is_differentiated_in_its_input_is_precise():
-    assert all(kind.precise for kind in (SCM, FlowMap, TwinFlow, MDTDist))
+    assert all(kind.precise for kind in (SCM, RCM, FlowMap, TwinFlow, MDTDist))
     assert not DMD.precise and not Consistency.precise
 
 

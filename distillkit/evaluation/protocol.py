@@ -173,7 +173,7 @@ class Comparison:
         sample(min(self.num_samples, 64), {name: value[:64] for name, value in self.cond.items()}, self.seed)
 
     def _by_teacher(self, solver: str, times: Tensor, seed: int) -> Made:
-        chunk = cut(self.num_samples, self.teacher.chunk, self.crew.size if self.crew else 1)
+        chunk = cut(self.num_samples, self.teacher.chunk, self.crew.size) if self.crew else self.teacher.chunk
         asked = (self.num_samples, self.cond, seed, solver, times, self.kappa, chunk)
         if not self._warm and not self.teacher.kept(*asked):
             with cache.using(None):
