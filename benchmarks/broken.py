@@ -20,6 +20,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -110,7 +111,7 @@ RUNS: dict[str, Run] = {
     "discrete-pretrain-rate": Run(f"{TOKENS} method=pretrain model.student.lr=5", 16, "high_rate"),
     "discrete-renamed": Run(f"{TOKENS} method=lsd data.path={{out}}/renamed.txt", 3, "unlike_data"),
     # folds
-    "protein-dmd": Run(f"{PROTEIN} method=dmd model.fake_score.updates=2", 60),
+    "protein-dmd": Run(f"{PROTEIN} method=dmd", 240),
     "protein-dmd-lag": Run(
         f"{PROTEIN} method=dmd model.fake_score.lr=1e-7 model.fake_score.updates=1 model.student.lr=1e-2",
         60,
@@ -122,7 +123,7 @@ RUNS: dict[str, Run] = {
     "protein-consistency": Run(f"{PROTEIN} method=consistency", 24),
     "protein-consistency-rate": Run(f"{PROTEIN} method=consistency model.student.lr=0.1", 24, "high_rate"),
     # clips
-    "video-dmd": Run(f"{VIDEO} method=dmd model.fake_score.updates=2", 60),
+    "video-dmd": Run(f"{VIDEO} method=dmd", 120),
     "video-dmd-lag": Run(
         f"{VIDEO} method=dmd model.fake_score.lr=1e-7 model.fake_score.updates=1 model.student.lr=1e-2",
         60,
@@ -293,18 +294,17 @@ def draw(records: list[dict[str, Any]], folder: Path) -> None:
 
 def tables(records: list[dict[str, Any]]) -> str:
     """Provoked x named; the range of every fact; the facts of every run."""
-    lines = ["", "| provoked | runs | named |", "| --- | ---: | --- |"]
+    lines = ["", "| provoked | runs | named | others too | missed |", "| --- | ---: | ---: | --- | --- |"]
     causes = (None, *CAUSES)
     for cause in causes:
         own = [record for record in records if record["cause"] == cause]
-        counts: dict[str, int] = {}
-        for record in own:
-            said = named(record) or ["nothing"]
-            name = cause if cause in said else ", ".join(said)
-            counts[name] = counts.get(name, 0) + 1
+        said = [named(record) for record in own]
+        right = sum(cause in names if cause else not names for names in said)
+        others = Counter(name for names in said for name in names if name != cause)
+        missed = [record["name"] for record, names in zip(own, said, strict=True) if cause and cause not in names]
         if own:
-            said = ", ".join(f"{name} {count}" for name, count in counts.items())
-            lines.append(f"| {cause or 'healthy'} | {len(own)} | {said} |")
+            also = ", ".join(f"{name} {count}" for name, count in others.items())
+            lines.append(f"| {cause or 'healthy'} | {len(own)} | {right} | {also} | {', '.join(missed)} |")
     lines += ["", "After half of the run, smallest and largest:", "", "| fact | runs | range |", "| --- | --- | --- |"]
     for fact in dict.fromkeys(fact for record in records for point in record["history"] for fact in point):
         for cause in causes:

@@ -26,6 +26,8 @@ GROUND = {
     "errors",
     "files",
     "modules",
+    "precision",
+    "processes",
     "progress",
     "runs",
     "sharding",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distillkit import checks
 from distillkit.files import hash_weights
 from distillkit.networks.blocks import Told, zero
-from distillkit.networks.precision import cast
+from distillkit.networks.dtypes import cast
 from distillkit.spec import Recorded
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -19,7 +19,7 @@ from distillkit.diffusion.process import Process
 from distillkit.files import hash_weights
 from distillkit.networks.adapters import Base
 from distillkit.networks.blocks import Told
-from distillkit.networks.precision import DTYPES
+from distillkit.networks.dtypes import DTYPES
 from distillkit.networks.routed import dispatch
 from distillkit.pipelines import schedulers
 from distillkit.pipelines.codec import PipelineCodec

@@ -20,7 +20,7 @@ from distillkit import checks, devices
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import expand
 from distillkit.files import hash_weights
-from distillkit.networks.precision import DTYPES, Dtype
+from distillkit.networks.dtypes import DTYPES, Dtype
 from distillkit.pipelines import schedulers
 from distillkit.pipelines.files import import_diffusers, local, print_of, read_index
 from distillkit.pipelines.network import Network, PipelineBase, released

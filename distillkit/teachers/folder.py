@@ -11,7 +11,7 @@ from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import check_facts
 from distillkit.diffusion.start import Start
 from distillkit.files import load_weights, read_yaml
-from distillkit.networks.precision import Dtype
+from distillkit.networks.dtypes import Dtype
 from distillkit.rollouts import Continuation
 from distillkit.spec import from_spec, named
 from distillkit.teachers.base import CONFIG, WEIGHTS, Teacher

@@ -9,7 +9,7 @@ from typing import Any
 
 from distillkit.discrete.teacher import DiscreteFolderTeacher, DiscreteTeacher
 from distillkit.files import read_yaml
-from distillkit.networks.precision import Dtype
+from distillkit.networks.dtypes import Dtype
 from distillkit.spec import Recorded
 from distillkit.teachers.base import CONFIG, BaseTeacher, Teacher
 from distillkit.teachers.folder import FolderTeacher

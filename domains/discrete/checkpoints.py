@@ -21,7 +21,7 @@ from distillkit.discrete.schedule import LogLinear
 from distillkit.discrete.teacher import DiscreteTeacher
 from distillkit.files import read_weights
 from distillkit.networks.ddit import DDiT
-from distillkit.networks.precision import Dtype
+from distillkit.networks.dtypes import Dtype
 from distillkit.spec import bounded
 
 

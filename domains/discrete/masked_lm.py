@@ -18,7 +18,7 @@ from distillkit.discrete.denoiser import Mean
 from distillkit.discrete.process import Absorbing
 from distillkit.discrete.teacher import DiscreteTeacher
 from distillkit.errors import optional
-from distillkit.networks.precision import Dtype
+from distillkit.networks.dtypes import Dtype
 from distillkit.spec import Recorded
 from distillkit.teachers.foreign import check_foreign
 from domains.discrete.checkpoints import read_config

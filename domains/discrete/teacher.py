@@ -12,7 +12,7 @@ from distillkit.discrete.exact import MarkovChain, chain_table, countdown_chain,
 from distillkit.discrete.process import Absorbing, DiscreteProcess, Uniform
 from distillkit.discrete.schedule import Schedule
 from distillkit.discrete.teacher import DiscreteFolderTeacher, DiscreteTeacher
-from distillkit.networks.precision import Dtype
+from distillkit.networks.dtypes import Dtype
 
 WEIGHTS = Path(__file__).parent / "weights"
 Noise = Literal["absorbing", "uniform"]

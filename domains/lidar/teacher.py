@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distillkit.codec import Codec
-from distillkit.networks.precision import Dtype
+from distillkit.networks.dtypes import Dtype
 from distillkit.teachers.folder import EmbeddedTeacher
 from domains.lidar.offsets import Offsets
 

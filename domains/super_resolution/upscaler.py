@@ -16,7 +16,7 @@ from distillkit import checks
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import DiscreteVariancePreserving
 from distillkit.networks.blocks import Told
-from distillkit.networks.precision import Dtype
+from distillkit.networks.dtypes import Dtype
 from distillkit.pipelines.files import import_diffusers, load, local, read_index, read_json
 from distillkit.pipelines.schedulers import table, variance_preserving
 from distillkit.spec import Recorded

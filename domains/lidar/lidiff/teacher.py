@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.codec import Codec
-from distillkit.networks.precision import Dtype
+from distillkit.networks.dtypes import Dtype
 from distillkit.teachers.folder import FolderTeacher
 from domains.lidar.lidiff.network import LiDiffNetwork
 from domains.lidar.offsets import Offsets

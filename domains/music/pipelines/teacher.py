@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distillkit.networks.precision import Dtype
+from distillkit.networks.dtypes import Dtype
 from distillkit.pipelines import network
 from distillkit.pipelines.teacher import PipelineTeacher
 from domains.music.pipelines.families import FAMILIES

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distillkit.diffusion.denoiser import Cond
 from distillkit.diffusion.sampling import SOLVERS
-from distillkit.networks.precision import Dtype
+from distillkit.networks.dtypes import Dtype
 from distillkit.pipelines.files import load
 from distillkit.pipelines.teacher import PipelineTeacher
 from domains.protein.pipelines.codec import Atoms

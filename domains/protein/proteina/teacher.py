@@ -18,7 +18,7 @@ from distillkit.diffusion.guidance import guided
 from distillkit.diffusion.process import Process
 from distillkit.diffusion.sampling import SOLVERS
 from distillkit.files import read_yaml
-from distillkit.networks.precision import Dtype
+from distillkit.networks.dtypes import Dtype
 from distillkit.teachers.folder import CONFIG, FolderTeacher
 from domains.protein.proteina.features import FOLDS
 from domains.protein.proteina.network import ProteinaTransformer

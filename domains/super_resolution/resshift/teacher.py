@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.process import ResShift
 from distillkit.files import fill_weights, hash_tensors, hash_weights
-from distillkit.networks.precision import Dtype
+from distillkit.networks.dtypes import Dtype
 from distillkit.spec import bounded, to_spec
 from distillkit.teachers.base import Teacher
 from domains.super_resolution.codec import Latent

@@ -17,7 +17,7 @@ from distillkit import checks
 from distillkit.diffusion.denoiser import Cond, Denoiser
 from distillkit.diffusion.process import RectifiedFlow, expand_mask
 from distillkit.files import fill_weights, read_weights, sizes
-from distillkit.networks.precision import Dtype
+from distillkit.networks.dtypes import Dtype
 from distillkit.spec import bounded
 from distillkit.teachers.base import Teacher
 from domains.threed.trellis.networks import SLatFlowModel, SparseStructureDecoder, SparseStructureFlowModel

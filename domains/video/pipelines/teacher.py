@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from distillkit import checks
-from distillkit.networks.precision import Dtype
+from distillkit.networks.dtypes import Dtype
 from distillkit.pipelines.teacher import PipelineTeacher
 from domains.video.pipelines.networks import NETWORKS, PipelineBase
 
