@@ -8,6 +8,7 @@ import sys
 HELD = ("student.yaml", "teacher.yaml", "student/student.yaml", "teacher/teacher.yaml")
 if not sys.flags.safe_path and sys.path[0] in ("", os.getcwd()) and any(map(os.path.exists, HELD)):
     del sys.path[0]
+    os.environ["PYTHONSAFEPATH"] = "1"  # of the processes that this one starts
 
 from distillkit.cli.front import main  # noqa: E402 (after the folder is out of the way)
 

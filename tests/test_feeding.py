@@ -1,0 +1,265 @@
+"""Batches that workers read: the same ones in the same order, with the same errors and warnings."""
+
+import itertools
+import multiprocessing
+import os
+import pickle
+import threading
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import forked_ddp, same, trainer
+from lightning.pytorch import LightningModule
+from PIL import Image
+
+from distillkit import feeding, runs
+from distillkit.cli import front
+from distillkit.data import DistillData, StepLoader, TensorData
+from distillkit.feeding import workers_for
+from domains.image import data as images
+
+SIZE = 22
+pytestmark = pytest.mark.filterwarnings("ignore:.*DataLoader will create")  # more than there are cores
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch):
+    """Workers are forks, which begin at once; none of them reads a video."""
+    monkeypatch.setattr(feeding, "METHOD", "fork")
+    yield
+    assert not multiprocessing.active_children()
+
+
+class Read:
+    """Numbers, read as files are, each with the process that read it."""
+
+    def __init__(self, broken=(), said=()):
+        self.broken, self.said = broken, said
+
+    def __len__(self):
+        return SIZE
+
+    def __getitem__(self, indices):
+        for i in {*indices.tolist()} & {*self.said}:
+            warnings.warn(f"{i} is damaged", stacklevel=1)
+        if {*indices.tolist()} & {*self.broken}:
+            raise ValueError(f"{indices.tolist()} cannot be read")
+        return {"data": indices.float()[:, None], "reader": torch.full_like(indices, os.getpid())}
+
+
+def drawn(loader, epochs=1):
+    return [batch["data"][:, 0].tolist() for _ in range(epochs) for batch in loader]
+
+
+def readers(batches):
+    return {pid for batch in batches for pid in batch["reader"].tolist()}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_order_is_that_without_workers_and_no_number_of_the_run_is_drawn(workers):
+    state = torch.get_rng_state()
+    loader = StepLoader(Read(), 4, seed=3, workers=workers)
+    found = drawn(loader, epochs=3)
+    assert found == drawn(StepLoader(Read(), 4, seed=3), epochs=3) and found[:5] != found[5:10]
+    assert torch.equal(torch.get_rng_state(), state)
+    loader.feed.close()
+
+
+@pytest.mark.parametrize("before, after", [(2, 0), (0, 2), (1, 3)])
+@pytest.mark.parametrize("cut", [3, 5, 6])
+def test_runs_go_on_exactly_with_another_number_of_workers(before, after, cut):
+    """Within an epoch, at its end and after it; what was read ahead is not counted."""
+    whole = drawn(StepLoader(Read(), 4, seed=1), epochs=3)
+    first, second = (StepLoader(Read(), 4, seed=1, workers=workers) for workers in (before, after))
+    stream = itertools.chain.from_iterable(iter(first) for _ in itertools.count())
+    seen = [next(stream)["data"][:, 0].tolist() for _ in range(cut)]
+    assert first.state_dict() == {"position": cut}
+    second.load_state_dict(first.state_dict())
+    rest = itertools.chain.from_iterable(iter(second) for _ in itertools.count())
+    seen += [next(rest)["data"][:, 0].tolist() for _ in range(15 - cut)]
+    assert seen == whole
+    first.feed.close(), second.feed.close()
+
+
+def test_workers_read_stay_for_the_next_epoch_and_end_with_an_epoch_that_is_left():
+    loader = StepLoader(Read(), 4, workers=2)
+    first, second = readers(loader), readers(loader)
+    assert first == second and len(first) == 2 and os.getpid() not in first
+    stream = iter(loader)
+    next(stream)
+    assert {process.pid for process in multiprocessing.active_children()} == first
+    stream.close()
+    assert not multiprocessing.active_children()
+    assert readers(loader).isdisjoint(first)
+    loader.feed.close()
+
+
+def test_an_error_comes_at_its_batch_in_its_own_words():
+    for workers in (0, 2):
+        loader = StepLoader(Read(broken=[9]), 4, shuffle=False, workers=workers)
+        seen = []
+        with pytest.raises(ValueError) as error:
+            seen.extend(loader)
+        assert str(error.value) == "[8, 9, 10, 11] cannot be read" and len(seen) == loader.position == 2
+
+
+def test_warnings_of_workers_are_the_runs():
+    with pytest.warns(UserWarning, match="^9 is damaged$") as said:
+        drawn(StepLoader(Read(said=[9]), 4, shuffle=False, workers=2))
+    assert len(said) == 1
+
+
+def test_tensors_in_memory_need_no_workers():
+    loader = StepLoader(TensorData({"data": torch.arange(20.0)[:, None]}), 4, workers=2)
+    assert len(drawn(loader)) == 5 and loader.feed._processes is None
+
+
+# Data modules
+
+
+class Numbers(DistillData):
+    event_shape, classes = (1,), {}
+    build_evaluator = media = None
+
+    def __init__(self, workers=0, batch_size=2):
+        super().__init__(batch_size)
+        self.workers = workers
+
+    def load(self):
+        return Read(), Read(), Read()
+
+
+class Seen(LightningModule):
+    """Keeps what it saw, by step."""
+
+    def __init__(self, folder=None):
+        super().__init__()
+        self.w, self.folder, self.seen = torch.nn.Parameter(torch.zeros(1)), folder, []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch["data"][:, 0].tolist())
+        return (batch["data"] - self.w).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def on_train_end(self):
+        if self.folder:
+            torch.save(self.seen, self.folder / f"{self.global_rank}.pt")
+
+
+def test_two_processes_with_workers_share_an_epoch(tmp_path):
+    data = Numbers(workers=1)
+    trainer(5, strategy=forked_ddp(), devices=2).fit(Seen(tmp_path), data)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    alone = drawn(StepLoader(Read(), 2))
+    assert [one, two] == [alone[0:10:2], alone[1:10:2]]
+
+
+@pytest.mark.parametrize("steps", [4, 11])  # in an epoch, at its end
+def test_workers_end_with_the_run(steps):
+    model, data = Seen(), Numbers(workers=2)
+    trainer(steps).fit(model, data)
+    assert model.seen == drawn(StepLoader(Read(), 2))[:steps] and not multiprocessing.active_children()
+
+
+def at(device, workers=None, processes=1):
+    """The loader of a run on a device."""
+    data = Numbers(workers)
+    data.trainer = SimpleNamespace(
+        global_rank=0,
+        world_size=processes,
+        num_devices=processes,
+        accumulate_grad_batches=1,
+        lightning_module=SimpleNamespace(seed=0),
+        strategy=SimpleNamespace(root_device=torch.device(device)),
+    )
+    data.setup()
+    return data.train_dataloader()
+
+
+def test_only_a_gpu_gets_workers_by_itself_and_pinned_memory(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x) or x)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    assert [at("cuda:1").feed.workers, at("cuda", processes=2).feed.workers, at("cpu").feed.workers] == [5, 2, 0]
+    assert [at(device, workers=3).feed.workers for device in ("cuda", "cpu")] == [3, 3]
+    next(iter(at("cpu", workers=0)))
+    assert not pinned
+    batch = next(iter(at("cuda", workers=0)))
+    assert any(x is batch["data"] for x in pinned)
+    loader = StepLoader(TensorData({"data": torch.arange(8.0)}), 4, pin=True)
+    assert next(iter(loader))["data"] is pinned[-1]
+
+
+@pytest.mark.parametrize(
+    "cores, processes, workers", [(1, 1, 0), (2, 1, 1), (2, 2, 0), (16, 1, 8), (16, 8, 1), (64, 4, 8)]
+)
+def test_processes_of_a_machine_share_its_cores(cores, processes, workers, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    assert workers_for(torch.device("cuda"), processes) == workers and workers_for(torch.device("cpu"), processes) == 0
+
+
+def test_the_settings_of_a_module_take_nothing_of_the_run_along():
+    data = Numbers(workers=2)
+    data.setup()
+    data.trainer = data.train.lock = threading.Lock()  # which does not pickle
+    assert vars(pickle.loads(pickle.dumps(data.settings())))["batch_size"] == 2 and data.trainer is data.train.lock
+
+
+# The command line
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Forty pictures, of which every pixel has a level of its own."""
+    room = tmp_path_factory.mktemp("pictures")
+    for i in range(40):
+        Image.new("L", (8, 8), 5 * i + 20).save(room / f"{i:02}.png")
+    return room
+
+
+def fit(folder, out, *words):
+    given = ["domain=image", "method=pretrain", "data=image_folder", f"data.path={folder}", "data.resolution=8"]
+    given += ["data.channels=1", "data.batch_size=8", "network=mlp", "network.width=16", "network.depth=1"]
+    given += ["model.schedule=constant", "~vars.callbacks.finish", "vars.callbacks.watch.samples=0"]
+    return front.main(["fit", *given, "trainer.limit_val_batches=0", *words, "--out", str(out)])
+
+
+def left(out):
+    """The weights, averages and moments of a run, and the place of its data."""
+    kept = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
+    return [kept[name] for name in ("state_dict", "optimizer_states", "global_step")]
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    monkeypatch.setenv(runs.OUT, "")  # which is then put back
+
+
+def test_a_run_with_workers_is_the_one_without_and_goes_on_with_other_workers(folder, tmp_path, alone):
+    assert fit(folder, tmp_path / "whole", "trainer.max_steps=6") == 0
+    assert fit(folder, tmp_path / "part", "trainer.max_steps=3", "data.workers=2") == 0
+    last = ["--ckpt_path", str(tmp_path / "part/checkpoints/last.ckpt")]
+    assert fit(folder, tmp_path / "rest", "trainer.max_steps=6", "data.workers=1", *last) == 0
+    assert same(left(tmp_path / "rest"), left(tmp_path / "whole"))
+
+
+def test_a_run_names_the_file_that_breaks_during_it_as_without_workers(folder, tmp_path, alone, monkeypatch, capsys):
+    def broken(path, channels):
+        raise ValueError(f"{path.name} cannot be decoded")
+
+    monkeypatch.setattr(images, "decoded", broken)
+    said = []
+    for workers in (0, 1):
+        assert fit(folder, tmp_path / f"{workers}", "trainer.max_steps=2", f"data.workers={workers}") == 1
+        said.append(capsys.readouterr().err.splitlines()[-1])
+    assert said[0] == said[1] and "none of 32 can be read: " in said[0]
+
+
+def test_a_worker_that_is_lost_ends_the_run_in_a_sentence(folder, tmp_path, alone, monkeypatch, capsys):
+    monkeypatch.setattr(images, "decoded", lambda path, channels: os._exit(3))
+    assert fit(folder, tmp_path / "run", "trainer.max_steps=2", "data.workers=1") == 1
+    assert "error: a worker that reads data was lost; say data.workers=0, or leave" in capsys.readouterr().err
