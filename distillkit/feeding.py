@@ -12,6 +12,8 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 import torch
@@ -66,7 +68,8 @@ class Feed:
 
     def __init__(self, dataset: Any, workers: int = 0, pin: bool = False):
         self.dataset, self.workers, self.pin = dataset, workers, pin
-        self._order, self._processes = _Order(), None
+        self._order = _Order()
+        self._processes = self._answers = None
 
     def __call__(self, rows: Iterable[Tensor]) -> Iterator[Batch]:
         """Yields the batch `dataset[indices]` of each `rows`."""
@@ -95,7 +98,9 @@ class Feed:
         if self._processes is None:
             self._processes = self._started()
         try:
-            for batch, said in self._processes:
+            with _unheard(signal.SIGINT):
+                self._answers = iter(self._processes)
+            for batch, said in self._answers:
                 for text, kind in said:
                     warnings.warn(text, kind, stacklevel=2)
                 if isinstance(batch, ValueError):
@@ -114,7 +119,6 @@ class Feed:
             num_workers=self.workers,
             collate_fn=_as_it_is,
             pin_memory=self.pin,
-            worker_init_fn=_begin,
             multiprocessing_context=METHOD,
             generator=torch.Generator(),  # otherwise a draw from the run's own
             prefetch_factor=AHEAD,
@@ -123,7 +127,9 @@ class Feed:
 
     def close(self) -> None:
         """Ends the workers."""
-        self._processes = None
+        if self._answers is not None:
+            self._answers._shutdown_workers()  # at once, though a traceback may still refer to it
+        self._processes = self._answers = None
 
 
 class _Order:
@@ -155,5 +161,18 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _begin(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which may want further batches
+@contextmanager
+def _unheard(number: int) -> Iterator[None]:
+    """Processes that begin meanwhile never hear a signal; this one does so afterwards.
+
+    Ctrl-C is for the run, which still wants batches for the step that it ends with.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # of multiprocessing; when it begins, it lets Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

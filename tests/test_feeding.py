@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 import warnings
 from types import SimpleNamespace
@@ -109,6 +110,17 @@ def test_warnings_of_workers_are_the_runs():
     with pytest.warns(UserWarning, match="^9 is damaged$") as said:
         drawn(StepLoader(Read(said=[9]), 4, shuffle=False, workers=2))
     assert len(said) == 1
+
+
+def test_workers_do_not_hear_ctrl_c():
+    loader = StepLoader(Read(), 4, workers=2)
+    stream = iter(loader)
+    seen = [next(stream)]
+    for process in multiprocessing.active_children():
+        os.kill(process.pid, signal.SIGINT)
+    assert len([*seen, *stream]) == 5
+    loader.feed.close()
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_tensors_in_memory_need_no_workers():
