@@ -1,6 +1,6 @@
 """Steps a second, and how long they wait for data that are decoded, with and without workers.
 
-    python benchmarks/feeding.py [--workers 0 1 2] [--steps 24] [--rounds 3]
+    python benchmarks/feeding.py [--workers 0 1 2] [--steps 12] [--rounds 3]
 
 Three kinds of data are written into a temporary folder: videos (640 x 360, 16 frames of 64 pixels a
 clip), and photographs as JPEGs (2400 x 1800) that are resized whole (image) or cut into squares and
@@ -61,9 +61,9 @@ def kinds(room: Path) -> dict[str, DistillData]:
 
 
 def network() -> Callable[[], None]:
-    """A step of about 0.2 s of one thread of the CPU."""
+    """A step of some convolutions, on one thread of the CPU."""
     layers = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(6)))
-    x = torch.randn(8, 64, 32, 32)
+    x = torch.randn(4, 64, 32, 32)
     return lambda: layers(x).square().mean().backward()
 
 
@@ -72,7 +72,7 @@ def launches() -> Callable[[], None]:
     x = torch.zeros(4)
 
     def step() -> None:
-        for _ in range(40_000):
+        for _ in range(20_000):
             x.add_(1)
 
     return step
@@ -102,7 +102,7 @@ def measure(loader: StepLoader, step: Callable[[], None], steps: int) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -51,7 +51,8 @@ def workers_for(device: torch.device, processes: int) -> int:
     """
     if device.type == "cpu":
         return 0
-    return max(0, min(MOST, len(os.sched_getaffinity(0)) // processes - 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(MOST, cores // processes - 1))
 
 
 class Feed:

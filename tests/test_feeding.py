@@ -7,18 +7,20 @@ import pickle
 import signal
 import threading
 import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import forked_ddp, same, trainer
 from lightning.pytorch import LightningModule
+from mutations import Mutation, prove
 from PIL import Image
 
 from distillkit import feeding, runs
 from distillkit.cli import front
 from distillkit.data import DistillData, StepLoader, TensorData
-from distillkit.feeding import workers_for
+from distillkit.feeding import Feed, workers_for
 from domains.image import data as images
 
 SIZE = 22
@@ -177,6 +179,14 @@ def test_workers_end_with_the_run(steps):
     assert model.seen == drawn(StepLoader(Read(), 2))[:steps] and not multiprocessing.active_children()
 
 
+def test_epochs_that_are_cut_short_go_on_in_order():
+    model = Seen()
+    trainer(8, limit_train_batches=3).fit(model, Numbers(workers=2))
+    expected = Seen()
+    trainer(8, limit_train_batches=3).fit(expected, Numbers())
+    assert model.seen == expected.seen and len(model.seen) == 8
+
+
 def at(device, workers=None, processes=1):
     """The loader of a run on a device."""
     data = Numbers(workers)
@@ -275,3 +285,25 @@ def test_a_worker_that_is_lost_ends_the_run_in_a_sentence(folder, tmp_path, alon
     monkeypatch.setattr(images, "decoded", lambda path, channels: os._exit(3))
     assert fit(folder, tmp_path / "run", "trainer.max_steps=2", "data.workers=1") == 1
     assert "error: a worker that reads data was lost; say data.workers=0, or leave" in capsys.readouterr().err
+
+
+MUTATIONS = [
+    (Feed._by_workers, "warnings of workers are lost", "warnings.warn(text, kind, stacklevel=2)", "pass",
+     test_warnings_of_workers_are_the_runs),
+    (Feed._by_workers, "workers outlive an epoch that is left", "self.close()", "pass",
+     test_workers_read_stay_for_the_next_epoch_and_end_with_an_epoch_that_is_left),
+    (Feed._by_workers, "every epoch is the first", "self._order.rows = rows",
+     "self._order.rows = self._order.rows or [*rows]",
+     partial(test_the_order_is_that_without_workers_and_no_number_of_the_run_is_drawn, 2)),
+    (Feed._started, "a draw from the run's own numbers", "generator=torch.Generator(),", "",
+     partial(test_the_order_is_that_without_workers_and_no_number_of_the_run_is_drawn, 2)),
+    (Feed._started, "new workers for every epoch", "persistent_workers=True", "persistent_workers=False",
+     test_workers_read_stay_for_the_next_epoch_and_end_with_an_epoch_that_is_left),
+    (StepLoader.__iter__, "what is read ahead counts", "self.position += 1", "self.position += 2",
+     partial(test_runs_go_on_exactly_with_another_number_of_workers, 2, 0, 3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutation", [Mutation(says, of, *rest) for of, says, *rest in MUTATIONS], ids=str)
+def test_the_fault_is_noticed(mutation):
+    prove(mutation)
