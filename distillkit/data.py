@@ -343,6 +343,9 @@ class DistillData(Recorded, LightningDataModule):
         if self._steps is not None:
             self._steps.feed.close()
 
+    def on_exception(self, exception: BaseException) -> None:
+        self.teardown("fit")
+
 
 def column(dataset: Any, name: str) -> Tensor | None:
     """One condition of all samples, from a data set's tensors or attribute; None if not known."""

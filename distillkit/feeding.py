@@ -59,7 +59,7 @@ class Feed:
     """Reads the batches of a data set before their step, in order.
 
     At most `AHEAD` batches wait for each reader. An error is raised where its batch would come. The
-    readers end with the iterator, but workers stay from one epoch to the next.
+    thread ends with the iterator; workers stay for the next epoch, until `close` or an error.
 
     Args:
         dataset: `[LongTensor] -> batch`; one that is `in_memory` needs no reader.
@@ -107,7 +107,7 @@ class Feed:
                 if isinstance(batch, ValueError):
                     raise batch
                 yield batch
-        except BaseException:  # an epoch that is left early, too
+        except Exception:
             self.close()
             raise
 

@@ -1,9 +1,11 @@
 """Batches that workers read: the same ones in the same order, with the same errors and warnings."""
 
+import contextlib
 import itertools
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import threading
 import warnings
@@ -12,8 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import forked_ddp, same, trainer
-from lightning.pytorch import LightningModule
+from helpers import Command, forked_ddp, same, trainer
+from lightning.pytorch import Callback, LightningModule
 from mutations import Mutation, prove
 from PIL import Image
 
@@ -86,17 +88,16 @@ def test_runs_go_on_exactly_with_another_number_of_workers(before, after, cut):
     first.feed.close(), second.feed.close()
 
 
-def test_workers_read_stay_for_the_next_epoch_and_end_with_an_epoch_that_is_left():
+def test_workers_stay_for_the_next_epoch_even_if_one_is_left_early():
     loader = StepLoader(Read(), 4, workers=2)
-    first, second = readers(loader), readers(loader)
-    assert first == second and len(first) == 2 and os.getpid() not in first
+    first = readers(loader)
+    assert len(first) == 2 and os.getpid() not in first
     stream = iter(loader)
-    next(stream)
-    assert {process.pid for process in multiprocessing.active_children()} == first
+    assert readers([next(stream)]) < first
     stream.close()
-    assert not multiprocessing.active_children()
-    assert readers(loader).isdisjoint(first)
+    assert readers(loader) == first == {process.pid for process in multiprocessing.active_children()}
     loader.feed.close()
+    assert not multiprocessing.active_children()
 
 
 def test_an_error_comes_at_its_batch_in_its_own_words():
@@ -109,9 +110,12 @@ def test_an_error_comes_at_its_batch_in_its_own_words():
 
 
 def test_warnings_of_workers_are_the_runs():
-    with pytest.warns(UserWarning, match="^9 is damaged$") as said:
-        drawn(StepLoader(Read(said=[9]), 4, shuffle=False, workers=2))
-    assert len(said) == 1
+    loader = StepLoader(Read(said=[9]), 4, shuffle=False, workers=2)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        drawn(loader)
+    loader.feed.close()
+    assert [str(each.message) for each in said if "DataLoader" not in str(each.message)] == ["9 is damaged"]
 
 
 def test_workers_do_not_hear_ctrl_c():
@@ -150,10 +154,12 @@ class Seen(LightningModule):
 
     def __init__(self, folder=None):
         super().__init__()
-        self.w, self.folder, self.seen = torch.nn.Parameter(torch.zeros(1)), folder, []
+        self.w, self.folder = torch.nn.Parameter(torch.zeros(1)), folder
+        self.seen, self.readers = [], set()
 
     def training_step(self, batch, batch_idx):
         self.seen.append(batch["data"][:, 0].tolist())
+        self.readers |= {*batch["reader"].tolist()}
         return (batch["data"] - self.w).square().mean()
 
     def configure_optimizers(self):
@@ -172,11 +178,19 @@ def test_two_processes_with_workers_share_an_epoch(tmp_path):
     assert [one, two] == [alone[0:10:2], alone[1:10:2]]
 
 
-@pytest.mark.parametrize("steps", [4, 11])  # in an epoch, at its end
-def test_workers_end_with_the_run(steps):
+class Fault(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 3:
+            raise RuntimeError
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_workers_end_with_the_run_and_not_before(fault):
     model, data = Seen(), Numbers(workers=2)
-    trainer(steps).fit(model, data)
-    assert model.seen == drawn(StepLoader(Read(), 2))[:steps] and not multiprocessing.active_children()
+    with pytest.raises(RuntimeError) if fault else contextlib.nullcontext():
+        trainer(15, callbacks=[Fault()] if fault else []).fit(model, data)  # into a second epoch
+    assert model.seen == drawn(StepLoader(Read(), 2), 2)[: 3 if fault else 15] and len(model.readers) == 2
+    assert not multiprocessing.active_children()
 
 
 def test_epochs_that_are_cut_short_go_on_in_order():
@@ -243,11 +257,15 @@ def folder(tmp_path_factory):
     return room
 
 
-def fit(folder, out, *words):
+def words(folder, out, *more):
     given = ["domain=image", "method=pretrain", "data=image_folder", f"data.path={folder}", "data.resolution=8"]
     given += ["data.channels=1", "data.batch_size=8", "network=mlp", "network.width=16", "network.depth=1"]
     given += ["model.schedule=constant", "~vars.callbacks.finish", "vars.callbacks.watch.samples=0"]
-    return front.main(["fit", *given, "trainer.limit_val_batches=0", *words, "--out", str(out)])
+    return ["fit", *given, "trainer.limit_val_batches=0", *more, "--out", str(out)]
+
+
+def fit(*given):
+    return front.main(words(*given))
 
 
 def left(out):
@@ -281,6 +299,13 @@ def test_a_run_names_the_file_that_breaks_during_it_as_without_workers(folder, t
     assert said[0] == said[1] and "none of 32 can be read: " in said[0]
 
 
+def test_ctrl_c_ends_a_run_with_workers(folder, tmp_path):
+    run = Command(*words(folder, tmp_path / "run", "trainer.max_steps=100000", "data.workers=2"))
+    run.until(lambda: re.search("^step ", run.stdout, re.M))
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=60) == 130 and "stopped at step" in run.stderr and "Traceback" not in run.stderr
+
+
 def test_a_worker_that_is_lost_ends_the_run_in_a_sentence(folder, tmp_path, alone, monkeypatch, capsys):
     monkeypatch.setattr(images, "decoded", lambda path, channels: os._exit(3))
     assert fit(folder, tmp_path / "run", "trainer.max_steps=2", "data.workers=1") == 1
@@ -290,15 +315,11 @@ def test_a_worker_that_is_lost_ends_the_run_in_a_sentence(folder, tmp_path, alon
 MUTATIONS = [
     (Feed._by_workers, "warnings of workers are lost", "warnings.warn(text, kind, stacklevel=2)", "pass",
      test_warnings_of_workers_are_the_runs),
-    (Feed._by_workers, "workers outlive an epoch that is left", "self.close()", "pass",
-     test_workers_read_stay_for_the_next_epoch_and_end_with_an_epoch_that_is_left),
     (Feed._by_workers, "every epoch is the first", "self._order.rows = rows",
      "self._order.rows = self._order.rows or [*rows]",
      partial(test_the_order_is_that_without_workers_and_no_number_of_the_run_is_drawn, 2)),
     (Feed._started, "a draw from the run's own numbers", "generator=torch.Generator(),", "",
      partial(test_the_order_is_that_without_workers_and_no_number_of_the_run_is_drawn, 2)),
-    (Feed._started, "new workers for every epoch", "persistent_workers=True", "persistent_workers=False",
-     test_workers_read_stay_for_the_next_epoch_and_end_with_an_epoch_that_is_left),
     (StepLoader.__iter__, "what is read ahead counts", "self.position += 1", "self.position += 2",
      partial(test_runs_go_on_exactly_with_another_number_of_workers, 2, 0, 3)),
 ]  # fmt: skip
