@@ -76,6 +76,11 @@ def whole(least: int, most: float = math.inf, why: str = "", **values: Any) -> N
                 raise Unfit(name, value, f"be at most {most}", why)
 
 
+def workers(**values: Any) -> None:
+    """Refuse a number of processes that read data; None leaves it to a rule."""
+    whole(0, 1000, "null chooses", **{name: value for name, value in values.items() if value is not None})
+
+
 def network(**sizes: Any) -> None:
     """Refuse sizes of a network that give no network, or one too large for any machine."""
     whole(1, 1_000_000, **{name: value for name, value in sizes.items() if name not in ("depth", "blocks")})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,14 +15,16 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.devices import able
+from distillkit.feeding import Batch, Feed, workers_for
 from distillkit.spec import Recorded
 
-Batch = dict[str, Tensor]
-AHEAD = 2  # batches that may wait for their step
+BESIDE = ("train", "val", "test", "trainer", "_steps", "_evaluators", "_arguments")  # a module's settings
 
 
 class TensorData:
     """Equally long tensors in memory, indexed together."""
+
+    in_memory = True
 
     def __init__(self, tensors: Mapping[str, Tensor]):
         self.tensors = dict(tensors)
@@ -58,27 +60,6 @@ class Rows:
         return self.dataset[self.rows[indices]]
 
 
-def batches(dataset: Any, rows: Iterable[Tensor]) -> Iterator[Batch]:
-    """The batch `dataset[indices]` of each `rows`; what is not in memory is read ahead in a thread.
-
-    At most `AHEAD` batches wait. An error is raised where its batch would come. The thread ends
-    with the iterator.
-    """
-    if isinstance(dataset, TensorData):
-        yield from map(dataset.__getitem__, rows)
-        return
-    reader, waiting = ThreadPoolExecutor(1, "batches"), deque[Future]()
-    try:
-        for indices in rows:
-            waiting.append(reader.submit(dataset.__getitem__, indices))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        reader.shutdown(cancel_futures=True)
-
-
 class StepLoader:
     """A loader of batches by number, slices of an epoch's permutation, seeded by (seed, epoch).
 
@@ -96,6 +77,7 @@ class StepLoader:
         window: micro-batches of one optimiser step; an epoch has whole steps only, since Lightning
             would end the last one early.
         shuffle: whether batches are drawn from permutations; false keeps the order of the data.
+        workers, pin: as in `Feed`.
     """
 
     def __init__(
@@ -107,6 +89,8 @@ class StepLoader:
         world: int = 1,
         window: int = 1,
         shuffle: bool = True,
+        workers: int = 0,
+        pin: bool = False,
     ):
         self.batches = len(dataset) // (batch_size * world * window) * window
         if self.batches == 0:
@@ -116,6 +100,7 @@ class StepLoader:
             )
         self.dataset, self.batch_size, self.seed, self.shuffle = dataset, batch_size, seed, shuffle
         self.rank, self.world, self.position = rank, world, 0
+        self.feed = Feed(dataset, workers, pin)
 
     def __len__(self) -> int:
         return self.batches
@@ -133,7 +118,7 @@ class StepLoader:
             order = torch.arange(len(self.dataset))
         numbers = range(first * self.world + self.rank, len(self) * self.world, self.world)
         rows = (order[number * self.batch_size : (number + 1) * self.batch_size] for number in numbers)
-        for batch in batches(self.dataset, rows):
+        for batch in self.feed(rows):
             self.position += 1
             yield batch
 
@@ -157,7 +142,10 @@ def alike(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Gene
 
 
 class HeldOutLoader:
-    """Batches in order, the last one smaller; every process sees all of them."""
+    """Batches in order, the last one smaller; every process sees all of them.
+
+    They are read here, without workers, because evaluation reads the same data here.
+    """
 
     def __init__(self, dataset: Any, batch_size: int):
         self.dataset, self.batch_size = dataset, batch_size
@@ -166,7 +154,7 @@ class HeldOutLoader:
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from batches(self.dataset, torch.arange(len(self.dataset)).split(self.batch_size))
+        yield from Feed(self.dataset)(torch.arange(len(self.dataset)).split(self.batch_size))
 
 
 class DistillData(Recorded, LightningDataModule):
@@ -189,6 +177,8 @@ class DistillData(Recorded, LightningDataModule):
             `numbers` that noise can be added to them, `points` that they are sets of points in
             space, `approximation` that a condition approximates each of them, `reward` that
             `reward` is implemented, `reward_gradient` that it is differentiable in the samples too.
+        workers: processes that read training batches; None leaves their number to `workers_for`.
+            Data that are read from files take it as an argument; others are read here.
         easier: for each easier observation of the samples, the easiest one first, the batch keys
             that stand for those of the context, such as `[{"low": "low_2"}]`. Each observation must
             be made from the one before it, and the context from the last.
@@ -203,6 +193,7 @@ class DistillData(Recorded, LightningDataModule):
     shown: Mapping[str, float] = {}
     context: tuple[str, ...] = ()
     asks: dict[str, str] = {}
+    workers: int | None = 0
     easier: Sequence[dict[str, str]] = ()
 
     def __init__(self, batch_size: int = 64):
@@ -210,13 +201,22 @@ class DistillData(Recorded, LightningDataModule):
         checks.whole(1, batch_size=batch_size)
         self.batch_size = batch_size
         self._evaluators: dict[tuple[str | None, torch.device], Any] = {}
+        self._steps: StepLoader | None = None
+
+    def settings(self) -> DistillData:
+        """A copy with the settings alone, for data sets to keep that workers get copies of."""
+        settings = copy.copy(self)
+        for name in BESIDE:
+            vars(settings).pop(name, None)
+        return settings
 
     @abstractmethod
     def load(self) -> tuple[Any, Any, Any]:
         """Training, validation, test data: `TensorData`, or `len` and `[LongTensor] -> batch`.
 
         A batch must follow from its indices alone: another thread asks for it, before its step, and
-        perhaps while this one asks for others.
+        perhaps while this one asks for others. Where the module takes `workers`, each of these gets
+        a copy of the data set, which must pickle: it keeps `settings()` instead of the module.
         """
 
     @abstractmethod
@@ -327,13 +327,24 @@ class DistillData(Recorded, LightningDataModule):
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         seed = getattr(trainer.lightning_module, "seed", 0) if trainer else 0
         window = trainer.accumulate_grad_batches if trainer else 1
-        return StepLoader(self.train, self.batch_size, seed, rank, world, window)
+        device, processes = (trainer.strategy.root_device, trainer.num_devices) if trainer else (torch.device("cpu"), 1)
+        workers = workers_for(device, processes) if self.workers is None else self.workers
+        pin = device.type == "cuda"
+        self._steps = StepLoader(self.train, self.batch_size, seed, rank, world, window, workers=workers, pin=pin)
+        return self._steps
 
     def val_dataloader(self) -> HeldOutLoader:
         return HeldOutLoader(self.val, self.batch_size)
 
     def test_dataloader(self) -> HeldOutLoader:
         return HeldOutLoader(self.test, self.batch_size)
+
+    def teardown(self, stage: str) -> None:
+        if self._steps is not None:
+            self._steps.feed.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.teardown("fit")
 
 
 def column(dataset: Any, name: str) -> Tensor | None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from distillkit.feeding import THREADS
 from distillkit.files import write_text
 from distillkit.progress import progress
 
@@ -90,7 +91,7 @@ class Source:
         """A file's path below the folder, with `/`."""
         return path.relative_to(self.root).as_posix()
 
-    def facts(self, look: Callable[[Path], dict[str, Any]], workers: int) -> dict[Path, dict[str, Any]]:
+    def facts(self, look: Callable[[Path], dict[str, Any]]) -> dict[Path, dict[str, Any]]:
         """The result of `look` for every file, a mapping of plain values.
 
         It is kept in the folder (`.distillkit-images.json`, where the noun is image), if that may
@@ -98,7 +99,6 @@ class Source:
 
         Args:
             look: a function of a file; it does not raise.
-            workers: number of threads.
         """
         index, known = self.root / f".distillkit-{self.noun}s.json", {}
         kept = _kept(index)
@@ -108,8 +108,8 @@ class Source:
         new = [file for file, facts in known.items() if len(facts) == 1]
         if not new:
             return known
-        portion, written = 16 * workers, time.monotonic()
-        with progress(f"looking at {self.root}, once", len(new)) as looking, ThreadPoolExecutor(workers) as pool:
+        portion, written = 16 * THREADS, time.monotonic()
+        with progress(f"looking at {self.root}, once", len(new)) as looking, ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(new), portion):  # Ctrl-C waits for one portion only
                 files = new[start : start + portion]
                 for file, facts in zip(files, pool.map(look, files), strict=True):

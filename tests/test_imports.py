@@ -24,6 +24,7 @@ GROUND = {
     "data",
     "devices",
     "errors",
+    "feeding",
     "files",
     "modules",
     "precision",
@@ -219,7 +220,9 @@ def test_the_code_that_samples_depend_on_is_read_for_their_key():
         left += graph()[module] - seen
         seen.add(module)
     parts = {module.split(".")[1] for module in seen if "." in module}
-    assert parts - {"cache", "errors", "progress", "runs", "sources"} == {part.removesuffix(".py") for part in READ}
+    assert parts - {"cache", "errors", "feeding", "progress", "runs", "sources"} == {
+        part.removesuffix(".py") for part in READ
+    }
 
 
 def test_domains_use_neither_the_door_nor_callbacks():

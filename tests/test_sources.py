@@ -131,7 +131,7 @@ def sizes(found):
         looked.append(path.name)
         return {"size": len(path.read_text())}
 
-    return {found.name(path): facts["size"] for path, facts in found.facts(look, workers=2).items()}, sorted(looked)
+    return {found.name(path): facts["size"] for path, facts in found.facts(look).items()}, sorted(looked)
 
 
 def test_a_folder_keeps_what_was_found_until_a_file_changes(tmp_path):
@@ -178,7 +178,7 @@ def test_a_long_look_says_how_far_it_is_and_keeps_what_it_has(tmp_path, monkeypa
         return {"size": 1}
 
     with pytest.raises(KeyboardInterrupt):
-        found.facts(look, workers=2)
+        found.facts(look)
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"looking at {tmp_path}, once  98%  0:0")
     assert sizes(found)[1] == ["39.png"]
 
@@ -186,7 +186,7 @@ def test_a_long_look_says_how_far_it_is_and_keeps_what_it_has(tmp_path, monkeypa
 def test_a_file_that_vanishes_is_left_to_the_look(tmp_path):
     found = source(put(tmp_path, "1.png", "2.png"))
     (tmp_path / "1.png").unlink()
-    assert [facts["there"] for facts in found.facts(lambda path: {"there": path.exists()}, 1).values()] == [False, True]
+    assert [facts["there"] for facts in found.facts(lambda path: {"there": path.exists()}).values()] == [False, True]
 
 
 def test_the_next_that_can_be_read_stands_in_and_the_others_are_named():

@@ -23,6 +23,7 @@ from distillkit.callbacks.watch import Watch
 from distillkit.cli.messages import class_at, condense, keys_of, no_group, original, switches_of
 from distillkit.data import DistillData
 from distillkit.errors import Failure, Interrupted, UsageError, one_line
+from distillkit.feeding import LOST
 from distillkit.files import write_text
 from distillkit.methods.base import Distiller
 from distillkit.report.logger import MetricsLogger, needs_package
@@ -180,6 +181,9 @@ class CLI(LightningCLI):
                 raise UsageError(one_line(cause)) from error
             raise cause from error
         except RuntimeError as error:
+            if LOST in str(error):
+                mend = "say data.workers=0, or leave the machine more memory (of a container: --shm-size)"
+                raise Failure(f"a worker that reads data was lost{self.goes_on()}; {mend}") from error
             if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
                 lost = f"a process of this run was lost{self.goes_on()}"
                 raise Failure(f"{lost} ({one_line(error, 120)})") from error

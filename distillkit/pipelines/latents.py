@@ -20,8 +20,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from distillkit import checks
-from distillkit.data import Batch, DistillData, batches
+from distillkit.data import Batch, DistillData
 from distillkit.errors import Failure
+from distillkit.feeding import Feed
 from distillkit.files import save_tensors, shapes, write_text
 from distillkit.pipelines.codec import LATENT, PipelineCodec
 from distillkit.pipelines.data import SampleData, samples_of
@@ -128,7 +129,7 @@ class Writing:
             Failure: latents are not finite, or stand for samples of another shape.
         """
         kept: dict[str, list[Tensor]] = {}
-        for batch in batches(self.parts[part], rows.split(batch_size)):
+        for batch in Feed(self.parts[part])(rows.split(batch_size)):
             latent = self.codec.encode({"data": batch["data"].to(device)}).cpu()
             made, expected = self.codec.data_shape(latent.shape[1:]), tuple(self.plan["data_shape"])
             if tuple(made) != expected:

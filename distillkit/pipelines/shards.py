@@ -64,7 +64,7 @@ def are_at(path: str) -> bool:
     return next(Path(path).expanduser().rglob("*.tar"), None) is not None
 
 
-def read_shards(path: str, workers: int = 8) -> list[Sample]:
+def read_shards(path: str) -> list[Sample]:
     """The samples of all shards, in the order of the shards' names.
 
     The index is kept in the folder (`.distillkit-shards.json`), if that may be written to, and only
@@ -73,13 +73,12 @@ def read_shards(path: str, workers: int = 8) -> list[Sample]:
 
     Args:
         path: a folder, or a pattern of files such as `DIR/part-{000..099}.tar` or `DIR/*.tar`.
-        workers: threads that read them.
 
     Raises:
         ValueError: there is no shard that can be used.
     """
     source = _source(path)
-    facts = source.facts(_look, workers)
+    facts = source.facts(_look)
     shards = source.without({shard: facts[shard]["fault"] for shard in facts if facts[shard]["fault"]})
     return [
         Sample(shard, key, {ending: tuple(place) for ending, place in members.items()}, caption, label)

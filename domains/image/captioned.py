@@ -71,7 +71,7 @@ class PipelineImages(SampleData, ImageData):
         num_classes: where classes are the condition and those present do not tell their number.
         val, test: shares of the samples, in (0, 1).
         seed: of the split.
-        workers: threads that decode.
+        workers: processes that decode training batches; 0 leaves it to threads, None chooses.
         batch_size: images in a batch.
         features: `pixels`, or `inception:/path/to/weights`, see `ImageEvaluator`.
         clip: folder of a CLIP model, see `ClipScore`; None leaves the metric out.
@@ -93,7 +93,7 @@ class PipelineImages(SampleData, ImageData):
         val: float = 0.1,
         test: float = 0.1,
         seed: int = 0,
-        workers: int = 8,
+        workers: int | None = 0,
         batch_size: int = 1,
         features: str = "pixels",
         clip: str | None = None,
@@ -103,7 +103,7 @@ class PipelineImages(SampleData, ImageData):
             raise ValueError(
                 "these images need a teacher that says their size: give teacher=diffusers teacher.path=DIR"
             )
-        checks.whole(1, 10_000, workers=workers)
+        checks.workers(workers=workers)
         checks.shares(val=val, test=test)
         checks.seed(seed=seed)
         if num_classes is not None:
@@ -144,10 +144,10 @@ class PipelineImages(SampleData, ImageData):
         images = [*rows_of.values()]
         groups = [column[rows[0]] if name == "label" else 0 for rows in images]
         parts = split(groups, *counts(len(images), *self.shares), order=drawn([*rows_of], self.seed))
+        decode = self.settings().decode
         chosen = ([row for image in part.tolist() for row in images[image]] for part in parts)
         train, val, test = (
-            Files([items[i] for i in rows], {name: [column[i] for i in rows]}, self.decode, self.workers)
-            for rows in chosen
+            Files([items[i] for i in rows], {name: [column[i] for i in rows]}, decode) for rows in chosen
         )
         train.mirrored = self.flip
         return train, val, test
@@ -179,7 +179,7 @@ class Captioned(PipelineImages):
 
     def find(self) -> Found:
         source = Source(self.path, SUFFIXES, "image", beside=(*CAPTIONS, ".txt"))
-        facts = source.facts(lambda path: {"fault": fault(path)}, self.workers)
+        facts = source.facts(lambda path: {"fault": fault(path)})
         captions = dict(zip(source.files, captions_of(source.root, [*map(source.name, source.files)]), strict=True))
         faults = {path: facts[path]["fault"] or "has no caption" for path in facts}
         paths = source.without(
@@ -205,7 +205,7 @@ class WebDataset(PipelineImages):
     """
 
     def find(self) -> Found:
-        samples = [sample for sample in read_shards(self.path, self.workers) if _image(sample)]
+        samples = [sample for sample in read_shards(self.path) if _image(sample)]
         if not samples:
             raise ValueError(f"the shards of {self.path} hold no images: give ones with {', '.join(SUFFIXES)} members")
         captions, labels = [sample.caption for sample in samples], [sample.label for sample in samples]

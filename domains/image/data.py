@@ -4,7 +4,6 @@ N: images; B: batch; C, H, W: channels, height, width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ from distillkit import checks
 from distillkit.data import Batch, DistillData, TensorData, split
 from distillkit.errors import optional
 from distillkit.evaluation.extractor import load_extractor
+from distillkit.feeding import in_parallel
 from distillkit.files import read_npz
 from distillkit.sources import Source, drawn, first_whole
 from domains.image.features import JUDGE, Classifier
@@ -215,7 +215,7 @@ class ImageFolder(ImageData):
         val: share of the images for validation, in (0, 1).
         test: share of the images for the test, in (0, 1).
         seed: of the split.
-        workers: threads that decode.
+        workers: processes that decode training batches; 0 leaves it to threads, None chooses.
         batch_size, features: as in `ImageData`.
     """
 
@@ -228,14 +228,15 @@ class ImageFolder(ImageData):
         val: float = 0.1,
         test: float = 0.1,
         seed: int = 0,
-        workers: int = 8,
+        workers: int | None = 0,
         batch_size: int = 64,
         features: str = "auto",
     ):
         super().__init__(batch_size, features)
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
-        checks.whole(1, 10_000, resolution=resolution, workers=workers)
+        checks.whole(1, 10_000, resolution=resolution)
+        checks.workers(workers=workers)
         checks.shares(val=val, test=test)
         checks.seed(seed=seed)
         self.path, self.resolution, self.channels, self.flip = path, resolution, channels, flip
@@ -243,19 +244,19 @@ class ImageFolder(ImageData):
 
     def load(self) -> tuple["Files", "Files", "Files"]:
         source = Source(self.path, SUFFIXES, "image")
-        facts = source.facts(lambda path: {"fault": fault(path)}, self.workers)
+        facts = source.facts(lambda path: {"fault": fault(path)})
         paths = source.without({path: facts[path]["fault"] for path in facts if facts[path]["fault"]})
         names, label = source.classes(paths)
         self.event_shape = (self.channels, self.resolution, self.resolution)
         self.classes, self.names = ({"label": len(names)}, {"label": names}) if names else ({}, {})
         order = drawn([source.name(path) for path in paths], self.seed)
         parts = split(label or [0] * len(paths), *counts(len(paths), self.val_share, self.test_share), order=order)
+        decode = self.settings().decode
         train, val, test = (
             Files(
                 [paths[i] for i in rows],
                 {"label": [label[i] for i in rows]} if label else {},
-                self.decode,
-                self.workers,
+                decode,
             )
             for rows in parts
         )
@@ -275,13 +276,10 @@ class Files:
         paths: the files, or whatever else `decode` takes.
         classes: of each file, by the name of the condition.
         decode: gives one image; raises a `ValueError` that names a file which it cannot read.
-        workers: threads that decode.
     """
 
-    def __init__(
-        self, paths: Sequence[Any], classes: Mapping[str, Sequence[int]], decode: Callable[[Any], Tensor], workers: int
-    ):
-        self.paths, self.decode, self.workers = list(paths), decode, workers
+    def __init__(self, paths: Sequence[Any], classes: Mapping[str, Sequence[int]], decode: Callable[[Any], Tensor]):
+        self.paths, self.decode = list(paths), decode
         self.names = list(classes)
         for name, values in classes.items():
             setattr(self, name, torch.tensor(values, dtype=torch.long))
@@ -302,8 +300,7 @@ class Files:
             row, image = first_whole(i % num, num, lambda row: self.decode(self.paths[row]))
             return row, image.flip(-1) if i >= num else image
 
-        with ThreadPoolExecutor(self.workers) as pool:
-            rows, images = zip(*pool.map(read, indices.tolist()), strict=True)
+        rows, images = zip(*in_parallel(read, indices.tolist()), strict=True)
         return {"data": torch.stack(images), **{name: getattr(self, name)[list(rows)] for name in self.names}}
 
 

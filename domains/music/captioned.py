@@ -57,7 +57,7 @@ class Captioned(Sounds, SampleData):
         val: float = 0.1,
         test: float = 0.1,
         seed: int = 0,
-        workers: int = 4,
+        workers: int | None = 0,
         batch_size: int = 1,
         clap: str | None = None,
     ):

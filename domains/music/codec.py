@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.codec import Codec
-from distillkit.data import batches
+from distillkit.feeding import Feed
 from domains.music.mel import bands, gone_on, griffin_lim, logarithm, magnitudes, unbanded
 from domains.music.vocoder import HifiGan
 
@@ -93,7 +93,7 @@ class Mel(Codec):
     def measure(self, sounds: Any) -> tuple[float, float]:
         """Mean and standard deviation of log-mels over `MEASURED` sounds of a data set, or all."""
         rows = torch.arange(min(MEASURED, len(sounds))) * len(sounds) // min(MEASURED, len(sounds))
-        logs = [self.logarithms(batch["data"]).flatten() for batch in batches(sounds, rows.split(16))]
+        logs = [self.logarithms(batch["data"]).flatten() for batch in Feed(sounds)(rows.split(16))]
         std, mean = torch.std_mean(torch.cat(logs).double())
         return float(mean), float(std)
 

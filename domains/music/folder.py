@@ -8,7 +8,6 @@ import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 from distillkit import checks
 from distillkit.data import Batch, Rows, split
+from distillkit.feeding import in_parallel
 from distillkit.pipelines.captions import CAPTIONS, captions_of
 from distillkit.sources import Source, drawn, first_whole, listed
 from domains.music.data import MusicData
@@ -61,7 +61,7 @@ class Sounds(MusicData):
             beginning, as held-out ones do: notes at their attacks.
         val, test: shares of the files, in (0, 1).
         seed: of the split and of the places.
-        workers: threads that decode.
+        workers: processes that decode training batches; 0 leaves it to threads, None chooses.
         given, batch_size, clap: as in `MusicData`.
     """
 
@@ -76,7 +76,7 @@ class Sounds(MusicData):
         val: float = 0.1,
         test: float = 0.1,
         seed: int = 0,
-        workers: int = 4,
+        workers: int | None = 0,
         given: int = 0,
         batch_size: int = 16,
         clap: str | None = None,
@@ -84,7 +84,7 @@ class Sounds(MusicData):
         super().__init__(given, batch_size, clap)
         checks.whole(*RATES, rate=rate)
         checks.whole(1, 2, "mono or stereo", channels=channels)
-        checks.whole(1, 10_000, workers=workers)
+        checks.workers(workers=workers)
         stride = samples / rate if stride is None else stride
         checks.positive(stride=stride)
         if given >= samples:
@@ -116,7 +116,7 @@ class Sounds(MusicData):
         import_av()
         source = Source(self.path, SUFFIXES, "sound", beside=(*CAPTIONS, ".txt"))
         said, lacking = self.said(source)
-        facts = source.facts(probe, self.workers)
+        facts = source.facts(probe)
         if wrong := [source.name(path) for path, about in facts.items() if not is_probed(about)]:
             raise ValueError(
                 f"{source.root} has a file .distillkit-sounds.json that says of {listed(wrong)} what no sound has: delete it"
@@ -142,7 +142,7 @@ class Sounds(MusicData):
             for path, name in zip(files, names, strict=True)
             for spare in [max(0, length(facts[path]["samples"], facts[path]["rate"], self.rate) - self.samples)]
         ]
-        parts = split(groups, val, test, order=drawn(names, self.seed))
+        parts, settings = split(groups, val, test, order=drawn(names, self.seed)), self.settings()
         return tuple(
             Clips(
                 [place for i in part for _ in rows_of[i] for place in places[i]],
@@ -150,9 +150,8 @@ class Sounds(MusicData):
                     name: [numbers[row] for i in part for row in rows_of[i] for _ in places[i]]
                     for name, numbers in columns.items()
                 },
-                self.moved if number == 0 and self.random_crop else self.decode,
-                self.with_first,
-                self.workers,
+                settings.moved if number == 0 and self.random_crop else settings.decode,
+                settings.with_first,
             )
             for number, part in enumerate(parts)
         )
@@ -240,7 +239,7 @@ class AudioFolder(Sounds):
         val: float = 0.1,
         test: float = 0.1,
         seed: int = 0,
-        workers: int = 4,
+        workers: int | None = 0,
         given: int = 0,
         batch_size: int = 16,
         clap: str | None = None,
@@ -321,7 +320,6 @@ class Clips:
         columns: their conditions, which are attributes too, int64 [len].
         decode: makes a clip [C, N] of a place.
         with_first: see `MusicData.with_first`.
-        workers: threads that decode.
     """
 
     def __init__(
@@ -330,9 +328,8 @@ class Clips:
         columns: Mapping[str, Sequence[int]],
         decode: Callable[[Place], Tensor],
         with_first: Callable[[Batch], Batch],
-        workers: int,
     ):
-        self._places, self._decode, self._with_first, self._workers = list(places), decode, with_first, workers
+        self._places, self._decode, self._with_first = list(places), decode, with_first
         self._columns = {name: torch.tensor(numbers, dtype=torch.long) for name, numbers in columns.items()}
         for name, numbers in self._columns.items():
             setattr(self, name, numbers)
@@ -357,8 +354,7 @@ class Clips:
         def read(i: int) -> tuple[int, Tensor]:
             return first_whole(i, len(self), lambda row: self._decode(self._places[row]))
 
-        with ThreadPoolExecutor(self._workers) as pool:
-            rows, clips = zip(*pool.map(read, indices.tolist()), strict=True)
+        rows, clips = zip(*in_parallel(read, indices.tolist()), strict=True)
         conditions = {name: numbers[list(rows)] for name, numbers in self._columns.items()}
         return self._with_first({"data": torch.stack(clips), **conditions})
 

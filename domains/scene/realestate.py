@@ -25,6 +25,7 @@ from torch import Tensor
 
 from distillkit import checks
 from distillkit.data import Batch, split
+from distillkit.feeding import in_parallel
 from distillkit.files import read_checkpoint
 from distillkit.rendering import cameras as viewing
 from distillkit.sources import Source, drawn, first_whole, listed
@@ -73,6 +74,7 @@ class RealEstate(SceneData):
         plane: without renders, the depth of the planes in distances of the two end cameras.
         val, test: shares of the scenes, in (0, 1); of a folder `test` both are taken in proportion.
         seed: of the split.
+        workers: processes that decode training batches; 0 leaves it to threads, None chooses.
         batch_size, i3d: as in `SceneData`.
     """
 
@@ -87,6 +89,7 @@ class RealEstate(SceneData):
         val: float = 0.1,
         test: float = 0.1,
         seed: int = 0,
+        workers: int | None = 0,
         batch_size: int = 8,
         i3d: str | None = None,
     ):
@@ -98,13 +101,14 @@ class RealEstate(SceneData):
         checks.shares(val=val, test=test)
         checks.seed(seed=seed)
         self.path, self.frames, self.span, self.resolution, self.plane = path, frames, span, resolution, plane
-        self.shares, self.seed = (val, test), seed
+        checks.workers(workers=workers)
+        self.shares, self.seed, self.workers = (val, test), seed, workers
         self.renders = None if renders is None else Renders(renders, frames, resolution)
         self.event_shape = (3, frames, resolution, resolution)
 
     def load(self) -> tuple[Scenes, Scenes, Scenes]:
         source = Source(self.path, (".torch",), "chunk", beside=("index.json",))
-        facts = source.facts(look, workers=4)
+        facts = source.facts(look)
         chunks = source.without({path: fact["fault"] for path, fact in facts.items() if fact["fault"]})
         places, faults = [], []
         for path in chunks:
@@ -121,7 +125,7 @@ class RealEstate(SceneData):
                 "reconstruction's frames",
                 stacklevel=2,
             )
-        return tuple(Scenes([places[i] for i in part], self) for part in self.parts(places, source))
+        return tuple(Scenes([places[i] for i in part], self.settings()) for part in self.parts(places, source))
 
     def fault(self, key: str, frames: int) -> str | None:
         """Why a scene of so many frames cannot be used, or None."""
@@ -164,7 +168,9 @@ class Scenes:
         return len(self.places)
 
     def __getitem__(self, indices: Tensor) -> Batch:
-        read = [first_whole(i, len(self), lambda row: self.clip(self.places[row]))[1] for i in indices.tolist()]
+        read = in_parallel(
+            lambda i: first_whole(i, len(self), lambda row: self.clip(self.places[row]))[1], indices.tolist()
+        )
         return {name: torch.stack([one[name][0] for one in read]) for name in read[0]}
 
     def clip(self, place: Place) -> Batch:

@@ -43,7 +43,7 @@ class SuperResolutionData(DistillData):
         tower: rising scales, each of which divides the next one and the last one the scale.
         held_out: number of squares of the validation and of the test data each.
         seed: of the split and of all squares.
-        workers: threads that decode.
+        workers: processes that decode training batches; 0 leaves it to threads, None chooses.
         lpips, dists: paths of weights, by which samples are measured too, see `evaluation`.
         no_reference: names of pyiqa's metrics, the same.
         batch_size: squares in a batch.
@@ -64,7 +64,7 @@ class SuperResolutionData(DistillData):
         tower: Sequence[int] = (),
         held_out: int = 250,
         seed: int = 0,
-        workers: int = 8,
+        workers: int | None = 0,
         lpips: str | None = None,
         dists: str | None = None,
         no_reference: Sequence[str] = (),
@@ -85,7 +85,7 @@ class SuperResolutionData(DistillData):
         if any(hard % easy or hard == easy for easy, hard in pairwise((*tower, scale))):
             raise checks.Unfit("tower", list(tower), f"be rising scales, each a divisor of the next, below {scale}")
         checks.whole(1, 100_000, held_out=held_out)
-        checks.whole(1, 10_000, workers=workers)
+        checks.workers(workers=workers)
         checks.seed(seed=seed)
         self.scale, self.crop, self.degradation, self.tower = scale, crop, degradation, tuple(tower)
         self.held_out, self.seed, self.workers = held_out, seed, workers
@@ -100,7 +100,7 @@ class SuperResolutionData(DistillData):
 
     def parts(self, train: Photographs, val: Photographs, test: Photographs) -> Parts:
         """The data sets of three kinds of photographs."""
-        common = {"crop": self.crop, "finish": self.finish, "seed": self.seed, "workers": self.workers}
+        common = {"crop": self.crop, "finish": self.settings().finish, "seed": self.seed}
         val, test = (HeldOut(each, part=part, num=self.held_out, **common) for each, part in ((val, VAL), (test, TEST)))
         return Squares(train, **common), val, test
 
@@ -200,7 +200,7 @@ class PhotoFolder(SuperResolutionData):
 
     def load(self) -> Parts:
         source = Source(self.path, SUFFIXES, "photo")
-        facts = source.facts(look, self.workers)
+        facts = source.facts(look)
         faults = {path: fact["fault"] or small(fact["size"], self.crop) for path, fact in facts.items()}
         paths = source.without({path: why for path, why in faults.items() if why})
         photographs = {source.name(path): ((path,), (facts[path]["size"],)) for path in paths}
@@ -245,7 +245,7 @@ class PhotoPairs(SuperResolutionData):
 
     def load(self) -> Parts:
         high, low = (Source(path, SUFFIXES, "photo") for path in (self.high, self.low))
-        pairs = matched(high, low, self.scale, self.crop, self.workers)
+        pairs = matched(high, low, self.scale, self.crop)
         photographs = {high.name(paths[0]): (paths, sizes) for paths, sizes in pairs.items()}
         return self.parts(*shared_out(photographs, self.shares, self.seed, high.root, self.scale))
 

@@ -11,9 +11,7 @@ from domains.super_resolution.photographs import SCALES, look, small
 Size = Sequence[int]  # [W, H]
 
 
-def matched(
-    high: Source, low: Source, scale: int, crop: int, workers: int
-) -> dict[tuple[Path, Path], tuple[Size, Size]]:
+def matched(high: Source, low: Source, scale: int, crop: int) -> dict[tuple[Path, Path], tuple[Size, Size]]:
     """The sizes of each photograph and of its observation, by their two paths.
 
     Both have one name, or the observation has `x4` (the scale) behind it, as in DIV2K; suffixes
@@ -22,7 +20,7 @@ def matched(
     Raises:
         ValueError: no pair is left.
     """
-    facts = high.facts(look, workers) | low.facts(look, workers)
+    facts = high.facts(look) | low.facts(look)
     below, pairs, faults = by_name(low), {}, {}
     for name, paths in by_name(high).items():
         found = below.pop(name, []) + below.pop(f"{name}x{scale}", [])

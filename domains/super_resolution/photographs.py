@@ -69,6 +69,9 @@ class Photographs:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __reduce__(self) -> tuple[type[Photographs], tuple[Any, ...]]:
+        return Photographs, (self.paths, self.sizes, self.scale)  # decoded ones stay in their process
+
     @property
     def all_kept(self) -> bool:
         """Whether none is left to decode."""

@@ -6,7 +6,6 @@ n: samples; c: side of a square of a photograph; s: scale. Values are float32 in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distillkit.data import Batch
+from distillkit.feeding import in_parallel
 from distillkit.sources import first_whole
 from domains.super_resolution.photographs import Photographs
 
@@ -38,14 +38,12 @@ class Squares:
         finish: makes a batch of [data [n, 3, c, c]], or of [data, low [n, 3, c/s, c/s]], and n
             seeds.
         seed: of all choices.
-        workers: threads that decode.
     """
 
-    def __init__(self, photographs: Photographs, crop: int, finish: Finish, seed: int, workers: int):
-        self.photographs, self.crop, self.finish, self.seed, self.workers = photographs, crop, finish, seed, workers
+    def __init__(self, photographs: Photographs, crop: int, finish: Finish, seed: int):
+        self.photographs, self.crop, self.finish, self.seed = photographs, crop, finish, seed
         self.windows = -(-len(photographs) // photographs.most)  # of a pass
         self.together = -(-len(photographs) // self.windows) * VISIT if self.windows > 1 else None
-        self.known = lru_cache(2)(self._known)
 
     def __len__(self) -> int:
         return EPOCH
@@ -53,7 +51,7 @@ class Squares:
     def __getitem__(self, indices: Tensor) -> Batch:
         draws = [stream(self.seed, TRAIN, i) for i in indices.tolist()]
         numbers = [self._number(i, random.random()) for i, random in zip(indices.tolist(), draws, strict=True)]
-        images = decoded(self.photographs, sorted(set(numbers)), self.workers)
+        images = decoded(self.photographs, sorted(set(numbers)))
         rows = [
             cut(images[number], self.crop, *random.random(2), turn=int(random.integers(8)))
             for number, random in zip(numbers, draws, strict=True)
@@ -67,12 +65,8 @@ class Squares:
         if self.together is None:
             return int(share * len(self.photographs))
         turn, window = divmod(i // self.together, self.windows)
-        known = self.known(turn)[window]
+        known = shared_out(self.seed, turn, len(self.photographs), self.windows)[window]
         return int(known[int(share * len(known))])
-
-    def _known(self, turn: int) -> list[np.ndarray]:
-        """The photographs that each window of a pass knows, equally many."""
-        return np.array_split(stream(self.seed, ORDER, turn).permutation(len(self.photographs)), self.windows)
 
 
 class HeldOut:
@@ -83,13 +77,11 @@ class HeldOut:
     Args:
         num: number of squares; of more photographs than that, as many are used.
         part: VAL or TEST, with random numbers of its own.
-        photographs, crop, finish, seed, workers: as in `Squares`.
+        photographs, crop, finish, seed: as in `Squares`.
     """
 
-    def __init__(
-        self, photographs: Photographs, crop: int, finish: Finish, seed: int, workers: int, num: int, part: int
-    ):
-        self.photographs, self.crop, self.finish, self.seed, self.workers = photographs, crop, finish, seed, workers
+    def __init__(self, photographs: Photographs, crop: int, finish: Finish, seed: int, num: int, part: int):
+        self.photographs, self.crop, self.finish, self.seed = photographs, crop, finish, seed
         self.num, self.part = num, part
 
     def __len__(self) -> int:
@@ -111,8 +103,7 @@ class HeldOut:
             for j in places[number]:
                 rows[j] = [square.copy() for square in cut(images, self.crop, *draws[j].random(2))]
 
-        with ThreadPoolExecutor(self.workers) as pool:
-            list(pool.map(cuts, places))
+        in_parallel(cuts, places)
         batches = []
         for portion in torch.arange(self.num).split(PORTION):
             columns = zip(*(rows[j] for j in portion.tolist()), strict=True)
@@ -121,13 +112,18 @@ class HeldOut:
         return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def decoded(photographs: Photographs, numbers: Sequence[int], workers: int) -> dict[int, tuple[np.ndarray, ...]]:
+@lru_cache(2)
+def shared_out(seed: int, turn: int, total: int, windows: int) -> list[np.ndarray]:
+    """The photographs that each window of a pass knows, equally many."""
+    return np.array_split(stream(seed, ORDER, turn).permutation(total), windows)
+
+
+def decoded(photographs: Photographs, numbers: Sequence[int]) -> dict[int, tuple[np.ndarray, ...]]:
     """Photographs by number; for a broken one the next one stands in."""
     if photographs.all_kept:  # threads would only cost their start
         return {number: photographs.kept(number) for number in numbers}
-    with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda number: first_whole(number, len(photographs), photographs.kept)[1], numbers)
-        return dict(zip(numbers, found, strict=True))
+    found = in_parallel(lambda number: first_whole(number, len(photographs), photographs.kept)[1], numbers)
+    return dict(zip(numbers, found, strict=True))
 
 
 def stream(*key: int) -> np.random.Generator:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from distillkit import checks
 from distillkit.data import Batch, split
 from distillkit.errors import optional
+from distillkit.feeding import in_parallel
 from distillkit.sources import Source, drawn, first_whole, listed
 from domains.image.reading import MOST_PIXELS, cropped, flat, from_uint8
 from domains.video.data import VideoData
@@ -59,7 +59,7 @@ class VideoFolder(VideoData):
             so that none overlap.
         val, test: shares of the videos, in (0, 1).
         seed: of the split.
-        workers: threads that decode.
+        workers: processes that decode training batches; 0 leaves it to threads, None chooses.
         given, batch_size, i3d: as in `VideoData`.
     """
 
@@ -74,7 +74,7 @@ class VideoFolder(VideoData):
         val: float = 0.1,
         test: float = 0.1,
         seed: int = 0,
-        workers: int = 4,
+        workers: int | None = 0,
         given: int = 0,
         batch_size: int = 8,
         i3d: str | None = None,
@@ -83,7 +83,8 @@ class VideoFolder(VideoData):
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
         checks.whole(2, 10_000, frames=frames)
-        checks.whole(1, 10_000, resolution=resolution, workers=workers)
+        checks.whole(1, 10_000, resolution=resolution)
+        checks.workers(workers=workers)
         checks.positive(fps=fps)
         stride = frames / fps if stride is None else stride
         checks.positive(stride=stride)
@@ -100,7 +101,7 @@ class VideoFolder(VideoData):
     def load(self) -> tuple[Clips, Clips, Clips]:
         import_av()
         source, faults, starts = Source(self.path, SUFFIXES, "video", beside=(CAPTIONS,)), {}, {}
-        for path, facts in source.facts(probe, self.workers).items():
+        for path, facts in source.facts(probe).items():
             if facts["fault"]:
                 faults[path] = facts["fault"]
                 continue
@@ -120,13 +121,13 @@ class VideoFolder(VideoData):
         classes, label = captions(source.root, names) or source.classes(videos)
         self.names = {"label": classes} if label else {}
         self.classes = {"label": len(classes)} if label else {}
+        settings = self.settings()
         return tuple(
             Clips(
                 [(videos[i], start) for i in part for start in starts[videos[i]]],
                 [label[i] for i in part for _ in starts[videos[i]]] if label else None,
-                self.decode,
-                self.with_first,
-                self.workers,
+                settings.decode,
+                settings.with_first,
             )
             for part in split(label or [0] * len(videos), val, test, order=drawn(names, self.seed))
         )
@@ -153,9 +154,8 @@ class Clips:
         label: Sequence[int] | None,
         decode: Callable[[Path, float], Tensor],
         with_first: Callable[[Batch], Batch],
-        workers: int,
     ):
-        self.places, self.decode, self.with_first, self.workers = list(places), decode, with_first, workers
+        self.places, self.decode, self.with_first = list(places), decode, with_first
         self.label = None if label is None else torch.tensor(label, dtype=torch.long)
 
     def __len__(self) -> int:
@@ -165,8 +165,7 @@ class Clips:
         def read(i: int) -> tuple[int, Tensor]:
             return first_whole(i, len(self), lambda row: self.decode(*self.places[row]))
 
-        with ThreadPoolExecutor(self.workers) as pool:
-            rows, clips = zip(*pool.map(read, indices.tolist()), strict=True)
+        rows, clips = zip(*in_parallel(read, indices.tolist()), strict=True)
         batch = {"data": torch.stack(clips)} | ({} if self.label is None else {"label": self.label[list(rows)]})
         return self.with_first(batch)
 

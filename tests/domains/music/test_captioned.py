@@ -45,7 +45,7 @@ def sounds(room, tmp_path):
 
 
 def ready(room, sounds, pipeline="stable_audio", **settings):
-    data = Captioned(str(sounds), str(room / pipeline), **{"size": SIZE, "workers": 2} | settings)
+    data = Captioned(str(sounds), str(room / pipeline), **{"size": SIZE} | settings)
     data.setup()
     return data
 

@@ -39,7 +39,7 @@ def sound(path, x=None, rate=RATE):
 
 def small(root, **settings):
     """Clips of 64 ms, 512 samples."""
-    data = AudioFolder(str(root), **{"rate": RATE, "frames": 8, "window": 256, "workers": 2} | settings)
+    data = AudioFolder(str(root), **{"rate": RATE, "frames": 8, "window": 256} | settings)
     data.setup()
     return data
 

@@ -21,7 +21,7 @@ from domains.super_resolution.network import PatchNet
 from domains.super_resolution.resize import eight_bits, shrunk
 
 KODAK = Path(os.environ.get("DISTILLKIT_TEST_DATA", "")) / "sr" / "kodak"
-SMALL = {"crop": 16, "held_out": 6, "workers": 2, "batch_size": 4}
+SMALL = {"crop": 16, "held_out": 6, "batch_size": 4}
 
 
 def ready(data):
@@ -161,7 +161,7 @@ def test_a_tower_in_the_loaders():
         ({"scale": 8, "tower": [4, 2]}, "tower must be rising scales"),
         ({"tower": [1]}, "tower must be at least 2"),
         ({"held_out": 0}, "held_out must be at least 1, got 0"),
-        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],

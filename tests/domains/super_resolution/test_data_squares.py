@@ -32,7 +32,7 @@ def finish(images, seeds):
 
 
 def made(photos, seed=0) -> Squares:
-    return Squares(photos, CROP, finish, seed, workers=2)
+    return Squares(photos, CROP, finish, seed)
 
 
 @cache
@@ -92,7 +92,7 @@ def test_no_thread_is_started_where_all_are_kept(library, monkeypatch):
     data, rows = made(library), torch.arange(40)
     before = data[rows]
     assert library.all_kept
-    monkeypatch.setattr(squares, "ThreadPoolExecutor", None)
+    monkeypatch.setattr(squares, "in_parallel", None)
     assert all(torch.equal(value, before[name]) for name, value in data[rows].items())
 
 
@@ -155,12 +155,12 @@ def test_indices_are_shuffled_among_neighbours_alone():
 
 
 def test_held_out_squares_are_fixed_and_stand_upright(library):
-    val, test = (HeldOut(library, CROP, finish, 0, 2, num=12, part=part) for part in (VAL, TEST))
+    val, test = (HeldOut(library, CROP, finish, 0, num=12, part=part) for part in (VAL, TEST))
     batch = val[torch.arange(12)]
     found = [home(square) for square in batch["data"]]
     assert [number for number, *_ in found] == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
     assert len(set(found)) == 12 and {turn for *_, turn in found} == {0}
-    again = HeldOut(library, CROP, finish, 0, 1, num=12, part=VAL)[torch.tensor([11, 2])]
+    again = HeldOut(library, CROP, finish, 0, num=12, part=VAL)[torch.tensor([11, 2])]
     for name, value in batch.items():
         assert torch.equal(again[name], value[[11, 2]]) and value.dtype == torch.float32
         assert not torch.equal(test[torch.arange(12)][name], value)
@@ -168,7 +168,7 @@ def test_held_out_squares_are_fixed_and_stand_upright(library):
 
 
 def test_held_out_squares_of_many_photographs_are_spread(library):
-    few = HeldOut(library, CROP, finish, 0, 2, num=2, part=VAL)[torch.arange(2)]
+    few = HeldOut(library, CROP, finish, 0, num=2, part=VAL)[torch.arange(2)]
     assert [home(square)[0] for square in few["data"]] == [0, 2]
 
 
@@ -179,13 +179,13 @@ def test_held_out_squares_are_prepared_once_and_eight_bits_lose_nothing(library)
         calls.append(len(seeds))
         return finish(images, seeds)
 
-    data = HeldOut(library, CROP, counted, 0, 2, num=20, part=VAL)
+    data = HeldOut(library, CROP, counted, 0, num=20, part=VAL)
     assert len(data) == 20 and calls == []
     first = data[torch.arange(20)]
     assert torch.equal(data[torch.tensor([19])]["data"], first["data"][19:]) and calls == [16, 4]
     assert torch.equal(first["data"], (((first["data"] + 1) * 127.5).round() / 127.5 - 1))
     levels = torch.arange(256.0)
-    every = HeldOut(library, CROP, lambda images, seeds: {"data": levels / 127.5 - 1}, 0, 2, num=1, part=VAL)
+    every = HeldOut(library, CROP, lambda images, seeds: {"data": levels / 127.5 - 1}, 0, num=1, part=VAL)
     assert torch.equal(every[torch.arange(256)]["data"], levels / 127.5 - 1)
 
 
@@ -200,7 +200,7 @@ def test_a_photograph_that_breaks_later_is_named_and_the_next_stands_in(library)
     changed = {k for k in range(40) if not torch.equal(before[k], after[k])}
     assert changed == {k for k in range(40) if home(before[k])[0] == 1}
     assert {home(after[k])[0] for k in changed} == {2}
-    held_out = HeldOut(library, CROP, finish, 0, 1, num=5, part=VAL)
+    held_out = HeldOut(library, CROP, finish, 0, num=5, part=VAL)
     with pytest.warns(UserWarning, match="1.png cannot be decoded"):
         assert [home(square)[0] for square in held_out[torch.arange(5)]["data"]] == [0, 2, 2, 3, 4]
 

@@ -34,7 +34,7 @@ def video(path, frames=40, fps=10):
 
 
 def small(root, **settings):
-    settings = {"frames": 4, "fps": 5.0, "resolution": 8, "workers": 2} | settings
+    settings = {"frames": 4, "fps": 5.0, "resolution": 8} | settings
     data = VideoFolder(str(root), **settings)
     data.setup()
     return data
