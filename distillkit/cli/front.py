@@ -178,7 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (kept open until the interpreter ends)
         return 1
     except Interrupted as error:
-        print(one_line(error, LONGEST), file=sys.stderr)
+        if runs.rank() == 0:  # of processes that stop together
+            print(one_line(error, LONGEST), file=sys.stderr)
         return 130
     except Exception as error:
         if debug:

@@ -5,20 +5,17 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from codecs import getincrementaldecoder
-from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distillkit import runs
+from distillkit import runs, signals
 from distillkit.cli import config
 from distillkit.errors import UsageError
-
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @dataclass
@@ -100,24 +97,8 @@ class Sweep:
         """Whether the chain has a failed job, after which none is started."""
         return self.chain and any(job.code for job in self.jobs)
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """A context in which signals are handed to the running job."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {
-            number: signal.signal(number, self._stop)
-            for number in SIGNALS
-            if signal.getsignal(number) is not signal.SIG_IGN
-        }
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _stop(self, number: int, frame: Any) -> None:
+    def stop(self, number: int, frame: Any) -> None:
+        """Hand a signal to the running job; a handler of signals."""
         self.stopped = True
         if self._process is not None:
             with suppress(OSError):
@@ -180,7 +161,7 @@ def sweep(verb: str, words: Sequence[str], flags: Sequence[str], out: str | None
     ]
     made = Sweep(verb, flags, folder, chain)
     try:
-        with made.signals(), config.hydra_over(config.places_of(words)):
+        with signals.handled(made.stop), config.hydra_over(config.places_of(words)):
             jobs = GlobalHydra.instance().hydra.multirun("config", made.job, [*changes, *quiet], False)
             for done in (job for batch in jobs for job in batch):
                 done.return_value  # noqa: B018 (raises what broke a job before its start)
