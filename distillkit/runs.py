@@ -157,17 +157,25 @@ def way_on(folder: str | Path) -> str:
     return f"go on with: {continuation(folder)}"
 
 
-def check(out: Path, checkpoint: str | None, again: bool = False) -> None:
-    """Refuse a folder with content, unless the run continues in it or, with `again`, died early."""
+def check(out: Path, checkpoint: str | None, again: bool = False, mark: str = "config.yaml") -> None:
+    """Refuse a folder with content, unless the run continues there or, `again`, has left `mark`."""
     holds = any(path.name != LOCK and not path.name.startswith(PARTIAL) for path in out.iterdir())
     inside = checkpoint is not None and out.resolve() in Path(checkpoint).resolve().parents
-    if holds and not inside and not (again and (out / "config.yaml").is_file()):
+    if holds and not inside and not (again and (out / mark).is_file()):
         last = out / "checkpoints" / LAST
-        mend = f", or continue that run with --ckpt_path {shlex.quote(str(last))}" if last.is_file() else ""
+        mend = ", or go on there with --ckpt_path last" if (out / mark).is_file() else ""
+        mend = f", or continue that run with --ckpt_path {shlex.quote(str(last))}" if last.is_file() else mend
         raise UsageError(f"the run folder {out} is not empty; give another one with --out{mend}")
 
 
-def claim(out: str | None, name: str, checkpoint: str | None = None, again: bool = False, alone: bool = True) -> Path:
+def claim(
+    out: str | None,
+    name: str,
+    checkpoint: str | None = None,
+    again: bool = False,
+    alone: bool = True,
+    mark: str = "config.yaml",
+) -> Path:
     """Make the run folder: `out`, else the checkpoint's own run, else the next runs/NAME-NUMBER.
 
     The first process chooses and checks; the others get the folder from the environment.
@@ -176,6 +184,7 @@ def claim(out: str | None, name: str, checkpoint: str | None = None, again: bool
         again: whether `out` may hold a run that died before its first checkpoint.
         alone: whether the folder is locked until `release`, against a second run that would write
             the same files; a process that died holds no lock.
+        mark: the file that shows a folder to be of such a run.
 
     Returns:
         The run folder.
@@ -195,7 +204,7 @@ def claim(out: str | None, name: str, checkpoint: str | None = None, again: bool
             if alone:
                 _lock(folder)
             try:
-                check(folder, checkpoint, again)
+                check(folder, checkpoint, again, mark)
                 (folder / f"{PARTIAL}writable").touch()
                 (folder / f"{PARTIAL}writable").unlink()
             except (UsageError, OSError):

@@ -26,6 +26,7 @@ GROUND = {
     "progress",
     "runs",
     "sharding",
+    "signals",
     "sources",
     "spec",
 }
