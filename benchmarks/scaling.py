@@ -84,6 +84,7 @@ def main(argv: list[str]) -> int:
                 cpu, wall = measured(processes, args.steps, [*args.words, *words])
                 cells = [f"{1000 * cpu:.0f}", f"{1000 * alone:.0f}", f"{cpu / alone:.2f}", f"{1000 * wall:.0f}"]
                 shown.add_row(str(processes), name if processes > 1 else "-", *cells)
+                print(processes, name, *cells, file=sys.stderr, flush=True)
     load = " ".join(f"{each:.1f}" for each in os.getloadavg())
     Console(width=100).print(shown, f"a step of every process; load of {os.cpu_count()} cores: {load}")
     return 0
