@@ -23,6 +23,7 @@ from distillkit.methods.dmd import DMD
 from distillkit.methods.pairs import PairDistil
 from distillkit.planning import Part, Plan, Rehearsal, Turn
 from distillkit.students.makers import Lora
+from distillkit.watch.passes import Passes
 
 SIZE = 8
 SMALL = ["domain=toy", "method=dmd", "data.batch_size=64", "data.num_samples=256"]
@@ -106,6 +107,18 @@ def test_the_passes_are_those_of_the_papers_loss():
     judged = {("teacher", "forward"): SIZE, ("fake_score", "forward"): SIZE}
     assert turns["student"].passes == {("student", "train"): SIZE, **judged}
     assert (turns["fake_score"].cost, turns["student"].cost) == (4 * SIZE, 5 * SIZE)
+
+
+def test_the_passes_are_those_that_a_run_counts():
+    """`watch/passes_ROLE` of a run can be held against the plan."""
+    _, turns = by_name(planned())
+    method = dmd()
+    counted = Passes(method, SIZE)
+    for role, loss in (("fake_score", method.fake_score_loss), ("student", method.student_loss)):
+        counted.begin(role)
+        loss({name: value.repeat(8, *[1] * (value.ndim - 1))[:SIZE] for name, value in BATCH.items()})
+        counted.end()
+        assert counted.facts()[f"passes_{role}"] == sum(turns[role].passes.values()) / SIZE
 
 
 def test_passes_of_a_student_of_several_steps_are_those_of_the_mean_step():

@@ -112,10 +112,10 @@ class PipelineCodec(Codec):
 
     @torch.no_grad()
     def decode(self, x: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """Latents as data, cut to [-1, 1]."""
+        """Latents as data; some values may lie beyond [-1, 1]."""
         self.vae.to(x.device)
         mean, std = (value.to(x.device) for value in self.units())
-        return torch.cat([self.out_of(one * std + mean).clamp(-1, 1) for one in x.float().split(1)])
+        return torch.cat([self.out_of(one * std + mean) for one in x.float().split(1)])
 
     @abstractmethod
     def data_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:

@@ -47,7 +47,6 @@ CAUSES: dict[str, Cause] = {
     "high_rate": Cause("the learning rate is too high", "lower model.student.lr"),
     "over_guided": Cause("guidance is too strong", "lower model.kappa"),
     "unconverged_teacher": Cause("the teacher has not converged", "train it longer with method=pretrain"),
-    "collapsed": Cause("the samples have collapsed", "start anew from the teacher with a lower rate"),
     "diverged_role": Cause("a role has diverged", "lower its rate, model.ROLE.lr"),
 }
 

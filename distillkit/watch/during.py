@@ -13,6 +13,7 @@ from distillkit.watch.causes import Facts, Finding
 from distillkit.watch.reference import Reference
 
 BANDS = {"low": (0.0, 1 / 3), "middle": (1 / 3, 2 / 3), "high": (2 / 3, 1.0)}  # of the fake score's levels
+MOST_NOISE = 1e6  # of a level without signal
 
 
 def measure(model: Any, reference: Reference) -> tuple[dict[str, float], Tensor]:
@@ -25,6 +26,7 @@ def measure(model: Any, reference: Reference) -> tuple[dict[str, float], Tensor]
     - `fake_low`, `fake_middle`, `fake_high`: error of the fake score on noised samples of the
       student over the teacher's, in thirds of the levels that it is trained at.
     - `lag`: the largest of them.
+    - `noise_from`, `noise_to`: the smallest and largest noise over signal of these levels.
     - `skipped_ROLE`: the share of the role's steps that were skipped.
     - `done`: the share of the run that has passed, 0 where its end is not known.
     """
@@ -134,10 +136,11 @@ def fake_errors(model: Any, reference: Reference) -> dict[str, float]:
     x_0, cond = model.rollout(reference.batch, "watch", step=model.num_steps - 1)
     if not set(model.fake_score.told) <= set(cond):
         return {}  # it is told what samples alone do not say
-    process, facts = model.teacher.process, {}
+    process, facts, ratios = model.teacher.process, {}, []
     for name, (low, high) in BANDS.items():
         u = low + (high - low) * (torch.arange(len(x_0), device=x_0.device) + 0.5) / len(x_0)
         t = model.fake_times(u, process, model.done if model.fake_times.changes else None)
+        ratios += process.ratio(t).double().clamp_max(MOST_NOISE).flatten().tolist()
         x_t = process.add_noise(x_0, model.randn(x_0.shape, f"watch {name}"), t)
         fake, teacher = (
             float((denoiser(x_t, t, cond) - x_0).square().mean())
@@ -145,6 +148,7 @@ def fake_errors(model: Any, reference: Reference) -> dict[str, float]:
         )
         facts[f"fake_{name}"] = fake / max(teacher, 1e-20)
     facts["lag"] = max(facts[f"fake_{name}"] for name in BANDS)
+    facts["noise_from"], facts["noise_to"] = min(ratios), max(ratios)
     return facts
 
 
@@ -218,9 +222,14 @@ def lagging(history: list[Facts], model: Any) -> list[Finding]:
     if not lasting(history, unaware):
         return []
     now, fake = history[-1], bands(history[-1])
-    error = f"{min(fake):.2f} to {max(fake):.2f} of the teacher's error at all noise levels"
+    error = f"{min(fake):.2f} to {max(fake):.2f} of the teacher's error at noise {noises(now)}"
     where = f"on samples with {now['spread']:.3g} of its spread and means {now['shift']:.3g} standard deviations away"
     return [Finding("lagging_fake_score", f"{error}, {where}")]
+
+
+def noises(facts: Facts) -> str:
+    """The range of noise over signal in which the fake score was measured."""
+    return f"{facts['noise_from']:.2g} to {facts['noise_to']:.2g}"
 
 
 def too_fast(history: list[Facts], model: Any) -> list[Finding]:
@@ -265,9 +274,9 @@ def diverged(history: list[Facts], model: Any) -> list[Finding]:
 
 
 def collapsed(history: list[Facts]) -> list[Finding]:
-    """Samples that were apart are alike."""
+    """Samples that were apart are alike, for no cause that was known before."""
     for name, what in (("spread", "spread"), ("within", "spread within classes")):
         *before, now = [facts[name] for facts in history if name in facts] or [1.0]
         if now < FALLEN and now < FALLEN * (most := max(before, default=0.0)):
-            return [Finding("collapsed", f"{what} {now:.2f} of the target's, after {most:.2f}")]
+            return [Finding("high_rate", f"the {what} has fallen to {now:.2f} of the target's, from {most:.2f}")]
     return []

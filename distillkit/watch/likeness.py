@@ -1,7 +1,7 @@
 """How well a teacher denoises data, beside its own samples and beside what the data's mean says.
 
 A teacher of other data is worse on them than on its own samples. That alone is no sign: samples
-lie where the network puts them, and healthy teachers are up to eight times better there. A teacher
+lie where the network puts them, and healthy teachers are up to seven times better there. A teacher
 that is worse than a constant guess as well was not trained on such data.
 """
 

@@ -44,8 +44,12 @@ class ToyMedia:
 
         columns = min(len(panels), COLUMNS)
         lines = -(-len(panels) // columns)
-        figure = Figure(figsize=(4 * columns, 4 * lines), dpi=100, layout="constrained")
+        width, height = 4 * columns, 4 * lines
+        figure = Figure(figsize=(width, height), dpi=100)
         FigureCanvasAgg(figure)
+        # in inches; matplotlib's own layouts take half of the time of a picture
+        edges = {"left": 0.45 / width, "right": 1 - 0.1 / width, "bottom": 0.3 / height, "top": 1 - 0.3 / height}
+        figure.subplots_adjust(**edges, wspace=0.16, hspace=0.18)
         axes = [figure.add_subplot(lines, columns, i + 1) for i in range(len(panels))]
         for axis, (title, samples) in zip(axes, panels.items(), strict=True):
             self._panel(axis, samples.detach().cpu().double().flatten(1).nan_to_num())

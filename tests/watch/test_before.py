@@ -21,6 +21,7 @@ from distillkit.discrete.teacher import DiscreteTeacher
 from distillkit.methods.pretrain import Pretrain
 from distillkit.networks.mlp import MLP
 from distillkit.watch import before
+from distillkit.watch.causes import Finding
 from distillkit.watch.likeness import RATIOS, Judge, deviation, entropy
 from domains.toy.teacher import Circle
 
@@ -179,6 +180,20 @@ def test_teacher_that_repeats_its_training_data(copied):
     facts, found = before.repeated(reference, data)
     assert names(found) == ["memorised"] * copied
     assert facts["nearest"] < 0.2 if copied else 0.9 < facts["nearest"] < 1.1
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_data_are_not_unlike_a_teacher_that_copies_them(copied, monkeypatch):
+    """Held-out data are far from what a teacher of a few samples knows; that is no wrong range."""
+    for part in ("in_training", "classes", "scale", "start", "guidance"):
+        monkeypatch.setattr(before, part, lambda *args: ({}, []))
+    monkeypatch.setattr(before, "encoded", lambda *args: torch.zeros(2, 2))
+    monkeypatch.setattr(before, "Judge", lambda *args: None)
+    monkeypatch.setattr(before, "alike", lambda *args: ({}, [Finding("unlike_data", "")]))
+    monkeypatch.setattr(before, "repeated", lambda *args: ({}, [Finding("memorised", "")] * copied))
+    reference = SimpleNamespace(teacher=0, unguided=0, cond={})
+    _, found = before.look(SimpleNamespace(teacher=0), SimpleNamespace(batch_size=1), reference)
+    assert names(found) == (["memorised"] if copied else ["unlike_data"])
 
 
 @pytest.mark.parametrize(

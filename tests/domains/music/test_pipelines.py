@@ -98,7 +98,7 @@ def test_stable_audio_is_the_pipeline(negative, made, prompts, monkeypatch):
         close(ours, pipeline(guidance_scale=kappa, **asked, output_type="latent").audios)
     sounds = pipeline(guidance_scale=1.0, **asked).audios
     assert sounds.shape == (2, 2, 96)
-    close(teacher.codec.decode(ours, {}), sounds.clamp(-1, 1))
+    close(teacher.codec.decode(ours, {}), sounds)
 
 
 @pytest.mark.parametrize("kind", ["stable_audio_3", "pingpong"])
@@ -120,7 +120,7 @@ def test_stable_audio_3_is_the_pipeline(kind, made, prompts, monkeypatch):
     monkeypatch.setattr(module, "randn_tensor", in_turn(given, steps))
     sounds = pipeline(guidance_scale=1.0, **asked).audios
     assert sounds.shape == (2, 2, 97)
-    close(teacher.codec.decode(ours, {}), sounds)
+    close(teacher.codec.decode(ours, {}).clamp(-1, 1), sounds)
 
 
 def test_audioldm2_is_the_pipeline(made, prompts):
@@ -286,7 +286,7 @@ def test_students_take_steps_and_are_read_again(kind, more, made, prompts, tmp_p
     student = load_student(tmp_path / "student", (str(folder),))
     cond = own.data.conditions(2)
     sounds = student.sample(2, cond)
-    assert sounds.shape == (2, *own.data.event_shape) and sounds.abs().max() <= 1
+    assert sounds.shape == (2, *own.data.event_shape)
     assert torch.equal(sounds, own.model.sample(cond, 2, 0)) and student.codec.sample_rate == 16_000
     ask(student, ["a dog runs"])
     assert not torch.equal(student.sample(1, {"prompt": torch.tensor([0])}), sounds[:1])

@@ -1,0 +1,58 @@
+"""The runs of benchmarks/broken.py: each cause is provoked, and named from the command line."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from distillkit.watch.causes import CAUSES
+
+ROOT = Path(__file__).parents[2]
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("broken", ROOT / "benchmarks" / "broken.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+broken = script()
+UNPROVOKED = {"no_start"}  # needs a pipeline that predicts noise without any signal
+
+
+def test_every_cause_is_provoked_by_a_run():
+    assert {run.cause for run in broken.RUNS.values()} == {None, *CAUSES} - UNPROVOKED
+
+
+def test_every_curve_is_of_such_a_run_and_on_the_page():
+    page = (ROOT / "docs" / "read_your_curves.md").read_text()
+    for name, (healthy, facts) in broken.CURVES.items():
+        assert broken.RUNS[name].cause and broken.RUNS[healthy].cause is None and facts
+        assert f"](curves/{name}.png)" in page and (ROOT / "docs" / "curves" / f"{name}.png").is_file()
+
+
+SHORT = [
+    "toy-dmd-student-rate",
+    "toy-dmd-fake-rate",
+    "toy-dmd-ema",
+    "toy-sid-lag",
+    "toy-mixture-dmd-lag",
+    "toy-labelled-overguided",
+    "toy-pretrain-rate",
+    "toy-pretrain-scale",
+    "digits-dmd-short",
+    "digits-negative",
+    "toy-mixture-dmd",
+    "toy-sid",
+    "toy-consistency",
+    "digits-dmd",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_what_is_provoked_is_named_and_nothing_in_healthy_runs(name, tmp_path):
+    broken.prepare(tmp_path)
+    record = broken.make(name, broken.RUNS[name], 0, tmp_path)
+    assert record["cause"] in broken.named(record) if record["cause"] else broken.named(record) == []
