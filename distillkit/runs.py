@@ -152,7 +152,7 @@ def continuation(folder: str | Path) -> str:
 
 def way_on(folder: str | Path) -> str:
     """The end of a sentence about a run that stopped: how it goes on from its last checkpoint."""
-    if processes_from_outside():  # their number is not known here
+    if "RANK" in os.environ or by_srun():  # how torchrun or srun was called is not known here
         return f"the same command goes on, with --out {shlex.quote(str(folder))} --ckpt_path last"
     return f"go on with: {continuation(folder)}"
 

@@ -195,10 +195,14 @@ def test_a_run_on_another_node_is_not_the_first(monkeypatch):
     assert rank(**tasks, SLURM_PROCID=0, LOCAL_RANK=0, NODE_RANK=0) == 0
 
 
-def test_the_advice_names_only_what_exists_and_can_be_pasted(tmp_path):
+def test_the_advice_names_only_what_exists_and_can_be_pasted(tmp_path, monkeypatch):
     folder = tmp_path / "my run (1)"
     folder.mkdir()
     assert runs.continuation(folder) == f"python -m distillkit fit --config '{folder}/config.yaml'"
     written(folder / "checkpoints" / "last.ckpt")
     words = shlex.split(runs.continuation(folder))
     assert words[-4:] == ["--config", f"{folder}/config.yaml", "--ckpt_path", f"{folder}/checkpoints/last.ckpt"]
+    monkeypatch.setenv("WORLD_SIZE", "2")  # Lightning sets it where it starts the others
+    assert runs.way_on(folder) == f"go on with: {shlex.join(words)}"
+    monkeypatch.setenv("RANK", "0")
+    assert runs.way_on(folder) == f"the same command goes on, with --out '{folder}' --ckpt_path last"
