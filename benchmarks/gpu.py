@@ -42,6 +42,7 @@ from distillkit.diffusion.sampling import SOLVERS
 from distillkit.discrete.learned import LearnedSampler
 from distillkit.discrete.sampling import SAMPLERS
 from distillkit.discrete.teacher import DiscreteTeacher
+from distillkit.precision import set_products
 from distillkit.rollouts import rolled_out
 from distillkit.students.few_step import FewStepStudent
 from distillkit.students.sampler import SamplerStudent
@@ -181,6 +182,7 @@ class Runs:
         run = Path(tempfile.mkdtemp(dir=self.folder))
         where = [f"trainer.accelerator={place.type}", "trainer.devices=1", "--out", run]
         call("fit", *FIT, *words, *where, "--no-cache")
+        set_products("32-true")  # the checks after it compare in full precision
         found = json.loads((run / "evaluation.json").read_text())
         student, teacher, few, real = (row["metrics"] for row in found["rows"])
         elsewhere = found["protocol"]["device"] != devices.model_name(place)
@@ -261,7 +263,8 @@ def checks(folder: Path, place: torch.device) -> Iterator[tuple[str, Callable[[t
     yield "image: bfloat16", partial(image.half, torch.bfloat16), HALF
     yield "image: float16", partial(image.half, torch.float16), HALF
     yield "image: little memory", image.little_memory, SAMPLES
-    yield "fit, 20 steps", partial(runs.fit, []), NUMBERS
+    yield "fit, 20 steps", partial(runs.fit, ["trainer.precision=32-true"]), NUMBERS
+    yield "fit, by itself", partial(runs.fit, []), HALF
     yield "fit, bf16-true", partial(runs.fit, ["trainer.precision=bf16-true"]), HALF
     yield "fit, bf16-mixed", partial(runs.fit, ["trainer.precision=bf16-mixed"]), HALF
     yield "sample, evaluate", runs.products, NUMBERS

@@ -64,7 +64,7 @@ class SampleCache:
             shape: of the tensor.
             make: makes it.
         """
-        start = time.perf_counter()
+        start = _now()
         named = key()
         text = None if named is None else json.dumps(named, sort_keys=True)
         found = None if text is None else self._read(self._file(text), text, shape)
@@ -72,13 +72,13 @@ class SampleCache:
             made, seconds = found
             self.hits += text not in self._own
         else:
-            begun = time.perf_counter()
+            begun = _now()
             made = make()
-            seconds = time.perf_counter() - begun
+            seconds = _now() - begun
             self._own.add(text)
             if text is not None and seconds >= WORTH and tuple(made.shape) == tuple(shape):
                 self._keep(text, made, seconds)
-        self.ahead += seconds - (time.perf_counter() - start)
+        self.ahead += seconds - (_now() - start)
         return made
 
     def holds(self, key: dict[str, Any] | None) -> bool:
@@ -212,5 +212,21 @@ def using(cache: SampleCache | None) -> Iterator[None]:
 
 
 def clock() -> float:
-    """Seconds that pass as if nothing had been kept: what is found takes as long as its making."""
-    return time.perf_counter() + (_current.ahead if _current else 0.0)
+    """Seconds that pass as if nothing had been kept: what is found takes as long as its making.
+
+    They pass as if this process had made alone what others helped to make, too.
+    """
+    return _now() + (_current.ahead if _current else 0.0)
+
+
+_spared = 0.0
+
+
+def spare(seconds: float) -> None:
+    """Count the seconds that the help of other processes has spared this one."""
+    global _spared
+    _spared += seconds
+
+
+def _now() -> float:
+    return time.perf_counter() + _spared

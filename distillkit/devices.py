@@ -7,8 +7,10 @@ none, so the CPU takes its place.
 from __future__ import annotations
 
 import argparse
+import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -70,30 +72,66 @@ def wait_for(device: torch.device) -> None:
         torch.get_device_module(device).synchronize(device)
 
 
-def in_chunks(make: Callable[[slice], Tensor], num: int, chunk: int) -> Tensor:
+LARGE = 2**15  # numbers in the samples of a chunk, from which on its memory is looked at
+
+
+def in_chunks(
+    make: Callable[[slice], Tensor], num: int, chunk: int, size: int = 0, device: torch.device | None = None
+) -> Tensor:
     """`make(rows)` of all `num` rows, `chunk` at a time, joined on the CPU.
 
-    A chunk for which a GPU has too little memory is halved, and so are those after it.
+    The chunk is halved, for all rows that are left, where its tensors take more than half of the
+    memory that the device has free, and where a GPU has too little of it. Within `dividing`,
+    several processes make their parts.
 
     Args:
         make: function of rows, a slice with start and stop.
         num: the number of rows.
-        chunk: the number of rows of one call.
+        chunk: the number of rows of one call, at most.
+        size: the numbers in a row, where free memory is looked at.
+        device: that computes, in this case.
 
     Raises:
         torch.OutOfMemoryError: one row is too many.
     """
-    parts, start = [], 0
-    while start < num or not parts:
-        rows = slice(start, min(start + chunk, num))
+    if _divide is None:
+        return alone(make, slice(0, num), chunk, size, device)
+    return _divide(make, num, chunk, size, device)
+
+
+def alone(
+    make: Callable[[slice], Tensor], rows: slice, chunk: int, size: int = 0, device: torch.device | None = None
+) -> Tensor:
+    """`in_chunks` of some rows, in this process."""
+    parts, start, fits = [], rows.start, False
+    while start < rows.stop or not parts:
+        some = slice(start, min(start + chunk, rows.stop))
+        num = some.stop - some.start
+        watched = not fits and num > 1 and num * size >= LARGE
         try:
-            parts.append(make(rows).cpu())
-            start = rows.stop
+            with Most(device) if watched else nullcontext():
+                parts.append(make(some).cpu())
+            start, fits = some.stop, True
         except torch.OutOfMemoryError:
             if chunk == 1:
                 raise
-            chunk //= 2
+            chunk = max(1, min(chunk, num) // 2)
     return torch.cat(parts)
+
+
+_divide: Callable[..., Tensor] | None = None
+_sharers = 1  # processes that may take the memory of one CPU
+
+
+@contextmanager
+def dividing(divide: Callable[..., Tensor], processes: int) -> Iterator[None]:
+    """A context in which `in_chunks` is `divide(make, num, chunk, size, device)` of processes."""
+    global _divide, _sharers
+    before, _divide, _sharers = (_divide, _sharers), divide, processes
+    try:
+        yield
+    finally:
+        _divide, _sharers = before
 
 
 def free(device: torch.device) -> int | None:
@@ -142,3 +180,24 @@ class Peak(TorchDispatchMode):
     def _forget(self) -> None:
         self._alive = {key: (ref, size) for key, (ref, size) in self._alive.items() if not ref.expired()}
         self._sum = sum(size for _, size in self._alive.values())
+
+
+class Most(Peak):
+    """Raises torch.OutOfMemoryError where tensors take more than half of a device's free memory.
+
+    Of the CPU's it is this process's share.
+
+    Args:
+        device: the device.
+    """
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        there = free(device)
+        self.most = math.inf if there is None else there // 2 // (_sharers if device.type == "cpu" else 1)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if self.bytes > self.most:
+            raise torch.OutOfMemoryError(f"{self.bytes:,} bytes are more than half of what is free")
+        return out

@@ -22,6 +22,7 @@ plain = False  # whether terminals get lines too
 _screen: bars.Progress | None = None  # the one display of a terminal, shared by all activities
 _doing: list[Activity] = []  # outermost first
 _next_line = 0.0
+_many = 1  # processes that do what this one does
 
 
 class Activity:
@@ -123,11 +124,22 @@ def counted(what: str, total: int) -> Iterator[int]:
 def calls(what: str, network: Any, total: int) -> Iterator[Activity]:
     """`progress` that counts the samples through a network (a module) by itself, `total` in all."""
     with _going(what, total) as activity:
-        counter = network.register_forward_hook(lambda module, inputs, output: activity.advance(len(output)))
+        counter = network.register_forward_hook(lambda module, inputs, output: activity.advance(len(output) * _many))
         try:
             yield activity
         finally:
             counter.remove()
+
+
+@contextmanager
+def counting_for(processes: int) -> Iterator[None]:
+    """A context in which what `calls` counts is what each of so many processes does."""
+    global _many
+    before, _many = _many, processes
+    try:
+        yield
+    finally:
+        _many = before
 
 
 def open_screen(transient: bool = False) -> bars.Progress | None:

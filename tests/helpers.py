@@ -4,7 +4,9 @@ import contextlib
 import copy
 import importlib
 import logging
+import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -116,6 +118,40 @@ class ForkedShard(Shard):
 
 def forked_ddp() -> DDPStrategy:
     return DDPStrategy(start_method="fork", find_unused_parameters=True, process_group_backend="gloo")
+
+
+def in_processes(num: int, work: Callable[..., object], *args: object) -> list:
+    """What `work(rank, *args)` gives in each of so many forked processes that are a group (gloo).
+
+    An exception counts as what it gave.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pipes, children, context = [], [], multiprocessing.get_context("fork")
+        for rank in range(num):
+            ours, theirs = context.Pipe(duplex=False)
+
+            def live(rank=rank, theirs=theirs):
+                torch.set_num_threads(1)
+                torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=num)
+                try:
+                    found = work(rank, *args)
+                except Exception as error:
+                    found = error
+                theirs.send_bytes(pickle.dumps(found))
+                os._exit(0)
+
+            pipes.append(ours)
+            children.append(context.Process(target=live, daemon=True))
+        torch.set_num_threads(1)  # a fork has none of the other threads, and would wait for them
+        for child in children:
+            child.start()
+        try:
+            assert all(pipe.poll(60) for pipe in pipes), "a process hangs"
+            return [pickle.loads(pipe.recv_bytes()) for pipe in pipes]
+        finally:
+            for child in children:
+                child.kill()
+                child.join()
 
 
 class Line(torch.nn.Module):

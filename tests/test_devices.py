@@ -26,7 +26,7 @@ ROUNDING = 1e-3  # of samples of order one: the largest difference of two device
 # What may leave the device: samples; weights that are written or hashed, and the whole model in the
 # end; counts and learned numbers; what exact laws draw from, and what SciPy and exact sums take.
 LEAVE = {
-    "devices.py:in_chunks",
+    "devices.py:alone",
     *("files.py:<dictcomp>", "files.py:hash_tensors", "base.py:_apply", "exact.py:<lambda>"),
     *("base.py:check_steps", "base.py:skipped", "learned.py:<dictcomp>"),
     *("exact.py:draw", "evaluation.py:_chains", "look.py:motion_apart", "metrics.py:_mean_distance"),
@@ -84,6 +84,50 @@ def test_a_chunk_that_does_not_fit_is_halved():
     assert small.calls == [64, 32, 16, 16, 16, 16, 16, 16, 4] and large.calls == [64, 36]
     with pytest.raises(torch.OutOfMemoryError):
         devices.in_chunks(Memory(0), 100, 64)
+
+
+def test_a_chunk_that_takes_more_than_half_of_the_free_memory_is_halved(monkeypatch):
+    """A row is 1 MiB, and twice that while it is made; half of what is free are 20 MiB."""
+    calls, asked, numbers = [], [], 2**18
+
+    def make(rows: slice) -> torch.Tensor:
+        calls.append(rows.stop - rows.start)
+        x = torch.full((rows.stop - rows.start, numbers), float(rows.start))
+        return (x + 1)[:, :1].clone()
+
+    def made(free: int | None, num: int = 64, size: int = numbers) -> list[int]:
+        calls.clear()
+        asked.clear()
+        monkeypatch.setattr(devices, "free", lambda device: asked.append(device) or free)
+        assert len(devices.in_chunks(make, num, 32, size, torch.device("cpu"))) == num
+        return [*calls]
+
+    assert made(40 * 2**20) == [32, 16, *[8] * 8]
+    assert made(2**30) == made(None) == [32, 32] and len(asked) == 1  # the first chunk shows that they fit
+    assert made(40 * 2**20, size=0) == [32, 32] and not asked
+    assert made(2**20, num=3) == [3, 1, 1, 1]  # one row is tried all the same
+    with devices.dividing(lambda make, num, *rest: devices.alone(make, slice(0, num), *rest), processes=2):
+        assert made(40 * 2**20) == [32, 16, 8, *[4] * 16]  # another process wants the other half
+
+
+def test_samples_do_not_depend_on_their_chunks(monkeypatch):
+    """Their noise is by seed and row; sums of other batches round otherwise."""
+    own = build("domain=image", "method=dmd", "model.num_steps=2")
+    teacher, student = own.model.teacher, own.model.product().eval()
+    cond = teacher.condition(own.data.conditions(40))
+
+    def made(chunk: int) -> list[torch.Tensor]:
+        solved = teacher.generate(40, cond, 3, "euler", teacher.grid(3), chunk=chunk)
+        churned = teacher.generate(40, cond, 3, "ancestral", teacher.grid(3), chunk=chunk)
+        return [solved, churned, student.sample(40, cond, 3, batch_size=chunk)]
+
+    whole = made(40)
+    for one, other in zip(whole, made(7), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    monkeypatch.setattr(devices, "LARGE", 1)
+    monkeypatch.setattr(devices, "free", lambda device: 2**22)  # too little for forty
+    for one, other in zip(whole, made(40), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_no_rows_are_one_call():

@@ -23,6 +23,8 @@ GROUND = {
     "devices",
     "errors",
     "files",
+    "precision",
+    "processes",
     "progress",
     "runs",
     "sharding",

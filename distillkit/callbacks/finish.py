@@ -15,7 +15,9 @@ from distillkit.data import DistillData
 from distillkit.devices import able
 from distillkit.errors import pasted
 from distillkit.evaluation.pictures import save_files, save_picture, save_student
+from distillkit.evaluation.rows import UNTRAINED
 from distillkit.files import read_yaml, write_atomic, write_text
+from distillkit.processes import Crew, several
 from distillkit.progress import progress
 from distillkit.report.logger import MetricsLogger
 from distillkit.report.sounds import sounds_in
@@ -27,7 +29,9 @@ SMALL = 500_000  # bytes of a sound that is kept beside weights, at most
 
 
 class Finish(Callback):
-    """Exports, evaluates and reports when `fit` ends, on one process and the device of training.
+    """Exports, evaluates and reports when `fit` ends, on the devices of training.
+
+    All processes make the samples of the evaluation together. The first one does the rest.
 
     Args:
         num_samples: samples of every model in the evaluation; 0 leaves the evaluation out.
@@ -46,16 +50,23 @@ class Finish(Callback):
         if trainer.fast_dev_run:
             return
         pl_module = pl_module.gathered()
-        if trainer.is_global_zero:
-            run = Path(trainer.default_root_dir)
-            for logger in trainer.loggers:
-                if isinstance(logger, MetricsLogger):
-                    logger.finalize("success")  # the report draws the last steps too
-            pl_module.to(able(trainer.strategy.root_device))  # Lightning has moved it to the CPU
-            try:
-                finish(pl_module, trainer.datamodule, run, self.num_samples, self.seed, self.pictures)
-            finally:
-                pl_module.cpu()
+        crew = Crew() if self.num_samples and several() else None
+        if not trainer.is_global_zero and crew is None:
+            return
+        pl_module.to(able(trainer.strategy.root_device))  # Lightning has moved it to the CPU
+        try:
+            if trainer.is_global_zero:
+                run = Path(trainer.default_root_dir)
+                for logger in trainer.loggers:
+                    if isinstance(logger, MetricsLogger):
+                        logger.finalize("success")  # the report draws the last steps too
+                finish(pl_module, trainer.datamodule, run, self.num_samples, self.seed, self.pictures, crew)
+            else:
+                help_finish(pl_module, trainer.datamodule, crew, self.num_samples)
+        finally:
+            if crew and trainer.is_global_zero:
+                crew.dismiss()
+            pl_module.cpu()
 
 
 def is_complete(folder: str | Path, record: str, steps: int) -> bool:
@@ -78,22 +89,29 @@ def is_complete(folder: str | Path, record: str, steps: int) -> bool:
 
 
 def finish(
-    model: LightningModule, data: Any, run: Path, num_samples: int = 1000, seed: int = 1234, pictures: bool = True
+    model: LightningModule,
+    data: Any,
+    run: Path,
+    num_samples: int = 1000,
+    seed: int = 1234,
+    pictures: bool = True,
+    crew: Crew | None = None,
 ) -> None:
-    """Write the products of `Finish` into the run folder; computes where the model is."""
+    """Write the products of `Finish` into the run folder; computes where the model is.
+
+    The processes of the `crew`, the others in `help_finish`, make the samples of the evaluation.
+    """
     from distillkit.report.card import write_card
     from distillkit.report.page import write_report
     from distillkit.report.warned import read_warnings
 
-    model.conclude()
     config = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
-    product = model.eval().product().eval()
+    product, teacher, student = concluded(model)
     kind, facts = product.kind, {**model.facts(), "domain": data.domain, "run": provenance(config)}
     if num_samples:
         facts["num_samples"] = num_samples
     if word := config.get("method"):
         facts |= {"method": word, "mechanism": facts["method"]}
-    teacher, student = (product, None) if kind == "teacher" else (getattr(model, "teacher", None), product)
     kappa = facts.get("kappa", 1.0)
     if student:
         facts |= called(student, data) | ({"shown": dict(data.shown)} if data.shown else {})
@@ -105,9 +123,8 @@ def finish(
         with progress("drawing pictures"):
             _show(data, teacher, student, run, kind, seed, kappa)
 
-    before = model.untrained() if num_samples and student else None
-    before = before and before.eval()
-    evaluation = _evaluate(data, teacher, student, run, num_samples, seed, kappa, before) if num_samples else None
+    asked = (num_samples, seed, kappa, untrained(model, student) if num_samples else None, crew)
+    evaluation = _evaluate(data, teacher, student, run, *asked) if num_samples else None
     facts = read_yaml(run / kind / f"{kind}.yaml")
     command = pasted("fit", "--config", run / "config.yaml") if config else None
     warned = read_warnings(run)
@@ -122,15 +139,37 @@ def finish(
     print(f"{kind}: {run / kind}\nreport: {report}", flush=True)
 
 
-def _evaluate(
-    data: Any, teacher: Any, student: Any, run: Path, num_samples: int, seed: int, kappa: float, before: Any
-) -> dict[str, Any]:
+def help_finish(model: LightningModule, data: Any, crew: Crew, num_samples: int) -> None:
+    """Makes this process's part of the samples of the evaluation in the first one."""
+    from distillkit.evaluation.protocol import assist
+
+    def models() -> dict[str, Any]:
+        _, teacher, student = concluded(model)
+        return {"teacher": teacher, "student": student, UNTRAINED: untrained(model, student)}
+
+    assist(crew, data, models, num_samples)
+
+
+def concluded(model: LightningModule) -> tuple[Any, Any, Any]:
+    """The product of a trained method, and which teacher and student are evaluated."""
+    model.conclude()
+    product = model.eval().product().eval()
+    return product, *((product, None) if product.kind == "teacher" else (getattr(model, "teacher", None), product))
+
+
+def untrained(model: LightningModule, student: Student | None) -> Any:
+    """The student as it was before training, where the evaluation has a row of it."""
+    before = model.untrained() if student else None
+    return before and before.eval()
+
+
+def _evaluate(data: Any, teacher: Any, student: Any, run: Path, *asked: Any) -> dict[str, Any]:
     """Write evaluation.json and return its content; with too few data a sentence is all of it."""
     from distillkit.evaluation.metrics import TooFew
     from distillkit.evaluation.protocol import evaluate
 
     try:
-        evaluation = evaluate(data, teacher, student, num_samples, seed, kappa, before)
+        evaluation = evaluate(data, teacher, student, *asked)
     except TooFew as error:  # the data are small, and the product is wanted all the same
         evaluation = {"impossible": f"The evaluation was left out, for there are too few held-out data: {error}."}
         print(evaluation["impossible"], flush=True)

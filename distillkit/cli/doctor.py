@@ -233,12 +233,15 @@ def kept() -> str:
 
 
 def _torch_build() -> str:
-    """What torch was built for, and the GPUs that it sees."""
+    """What torch was built for, the GPUs that it sees, and the precision of a run on them."""
     import torch
+
+    from distillkit import precision
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "HIP" if torch.version.hip else "CPU"
-    return f"{build}; GPUs: {', '.join(gpus) or 'none'}"
+    taken = f"; runs take {precision.default('gpu', precise=False)} by themselves" if gpus else ""
+    return f"{build}; GPUs: {', '.join(gpus) or 'none'}{taken}"
 
 
 def _version(package: str) -> str | None:

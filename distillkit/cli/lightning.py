@@ -17,11 +17,11 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from distillkit import capabilities, checks, runs, signals
+from distillkit import capabilities, checks, precision, runs, signals
 from distillkit.callbacks.checkpoint import Checkpoint
 from distillkit.callbacks.finish import Finish, is_complete
 from distillkit.callbacks.watch import Watch
-from distillkit.cli.messages import condense, keys_of, no_group, original, switches_of
+from distillkit.cli.messages import class_at, condense, keys_of, no_group, original, switches_of
 from distillkit.data import DistillData
 from distillkit.errors import Failure, Interrupted, UsageError, one_line
 from distillkit.files import write_text
@@ -93,16 +93,17 @@ class Start(Callback):
     Args:
         folder: the run folder.
         text: the content of config.yaml.
+        notes: lines to print.
     """
 
-    def __init__(self, folder: Path, text: str):
-        self.folder, self.text, self.done = folder, text, False
+    def __init__(self, folder: Path, text: str, notes: Sequence[str] = ()):
+        self.folder, self.text, self.notes, self.done = folder, text, notes, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.done = True
         if trainer.is_global_zero:
             write_text(self.folder / "config.yaml", self.text)
-            print(f"run folder: {self.folder}", flush=True)
+            print("\n".join([f"run folder: {self.folder}", *self.notes]), flush=True)
             for kind, lost in LEAVES.items():
                 if not any(isinstance(callback, kind) for callback in trainer.callbacks):
                     print(f"note: without the callback {kind.__name__} this run leaves no {lost}", flush=True)
@@ -160,6 +161,7 @@ class CLI(LightningCLI):
         self.verb, self.out, self.name, self.strict = verb, out, name, strict
         self.folder: Path | None = None
         self.start: Start | None = None
+        self.notes: list[str] = []
         try:
             super().__init__(
                 Distiller,
@@ -238,6 +240,7 @@ class CLI(LightningCLI):
             self.validate_once(config.trainer)
         elif config.trainer[limit := f"limit_{'val' if self.verb == 'validate' else self.verb}_batches"] == 0:
             raise UsageError(f"trainer.{limit}=0 leaves nothing to measure: give at least 1")
+        self.choose_precision(config)
         # the saved configuration names neither run folder nor checkpoint, so it runs anywhere
         self._dump_config()
         if lacking := capabilities.lacking(self.config_dump):
@@ -258,13 +261,21 @@ class CLI(LightningCLI):
                 print(f"this run is complete: {self.out}", flush=True)
             raise SystemExit(0)
         self.folder = runs.claim(self.out, self.name, checkpoint, again, alone=self.verb == "fit")
-        self.start = Start(self.folder, record)
+        self.start = Start(self.folder, record, self.notes)
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             needs_package(getattr(logger, "class_path", ""))
             arguments = getattr(logger, "init_args", None)
             if arguments is not None and "save_dir" in arguments and arguments.save_dir in (None, ""):
                 arguments.save_dir = str(self.folder)
+
+    def choose_precision(self, config: Any) -> None:
+        """Sets the precision of the run if nobody says one, so that config.yaml holds it."""
+        trainer = config.trainer
+        if trainer.precision is None:
+            precise = getattr(class_at(getattr(config.model, "class_path", None)), "precise", False)
+            trainer.precision = precision.default(trainer.accelerator, precise)
+            self.notes = [precision.SAID] if trainer.precision not in precision.FULL else []
 
     @staticmethod
     def validate_once(trainer: Any) -> None:
@@ -323,6 +334,9 @@ class CLI(LightningCLI):
             raise UsageError(f"these trainer settings make no trainer: {one_line(error)}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        flags = self.config[self.verb].trainer
+        if precision.on_gpu(flags.accelerator):
+            precision.set_products(flags.precision)
         kwargs["default_root_dir"] = str(self.folder)
         own, chosen = MetricsLogger(str(self.folder)), self.config[self.verb].trainer.logger
         if chosen in (True, None):

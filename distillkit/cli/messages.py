@@ -89,7 +89,7 @@ def _nearest(wrong: str, owner: str | None, keys: Iterable[str], prefix: str) ->
     """Proposals for a wrong name, from the keys of the class or else of the command line."""
     if owner is None:
         return did_you_mean(wrong, keys)
-    renamed = getattr(_class(owner), "renamed", {})
+    renamed = getattr(class_at(owner), "renamed", {})
     if mend := renamed.get(wrong) or renamed.get(wrong.partition(".")[0]):
         return f" any more: {mend}"
     names = keys_of(owner)
@@ -110,7 +110,7 @@ def keys_of(path: str | None) -> list[str]:
 
     try:
         parser = ArgumentParser()
-        parser.add_class_arguments(_class(path), fail_untyped=False)
+        parser.add_class_arguments(class_at(path), fail_untyped=False)
         return list(parser.get_defaults().keys())
     except Exception:
         return []
@@ -119,7 +119,7 @@ def keys_of(path: str | None) -> list[str]:
 def switches_of(path: str | None) -> set[str]:
     """The Boolean arguments of the class at this path."""
     found: set[str] = set()
-    for base in getattr(_class(path), "__mro__", ()):
+    for base in getattr(class_at(path), "__mro__", ()):
         try:
             kinds, arguments = get_type_hints(base.__init__), signature(base.__init__).parameters
         except Exception:  # annotations with missing names
@@ -128,7 +128,7 @@ def switches_of(path: str | None) -> set[str]:
     return found
 
 
-def _class(path: str | None) -> Any:
+def class_at(path: str | None) -> Any:
     """The class at this path, None if there is none."""
     try:
         module, _, name = (path or "").rpartition(".")

@@ -74,7 +74,7 @@ class DiscreteTeacher(BaseTeacher):
 
         most = max(1, CELLS // (length * self.process.num_states))
         with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
-            return in_chunks(made, num, min(chunk, most))
+            return in_chunks(made, num, min(chunk, most), length, device)
 
     def clean_samples(self, num: int, cond: Cond, seed: int, kappa: float = 1.0) -> Tensor:
         """`num` exact draws from the model if it has them, else samples of the slow reference."""

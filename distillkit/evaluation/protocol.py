@@ -8,6 +8,7 @@ protocols are not comparable.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,6 +21,7 @@ from distillkit.devices import model_name, wait_for
 from distillkit.diffusion.denoiser import Cond
 from distillkit.evaluation.metrics import TooFew, margin
 from distillkit.evaluation.rows import BASELINE, BEFORE, BEST, BLIND, EARLIER, OWN, REAL, UNTRAINED
+from distillkit.processes import Crew, cut
 from distillkit.progress import progress
 from distillkit.students.base import Student
 from distillkit.teachers.base import Teacher
@@ -100,10 +102,20 @@ class Comparison:
         num_samples: samples of every model.
         seed: seed of the noise.
         kappa: guidance scale of the teacher.
+        crew: the processes that make the samples together; None for this one alone.
     """
 
-    def __init__(self, evaluator: Any, teacher: Teacher | None, cond: Cond, num_samples: int, seed: int, kappa: float):
-        self.evaluator, self.teacher, self.cond = evaluator, teacher, cond
+    def __init__(
+        self,
+        evaluator: Any,
+        teacher: Teacher | None,
+        cond: Cond,
+        num_samples: int,
+        seed: int,
+        kappa: float,
+        crew: Crew | None = None,
+    ):
+        self.evaluator, self.teacher, self.cond, self.crew = evaluator, teacher, cond, crew
         self.num_samples, self.seed, self.kappa = num_samples, seed, kappa
         self.paired = getattr(evaluator, "paired", None) if teacher else None
         self._warm = False  # whether the teacher has run, so that its first samples are not the slowest
@@ -161,12 +173,19 @@ class Comparison:
         sample(min(self.num_samples, 64), {name: value[:64] for name, value in self.cond.items()}, self.seed)
 
     def _by_teacher(self, solver: str, times: Tensor, seed: int) -> Made:
-        asked = (self.num_samples, self.cond, seed, solver, times, self.kappa)
+        chunk = cut(self.num_samples, self.teacher.chunk, self.crew.size) if self.crew else self.teacher.chunk
+        asked = (self.num_samples, self.cond, seed, solver, times, self.kappa, chunk)
         if not self._warm and not self.teacher.kept(*asked):
             with cache.using(None):
                 self._warm_up(lambda *some: self.teacher.generate(*some, solver, self.teacher.grid(2), self.kappa))
             self._warm = True
-        return timed(lambda: self.teacher.generate(*asked), self.teacher.device)
+        alone = self.teacher.kept(*asked)
+        with nullcontext() if alone else self._sharing("teacher", *asked[2:]):
+            return timed(lambda: self.teacher.generate(*asked), self.teacher.device)
+
+    def _sharing(self, *task: Any) -> AbstractContextManager:
+        """A context in which other processes help, see `assist` for the task."""
+        return self.crew.sharing(task) if self.crew else nullcontext()
 
     def _row(self, name: str, steps: int, passes: int, made: Made, reference: Tensor, **extra: Any):
         """The row of a model, from its samples."""
@@ -189,7 +208,8 @@ class Comparison:
         return metrics
 
     def _student_row(self, name: str, student: Student, reference: Tensor, **extra: Any) -> dict[str, Any]:
-        made = timed(lambda: student.sample(self.num_samples, self.cond, self.seed), student.device)
+        with self._sharing(name, self.seed):
+            made = timed(lambda: student.sample(self.num_samples, self.cond, self.seed), student.device)
         if getattr(student.network, "blind", False):
             extra["network"] = BLIND
         elif self.teacher and student.differs(self.teacher):
@@ -268,6 +288,7 @@ def evaluate(
     seed: int = 1234,
     kappa: float = 1.0,
     before: Student | None = None,
+    crew: Crew | None = None,
 ) -> dict[str, Any]:
     """Returns the content of evaluation.json.
 
@@ -282,6 +303,8 @@ def evaluate(
         kappa: guidance scale of the teacher.
         before: the student as it was before training, where that was not its teacher at as many
             steps.
+        crew: the processes that make the samples together, the others in `assist`; None for this
+            one alone.
 
     Raises:
         TooFew: samples or held-out data are too few for the headline.
@@ -296,7 +319,7 @@ def evaluate(
     fewer = [student.num_steps] if student else [1, 2]
     own = student.times if student else ()
     few = {steps: teacher.few_step_choices(steps, own) for steps in fewer} if teacher else {}
-    table = Comparison(evaluator, teacher, cond, num_samples, seed, kappa)
+    table = Comparison(evaluator, teacher, cond, num_samples, seed, kappa, crew)
     models = 1 + bool(teacher) + bool(student) + bool(before) + sum(map(len, few.values()))
     with progress(f"evaluating {num_samples:,} samples of each model", models) as evaluating:
         rows = table.rows(student, few, evaluating.advance, before)
@@ -307,3 +330,31 @@ def evaluate(
         **({"beside": evaluator.beside} if hasattr(evaluator, "beside") else {}),
         "rows": rows,
     }
+
+
+def assist(
+    crew: Crew,
+    data: DistillData,
+    models: Callable[[], dict[str, Teacher | Student | None]],
+    num_samples: int = 1000,
+) -> None:
+    """Makes this process's part of the samples of an `evaluate` in the first process of the run.
+
+    Args:
+        crew: the processes.
+        data, num_samples: as in `evaluate`.
+        models: gives the models by the names of their rows, the teacher as `teacher`; asked once.
+    """
+    known: dict[str, Any] = {}
+
+    def work(task: tuple) -> None:
+        name, seed, *how = task
+        if not known:
+            known.update(models())
+            model = known.get("teacher") or known["student"]
+            known["cond"] = model.condition(data.conditions(num_samples))
+        asked = (num_samples, known["cond"], seed)
+        with cache.using(None):
+            known[name].generate(*asked, *how) if name == "teacher" else known[name].sample(*asked)
+
+    crew.serve(work)

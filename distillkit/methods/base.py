@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from distillkit import capabilities, checks, sharding
+from distillkit import capabilities, checks, processes, sharding
 from distillkit.errors import Failure
 from distillkit.evaluation.metrics import TooFew
 from distillkit.methods.average import average_of, follow, keep_precise
@@ -98,6 +98,8 @@ class Distiller(LightningModule):
             those of its best settings. Not used if the product is a student.
         enough: steps of the student after which it may have learnt something; the shortest default
             run of a method that follows gradients has 20 for each of its sampling steps.
+        precise: whether it trains in full precision on a GPU too, unless the user names another:
+            it takes differences of numbers that are nearly equal.
         renamed: names of arguments of earlier versions, each with the message for who still gives
             one.
         roles: names of the roles in order of their turns, each with the attributes (modules) that
@@ -115,6 +117,7 @@ class Distiller(LightningModule):
     }
     proof_steps: int | None = None
     enough: int = 10
+    precise: bool = False
     renamed: dict[str, str] = {}
     roles: dict[str, tuple[str, ...]]
 
@@ -598,15 +601,32 @@ class Distiller(LightningModule):
     # Validation: the domain's metrics of generated samples against held-out data
 
     def _collect(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Takes a batch into the round of batches that the processes share, one each."""
         if batch_idx == 0:
-            self._seen = []
-        cond = self.condition(batch)
-        num = len(next(iter(batch.values())))
-        self._seen.append((self.sample(cond, num, seed=batch_idx).cpu(), {k: v.cpu() for k, v in cond.items()}))
+            self._round, self._made, self._conds = [], {}, []
+        cond, num = self.condition(batch), len(next(iter(batch.values())))
+        if self._round and num != self._round[-1][2]:  # sharded networks need as many passes in all processes
+            self._share_round()
+        self._conds.append({name: value.cpu() for name, value in cond.items()})
+        self._round.append((batch_idx, cond, num))
+        if len(self._round) == self.trainer.world_size:
+            self._share_round()
+
+    def _share_round(self) -> None:
+        """Makes the samples of this process's batch, or those of the last one once more."""
+        batches, self._round, rank = self._round, [], self.trainer.global_rank
+        number, cond, num = batches[min(rank, len(batches) - 1)]
+        with self.trainer.precision_plugin.forward_context():
+            samples = self.sample(cond, num, seed=number).cpu()
+        if rank < len(batches):
+            self._made[number] = samples
 
     def _report(self, stage: Literal["val", "test"]) -> None:
-        samples = torch.cat([x for x, _ in self._seen])
-        cond = {key: torch.cat([c[key] for _, c in self._seen]) for key in self._seen[0][1]}
+        if self._round:
+            self._share_round()
+        made = {number: samples for own in processes.gathered(self._made) for number, samples in own.items()}
+        samples = torch.cat([made[number] for number in sorted(made)])
+        cond = {name: torch.cat([each[name] for each in self._conds]) for name in self._conds[0]}
         try:
             metrics = self.trainer.datamodule.evaluator(stage, self.device)(samples, cond)
         except TooFew as error:

@@ -65,6 +65,7 @@ class FlowMap(FewStepDistiller):
     """
 
     maps = True
+    precise = True
     requires = frozenset({"denoiser", "data"})
     ranged = True
     tells = frozenset({"kappa", END})

@@ -70,6 +70,7 @@ class MDTDist(FewStepDistiller):
     """
 
     maps = True
+    precise = True
     requires = frozenset({"denoiser", "data"})
 
     def __init__(

@@ -81,6 +81,7 @@ class TangentConsistency(FewStepDistiller):
     """
 
     maps = True
+    precise = True
     ranged = True
 
     def __init__(

@@ -148,8 +148,9 @@ class Student(nn.Module, ABC):
             cond: conditions, `{name: int tensor [n]}` and context tensors [n, ...]; default: all
                 classes in turn, or with a context the examples that its folder carries.
             seed: seed of the noise.
-            batch_size: samples per network call; changes memory, not the result. It is halved
-                where a GPU has too little memory.
+            batch_size: samples per network call, at most; changes memory, and the result by
+                rounding alone. It is halved where there is too little memory, see
+                `devices.in_chunks`.
             decode: whether samples are decoded by the codec; false gives the space of the
                 diffusion, [n, *event_shape].
             kappa: guidance scale, one number or one per sample [n], of a student that was trained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -164,7 +165,7 @@ class FewStepStudent(Student):
             return self.codec.decode(x, part) if decode else x
 
         with calls("sampling", self.denoiser, n * self.num_steps):
-            return in_chunks(made, n, batch_size)
+            return in_chunks(made, n, batch_size, math.prod(draws[0].shape[1:]), device)
 
     def facts(self):
         where = {} if self.start.pure else {"start": to_spec(self.start)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -188,8 +189,8 @@ class BaseTeacher(Recorded, nn.Module, ABC):
             num, cond, seed, decode: as in `Student.sample`.
             solver, times, kappa: as in `sample`; of a Gaussian process kappa may be one per sample,
                 [num].
-            chunk: number of samples in one network evaluation, halved where a GPU has too little
-                memory; None means the kind's own.
+            chunk: number of samples in one network evaluation, at most, halved where there is too
+                little memory, see `devices.in_chunks`; None means the kind's own.
         """
         chosen = self._chosen(solver, times, kappa, chunk)
         if (kept := cache.current()) is None:
@@ -207,7 +208,7 @@ class BaseTeacher(Recorded, nn.Module, ABC):
             own = {name: value[rows].to(self.device) for name, value in cond.items()}
             return self.codec.decode(x[rows].to(self.device), own)
 
-        return in_chunks(decoded, num, chosen[-1])
+        return in_chunks(decoded, num, chosen[-1], math.prod(x.shape[1:]), self.device)
 
     def kept(
         self,
@@ -217,9 +218,10 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         solver: Any = None,
         times: Tensor | None = None,
         kappa: float | Tensor = 1.0,
+        chunk: int | None = None,
     ) -> bool:
         """Whether `generate` with these arguments would find its samples kept."""
-        chosen = self._chosen(solver, times, kappa, None)
+        chosen = self._chosen(solver, times, kappa, chunk)
         return cache.current() is not None and cache.current().holds(samples_key(self, num, cond, seed, *chosen))
 
     def _chosen(self, solver: Any, times: Tensor | None, kappa: float | Tensor, chunk: int | None) -> tuple:
@@ -434,7 +436,7 @@ class Teacher(BaseTeacher):
             return self.sample(noise[rows].to(device), own, None, solver, scale, draw, times)
 
         with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
-            return in_chunks(made, num, chunk)
+            return in_chunks(made, num, chunk, math.prod(noise.shape[1:]), device)
 
     def few_step_choices(self, passes, own=()):
         """One-pass solvers on the full grid, on one that stops earlier, and on the `own` times.

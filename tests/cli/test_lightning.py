@@ -15,7 +15,7 @@ import yaml
 from dummy.parts import Chase
 from helpers import heed_signals
 
-from distillkit import runs
+from distillkit import precision, runs
 from distillkit.cli import front
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -69,6 +69,40 @@ def test_default_run(tmp_path, capsys):
     assert torch.get_num_threads() == int(os.environ.get("DISTILLKIT_THREADS", 1)) or torch.cuda.is_available()
     fit()
     assert (tmp_path / "runs" / "dummy-chase-2").is_dir()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with a GPU in all that decides the precision; the run itself is on the CPU."""
+    monkeypatch.setattr(precision, "on_gpu", lambda accelerator: accelerator == "auto")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield lambda: torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def test_a_run_on_a_gpu_is_in_bfloat16_says_so_and_can_be_rerun(gpu, capsys, monkeypatch):
+    def used(run):
+        return yaml.safe_load(Path(run, "config.yaml").read_text())["trainer"]["precision"], gpu()
+
+    short, said = "trainer.max_steps=1", f"run folder: a\n{precision.SAID}\n"
+    fit("--out", "a", short)
+    assert used("a") == ("bf16-mixed", "high") and said in capsys.readouterr().out
+    fit("--out", "b", short, "trainer.precision=32-true")  # as the line says
+    assert used("b") == ("32-true", "highest")
+    fit("--out", "c", short, "trainer.precision=bf16-mixed")
+    assert used("c") == ("bf16-mixed", "high")
+    monkeypatch.setattr(Chase, "precise", True)
+    fit("--out", "d", short)
+    assert used("d") == ("32-true", "highest")
+    assert front.main(["fit", "--config", "a/config.yaml", "--out", "e"]) == 0
+    assert used("e") == used("c")
+    assert precision.SAID not in capsys.readouterr().out  # who chose it knows
+    monkeypatch.setattr(precision, "on_gpu", lambda accelerator: False)
+    torch.set_float32_matmul_precision("highest")
+    fit("--out", "f", short)
+    assert used("f") == ("32-true", "highest")
 
 
 def test_saved_config_runs_again_elsewhere(tmp_path):
