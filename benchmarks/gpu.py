@@ -7,9 +7,8 @@ its own row. Differences are absolute for values up to 1, else relative to the C
 tokens it is the share that differs. With --device cpu the CPU is compared with itself.
 
 The rows `spread` compare the weights after a run of all GPUs, or of two processes of the CPU, with
-those of one process that makes as many micro-batches; with one GPU they are left out. The rows
-`default` are short runs of every domain, whose weights must be numbers. The memory of steps beside
-the plan's is in benchmarks/plan.py.
+those of one process that makes as many micro-batches; with one GPU they are left out. The memory of
+steps beside the plan's is in benchmarks/plan.py.
 """
 
 from __future__ import annotations
@@ -207,11 +206,6 @@ class Runs:
         told = iter((alone, [f"trainer.devices={num}", *words]))
         return lambda _: self.weights(["domain=toy", "method=dmd", *next(told)], place)
 
-    def default(self, domain: str, method: str, place: torch.device) -> Values:
-        """The share of weights that are no numbers after a short run of a domain."""
-        found = self.weights([f"domain={domain}", f"method={method}", "trainer.devices=1"], place)
-        return {"broken": 1 - torch.cat([value.flatten() for value in found.values()]).isfinite().double().mean()}
-
     @cached_property
     def student(self) -> Path:
         call("fit", *FIT, "trainer.accelerator=cpu", "--out", self.folder / "run")
@@ -233,16 +227,6 @@ def call(*argv: object) -> None:
     with redirect_stdout(StringIO()):
         if front.main([str(word) for word in argv]):
             raise RuntimeError(f"{argv[0]} failed")
-
-
-def pairs() -> Iterator[tuple[str, str]]:
-    """Every domain, with a method that goes with it."""
-    said = StringIO()
-    with redirect_stdout(said):
-        front.main(["list", "--json"])
-    for domain, methods in json.loads(said.getvalue())["matrix"].items():
-        fits = [method for method, reason in methods.items() if reason is None and method != "pretrain"]
-        yield domain, "dmd" if "dmd" in fits else fits[0]
 
 
 def checks(folder: Path, place: torch.device) -> Iterator[tuple[str, Callable[[torch.device], Values], float]]:
@@ -272,8 +256,6 @@ def checks(folder: Path, place: torch.device) -> Iterator[tuple[str, Callable[[t
     if place.type == "cpu" or torch.cuda.device_count() > 1:
         yield "spread: ddp", runs.spread([], place), SPREAD
         yield "spread: shard", runs.spread(["trainer=shard"], place), SPREAD
-    for domain, method in pairs():
-        yield f"default: {domain} {method}", partial(runs.default, domain, method), 0.0
 
 
 class Row(NamedTuple):
