@@ -5,12 +5,17 @@
 Samples start from the same noise, so the devices differ by rounding alone; TF32 is off except in
 its own row. Differences are absolute for values up to 1, else relative to the CPU's largest; of
 tokens it is the share that differs. With --device cpu the CPU is compared with itself.
+
+The rows `spread` compare the weights after a run of all GPUs, or of two processes of the CPU, with
+those of one process that makes as many micro-batches; with one GPU they are left out. The memory of
+steps beside the plan's is in benchmarks/plan.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -43,7 +48,7 @@ from distillkit.students.sampler import SamplerStudent
 
 NUM, STEPS = 32, 4  # samples of each model, and steps of each sampler
 MANY = 2048  # images for which memory is made too small
-SAMPLES, NUMBERS, TOKENS, HALF = 1e-3, 1e-2, 0.02, 0.1  # tolerances
+SAMPLES, NUMBERS, TOKENS, HALF, SPREAD = 1e-3, 1e-2, 0.02, 0.1, 1e-4  # tolerances
 CPU = torch.device("cpu")
 WORLDS = {
     "toy": ["domain=toy", "teacher=mixture"],
@@ -61,6 +66,7 @@ WORLDS = {
 }
 FIT = ["domain=image", "method=dmd", "model.num_steps=2", "trainer.max_steps=20", "trainer.val_check_interval=10"]
 FIT += ["trainer.log_every_n_steps=10", "vars.callbacks.finish.num_samples=64"]
+SHORT = ["trainer.max_steps=6", "trainer.limit_val_batches=0", "~vars.callbacks.finish", "~vars.callbacks.watch"]
 
 Values = Mapping[str, Any]  # tensors and numbers by name
 
@@ -131,6 +137,12 @@ class World:
         teacher, cond = self.teacher(place)
         return {"samples": teacher.to(kind).generate(NUM, cond, 1)}
 
+    def compiled(self, place: torch.device) -> Values:
+        """Of a compiled network; on the CPU by a backend that changes nothing."""
+        teacher, cond = self.teacher(place)
+        teacher.denoiser.network.compile(backend="inductor" if place.type == "cuda" else "eager")
+        return {"samples": teacher.generate(NUM, cond, 1)}
+
     def tf32(self, place: torch.device) -> Values:
         with torch.backends.cudnn.flags(allow_tf32=True):
             return self.samples(place)
@@ -177,6 +189,23 @@ class Runs:
         real = {f"real {name}": value for name, value in real.items()}
         return {"elsewhere": float(elsewhere), "broken": float(broken), **teacher, **real}
 
+    def weights(self, words: list[str], place: torch.device) -> Values:
+        """The weights after a short run of a new interpreter."""
+        run = Path(tempfile.mkdtemp(dir=self.folder))
+        argv = ["fit", *SHORT, f"trainer.accelerator={place.type}", *words, "--out", str(run)]
+        done = subprocess.run([sys.executable, "-m", "distillkit", *argv], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
+        state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        return {name: value for name, value in state.items() if value.is_floating_point()}
+
+    def spread(self, words: list[str], place: torch.device) -> Callable[[torch.device], Values]:
+        """The weights of one process at the first call, of several at the second, on `place`."""
+        num = torch.cuda.device_count() if place.type == "cuda" else 2
+        alone = ["trainer.devices=1", f"trainer.accumulate_grad_batches={num}"]
+        told = iter((alone, [f"trainer.devices={num}", *words]))
+        return lambda _: self.weights(["domain=toy", "method=dmd", *next(told)], place)
+
     @cached_property
     def student(self) -> Path:
         call("fit", *FIT, "trainer.accelerator=cpu", "--out", self.folder / "run")
@@ -200,7 +229,7 @@ def call(*argv: object) -> None:
             raise RuntimeError(f"{argv[0]} failed")
 
 
-def checks(folder: Path) -> Iterator[tuple[str, Callable[[torch.device], Values], float]]:
+def checks(folder: Path, place: torch.device) -> Iterator[tuple[str, Callable[[torch.device], Values], float]]:
     """`(name, values on a device, tolerance)` of each row."""
     worlds, runs = {name: World(words) for name, words in WORLDS.items()}, Runs(folder)
     image, text = worlds["image"], worlds["text"]
@@ -221,7 +250,12 @@ def checks(folder: Path) -> Iterator[tuple[str, Callable[[torch.device], Values]
     yield "fit, 20 steps", partial(runs.fit, ["trainer.precision=32-true"]), NUMBERS
     yield "fit, by itself", partial(runs.fit, []), HALF
     yield "fit, bf16-true", partial(runs.fit, ["trainer.precision=bf16-true"]), HALF
+    yield "fit, bf16-mixed", partial(runs.fit, ["trainer.precision=bf16-mixed"]), HALF
     yield "sample, evaluate", runs.products, NUMBERS
+    yield "image: compiled", image.compiled, SAMPLES
+    if place.type == "cpu" or torch.cuda.device_count() > 1:
+        yield "spread: ddp", runs.spread([], place), SPREAD
+        yield "spread: shard", runs.spread(["trainer=shard"], place), SPREAD
 
 
 class Row(NamedTuple):
@@ -285,7 +319,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with tempfile.TemporaryDirectory() as folder:
-        chosen = [check for check in checks(Path(folder)) if any(word in check[0] for word in args.only)]
+        chosen = [check for check in checks(Path(folder), args.device) if any(word in check[0] for word in args.only)]
         rows = []
         for check in chosen:
             rows.append(compared(*check, args.device))

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shlex
+import sys
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -11,17 +12,27 @@ from typing import Any
 
 from distillkit.errors import Failure, UsageError, pasted
 
-LAST, PREVIOUS, LOCK = "last.ckpt", "previous.ckpt", ".lock"
+LAST, PREVIOUS, DAMAGED, LOCK = "last.ckpt", "previous.ckpt", "damaged.ckpt", ".lock"
 PARTIAL = ".partial-"  # prefix of the names of unfinished files
 OUT = "DISTILLKIT_OUT"  # the parent's run folder, for the processes that Lightning starts for DDP
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in Lightning's order
+NODES = ("NODE_RANK", "GROUP_RANK")  # of this machine, among those whose processes were started by hand
 ROOT = Path("runs")
+NAMELESS = "several processes were started from outside: name their run folder with --out"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # such an error may come without a file name
 
 
 def rank() -> int:
-    """This process's index among those that train together, as Lightning sees it."""
-    return int(next((os.environ[k] for k in RANKS if k in os.environ), 0))
+    """This process's index among those that train together, as Lightning sees it; 0 is the first.
+
+    Where processes were started by hand on several machines, it is that on its own machine, but at
+    least 1 on every machine after the first.
+    """
+    if by_srun() and "RANK" not in os.environ:
+        return int(os.environ.get("SLURM_PROCID", 0))
+    own = int(next((os.environ[name] for name in RANKS if name in os.environ), 0))
+    node = int(next((os.environ[name] for name in NODES if name in os.environ), 0))
+    return max(own, 1) if node and "RANK" not in os.environ else own
 
 
 def processes_from_outside() -> bool:
@@ -42,13 +53,12 @@ def surroundings() -> None:
         UsageError: variables that Lightning reads are not numbers, or name processes that do not
             exist.
     """
-    for name in (*RANKS, "WORLD_SIZE", "SLURM_NTASKS"):
+    for name in (*RANKS, *NODES, "WORLD_SIZE", "SLURM_NTASKS"):
         if not os.environ.get(name, "0").strip().isdecimal():
             raise UsageError(f"the environment says {name}={os.environ[name]}, which is no whole number: unset {name}")
-    left = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ]
-    others = any(
-        int(os.environ.get(name, alone)) > alone for name, alone in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
-    )
+    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0} | ({} if by_srun() else dict.fromkeys(NODES, 0))
+    left = [name for name in alone if name in os.environ]
+    others = any(int(os.environ[name]) > alone[name] for name in left)
     if others and "MASTER_ADDR" not in os.environ:
         said = " ".join(f"{name}={os.environ[name]}" for name in left)
         raise UsageError(f"the environment says {said}, but torchrun did not start this: unset {' '.join(left)}")
@@ -69,7 +79,7 @@ def home_of(checkpoint: str | None) -> Path | None:
 def resolve_checkpoint(given: object, out: str | None) -> str | None:
     """The checkpoint that a run starts from, checked; None for a first start.
 
-    `last` means OUT/checkpoints/last.ckpt if there is one.
+    `last` means OUT/checkpoints/last.ckpt if there is one; if that is not whole, the one before it.
 
     Raises:
         UsageError: it is no file of this machine, or is not whole.
@@ -85,8 +95,11 @@ def resolve_checkpoint(given: object, out: str | None) -> str | None:
         if out is None:
             raise UsageError("--ckpt_path=last needs --out with the run folder whose last checkpoint is meant")
         path = Path(out, "checkpoints", LAST)
-        if not path.exists() and not path.with_name(PREVIOUS).exists():
+        previous = path.with_name(PREVIOUS)
+        if not path.exists() and not previous.exists():
             return None
+        if is_whole(previous) and not is_whole(path):
+            return str(previous)
     check_checkpoint(path)
     return str(path)
 
@@ -102,9 +115,14 @@ def check_checkpoint(path: str | Path) -> None:
         wrong = ""
     if wrong:
         previous = path.with_name(PREVIOUS)
-        whole = previous != path and previous.is_file() and not damage(previous)
+        whole = previous != path and is_whole(previous)
         mend = f"; the one before it is whole: --ckpt_path {shlex.quote(str(previous))}" if whole else ""
         raise UsageError(f"--ckpt_path: {wrong}{mend}")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is a checkpoint without a fault."""
+    return path.is_file() and not damage(path)
 
 
 def damage(path: Path) -> str | None:
@@ -132,17 +150,32 @@ def continuation(folder: str | Path) -> str:
     return pasted("fit", "--config", config, *(("--ckpt_path", last) if last.is_file() else ()))
 
 
-def check(out: Path, checkpoint: str | None, again: bool = False) -> None:
-    """Refuse a folder with content, unless the run continues in it or, with `again`, died early."""
+def way_on(folder: str | Path) -> str:
+    """The end of a sentence about a run that stopped: how it goes on from its last checkpoint."""
+    if "RANK" in os.environ or by_srun():  # how torchrun or srun was called is not known here
+        return f"the same command goes on, with --out {shlex.quote(str(folder))} --ckpt_path last"
+    return f"go on with: {continuation(folder)}"
+
+
+def check(out: Path, checkpoint: str | None, again: bool = False, mark: str = "config.yaml") -> None:
+    """Refuse a folder with content, unless the run continues there or, `again`, has left `mark`."""
     holds = any(path.name != LOCK and not path.name.startswith(PARTIAL) for path in out.iterdir())
     inside = checkpoint is not None and out.resolve() in Path(checkpoint).resolve().parents
-    if holds and not inside and not (again and (out / "config.yaml").is_file()):
+    if holds and not inside and not (again and (out / mark).is_file()):
         last = out / "checkpoints" / LAST
-        mend = f", or continue that run with --ckpt_path {shlex.quote(str(last))}" if last.is_file() else ""
+        mend = ", or go on there with --ckpt_path last" if (out / mark).is_file() else ""
+        mend = f", or continue that run with --ckpt_path {shlex.quote(str(last))}" if last.is_file() else mend
         raise UsageError(f"the run folder {out} is not empty; give another one with --out{mend}")
 
 
-def claim(out: str | None, name: str, checkpoint: str | None = None, again: bool = False, alone: bool = True) -> Path:
+def claim(
+    out: str | None,
+    name: str,
+    checkpoint: str | None = None,
+    again: bool = False,
+    alone: bool = True,
+    mark: str = "config.yaml",
+) -> Path:
     """Make the run folder: `out`, else the checkpoint's own run, else the next runs/NAME-NUMBER.
 
     The first process chooses and checks; the others get the folder from the environment.
@@ -151,6 +184,7 @@ def claim(out: str | None, name: str, checkpoint: str | None = None, again: bool
         again: whether `out` may hold a run that died before its first checkpoint.
         alone: whether the folder is locked until `release`, against a second run that would write
             the same files; a process that died holds no lock.
+        mark: the file that shows a folder to be of such a run.
 
     Returns:
         The run folder.
@@ -158,7 +192,7 @@ def claim(out: str | None, name: str, checkpoint: str | None = None, again: bool
     if rank() > 0 and OUT in os.environ:
         return Path(os.environ[OUT])
     if out is None and home_of(checkpoint) is None and processes_from_outside():
-        raise UsageError("several processes were started from outside: name their run folder with --out")
+        raise UsageError(NAMELESS)
     folder = Path(out) if out else home_of(checkpoint)
     try:
         if folder is None:
@@ -170,7 +204,7 @@ def claim(out: str | None, name: str, checkpoint: str | None = None, again: bool
             if alone:
                 _lock(folder)
             try:
-                check(folder, checkpoint, again)
+                check(folder, checkpoint, again, mark)
                 (folder / f"{PARTIAL}writable").touch()
                 (folder / f"{PARTIAL}writable").unlink()
             except (UsageError, OSError):
@@ -178,10 +212,27 @@ def claim(out: str | None, name: str, checkpoint: str | None = None, again: bool
                 raise
             for left in folder.rglob(f"{PARTIAL}*") if alone else ():  # by a run that was killed
                 left.unlink(missing_ok=True)
+            if again and checkpoint and Path(checkpoint).name == PREVIOUS:
+                instead_of(Path(checkpoint).with_name(LAST), alone)
     except OSError as error:
         raise cannot_write(error, folder or ROOT) from error
     os.environ[OUT] = str(folder)
     return folder
+
+
+def instead_of(last: Path, rename: bool) -> None:
+    """Say that the checkpoint before the last is taken.
+
+    Args:
+        last: the one that is not whole.
+        rename: whether that becomes damaged.ckpt; else the next save would keep it as the one
+            before.
+    """
+    why = f"{last} {damage(last)}" if last.is_file() else f"there is no {last}"
+    if rename and last.is_file():
+        os.replace(last, last.with_name(DAMAGED))
+        why += f" (it is {DAMAGED} now)"
+    print(f"note: {why}, so {PREVIOUS} is taken", file=sys.stderr, flush=True)
 
 
 _locks: dict[Path, Any] = {}

@@ -222,7 +222,7 @@ def test_a_row_fails_where_the_devices_differ(benchmark, monkeypatch, capsys):
     passed = {name: benchmark.compared(name, values, 1e-3, cpu).passed for name, values in rows.items()}
     assert passed == {"same": True, "near": True, "far": False, "tokens": False, "lost": False, "raises": False}
     for name in ("same", "raises"):
-        monkeypatch.setattr(benchmark, "checks", lambda folder, name=name: [(name, rows[name], 1e-3)])
+        monkeypatch.setattr(benchmark, "checks", lambda *_, name=name: [(name, rows[name], 1e-3)])
         assert benchmark.main(["--device", "cpu"]) == (name == "raises")
     assert "ZeroDivisionError" in capsys.readouterr().err
 
@@ -230,6 +230,21 @@ def test_a_row_fails_where_the_devices_differ(benchmark, monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_cpu_passes_against_itself(benchmark):
     assert benchmark.main(["--device", "cpu"]) == 0
+
+
+def test_several_processes_that_differ_from_one_fail(benchmark, monkeypatch, tmp_path):
+    """The first call is of one process with as many micro-batches, the second of several."""
+    asked, runs, cpu = [], benchmark.Runs(tmp_path), torch.device("cpu")
+    for drift, passed in ((0.0, True), (1e-3, False)):
+        found = iter((torch.ones(2), torch.ones(2) + drift))
+        monkeypatch.setattr(
+            runs, "weights", lambda words, place, found=found: asked.append(words) or {"x": next(found)}
+        )
+        row = benchmark.compared("spread", runs.spread(["trainer=shard"], cpu), benchmark.SPREAD, cpu)
+        assert row.passed == passed
+    toy = ["domain=toy", "method=dmd"]
+    assert asked[0] == [*toy, "trainer.devices=1", "trainer.accumulate_grad_batches=2"]
+    assert asked[1] == [*toy, "trainer.devices=2", "trainer=shard"]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 from helpers import UNMEASURED
 
 from distillkit.capabilities import imported
-from distillkit.cli import config, front
+from distillkit.cli import cluster, config, front
 from distillkit.methods.base import Adam
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +79,7 @@ def test_commands_compose(page):
             continue
         words = [token for token in tokens if not token.startswith("-") and "," not in token.partition("[")[0]]
         words = [word if not word.endswith("=...") else word.replace("...", "somewhere") for word in words]
+        words = [word for word in cluster.translated(words) if not word.startswith("hydra")]
         handed = config.hand_over(config.compose(words)[0])
         assert handed["model"], command
         if "data=image_folder" in words:  # what the network is made for is what the data become

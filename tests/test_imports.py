@@ -32,6 +32,7 @@ GROUND = {
     "progress",
     "runs",
     "sharding",
+    "signals",
     "sources",
     "spec",
 }

@@ -151,17 +151,58 @@ def test_a_checkpoint_that_is_not_whole_is_refused_and_the_one_before_is_named(t
     last.unlink()
     with pytest.raises(UsageError, match=r"there is no file .*last.ckpt$"):
         runs.resolve_checkpoint(str(last), None)
-    written(tmp_path / "a" / "checkpoints" / "previous.ckpt")  # killed between two renames, where links do not exist
-    with pytest.raises(UsageError, match=r"there is no file .*; the one before it is whole"):
-        runs.resolve_checkpoint("last", str(tmp_path / "a"))
     with pytest.raises(UsageError, match="a file of this machine, not an address"):
         runs.resolve_checkpoint("http://localhost/last.ckpt", None)
 
 
-def test_the_advice_names_only_what_exists_and_can_be_pasted(tmp_path):
+@pytest.mark.parametrize("content", [None, b"", b"PK" + bytes(5000)])
+def test_last_is_the_one_before_where_the_last_is_not_whole(content, tmp_path, capsys):
+    """None: killed between two renames, where links do not exist."""
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    previous = written(last.with_name("previous.ckpt"))
+    whole = previous.read_bytes()
+    if content is not None:
+        last.write_bytes(content)
+    assert runs.resolve_checkpoint("last", str(tmp_path)) == str(previous)
+    assert claimed(str(tmp_path), "x", str(previous), True) == tmp_path
+    said = capsys.readouterr().err
+    assert said.startswith("note: ") and said.endswith("last.ckpt, so previous.ckpt is taken\n") == (content is None)
+    assert previous.read_bytes() == whole and not last.exists()  # the next save would make it the one before
+    assert (last.with_name("damaged.ckpt").exists()) == (content is not None)
+    previous.write_bytes(b"")
+    last.write_bytes(content or b"")
+    with pytest.raises(UsageError, match=r"last.ckpt is [^;]*$"):
+        runs.resolve_checkpoint("last", str(tmp_path))
+
+
+def test_a_run_on_another_node_is_not_the_first(monkeypatch):
+    for name in (*runs.RANKS, *runs.NODES, "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+    def rank(**environment):
+        with monkeypatch.context() as patched:
+            for name, value in environment.items():
+                patched.setenv(name, str(value))
+            return runs.rank()
+
+    assert rank() == rank(NODE_RANK=0) == rank(RANK=0, GROUP_RANK=0) == 0
+    assert rank(LOCAL_RANK=2) == rank(LOCAL_RANK=2, NODE_RANK=0) == 2
+    assert rank(NODE_RANK=1) == rank(GROUP_RANK=1, LOCAL_RANK=0) == 1 and rank(NODE_RANK=1, LOCAL_RANK=3) == 3
+    assert rank(RANK=0, NODE_RANK=1) == 0  # torchrun knows it all
+    tasks = {"SLURM_JOB_NAME": "mine", "SLURM_STEP_NUM_TASKS": 4}
+    assert rank(**tasks, SLURM_PROCID=2, LOCAL_RANK=0, NODE_RANK=1) == 2
+    assert rank(**tasks, SLURM_PROCID=0, LOCAL_RANK=0, NODE_RANK=0) == 0
+
+
+def test_the_advice_names_only_what_exists_and_can_be_pasted(tmp_path, monkeypatch):
     folder = tmp_path / "my run (1)"
     folder.mkdir()
     assert runs.continuation(folder) == f"python -m distillkit fit --config '{folder}/config.yaml'"
     written(folder / "checkpoints" / "last.ckpt")
     words = shlex.split(runs.continuation(folder))
     assert words[-4:] == ["--config", f"{folder}/config.yaml", "--ckpt_path", f"{folder}/checkpoints/last.ckpt"]
+    monkeypatch.setenv("WORLD_SIZE", "2")  # Lightning sets it where it starts the others
+    assert runs.way_on(folder) == f"go on with: {shlex.join(words)}"
+    monkeypatch.setenv("RANK", "0")
+    assert runs.way_on(folder) == f"the same command goes on, with --out '{folder}' --ckpt_path last"

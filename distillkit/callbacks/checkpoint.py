@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,10 +13,11 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 
-from distillkit import checks, runs
+from distillkit import checks, runs, signals
 from distillkit.errors import Interrupted, UsageError
 from distillkit.files import write_atomic
 
+GO_ON, SAVE, STOP = range(3)  # what a process asks for after a step; of several, the most counts
 # parts that every reader needs
 NEEDED = ("state_dict", "optimizer_states", "loops", "epoch", "global_step", "pytorch-lightning_version")
 
@@ -79,8 +78,9 @@ def keep_previous(path: Path) -> None:
 class Checkpoint(CheckpointBase):
     """Keeps RUN/checkpoints/last.ckpt up to date, with the one before as previous.ckpt.
 
-    Ctrl-C, SIGTERM and SIGHUP finish the current step, save, and print the command that goes on; a
-    second signal stops at once. A signal that is ignored when the run starts (nohup) stays ignored.
+    Ctrl-C and the signals of queues (`signals.STOP`) finish the current step, save, and print the
+    command that goes on; another one, a second later, stops at once. It is enough that one process
+    of several gets one. A signal that is ignored when the run starts (nohup) stays ignored.
 
     Args:
         every: optimiser steps between saves.
@@ -93,6 +93,7 @@ class Checkpoint(CheckpointBase):
         self.every, self.minutes = every, minutes
         self.step, self.saved, self.saved_at = -1, -1, time.monotonic()
         self.signal: int | None = None
+        self.told_at = 0.0
         self._before: dict[int, Any] = {}
 
     def path(self, trainer: Trainer) -> Path:
@@ -114,36 +115,31 @@ class Checkpoint(CheckpointBase):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark(trainer)
         self.step = trainer.global_step
-        if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # some systems lack the last
-                number = getattr(signal, name, None)
-                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._note)
+        self._before = signals.take(self._note)
 
     def _note(self, number: int, frame: Any) -> None:
-        self.signal = number
-        self._restore()
+        if self.signal is None:
+            self.signal, self.told_at = number, time.monotonic()
+        elif time.monotonic() - self.told_at >= signals.AGAIN:
+            raise KeyboardInterrupt
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        signals.give_back(self._before)
         self._before = {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         if trainer.global_step == self.step:
             return  # gradients of a step that has not been made would be lost
         self.step = trainer.global_step
-        stop, late = self.signal is not None, time.monotonic() - self.saved_at >= 60 * self.minutes
-        if trainer.world_size > 1:  # one process's signal or clock counts for all
-            agreed = trainer.global_step % trainer.log_every_n_steps == 0
-            stop, late = (agreed and trainer.strategy.reduce_boolean_decision(own, all=False) for own in (stop, late))
-        if late or trainer.global_step % self.every == 0:
+        late = time.monotonic() - self.saved_at >= 60 * self.minutes
+        asked = STOP if self.signal is not None else SAVE if late else GO_ON
+        if trainer.world_size > 1:  # all stop or save after the same step
+            asks = torch.tensor(asked, device=trainer.strategy.root_device)
+            asked = int(trainer.strategy.reduce(asks, reduce_op="max"))
+        if asked or trainer.global_step % self.every == 0:
             self.save(trainer)
-        if stop:
-            self.save(trainer)
-            raise Interrupted(
-                f"stopped at step {trainer.global_step}; go on with: {runs.continuation(trainer.default_root_dir)}"
-            )
+        if asked == STOP:
+            raise Interrupted(f"stopped at step {trainer.global_step}; {runs.way_on(trainer.default_root_dir)}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore()

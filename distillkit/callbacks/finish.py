@@ -69,6 +69,25 @@ class Finish(Callback):
             pl_module.cpu()
 
 
+def is_complete(folder: str | Path, record: str, steps: int) -> bool:
+    """Whether a run with this config.yaml made all its steps here, and its products after them.
+
+    Args:
+        folder: the run folder.
+        record: the content of config.yaml.
+        steps: the steps of all roles; -1 where they are not known, so that no run is complete.
+    """
+    config, report = Path(folder, "config.yaml"), Path(folder, "report.html")
+    try:
+        if not report.is_file() or config.read_text(encoding="utf-8") != record:
+            return False
+        facts = next(file for kind in ("student", "teacher") if (file := Path(folder, kind, f"{kind}.yaml")).is_file())
+        made = sum(role["steps"] for role in read_yaml(facts)["skipped"].values())
+        return made == steps and facts.stat().st_mtime <= report.stat().st_mtime
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration):
+        return False  # what an older version or another program left
+
+
 def finish(
     model: LightningModule,
     data: Any,

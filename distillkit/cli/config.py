@@ -144,6 +144,13 @@ def _path(group: str, choice: str, words: Sequence[str]) -> Path | None:
     return next((file for top in conf_dirs(words) if (file := top / group / f"{choice}.yaml").is_file()), None)
 
 
+def read_choice(group: str, choice: str, words: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys in the file of a choice that Hydra does not compose."""
+    from distillkit.files import read_yaml
+
+    return read_yaml(_path(group, choice, words))
+
+
 def to_override(word: str, known: dict[str, list[str]]) -> str:
     """`++a.b=c` for `a.b=c`, so that Hydra admits keys that only a signature has.
 
@@ -288,16 +295,12 @@ def hydra_errors() -> Iterator[None]:
         raise
 
 
-@contextmanager
-def hydra_over(places: Sequence[str] = ()) -> Iterator[None]:
-    """Hydra over the configurations, whose config.yaml asks for `recipe_of` and `further_recipe`.
-
-    Errors are one sentence.
+def register_resolvers(places: Sequence[str] = ()) -> None:
+    """Register `recipe_of` and `further_recipe`, which config.yaml asks for.
 
     Args:
         places: words with further configuration folders.
     """
-    from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
     def find(folder: str, method: str) -> str:
@@ -308,6 +311,18 @@ def hydra_over(places: Sequence[str] = ()) -> Iterator[None]:
 
     OmegaConf.register_new_resolver("recipe_of", find, replace=True)
     OmegaConf.register_new_resolver("further_recipe", further, replace=True)
+
+
+@contextmanager
+def hydra_over(places: Sequence[str] = ()) -> Iterator[None]:
+    """Hydra over the configurations. Errors are one sentence.
+
+    Args:
+        places: words with further configuration folders.
+    """
+    from hydra import initialize_config_dir
+
+    register_resolvers(places)
     with hydra_errors(), initialize_config_dir(str(conf_dirs()[0]), version_base="1.3"):
         yield
 

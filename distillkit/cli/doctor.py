@@ -44,6 +44,7 @@ OPTIONAL = {  # package: (module, the extra that installs it)
     "onnxruntime": ("onnxruntime", "onnx"),
     "tensorboard": ("tensorboard", "log"),
     "wandb": ("wandb", "log"),
+    "submitit": ("submitit", "slurm"),
     "gemmi": ("gemmi", "protein"),
     "tmtools": ("tmtools", "protein"),
     "torch-fidelity": ("torch_fidelity", "vision"),

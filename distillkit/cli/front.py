@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from distillkit import cache, capabilities, runs
-from distillkit.cli import config, console, declarations
+from distillkit.cli import cluster, config, console, declarations
 from distillkit.errors import LONGEST, Failure, Interrupted, UsageError, did_you_mean, one_line
 
 TRAINING = {
@@ -59,7 +59,7 @@ FLAGS = """\
 flags:
   --out DIR      run folder (default: runs/DOMAIN-METHOD-NUMBER)
   --show         print the composed configuration and stop
-  --ckpt_path F  continue from a checkpoint: in its own run folder, or in the one of --out
+  --ckpt_path F  continue from a checkpoint: in its own run folder, or in the one of --out; `last`: start or go on there
   --strict       stop where the run would warn of a cause of failure (docs/read_your_curves.md)
   --no-cache     make the teacher's samples anew, and keep none (docs/runs.md)
   --config F     run RUN/config.yaml again (with flags only, no words)
@@ -178,7 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (kept open until the interpreter ends)
         return 1
     except Interrupted as error:
-        print(one_line(error, LONGEST), file=sys.stderr)
+        if runs.rank() == 0:  # of processes that stop together
+            print(one_line(error, LONGEST), file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
@@ -236,7 +237,7 @@ def run(tokens: Sequence[str], debug: bool = False) -> int:
     switches = [
         flag for flag, given in (("--no-cache", call.no_cache), ("--strict", call.strict), ("--debug", debug)) if given
     ]
-    return sweep(verb, call.words, [*sum(call.flags, []), *switches], call.out, call.chain)
+    return sweep(verb, call.words, [*sum(call.flags, []), *switches], call.out, call.chain, call.value("--ckpt_path"))
 
 
 def refuse_chain(verb: str, call: Call) -> None:
@@ -274,6 +275,7 @@ def train(verb: str, call: Call, work: Callable[..., int] | None = None) -> int:
         check_rerun(rerun, call)
         name = runs.name_of(rerun)
     else:
+        cluster.refuse_one(call.words)
         cfg, choices = config.compose(call.words)
         if call.show:
             show(cfg, choices)

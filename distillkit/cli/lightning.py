@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,9 +17,9 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from distillkit import capabilities, checks, precision, runs
+from distillkit import capabilities, checks, precision, runs, signals
 from distillkit.callbacks.checkpoint import Checkpoint
-from distillkit.callbacks.finish import Finish
+from distillkit.callbacks.finish import Finish, is_complete
 from distillkit.callbacks.watch import Watch
 from distillkit.cli.messages import class_at, condense, keys_of, no_group, original, switches_of
 from distillkit.data import DistillData
@@ -56,7 +57,8 @@ def run(verb: str, flags: Sequence[str], out: str | None, name: str, strict: boo
     """
     set_threads()
     quiet()
-    CLI(verb, flags, out, name, strict)
+    with signals.handled(signal.default_int_handler):  # outside of training, queues stop a run as Ctrl-C does
+        CLI(verb, flags, out, name, strict)
     return 0
 
 
@@ -235,6 +237,8 @@ class CLI(LightningCLI):
             raise UsageError(
                 f"trainer.num_nodes={config.trainer.num_nodes} needs processes on every node, which srun or torchrun starts"
             )
+        if config.trainer.num_nodes > 1 and self.out is None and runs.home_of(checkpoint) is None:
+            raise UsageError(runs.NAMELESS)
         if self.verb == "fit":
             checks.ends(config.trainer)
             self.validate_once(config.trainer)
@@ -256,6 +260,10 @@ class CLI(LightningCLI):
         """
         config = self.config[self.verb]
         record = yaml.safe_dump({**self.config_dump, "ckpt_path": None, "weights_only": None}, sort_keys=False)
+        if self.verb == "fit" and again and is_complete(self.out, record, config.trainer.max_steps):
+            if runs.rank() == 0:
+                print(f"this run is complete: {self.out}", flush=True)
+            raise SystemExit(0)
         self.folder = runs.claim(self.out, self.name, checkpoint, again, alone=self.verb == "fit")
         self.start = Start(self.folder, record, self.notes)
         loggers = config.trainer.logger
@@ -321,7 +329,7 @@ class CLI(LightningCLI):
     def goes_on(self) -> str:
         """The end of a sentence, with the command that goes on from the last checkpoint, if any."""
         kept = self.verb == "fit" and self.folder and (self.folder / "checkpoints" / runs.LAST).is_file()
-        return f"; go on with: {runs.continuation(self.folder)}" if kept else ""
+        return f"; {runs.way_on(self.folder)}" if kept else ""
 
     def _instantiate_trainer(self, *args: Any) -> Trainer:
         try:
@@ -353,6 +361,9 @@ class CLI(LightningCLI):
             raise UsageError(
                 f"trainer.devices={trainer.num_devices} asks for so many processes on the CPU, which has {cores} cores"
             )
+        trainer._signal_connector.register_signal_handlers = lambda: (
+            None
+        )  # they would requeue the job, and hang without it
         trainer.callbacks.insert(0, self.start)
         watching = [callback for callback in trainer.callbacks if isinstance(callback, Watch) and callback.samples != 0]
         if self.strict and not watching:

@@ -5,20 +5,20 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from codecs import getincrementaldecoder
-from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distillkit import runs
-from distillkit.cli import config
-from distillkit.errors import UsageError
+from distillkit import runs, signals
+from distillkit.cli import cluster, config
+from distillkit.errors import Failure, UsageError, one_line
+from distillkit.files import read_yaml
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+RECORD = "multirun.yaml"  # Hydra's, in the folder of a sweep
 
 
 @dataclass
@@ -50,16 +50,26 @@ class Sweep:
         flags: the flags of every job.
         folder: job N runs in FOLDER/N.
         chain: whether each job begins with the student of the one before; none follows a failure.
+        queued: whether the jobs run elsewhere, and are waited for.
+        places: words that name further configuration folders.
     """
 
-    def __init__(self, verb: str, flags: Sequence[str], folder: Path, chain: bool = False):
+    def __init__(
+        self,
+        verb: str,
+        flags: Sequence[str],
+        folder: Path,
+        chain: bool = False,
+        queued: bool = False,
+        places: Sequence[str] = (),
+    ):
         self.verb, self.flags, self.folder, self.chain = verb, list(flags), folder, chain
         self.jobs: list[Job] = []
-        self.stopped = False
+        self.stopped, self.queued, self.places = False, queued, tuple(places)
         self._process: subprocess.Popen | None = None
 
-    def job(self, _: Any) -> None:
-        """Run one combination; Hydra calls this after composing it."""
+    def job(self, _: Any) -> Job:
+        """Run one combination; Hydra calls this after composing it, in a queue elsewhere."""
         from hydra.core.hydra_config import HydraConfig
 
         if self.stopped:
@@ -86,42 +96,39 @@ class Sweep:
             if self.stopped:
                 self._process.send_signal(signal.SIGINT)
             decode = getincrementaldecoder("utf-8")("replace").decode
-            while part := self._process.stderr.read1():
-                text = decode(part)
-                print(text, end="", file=sys.stderr, flush=True)
-                last = (last + text)[-2000:]
+            try:
+                while part := self._process.stderr.read1():
+                    text = decode(part)
+                    print(text, end="", file=sys.stderr, flush=True)
+                    last = (last + text)[-2000:]
+            except SystemExit:  # submitit has put the job into the queue again, and SLURM is about to end it
+                self._process.send_signal(signal.SIGTERM)
+                raise
         reason = last.strip().rpartition("\n")[2].removeprefix("error: ")
         self.jobs.append(Job(number, shown, self._process.returncode, time.monotonic() - begun, reason))
+        self._process = None
         if self.stopped or self.broken:
             raise KeyboardInterrupt
+        return self.jobs[-1]
 
     @property
     def broken(self) -> bool:
         """Whether the chain has a failed job, after which none is started."""
         return self.chain and any(job.code for job in self.jobs)
 
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """A context in which signals are handed to the running job."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {
-            number: signal.signal(number, self._stop)
-            for number in SIGNALS
-            if signal.getsignal(number) is not signal.SIG_IGN
-        }
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _stop(self, number: int, frame: Any) -> None:
+    def stop(self, number: int, frame: Any) -> None:
+        """Hand a signal to the running job; a handler of signals."""
         self.stopped = True
         if self._process is not None:
             with suppress(OSError):
                 self._process.send_signal(number)
+        elif self.queued:
+            raise KeyboardInterrupt
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Where the job of a queue runs, Hydra composes anew, before it calls `job`."""
+        self.__dict__.update(state)
+        config.register_resolvers(self.places)
 
     def table(self, compared: Container[str] = ()) -> str:
         """A line for each job that is not `compared`: number, ending, seconds, words."""
@@ -157,18 +164,35 @@ class Sweep:
             compare.save(side_by_side, self.folder, left_out)
 
 
-def sweep(verb: str, words: Sequence[str], flags: Sequence[str], out: str | None, chain: bool = False) -> int:
+def sweep(
+    verb: str,
+    words: Sequence[str],
+    flags: Sequence[str],
+    out: str | None,
+    chain: bool = False,
+    checkpoint: str | None = None,
+) -> int:
     """Run every combination of the words; returns 0 if all were done, 130 if stopped, else 1.
 
-    With `chain` one word alone lists several values: the runs, in order.
+    Args:
+        verb, words, flags, out: of the command line.
+        chain: one word alone lists several values: the runs, in order.
+        checkpoint: the value of --ckpt_path; `last` lets each run of a sweep that stopped go on.
     """
+    queued = cluster.named(words) is not None
+    if queued and chain:
+        raise UsageError("the runs of a chain wait for each other, and those of a queue do not: leave one of them out")
+    words = cluster.translated(words)
     changes = config.overrides(words, sweep=True)
     if chain and (several := config.listing(changes)) != 1:
         raise UsageError(
             f"a chain is one row of runs, so exactly one word lists several values, and {several or 'none'} of these "
             f"{'do' if several > 1 else 'does'}: list the runs in one, such as method=hyper_sd,feedback,dmd"
         )
-    folder = runs.claim(out, "sweep").resolve()
+    if queued:
+        cluster.needs_launcher()
+        flags = [*flags, *([] if checkpoint else ["--ckpt_path", "last"])]  # a queue may start a job again
+    folder = runs.claim(out, "sweep", again=checkpoint == "last", mark=RECORD).resolve()
     os.environ.pop(runs.OUT, None)
     from hydra.core.global_hydra import GlobalHydra
 
@@ -178,22 +202,47 @@ def sweep(verb: str, words: Sequence[str], flags: Sequence[str], out: str | None
         "hydra/job_logging=none",
         "hydra/hydra_logging=none",
     ]
-    made = Sweep(verb, flags, folder, chain)
+    made = Sweep(verb, flags, folder, chain, queued, config.places_of(words))
     try:
-        with made.signals(), config.hydra_over(config.places_of(words)):
+        refuse_others(folder / RECORD, changes)
+        if queued:
+            print(f"what the jobs say is kept in {folder / '.submitit'}", flush=True)
+        with signals.handled(made.stop), config.hydra_over(made.places):
             jobs = GlobalHydra.instance().hydra.multirun("config", made.job, [*changes, *quiet], False)
             for done in (job for batch in jobs for job in batch):
-                done.return_value  # noqa: B018 (raises what broke a job before its start)
+                if (job := done.return_value) not in made.jobs:  # it raises what broke a job before its start
+                    made.jobs.append(job)
         if not made.jobs:
-            (folder / "multirun.yaml").unlink(missing_ok=True)
+            (folder / RECORD).unlink(missing_ok=True)
             raise UsageError("these words make no runs: one of them, such as a glob(...), stands for no value")
     except KeyboardInterrupt:
         made.stopped = made.stopped or not made.broken
+    except Exception as error:
+        if queued and type(error).__module__.startswith("submitit."):
+            raise Failure(f"a job of the queue was lost: {one_line(error, 300)}; see {folder / '.submitit'}") from error
+        raise
     finally:
         runs.release(folder)
     of = "stopped after " if made.stopped else "the chain ends where a run failed: " if made.broken else ""
     print(f"\n{of}{len(made.jobs)} run{'s' * (len(made.jobs) != 1)} in {folder}", flush=True)
+    if made.stopped and queued:
+        print("the jobs stay in the queue: scancel ends them, compare shows what they left", flush=True)
     made.tell()
     if made.stopped:
         return 130
     return int(any(job.code for job in made.jobs))
+
+
+def refuse_others(record: Path, changes: Sequence[str]) -> None:
+    """Refuse a folder whose sweep had other words, for then run N would be another one.
+
+    Args:
+        record: Hydra's multirun.yaml; it need not exist.
+        changes: Hydra's overrides of this sweep.
+    """
+    if record.is_file():
+        before = read_yaml(record)["hydra"]["overrides"]["task"]
+        if before != [change for change in changes if not change.startswith("hydra")]:
+            raise UsageError(
+                f"the sweep in {record.parent} had other words ({shlex.join(before)}): give another folder with --out"
+            )

@@ -411,7 +411,9 @@ class Distiller(LightningModule):
         """The method with whole networks on every process; all processes must ask for it."""
         if self._empty is None:
             return self
-        return sharding.filled(self._empty, self)
+        whole = sharding.filled(self._empty, self)
+        whole.trainer = self.trainer  # which knows the steps that were made
+        return whole
 
     # Averages: the product's EMA and a target of the loss
 

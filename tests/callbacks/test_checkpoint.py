@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import Pairs, neural, same, trainer
 
-from distillkit import runs
+from distillkit import runs, signals
 from distillkit.callbacks.checkpoint import Checkpoint, CheckpointFiles
 from distillkit.errors import Interrupted, UsageError
 from distillkit.methods.sid import SiD
@@ -161,7 +161,7 @@ def test_steps_and_minutes_whichever_comes_first(tmp_path, monkeypatch):
             Checkpoint(**wrong)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", signals.STOP)
 def test_a_signal_saves_after_a_whole_step_and_the_run_goes_on_bit_for_bit(tmp_path, number, monkeypatch):
     """The signal comes in the first of two micro-batches; checkpoints hold no gradients."""
 
@@ -204,6 +204,26 @@ def test_an_ignored_signal_stays_ignored(tmp_path):
         assert run(tmp_path, 3, Signalled()).global_step == 3
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("later", "ended"), [(0.5, Interrupted), (1.5, KeyboardInterrupt)])
+def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_stops(tmp_path, monkeypatch, later, ended):
+    """torchrun hands on what its processes may have got from the terminal too."""
+    now = SimpleNamespace(monotonic=lambda: now.time, time=0.0)
+    monkeypatch.setattr("distillkit.callbacks.checkpoint.time", now)
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)
+
+    class Signalled(Checkpoint):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 2:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                now.time += later
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises((ended, SystemExit)) as stopped:
+        run(tmp_path, 8, Signalled(every=100))
+    saved = (tmp_path / "checkpoints" / runs.LAST).is_file()
+    assert saved == isinstance(stopped.value, Interrupted) == (ended is Interrupted)
 
 
 def test_a_checkpoint_io_of_one_s_own_is_left_alone(tmp_path):

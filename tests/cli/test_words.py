@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 CONF = f"hydra.searchpath=[file://{ROOT / 'tests' / 'dummy' / 'conf'}]"
 DUMMY = [CONF, "domain=dummy", "method=chase", "~vars.callbacks.finish", "~vars.callbacks.watch"]
 FOLDER = ["domain=image", "method=pretrain", "data=image_folder"]
-QUEUE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "JSM_NAMESPACE_RANK", runs.OUT)
+QUEUE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "JSM_NAMESPACE_RANK", *runs.NODES, runs.OUT)
 ODD = "epoch=3|photos (1)|fotos/ünï|bilder/é|照片|it's|a[1]|a,b|q#1|two words|{x}|$HOME|${x}|a\\${x}|-x|~x|x:y|%s|a;b&c|*|!|@|😀"
 ODD = [*ODD.split("|"), '"', 'say "so"', "\\", "a\\", "a|b", "new\nline", " lead", "2024", "null", "1e-3"]
 
@@ -346,6 +346,7 @@ def test_tasks_of_srun_are_several_processes(monkeypatch):
         ({"RANK": "1"}, "the environment says RANK=1, but torchrun did not start this: unset RANK"),
         ({"LOCAL_RANK": "2"}, "the environment says LOCAL_RANK=2, but torchrun did not start this: unset LOCAL_RANK"),
         ({"SLURM_PROCID": "1"}, "but srun did not start this: unset SLURM_PROCID"),
+        ({"NODE_RANK": "1"}, "the environment says NODE_RANK=1, but torchrun did not start this: unset NODE_RANK"),
         ({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, "unset RANK WORLD_SIZE LOCAL_RANK"),
     ],
 )
