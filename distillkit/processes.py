@@ -46,6 +46,15 @@ def gathered(value: Any) -> list[Any]:
     return found
 
 
+def largest(value: int) -> int:
+    """The largest of the values of all processes, on all of them; no GPU is waited for."""
+    if not several():
+        return value
+    found = torch.tensor(value)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=link())
+    return int(found)
+
+
 class Crew:
     """The processes of a run, which make samples together: the first one asks, the others `serve`.
 

@@ -13,7 +13,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as CheckpointBase
 
-from distillkit import checks, runs, signals
+from distillkit import checks, processes, runs, signals
 from distillkit.errors import Interrupted, UsageError
 from distillkit.files import write_atomic
 
@@ -133,9 +133,7 @@ class Checkpoint(CheckpointBase):
         self.step = trainer.global_step
         late = time.monotonic() - self.saved_at >= 60 * self.minutes
         asked = STOP if self.signal is not None else SAVE if late else GO_ON
-        if trainer.world_size > 1:  # all stop or save after the same step
-            asks = torch.tensor(asked, device=trainer.strategy.root_device)
-            asked = int(trainer.strategy.reduce(asks, reduce_op="max"))
+        asked = processes.largest(asked)  # all stop or save after the same step
         if asked or trainer.global_step % self.every == 0:
             self.save(trainer)
         if asked == STOP:
