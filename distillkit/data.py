@@ -327,7 +327,8 @@ class DistillData(Recorded, LightningDataModule):
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         seed = getattr(trainer.lightning_module, "seed", 0) if trainer else 0
         window = trainer.accumulate_grad_batches if trainer else 1
-        device, processes = (trainer.strategy.root_device, trainer.num_devices) if trainer else (torch.device("cpu"), 1)
+        running = trainer and trainer.strategy  # a plan has no strategy
+        device, processes = (running.root_device, trainer.num_devices) if running else (torch.device("cpu"), 1)
         workers = workers_for(device, processes) if self.workers is None else self.workers
         pin = device.type == "cuda"
         self._steps = StepLoader(self.train, self.batch_size, seed, rank, world, window, workers=workers, pin=pin)
