@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
@@ -82,7 +83,8 @@ def in_chunks(
 
     The chunk is halved, for all rows that are left, where its tensors take more than half of the
     memory that the device has free, and where a GPU has too little of it. Within `dividing`,
-    several processes make their parts.
+    several processes make their parts. Elsewhere the processes of a run do not halve, since
+    networks that are spread need as many passes in each.
 
     Args:
         make: function of rows, a slice with start and stop.
@@ -103,7 +105,8 @@ def alone(
     make: Callable[[slice], Tensor], rows: slice, chunk: int, size: int = 0, device: torch.device | None = None
 ) -> Tensor:
     """`in_chunks` of some rows, in this process."""
-    parts, start, fits = [], rows.start, False
+    parts, start = [], rows.start
+    fits = together = _divide is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     while start < rows.stop or not parts:
         some = slice(start, min(start + chunk, rows.stop))
         num = some.stop - some.start
@@ -113,7 +116,7 @@ def alone(
                 parts.append(make(some).cpu())
             start, fits = some.stop, True
         except torch.OutOfMemoryError:
-            if chunk == 1:
+            if chunk == 1 or together:
                 raise
             chunk = max(1, min(chunk, num) // 2)
     return torch.cat(parts)

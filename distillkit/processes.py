@@ -65,6 +65,7 @@ class Crew:
     def __init__(self):
         self._link, self._number, self.size = link(), dist.get_rank(), dist.get_world_size()
         self._busy: set[int] = set()  # the others that are at the task
+        self._left = False  # whether this process was told to stop, and asks no more
 
     # The first process
 
@@ -81,6 +82,9 @@ class Crew:
         try:
             with devices.dividing(self._whole, self.size), progress.counting_for(self.size):
                 yield
+        except KeyboardInterrupt:  # the launcher ends the others
+            self._busy, self._left = set(), True
+            raise
         finally:
             for other in [*self._busy]:  # this process failed, or found its samples kept meanwhile
                 while other in self._busy:
@@ -88,7 +92,7 @@ class Crew:
 
     def dismiss(self) -> None:
         """Lets the others go; those that are lost hear nothing."""
-        for other in range(1, self.size):
+        for other in range(1, self.size) if not self._left else ():
             with suppress(RuntimeError):
                 self._send(None, other)
 

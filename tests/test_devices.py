@@ -110,6 +110,18 @@ def test_a_chunk_that_takes_more_than_half_of_the_free_memory_is_halved(monkeypa
         assert made(40 * 2**20) == [32, 16, 8, *[4] * 16]  # another process wants the other half
 
 
+def test_processes_that_sample_together_make_as_many_passes(monkeypatch):
+    """Networks that are spread would wait for a process that has made its own already."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(devices, "free", lambda device: 1)
+    large = Memory(1000)
+    devices.in_chunks(large, 100, 64, 2**20, torch.device("cpu"))
+    assert large.calls == [64, 36]
+    with pytest.raises(torch.OutOfMemoryError):
+        devices.in_chunks(Memory(30), 100, 64)
+
+
 def test_samples_do_not_depend_on_their_chunks(monkeypatch):
     """Their noise is by seed and row; sums of other batches round otherwise."""
     own = build("domain=image", "method=dmd", "model.num_steps=2")

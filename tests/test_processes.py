@@ -123,6 +123,17 @@ def decoded(rank: int) -> torch.Tensor | list[int]:
     return made
 
 
+def test_a_first_process_that_is_told_to_stop_waits_for_nobody(monkeypatch):
+    crew, sent = object.__new__(Crew), []
+    crew.size, crew._busy, crew._left = 3, set(), False
+    monkeypatch.setattr(Crew, "_send", lambda self, what, to: sent.append((what, to)))
+    monkeypatch.setattr(Crew, "_receive", lambda self, other: pytest.fail("it waits"))
+    with pytest.raises(KeyboardInterrupt), crew.sharing("task"):
+        raise KeyboardInterrupt
+    crew.dismiss()
+    assert sent == [("task", 1), ("task", 2)]
+
+
 def test_each_process_decodes_what_it_has_made():
     """With six processes of nine samples in chunks of two, the last one has nothing to do."""
     for num in (2, 6):

@@ -78,8 +78,13 @@ def translated(words: Sequence[str]) -> list[str]:
         *rest,
         *(f"trainer.{key}={value}" for key, value in trainer.items()),
         f"hydra/launcher={settings['launcher']}",
-        *(f"hydra.launcher.{key}={value}" for key, value in launcher.items()),
+        *(f"hydra.launcher.{key}={quoted(value)}" for key, value in launcher.items()),
     ]
+
+
+def quoted(value: Any) -> Any:
+    """The value as Hydra takes it in a sweep, where a comma without quotes begins another one."""
+    return f"'{value}'" if "," in str(value) else value
 
 
 def checked(key: str, value: Any) -> Any:

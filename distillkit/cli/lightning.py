@@ -82,6 +82,8 @@ def quiet() -> None:
     for package in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
         logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.WARNING)
+    # says that a process was lost, before it ends the others at once
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
 

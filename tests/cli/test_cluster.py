@@ -28,6 +28,11 @@ def _here(tmp_path, monkeypatch):
     monkeypatch.delenv(runs.OUT, raising=False)
 
 
+def test_a_list_of_partitions_is_one_value():
+    words = cluster.translated(["cluster=slurm", "cluster.partition=gpu,long"])
+    assert "hydra.launcher.partition='gpu,long'" in words
+
+
 def test_slurm_in_words_of_the_launcher_and_the_trainer():
     words = ["domain=toy", "cluster=slurm", "cluster.nodes=2", "cluster.gpus=8", "cluster.partition=gpu", "x.y=1"]
     assert cluster.translated(words) == [

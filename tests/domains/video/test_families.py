@@ -203,7 +203,8 @@ def test_ltx_is_told_the_frames_a_second(made, folder):
 # First frames as data
 
 
-def test_of_an_image_with_several_captions_all_are_held_out(folder, tmp_path):
+def test_of_an_image_with_several_captions_all_are_held_out(made, folder, tmp_path):
+    made("wan 2.1")
     for name in ("a.png", "b.png", "c.png"):
         Image.new("RGB", (32, 16)).save(tmp_path / name)
     rows = [
