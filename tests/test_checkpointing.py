@@ -217,6 +217,7 @@ class Keep(Callback):
             torch.save(weights(whole), self.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [forked_ddp, ForkedShard], ids=["ddp", "shard"])
 def test_two_processes_train_the_same_weights(strategy, tmp_path):
     alone = fitted(method(), accumulate_grad_batches=2)

@@ -99,7 +99,7 @@ def step_of(out: Path, name: str = "last.ckpt") -> int:
     ("start", "strategy", "number"),
     [
         (by_torchrun, "ddp", signal.SIGTERM),
-        (by_srun, "shard", signal.SIGUSR1),
+        pytest.param(by_srun, "shard", signal.SIGUSR1, marks=pytest.mark.slow),
         pytest.param(by_torchrun, "shard", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param(by_srun, "ddp", signal.SIGUSR2, marks=pytest.mark.slow),
         pytest.param(by_srun_on_two_nodes, "ddp", signal.SIGUSR1, marks=pytest.mark.slow),

@@ -65,6 +65,7 @@ def model(kind=DMD, **settings):
     return kind(teacher, checkpointing=True, schedule="constant", student_maker=Lora(2), **settings)
 
 
+@pytest.mark.slow
 def test_a_run_trains_the_same_weights_and_goes_on_without(tmp_path):
     expected, last = fitted(model(), steps=6), tmp_path / "4.ckpt"
     for first in (True, False):

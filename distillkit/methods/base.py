@@ -516,7 +516,8 @@ class Distiller(LightningModule):
             )
         if fits and -1 < trainer.max_steps < checkpoint["global_step"]:
             raise ValueError(
-                f"the checkpoint is of step {checkpoint['global_step']}, and trainer.max_steps={trainer.max_steps} ends before it"
+                f"the checkpoint is of step {checkpoint['global_step']}, and trainer.max_steps={trainer.max_steps} "
+                f"ends before it: raise that, or leave the checkpoint out"
             )
         self.seed = facts["seed"]
 
