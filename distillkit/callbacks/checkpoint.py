@@ -137,13 +137,23 @@ class Checkpoint(CheckpointBase):
         if asked or trainer.global_step % self.every == 0:
             self.save(trainer)
         if asked == STOP:
-            raise Interrupted(f"stopped at step {trainer.global_step}; {runs.way_on(trainer.default_root_dir)}")
+            self.stop(trainer)
+
+    def stop(self, trainer: Trainer) -> None:
+        """Ends the run, which is saved.
+
+        Raises:
+            Interrupted: always.
+        """
+        raise Interrupted(f"stopped at step {trainer.global_step}; {runs.way_on(trainer.default_root_dir)}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore()
         self.save(trainer)
         if not trainer.fast_dev_run and pl_module.conclude():
             trainer.save_checkpoint(self.path(trainer))  # decisions are saved before anything is exported
+        if processes.largest(self.signal is not None):  # it came after the last step, in its validation
+            self.stop(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore()

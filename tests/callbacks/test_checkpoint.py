@@ -191,6 +191,18 @@ def test_a_signal_is_heard_in_epochs_shorter_than_a_step_has_micro_batches(tmp_p
         run(tmp_path, 8, Signalled(), accumulate_grad_batches=4, limit_train_batches=3)
 
 
+def test_a_signal_in_the_last_validation_is_heard(tmp_path, last):
+    class Told(Checkpoint):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.global_step == 4:
+                self.signal = signal.SIGTERM
+
+    with pytest.raises(Interrupted, match="stopped at step 4; go on with: "):
+        run(tmp_path, 4, Told(), limit_train_batches=4)
+    assert CheckpointFiles().load_checkpoint(last)["global_step"] == 4
+    run(tmp_path, 4, Checkpoint(), str(last))  # only its products are left to make
+
+
 def test_an_ignored_signal_stays_ignored(tmp_path):
     """nohup leaves SIGHUP ignored, and a shell SIGINT of its background commands."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
