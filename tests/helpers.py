@@ -120,6 +120,18 @@ def forked_ddp() -> DDPStrategy:
     return DDPStrategy(start_method="fork", find_unused_parameters=True, process_group_backend="gloo")
 
 
+class Keep(Callback):
+    """Writes the whole weights of a run of several processes, as it ends, to a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_end(self, trainer, model):
+        whole = model.gathered()
+        if trainer.is_global_zero:
+            torch.save(dict(whole.state_dict()), self.path)
+
+
 def in_processes(num: int, work: Callable[..., object], *args: object) -> list:
     """What `work(rank, *args)` gives in each of so many forked processes that are a group (gloo).
 

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from helpers import CLASSES, ForkedShard, forked_ddp, trainer, wake
+from helpers import CLASSES, ForkedShard, Keep, forked_ddp, trainer, wake
 from lightning.pytorch import Callback
 from mutations import Mutation, prove
 from torch import nn
@@ -205,16 +205,6 @@ def test_a_run_trains_the_same_weights(kind, settings):
     again = fitted(model)
     assert plain.keys() == again.keys() and all(torch.equal(value, again[name]) for name, value in plain.items())
     assert checkpoints(model.student) and checkpoints(model.teacher.denoiser)
-
-
-class Keep(Callback):
-    def __init__(self, path):
-        self.path = path
-
-    def on_train_end(self, trainer, model):
-        whole = model.gathered()
-        if trainer.is_global_zero:
-            torch.save(weights(whole), self.path)
 
 
 @pytest.mark.slow

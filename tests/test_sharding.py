@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import ForkedShard, trainer
+from helpers import ForkedShard, Keep, trainer
 from lightning.pytorch import Callback
 
 from distillkit import sharding
@@ -29,16 +29,6 @@ class Save(Callback):
         if trainer.global_step == 4 and not self.path.exists():
             trainer.strategy.checkpoint_io = CheckpointFiles()
             trainer.save_checkpoint(self.path)
-
-
-class Keep(Callback):
-    def __init__(self, path):
-        self.path = path
-
-    def on_train_end(self, trainer, model):
-        whole = model.gathered()
-        if trainer.is_global_zero:
-            torch.save(weights(whole), self.path)
 
 
 def fitted(tmp_path, name, settings, steps=6, checkpoint=None, save=None):

@@ -1,10 +1,8 @@
 """The network under adapters is in memory once: for teacher, student, fake score and average."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from helpers import ForkedShard, forked_ddp, trainer
+from helpers import ForkedShard, Keep, forked_ddp, trainer
 from lightning.pytorch import Callback
 
 from distillkit.methods.dmd import DMD
@@ -64,22 +62,12 @@ def test_it_is_there_once_in_a_run_and_after_it_goes_on(dtype, precision, base, 
     )
 
 
-class Kept(Callback):
-    def __init__(self, path: Path):
-        self.path = path
-
-    def on_train_end(self, trainer, model):
-        whole = model.gathered()
-        if trainer.is_global_zero:
-            torch.save(dict(whole.state_dict()), self.path)
-
-
 @pytest.mark.parametrize("strategy", [forked_ddp, ForkedShard], ids=["ddp", "shard"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_process_has_it_once_and_trains_as_one_process_does(strategy, dtype, tmp_path):
     once = Once(torch.float32 if dtype == "float32" else torch.bfloat16)
     alone = fitted(adapted(dtype), accumulate_grad_batches=2)
-    trainer(4, devices=2, strategy=strategy(), callbacks=[once, Kept(tmp_path / "two")]).fit(
+    trainer(4, devices=2, strategy=strategy(), callbacks=[once, Keep(tmp_path / "two")]).fit(
         adapted(dtype), Images(batch_size=8)
     )
     two = torch.load(tmp_path / "two", weights_only=True)
