@@ -34,7 +34,10 @@ class CheckpointFiles(TorchCheckpointIO):
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
+                try:
+                    torch.save(checkpoint, file)
+                except RuntimeError as error:  # torch's own, about the file that a full disk cut short
+                    raise error.__context__ if isinstance(error.__context__, OSError) else error from None
                 file.flush()
                 os.fsync(file.fileno())
             if path.name == runs.LAST:

@@ -95,6 +95,20 @@ def test_a_full_disk_leaves_the_old_one(last, monkeypatch, part):
     assert last.read_bytes() == before and [p.name for p in last.parent.iterdir()] == ["last.ckpt"]
 
 
+def test_a_disk_that_is_full_says_so(last):
+    """torch covers the system's error by one of its own; a limit of file sizes is the disk."""
+    resource = pytest.importorskip("resource")
+    before = write(last, {**STATE, "state_dict": {}}).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), limits[1]))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            write(last)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert last.read_bytes() == before and [p.name for p in last.parent.iterdir()] == ["last.ckpt"]
+
+
 def test_damage_anywhere_is_refused_or_harmless(last):
     """64 bytes overwritten at forty places of a file, its directory and headers among them."""
     whole = write(last).read_bytes()
