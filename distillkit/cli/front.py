@@ -206,8 +206,8 @@ def give_way() -> None:
 
     It then ends this one, see `cli.lightning.CLI`; so does torchrun.
     """
-    if runs.rank() > 0:
-        with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt, ValueError):  # where its rank is no number, that is the error
+        if runs.rank() > 0:
             time.sleep(WAY)
 
 
