@@ -146,9 +146,13 @@ class Doubled(Codec):
         return 2 * x + 1
 
 
+at_once: list[int] = []  # sequences in calls of the network
+
+
 def tokens(rank: int) -> torch.Tensor | None:
-    """Nine sequences, of which a call of the network takes two."""
+    """Nine sequences."""
     own = DiscreteTeacher(Table(potts(3, 5, 1.5), Absorbing(3)), (5,), codec=Doubled())
+    own.denoiser.register_forward_pre_hook(lambda _, given: at_once.append(len(given[0])))
     if not dist.is_initialized():
         return own.generate(9, {}, 1, "tweedie", own.grid(4))
     crew = Crew()
@@ -162,10 +166,14 @@ def tokens(rank: int) -> torch.Tensor | None:
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_decode_the_tokens_that_they_made(processes, monkeypatch):
-    """Parts are made and decoded in the same chunks."""
+    """Parts are made and decoded in the same chunks, as large as the memory of a call allows."""
+    at_once.clear()
     whole = tokens(0)
+    assert {*at_once} == {9}
     monkeypatch.setattr(discrete, "CELLS", 2 * 5 * 4)
     assert torch.equal(in_processes(processes, tokens)[0], whole)
+    at_once.clear()
+    assert torch.equal(tokens(0), whole) and {*at_once} == {1, 2}
 
 
 def test_each_process_decodes_what_it_has_made():

@@ -210,7 +210,7 @@ def test_what_is_refused(evaluator, batch, held_out):
         evaluator([x[0, :5], x[1] * torch.inf], cond)
     with pytest.raises(ValueError, match=r"a scene has shape \[160, 2\], but points are \[m, 3\]"):
         evaluator(x[..., :2], cond)
-    with pytest.raises(ValueError, match="the completed scene 1 has no point within 50 m"):
+    with pytest.raises(Diverged, match="the completed scene 1 has no point within 50 m"):
         evaluator(torch.stack([x[0], x[1] + 100]), cond)
     with pytest.raises(ValueError, match="the true scene 0 has no point within 0.1 m"):
         compare([torch.zeros(1, 3)], x, 0.1)
