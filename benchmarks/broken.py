@@ -188,6 +188,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="run nothing, print the tables")
     parser.add_argument("--curves", type=Path, help="folder for pictures of the curves of seed 0")
     args = parser.parse_args(argv)
+    for start in args.only or ():
+        if not any(name.startswith(start) for name in RUNS):
+            parser.error(f"--only: no run's name begins with {start!r}; some are {', '.join([*RUNS][::32])}")
     file = args.out / "results.jsonl"
     if not args.table:
         prepare(args.out)

@@ -319,9 +319,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     with tempfile.TemporaryDirectory() as folder:
-        chosen = [check for check in checks(Path(folder), args.device) if any(word in check[0] for word in args.only)]
-        rows = []
-        for check in chosen:
+        everything, rows = list(checks(Path(folder), args.device)), []
+        for word in args.only:
+            if not any(word in check[0] for check in everything):
+                some = ", ".join(check[0] for check in everything[::8])
+                parser.error(f"--only: no row has {word!r} in its name; some are {some}")
+        for check in everything:
+            if not any(word in check[0] for word in args.only):
+                continue
             rows.append(compared(*check, args.device))
             print(f"{rows[-1].name}: {'pass' if rows[-1].passed else 'FAIL'}", file=sys.stderr, flush=True)
     Console(width=120).print(table(rows, args.device))

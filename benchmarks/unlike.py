@@ -66,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="How well embedded teachers denoise their data, and changed data.")
     parser.add_argument("--only", default="", help="worlds whose words have this in them")
     args = parser.parse_args(argv)
+    if not any(args.only in words for words in WORLDS.values()):
+        parser.error(f"--only: no world has {args.only!r} in its words; some are {', '.join([*WORLDS.values()][::4])}")
     for changes in (NUMBERS, TOKENS):
         print(f"| teacher | {' | '.join(changes)} |\n|---|" + "---|" * len(changes))
         for name, words in WORLDS.items():

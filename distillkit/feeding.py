@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
+from distillkit import signals
+
 Batch = dict[str, Tensor]
 Item, Found = TypeVar("Item"), TypeVar("Found")
 AHEAD = 2  # batches of a reader that may wait for their step
@@ -99,7 +101,7 @@ class Feed:
         if self._processes is None:
             self._processes = self._started()
         try:
-            with _unheard(signal.SIGINT):
+            with _unheard():
                 self._answers = iter(self._processes)
             for batch, said in self._answers:
                 for text, kind in said:
@@ -127,9 +129,13 @@ class Feed:
         )
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers, also those that are stuck in a file."""
         if self._answers is not None:
             self._answers._shutdown_workers()  # at once, though a traceback may still refer to it
+            for worker in self._answers._workers:
+                if worker.is_alive():  # it hears no other signal, see `_unheard`
+                    worker.kill()
+                    worker.join()
         self._processes = self._answers = None
 
 
@@ -163,17 +169,19 @@ def _as_it_is(batch: Any) -> Any:
 
 
 @contextmanager
-def _unheard(number: int) -> Iterator[None]:
-    """Processes that begin meanwhile never hear a signal; this one does so afterwards.
+def _unheard() -> Iterator[None]:
+    """Processes that begin meanwhile hear no signal to stop; this one hears them afterwards.
 
-    Ctrl-C is for the run, which still wants batches for the step that it ends with.
+    Terminals and queues send one to all processes. It is for the run, which still wants batches for
+    the step that it ends with, and ends its workers itself.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # of multiprocessing; when it begins, it lets Ctrl-C through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP)
     try:
+        resource_tracker.ensure_running()  # of multiprocessing; when it begins, it lets some through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals.STOP)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -76,6 +76,11 @@ def home_of(checkpoint: str | None) -> Path | None:
     return parent.parent if parent and parent.name == "checkpoints" else None
 
 
+def is_last(checkpoint: str, folder: Path) -> bool:
+    """Whether a checkpoint is the last one of this run folder."""
+    return Path(checkpoint).resolve() == (folder / "checkpoints" / LAST).resolve()
+
+
 def resolve_checkpoint(given: object, out: str | None) -> str | None:
     """The checkpoint that a run starts from, checked; None for a first start.
 

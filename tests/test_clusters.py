@@ -151,7 +151,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(strategy, rank, af
     assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == 1, said
     way_on = f"; the same command goes on, with --out {out} --ckpt_path last" if after else ""
     (told,) = re.findall("^error: (.*)$", said, re.M)
-    assert told.startswith(f"a process of this run was lost{way_on} ("), said
+    assert told == f"a process of this run was lost{way_on}", said
     kept = step_of(out) if after else 0
     codes, said = ended(started(by_srun, out, *words, steps=kept + 7))
     assert codes == [0, 0] and step_of(out) == kept + 7, said

@@ -239,6 +239,13 @@ def test_a_row_fails_where_the_devices_differ(benchmark, monkeypatch, capsys):
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
+def test_a_word_that_no_row_has_is_refused(benchmark, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "checks", lambda *_: [("image: samples", lambda place: 1 / 0, 1e-3)])
+    with pytest.raises(SystemExit) as error:
+        benchmark.main(["--device", "cpu", "--only", "samples", "nosuch"])
+    assert error.value.code == 2 and "'nosuch' in its name; some are image: samples" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_cpu_passes_against_itself(benchmark):
     assert benchmark.main(["--device", "cpu"]) == 0

@@ -8,6 +8,7 @@ import pickle
 import re
 import signal
 import threading
+import time
 import warnings
 from functools import partial
 from types import SimpleNamespace
@@ -18,8 +19,9 @@ from helpers import Command, forked_ddp, same, trainer
 from lightning.pytorch import Callback, LightningModule
 from mutations import Mutation, prove
 from PIL import Image
+from torch.utils.data import _utils
 
-from distillkit import feeding, runs
+from distillkit import feeding, runs, signals
 from distillkit.cli import front
 from distillkit.data import DistillData, StepLoader, TensorData
 from distillkit.feeding import Feed, workers_for
@@ -40,8 +42,8 @@ def forked(monkeypatch):
 class Read:
     """Numbers, read as files are, each with the process that read it."""
 
-    def __init__(self, broken=(), said=()):
-        self.broken, self.said = broken, said
+    def __init__(self, broken=(), said=(), stuck=()):
+        self.broken, self.said, self.stuck = broken, said, stuck
 
     def __len__(self):
         return SIZE
@@ -49,6 +51,8 @@ class Read:
     def __getitem__(self, indices):
         for i in {*indices.tolist()} & {*self.said}:
             warnings.warn(f"{i} is damaged", stacklevel=1)
+        if {*indices.tolist()} & {*self.stuck}:
+            time.sleep(600)
         if {*indices.tolist()} & {*self.broken}:
             raise ValueError(f"{indices.tolist()} cannot be read")
         return {"data": indices.float()[:, None], "reader": torch.full_like(indices, os.getpid())}
@@ -118,15 +122,25 @@ def test_warnings_of_workers_are_the_runs():
     assert [str(each.message) for each in said if "DataLoader" not in str(each.message)] == ["9 is damaged"]
 
 
-def test_workers_do_not_hear_ctrl_c():
+@pytest.mark.parametrize("number", signals.STOP, ids=str)
+def test_workers_do_not_hear_the_signals_that_stop_a_run(number):
     loader = StepLoader(Read(), 4, workers=2)
     stream = iter(loader)
     seen = [next(stream)]
     for process in multiprocessing.active_children():
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, number)
     assert len([*seen, *stream]) == 5
     loader.feed.close()
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_workers_that_are_stuck_end_with_the_run(monkeypatch):
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    loader = StepLoader(Read(stuck=[9]), 4, shuffle=False, workers=2)
+    stream = iter(loader)
+    next(stream)
+    loader.feed.close()
+    assert not multiprocessing.active_children()
 
 
 def test_tensors_in_memory_need_no_workers():

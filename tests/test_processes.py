@@ -17,6 +17,11 @@ from helpers import Affine, ForkedShard, Pairs, forked_ddp, in_processes, neural
 from distillkit import cache, devices
 from distillkit.cache import SampleCache
 from distillkit.cli import front
+from distillkit.codec import Codec
+from distillkit.discrete import teacher as discrete
+from distillkit.discrete.exact import Table, potts
+from distillkit.discrete.process import Absorbing
+from distillkit.discrete.teacher import DiscreteTeacher
 from distillkit.errors import Failure
 from distillkit.evaluation.protocol import assist, evaluate
 from distillkit.evaluation.rows import EARLIER
@@ -132,6 +137,43 @@ def test_a_first_process_that_is_told_to_stop_waits_for_nobody(monkeypatch):
         raise KeyboardInterrupt
     crew.dismiss()
     assert sent == [("task", 1), ("task", 2)]
+
+
+class Doubled(Codec):
+    """Data are twice the tokens and one."""
+
+    def decode(self, x, cond):
+        return 2 * x + 1
+
+
+at_once: list[int] = []  # sequences in calls of the network
+
+
+def tokens(rank: int) -> torch.Tensor | None:
+    """Nine sequences."""
+    own = DiscreteTeacher(Table(potts(3, 5, 1.5), Absorbing(3)), (5,), codec=Doubled())
+    own.denoiser.register_forward_pre_hook(lambda _, given: at_once.append(len(given[0])))
+    if not dist.is_initialized():
+        return own.generate(9, {}, 1, "tweedie", own.grid(4))
+    crew = Crew()
+    if rank:
+        return crew.serve(lambda seed: own.generate(9, {}, seed, "tweedie", own.grid(4)))
+    with crew.sharing(1):
+        made = own.generate(9, {}, 1, "tweedie", own.grid(4))
+    crew.dismiss()
+    return made
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_decode_the_tokens_that_they_made(processes, monkeypatch):
+    """Parts are made and decoded in the same chunks, as large as the memory of a call allows."""
+    at_once.clear()
+    whole = tokens(0)
+    assert {*at_once} == {9}
+    monkeypatch.setattr(discrete, "CELLS", 2 * 5 * 4)
+    assert torch.equal(in_processes(processes, tokens)[0], whole)
+    at_once.clear()
+    assert torch.equal(tokens(0), whole) and {*at_once} == {1, 2}
 
 
 def test_each_process_decodes_what_it_has_made():

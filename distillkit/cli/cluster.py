@@ -12,6 +12,7 @@ from distillkit.cli import config
 from distillkit.errors import UsageError, did_you_mean, optional
 
 WORD = re.compile(r"\+{0,2}cluster(?:\.(\w+))?=(.*)", re.DOTALL)
+TAKEN = re.compile(r"~cluster(?=[.=@]|$)")  # away
 NAME = re.compile(r"[\w.,:+-]+")  # a line break would end SLURM's comment and begin a command
 WHOLE = {"nodes": 1, "gpus": 0, "cpus": 1, "memory": 1, "requeue": 0}  # the least value of each
 TO_LAUNCHER = {
@@ -46,6 +47,10 @@ def translated(words: Sequence[str]) -> list[str]:
     Raises:
         UsageError: a choice, key or value is wrong, or another word says the same.
     """
+    if taken := next(filter(TAKEN.match, words), None):
+        raise UsageError(
+            f"{taken} takes away what is not there: a sweep without cluster=... runs here, so leave it out"
+        )
     found = [(match, word) for word in words if (match := WORD.fullmatch(word))]
     if not found:
         return list(words)

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -48,6 +49,7 @@ HOMES = {  # of a verb that needs no Trainer: the module in this folder, and the
     "doctor": ("doctor", "doctor"),
 }
 
+WAY = 3.0  # seconds in which several processes find the same error
 USAGE = "usage: python -m distillkit VERB [group=choice | key=value ...] [--flags] [-m]"
 EXAMPLES = """\
 examples:
@@ -170,7 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with console.warnings_in_words():
             return run([token for token in argv if token != "--debug"], debug)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if runs.rank() == 0:
+            print("interrupted", file=sys.stderr)
         return 130
     except SystemExit as error:  # argparse and LightningCLI, after help or --print_config
         return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -182,6 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(one_line(error, LONGEST), file=sys.stderr)
         return 130
     except Exception as error:
+        give_way()
         if debug:
             traceback.print_exc()
         if isinstance(error, UsageError | Failure):
@@ -195,6 +199,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = "" if debug else " (--debug shows the traceback)"
             print(f"error: {type(error).__name__}: {one_line(error)}{hint}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+
+
+def give_way() -> None:
+    """Waits for the first process of a run, if this is another one, to say the same error.
+
+    It then ends this one, see `cli.lightning.CLI`; so does torchrun.
+    """
+    with suppress(KeyboardInterrupt, ValueError):  # where its rank is no number, that is the error
+        if runs.rank() > 0:
+            time.sleep(WAY)
 
 
 def run(tokens: Sequence[str], debug: bool = False) -> int:

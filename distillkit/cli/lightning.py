@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from distillkit.files import write_text
 from distillkit.methods.base import Distiller
 from distillkit.report.logger import MetricsLogger, needs_package
 
+OBSERVER = "lightning.fabric.strategies.launchers.subprocess_script"  # logger of what ends processes
+NOTICE = 2.0  # seconds
 FIND_UNUSED = "ddp{}_find_unused_parameters_true"
 NOISE = (
     ".*does not have many workers.*",
@@ -82,8 +85,7 @@ def quiet() -> None:
     for package in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
         logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.WARNING)
-    # says that a process was lost, before it ends the others at once
-    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
+    logging.getLogger(OBSERVER).setLevel(logging.INFO)  # see `CLI.say_lost`
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
 
@@ -189,8 +191,7 @@ class CLI(LightningCLI):
                 mend = "say data.workers=0, or leave the machine more memory (of a container: --shm-size)"
                 raise Failure(f"a worker that reads data was lost{self.goes_on()}; {mend}") from error
             if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
-                lost = f"a process of this run was lost{self.goes_on()}"
-                raise Failure(f"{lost} ({one_line(error, 120)})") from error
+                raise Failure(f"a process of this run was lost{self.goes_on()}") from error
             raise
         except OSError as error:
             ours = self.folder and error.filename and self.folder in Path(error.filename).parents
@@ -228,6 +229,7 @@ class CLI(LightningCLI):
         config = self.config[self.verb]
         if config.trainer is None:
             raise UsageError("trainer holds further keys, such as trainer.max_steps, and cannot be null")
+        self.refuse_missing(config.trainer.accelerator)
         again = config.ckpt_path == "last"
         checkpoint = self.find_checkpoint(config)
         if config.trainer.default_root_dir is not None:
@@ -253,6 +255,16 @@ class CLI(LightningCLI):
             raise UsageError(lacking)
         self.keep(checkpoint, again)
 
+    @staticmethod
+    def refuse_missing(accelerator: Any) -> None:
+        """Raises UsageError for a GPU, by a name of Lightning's, that is not on this machine."""
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not {**there, "gpu": any(there.values())}.get(str(accelerator), True):
+            raise UsageError(
+                f"trainer.accelerator={accelerator} finds no GPU on this machine: say trainer.accelerator=cpu, or leave "
+                f"it and trainer=gpus out"
+            )
+
     def keep(self, checkpoint: str | None, again: bool) -> None:
         """Makes the run folder, and what goes there before the first batch.
 
@@ -262,9 +274,11 @@ class CLI(LightningCLI):
         """
         config = self.config[self.verb]
         record = yaml.safe_dump({**self.config_dump, "ckpt_path": None, "weights_only": None}, sort_keys=False)
-        if self.verb == "fit" and again and is_complete(self.out, record, config.trainer.max_steps):
+        folder = Path(self.out) if self.out else runs.home_of(checkpoint)
+        at_end = again or (checkpoint and folder and runs.is_last(checkpoint, folder))
+        if self.verb == "fit" and at_end and is_complete(folder, record, config.trainer.max_steps):
             if runs.rank() == 0:
-                print(f"this run is complete: {self.out}", flush=True)
+                print(f"this run is complete: {folder}", flush=True)
             raise SystemExit(0)
         self.folder = runs.claim(self.out, self.name, checkpoint, again, alone=self.verb == "fit")
         self.start = Start(self.folder, record, self.notes)
@@ -323,6 +337,31 @@ class CLI(LightningCLI):
         raise UsageError(
             f"{self.verb} measures what a run has trained: name its checkpoint with --ckpt_path RUN/checkpoints/{runs.LAST}"
         )
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs the verb; the first process ends those that it started where it fails."""
+        observer = logging.getLogger(OBSERVER)
+        observer.addFilter(self.say_lost)
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            started = getattr(self.trainer.strategy.launcher, "procs", [])
+            others = [*started]
+            started.clear()  # or Lightning would kill this process as soon as it sees that they ended
+            for other in others if not isinstance(error, Interrupted) else ():
+                other.kill()
+            raise
+        finally:
+            observer.removeFilter(self.say_lost)
+
+    def say_lost(self, record: logging.LogRecord) -> bool:
+        """Says that a process was lost in the place of Lightning, which then ends this one at once.
+
+        First this one gets time to notice by itself, unless it waits for the lost one for ever.
+        """
+        time.sleep(NOTICE)
+        print(f"error: a process of this run was lost{self.goes_on()}", file=sys.stderr, flush=True)
+        return False
 
     def interrupted(self) -> None:
         """Raises Interrupted after Ctrl-C outside of a training step; nothing new is saved then."""

@@ -36,6 +36,10 @@ class DiscreteTeacher(BaseTeacher):
     best = {"solver": "tweedie", "steps": 128}
     chunk = 256
 
+    @property
+    def most(self) -> int:
+        return max(1, CELLS // (self.event_shape[0] * self.process.num_states))
+
     def grid(self, steps: int) -> Tensor:
         return self.process.grid(steps)
 
@@ -72,9 +76,8 @@ class DiscreteTeacher(BaseTeacher):
             own = {name: value[rows].to(device) for name, value in cond.items()}
             return self.sample(noise, own, None, solver, kappa, times)
 
-        most = max(1, CELLS // (length * self.process.num_states))
         with calls("sampling", self.denoiser, num * self.calls_per_sample(solver, times, kappa)):
-            return in_chunks(made, num, min(chunk, most), length, device)
+            return in_chunks(made, num, chunk, length, device)
 
     def clean_samples(self, num: int, cond: Cond, seed: int, kappa: float = 1.0) -> Tensor:
         """`num` exact draws from the model if it has them, else samples of the slow reference."""

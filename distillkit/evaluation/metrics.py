@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from distillkit.evaluation.samples import Diverged
 from distillkit.progress import counted
 
 CHUNK = 1024  # rows and columns of a tile of distances (8 MB)
@@ -74,7 +75,7 @@ class Points:
 
     def __init__(self, features_ND: Tensor):
         if not features_ND.isfinite().all():
-            raise ValueError("features hold NaN or infinity, so no distance is defined; look at the samples first")
+            raise Diverged("features hold NaN or infinity, so no distance is defined: look at the samples first")
         features_ND = features_ND.detach()
         self.points_ND = (features_ND.cpu() if features_ND.device.type == "mps" else features_ND).double()
         self.shape, self.ndim = self.points_ND.shape, self.points_ND.ndim

@@ -175,12 +175,12 @@ class Comparison:
     def _by_teacher(self, solver: str, times: Tensor, seed: int) -> Made:
         chunk = cut(self.num_samples, self.teacher.chunk, self.crew.size) if self.crew else self.teacher.chunk
         asked = (self.num_samples, self.cond, seed, solver, times, self.kappa, chunk)
-        if not self._warm and not self.teacher.kept(*asked):
+        kept = self.teacher.kept(*asked)  # one look, since other runs keep samples meanwhile
+        if not (self._warm or kept):
             with cache.using(None):
                 self._warm_up(lambda *some: self.teacher.generate(*some, solver, self.teacher.grid(2), self.kappa))
             self._warm = True
-        alone = self.teacher.kept(*asked)
-        with nullcontext() if alone else self._sharing("teacher", *asked[2:]):
+        with nullcontext() if kept else self._sharing("teacher", *asked[2:]):
             return timed(lambda: self.teacher.generate(*asked), self.teacher.device)
 
     def _sharing(self, *task: Any) -> AbstractContextManager:

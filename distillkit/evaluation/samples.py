@@ -11,8 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distillkit.errors import Failure
+
 OUTSIDE = {"outside": "lower", "outside_by": "lower"}  # which way the metrics of `out_of_range` are good
 BEYOND = 0.1  # how far outside of [-1, 1] a value must lie to count as `outside`: a twentieth of the range
+
+
+class Diverged(Failure):
+    """Samples of which nothing can be measured, since their model has lost its numbers."""
 
 
 def check(samples: Tensor, event_shape: tuple[int, ...]) -> None:
@@ -24,10 +30,13 @@ def check(samples: Tensor, event_shape: tuple[int, ...]) -> None:
 
 
 def check_finite(samples: Tensor) -> None:
-    """Refuse samples [N, ...] that hold NaN or infinity."""
+    """Raises Diverged for samples [N, ...] that hold NaN or infinity."""
     if not samples.isfinite().all():
         bad = int((~samples.isfinite().flatten(1).all(1)).sum())
-        raise ValueError(f"{bad} of {len(samples)} samples hold NaN or infinity: their model has diverged")
+        raise Diverged(
+            f"{bad} of {len(samples)} samples hold NaN or infinity, so their model has diverged: train it anew with a lower "
+            f"model.student.lr"
+        )
 
 
 def eight_bits(x: Tensor) -> Tensor:

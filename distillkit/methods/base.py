@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from distillkit import capabilities, checks, processes, sharding
@@ -27,6 +28,7 @@ from distillkit.checkpointing import checkpoint_blocks
 from distillkit.compiling import check_compiler, compile_networks
 from distillkit.errors import Failure
 from distillkit.evaluation.metrics import TooFew
+from distillkit.evaluation.samples import Diverged
 from distillkit.methods.average import average_of, follow, keep_precise
 from distillkit.methods.turns import Turns
 from distillkit.modules import modules
@@ -657,10 +659,16 @@ class Distiller(LightningModule):
         made = {number: samples for own in processes.gathered(self._made) for number, samples in own.items()}
         samples = torch.cat([made[number] for number in sorted(made)])
         cond = {name: torch.cat([each[name] for each in self._conds]) for name in self._conds[0]}
+        data = self.trainer.datamodule
         try:
-            metrics = self.trainer.datamodule.evaluator(stage, self.device)(samples, cond)
+            metrics = data.evaluator(stage, self.device)(samples, cond)
         except TooFew as error:
-            return warnings.warn(f"no metrics of {stage} data, for there are too few of them: {error}", stacklevel=2)
+            return rank_zero_warn(f"no metrics of {stage} data, for there are too few of them: {error}")
+        except Diverged as error:
+            if self.trainer.state.fn != "fit":
+                raise
+            rank_zero_warn(f"no metrics at step {self.global_step}: {error}")  # it recovers, or `check_steps` stops it
+            metrics = dict.fromkeys(data.evaluator(stage, self.device).better, math.nan)
         self.log_dict({f"{stage}/{k}": float(v) for k, v in metrics.items()}, rank_zero_only=True)
 
     def validation_step(self, batch, batch_idx: int) -> None:

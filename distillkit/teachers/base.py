@@ -61,12 +61,14 @@ class BaseTeacher(Recorded, nn.Module, ABC):
             `distillkit.capabilities`.
         kind: name of the folder that holds the product of a run.
         chunk: samples in one network evaluation, if `generate` is not told another number.
+        most: samples in one network evaluation, whatever `generate` is told.
         apart: names of attributes that samples do not depend on. Samples are kept only if all
             others are plain data, see `distillkit.teachers.key`.
     """
 
     kind = "teacher"
     chunk = 500
+    most: float = math.inf
     apart = frozenset({"_id", "drop"})
     denoiser_kind: type
     solvers: dict
@@ -236,7 +238,7 @@ class BaseTeacher(Recorded, nn.Module, ABC):
         """The arguments of `make` after the seed, with the defaults of `generate` filled in."""
         if times is None:
             times = solver.times() if isinstance(solver, nn.Module) else self.grid(self.best["steps"])
-        return solver or self.best["solver"], times, kappa, chunk or self.chunk
+        return solver or self.best["solver"], times, kappa, min(chunk or self.chunk, self.most)
 
     @abstractmethod
     def make(

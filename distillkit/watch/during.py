@@ -261,16 +261,17 @@ def frozen(history: list[Facts], model: Any) -> list[Finding]:
 
 
 def diverged(history: list[Facts], model: Any) -> list[Finding]:
-    """Steps are skipped, or samples or the fake score's errors are no numbers."""
+    """Samples are no numbers, steps are skipped, or the fake score's errors are no numbers."""
     now = history[-1]
+    lost = {name for name, value in now.items() if not math.isfinite(value)}
+    fake = lost & {"lag", *(f"fake_{band}" for band in BANDS)}
+    if lost - fake:  # steps of other roles are skipped because of them
+        return [Finding("diverged_role", "samples are no numbers", "lower model.student.lr")]
     role = max(model.roles, key=lambda role: now.get(f"skipped_{role}", 0.0))
     share, mend = now.get(f"skipped_{role}", 0.0), f"lower model.{role}.lr"
     if share > SKIPPED:
         return [Finding("diverged_role", f"{share:.0%} of the steps of {role} were skipped", mend)]
-    lost = {name for name, value in now.items() if not math.isfinite(value)}
-    if lost and lost <= {"lag", *(f"fake_{band}" for band in BANDS)}:
-        return [Finding("diverged_role", "the fake score's error is infinite", "lower model.fake_score.lr")]
-    return [Finding("diverged_role", "samples are no numbers", "lower model.student.lr")] if lost else []
+    return [Finding("diverged_role", "the fake score's error is infinite", "lower model.fake_score.lr")] if fake else []
 
 
 def collapsed(history: list[Facts]) -> list[Finding]:

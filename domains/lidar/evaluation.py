@@ -15,7 +15,7 @@ from torch import Tensor
 from distillkit import checks
 from distillkit.evaluation.metrics import Estimate
 from distillkit.evaluation.references import References
-from distillkit.evaluation.samples import OUTSIDE, beyond, check_finite
+from distillkit.evaluation.samples import OUTSIDE, Diverged, beyond, check_finite
 from distillkit.progress import counted
 from domains.lidar import measures
 from domains.lidar.measures import CELL, THRESHOLDS, VOXELS
@@ -58,15 +58,18 @@ def compare(
         device: where distances are computed.
 
     Raises:
-        ValueError: a scene holds NaN or infinity, or has no point within the range.
+        Diverged: a completed scene holds NaN or infinity, or has no point within the range.
+        ValueError: a true one has none.
     """
     check_finite(torch.stack([points.abs().sum(0) for points in scenes]))
     each, counts = [], np.zeros((len(VOXELS), 3), np.int64)
     for i, truth in zip(counted("comparing scenes", len(scenes)), truths, strict=True):
         ours, theirs = (measures.within(points, max_range).to(device) for points in (scenes[i], truth))
-        for points, name in ((ours, "completed"), (theirs, "true")):
-            if not len(points):
-                raise ValueError(f"the {name} scene {i} has no point within {max_range:g} m: give a larger max_range")
+        nowhere = f"scene {i} has no point within {max_range:g} m"
+        if not len(theirs):
+            raise ValueError(f"the true {nowhere}: give a larger max_range")
+        if not len(ours):
+            raise Diverged(f"the completed {nowhere}, so its model has diverged, or max_range is too small")
         there, back = measures.gaps(ours, theirs)
         each.append(
             {

@@ -6,8 +6,11 @@ import os
 
 import pytest
 import yaml
+from helpers import UNMEASURED
 
+from distillkit import runs
 from distillkit.callbacks.finish import is_complete
+from distillkit.cli import front
 
 RECORD = "a: 1\n"
 
@@ -56,3 +59,28 @@ def test_nor_what_lacks_a_file_or_has_another_content(run, file):
         assert not is_complete(run, RECORD, 12)
     (run / file).unlink()
     assert not is_complete(run, RECORD, 12)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    monkeypatch.setenv(runs.OUT, "")  # which is then put back
+
+
+@pytest.mark.parametrize("way", [["--ckpt_path", "last"], ["--ckpt_path", "a/checkpoints/last.ckpt"]])
+def test_going_on_from_the_end_of_a_complete_run_says_so_and_changes_nothing(way, alone, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "domain=toy", "method=dmd", "data.batch_size=16", "trainer.max_steps=2", *UNMEASURED]
+    assert front.main([*words, "--out", "a"]) == 0
+    left = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
+    capsys.readouterr()
+    for command in ([*words, "--out", "a"], ["fit", "--config", "a/config.yaml", *(["--out", "a"] * ("last" in way))]):
+        assert front.main([*command, *way]) == 0
+        assert capsys.readouterr().out == "this run is complete: a\n"
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")} == left
+
+
+def test_only_its_own_last_checkpoint_is_the_end_of_a_run(tmp_path):
+    run = tmp_path / "run"
+    assert runs.is_last(str(run / "checkpoints" / "last.ckpt"), run)
+    for file in ("run/checkpoints/previous.ckpt", "other/checkpoints/last.ckpt", "run/last.ckpt"):
+        assert not runs.is_last(str(tmp_path / file), run)

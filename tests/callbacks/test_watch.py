@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from distillkit.callbacks.watch import ROWS, SHOWN, Watch, crowded
 from distillkit.cli import front
 from distillkit.data import Rows
 from distillkit.methods.dmd import DMD
+from distillkit.students.few_step import FewStepStudent
 from distillkit.watch.causes import CAUSES
 from distillkit.watch.passes import Passes
 from distillkit.watch.teacher import BEYOND, SHIFT, SPREADS, doubt
@@ -102,6 +105,47 @@ def test_two_processes_say_it_once(tmp_path, capfd):
     assert capfd.readouterr().err.count(f"warning: {SAID}") == 1
     entries = json.loads((tmp_path / "two" / "warnings.json").read_text())
     assert [entry["name"] for entry in entries] == ["lagging_fake_score"]
+
+
+LOST = "hold NaN or infinity, so their model has diverged: train it anew with a lower model.student.lr"
+
+
+@pytest.fixture
+def losing(monkeypatch):
+    """Samples of students are no numbers where the list is told to hold True."""
+    lost, own = [], FewStepStudent.forward
+    monkeypatch.setattr(
+        FewStepStudent, "forward", lambda self, *given: own(self, *given) * (torch.nan if lost else 1.0)
+    )
+    return lost
+
+
+def test_a_student_that_diverges_for_a_while_is_measured_again(tmp_path, capsys, losing, monkeypatch):
+    out, start = tmp_path / "run", DMD.on_validation_start
+    monkeypatch.setattr(
+        DMD,
+        "on_validation_start",
+        lambda self: (losing.__setitem__(slice(None), [1] * (self.global_step == 4)), start(self)),
+    )
+    fit(out, "domain=toy", "method=dmd", "trainer.max_steps=6", "trainer.val_check_interval=2", *UNFINISHED)
+    said = capsys.readouterr()
+    assert re.search(rf"^warning: no metrics at step 4: (\d+) of \1 samples {LOST}$", said.err, re.M)
+    assert said.err.count("warning: a role has diverged (samples are no numbers): lower model.student.lr") == 1
+    assert "Traceback" not in said.err and re.search(r"^step 4  val/.* nan", said.out, re.M)
+    measured = [math.isfinite(float(row["val/sliced_w2"])) for row in rows(out) if row["val/sliced_w2"]]
+    assert measured == [True, False, True] and (out / "report.html").is_file()
+
+
+def test_a_student_that_has_diverged_at_the_end_is_a_failure(tmp_path, capsys, losing):
+    losing.append(True)
+    words = ["domain=toy", "method=dmd", "trainer.max_steps=2", "trainer.limit_val_batches=0"]
+    fit(tmp_path / "run", *words, "vars.callbacks.watch.samples=0", "vars.callbacks.finish.num_samples=64", code=1)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert front.main(["validate", *words[:2], "--ckpt_path", str(last), "--out", str(tmp_path / "v")]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2] == f"error: 64 of 64 samples {LOST}" and re.fullmatch(
+        rf"error: (\d+) of \1 samples {LOST}", said[-1]
+    )
 
 
 def test_passes_are_counted_by_role():

@@ -76,6 +76,8 @@ WRONG = [
     (["cluster=slurm", "cluster.partition=$(x)"], r"cluster.partition must be a name of letters, digits"),
     (["cluster=slurm", "cluster.setup=[x]"], r"cluster=slurm has no key setup"),
     (["cluster=slurm", "cluster.additional_parameters={a:b}"], r"has no key additional_parameters"),
+    (["cluster=slurm", "~cluster"], r"~cluster takes away what is not there: .* leave it out"),
+    (["~cluster.gpus"], r"~cluster.gpus takes away what is not there"),
     (["cluster=slurm", "cluster.launcher=x"], r"has no key launcher"),
 ]
 
@@ -93,6 +95,7 @@ def test_the_command_line_refuses_before_anything_is_made(capsys, monkeypatch):
         (["cluster=slurm", "method=hyper_sd,dmd", "-m", "--chain"], "leave one of them out"),
         (["cluster=slurm", "-m"], "pip install 'distillkit[slurm]'"),
         (["--cluster=slurm"], "is a word, not a flag"),
+        (["cluster=slurm", "~cluster", "-m"], "~cluster takes away what is not there"),
     ):
         assert front.main(["fit", *TOY, *words]) == 2
         assert said in capsys.readouterr().err

@@ -8,15 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from dummy.parts import Chase
 from helpers import heed_signals
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 
 from distillkit import precision, runs
-from distillkit.cli import front
+from distillkit.callbacks.checkpoint import Checkpoint
+from distillkit.cli import front, lightning
 
 TESTS = Path(__file__).resolve().parents[1]
 DUMMY = [
@@ -103,6 +106,10 @@ def test_a_run_on_a_gpu_is_in_bfloat16_says_so_and_can_be_rerun(gpu, capsys, mon
     torch.set_float32_matmul_precision("highest")
     fit("--out", "f", short)
     assert used("f") == ("32-true", "highest")
+
+
+def test_all_gpus_of_a_machine_without_one_can_be_the_cpu():
+    fit("trainer=gpus", "trainer.accelerator=cpu", "trainer.max_steps=1")
 
 
 def test_saved_config_runs_again_elsewhere(tmp_path):
@@ -224,10 +231,14 @@ def test_model_help_is_of_the_chosen_class(capsys):
         ("data.batch_size=0", r"batch_size must be at least 1, got 0$"),
         ("data.batch_size=1000", r"batch_size 1000 .* lower data.batch_size$"),
         ("trainer.max_steps=-5", "max_steps.* -5"),
+        ("trainer=gpus", "trainer.accelerator=gpu finds no GPU on this machine: say trainer.accelerator=cpu, or leave"),
+        ("trainer.accelerator=cuda", "trainer.accelerator=cuda finds no GPU"),
         ("trainer.default_root_dir=x", "trainer.default_root_dir is the run folder: give it with --out"),
     ],
 )
-def test_wrong_values(tmp_path, capsys, arg, said):
+def test_wrong_values(tmp_path, capsys, monkeypatch, arg, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert re.search(said, complaint(capsys, arg, "--out", "a"))
     assert not Path("a").exists()  # nothing is left behind
 
@@ -249,9 +260,68 @@ def test_a_lost_process_is_one_sentence_with_the_way_on(capsys, monkeypatch, err
 
     monkeypatch.setattr(Chase, "student_loss", lost)
     said = complaint(capsys, "vars.callbacks.checkpoint.every=1", "--out", "run", code=1)
-    assert said.startswith(
-        "a process of this run was lost; go on with: python -m distillkit fit --config run/config.yaml"
-    )
+    assert said == f"a process of this run was lost; {runs.way_on('run')}"
+
+
+def test_a_process_that_is_killed_is_told_of_before_the_others_are(capsys, monkeypatch):
+    """Lightning's observer ends a process that waits for the lost one, in its own thread."""
+    own, killed, lost = Chase.student_loss, [], SimpleNamespace(pid=7, returncode=-9, poll=lambda: None)
+
+    def observed(self, batch):
+        if self.global_step == 2:
+            assert _ChildProcessObserver(main_pid=0, child_processes=[lost])._run()
+        return own(self, batch)
+
+    monkeypatch.setattr(Chase, "student_loss", observed)
+    monkeypatch.setattr(_ChildProcessObserver, "_terminate_all", lambda self: killed.append(capsys.readouterr().err))
+    monkeypatch.setattr(lightning, "NOTICE", 0.0)
+    fit("vars.callbacks.checkpoint.every=1", "--out", "run")
+    assert killed == [f"error: a process of this run was lost; {runs.way_on('run')}\n"]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_an_error_of_the_first_process_ends_those_that_it_started(stopped, monkeypatch):
+    """Those of a run that is told to stop save with it, and end by themselves."""
+    procs = [subprocess.Popen(["sleep", "60"])]
+    make, (other,) = lightning.CLI.instantiate_trainer, procs
+
+    def launched(self, **kwargs):
+        trainer = make(self, **kwargs)
+        launch = lambda work, *args, trainer, **kwargs: work(*args, **kwargs)  # noqa: E731
+        trainer.strategy._launcher = SimpleNamespace(launch=launch, procs=procs)
+        return trainer
+
+    monkeypatch.setattr(lightning.CLI, "instantiate_trainer", launched)
+    if stopped:
+        monkeypatch.setattr(Checkpoint, "on_train_batch_end", lambda self, trainer, *_: self.stop(trainer))
+    try:
+        fit("model.crash=value", code=130 if stopped else 1)
+        assert (other.poll() is None) == stopped and not procs  # Lightning watches none of them any more
+        assert stopped or other.wait(10) == -signal.SIGKILL
+    finally:
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_another_process_lets_the_first_say_the_error(rank, capsys, monkeypatch):
+    waited = []
+    monkeypatch.setattr(front.time, "sleep", lambda seconds: waited.append((seconds, capsys.readouterr().err)))
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert front.main(["nosuch"]) == 2
+    assert waited == [(front.WAY, "")] * rank and "no verb 'nosuch'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_say_their_error_once_and_one_alone_is_heard(tmp_path):
+    two = ["trainer.accelerator=cpu", "trainer.devices=2", "vars.callbacks.checkpoint.every=1"]
+    for crash, first, *more in (("value", "the second step broke"), ("alone", "only this process broke", "was lost")):
+        process = spawn(f"model.crash={crash}", *two, "--out", crash)
+        _, err = process.communicate(timeout=120)
+        said = [f"error: ValueError: {first} (--debug shows the traceback)"]
+        said += [f"error: a process of this run was lost; {runs.way_on(crash)}" for _ in more]
+        assert process.returncode == 1 and [line for line in err.splitlines() if line] == said, err
 
 
 def test_failure_in_training(capsys, monkeypatch):

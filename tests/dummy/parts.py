@@ -64,6 +64,8 @@ class Chase(Distiller):
     def student_loss(self, batch: dict[str, Tensor]) -> Tensor:
         if self.crash == "value" and self.global_step == 2:
             raise ValueError("the second step\nbroke")
+        if self.crash == "alone" and self.global_step == 2 and self.global_rank == 1:
+            raise ValueError("only this process broke")
         if self.crash == "sleep" and self.global_step == 2:
             print("asleep", os.getpid(), flush=True)
             time.sleep(60)

@@ -240,6 +240,15 @@ class Labelled(Places):
         return tuple(TensorData(part.tensors | {"label": torch.arange(len(part)) % 2}) for part in super().load())
 
 
+def test_what_is_kept_is_looked_at_once(tmp_path, monkeypatch):
+    """Another run keeps samples between two looks."""
+    own, looks = teacher(), []
+    monkeypatch.setattr(Teacher, "kept", lambda self, *asked: looks.append(asked) or len(looks) > 1)
+    with cache.using(cache.SampleCache(tmp_path)):
+        evaluate(Places(), own, SiD(own).product().eval(), num_samples=80)
+    assert len(looks) == 3  # two noises at its best and one step
+
+
 def test_kept_samples_are_measured_and_timed_like_those_that_were_made(tmp_path, monkeypatch):
     """Only the reference is asked for again in the first run; in the second nothing is made."""
     monkeypatch.setattr(cache, "WORTH", 0.0)

@@ -10,8 +10,8 @@ from distillkit.watch.causes import CAUSES
 ROOT = Path(__file__).parents[2]
 
 
-def script():
-    spec = importlib.util.spec_from_file_location("broken", ROOT / "benchmarks" / "broken.py")
+def script(name="broken"):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -30,6 +30,15 @@ def test_every_curve_is_of_such_a_run_and_on_the_page():
     for name, (healthy, facts) in broken.CURVES.items():
         assert broken.RUNS[name].cause and broken.RUNS[healthy].cause is None and facts
         assert f"](curves/{name}.png)" in page and (ROOT / "docs" / "curves" / f"{name}.png").is_file()
+
+
+@pytest.mark.parametrize(("name", "some"), [("broken", "toy-"), ("unlike", "domain=image")])
+def test_a_run_that_there_is_not_is_refused(name, some, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        script(name).main(["--only", "nosuch"])
+    said = capsys.readouterr().err
+    assert error.value.code == 2 and "'nosuch'" in said and some in said and not any(tmp_path.iterdir())
 
 
 SHORT = [

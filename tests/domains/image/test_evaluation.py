@@ -9,7 +9,7 @@ import torch
 from distillkit.data import TensorData
 from distillkit.evaluation import metrics
 from distillkit.evaluation.extractor import load_extractor, packed
-from distillkit.evaluation.samples import eight_bits
+from distillkit.evaluation.samples import Diverged, eight_bits
 from domains.image import features as extractors
 from domains.image import media
 from domains.image.data import Digits
@@ -120,7 +120,7 @@ def test_bad_samples_are_refused(digits, evaluator):
     with pytest.raises(ValueError, match=r"shape \[1, 4, 16\], but this data has \[1, 8, 8\]"):
         evaluator(x.reshape(20, 1, 4, 16), cond)
     x[3, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="1 of 20 samples hold NaN"):
+    with pytest.raises(Diverged, match="1 of 20 samples hold NaN"):
         evaluator(x, cond)
 
 

@@ -10,6 +10,7 @@ from mutations import Mutation, prove
 
 from distillkit.data import TensorData
 from distillkit.evaluation import references
+from distillkit.evaluation.samples import Diverged
 from domains.lidar import evaluation, measures
 from domains.lidar.evaluation import LidarEvaluator, compare
 
@@ -203,13 +204,13 @@ def test_what_is_refused(evaluator, batch, held_out):
     x, cond = batch["data"][:2], {"part": batch["part"][:2]}
     with pytest.raises(ValueError, match="none for sample 1: evaluate with the data that it was made for"):
         evaluator(x, {"part": torch.stack([cond["part"][0], cond["part"][1] + 1])})
-    with pytest.raises(ValueError, match="1 of 2 samples hold NaN"):
+    with pytest.raises(Diverged, match="1 of 2 samples hold NaN"):
         evaluator(torch.stack([x[0], x[1] * torch.nan]), cond)
-    with pytest.raises(ValueError, match="1 of 2 samples hold NaN"):
+    with pytest.raises(Diverged, match="1 of 2 samples hold NaN"):
         evaluator([x[0, :5], x[1] * torch.inf], cond)
     with pytest.raises(ValueError, match=r"a scene has shape \[160, 2\], but points are \[m, 3\]"):
         evaluator(x[..., :2], cond)
-    with pytest.raises(ValueError, match="the completed scene 1 has no point within 50 m"):
+    with pytest.raises(Diverged, match="the completed scene 1 has no point within 50 m"):
         evaluator(torch.stack([x[0], x[1] + 100]), cond)
     with pytest.raises(ValueError, match="the true scene 0 has no point within 0.1 m"):
         compare([torch.zeros(1, 3)], x, 0.1)

@@ -11,6 +11,7 @@ import torch
 from helpers import trainer
 from PIL import Image
 
+from distillkit.evaluation.samples import Diverged
 from distillkit.report.page import write_report
 from domains.protein import evaluation, geometry, media
 from domains.protein.data import ProteinData, lengths
@@ -160,7 +161,7 @@ def test_what_compares_whole_chains_says_how(data):
 def test_samples_that_are_none_are_refused(data, real):
     with pytest.raises(ValueError, match="their mask asks for"):
         data.evaluator()(real["data"][:, :10], real)
-    with pytest.raises(ValueError, match="1 of 60 samples hold NaN"):
+    with pytest.raises(Diverged, match="1 of 60 samples hold NaN"):
         data.evaluator()(real["data"].index_fill(0, torch.tensor([3]), torch.nan), real)
 
 

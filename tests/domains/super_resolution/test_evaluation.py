@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from distillkit.data import TensorData
-from distillkit.evaluation.samples import eight_bits
+from distillkit.evaluation.samples import Diverged, eight_bits
 from domains.super_resolution import evaluation, features, measures
 from domains.super_resolution.data import Photos
 from domains.super_resolution.evaluation import SuperResolutionEvaluator
@@ -176,7 +176,7 @@ def test_what_is_refused(evaluator, batch):
     x, cond = batch["data"][:2], {"low": batch["low"][:2]}
     with pytest.raises(ValueError, match="there is none for sample 1: evaluate with the data that it was made for"):
         evaluator(x, {"low": torch.stack([cond["low"][0], -cond["low"][1]])})
-    with pytest.raises(ValueError, match="1 of 2 samples hold NaN"):
+    with pytest.raises(Diverged, match="1 of 2 samples hold NaN"):
         evaluator(torch.stack([x[0], x[1] * torch.nan]), cond)
     with pytest.raises(ValueError, match=r"samples have shape \[3, 24, 48\]"):
         evaluator(x[:, :, :24], cond)

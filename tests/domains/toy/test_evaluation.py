@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from distillkit.diffusion.process import VarianceExploding
+from distillkit.evaluation.samples import Diverged
 from distillkit.teachers.exact import ExactTeacher, Mixture
 from domains.toy.evaluation import ToyEvaluator, mode_distances
 from domains.toy.media import ToyMedia, _marginal
@@ -119,7 +120,7 @@ def test_bad_samples_are_refused():
     evaluator = ToyEvaluator(gaussian())
     with pytest.raises(ValueError, match=r"got \[10, 3\]"):
         evaluator(torch.zeros(10, 3), {})
-    with pytest.raises(ValueError, match="1 of 10 samples hold NaN"):
+    with pytest.raises(Diverged, match="1 of 10 samples hold NaN"):
         evaluator(torch.zeros(10, 2).index_fill(0, torch.tensor([4]), float("inf")), {})
 
 
