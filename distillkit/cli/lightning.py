@@ -34,6 +34,7 @@ OBSERVER = "lightning.fabric.strategies.launchers.subprocess_script"  # logger o
 NOTICE = 2.0  # seconds
 FIND_UNUSED = "ddp{}_find_unused_parameters_true"
 NOISE = (
+    "Grad strides do not match bucket view strides",  # of weights of 1 x 1 convolutions, whose order is either
     ".*does not have many workers.*",
     ".*in eval mode at the start of training.*",  # the teacher stays in it on purpose
     ".*Checkpoint directory .* exists and is not empty.*",  # the case of a run that continues
