@@ -107,16 +107,17 @@ def test_a_later_step_is_adamws_on_the_rounded_moments():
 
 @eight_bits
 def test_small_tensors_keep_moments_of_32_bits():
-    shapes = (63, 65), (4096,), (7,)  # 4,095 and 4,096 numbers
+    shapes = (63, 65), (4096,), (7,), (20, 300)  # 4,095, 4,096, 7 and 6,000 numbers
     own, others = parameters(*shapes), parameters(*shapes)
     optimizer = stepped(own, range(5))
     stepped(others, range(5), "adamw")
     kinds = [optimizer.state[p]["state1"].dtype for p in own]
-    assert kinds == [torch.float32, torch.uint8, torch.float32]
+    assert kinds == [torch.float32, torch.uint8, torch.float32, torch.uint8]
     for number in (0, 2):
         torch.testing.assert_close(own[number], others[number], rtol=1e-6, atol=1e-7)
     assert not torch.equal(own[1], others[1])
-    assert planning.moments(optimizer) == 8 * (4095 + 7) + 2 * (4096 + 4 * 16) + 2 * 4 * 256
+    codes, scales = 4096 + 6000, 4 * (16 + 24)
+    assert planning.moments(optimizer) == 8 * (4095 + 7) + 2 * (codes + scales + 4 * 256)
 
 
 # ---- steps that are skipped, and roles that wait
@@ -232,6 +233,7 @@ def test_a_missing_library_is_named_before_the_run(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     for name in ("bitsandbytes", "bitsandbytes.optim"):
         monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(optimizers, "make", lambda *_: 1 / 0)  # too late
     run("trainer.max_steps=2", "--out", "run", code=2)
     err = capsys.readouterr().err
     assert "error: moments of 8 bits need bitsandbytes, which does not import here" in err
@@ -268,6 +270,15 @@ def test_the_plan_counts_the_bytes_that_a_run_has():
     assert plans["adamw"].peak - plans["adamw8bit"].peak == pytest.approx(
         sum(large[role].moments - small[role].moments for role in ("student", "fake_score")), rel=0.01
     )
+
+
+@eight_bits
+@pytest.mark.slow
+def test_a_run_that_does_not_fit_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for words, told in ((WORDS, False), (WORDS[:-1], True)):
+        assert front.main(["plan", *words, "--memory", "0.001"]) == 2
+        assert ("model.optimizer=adamw8bit takes" in capsys.readouterr().err) == told
 
 
 # ---- several processes
