@@ -6,8 +6,8 @@
 
 Runs go one after the other in this process. Each adds a line to OUT/results.jsonl; one that has
 its line is not repeated. The tables are made from these lines with the diagnosis as it is now.
-The runs `default-DOMAIN-METHOD` are whole default runs without their evaluation; they take hours
-and are made only where --only names them.
+The runs `default-DOMAIN-METHOD` and `default-DOMAIN-STAGE-METHOD` are whole default runs without
+their evaluation; they take hours and are made only where --only names them.
 """
 
 from __future__ import annotations
@@ -135,11 +135,12 @@ RUNS: dict[str, Run] = {
     "video-consistency": Run(f"{VIDEO} method=consistency", 24),
     "video-consistency-rate": Run(f"{VIDEO} method=consistency model.student.lr=0.1", 24, "high_rate"),
 }
-DEFAULT = "default"
-RUNS |= {
-    f"{DEFAULT}-{recipe.parent.name}-{recipe.stem}": Run(f"domain={recipe.parent.name} method={recipe.stem}", None)
-    for recipe in sorted((Path(__file__).parents[1] / "conf" / "recipe").glob("*/*.yaml"))
-}
+DEFAULT, CONF = "default", Path(__file__).parents[1] / "conf"
+for recipe in sorted((CONF / "recipe").glob("**/*.yaml")):
+    domain, *stage, method = recipe.relative_to(CONF / "recipe").with_suffix("").parts
+    if not stage or (CONF / "stage" / f"{stage[0]}.yaml").is_file():  # others need a pipeline
+        words = [f"domain={domain}", *(f"stage={name}" for name in stage), f"method={method}"]
+        RUNS["-".join((DEFAULT, domain, *stage, method))] = Run(" ".join(words), None)
 # Curves of docs/read_your_curves.md: a broken run, the healthy one beside it, and what is shown
 CURVES: dict[str, tuple[str, tuple[str, ...]]] = {
     "toy-dmd-lag": ("toy-dmd", ("spread", "fake_low", "moved")),
