@@ -45,6 +45,7 @@ def check(name: str) -> None:
 
 
 def library() -> Any:
+    """The optimisers of bitsandbytes."""
     return optional("bitsandbytes.optim", "bitsandbytes", "moments of 8 bits need")
 
 
