@@ -40,6 +40,7 @@ RUNS = (
     "domain=image method=dmd data.batch_size=16 model.checkpointing=true",
     "domain=image method=dmd data.batch_size=16 teacher.dtype=bfloat16",
     "domain=image method=dmd data.batch_size=16 student=lora fake_score=lora teacher.dtype=bfloat16",
+    "domain=image method=dmd data.batch_size=16 model.optimizer=adamw8bit",
     "domain=image method=consistency data.batch_size=16",
     "domain=image method=pairs data.batch_size=16 model.num_pairs=16 model.steps=2",
     "domain=protein method=dmd data.batch_size=2",

@@ -239,6 +239,7 @@ class Rehearsal:
                     self.optimizer.zero_grad()
                 loss.backward()
             method.configure_gradient_clipping(self.optimizer, self.trainer.gradient_clip_val)
+            self.optimizer.found_inf = None  # what a step takes that is not skipped
             return loss.detach()
 
         method.optimizer_step(0, number, self.optimizer, closure)
@@ -426,7 +427,8 @@ def moments(optimizer: torch.optim.Optimizer, group: int | None = None) -> int:
     """Bytes of the optimiser's state, of all parameters or of one group."""
     groups = optimizer.param_groups if group is None else [optimizer.param_groups[group]]
     states = (optimizer.state.get(parameter, {}) for each in groups for parameter in each["params"])
-    return sum(x.nbytes for state in states for x in state.values() if isinstance(x, Tensor))
+    tensors = (x for state in states for x in state.values() if isinstance(x, Tensor))
+    return sum({x.untyped_storage()._cdata: x.nbytes for x in tensors}.values())  # some are shared
 
 
 # Weights without content

@@ -27,6 +27,7 @@ GROUND = {
     "feeding",
     "files",
     "modules",
+    "optimizers",
     "precision",
     "processes",
     "progress",

@@ -49,6 +49,7 @@ OPTIONAL = {  # package: (module, the extra that installs it)
     "tmtools": ("tmtools", "protein"),
     "torch-fidelity": ("torch_fidelity", "vision"),
     "gsplat": ("gsplat", "gsplat"),
+    "bitsandbytes": ("bitsandbytes", "bitsandbytes"),
 }
 # Forks have what their parent has imported. Elsewhere processes begin anew: there is no fork, or
 # Apple's libraries do not survive one.

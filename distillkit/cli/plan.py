@@ -253,6 +253,7 @@ def changes(look: Look, limit: float, call: front.Call) -> list[dict[str, str]]:
     found = [
         *([halved] if batch > 1 else []),
         *([] if look.model.checkpointing else [{"model.checkpointing": "true"}]),
+        *([] if look.model.optimizer == "adamw8bit" else [{"model.optimizer": "adamw8bit"}]),
         {"student": "lora"},
         {"trainer.precision": "bf16-mixed"},
         {rounded: "bfloat16"},

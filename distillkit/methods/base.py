@@ -23,7 +23,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from distillkit import capabilities, checks, processes, sharding
+from distillkit import capabilities, checks, optimizers, processes, sharding
 from distillkit.checkpointing import checkpoint_blocks
 from distillkit.compiling import check_compiler, compile_networks
 from distillkit.errors import Failure
@@ -95,6 +95,9 @@ class Distiller(LightningModule):
             computes their activations again: less memory, more time, the same results.
         compile: compile the networks of roles and teacher (`torch.compile`) as they are first
             called; the last bits of results may be others.
+        optimizer: `adamw`, or `adamw8bit`, whose moments take a quarter of the memory (package
+            bitsandbytes) and which waits for the device once in every step, see
+            `distillkit.optimizers`.
 
     Attributes:
         requires: the capabilities that the method always needs from teacher and data, see
@@ -140,6 +143,7 @@ class Distiller(LightningModule):
         max_bad_steps: int = 20,
         checkpointing: bool = False,
         compile: bool = False,
+        optimizer: Literal["adamw", "adamw8bit"] = "adamw",
     ):
         super().__init__()
         checks.not_negative(ema_halflife=ema_halflife)
@@ -148,9 +152,11 @@ class Distiller(LightningModule):
         checks.whole(1, max_bad_steps=max_bad_steps)
         if schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f"schedule must be constant, linear or cosine, got {schedule!r}")
+        if optimizer not in optimizers.NAMES:
+            raise ValueError(f"optimizer must be {' or '.join(optimizers.NAMES)}, got {optimizer!r}")
         self.ema_halflife, self.ema_rampup = ema_halflife, ema_rampup
         self.schedule, self.warmup, self.max_bad_steps = schedule, warmup, max_bad_steps
-        self.checkpointing, self.compiles = checkpointing, compile
+        self.checkpointing, self.compiles, self.optimizer = checkpointing, compile, optimizer
         self.seed = torch.initial_seed() % 2**31
         self.roles, self.settings = {}, {}
         self._frozen: set[str] = set()  # parameters of the roles' modules that no role trains
@@ -305,7 +311,7 @@ class Distiller(LightningModule):
             raise ValueError(
                 f"schedule={self.schedule} needs to know the end of the run: give trainer.max_steps, or model.schedule=constant"
             )
-        optimizer = torch.optim.AdamW(groups, fused=True)  # fused: it skips bad steps on the device, see below
+        optimizer = optimizers.make(self.optimizer, groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -320,7 +326,7 @@ class Distiller(LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Clips the role's own norm; the optimiser skips the step if the norm is not finite.
 
-        Neither needs a host sync.
+        Neither needs a host sync here, nor does AdamW with moments of 32 bits.
         """
         role = self.turn(self.global_step)
         number = list(self.roles).index(role)
@@ -333,7 +339,7 @@ class Distiller(LightningModule):
         if clip:
             nn.utils.clip_grads_with_norm_(parameters, clip, norm, foreach=True)
         bad = ~torch.isfinite(norm)
-        optimizer.found_inf = bad.float()  # read by the fused kernel: parameters and moments stay as they are
+        optimizer.found_inf = bad.float()  # it then leaves parameters and moments as they are
         consecutive, total = (self.bad_steps[number] + bad).unbind()
         self.bad_steps[number] = torch.stack([consecutive * bad, total])
         self.note(f"{role}/grad_norm", norm)
@@ -497,7 +503,12 @@ class Distiller(LightningModule):
         return result
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["distillkit"] = {"method": type(self).__name__, "teacher": self.teacher_hash(), "seed": self.seed}
+        checkpoint["distillkit"] = {
+            "method": type(self).__name__,
+            "teacher": self.teacher_hash(),
+            "seed": self.seed,
+            "optimizer": self.optimizer,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         facts = checkpoint.get("distillkit")
@@ -511,6 +522,12 @@ class Distiller(LightningModule):
             )
         trainer = self._trainer
         fits = trainer is not None and trainer.state.fn == "fit"
+        made = facts.get("optimizer", "adamw")  # the only one of older checkpoints
+        if fits and made != self.optimizer:
+            raise ValueError(
+                f"the checkpoint was made with model.optimizer={made}, and its moments are not those of {self.optimizer}: "
+                f"say model.optimizer={made}"
+            )
         if fits and facts["seed"] != self.seed:
             warnings.warn(
                 f"the run goes on with the checkpoint's seed {facts['seed']}: seed_everything={self.seed} changes nothing",
@@ -577,6 +594,8 @@ class Distiller(LightningModule):
         self.teacher_hash()  # now: a run in half precision rounds the teacher
         if stage == "fit" and self.compiles and self.trainer.strategy is not None:  # a plan has none
             check_compiler(self.trainer.strategy)
+        if stage == "fit":
+            optimizers.check(self.optimizer)
         if stage == "fit" and self.checkpointing and not checkpoint_blocks(self):
             raise ValueError(
                 "model.checkpointing=true has nothing to do: no network of this run is made of blocks; leave it out"

@@ -59,6 +59,7 @@ class LSDTokens(SamplerDistiller):
         "ema_halflife": "of tokens the solutions are averaged already",
         "schedule": "of tokens the n-th step has size 1 / n",
         "warmup": "of tokens the n-th step has size 1 / n",
+        "optimizer": "of tokens the numbers are solved for, without moments",
     }
 
     def __init__(
@@ -78,7 +79,9 @@ class LSDTokens(SamplerDistiller):
         checks.whole(2, 10_000, fine=fine)
         times = first_times(num_steps, times, teacher.grid)
         sampler = LearnedSampler(teacher.process, times, rule, learn_times)
-        super().__init__(teacher, sampler, Adam(), ema_halflife=0, schedule="constant", warmup=0, **kwargs)
+        super().__init__(
+            teacher, sampler, Adam(), ema_halflife=0, schedule="constant", warmup=0, optimizer="adamw", **kwargs
+        )
         self.objective, self.couple, self.ratio = objective, couple, ratio
         self.learn_times, self.fine = learn_times, fine
 
@@ -118,7 +121,7 @@ class LSDTokens(SamplerDistiller):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The n-th gradient step has size 1 / n: each number is the mean of its solutions."""
-        optimizer = torch.optim.SGD(self.student.parameters(), lr=1.0, fused=True)  # fused: see the base's
+        optimizer = torch.optim.SGD(self.student.parameters(), lr=1.0, fused=True)  # fused: it reads `found_inf`
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

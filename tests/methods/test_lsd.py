@@ -468,7 +468,9 @@ def test_the_settings_for_tokens_are_told_apart(word, capsys, tmp_path):
     assert capsys.readouterr().err == f"error: no key model.{word.partition('=')[0]} {said}\n"
 
 
-@pytest.mark.parametrize("word", ["student.lr=1e-3", "ema_halflife=5", "schedule=linear", "warmup=3"])
+@pytest.mark.parametrize(
+    "word", ["student.lr=1e-3", "ema_halflife=5", "schedule=linear", "warmup=3", "optimizer=adamw8bit"]
+)
 def test_of_tokens_settings_of_an_optimiser_are_refused_where_they_would_change_nothing(word, capsys, tmp_path):
     assert front.main(["fit", "domain=discrete", "method=lsd", f"model.{word}", "--out", str(tmp_path / "run")]) == 2
     assert f"error: no key model.{word.partition('=')[0]} any more: of tokens " in capsys.readouterr().err
