@@ -53,7 +53,7 @@ from distillkit.students.sampler import SamplerStudent
 NUM, STEPS = 32, 4  # samples of each model, and steps of each sampler
 MANY, SOME = 2048, 512  # images for which memory is made too small, sampled and evaluated
 SAMPLES, NUMBERS, TOKENS, HALF, SPREAD = 1e-3, 1e-2, 0.02, 0.1, 1e-4  # tolerances
-LR, TURNS = 1e-4, 12  # learning rate and steps of the runs beside each other
+LR, TURNS = 1e-4, 12  # learning rate of runs beside each other, and steps of short runs
 # Where a gradient is rounding alone, Adam's first steps move a weight by `LR` either way. Two such
 # steps may differ; where gradients are wrong, all do.
 BESIDE = 4 * LR
@@ -79,9 +79,9 @@ WORLDS = {
 }
 FIT = ["domain=image", "method=dmd", "model.num_steps=2", "trainer.max_steps=20", "trainer.val_check_interval=10"]
 FIT += ["trainer.log_every_n_steps=10", "vars.callbacks.finish.num_samples=64"]
-SHORT = ["trainer.max_steps=6", "trainer.limit_val_batches=0", "~vars.callbacks.finish", "~vars.callbacks.watch"]
-EXACT = ["method=dmd", "trainer.devices=1", "trainer.precision=32-true", f"trainer.max_steps={TURNS}"]
-EXACT += ["data.batch_size=4", f"model.student.lr={LR}", f"model.fake_score.lr={LR}"]
+SHORT = [f"trainer.max_steps={TURNS}", "trainer.limit_val_batches=0", "~vars.callbacks.finish", "~vars.callbacks.watch"]
+EXACT = ["method=dmd", "trainer.devices=1", "trainer.precision=32-true", "data.batch_size=4"]
+EXACT += [f"model.student.lr={LR}", f"model.fake_score.lr={LR}"]
 
 Values = Mapping[str, Any]  # tensors and numbers by name
 
