@@ -51,7 +51,7 @@ from distillkit.students.few_step import FewStepStudent
 from distillkit.students.sampler import SamplerStudent
 
 NUM, STEPS = 32, 4  # samples of each model, and steps of each sampler
-MANY, SOME = 2048, 512  # images for which memory is made too small, sampled and evaluated
+MANY, SOME = 2048, 128  # images for which memory is made too small, sampled and evaluated
 SAMPLES, NUMBERS, TOKENS, HALF, SPREAD = 1e-3, 1e-2, 0.02, 0.1, 1e-4  # tolerances
 LR, TURNS = 1e-4, 12  # learning rate of runs beside each other, and steps of short runs
 # Where a gradient is rounding alone, Adam's first steps move a weight by `LR` either way. Two such
