@@ -1,8 +1,9 @@
 """The battery finds every method and every domain in conf and puts them through all proofs.
 
 `method`: every yaml. `case`: every class, in the domain where it is the default; a preset, another
-method with other settings, has the class of that one. `per_family`: of the classes that share a
-base one stands for all, the others run with -m slow.
+method with other settings, has the class of that one. `world`: every domain at each stage.
+`per_family`: of the classes that share a base one stands for all, and of a domain's stages its
+default one; the others run with -m slow.
 
 So are the methods of an installed package that announces its configuration folder. Of any other
 folder:
@@ -96,12 +97,16 @@ def pytest_configure(config):
 def pytest_generate_tests(metafunc):
     """Parametrises `method` by each method, or each asked for, and `case` by their classes."""
     asked = tuple(metafunc.config.getoption("--method", []))
+    alone = metafunc.definition.get_closest_marker("per_family")
     if "method" in metafunc.fixturenames:
         metafunc.parametrize("method", chosen(asked))
     if "world" in metafunc.fixturenames:
-        metafunc.parametrize("world", worlds(), ids=str, scope="module")
+        found = worlds()
+        marks = {world: [pytest.mark.slow] for world in found if alone and world.stage != default_stage(world.domain)}
+        params = [pytest.param(world, id=str(world), marks=marks.get(world, ())) for world in found]
+        metafunc.parametrize("world", params, scope="module")
     if "case" in metafunc.fixturenames:
-        found, alone = cases(asked), metafunc.definition.get_closest_marker("per_family")
+        found = cases(asked)
         marks = {case: [pytest.mark.slow] for case in found if alone and case not in families(asked).values()}
         metafunc.parametrize("case", [pytest.param(case, id=str(case), marks=marks.get(case, ())) for case in found])
 
@@ -160,13 +165,17 @@ def worlds() -> list[World]:
     """Every domain, and each stage whose teacher lies where the domain's data lie."""
     found = []
     for domain in DOMAINS:
-        chosen, choices = config._domain(domain, ())
-        if not choices.get("stage"):
+        chosen, _ = config._domain(domain, ())
+        if default_stage(domain) is None:
             found += [World(domain)] if at_home(chosen) else []
             continue
         for world in (World(domain, stage) for stage in config.groups()["stage"] if domain in packages_of(stage)):
             found += [world] if at_home(config.compose(world.words)[0]) else []
     return found
+
+
+def default_stage(domain: str) -> str | None:
+    return config._domain(domain, ())[1].get("stage")
 
 
 @cache

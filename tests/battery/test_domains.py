@@ -178,6 +178,7 @@ def fewer(node: Any, key: str = "") -> Iterator[str]:
             yield from fewer(inner, f"{key}.{name}")
 
 
+@pytest.mark.per_family
 def test_a_student_from_beginning_to_end(world, data, tmp_path, monkeypatch, capsys):
     """`fit` -> load -> `sample` -> `evaluate` -> `export`, each by the door."""
     monkeypatch.delenv(runs.OUT, raising=False)
