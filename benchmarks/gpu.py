@@ -7,8 +7,9 @@ its own row. Differences are absolute for values up to 1, else relative to the C
 tokens it is the share that differs. With --device cpu the CPU is compared with itself.
 
 The rows `spread` compare the weights after a run of all GPUs, or of two processes of the CPU, with
-those of one process that makes as many micro-batches; with one GPU they are left out. The memory of
-steps beside the plan's is in benchmarks/plan.py.
+those of one process that makes as many micro-batches; with one GPU they are left out. The rows
+`beside` compare those after a run with and without a word that should not change them, both on the
+device. The memory of steps beside the plan's is in benchmarks/plan.py.
 """
 
 from __future__ import annotations
@@ -21,34 +22,41 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from functools import cached_property, partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from hydra.utils import instantiate
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from distillkit import devices
+from distillkit import compiling, devices
 from distillkit.cli import config, front
 from distillkit.diffusion.learned import LearnedSolver
 from distillkit.diffusion.sampling import SOLVERS
 from distillkit.discrete.learned import LearnedSampler
 from distillkit.discrete.sampling import SAMPLERS
 from distillkit.discrete.teacher import DiscreteTeacher
+from distillkit.methods.few_step import times_of
 from distillkit.precision import set_products
 from distillkit.rollouts import rolled_out
 from distillkit.students.few_step import FewStepStudent
 from distillkit.students.sampler import SamplerStudent
 
 NUM, STEPS = 32, 4  # samples of each model, and steps of each sampler
-MANY = 2048  # images for which memory is made too small
+MANY, SOME = 2048, 128  # images for which memory is made too small, sampled and evaluated
 SAMPLES, NUMBERS, TOKENS, HALF, SPREAD = 1e-3, 1e-2, 0.02, 0.1, 1e-4  # tolerances
+LR, TURNS = 1e-4, 12  # learning rate of runs beside each other, and steps of short runs
+# Where a gradient is rounding alone, Adam's first steps move a weight by `LR` either way. Two such
+# steps may differ; where gradients are wrong, all do.
+BESIDE = 4 * LR
 CPU = torch.device("cpu")
 WORLDS = {
     "toy": ["domain=toy", "teacher=mixture"],
@@ -63,10 +71,17 @@ WORLDS = {
     "photos": ["domain=super_resolution"],
     "scenes": ["domain=lidar"],
     "ranges": ["domain=lidar", "stage=range"],
+    "sound": ["domain=music"],
+    "sound that goes on": ["domain=music", "stage=sound_continuation"],
+    "rooms": ["domain=scene"],
+    "solids": ["domain=text_to_3d"],
+    "solids by words": ["domain=text_to_3d", "stage=amortised"],
 }
 FIT = ["domain=image", "method=dmd", "model.num_steps=2", "trainer.max_steps=20", "trainer.val_check_interval=10"]
 FIT += ["trainer.log_every_n_steps=10", "vars.callbacks.finish.num_samples=64"]
-SHORT = ["trainer.max_steps=6", "trainer.limit_val_batches=0", "~vars.callbacks.finish", "~vars.callbacks.watch"]
+SHORT = [f"trainer.max_steps={TURNS}", "trainer.limit_val_batches=0", "~vars.callbacks.finish", "~vars.callbacks.watch"]
+EXACT = ["method=dmd", "trainer.devices=1", "trainer.precision=32-true", "data.batch_size=4"]
+EXACT += [f"model.student.lr={LR}", f"model.fake_score.lr={LR}"]
 
 Values = Mapping[str, Any]  # tensors and numbers by name
 
@@ -90,18 +105,20 @@ class World:
         return teacher, teacher.condition(self.data.conditions(NUM))
 
     def student(self, place: torch.device) -> tuple[Any, dict[str, Tensor]]:
-        """An untrained student."""
+        """An untrained student, as a run begins with."""
         teacher, cond = self.teacher(place)
-        times = teacher.grid(STEPS).tolist()
         if isinstance(teacher, DiscreteTeacher):
+            times = teacher.grid(STEPS).tolist()
             return SamplerStudent(teacher, LearnedSampler(teacher.process, times)).to(place), cond
-        context, start = teacher.context, teacher.start
+        torch.manual_seed(0)  # of networks that are not the teacher's
+        maker = instantiate(self.chosen.student)
+        start = maker.sampling.get("start", teacher.start)
         made = FewStepStudent(
-            teacher.new_denoiser(),
-            times[:2],
+            maker.make(teacher),
+            times_of(teacher.process, 2, None, None, start.level),
             teacher.event_shape,
             teacher.classes,
-            context=context,
+            context=teacher.context,
             start=start,
             codec=teacher.codec,
         )
@@ -138,9 +155,8 @@ class World:
         return {"samples": teacher.to(kind).generate(NUM, cond, 1)}
 
     def compiled(self, place: torch.device) -> Values:
-        """Of a compiled network; on the CPU by a backend that changes nothing."""
         teacher, cond = self.teacher(place)
-        teacher.denoiser.network.compile(backend="inductor" if place.type == "cuda" else "eager")
+        compiling.compile_networks([teacher.denoiser.network])
         return {"samples": teacher.generate(NUM, cond, 1)}
 
     def tf32(self, place: torch.device) -> Values:
@@ -152,22 +168,32 @@ class World:
         return {"clips": rolled_out(student.sample, teacher.continuation, cond, 2, 1)}
 
     def little_memory(self, place: torch.device) -> Values:
-        """Many images at once: a GPU may use a third of the memory that they take."""
+        """Many images at once."""
         teacher, _ = self.teacher(place)
         cond = teacher.condition(self.data.conditions(MANY))
-        if place.type != "cuda":
-            return {"samples": teacher.generate(MANY, cond, 1)}
-        torch.cuda.reset_peak_memory_stats(place)
-        teacher.generate(MANY, cond, 1, chunk=MANY)
-        allowed = torch.cuda.max_memory_allocated(place) / 3
-        torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(
-            allowed / torch.cuda.get_device_properties(place).total_memory, place
-        )
-        try:
-            return {"samples": teacher.generate(MANY, cond, 1, chunk=MANY)}
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, place)
+
+        def made() -> Values:
+            return {"samples": teacher.generate(MANY, cond, 1, chunk=MANY if place.type == "cuda" else None)}
+
+        with scarce(place, made):
+            return made()
+
+
+@contextmanager
+def scarce(place: torch.device, work: Callable[[], object]) -> Iterator[None]:
+    """A context in which a GPU has a third of the memory that `work` takes, done once before."""
+    if place.type != "cuda":
+        yield
+        return
+    torch.cuda.reset_peak_memory_stats(place)
+    work()
+    allowed = torch.cuda.max_memory_allocated(place) / 3
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(place).total_memory, place)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, place)
 
 
 class Runs:
@@ -181,7 +207,6 @@ class Runs:
         run = Path(tempfile.mkdtemp(dir=self.folder))
         where = [f"trainer.accelerator={place.type}", "trainer.devices=1", "--out", run]
         call("fit", *FIT, *words, *where, "--no-cache")
-        set_products("32-true")  # the checks after it compare in full precision
         found = json.loads((run / "evaluation.json").read_text())
         student, teacher, few, real = (row["metrics"] for row in found["rows"])
         elsewhere = found["protocol"]["device"] != devices.model_name(place)
@@ -189,13 +214,10 @@ class Runs:
         real = {f"real {name}": value for name, value in real.items()}
         return {"elsewhere": float(elsewhere), "broken": float(broken), **teacher, **real}
 
-    def weights(self, words: list[str], place: torch.device) -> Values:
-        """The weights after a short run of a new interpreter."""
+    def weights(self, words: list[str], place: torch.device, start: Callable[..., None]) -> Values:
+        """The weights after a short run, which `start` starts."""
         run = Path(tempfile.mkdtemp(dir=self.folder))
-        argv = ["fit", *SHORT, f"trainer.accelerator={place.type}", *words, "--out", str(run)]
-        done = subprocess.run([sys.executable, "-m", "distillkit", *argv], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
+        start("fit", *SHORT, f"trainer.accelerator={place.type}", *words, "--out", run)
         state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         return {name: value for name, value in state.items() if value.is_floating_point()}
 
@@ -203,8 +225,23 @@ class Runs:
         """The weights of one process at the first call, of several at the second, on `place`."""
         num = torch.cuda.device_count() if place.type == "cuda" else 2
         alone = ["trainer.devices=1", f"trainer.accumulate_grad_batches={num}"]
-        told = iter((alone, [f"trainer.devices={num}", *words]))
-        return lambda _: self.weights(["domain=toy", "method=dmd", *next(told)], place)
+        return self.beside(["domain=toy", "method=dmd"], alone, [f"trainer.devices={num}", *words], place, elsewhere)
+
+    def beside(
+        self, words: list[str], one: list[str], other: list[str], place: torch.device, start: Callable[..., None]
+    ) -> Callable[[torch.device], Values]:
+        """The weights with the words `one` at the first call, with `other` at the second."""
+        told = iter((one, other))
+        return lambda _: self.weights([*words, *next(told)], place, start)
+
+    @cached_property
+    def photographs(self) -> Path:
+        """A folder with some."""
+        folder, draw = self.folder / "photographs", np.random.default_rng(0)
+        folder.mkdir()
+        for number in range(40):
+            Image.fromarray(draw.integers(0, 256, (64, 64, 3), np.uint8)).save(folder / f"{number}.png")
+        return folder
 
     @cached_property
     def student(self) -> Path:
@@ -217,9 +254,24 @@ class Runs:
         samples, table = folder / "samples", folder / "evaluation.json"
         call("sample", self.student, "-n", NUM, "--device", place, "--out", samples)
         call("evaluate", self.student, "--num-samples", 64, "--device", place, "--out", table, "--no-cache")
-        rows = json.loads(table.read_text())["rows"]
-        numbers = {f"{row['name']} {name}": value for row in rows for name, value in row["metrics"].items()}
-        return {"samples": torch.from_numpy(np.load(samples / "samples.npz")["samples"]), **numbers}
+        return {"samples": torch.from_numpy(np.load(samples / "samples.npz")["samples"]), **numbers_in(table)}
+
+    def little_memory(self, place: torch.device) -> Values:
+        """`evaluate` of more samples than one chunk has."""
+
+        def evaluated() -> Values:
+            table = Path(tempfile.mkdtemp(dir=self.folder)) / "evaluation.json"
+            call("evaluate", self.student, "--num-samples", SOME, "--device", place, "--out", table, "--no-cache")
+            return numbers_in(table)
+
+        with scarce(place, evaluated):
+            return evaluated()
+
+
+def numbers_in(table: Path) -> Values:
+    """All metrics of an evaluation."""
+    rows = json.loads(table.read_text())["rows"]
+    return {f"{row['name']} {name}": value for row in rows for name, value in row["metrics"].items()}
 
 
 def call(*argv: object) -> None:
@@ -227,6 +279,15 @@ def call(*argv: object) -> None:
     with redirect_stdout(StringIO()):
         if front.main([str(word) for word in argv]):
             raise RuntimeError(f"{argv[0]} failed")
+    set_products("32-true")  # the checks after it compare in full precision
+
+
+def elsewhere(*argv: object) -> None:
+    """A command line in a new interpreter, which may start others."""
+    command = [sys.executable, "-m", "distillkit", *map(str, argv)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
 
 
 def checks(folder: Path, place: torch.device) -> Iterator[tuple[str, Callable[[torch.device], Values], float]]:
@@ -251,8 +312,15 @@ def checks(folder: Path, place: torch.device) -> Iterator[tuple[str, Callable[[t
     yield "fit, by itself", partial(runs.fit, []), HALF
     yield "fit, bf16-true", partial(runs.fit, ["trainer.precision=bf16-true"]), HALF
     yield "fit, bf16-mixed", partial(runs.fit, ["trainer.precision=bf16-mixed"]), HALF
+    yield "fit, teacher in bfloat16", partial(runs.fit, ["trainer.precision=32-true", "teacher.dtype=bfloat16"]), HALF
     yield "sample, evaluate", runs.products, NUMBERS
+    yield "evaluate, little memory", runs.little_memory, NUMBERS
     yield "image: compiled", image.compiled, SAMPLES
+    for word in ("model.checkpointing=true", "model.compile=true"):
+        yield f"beside: {word}", runs.beside(["domain=image", *EXACT], [], [word], place, call), BESIDE
+    files = ["domain=super_resolution", "data=photo_folder", f"data.path={runs.photographs}", *EXACT]
+    readers = (["data.workers=0"], ["data.workers=1"])  # for a GPU their batches lie in pinned memory
+    yield "beside: data.workers=1", runs.beside(files, *readers, place, call), BESIDE
     if place.type == "cpu" or torch.cuda.device_count() > 1:
         yield "spread: ddp", runs.spread([], place), SPREAD
         yield "spread: shard", runs.spread(["trainer=shard"], place), SPREAD
@@ -278,10 +346,11 @@ def compared(name: str, values: Callable[[torch.device], Values], tolerance: flo
     """The row of a check; the gap is infinite where one of the two fails."""
     began, found = time.perf_counter(), []
     for one in (CPU, place):
+        backend = "inductor" if one.type == "cuda" else "eager"  # which changes nothing
         if one.type == "cuda":
             torch.cuda.reset_peak_memory_stats(one)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), patch.object(compiling, "BACKEND", backend):
                 warnings.simplefilter("ignore")
                 found.append({k: torch.as_tensor(v) for k, v in values(one).items()})
         except Exception as error:

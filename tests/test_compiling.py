@@ -1,10 +1,12 @@
 """Compiled networks: the same weights under the same names, and runs that go on without.
 
 PyTorch itself runs what was traced (`eager`), which is quick and the same to the bit. Machine code
-is tried in the slow lane.
+is tried in the slow lane, where there is a compiler of C++.
 """
 
 import copy
+import os
+import shutil
 
 import pytest
 import torch
@@ -97,10 +99,15 @@ def test_what_does_not_compile_is_refused_before_the_run(monkeypatch):
         fitted(model(compile=True))
 
 
-@pytest.mark.slow
-def test_machine_code_trains_nearly_the_same_weights(monkeypatch):
-    plain = fitted(model())
+@pytest.fixture
+def machine_code(traced, monkeypatch):
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("there is no compiler of C++")
     monkeypatch.setattr(compiling, "BACKEND", "inductor")
-    compiled = fitted(model(compile=True))
+
+
+@pytest.mark.slow
+def test_machine_code_trains_nearly_the_same_weights(machine_code):
+    plain, compiled = (fitted(model(compile=given)) for given in (False, True))
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4)

@@ -256,9 +256,7 @@ def test_several_processes_that_differ_from_one_fail(benchmark, monkeypatch, tmp
     asked, runs, cpu = [], benchmark.Runs(tmp_path), torch.device("cpu")
     for drift, passed in ((0.0, True), (1e-3, False)):
         found = iter((torch.ones(2), torch.ones(2) + drift))
-        monkeypatch.setattr(
-            runs, "weights", lambda words, place, found=found: asked.append(words) or {"x": next(found)}
-        )
+        monkeypatch.setattr(runs, "weights", lambda words, *_, found=found: asked.append(words) or {"x": next(found)})
         row = benchmark.compared("spread", runs.spread(["trainer=shard"], cpu), benchmark.SPREAD, cpu)
         assert row.passed == passed
     toy = ["domain=toy", "method=dmd"]

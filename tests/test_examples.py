@@ -57,6 +57,7 @@ def test_a_job_of_slurm():
     made = trainer_of(shlex.split(command))
     assert made["num_nodes"] == int(asked["nodes"]) and made["devices"] == int(asked["ntasks-per-node"])
     assert asked["gpus-per-node"] == asked["ntasks-per-node"] and asked["signal"].startswith("USR1@")
+    assert asked["cpus-per-task"] and '--cpus-per-task="$SLURM_CPUS_PER_TASK"' in command  # srun inherits none
 
 
 @pytest.mark.parametrize(("code", "restarts", "again"), [(0, 0, 0), (1, 0, 0), (130, 0, 1), (137, 3, 1), (130, 20, 0)])
@@ -80,7 +81,9 @@ def test_a_job_of_kubernetes():
     assert made["devices"] == spec["trainer"]["resourcesPerNode"]["limits"]["nvidia.com/gpu"]
     (patched,) = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = patched["template"]["spec"]["template"]["spec"]
-    (mount,) = pod["containers"][0]["volumeMounts"]
-    assert mount["name"] == pod["volumes"][0]["name"]
+    mounts = {mount["name"]: Path(mount["mountPath"]) for mount in pod["containers"][0]["volumeMounts"]}
+    volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
+    assert mounts.keys() == volumes.keys() and "persistentVolumeClaim" in volumes["runs"]
     out = front.split(spec["trainer"]["command"][4:]).out
-    assert Path(mount["mountPath"]) in Path(out).parents  # what a pod leaves elsewhere is lost
+    assert mounts["runs"] in Path(out).parents  # what a pod leaves elsewhere is lost
+    assert mounts["shared"] == Path("/dev/shm") and volumes["shared"] == {"emptyDir": {"medium": "Memory"}}

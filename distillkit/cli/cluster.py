@@ -72,8 +72,10 @@ def translated(words: Sequence[str]) -> list[str]:
     launcher["name"] = "distillkit"
     if "hours" in settings:
         launcher["timeout_min"] = max(1, round(60 * settings["hours"]))
-    rest, trainer = [word for word in words if not WORD.fullmatch(word)], {}
+    rest, trainer, srun = [word for word in words if not WORD.fullmatch(word)], {}, []
     if "gpus" in settings:
+        if "cpus" in settings:  # srun does not take them over from sbatch; the launcher hands this on without naming it
+            srun = [f"++hydra.launcher.srun_args=['--cpus-per-task={settings['cpus']}']"]
         launcher["tasks_per_node"] = max(1, settings["gpus"])
         trainer = {"devices": max(1, settings["gpus"]), "num_nodes": settings.get("nodes", 1)}
     for key in trainer:
@@ -84,6 +86,7 @@ def translated(words: Sequence[str]) -> list[str]:
         *(f"trainer.{key}={value}" for key, value in trainer.items()),
         f"hydra/launcher={settings['launcher']}",
         *(f"hydra.launcher.{key}={quoted(value)}" for key, value in launcher.items()),
+        *srun,
     ]
 
 

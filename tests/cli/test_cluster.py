@@ -57,9 +57,15 @@ def test_a_job_without_a_gpu_is_one_process():
     assert {"hydra.launcher.timeout_min=30", "hydra.launcher.mem_gb=16"} <= {*said}
 
 
+def test_the_cores_of_a_process_are_told_to_srun_too():
+    said = cluster.translated(["cluster=slurm", "cluster.cpus=8"])
+    assert {"hydra.launcher.cpus_per_task=8", "++hydra.launcher.srun_args=['--cpus-per-task=8']"} <= {*said}
+
+
 def test_jobs_of_this_machine():
     local = [f"hydra.launcher.{rest}" for rest in ("name=distillkit", "timeout_min=1440")]
     assert cluster.translated(["a=1", "cluster=local"]) == ["a=1", "hydra/launcher=submitit_local", *local]
+    assert not [word for word in cluster.translated(["cluster=local", "cluster.cpus=2"]) if "srun" in word]
     assert cluster.translated(["a=1", "clusters=2", "model.cluster=3"]) == ["a=1", "clusters=2", "model.cluster=3"]
 
 
@@ -158,7 +164,7 @@ def test_slurm_is_asked_for_what_the_words_say(tmp_path):
     for name, line in programs.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    process = queue("cluster=slurm", "cluster.nodes=2", "cluster.gpus=4", path=tmp_path / "bin")
+    process = queue("cluster=slurm", "cluster.nodes=2", "cluster.gpus=4", "cluster.cpus=3", path=tmp_path / "bin")
     end = time.monotonic() + 120
     while not (tmp_path / "asked").exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.1)
@@ -169,3 +175,5 @@ def test_slurm_is_asked_for_what_the_words_say(tmp_path):
     lines = (tmp_path / "asked").read_text().splitlines()
     for line in ("nodes=2", "ntasks-per-node=4", "gpus-per-node=4", "time=1440", "job-name=distillkit"):
         assert f"#SBATCH --{line}" in lines
+    (started,) = [line for line in lines if line.startswith("srun ")]
+    assert "#SBATCH --cpus-per-task=3" in lines and " --cpus-per-task=3 " in started

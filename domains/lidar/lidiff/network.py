@@ -73,14 +73,17 @@ class Encoder(nn.Module):
             Convolution(3, first), Norm(first), ReLU(), Convolution(first, first), Norm(first), ReLU()
         )
         for i, (inp, out) in enumerate(zip(channels[:4], channels[1:5], strict=True), start=1):
-            stage = nn.Sequential(Block(Down(inp, inp), inp), Residual(inp, out), Residual(out, out))
-            self.add_module(f"stage{i}", stage)
+            blocks = Block(Down(inp, inp), inp), Residual(inp, out), Residual(out, out)
+            self.add_module(f"stage{i}", nn.ModuleList(blocks))
 
     def down(self, x: Voxels, gate: Callable[[str, Voxels], Voxels] = unscaled) -> list[Voxels]:
         """Features of levels 0 to 4; a gate scales the input of each stage."""
         found = [self.stem(x)]
         for i in range(1, BOTTOM + 1):
-            found.append(self.get_submodule(f"stage{i}")(gate(f"stage{i}", found[-1])))
+            x = gate(f"stage{i}", found[-1])
+            for block in self.get_submodule(f"stage{i}"):
+                x = block(x)
+            found.append(x)
         return found
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from distillkit.losses import points as losses
 
@@ -214,7 +215,9 @@ class Norm(nn.Module):
         self.bn = nn.BatchNorm1d(channels)
 
     def forward(self, x: Voxels) -> Voxels:
-        return x.but(self.bn(x.features))
+        bn, exact = self.bn, self.bn.running_mean.dtype  # statistics are not rounded where weights are
+        stated = bn.running_mean, bn.running_var, bn.weight.to(exact), bn.bias.to(exact)
+        return x.but(F.batch_norm(x.features, *stated, bn.training, bn.momentum, bn.eps))
 
 
 class ReLU(nn.Module):

@@ -105,12 +105,10 @@ class ProteinaTransformer(Recorded, nn.Module):
         self.transformer_layers = nn.ModuleList(
             Layer(token_dim, dim_cond, nheads, pair_repr_dim, use_qkln) for _ in range(nlayers)
         )
-        self.pair_update_layers = nn.ModuleDict(  # after these layers; named by their number
-            {
-                str(i): PairUpdate(token_dim, pair_repr_dim, use_tri_mult)
-                for i in range(0, nlayers - 1, update_pair_repr_every_n)
-                if update_pair_repr
-            }
+        self.updated = range(0, nlayers - 1 if update_pair_repr else 0, update_pair_repr_every_n)
+        self.pair_update_layers = nn.ModuleList(  # after these layers; named by their number
+            PairUpdate(token_dim, pair_repr_dim, use_tri_mult) if i in self.updated else nn.Identity()
+            for i in range(nlayers - 1)
         )
         self.coors_3d_decoder = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, 3, bias=False))
 
@@ -141,8 +139,8 @@ class ProteinaTransformer(Recorded, nn.Module):
             c = c + self.embed(cond)[:, None]
         for i, layer in enumerate(self.transformer_layers[:depth]):
             h = layer(h, c, pair, mask)
-            if str(i) in self.pair_update_layers:
-                pair = self.pair_update_layers[str(i)](h, pair, both)
+            if i in self.updated:
+                pair = self.pair_update_layers[i](h, pair, both)
         return h[:, r:]
 
     @torch.no_grad()  # but the tokens' own positions, no feature has a gradient: bins have none

@@ -183,7 +183,7 @@ class SparseStructureFlowModel(Trunk):
     def _tokens(self, x: Tensor, time: Tensor, cond: dict[str, Tensor], blocks) -> Tensor:
         p, dtype = self.patch_size, self.input_layer.weight.dtype
         h = rearrange(x.to(dtype), "b c (x p) (y q) (z r) -> b (x y z) (c p q r)", p=p, q=p, r=p)
-        h = self.input_layer(h) + self.pos_emb
+        h = self.input_layer(h) + self.pos_emb.to(dtype)
         emb, context = self.adaLN_modulation(self.t_embedder(time)), cond["cond"].to(dtype)
         for block in blocks:
             h = block(h, emb, context)

@@ -63,16 +63,20 @@ def random_weights(network: nn.Module) -> nn.Module:
 
 @pytest.fixture
 def folder(tmp_path):
-    """A release in small, in half precision."""
-    (tmp_path / "ckpts").mkdir()
+    return release(tmp_path)
+
+
+def release(folder):
+    """A release in small, in half precision, written into a folder."""
+    (folder / "ckpts").mkdir()
     for stem, name, kind, args in MODELS.values():
         network = random_weights(kind(**args)).half()
-        (tmp_path / f"ckpts/{stem}.json").write_text(json.dumps({"name": name, "args": args | {"use_fp16": True}}))
-        save_file(network.state_dict(), tmp_path / f"ckpts/{stem}.safetensors")
+        (folder / f"ckpts/{stem}.json").write_text(json.dumps({"name": name, "args": args | {"use_fp16": True}}))
+        save_file(network.state_dict(), folder / f"ckpts/{stem}.safetensors")
     models = {role: f"ckpts/{stem}" for role, (stem, *_) in MODELS.items()}
     args = {"models": models, "sparse_structure_sampler": SAMPLER, "slat_sampler": SAMPLER, "slat_normalization": UNITS}
-    (tmp_path / "pipeline.json").write_text(json.dumps({"name": "TrellisImageTo3DPipeline", "args": args}))
-    return tmp_path
+    (folder / "pipeline.json").write_text(json.dumps({"name": "TrellisImageTo3DPipeline", "args": args}))
+    return folder
 
 
 def edit(file, change):
