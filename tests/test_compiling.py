@@ -10,9 +10,10 @@ import shutil
 
 import pytest
 import torch
-from helpers import CLASSES, ForkedShard, trainer
+from helpers import CLASSES, UNMEASURED, ForkedShard, trainer
 
-from distillkit import compiling
+from distillkit import compiling, runs
+from distillkit.cli import front
 from distillkit.compiling import compile_networks
 from distillkit.diffusion.denoiser import Denoiser
 from distillkit.diffusion.flow import forward_derivative
@@ -111,3 +112,32 @@ def test_machine_code_trains_nearly_the_same_weights(machine_code):
     plain, compiled = (fitted(model(compile=given)) for given in (False, True))
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4)
+
+
+SMALL = ["fit", "domain=toy", "network.width=16", "network.depth=2", "data.batch_size=32", "data.num_samples=256"]
+SMALL += [*UNMEASURED, "~vars.callbacks.watch", "trainer.accelerator=cpu", "model.schedule=constant"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [["dmd"], ["scm", "model.tangent_warmup=0"], ["meanflow"]], ids=lambda words: words[0]
+)
+def test_a_run_of_the_command_line_in_machine_code_stops_and_goes_on(words, machine_code, tmp_path, monkeypatch):
+    """With derivatives in forward mode too."""
+
+    def run(out, steps, compile):
+        torch._dynamo.reset()  # as a new interpreter
+        monkeypatch.delenv(runs.OUT, raising=False)
+        more = [f"method={words[0]}", *words[1:], f"model.compile={compile}", f"trainer.max_steps={steps}"]
+        assert front.main([*SMALL, *more, "--out", str(tmp_path / out), "--ckpt_path", "last"]) == 0
+        return torch.load(tmp_path / out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+    plain = run("plain", 6, "false")
+    assert frames() == 0
+    once = run("once", 6, "true")
+    assert frames() > 0
+    run("twice", 3, "true")
+    twice = run("twice", 6, "true")
+    assert plain.keys() == once.keys() and all(torch.equal(value, once[name]) for name, value in twice.items())
+    for name, value in plain.items():
+        torch.testing.assert_close(once[name], value, rtol=1e-3, atol=1e-4)
