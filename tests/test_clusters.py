@@ -132,7 +132,7 @@ def test_one_process_is_told_and_all_stop_after_the_same_step(start, strategy, n
 
 LOST = [
     ("ddp", 1, None),
-    ("shard", 0, "last.ckpt"),
+    pytest.param("shard", 0, "last.ckpt", marks=pytest.mark.slow),
     pytest.param("ddp", 0, "last.ckpt", marks=pytest.mark.slow),
     pytest.param("shard", 1, None, marks=pytest.mark.slow),
 ]

@@ -63,7 +63,7 @@ def test_it_is_there_once_in_a_run_and_after_it_goes_on(dtype, precision, base, 
 
 
 @pytest.mark.parametrize("strategy", [forked_ddp, ForkedShard], ids=["ddp", "shard"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_every_process_has_it_once_and_trains_as_one_process_does(strategy, dtype, tmp_path):
     once = Once(torch.float32 if dtype == "float32" else torch.bfloat16)
     alone = fitted(adapted(dtype), accumulate_grad_batches=2)

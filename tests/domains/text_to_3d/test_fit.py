@@ -58,6 +58,7 @@ def test_a_scene_is_made_and_asked_for_by_its_text(door):
             load_student("run").sample(1, cond)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_scenes_of_another(door):
     words = ["fit", "domain=text_to_3d", "data.only=[a red cone, a blue torus]", *QUICK]
     door(*words, "method=sds", "vars.scene.kind=gaussians", "vars.scene.resolution=64", "--out", "run")

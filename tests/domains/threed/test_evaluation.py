@@ -8,6 +8,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from distillkit.evaluation.extractor import load_extractor, packed
+from distillkit.evaluation.samples import Diverged
 from domains.threed import evaluation, features, ship
 from domains.threed.data import FeaturesData, StructureData
 from domains.threed.evaluation import CELLS, Surfaces, chamfer, compare_sets
@@ -131,7 +132,7 @@ def test_bad_features_are_seen(stages):
 @pytest.mark.parametrize("stage", ["structure", "features"])
 def test_what_is_no_sample_is_refused(stages, stage):
     evaluator, batch = stages[stage].evaluator(), stages[stage].test[torch.arange(4)]
-    with pytest.raises(ValueError, match="2 of 4 samples hold NaN"):
+    with pytest.raises(Diverged, match="2 of 4 samples hold NaN"):
         broken = batch["data"].clone()
         broken[:2].view(2, -1)[:, 0] = torch.nan
         evaluator(broken, batch)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from distillkit.evaluation.extractor import load_extractor, packed
+from distillkit.evaluation.samples import Diverged
 from domains.video import evaluation, features, media, ship
 from domains.video.data import MovingDigits
 from domains.video.motion import ROUNDING, change, flicker, spectrum
@@ -125,7 +126,7 @@ def test_collapse_wrong_classes_and_copies_are_seen(data, real):
 def test_what_is_no_sample_is_refused(data, real):
     evaluator, x = data.evaluator(), real[0]["data"][:4].clone()
     x[:3, 0, 5] = torch.nan
-    with pytest.raises(ValueError, match="3 of 4 samples hold NaN"):
+    with pytest.raises(Diverged, match="3 of 4 samples hold NaN"):
         evaluator(x, {})
     with pytest.raises(ValueError, match="give samples in data space"):
         evaluator(torch.zeros(4, 1, 16, 16), {})
