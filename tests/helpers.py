@@ -110,7 +110,7 @@ class Forked(_MultiProcessingLauncher):
 
 
 class ForkedShard(Shard):
-    """Two forked processes, as DDP has them in tests; a run starts its own by its command line."""
+    """Forked processes, as DDP has them in tests; a run starts its own by its command line."""
 
     def _configure_launcher(self) -> None:
         self._launcher = Forked(self, start_method="fork")

@@ -368,9 +368,10 @@ class Distiller(LightningModule):
             steps = self.updates_before(role, self.global_step)
             limit = min(self.max_bad_steps, max(2, steps // 10), steps) if ended else self.max_bad_steps
             if last >= limit > 0:
+                rates = dict.fromkeys(f"model.{each}.lr" for each in (role, "student") if each in self.roles)
                 raise Failure(
                     f"the last {last} of {steps} steps of {role} had NaN or infinite gradients and were skipped ({total} "
-                    f"in all), so it learnt nothing in them: lower model.{role}.lr or look at the data"
+                    f"in all), so it learnt nothing in them: lower {' or '.join(rates)}, or look at the data"
                 )
 
     def skipped(self) -> dict[str, dict[str, int]]:

@@ -166,10 +166,10 @@ def test_resume_is_bit_equal(case, tmp_path):
         assert not different, f"resumed at step {cut}, these differ: {different[:5]}"
 
 
-def two_processes(case, strategy, path):
-    """Two processes train as one with two micro-batches: weights, and steps of every tensor."""
+def train_as_one(case, num, strategy, path):
+    """Processes train as one with as many micro-batches: weights, and steps of every tensor."""
     alone = tiny(case)
-    trainer(max_steps=6, accumulate_grad_batches=2).fit(alone.model, alone.data)
+    trainer(max_steps=6, accumulate_grad_batches=num).fit(alone.model, alone.data)
     together = tiny(case)
 
     class Keep(Callback):
@@ -180,7 +180,7 @@ def two_processes(case, strategy, path):
                 steps = {number: float(own["step"]) for number, own in optimizer["state"].items()}
                 torch.save({"weights": weights(whole), "steps": steps}, path)
 
-    trainer(max_steps=6, devices=2, strategy=strategy, callbacks=[Keep()]).fit(together.model, together.data)
+    trainer(max_steps=6, devices=num, strategy=strategy, callbacks=[Keep()]).fit(together.model, together.data)
     expected, got = weights(alone.model), torch.load(path, weights_only=True)
     for key in expected:
         torch.testing.assert_close(
@@ -191,12 +191,18 @@ def two_processes(case, strategy, path):
 
 
 def test_two_processes_equal_one_with_two_micro_batches(case, tmp_path):
-    two_processes(case, forked_ddp(), tmp_path / "weights.pt")
+    train_as_one(case, 2, forked_ddp(), tmp_path / "weights.pt")
 
 
 @pytest.mark.slow  # one of them is in tests/test_sharding.py
 def test_spread_networks_equal_whole_ones(case, tmp_path):
-    two_processes(case, ForkedShard(), tmp_path / "weights.pt")
+    train_as_one(case, 2, ForkedShard(), tmp_path / "weights.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [forked_ddp, ForkedShard], ids=["ddp", "shard"])
+def test_four_processes_equal_one_with_four_micro_batches(case, strategy, tmp_path):
+    train_as_one(case, 4, strategy(), tmp_path / "weights.pt")
 
 
 def killed(argv: list[str]) -> int:
