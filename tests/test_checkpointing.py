@@ -241,6 +241,7 @@ def planned(checkpointing):
     return planning.plan(planning.Rehearsal(small(checkpointing), Images(batch_size=8), trainer(40)))
 
 
+@pytest.mark.slow
 def test_a_plan_knows_what_is_saved():
     plain, again = planned(False), planned(True)
     for before, after in zip(plain.turns, again.turns, strict=True):
