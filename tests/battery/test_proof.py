@@ -116,7 +116,7 @@ def measured(kind: type[Distiller], folder: Path, evaluator: Any) -> dict[str, f
 # Smaller batches reach the same bounds. Of `mdt_dist` they do not (std_error 0.11), and half the
 # steps are too few for `dmd` (std_error 0.057) and `lsd` (correlation_error 0.076). They are enough
 # for `pretrain` (std_error 0.011).
-LONG = {"consistency", "reflow", "scm"}  # closed forms of these are in the tests of their losses
+LONG = {"consistency", "reflow", "scm"}  # what they do in closed form is in tests of their own
 QUICKER = dict.fromkeys(("dmd", "pretrain"), ("data.batch_size=256",))
 QUICKER["lsd"] = ("data.batch_size=128",)  # correlation_error at most 0.037 with three seeds
 STEPS = {"pretrain": 1000}
