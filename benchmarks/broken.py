@@ -7,7 +7,8 @@
 Runs go one after the other in this process. Each adds a line to OUT/results.jsonl; one that has
 its line is not repeated. The tables are made from these lines with the diagnosis as it is now.
 The runs `default-DOMAIN-METHOD` and `default-DOMAIN-STAGE-METHOD` are whole default runs without
-their evaluation; they take hours and are made only where --only names them.
+their evaluation; they take hours and are made only where --only names them. The package diffusers
+must be there (the extra of that name).
 """
 
 from __future__ import annotations
@@ -105,6 +106,12 @@ RUNS: dict[str, Run] = {
     "digits-ignored-class": Run(f"{DIGITS} method=dmd {LEFT}/digits-shuffled-teacher", 60, "ignored_class"),
     "digits-sixteen-teacher": Run(f"{FILE}/sixteen.npz method=pretrain {UNSEEN}", 800),
     "digits-memorised": Run(f"{FILE}/sixteen.npz method=dmd {LEFT}/digits-sixteen-teacher", 60, "memorised"),
+    "digits-no-start": Run(
+        f"{DIGITS} data=npz vars.event_shape=[1,8,8] data.path={{out}}/negative.npz teacher=diffusers "
+        "teacher.path={out}/zero_snr method=dmd vars.callbacks.watch.unlike=true",
+        12,
+        "no_start",
+    ),
     # tokens
     "discrete-lsd": Run("domain=discrete method=lsd vars.callbacks.watch.samples=16 model.num_pairs=64", None),
     "discrete-pretrain": Run(f"{TOKENS} method=pretrain", 16),
@@ -160,7 +167,7 @@ LARGE = 20.0  # values above are drawn by their logarithm
 
 
 def prepare(out: Path) -> None:
-    """Writes the data that some runs need: digits changed, relabelled or few, and text renamed."""
+    """Writes what some runs need: digits changed, relabelled or few, text renamed, a pipeline."""
     import numpy as np
     from sklearn.datasets import load_digits
 
@@ -178,6 +185,20 @@ def prepare(out: Path) -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
     renamed = prose.lower().translate(str.maketrans(letters, letters[::-1]))
     (out / "renamed.txt").write_text(renamed)
+    pipeline(out / "zero_snr")
+
+
+def pipeline(folder: Path) -> None:
+    """Writes a tiny pipeline that predicts noise, though its last level has no signal."""
+    import diffusers
+    import torch
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    size = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 8), "norm_num_groups": 4}
+    unet = diffusers.UNet2DModel(**size, **blocks, layers_per_block=1)
+    scheduler = diffusers.DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    diffusers.DDIMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -158,7 +158,7 @@ LAGS = 0.97  # error of the fake score over the teacher's, in every band
 NARROW, WIDE = 0.6, 1.5  # spread over the target's
 OFF = 0.5  # shift of the mean, in standard deviations
 MOVED = 0.5  # distance from the first samples; a student that has hardly begun tells nothing
-WORSE = 1.5  # error of the fake score over the teacher's, in every band
+WORSE, RUINED = 1.5, 10.0  # the same, lasting and at once: it began as the teacher
 APART = 1.0  # distance of the student from its average, in standard deviations of the target
 AWAY = 1.0  # shift of the mean that was not there at the start, in standard deviations
 SKIPPED = 0.02  # share of a role's steps
@@ -171,13 +171,13 @@ def diagnose(history: list[Facts], model: Any) -> list[Finding]:
 
     Args:
         history: those of `begin`, then those of every `measure`, the newest last.
-        model: the method; its `roles`, its `proof` and its `student` are read.
+        model: the method; its `roles`, its `proof`, its `student` and its `gan` are read.
     """
     rules = (lagging, too_fast, frozen) if lawful(model) else ()
     found = [finding for rule in rules for finding in rule(history, model)]
     if found or any(rule(history[:end], model) for rule in rules for end in range(1, len(history))):
         return found  # what follows from a cause is none
-    return diverged(history, model) or (collapsed(history) if lawful(model) else [])
+    return diverged(history, model) or (collapsed(history, model) if lawful(model) else [])
 
 
 def lawful(model: Any) -> bool:
@@ -213,7 +213,7 @@ def unaware(facts: Facts) -> bool:
         and min(fake) > LAGS
         and max(fake) < WORSE
         and facts["moved"] > MOVED
-        and (not NARROW < facts["spread"] < WIDE or facts["shift"] > OFF)
+        and (not NARROW < facts["spread"] < WIDE or facts.get("within", 1.0) < NARROW or facts["shift"] > OFF)
     )
 
 
@@ -223,7 +223,8 @@ def lagging(history: list[Facts], model: Any) -> list[Finding]:
         return []
     now, fake = history[-1], bands(history[-1])
     error = f"{min(fake):.2f} to {max(fake):.2f} of the teacher's error at noise {noises(now)}"
-    where = f"on samples with {now['spread']:.3g} of its spread and means {now['shift']:.3g} standard deviations away"
+    within = f" ({now['within']:.3g} within classes)" if "within" in now else ""
+    where = f"on samples with {now['spread']:.3g} of its spread{within}, {now['shift']:.3g} standard deviations away"
     return [Finding("lagging_fake_score", f"{error}, {where}")]
 
 
@@ -235,8 +236,8 @@ def noises(facts: Facts) -> str:
 def too_fast(history: list[Facts], model: Any) -> list[Finding]:
     """The student strays from its average or its target, or the fake score from what it learns."""
     now = history[-1]
-    if lasting(history, lambda facts: min(bands(facts), default=0.0) > WORSE):
-        worse = min(bands(now))
+    worse = min(bands(now), default=0.0)
+    if worse > RUINED or lasting(history, lambda facts: min(bands(facts), default=0.0) > WORSE):
         return [
             Finding(
                 "high_rate", f"the fake score has {worse:.3g} times the teacher's error", "lower model.fake_score.lr"
@@ -245,11 +246,17 @@ def too_fast(history: list[Facts], model: Any) -> list[Finding]:
     if unaware(now):
         return []  # a student whose judge is blind strays at any rate
     if now.get("raw", 0.0) > APART:
-        return [Finding("high_rate", f"the student is {now['raw']:.3g} standard deviations from its own average")]
+        said = f"the student is {now['raw']:.3g} standard deviations from its own average"
+        return [Finding("high_rate", said, slower(model))]
     began = max(AWAY, history[0].get("shift", 0.0))
     if lasting(history, lambda facts: facts.get("shift", 0.0) > began):
-        return [Finding("high_rate", f"the mean has moved {now['shift']:.3g} standard deviations away")]
+        return [Finding("high_rate", f"the mean has moved {now['shift']:.3g} standard deviations away", slower(model))]
     return []
+
+
+def slower(model: Any) -> str:
+    """The mend for a student that strays; an adversarial loss may drive it at any rate."""
+    return "lower model.gan, or model.student.lr" if getattr(model, "gan", 0.0) else ""
 
 
 def frozen(history: list[Facts], model: Any) -> list[Finding]:
@@ -274,10 +281,11 @@ def diverged(history: list[Facts], model: Any) -> list[Finding]:
     return [Finding("diverged_role", "the fake score's error is infinite", "lower model.fake_score.lr")] if fake else []
 
 
-def collapsed(history: list[Facts]) -> list[Finding]:
+def collapsed(history: list[Facts], model: Any) -> list[Finding]:
     """Samples that were apart are alike, for no cause that was known before."""
     for name, what in (("spread", "spread"), ("within", "spread within classes")):
         *before, now = [facts[name] for facts in history if name in facts] or [1.0]
         if now < FALLEN and now < FALLEN * (most := max(before, default=0.0)):
-            return [Finding("high_rate", f"the {what} has fallen to {now:.2f} of the target's, from {most:.2f}")]
+            said = f"the {what} has fallen to {now:.2f} of the target's, from {most:.2f}"
+            return [Finding("high_rate", said, slower(model))]
     return []

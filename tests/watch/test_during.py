@@ -21,6 +21,7 @@ from distillkit.watch.during import (
     MOVED,
     NARROW,
     OFF,
+    RUINED,
     SKIPPED,
     WIDE,
     WORSE,
@@ -180,6 +181,9 @@ CASES = {
     "fake score follows": ([facts(fake=LAGS - EPS, shift=0.9)], []),
     "both alike": ([facts(fake=1.0, spread=NARROW + EPS, shift=OFF - EPS)], []),
     "both alike, wider": ([facts(fake=1.0, spread=WIDE - EPS)], []),
+    "lag, narrow within classes": ([facts(fake=1.0, within=NARROW - EPS)], ["lagging_fake_score"]),
+    "both alike, within classes too": ([facts(fake=1.0, within=NARROW + EPS)], []),
+    "fake score follows classes": ([facts(fake=LAGS - EPS, within=0.1)], []),
     "one level known": ([facts(fake=1.0, shift=0.9, fake_high=LAGS - EPS)], []),
     "one level worse than the teacher": ([facts(fake=1.0, shift=0.9, fake_high=WORSE + EPS)], []),
     "lag, moved": ([facts(fake=1.0, shift=0.9, moved=MOVED + EPS)], ["lagging_fake_score"]),
@@ -191,6 +195,9 @@ CASES = {
     ),
     "lag, over": ([facts(done=0.1, fake=1.0, shift=0.9), facts(done=0.2)], []),
     "fake score runs away": ([facts(fake=WORSE + EPS)], ["high_rate"]),
+    "fake score is ruined": ([facts(done=0.1, fake=RUINED + EPS)], ["high_rate"]),
+    "fake score errs for once": ([facts(done=0.1, fake=RUINED - EPS)], []),
+    "fake score is ruined at two levels": ([facts(done=0.1, fake=99.0, fake_low=RUINED - EPS)], []),
     "fake score errs a little": ([facts(fake=WORSE - EPS)], []),
     "fake score errs at one level": ([facts(fake_high=99.0)], []),
     "student runs away": ([facts(done=0.1, raw=APART + EPS)], ["high_rate"]),
@@ -243,6 +250,7 @@ def test_mends_name_the_role_to_blame():
     said = {
         "model.fake_score.updates": facts(fake=1.0, shift=0.9),
         "of the teacher's error at noise 0.012 to 80": facts(fake=1.0, shift=0.9),
+        "0.9 of its spread (0.2 within classes)": facts(fake=1.0, spread=0.9, within=0.2),
         "model.fake_score.lr": facts(fake=9.0),
         "model.student.lr": facts(raw=9.0),
         "lower model.fake_score.lr": facts(skipped_fake_score=0.5, skipped_student=0.1),
@@ -252,6 +260,10 @@ def test_mends_name_the_role_to_blame():
     }
     for words, history in said.items():
         assert words in str(*diagnose([history], METHOD))
+    adversarial = SimpleNamespace(**vars(METHOD), gan=0.1)
+    for history in (START, facts(shift=9.0)), (START, facts(raw=9.0)), (facts(spread=1.0), facts(spread=0.1)):
+        assert str(*diagnose([*history], METHOD)).endswith("): lower model.student.lr")
+        assert str(*diagnose([*history], adversarial)).endswith("): lower model.gan, or model.student.lr")
 
 
 def test_evidence_is_readable_however_large_it_is():
@@ -280,5 +292,18 @@ def test_what_lasts():
 def test_bounds_are_documented():
     """Those of the page of curves are those of the code."""
     page = (Path(__file__).parents[2] / "docs" / "read_your_curves.md").read_text()
-    for name in ("LAGS", "NARROW", "WIDE", "OFF", "MOVED", "WORSE", "APART", "AWAY", "FROZEN", "FALLEN", "SKIPPED"):
+    for name in (
+        "LAGS",
+        "NARROW",
+        "WIDE",
+        "OFF",
+        "MOVED",
+        "WORSE",
+        "RUINED",
+        "APART",
+        "AWAY",
+        "FROZEN",
+        "FALLEN",
+        "SKIPPED",
+    ):
         assert f"`{name}` | {getattr(during, name):g} |" in page, name
