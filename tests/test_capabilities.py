@@ -13,6 +13,7 @@ import yaml
 from distillkit import capabilities
 from distillkit.capabilities import gap, imported, lacking
 from distillkit.cli import config, declarations, front
+from distillkit.cli.matrix import compatibility
 from distillkit.errors import UsageError
 from distillkit.files import write_yaml
 
@@ -155,6 +156,14 @@ def test_a_pair_is_what_hydra_composes(tmp_path):
         for method in known["method"][:: len(domains) - 1]:
             composed = config.compose([f"domain={domain}", f"method={method}"])[0]
             assert config.hand_over(config.pair(domain, method)) == config.hand_over(composed), (domain, method)
+
+
+def test_a_recipe_serves_a_pair_that_goes_together():
+    """Those of a domain alone; what a stage or a teacher has more needs its files."""
+    told = {}
+    for file in sorted((Path(config.__file__).parents[2] / "conf" / "recipe").glob("*/*.yaml")):
+        told[file.parent.name, file.stem] = compatibility(file.parent.name, file.stem)
+    assert len(told) > 80 and {pair: said for pair, said in told.items() if said} == {}
 
 
 @pytest.mark.parametrize("recipe", ["defaults: [/stage: late]", "teacher: {modes: 3}", "model: {gan: 0.7}"])
