@@ -12,7 +12,7 @@ import yaml
 
 from distillkit import capabilities
 from distillkit.capabilities import gap, imported, lacking
-from distillkit.cli import config, declarations, front
+from distillkit.cli import catalogue, config, declarations, front, pairing
 from distillkit.cli.matrix import compatibility
 from distillkit.errors import UsageError
 from distillkit.files import write_yaml
@@ -129,10 +129,10 @@ def test_a_class_that_needs_its_module_is_imported(tmp_path, monkeypatch):
 
 def test_the_source_declares_what_the_class_does():
     """The two agree for every class that a default run names."""
-    known, paths = config.groups(), set()
-    for domain in config.groups()["domain"]:
+    known, paths = catalogue.groups(), set()
+    for domain in catalogue.groups()["domain"]:
         for method in known["method"]:
-            handed = config.hand_over(config.pair(domain, method))
+            handed = config.hand_over(pairing.pair(domain, method))
             paths |= {path for path, _ in capabilities._parts([handed["model"], handed["data"]])}
     assert len(paths) > 20
     for path in paths:
@@ -150,12 +150,12 @@ def test_the_source_declares_what_the_class_does():
 
 
 def test_a_pair_is_what_hydra_composes(tmp_path):
-    known = config.groups()
+    known = catalogue.groups()
     domains = known["domain"]
     for domain in domains:
         for method in known["method"][:: len(domains) - 1]:
             composed = config.compose([f"domain={domain}", f"method={method}"])[0]
-            assert config.hand_over(config.pair(domain, method)) == config.hand_over(composed), (domain, method)
+            assert config.hand_over(pairing.pair(domain, method)) == config.hand_over(composed), (domain, method)
 
 
 def test_a_recipe_serves_a_pair_that_goes_together():
@@ -179,7 +179,7 @@ def test_a_recipe_may_choose_groups(tmp_path, recipe):
     handed = config.hand_over(config.compose([*words, "domain=toy", "method=follow"])[0])
     assert handed["data"]["init_args"]["seed"] == 7
     assert ("Circle" in str(handed)) == ("late" in recipe)
-    assert config.hand_over(config.pair("toy", "follow", words)) == handed
+    assert config.hand_over(pairing.pair("toy", "follow", words)) == handed
 
 
 # Typed
@@ -215,7 +215,7 @@ def test_what_hydra_orders_in_another_way_is_as_it_composes(tmp_path, files):
         (tmp_path / f"{name}.yaml").write_text(f"{package}{head.get(name, '')}{text}\n")
     words = (f"hydra.searchpath=[file://{tmp_path}]",)
     composed = outcome(lambda: config.compose([*words, "domain=own", "method=follow"])[0])
-    assert outcome(lambda: config.pair("own", "follow", words)) == composed
+    assert outcome(lambda: pairing.pair("own", "follow", words)) == composed
 
 
 def test_list_needs_no_torch():

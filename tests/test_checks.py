@@ -10,7 +10,7 @@ from helpers import Pairs, neural, trainer
 
 from distillkit import checks, runs
 from distillkit.callbacks.finish import Finish
-from distillkit.cli import config, front, matrix
+from distillkit.cli import catalogue, config, front, matrix, pairing
 from distillkit.diffusion import process, times
 from distillkit.discrete import schedule
 from distillkit.discrete.process import Absorbing
@@ -285,7 +285,7 @@ def test_a_library_user_is_refused_too():
 
 
 def pairs():
-    known = config.groups()
+    known = catalogue.groups()
     return [(domain, method) for domain in known["domain"] for method in known["method"]]
 
 
@@ -293,7 +293,7 @@ def pairs():
 def test_every_default_run_ends_and_is_validated(domain, method):
     if matrix.compatibility(domain, method) is not None:
         pytest.skip("does not go together")
-    flags = config.hand_over(config.pair(domain, method))["trainer"]
+    flags = config.hand_over(pairing.pair(domain, method))["trainer"]
     assert 0 < flags["val_check_interval"] <= flags["max_steps"], "no end, or no validation"
 
 

@@ -13,7 +13,7 @@ import pytest
 from helpers import UNMEASURED
 
 from distillkit.capabilities import imported
-from distillkit.cli import cluster, config, front
+from distillkit.cli import catalogue, cluster, config, front
 from distillkit.methods.base import Adam
 
 ROOT = Path(__file__).parents[1]
@@ -102,7 +102,7 @@ def model(method: str, *words: str) -> type:
 def test_every_switch_that_fidelity_names_is_there():
     """`model.X` is an argument of a class of its section; `model.student.X` one of Adam's."""
     _, everybody, *sections = re.split(r"^## ", (ROOT / "docs" / "fidelity.md").read_text(), flags=re.M)
-    methods = {name: [name] for name in config.groups()["method"]}
+    methods = {name: [name] for name in catalogue.groups()["method"]}
     named = {name: text for text in sections for name in re.findall(r"`(\w+)`", text.splitlines()[0])}
     assert named.keys() == methods.keys(), "a section for each method, and for no other"
     for method, text in named.items():

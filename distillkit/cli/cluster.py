@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from distillkit.cli import config
+from distillkit.cli import catalogue
 from distillkit.errors import UsageError, did_you_mean, optional
 
 WORD = re.compile(r"\+{0,2}cluster(?:\.(\w+))?=(.*)", re.DOTALL)
@@ -55,12 +55,12 @@ def translated(words: Sequence[str]) -> list[str]:
     if not found:
         return list(words)
     chosen = [match[2] for match, _ in found if match[1] is None]
-    known = config.groups(words)["cluster"]
+    known = catalogue.groups(words)["cluster"]
     if not chosen:
         raise UsageError(f"{found[0][1]} needs the cluster that it is about: say cluster={' or cluster='.join(known)}")
     if (name := chosen[-1]) not in known:
         raise UsageError(f"no cluster {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}")
-    settings = config.read_choice("cluster", name, words)
+    settings = catalogue.read_choice("cluster", name, words)
     for match, _ in found:
         if match[1] == "launcher" or (match[1] and match[1] not in settings):
             keys = [key for key in settings if key != "launcher"]

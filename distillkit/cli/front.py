@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import Any
 
 from distillkit import cache, capabilities, runs
-from distillkit.cli import cluster, config, console, declarations
+from distillkit.cli import catalogue, cluster, config, console, declarations, refusals
 from distillkit.errors import LONGEST, Failure, Interrupted, UsageError, did_you_mean, one_line
 
 TRAINING = {
@@ -152,7 +152,7 @@ def help_text(verb: str | None = None, words: Sequence[str] = ()) -> str:
         head = f"{USAGE.replace('VERB', verb)}\n\n{verb}: {VERBS[verb]}."
     else:
         head = USAGE + "\n\nverbs:\n" + "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
-    known = {group: names for group, names in config.groups(words).items() if names and group != "recipe"}
+    known = {group: names for group, names in catalogue.groups(words).items() if names and group != "recipe"}
     choices = "\n".join(f"  {group:<11} {' '.join(names)}" for group, names in known.items())
     return (
         f"{head}\n\ngroups and their choices (then any key, such as model.student.lr=1e-4; --show prints them all):\n{choices}"
@@ -273,11 +273,11 @@ def refuse_chain(verb: str, call: Call) -> None:
 
 def refuse_words_as_flags(call: Call) -> None:
     """Refuse `--domain=image`, which is written as a word."""
-    known = config.groups(call.words)
+    known = catalogue.groups(call.words)
     for flag in call.flags:
         name, _, value = "=".join(flag).lstrip("-").partition("=")
-        group = name in known and (name not in config.HANDED_OVER or value in known[name])
-        if group or name.partition(".")[0] in config.SCRATCH:
+        group = name in known and (name not in refusals.HANDED_OVER or value in known[name])
+        if group or name.partition(".")[0] in refusals.SCRATCH:
             raise UsageError(f"{' '.join(flag)} is a word, not a flag: write {shlex.quote(f'{name}={value}')}")
 
 
@@ -302,7 +302,7 @@ def train(verb: str, call: Call, work: Callable[..., int] | None = None) -> int:
         )  # Lightning's parser judges it
         if not by_hand and all(flag[0].startswith("--ckpt_path") for flag in call.flags):
             refuse_what_lacks(handed)
-        typed = {"method": config.word_of(choices, [*call.words, *flags])}
+        typed = {"method": catalogue.word_of(choices, [*call.words, *flags])}
         flags = ["--config", config.text(handed | typed), *(explain(flag, handed) for flag in flags)]
 
     kept = None if call.no_cache else cache.of_the_user()
@@ -313,7 +313,7 @@ def train(verb: str, call: Call, work: Callable[..., int] | None = None) -> int:
         with cache.using(kept):
             return work(verb, flags, out=call.out, name=name, strict=call.strict)
     except UsageError as error:
-        raise UsageError(config.as_typed(str(error), cfg) if cfg else error) from error
+        raise UsageError(refusals.as_typed(str(error), cfg) if cfg else error) from error
 
 
 def check_rerun(file: str, call: Call) -> None:
@@ -331,12 +331,12 @@ def check_rerun(file: str, call: Call) -> None:
         recorded = read_yaml(file)
     except ValueError as error:
         raise UsageError(f"--config: {error}") from error
-    config.refuse_moved(recorded, file)
+    refusals.refuse_moved(recorded, file)
 
 
 def tell_what_is_lost(cfg: Any, words: Sequence[str]) -> None:
     """Prints a note for each word that changes nothing."""
-    for key in config.unused(cfg, words):
+    for key in refusals.unused(cfg, words):
         mend = "; a student with another network is student=fresh" if key == "network" else ""
         note(f"nothing in this run uses {key!r}, so what the command says about it changes nothing{mend}")
     for key, times in Counter(word.lstrip("+").partition("=")[0] for word in words).items():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 
 from distillkit import capabilities
-from distillkit.cli import config, declarations
+from distillkit.cli import catalogue, config, declarations, pairing
 from distillkit.errors import Arguments, UsageError, one_line
 
 Rows = dict[str, tuple[str, ...]]  # name to the cells beside it
@@ -21,9 +21,9 @@ def show(args: Sequence[str]) -> None:
     parser.add_argument("words", nargs="*", metavar="hydra.searchpath=[...]", help="configuration folders of your own")
     options = parser.parse_args(args)
     places = tuple(options.words)
-    if other := [word for word in places if not word.lstrip("+").startswith(config.SEARCH_PATH)]:
+    if other := [word for word in places if not word.lstrip("+").startswith(catalogue.SEARCH_PATH)]:
         raise UsageError(
-            f"list: {other[0]!r} changes nothing here; what list takes is {config.SEARCH_PATH}[file://FOLDER]"
+            f"list: {other[0]!r} changes nothing here; what list takes is {catalogue.SEARCH_PATH}[file://FOLDER]"
         )
     domains, methods = domains_of(places), methods_of(places)
     if options.markdown:
@@ -41,16 +41,16 @@ def show(args: Sequence[str]) -> None:
 
 def domains_of(places: tuple[str, ...] = ()) -> Rows:
     """Every domain with its description."""
-    return {name: (config.describe("domain", name, places),) for name in config.groups(places).get("domain", ())}
+    return {name: (catalogue.describe("domain", name, places),) for name in catalogue.groups(places).get("domain", ())}
 
 
 def methods_of(places: tuple[str, ...] = ()) -> Rows:
     """Every method with its paper, its class and its description; empty cells where unknown."""
     rows = {}
-    for name in config.groups(places).get("method", ()):
-        path = config.target(name, places)
-        text = config.describe("method", name, places) or about(path)
-        rows[name] = (config.paper(name, places), path.rpartition(".")[2], text)
+    for name in catalogue.groups(places).get("method", ()):
+        path = pairing.target(name, places)
+        text = catalogue.describe("method", name, places) or about(path)
+        rows[name] = (catalogue.paper(name, places), path.rpartition(".")[2], text)
     return rows
 
 
@@ -136,7 +136,7 @@ def reason(domain: str, method: str, places: tuple[str, ...] = ()) -> str | None
 def _told(domain: str, method: str, places: tuple[str, ...]) -> tuple[str | None, str | None]:
     """What `compatibility` and `reason` say."""
     try:
-        handed = config.hand_over(config.pair(domain, method, places), ("model", "data"))
+        handed = config.hand_over(pairing.pair(domain, method, places), ("model", "data"))
         return capabilities.gap(handed, declarations.read), capabilities.plainly(handed, declarations.read)
     except UsageError as error:
         if " has no default" in str(error):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import distillkit
 from distillkit import devices
-from distillkit.cli import config, prompts
+from distillkit.cli import catalogue, config, prompts
 from distillkit.cli.products import MOST_SEED, chosen, conditions, new_path, write_samples
 from distillkit.control import routes
 from distillkit.control.control import Asked, Control
@@ -206,7 +206,7 @@ def _data_of_teacher(teacher: Any, args: Namespace) -> Any:
     """The data that a teacher folder was made with, or those of its domain where it is shipped."""
     recorded = read_yaml(Path(args.student) / CONFIG)
     domain = recorded.get("domain")
-    if "run" in recorded or domain not in config.groups().get("domain", ()):
+    if "run" in recorded or domain not in catalogue.groups().get("domain", ()):
         return _made(recorded, args, "data")["data"]
     own = config.hand_over(config.compose([f"domain={domain}", "method=pretrain"])[0], ("data",))
     data = _made({"run": own}, args, "data")["data"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distillkit import runs, signals
-from distillkit.cli import cluster, config
+from distillkit.cli import catalogue, cluster, config, grammar
 from distillkit.errors import Failure, UsageError, one_line
 from distillkit.files import read_yaml
 
@@ -77,7 +77,9 @@ class Sweep:
         hydra = HydraConfig.get()
         words, number = list(hydra.overrides.task), hydra.job.num
         shown = shlex.join(word.lstrip("+") for word in words if not word.startswith("hydra."))
-        words += [f"{config.SEARCH_PATH}[{','.join(map(config.quoted, hydra.searchpath))}]"] if hydra.searchpath else []
+        words += (
+            [f"{catalogue.SEARCH_PATH}[{','.join(map(grammar.quoted, hydra.searchpath))}]"] if hydra.searchpath else []
+        )
         if self.chain and self.jobs:
             words += ["student=folder", f"student.path={self.folder / str(self.jobs[-1].number)}"]
         print(f"\n[{number}] {shown}", flush=True)
@@ -183,8 +185,8 @@ def sweep(
     if queued and chain:
         raise UsageError("the runs of a chain wait for each other, and those of a queue do not: leave one of them out")
     words = cluster.translated(words)
-    changes = config.overrides(words, sweep=True)
-    if chain and (several := config.listing(changes)) != 1:
+    changes = grammar.overrides(words, sweep=True)
+    if chain and (several := grammar.listing(changes)) != 1:
         raise UsageError(
             f"a chain is one row of runs, so exactly one word lists several values, and {several or 'none'} of these "
             f"{'do' if several > 1 else 'does'}: list the runs in one, such as method=hyper_sd,feedback,dmd"
@@ -197,12 +199,12 @@ def sweep(
     from hydra.core.global_hydra import GlobalHydra
 
     quiet = [
-        f"hydra.sweep.dir={config.quoted(str(folder))}",
+        f"hydra.sweep.dir={grammar.quoted(str(folder))}",
         "hydra.output_subdir=null",
         "hydra/job_logging=none",
         "hydra/hydra_logging=none",
     ]
-    made = Sweep(verb, flags, folder, chain, queued, config.places_of(words))
+    made = Sweep(verb, flags, folder, chain, queued, catalogue.places_of(words))
     try:
         refuse_others(folder / RECORD, changes)
         if queued:

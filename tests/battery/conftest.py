@@ -31,7 +31,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import seed_everything
 
 from distillkit.capabilities import gap, imported
-from distillkit.cli import config
+from distillkit.cli import catalogue, config, pairing
 from distillkit.cli.matrix import compatibility
 from distillkit.cli.messages import keys_of
 from distillkit.data import DistillData
@@ -39,8 +39,8 @@ from distillkit.methods.base import Distiller
 from tests.conftest import COST
 
 FOREIGN: list[str] = []  # what --conf adds to every command line
-METHODS = config.groups()["method"]
-DOMAINS = config.groups()["domain"]
+METHODS = catalogue.groups()["method"]
+DOMAINS = catalogue.groups()["domain"]
 TINY = ["network.width=16", "network.depth=2", "data.batch_size=32", "data.num_samples=256"]
 WORLDS = {  # where the law is known: the words for a small network on few data; else for small data
     "toy": TINY,
@@ -81,7 +81,7 @@ class Case(NamedTuple):
 @cache
 def path_of(domain: str, method: str) -> str:
     """The class path of a method in a domain."""
-    return config.pair(domain, method, tuple(FOREIGN)).model._target_
+    return pairing.pair(domain, method, tuple(FOREIGN)).model._target_
 
 
 def pytest_addoption(parser):
@@ -112,7 +112,7 @@ def pytest_generate_tests(metafunc):
 
 
 def chosen(asked: tuple[str, ...]) -> list[str]:
-    there = config.groups(FOREIGN)["method"]
+    there = catalogue.groups(FOREIGN)["method"]
     if strange := sorted(set(asked) - set(there)):
         raise pytest.UsageError(f"no method {strange[0]!r}: --conf FOLDER says where it is; there are: {there}")
     return [*asked] or there
@@ -165,23 +165,23 @@ def worlds() -> list[World]:
     """Every domain, and each stage whose teacher lies where the domain's data lie."""
     found = []
     for domain in DOMAINS:
-        chosen, _ = config._domain(domain, ())
+        chosen, _ = pairing.domain_alone(domain, ())
         if default_stage(domain) is None:
             found += [World(domain)] if at_home(chosen) else []
             continue
-        for world in (World(domain, stage) for stage in config.groups()["stage"] if domain in packages_of(stage)):
+        for world in (World(domain, stage) for stage in catalogue.groups()["stage"] if domain in packages_of(stage)):
             found += [world] if at_home(config.compose(world.words)[0]) else []
     return found
 
 
 def default_stage(domain: str) -> str | None:
-    return config._domain(domain, ())[1].get("stage")
+    return pairing.domain_alone(domain, ())[1].get("stage")
 
 
 @cache
 def packages_of(stage: str) -> set[str]:
     """The packages of domains that the files of a stage name, of which it may be a stage."""
-    return {*re.findall(r"\bdomains\.(\w+)", str([part.keys for part in config._parts("stage", stage, ())]))}
+    return {*re.findall(r"\bdomains\.(\w+)", str([part.keys for part in pairing.parts_of("stage", stage, ())]))}
 
 
 def at_home(chosen: Any) -> bool:
@@ -203,7 +203,7 @@ def by_family() -> list[Any]:
 
 def file_of(method: str) -> Path:
     """Its yaml."""
-    (file,) = [file for top in config.conf_dirs(FOREIGN) if (file := top / "method" / f"{method}.yaml").is_file()]
+    (file,) = [file for top in catalogue.conf_dirs(FOREIGN) if (file := top / "method" / f"{method}.yaml").is_file()]
     return file
 
 
@@ -212,7 +212,7 @@ def preset(method: str) -> bool:
     """Whether its yaml builds on another method's and keeps the class: other settings alone."""
     entries = (yaml.safe_load(file_of(method).read_text()) or {}).get("defaults", ())
     bases = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]
-    return any(config.target(base, FOREIGN) == config.target(method, FOREIGN) for base in bases)
+    return any(pairing.target(base, FOREIGN) == pairing.target(method, FOREIGN) for base in bases)
 
 
 @cache

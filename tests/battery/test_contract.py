@@ -16,7 +16,7 @@ from lightning.pytorch import Callback
 from distillkit import load_student
 from distillkit.callbacks.checkpoint import Checkpoint
 from distillkit.capabilities import imported
-from distillkit.cli import config, front
+from distillkit.cli import config, front, pairing
 from distillkit.cli.matrix import compatibility
 from tests.battery.conftest import (
     DOMAINS,
@@ -39,13 +39,13 @@ def test_every_class_of_a_pair_is_a_case():
     """A class that is nobody's case owes nothing here, and nobody would notice."""
     own = tuple(FOREIGN)
     pairs = [(domain, method) for domain in DOMAINS for method in chosen(()) if not compatibility(domain, method, own)]
-    assert {config.pair(*pair, own).model._target_ for pair in pairs} <= {case.path for case in cases()}
+    assert {pairing.pair(*pair, own).model._target_ for pair in pairs} <= {case.path for case in cases()}
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_pair_builds_or_is_refused_in_one_sentence(method, domain, tmp_path, monkeypatch, capsys):
     reason = compatibility(domain, method, tuple(FOREIGN))
-    chosen = config.hand_over(config.pair(domain, method, tuple(FOREIGN)))
+    chosen = config.hand_over(pairing.pair(domain, method, tuple(FOREIGN)))
     if reason is None:
         model, data = made_of(chosen, "model").model, loaded(json.dumps(chosen["data"]))
         model.require(data)

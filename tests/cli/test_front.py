@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from distillkit import cache, runs
-from distillkit.cli import config, front, sweeps
+from distillkit.cli import catalogue, config, front, grammar, matrix, pairing, refusals, sweeps
 from distillkit.cli.messages import condense
 from distillkit.errors import UsageError
 
@@ -116,14 +116,14 @@ def test_out_is_taken_out():
     ],
 )
 def test_to_override(word, override):
-    assert config.to_override(word, {"trainer": ["fast", "slow"], "logger": ["csv"]}) == override
+    assert grammar.to_override(word, {"trainer": ["fast", "slow"], "logger": ["csv"]}) == override
 
 
 def test_to_override_refuses_unknown_choices():
     with pytest.raises(UsageError, match=r"no trainer 'fsat' \(did you mean 'fast'\?\); there are: fast, slow"):
-        config.to_override("trainer=fsat", {"trainer": ["fast", "slow"]})
+        grammar.to_override("trainer=fsat", {"trainer": ["fast", "slow"]})
     with pytest.raises(UsageError, match="cannot read 'fast': write key=value, such as trainer=fast"):
-        config.to_override("fast", {"trainer": ["fast", "slow"]})
+        grammar.to_override("fast", {"trainer": ["fast", "slow"]})
 
 
 def test_to_class_path():
@@ -146,7 +146,7 @@ def test_composed_config_has_no_scratch():
 
 
 def test_every_logger_choice_composes():
-    for logger in config.groups()["logger"]:
+    for logger in catalogue.groups()["logger"]:
         loggers = config.hand_over(config.compose([*DUMMY, f"logger={logger}"])[0])["trainer"]["logger"]
         assert loggers[0]["class_path"] == "distillkit.report.logger.MetricsLogger"
         assert len(loggers) == (1 if logger == "csv" else 2)
@@ -154,8 +154,8 @@ def test_every_logger_choice_composes():
 
 def test_unused_scratch_is_told():
     cfg, _ = config.compose([*DUMMY, "model.teacher=null", "teacher=far"])
-    assert config.unused(cfg, ["teacher=far", "model.rate=1"]) == ["teacher"]
-    assert config.unused(config.compose([*DUMMY])[0], ["teacher.place=1"]) == []
+    assert refusals.unused(cfg, ["teacher=far", "model.rate=1"]) == ["teacher"]
+    assert refusals.unused(config.compose([*DUMMY])[0], ["teacher.place=1"]) == []
 
 
 # ---- help, speed of the door
@@ -172,7 +172,7 @@ def test_help_is_light(tmp_path):
     assert done.stdout.splitlines()[-1] == "[]"
     for verb in front.VERBS:
         assert re.search(rf"^  {verb} ", done.stdout, re.M)
-    for group, names in config.groups().items():
+    for group, names in catalogue.groups().items():
         assert not names or group == "recipe" or re.search(rf"^  {group} +{' '.join(names)}$", done.stdout, re.M)
     assert done.stdout.count("  python -m distillkit fit ") >= 3
 
@@ -454,13 +454,12 @@ def test_list_json(capsys, monkeypatch):
 
     A domain that overrides a group, such as its students' maker, is composed by itself.
     """
-    from distillkit.cli import matrix
-
-    for kept in (config._common, config._domain, config._parts, config._read, config._lineage, matrix._told):
+    for kept in (pairing._common, pairing.domain_alone, pairing.parts_of, config.read, config._lineage, matrix._told):
         kept.cache_clear()
     composed, read = [], Counter()
-    compose, load = config._compose, OmegaConf.load
-    monkeypatch.setattr(config, "_compose", lambda *given: composed.append(given) or compose(*given))
+    compose, load = config.composed, OmegaConf.load
+    for place in (config, pairing):
+        monkeypatch.setattr(place, "composed", lambda *given: composed.append(given) or compose(*given))
 
     def counted(file):
         if isinstance(file, Path):  # Hydra, which composes once, gives open files
@@ -476,7 +475,7 @@ def test_list_json(capsys, monkeypatch):
     ]
     assert len(composed) == 1 + len(own) and len(read) > 40 and max(read.values()) == 1
     shown = json.loads(capsys.readouterr().out)
-    known = config.groups()
+    known = catalogue.groups()
     assert [*shown["domains"]] == known.get("domain", []) and [*shown["methods"]] == known.get("method", [])
     facts = shown["methods"]["swiftbrush"]
     assert (
@@ -513,16 +512,11 @@ def test_every_word_of_a_gap_has_words_for_people():
     assert words - {"judge", "start"} == {*capabilities.MEANS}  # whose sentences are the makers'
 
 
-def test_compatibility_names_what_is_missing(monkeypatch):
-    from distillkit.cli import matrix
-
-    folder = str(TESTS / "dummy" / "conf")
-    ours = config.conf_dirs()
-    monkeypatch.setattr(config, "conf_dirs", lambda words=(): [*ours, Path(folder)])
-    matrix._told.cache_clear()
-    assert matrix.compatibility("dummy", "chase") is None
-    assert matrix.compatibility("dummy", "picky") == "Picky needs features, which Point and Numbers do not give"
-    matrix._told.cache_clear()
+def test_compatibility_names_what_is_missing():
+    places = (f"hydra.searchpath=[file://{TESTS / 'dummy' / 'conf'}]",)
+    assert matrix.compatibility("dummy", "chase", places) is None
+    said = "Picky needs features, which Point and Numbers do not give"
+    assert matrix.compatibility("dummy", "picky", places) == said
 
 
 def test_doctor_names_a_broken_package(capsys, monkeypatch):

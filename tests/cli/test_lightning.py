@@ -19,7 +19,7 @@ from lightning.fabric.strategies.launchers.subprocess_script import _ChildProces
 
 from distillkit import precision, runs
 from distillkit.callbacks.checkpoint import Checkpoint
-from distillkit.cli import front, lightning
+from distillkit.cli import catalogue, front, lightning
 
 TESTS = Path(__file__).resolve().parents[1]
 DUMMY = [
@@ -126,13 +126,12 @@ def test_saved_config_runs_again_elsewhere(tmp_path):
 
 
 def test_another_class_is_not_called_by_the_word_of_the_method():
-    from distillkit.cli import config
 
-    assert config.word_of({"method": "chase"}, ["method=chase", "model.rate=2"]) == "chase"
-    assert config.word_of({"method": "chase"}, ["method=chase", "--model.rate=2"]) == "chase"
+    assert catalogue.word_of({"method": "chase"}, ["method=chase", "model.rate=2"]) == "chase"
+    assert catalogue.word_of({"method": "chase"}, ["method=chase", "--model.rate=2"]) == "chase"
     for token in ("model._target_=parts.Other", "++model._target_=parts.Other", "--model", "--model.class_path=Other"):
-        assert config.word_of({"method": "chase"}, ["method=chase", token]) is None
-    assert config.word_of({}, []) is None
+        assert catalogue.word_of({"method": "chase"}, ["method=chase", token]) is None
+    assert catalogue.word_of({}, []) is None
 
 
 def test_full_folder_is_refused(capsys):

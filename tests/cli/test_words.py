@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from distillkit import errors, runs
-from distillkit.cli import config, console, front, matrix
+from distillkit.cli import catalogue, config, console, front, grammar, matrix, pairing, refusals
 from distillkit.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -102,11 +102,11 @@ def test_a_comma_in_a_path_is_no_sweep_and_two_paths_are_one():
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parse = OverridesParser.create().parse_override
-    assert not parse(config.overrides(["data.path=x,y"])[0]).is_sweep_override()
-    both = parse(config.overrides(["data.path=a b,c(1)"], sweep=True)[0])
+    assert not parse(grammar.overrides(["data.path=x,y"])[0]).is_sweep_override()
+    both = parse(grammar.overrides(["data.path=a b,c(1)"], sweep=True)[0])
     assert [*both.sweep_string_iterator()] == ['"a b"', '"c(1)"']
     with pytest.raises(UsageError, match=r"^data.path=a b,c\(1\) lists several values: add -m to run them all"):
-        config.overrides(["data.path=a b,c(1)"])
+        grammar.overrides(["data.path=a b,c(1)"])
 
 
 def test_a_search_path_may_have_an_odd_name(tmp_path):
@@ -271,14 +271,14 @@ ADVICE = re.compile(r"\b(?:set|lower|raise|say|give|or|needs|leave) ([A-Za-z_]\w
 
 def test_errors_advise_keys_as_words_set_them():
     """`set gan=0` would be refused where `set model.gan=0` works."""
-    tops = {*config.HANDED_OVER, *config.SCRATCH}
+    tops = {*refusals.HANDED_OVER, *refusals.SCRATCH}
     for file in [*(ROOT / "distillkit").rglob("*.py"), *(ROOT / "domains").rglob("*.py")]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Raise):
                 parts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
                 for key in ADVICE.findall(" ".join(part for part in parts if isinstance(part, str))):
                     dotted = "." in key and key.partition(".")[0] in tops
-                    known = dotted or key in config.groups() or key == "key"
+                    known = dotted or key in catalogue.groups() or key == "key"
                     assert known, f"{file}:{node.lineno} tells people to type {key}=..."
 
 
@@ -360,7 +360,7 @@ def test_what_a_parent_shell_left_is_told(left, said, monkeypatch, capsys):
 
 
 def test_list_and_help_show_own_domains_and_methods(capsys, monkeypatch):
-    groups = config.groups
+    groups = catalogue.groups
 
     def few(words=()):
         """Our own folder, with three domains and methods of all, so that the test is quick."""
@@ -368,7 +368,7 @@ def test_list_and_help_show_own_domains_and_methods(capsys, monkeypatch):
 
     assert front.main(["--help", CONF]) == front.main(["fit", "--help", CONF]) == 0
     assert re.findall(r"^  domain .*\bdummy\b", capsys.readouterr().out, re.M) and "dummy" not in groups()["domain"]
-    monkeypatch.setattr(config, "groups", few)
+    monkeypatch.setattr(catalogue, "groups", few)
     assert front.main(["list", CONF, "--json"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["domains"]["dummy"] == "One number." and shown["methods"]["chase"] == {
@@ -404,7 +404,7 @@ def test_a_stage_may_have_a_recipe_of_its_own(tmp_path):
     (tmp_path / "recipe" / "video" / "continuation" / "dmd.yaml").write_text(text)
     place = f"hydra.searchpath=[file://{tmp_path}]"
     clip = config.compose([place, "domain=video", "method=dmd"])[0]
-    assert "kappa" not in clip.model and clip == config.pair("video", "dmd", (place,))
+    assert "kappa" not in clip.model and clip == pairing.pair("video", "dmd", (place,))
     for method in ("dmd", "msd"):
         late = config.compose([place, "domain=video", "stage=continuation", f"method={method}"])[0]
         assert late.model.kappa == 3.0 and late.trainer.max_steps == 7
@@ -412,8 +412,8 @@ def test_a_stage_may_have_a_recipe_of_its_own(tmp_path):
     moved = tmp_path / "recipe" / "video" / "clip"
     moved.mkdir()
     (moved / "sid.yaml").write_text(text)
-    assert config.pair("video", "sid", (place,)) == config.compose([place, "domain=video", "method=sid"])[0]
-    assert config.pair("video", "sid", (place,)).trainer.max_steps == 7
+    assert pairing.pair("video", "sid", (place,)) == config.compose([place, "domain=video", "method=sid"])[0]
+    assert pairing.pair("video", "sid", (place,)).trainer.max_steps == 7
 
 
 def test_a_teacher_may_have_a_recipe_of_its_own():
@@ -427,7 +427,7 @@ def test_a_teacher_may_have_a_recipe_of_its_own():
         assert pipeline.model.gan == 0 and pipeline.model.student.lr == 1e-5 and pipeline.trainer.max_steps == 10_000
         assert brush.model.student == pipeline.model.student and brush.trainer == pipeline.trainer
         assert plain.model.student.lr > 1e-4 and plain.trainer.max_steps < 10_000
-        assert pipeline.model.fake_times is None and plain == config.pair(domain, "dmd")
+        assert pipeline.model.fake_times is None and plain == pairing.pair(domain, "dmd")
 
 
 def test_words_reach_into_what_a_domain_says():
@@ -649,7 +649,7 @@ def test_all_classes_that_moved_are_told_at_once(tmp_path, capsys):
 @pytest.mark.parametrize("path", ["lsd.LSD", "pretrain.Pretrain"])
 def test_classes_that_serve_a_gaussian_process_as_before_are_not_refused(path):
     model = {"class_path": f"distillkit.methods.{path}", "init_args": {"teacher": DIGITS}}
-    config.refuse_moved({"model": model}, "config.yaml")
+    refusals.refuse_moved({"model": model}, "config.yaml")
 
 
 def test_a_part_beside_the_model_does_not_tell_that_it_is_of_tokens():

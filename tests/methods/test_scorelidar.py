@@ -12,7 +12,7 @@ from torch import nn
 
 from distillkit import checks
 from distillkit.capabilities import gap, imported
-from distillkit.cli import config
+from distillkit.cli import config, pairing
 from distillkit.codec import Codec
 from distillkit.data import DistillData, TensorData
 from distillkit.diffusion.denoiser import Denoiser
@@ -206,7 +206,7 @@ def test_data_that_are_no_points_are_refused(monkeypatch):
 
 def test_images_and_chains_are_refused_before_anything_is_built():
     for domain in ("image", "protein", "video"):
-        handed = config.hand_over(config.pair(domain, "scorelidar"))
+        handed = config.hand_over(pairing.pair(domain, "scorelidar"))
         assert gap(handed, imported).startswith("ScoreLiDAR needs points, which ")
 
 
