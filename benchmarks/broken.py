@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import io
 import json
 import shutil
@@ -163,6 +164,7 @@ CURVES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+METRICS = 5  # of a validation that are shown, the first
 LARGE = 20.0  # values above are drawn by their logarithm
 
 
@@ -276,9 +278,16 @@ def make(name: str, run: Run, seed: int, out: Path) -> dict[str, Any]:
         "seconds": time.perf_counter() - started,
         "before": [finding.name for finding in watch.found.values() if not finding.step],
         "history": watch.history,
+        "val": ends(folder / "metrics.csv"),
         "model": traits(model),
         "said": said.getvalue()[-2000:],
     }
+
+
+def ends(file: Path) -> dict[str, str]:
+    """The last value of every `val/*` in metrics.csv."""
+    rows = list(csv.DictReader(file.open())) if file.is_file() else []
+    return {key[4:]: value for row in rows for key, value in row.items() if key.startswith("val/") and value}
 
 
 def traits(model: Any) -> dict[str, Any]:
@@ -346,7 +355,22 @@ def tables(records: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {record['name']} | {record['seed']} | {record['cause']} | {', '.join(named(record))} | {facts} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *validated(records)])
+
+
+def validated(records: list[dict[str, Any]]) -> list[str]:
+    """A table for each domain: what validation said at the end of its default runs."""
+    own = [record for record in records if record["name"].startswith(DEFAULT) and record.get("val")]
+    lines: list[str] = []
+    for domain in dict.fromkeys(record["words"][0].partition("=")[2] for record in own):
+        among = [record for record in own if record["words"][0] == f"domain={domain}"]
+        keys = [*among[0]["val"]][:METRICS]
+        lines += ["", f"| {domain} | seed | {' | '.join(keys)} |", f"| --- | ---: |{' ---: |' * len(keys)}"]
+        for record in sorted(among, key=lambda record: (record["name"], record["seed"])):
+            name = record["name"].removeprefix(f"{DEFAULT}-{domain}-")
+            values = [f"{float(record['val'].get(key, 'nan')):.3g}" for key in keys]
+            lines.append(f"| `{name}` | {record['seed']} | {' | '.join(values)} |")
+    return lines
 
 
 if __name__ == "__main__":
