@@ -215,6 +215,8 @@ def main(argv: list[str] | None = None) -> int:
         if not any(name.startswith(start) for name in RUNS):
             parser.error(f"--only: no run's name begins with {start!r}; some are {', '.join([*RUNS][::32])}")
     file = args.out / "results.jsonl"
+    if args.table and not file.is_file():
+        parser.error(f"--table: {args.out} has no results yet")
     if not args.table:
         prepare(args.out)
     done = {(record["name"], record["seed"]) for record in read(file)}

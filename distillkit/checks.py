@@ -181,3 +181,6 @@ def _keys(config: Any, name: str, value: Any, path: tuple[str, ...] = ()) -> Ite
                 yield ".".join(here)
             else:
                 yield from _keys(inner, name, value, here)
+    elif isinstance(config, list):  # of parts that are known by their keys alone, such as callbacks
+        for inner in config:
+            yield from _keys(inner, name, value, path)

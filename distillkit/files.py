@@ -230,8 +230,8 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file; whole numbers that no float can hold are infinite.
 
     Raises:
-        ValueError: the file is missing, no JSON, or larger or deeper than any that distillkit
-            writes.
+        ValueError: the file is missing, may not be read, is no JSON, or is larger or deeper than
+            any that distillkit writes.
     """
     path = Path(path)
     try:
@@ -240,6 +240,8 @@ def read_json(path: str | Path) -> Any:
         data = json.loads(path.read_text(encoding="utf-8"), parse_int=_whole_number)
         if not _shallow(data, DEEPEST):
             raise ValueError
+    except PermissionError as error:
+        raise ValueError(f"{path.name} cannot be read ({error.strerror})") from None
     except (OSError, ValueError, RecursionError):
         raise ValueError(f"{path.name} is damaged") from None
     return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ from distillkit import checks, processes, runs, signals
 from distillkit.errors import Interrupted, UsageError
 from distillkit.files import write_atomic
 
+LONG = 60.0  # seconds of training that are saved before the last validation, which may take as long
+HEARD = b"stopping after this step, or after this validation and a step; another signal stops at once\n"
 GO_ON, SAVE, STOP = range(3)  # what a process asks for after a step; of several, the most counts
 # parts that every reader needs
 NEEDED = ("state_dict", "optimizer_states", "loops", "epoch", "global_step", "pytorch-lightning_version")
@@ -83,7 +86,9 @@ class Checkpoint(CheckpointBase):
 
     Ctrl-C and the signals of queues (`signals.STOP`) finish the current step, save, and print the
     command that goes on; another one, a second later, stops at once. It is enough that one process
-    of several gets one. A signal that is ignored when the run starts (nohup) stays ignored.
+    of several gets one. A signal that is ignored when the run starts (nohup) stays ignored. The
+    last step is saved before its validation, too, if much would be lost; a run of one process
+    then stops in it at once.
 
     Args:
         every: optimiser steps between saves.
@@ -97,6 +102,7 @@ class Checkpoint(CheckpointBase):
         self.step, self.saved, self.saved_at = -1, -1, time.monotonic()
         self.signal: int | None = None
         self.told_at = 0.0
+        self.alone, self.ended, self.speaks = False, False, False
         self._before: dict[int, Any] = {}
 
     def path(self, trainer: Trainer) -> Path:
@@ -118,11 +124,17 @@ class Checkpoint(CheckpointBase):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark(trainer)
         self.step = trainer.global_step
+        self.alone = trainer.world_size == 1
+        self.speaks = trainer.is_global_zero
         self._before = signals.take(self._note)
 
     def _note(self, number: int, frame: Any) -> None:
         if self.signal is None:
             self.signal, self.told_at = number, time.monotonic()
+            if self.ended and self.alone:
+                raise KeyboardInterrupt  # the last step is saved
+            if self.speaks:
+                os.write(sys.stderr.fileno(), HEARD)  # print may be what was interrupted
         elif time.monotonic() - self.told_at >= signals.AGAIN:
             raise KeyboardInterrupt
 
@@ -134,13 +146,18 @@ class Checkpoint(CheckpointBase):
         if trainer.global_step == self.step:
             return  # gradients of a step that has not been made would be lost
         self.step = trainer.global_step
-        late = time.monotonic() - self.saved_at >= 60 * self.minutes
+        last = trainer.global_step == trainer.max_steps
+        late = time.monotonic() - self.saved_at >= (LONG if last else 60 * self.minutes)
         asked = STOP if self.signal is not None else SAVE if late else GO_ON
         asked = processes.largest(asked)  # all stop or save after the same step
         if asked or trainer.global_step % self.every == 0:
             self.save(trainer)
+            self.ended = last
         if asked == STOP:
             self.stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.saved = -1  # what it has found belongs to the step
 
     def stop(self, trainer: Trainer) -> None:
         """Ends the run, which is saved.

@@ -71,6 +71,8 @@ def read_all(folders: Mapping[str, Path]) -> tuple[list[Run], dict[str, str]]:
     for name, folder in folders.items():
         try:
             found.append(read(folder, one_line(name)))
+        except OSError as error:
+            left_out[one_line(name)] = f"it cannot be read ({error.strerror})"
         except ValueError as error:
             left_out[one_line(name)] = one_line(error).rstrip(".")
     return found, left_out

@@ -30,6 +30,7 @@ from distillkit.files import write_text
 from distillkit.methods.base import Distiller
 from distillkit.report.logger import MetricsLogger, needs_package
 
+SEED = " is not in bounds, numpy accepts"  # what Lightning says of a seed
 OBSERVER = "lightning.fabric.strategies.launchers.subprocess_script"  # logger of what ends processes
 NOTICE = 2.0  # seconds
 FIND_UNUSED = "ddp{}_find_unused_parameters_true"
@@ -185,7 +186,8 @@ class CLI(LightningCLI):
             if isinstance(cause, checks.Unfit) and hasattr(self, "config_dump"):
                 cause = cause.with_key(self.config_dump)
             if isinstance(cause, ValueError | MisconfigurationException) and not (self.start and self.start.done):
-                raise UsageError(one_line(cause)) from error
+                said = one_line(cause)
+                raise UsageError(f"seed_everything={said}" if SEED in said else said) from error
             raise cause from error
         except RuntimeError as error:
             if LOST in str(error):

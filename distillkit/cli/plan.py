@@ -230,16 +230,18 @@ def needed(look: Look) -> int:
 
 def refusal(look: Look, limit: float, call: front.Call, asked: int | None) -> str:
     """The sentence on a run that does not fit, with what would help and by how much."""
-    mends = []
-    for change in changes(look, limit, call):
-        with (
-            contextlib.suppress(UsageError),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            other = looked(changed(call, change), int(change.get("trainer.devices", 0)) or asked)
-            if needed(other) < needed(look):
-                mends.append(f"{' '.join(written(call, change))} takes {size(needed(other))}")
+    mends, ways = [], changes(look, limit, call)
+    with progress("it does not fit; looking for what helps", len(ways)) as activity:
+        for change in ways:
+            with (
+                contextlib.suppress(UsageError),
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
+                other = looked(changed(call, change), int(change.get("trainer.devices", 0)) or asked)
+                if needed(other) < needed(look):
+                    mends.append(f"{' '.join(written(call, change))} takes {size(needed(other))}")
+            activity.advance()
     helps = f": {'; '.join(mends)}" if mends else ": take a smaller network"
     return f"this run takes {size(needed(look))} on a device, which has {size(limit)}{helps}"
 

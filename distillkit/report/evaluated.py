@@ -85,7 +85,10 @@ def runs_in(place: Path) -> list[Path]:
 
 
 def _is_run(place: Path) -> bool:
-    return any((place / name).is_file() for name in ("evaluation.json", "config.yaml"))
+    try:
+        return any((place / name).is_file() for name in ("evaluation.json", "config.yaml"))
+    except PermissionError:
+        return True  # which `read` says of it
 
 
 def _in_order(path: Path) -> list[tuple[int, str]]:
@@ -97,6 +100,7 @@ def read(folder: Path, name: str) -> Run:
     """The run in a folder.
 
     Raises:
+        OSError: its files cannot be read.
         ValueError: it was not evaluated, or its files are damaged.
     """
     places = (place / "evaluation.json" for place in (folder, folder / "student", folder / "teacher"))
@@ -237,8 +241,9 @@ def _mend(runs: Sequence[Run], differences: Mapping[str, Any]) -> str:
     ways = [tuple(str(run.protocol.get(key)) for key in AGAIN) for run in runs]
     now = [way for way in ways if way[2] == distillkit.__version__] or ways
     samples, seed, _ = way = max(now, key=now.count)
-    odd = next(run for run, other in zip(runs, ways, strict=True) if other != way)
-    return f"measure the others anew: {pasted('evaluate', odd.folder, '--num-samples', samples, '--seed', seed)}"
+    odd = [run.folder for run, other in zip(runs, ways, strict=True) if other != way]
+    commands = [pasted("evaluate", folder, "--num-samples", samples, "--seed", seed) for folder in odd]
+    return f"measure the others anew: {' && '.join(commands)}"
 
 
 def _floor(run: Run) -> float | None:

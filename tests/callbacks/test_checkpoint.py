@@ -217,6 +217,46 @@ def test_a_signal_in_the_last_validation_is_heard(tmp_path, last):
     run(tmp_path, 4, Checkpoint(), str(last))  # only its products are left to make
 
 
+@pytest.mark.parametrize("seconds, kept", [(10.0, False), (100.0, True)])
+def test_the_last_step_is_safe_in_its_validation_if_it_cost_much(tmp_path, last, monkeypatch, capfd, seconds, kept):
+    """Once it is saved a first signal stops at once; else what runs is finished."""
+    times = (seconds * look for look in range(10**6))
+    monkeypatch.setattr("distillkit.callbacks.checkpoint.time", SimpleNamespace(monotonic=lambda: next(times)))
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)
+
+    class Told(Checkpoint):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.global_step == 4 and self.signal is None:
+                assert last.is_file() == kept
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert not kept, "it goes on"
+
+    with pytest.raises((Interrupted, KeyboardInterrupt, SystemExit)) as stopped:
+        run(tmp_path, 4, Told(), limit_train_batches=4)
+    assert isinstance(stopped.value, Interrupted) != kept
+    assert ("another signal stops at once" in capfd.readouterr().err) != kept
+    assert CheckpointFiles().load_checkpoint(last)["global_step"] == 4
+    run(tmp_path, 4, Checkpoint(), str(last))
+
+
+def test_what_the_last_validation_finds_is_saved_with_the_last_step(tmp_path, last):
+    """Also where the step itself was saved before it."""
+
+    class Counts(Checkpoint):
+        seen = 0
+
+        def on_train_epoch_end(self, trainer, pl_module):  # these data have no validation
+            self.seen += 1
+            self.on_validation_end(trainer, pl_module)
+
+        def state_dict(self):
+            return {"seen": self.seen}
+
+    run(tmp_path, 4, Counts(every=2), limit_train_batches=2)
+    (state,) = CheckpointFiles().load_checkpoint(last)["callbacks"].values()
+    assert state == {"seen": 2}
+
+
 def test_an_ignored_signal_stays_ignored(tmp_path):
     """nohup leaves SIGHUP ignored, and a shell SIGINT of its background commands."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

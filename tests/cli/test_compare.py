@@ -1,6 +1,7 @@
 """`compare` and the end of sweeps, from the command line."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -140,6 +141,22 @@ def test_runs_without_an_evaluation_are_named(capsys):
     assert err == f"error: none of these runs was evaluated, so there is nothing to compare {reasons}\n"
 
 
+def test_files_that_may_not_be_read_keep_their_run_out(capsys, monkeypatch):
+    """Root, who runs some tests, may read everything, so that it is made up."""
+    real, refused = Path.read_text, {"b/evaluation.json", "c/config.yaml"}
+
+    def read_text(self, *given, **named):
+        if self.as_posix() in refused:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return real(self, *given, **named)
+
+    places = [written(name, 1.0, name) for name in "abc"]
+    monkeypatch.setattr(Path, "read_text", read_text)
+    out = words_of(compared(capsys, *places, "--out", "x"))
+    assert "Left out is b: evaluation.json cannot be read (Permission denied)." in out
+    assert "Left out is c: it cannot be read (Permission denied)." in out
+
+
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
@@ -164,6 +181,10 @@ def test_the_mend_of_a_folder_of_runs_can_be_pasted(capsys):
     assert (
         "500 in 0 and 9 in 1; measure the others anew: python -m distillkit evaluate 'a b/1' --num-samples 500" in err
     )
+    written("a b/2", 1.0), written("a b/3", 1.0, num_samples=7)
+    err = compared(capsys, "a b", code=2)
+    commands = [f"python -m distillkit evaluate 'a b/{name}' --num-samples 500 --seed 1234" for name in (1, 3)]
+    assert err.endswith(f"measure the others anew: {' && '.join(commands)}\n")
 
 
 def test_a_folder_that_takes_no_files_is_named(capsys):

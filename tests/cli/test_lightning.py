@@ -228,6 +228,8 @@ def test_model_help_is_of_the_chosen_class(capsys):
         ("++model.teacher._target_=dummy.parts.Numbers", "model.teacher: .* subclass of Point"),
         ("model.rate=-1", r"rate must be positive, got -1.0$"),
         ("data.batch_size=0", r"batch_size must be at least 1, got 0$"),
+        ("seed_everything=-1", "seed_everything=-1 is not in bounds"),
+        ("vars.callbacks.checkpoint.every=0", r"vars.callbacks.checkpoint.every must be at least 1, got 0$"),
         ("data.batch_size=1000", r"batch_size 1000 .* lower data.batch_size$"),
         ("trainer.max_steps=-5", "max_steps.* -5"),
         ("trainer=gpus", "trainer.accelerator=gpu finds no GPU on this machine: say trainer.accelerator=cpu, or leave"),

@@ -40,6 +40,12 @@ def test_a_run_that_there_is_not_is_refused(name, some, tmp_path, monkeypatch, c
     assert error.value.code == 2 and "'nosuch'" in said and some in said and not any(tmp_path.iterdir())
 
 
+def test_a_table_of_nothing_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        broken.main(["--table", "--out", str(tmp_path / "none")])
+    assert "none has no results yet" in capsys.readouterr().err
+
+
 SHORT = [
     "toy-dmd-student-rate",
     "toy-dmd-fake-rate",
