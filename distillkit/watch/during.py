@@ -164,6 +164,7 @@ AWAY = 1.0  # shift of the mean that was not there at the start, in standard dev
 SKIPPED = 0.02  # share of a role's steps
 FROZEN = 3.0  # distance of the student from its average over that of the average from its start
 FALLEN = 0.5  # spread over the target's, and over the largest one so far
+STRAYED = 0.2  # shift that was not there at the start, where the spread is further off too
 
 
 def diagnose(history: list[Facts], model: Any) -> list[Finding]:
@@ -177,7 +178,7 @@ def diagnose(history: list[Facts], model: Any) -> list[Finding]:
     found = [finding for rule in rules for finding in rule(history, model)]
     if found or any(rule(history[:end], model) for rule in rules for end in range(1, len(history))):
         return found  # what follows from a cause is none
-    return diverged(history, model) or (collapsed(history, model) if lawful(model) else [])
+    return diverged(history, model) or (collapsed(history, model) or strayed(history, model) if lawful(model) else [])
 
 
 def lawful(model: Any) -> bool:
@@ -289,3 +290,19 @@ def collapsed(history: list[Facts], model: Any) -> list[Finding]:
             said = f"the {what} has fallen to {now:.2f} of the target's, from {most:.2f}"
             return [Finding("high_rate", said, slower(model))]
     return []
+
+
+def strayed(history: list[Facts], model: Any) -> list[Finding]:
+    """Samples that are further from the target's than at the start, in mean and spread.
+
+    With a fake score they are for a while on the way to it.
+    """
+    began, now = history[0], history[-1]
+    if bands(now) or now["done"] < 0.5 or not {"spread", "shift"} <= began.keys() & now.keys():
+        return []
+    then, here = (abs(math.log(max(facts["spread"], 1e-12))) for facts in (began, now))
+    if now["shift"] <= began["shift"] + STRAYED or here <= then:
+        return []
+    means = f"means {now['shift']:.3g} standard deviations away, at the start {began['shift']:.3g}"
+    said = f"{means}; {now['spread']:.3g} of the target's spread, at the start {began['spread']:.3g}"
+    return [Finding("high_rate", said, slower(model))]

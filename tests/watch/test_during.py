@@ -23,6 +23,7 @@ from distillkit.watch.during import (
     OFF,
     RUINED,
     SKIPPED,
+    STRAYED,
     WIDE,
     WORSE,
     centred,
@@ -166,6 +167,11 @@ def facts(done=1.0, fake=0.9, **more):
     return healthy | own | {"skipped_fake_score": 0.0, "skipped_student": 0.0, "done": done} | more
 
 
+def plain(**more):
+    """Facts of a method without a fake score."""
+    return {name: value for name, value in facts(**more).items() if not name.startswith(("fake_", "noise_"))}
+
+
 def names(*history, model=METHOD):
     return [finding.name for finding in diagnose([*history], model)]
 
@@ -222,6 +228,12 @@ CASES = {
     "narrow": ([facts(spread=2.0, done=0.5), facts(spread=FALLEN)], []),
     "narrow from the start": ([{"spread": 0.3, "done": 0.0}, facts(spread=0.2)], []),
     "narrow from a wide start": ([{"spread": 3.0, "done": 0.0}, facts(spread=0.6)], []),
+    "strayed": ([START, plain(spread=0.29, shift=STRAYED + EPS)], ["high_rate"]),
+    "strayed, wide": ([START, plain(spread=1 / 0.29, shift=STRAYED + EPS)], ["high_rate"]),
+    "strayed, early": ([START, plain(done=0.49, spread=0.29, shift=0.9)], []),
+    "strayed a little": ([START, plain(spread=0.29, shift=STRAYED)], []),
+    "strayed, not in its spread": ([START, plain(spread=0.31, shift=0.9)], []),
+    "strayed, with a fake score": ([START, facts(spread=0.29, shift=0.9)], []),
     "collapse by a known cause": (
         [facts(fake=1.0, shift=9.0, done=0.5), facts(fake=1.0, spread=0.1)],
         ["lagging_fake_score"],
