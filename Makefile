@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 FULL ?= .venv-full
 export OMP_NUM_THREADS ?= 1
+# Tests start Python many times: what it compiles is kept, also where the machine asks for nothing.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup test lint format check test-full clean
 

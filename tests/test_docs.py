@@ -13,7 +13,7 @@ import pytest
 from helpers import UNMEASURED
 
 from distillkit.capabilities import imported
-from distillkit.cli import catalogue, cluster, config, front
+from distillkit.cli import catalogue, cluster, config, front, pairing
 from distillkit.methods.base import Adam
 
 ROOT = Path(__file__).parents[1]
@@ -93,10 +93,9 @@ def arguments(cls: type) -> set[str]:
     return {name for base in cls.__mro__ if "__init__" in vars(base) for name in signature(base.__init__).parameters}
 
 
-def model(method: str, *words: str) -> type:
+def model(method: str, domain: str = "toy") -> type:
     """The class of a method, which may be another one for discrete diffusion."""
-    path = config.hand_over(config.compose([*words, f"method={method}"])[0])["model"]["class_path"]
-    return imported(path)
+    return imported(pairing.pair(domain, method).model._target_)
 
 
 def test_every_switch_that_fidelity_names_is_there():
@@ -106,7 +105,7 @@ def test_every_switch_that_fidelity_names_is_there():
     named = {name: text for text in sections for name in re.findall(r"`(\w+)`", text.splitlines()[0])}
     assert named.keys() == methods.keys(), "a section for each method, and for no other"
     for method, text in named.items():
-        taken = arguments(model(method)) | arguments(model(method, "domain=discrete"))
+        taken = arguments(model(method)) | arguments(model(method, "discrete"))
         switches = set(re.findall(r"model\.(\w+(?:\.\w+)?)", everybody + text))
         assert len(switches) > 5
         for switch in switches:

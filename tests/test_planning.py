@@ -389,6 +389,7 @@ MUTATIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow  # each runs a test of real steps
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
 def test_the_tests_notice(mutation):
     prove(mutation)

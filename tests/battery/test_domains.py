@@ -127,6 +127,7 @@ def test_conditions_are_those_of_the_data(data):
     assert len(shown["data"]) == 5 and all(torch.equal(shown[name], cond[name]) for name in data.classes)
 
 
+@pytest.mark.per_family
 def test_real_data_are_nearer_to_the_floor_than_noise_is(data, held_out):
     samples, cond = held_out
     evaluator = data.evaluator()

@@ -242,6 +242,7 @@ def test_one_held_out_sample_has_no_spread_and_is_not_looked_at(tmp_path, capsys
     assert "warning" not in capsys.readouterr().err and watched(out)["first"] is None
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_samples_in_another_folder(tmp_path, capsys):
     """What was said stays said, the strip begins anew; so where a checkpoint knows nothing."""
     words = ["domain=toy", "method=dmd", "data.batch_size=16", *UNFINISHED]

@@ -277,6 +277,7 @@ def test_what_does_not_fit_the_columns_is_refused():
 # ---- from the words of the command line to steps of training
 
 
+@pytest.mark.slow  # the battery has one method of each family at home
 @trained
 @pytest.mark.parametrize("method", by_family())
 def test_every_method_takes_steps(method):
