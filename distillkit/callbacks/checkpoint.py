@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -124,7 +123,7 @@ class Checkpoint(CheckpointBase):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark(trainer)
         self.step = trainer.global_step
-        self.alone = trainer.world_size == 1
+        self.alone, self.ended = trainer.world_size == 1, False
         self.speaks = trainer.is_global_zero
         self._before = signals.take(self._note)
 
@@ -134,7 +133,8 @@ class Checkpoint(CheckpointBase):
             if self.ended and self.alone:
                 raise KeyboardInterrupt  # the last step is saved
             if self.speaks:
-                os.write(sys.stderr.fileno(), HEARD)  # print may be what was interrupted
+                with suppress(OSError):
+                    os.write(2, HEARD)  # print may be what was interrupted
         elif time.monotonic() - self.told_at >= signals.AGAIN:
             raise KeyboardInterrupt
 
