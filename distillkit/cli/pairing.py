@@ -40,29 +40,36 @@ def pair(domain: str, method: str, words: Sequence[str] = ()) -> Any:
     places = tuple(words)
     cfg, choices = domain_alone(domain, places)
     with hydra_errors():
-        stage, teacher = (choices.get(group, "none") for group in ("stage", "teacher"))
-        named = recipe_of(domain, method, places), further_recipe(domain, stage, teacher, method, places)
-        recipes = [("recipe", name) for name in named]
-        files = [("method", method), *(recipe for recipe in recipes if file_of(*recipe, places))]
-        merged = _merged(cfg, choices, [parts_of(*file, places) for file in files], places)
+        merged = _merged(cfg, choices, _files(domain, method, places), places)
     if merged is None or merged[1].get("stage") != choices.get("stage"):  # which has recipes too
         return compose([*words, f"domain={domain}", f"method={method}"])[0]
     refuse_unknown(merged[0], words)
     return merged[0]
 
 
-def target(method: str, words: Sequence[str] = ()) -> str:
-    """The class path of a method, without a domain's recipe; empty if its yaml does not compose."""
+def _files(domain: str, method: str, places: tuple[str, ...]) -> list[tuple[Part, ...] | None]:
+    """The parts of the files that a method adds to a domain: its own, and those of its recipes."""
+    _, choices = domain_alone(domain, places)
+    stage, teacher = (choices.get(group, "none") for group in ("stage", "teacher"))
+    named = recipe_of(domain, method, places), further_recipe(domain, stage, teacher, method, places)
+    recipes = [("recipe", name) for name in named]
+    files = [("method", method), *(recipe for recipe in recipes if file_of(*recipe, places))]
+    return [parts_of(*file, places) for file in files]
+
+
+def target(method: str, words: Sequence[str] = (), domain: str | None = None) -> str:
+    """The class path of a method in a domain, or without recipes; empty if it does not compose."""
     places = tuple(words)
     try:
         with hydra_errors():
-            parts = parts_of("method", method, places)
-        if parts is None:
-            return str(compose([*places, f"method={method}", "~recipe"])[0].model._target_)
+            files = _files(domain, method, places) if domain else [parts_of("method", method, places)]
+        if None in files:
+            where = [f"domain={domain}"] if domain else ["~recipe"]
+            return str(compose([*places, *where, f"method={method}"])[0].model._target_)
     except UsageError:
         return ""
-    found = [part.keys.model._target_ for part in parts if "_target_" in (part.keys.get("model") or {})]
-    return str(found[-1]) if found else ""
+    models = [part.keys.get("model") or {} for parts in files for part in parts or ()]
+    return str(next((model._target_ for model in reversed(models) if "_target_" in model), ""))
 
 
 @cache

@@ -81,7 +81,7 @@ class Case(NamedTuple):
 @cache
 def path_of(domain: str, method: str) -> str:
     """The class path of a method in a domain."""
-    return pairing.pair(domain, method, tuple(FOREIGN)).model._target_
+    return pairing.target(method, FOREIGN, domain)
 
 
 def pytest_addoption(parser):
@@ -125,8 +125,8 @@ def cases(asked: tuple[str, ...] = ()) -> list[Case]:
     for domain in sorted(DOMAINS, key=lambda domain: domain != "toy"):
         for method in chosen(asked):
             case = Case(method, domain)
-            if not preset(method) and goes(domain, method):
-                found.setdefault(case.path, case)
+            if not preset(method) and case.path not in found and goes(domain, method):
+                found[case.path] = case
     return [*found.values()]
 
 
