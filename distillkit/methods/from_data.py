@@ -8,7 +8,7 @@ from distillkit import checks
 from distillkit.codec import Codec
 from distillkit.diffusion.denoiser import Cond
 from distillkit.methods.base import Adam, Distiller
-from distillkit.methods.few_step import check_sizes, check_tokens
+from distillkit.methods.refusals import check_sizes, check_tokens
 from distillkit.rollouts import Continuation
 from distillkit.spec import Recorded
 

@@ -15,8 +15,9 @@ from distillkit.diffusion.guidance import drop_condition
 from distillkit.diffusion.times import Times
 from distillkit.losses.denoising import denoising_loss
 from distillkit.methods.base import Adam
-from distillkit.methods.few_step import KAPPAS, check_belongs, check_guidable, check_sizes
+from distillkit.methods.few_step import KAPPAS
 from distillkit.methods.leaves_teacher import TeacherDistiller
+from distillkit.methods.refusals import check_belongs, check_guidable, check_sizes
 from distillkit.pairs import Pairs, ode_solver
 from distillkit.progress import progress
 from distillkit.students.makers import Copy, Maker

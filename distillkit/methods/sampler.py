@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from distillkit import capabilities, checks
 from distillkit.diffusion.denoiser import Cond
 from distillkit.methods.base import Adam, Distiller
-from distillkit.methods.few_step import KAPPAS, check_belongs, check_guidable, check_sizes, steps_of
+from distillkit.methods.few_step import KAPPAS, steps_of
+from distillkit.methods.refusals import check_belongs, check_guidable, check_sizes
 from distillkit.pairs import Pairs
 from distillkit.progress import progress
 from distillkit.students.sampler import SamplerStudent

@@ -16,8 +16,8 @@ from distillkit.diffusion.process import expand
 from distillkit.diffusion.times import LogNormal, Times
 from distillkit.losses.denoising import answer_loss
 from distillkit.methods.base import Adam
-from distillkit.methods.few_step import check_belongs
 from distillkit.methods.leaves_teacher import TeacherDistiller
+from distillkit.methods.refusals import check_belongs
 from distillkit.students.makers import Copy, Maker
 from distillkit.teachers.base import Teacher
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import at
 
-from distillkit.methods.few_step import check_belongs
+from distillkit.methods.refusals import check_belongs
 from domains.super_resolution.codec import Upscale
 from tests.battery.conftest import build
 
