@@ -153,7 +153,7 @@ def fake_errors(model: Any, reference: Reference) -> dict[str, float]:
 
 
 # What the diagnosis asks of the facts; docs/read_your_curves.md has what healthy and broken runs
-# measured. The last three have healthy measurements alone.
+# measured.
 LAGS = 0.97  # error of the fake score over the teacher's, in every band
 NARROW, WIDE = 0.6, 1.5  # spread over the target's
 OFF = 0.5  # shift of the mean, in standard deviations
