@@ -87,7 +87,7 @@ def measure(words: list[str], changes: dict[str, Callable[[Tensor], Tensor]]) ->
     cells = []
 
     def look(model: Any, data: Any, reference: Any) -> None:
-        judge = Judge(model.teacher, reference.unguided, reference.cond, data.batch_size)
+        judge = Judge(model.teacher, reference.unguided, reference.teacher_cond, data.batch_size)
         real, limit = encoded(model, data, reference), OWN if judge.gaussian else OWN_NATS
         with torch.no_grad():
             for change in changes.values():

@@ -198,6 +198,10 @@ class Distiller(Validated):
         """The number of steps that `role` has made before `step`."""
         return self.turns.before(role, step)
 
+    def shown(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch of the data as the teacher is shown it, which may be more than the student is."""
+        return batch
+
     @property
     def total(self) -> float:
         """The steps of the run; infinity where its end is not known."""

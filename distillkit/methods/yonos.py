@@ -113,6 +113,9 @@ class YONOS(TeacherDistiller):
         names = self.easier[level] if level < len(self.easier) else {}
         return {**batch, **{name: batch[key] for name, key in names.items()}}
 
+    def shown(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.observed(batch, 0)
+
     def condition(self, batch: dict[str, Tensor]) -> Cond:
         return self.teacher.condition(batch)
 

@@ -48,7 +48,7 @@ def look(model: Any, data: Any, reference: Reference) -> tuple[dict[str, float],
         parts.append(scale(model, real, reference.cond.get("mask")))
     if reference.teacher is not None:
         parts.append(start(model))
-        judge = Judge(teacher, reference.unguided, reference.cond, data.batch_size)
+        judge = Judge(teacher, reference.unguided, reference.teacher_cond, data.batch_size)
         if real is not None:
             parts.append(alike(judge, real))
         parts.append(guidance(model, judge, judge.own if real is None else real))
@@ -71,7 +71,7 @@ def encoded(model: Any, data: Any, reference: Reference) -> Tensor | None:
     if reference.real is None or codec is None:
         return None
     return in_chunks(
-        lambda rows: codec.encode({name: value[rows] for name, value in reference.batch.items()}),
+        lambda rows: codec.encode({name: value[rows] for name, value in reference.shown.items()}),
         reference.num,
         data.batch_size,
     )

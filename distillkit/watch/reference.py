@@ -30,7 +30,8 @@ class Reference:
         num: number of samples; None is `FEWEST` to `MOST`, fewer of large samples.
 
     Attributes:
-        cond: the conditions, on the model's device.
+        batch, cond: the held-out batch and its conditions, on the model's device.
+        shown, teacher_cond: the same as the teacher is shown them.
         real: held-out samples with these conditions; None where data have none.
         teacher: the teacher's samples at its best, guided as in training; None without a teacher
             of the contract `BaseTeacher`.
@@ -46,15 +47,17 @@ class Reference:
         batch = data.val[evenly(num, len(data.val))]
         self.batch = {name: value.to(model.device) for name, value in batch.items()}
         self.cond: Cond = model.condition(self.batch)
+        self.shown = model.shown(self.batch)
+        self.teacher_cond: Cond = model.condition(self.shown)
         self.real: Tensor | None = batch.get("data")
         teacher = getattr(model, "teacher", None)
         self.teacher = self.clean = self.unguided = None
         if isinstance(teacher, BaseTeacher):
             kappa = getattr(model, "kappa", 1.0)
-            self.clean = teacher.generate(num, self.cond, SEED, kappa=kappa, decode=False)
-            self.teacher = decoded(teacher, self.clean, self.cond)
+            self.clean = teacher.generate(num, self.teacher_cond, SEED, kappa=kappa, decode=False)
+            self.teacher = decoded(teacher, self.clean, self.teacher_cond)
             guided = kappa != 1 and teacher.guidable
-            self.unguided = teacher.generate(num, self.cond, SEED, decode=False) if guided else self.clean
+            self.unguided = teacher.generate(num, self.teacher_cond, SEED, decode=False) if guided else self.clean
         self.first = self.samples(model)
 
     @torch.no_grad()

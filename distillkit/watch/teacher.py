@@ -39,7 +39,7 @@ def doubt(model: Any, reference: Reference) -> tuple[dict[str, float], list[Find
 def unguided(model: Any, reference: Reference) -> Facts:
     """The facts of the teacher's samples without guidance, which are fewer."""
     num = len(reference.unguided)
-    cond = {name: value[:num] for name, value in reference.cond.items()}
+    cond = {name: value[:num] for name, value in reference.teacher_cond.items()}
     return compare(decoded(model.teacher, reference.unguided, cond), reference.real[:num], cond)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -15,9 +16,11 @@ from lightning.pytorch import Callback
 
 from distillkit import load_student
 from distillkit.callbacks.checkpoint import Checkpoint
+from distillkit.callbacks.watch import Watch
 from distillkit.capabilities import imported
 from distillkit.cli import config, front, pairing
 from distillkit.cli.matrix import compatibility
+from distillkit.watch.during import measure
 from tests.battery.conftest import (
     DOMAINS,
     FOREIGN,
@@ -124,14 +127,15 @@ def test_only_the_role_in_turn_moves(case):
     }
 
 
-def test_teacher_is_untouched(case):
+def test_teacher_is_untouched_and_watched(case):
     made = tiny(case)
     teacher = getattr(made.model, "teacher", None)
     if teacher is None:
         assert not any(key.startswith("teacher.") for key in made.model.state_dict())
         return
-    before = teacher.fingerprint()
-    trainer(max_steps=12).fit(made.model, made.data)
+    before, watch = teacher.fingerprint(), Watch(samples=2, unlike=True)  # so few say nothing of the law
+    trainer(max_steps=12, callbacks=[watch]).fit(made.model, made.data)
+    assert all(map(math.isfinite, measure(made.model, watch.reference)[0].values()))
     assert teacher.fingerprint() == before
     assert not teacher.training and not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
     assert not any(key.startswith("teacher.") for key in made.model.state_dict())
