@@ -136,7 +136,8 @@ class SamplerDistiller(Distiller):
         """
         evaluator = self.evaluator
         real = evaluator.floor(self.guard or 256)
-        targets = [name for name, which in evaluator.better.items() if which == "target" and name in real]
+        known = real.keys() & measured[reference].keys()  # what is measured of scenes, say, is not of samples
+        targets = [name for name, which in evaluator.better.items() if which == "target" and name in known]
 
         def off(name: str, metric: str) -> float:
             return abs(measured[name][metric] - real[metric])

@@ -179,8 +179,8 @@ def test_a_sampler_that_is_sharper_than_its_data_does_not_win():
         def evaluator(device):
             return SimpleNamespace(
                 headline="tv",
-                better={"tv": "lower", "entropy": "target"},
-                floor=lambda num: {"tv": 0.0, "entropy": 2.0},
+                better={"tv": "lower", "entropy": "target", "volume": "target"},
+                floor=lambda num: {"tv": 0.0, "entropy": 2.0, "volume": 1.0},  # samples have no volume
             )
 
     model = LSDTokens(world(potts(3, 3, 1.5), Absorbing), num_steps=3)
@@ -194,6 +194,8 @@ def test_a_sampler_that_is_sharper_than_its_data_does_not_win():
     assert model.best_of(measured, "plain") == "learned" and model.best_of(measured, "plain", margin=0.4) == "plain"
     measured["learned"]["entropy"] = 2.35
     assert model.best_of(measured, "plain") == "plain"
+    measured["plain"] = {"tv": float("inf")}  # whose samples are no numbers
+    assert model.best_of(measured, "plain") == "sharp"
 
 
 # Tokens: the paper's regression
