@@ -65,7 +65,7 @@ def test_held_out_samples_are_taken_evenly_apart():
     known = TensorData({"data": torch.arange(600.0)[:, None].expand(-1, 256), "label": torch.arange(600) // 60})
     data = SimpleNamespace(event_shape=(256,), val=known)
     model = SimpleNamespace(device="cpu", condition=lambda batch: {"label": batch["label"]}, training=False)
-    model.eval, model.train = lambda: None, lambda training: None
+    model.eval, model.train, model.shown = lambda: None, lambda training: None, lambda batch: batch
     model.sample = lambda cond, num, seed: torch.zeros(num, 256)
     reference = Whole(model, data)
     assert reference.num == 16 and reference.cond["label"].unique().tolist() == [*range(10)]
