@@ -192,7 +192,8 @@ def judged(samples, unguided=None, kappa=1.0):
     """Causes that samples [64, 1] of a teacher show beside 64 real ones evenly from -1 to 1."""
     real = torch.linspace(-1, 1, 64)[:, None]
     teacher = neural()
-    reference = SimpleNamespace(real=real, teacher=samples, unguided=real if unguided is None else unguided, cond={})
+    reference = SimpleNamespace(real=real, teacher=samples, cond={}, teacher_cond={})
+    reference.unguided = real if unguided is None else unguided
     return doubt(SimpleNamespace(teacher=teacher, kappa=kappa, proof={"gaussian": {}}), reference)[1]
 
 

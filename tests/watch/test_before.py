@@ -191,7 +191,7 @@ def test_data_are_not_unlike_a_teacher_that_copies_them(copied, monkeypatch):
     monkeypatch.setattr(before, "Judge", lambda *args: None)
     monkeypatch.setattr(before, "alike", lambda *args: ({}, [Finding("unlike_data", "")]))
     monkeypatch.setattr(before, "repeated", lambda *args: ({}, [Finding("memorised", "")] * copied))
-    reference = SimpleNamespace(teacher=0, unguided=0, cond={})
+    reference = SimpleNamespace(teacher=0, unguided=0, cond={}, teacher_cond={})
     _, found = before.look(SimpleNamespace(teacher=0), SimpleNamespace(batch_size=1), reference)
     assert names(found) == (["memorised"] if copied else ["unlike_data"])
 
