@@ -220,7 +220,8 @@ def test_guidance_is_to_blame_where_the_teacher_is_good_without():
 
 def test_what_cannot_be_compared_is_not_judged():
     tokens = torch.zeros(4, 2, dtype=torch.int64)
-    for real, teacher in ((None, tokens), (tokens, None), (tokens, tokens), (torch.zeros(4, 2), torch.zeros(4, 3))):
+    alike, some = torch.ones(4, 2), torch.eye(4)
+    for real, teacher in ((None, tokens), (tokens, None), (tokens, tokens), (alike, some[:, :2]), (some, some[:, :3])):
         assert doubt(SimpleNamespace(), SimpleNamespace(real=real, teacher=teacher)) == ({}, [])
 
 
