@@ -98,6 +98,13 @@ def test_watching_changes_nothing_and_can_be_left_out(tmp_path, capsys):
     assert "watch/spread" in rows(one)[0]  # a run shorter than an interval is validated too
 
 
+def test_a_run_of_epochs_shorter_than_an_interval_is_validated_once(tmp_path):
+    short = ["data.num_samples=64", "data.batch_size=16", "trainer.max_steps=-1", "trainer.max_epochs=2"]
+    fit(tmp_path / "run", "domain=toy", "method=dmd", *short, *UNFINISHED)
+    validated = [row["step"] for row in rows(tmp_path / "run") if row.get("watch/moved")]
+    assert validated == ["7"] and checkpoint(tmp_path / "run")["global_step"] == 8
+
+
 def test_two_processes_say_it_once(tmp_path, capfd):
     two = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_fork"]
     short = ["trainer.max_steps=24", "trainer.val_check_interval=12", *UNFINISHED]
