@@ -22,7 +22,7 @@ from distillkit.methods.pretrain import Pretrain
 from distillkit.networks.mlp import MLP
 from distillkit.watch import before
 from distillkit.watch.causes import Finding
-from distillkit.watch.likeness import RATIOS, Judge, deviation, entropy
+from distillkit.watch.likeness import RATIOS, Judge, Likeness, deviation, entropy
 from domains.toy.teacher import Circle
 
 NUM = 20_000
@@ -118,6 +118,37 @@ def test_averages_that_are_too_old():
     assert run_of(100, ema_halflife=200.0, ema_rampup=1e6)[1] == []  # a sixteenth
 
 
+def test_averages_are_judged_by_all_samples_of_a_step():
+    """Those of all processes and micro-batches; steps that take turns share the updates."""
+    model = Pretrain(MLP([2], width=8, depth=1), VarianceExploding(), [2], ema_halflife=8000.0, ema_rampup=1e6)
+    trainer = at(model)._trainer
+    trainer.estimated_stepping_batches, trainer.world_size, trainer.accumulate_grad_batches = 40, 2, 3
+    model.tells_steps, model.num_steps = True, 4
+    facts, found = before.in_training(model, SimpleNamespace(batch_size=8))
+    assert facts == {"updates": 10, "kept": pytest.approx(before.kept(40, 48, 8000.0, 1e6))}
+    assert names(found) == ["long_ema"]
+    trainer.estimated_stepping_batches = 39
+    assert names(before.in_training(model, SimpleNamespace(batch_size=8))[1]) == ["few_updates"]  # and of no age
+
+
+@pytest.mark.parametrize(
+    "own, guess, itself, gaussian, found",
+    [
+        (before.OWN + 0.01, before.GUESS + 0.01, 0.5, True, ["unlike_data"]),
+        (before.OWN - 0.01, before.GUESS + 9, 0.5, True, []),
+        (before.OWN + 9, before.GUESS - 0.01, 0.5, True, []),
+        (before.OWN - 0.01, before.GUESS + 9, 0.5, False, ["unlike_data"]),
+        (before.OWN_NATS - 0.01, before.GUESS + 9, 0.5, False, []),
+        (before.OWN + 0.01, before.GUESS + 0.01, before.LEARNT + 0.01, True, ["unconverged_teacher"]),
+    ],
+)
+def test_data_are_unlike_where_both_measures_say_so_at_one_level(own, guess, itself, gaussian, found):
+    """Levels at which one of them alone is large count for nothing."""
+    levels = [Likeness(99.0, 0.1, itself), Likeness(own, guess, 1.0), Likeness(0.1, 99.0, 1.0)]
+    judge = SimpleNamespace(gaussian=gaussian, likeness=lambda real: levels)
+    assert names(before.alike(judge, None)[1]) == found
+
+
 # Classes
 
 
@@ -166,6 +197,10 @@ def test_classes_without_training_data():
     _, (finding,) = before.classes(SimpleNamespace(classes={"label": 4}), data)
     assert finding.name == "unseen_class" and finding.measured == "label 1, 3"
     assert before.classes(SimpleNamespace(classes={"label": 1}), data) == ({}, [])
+    assert before.classes(SimpleNamespace(classes={"label": 4}, teacher=0), data) == ({}, [])  # meant for some
+    for num, shown in ((8, "1, 3, 4, 5, 6 ..."), (7, "1, 3, 4, 5, 6")):
+        (finding,) = before.classes(SimpleNamespace(classes={"label": num}), data)[1]
+        assert finding.measured == f"label {shown}"
 
 
 # Copies, starts and scales
@@ -209,7 +244,7 @@ def test_data_are_not_unlike_a_teacher_that_copies_them(copied, monkeypatch):
 def test_first_step_without_signal(prediction, process, t, said):
     denoiser = SimpleNamespace(prediction=prediction, process=process)
     model = SimpleNamespace(
-        step_times=torch.tensor([t], dtype=torch.float64), teacher=SimpleNamespace(denoiser=denoiser)
+        step_times=torch.tensor([t, t / 4], dtype=torch.float64), teacher=SimpleNamespace(denoiser=denoiser)
     )
     _, found = before.start(model)
     assert names(found) == ["no_start"] * said
@@ -226,6 +261,14 @@ def test_scale_of_data(factor, said):
     flow = Pretrain(MLP([1], width=8, depth=1), RectifiedFlow(), [1], prediction="flow", sigma_data=0.5)
     assert before.scale(flow, normal(0.0, 0.5 * factor).float(), None)[1] == []  # it does not count on sigma_data
     assert names(before.scale(flow, normal(0.0, 75.0).float(), None)[1]) == ["wrong_scale"]
+    for std, wrong in ((before.UNSCALED * 0.9, []), (before.UNSCALED * 1.1, ["wrong_scale"])):  # times the noise's
+        assert names(before.scale(flow, normal(0.0, std).float(), None)[1]) == wrong
+
+
+def test_scale_of_sets_is_that_of_their_elements():
+    mask = torch.tensor([[True, True], [True, False]])
+    facts, _ = before.scale(SimpleNamespace(), torch.tensor([[[1.0], [5.0]], [[3.0], [99.0]]]), mask)
+    assert facts["mean"] == pytest.approx(3.0)
 
 
 # From the command line
