@@ -236,12 +236,27 @@ def test_a_run_that_goes_on_from_its_last_step_leaves_everything_again(copy, tmp
     distil("fit", "--config", copy / "config.yaml", *last, "--out", tmp_path / "new")
     names = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
     again = {str(path.relative_to(tmp_path / "new")) for path in (tmp_path / "new").rglob("*") if path.is_file()}
-    assert names - again == {"metrics.csv", "samples/progress.png", "warnings.json"}, again ^ names
+    assert names - again == {"metrics.csv", "samples/progress.png"}, again ^ names
+    assert "Warned: the student has too few steps" in (tmp_path / "new" / "student" / "README.md").read_text()
     weights = [(place / "student" / "model.safetensors").read_bytes() for place in (copy, tmp_path / "new")]
     assert weights[0] == weights[1]
 
 
 # Stop and go on
+
+
+def test_numbers_of_the_weights_before_are_not_those_of_a_run_that_went_on(copy):
+    shutil.copy(copy / "evaluation.json", copy / "student")
+    words = [
+        "domain=image",
+        "method=sid",
+        "model.num_steps=2",
+        "data.batch_size=16",
+        "trainer.max_steps=7",
+        *UNMEASURED,
+    ]
+    distil("fit", *words, "--ckpt_path", "last", "--out", copy)
+    assert [*copy.rglob("evaluation.json")] == [] and "instead of" not in (copy / "report.html").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -87,7 +87,8 @@ class Checkpoint(CheckpointBase):
     command that goes on; another one, a second later, stops at once. It is enough that one process
     of several gets one. A signal that is ignored when the run starts (nohup) stays ignored. The
     last step is saved before its validation, too, if much would be lost; a run of one process
-    then stops in it at once.
+    then stops in it at once. What the validation of a saved step has found is saved with the step
+    after it, so that a run that goes on has it.
 
     Args:
         every: optimiser steps between saves.
@@ -99,6 +100,7 @@ class Checkpoint(CheckpointBase):
         checks.positive(minutes=minutes)
         self.every, self.minutes = every, minutes
         self.step, self.saved, self.saved_at = -1, -1, time.monotonic()
+        self.behind = False  # the file of this step was written before its validation
         self.signal: int | None = None
         self.told_at = 0.0
         self.alone, self.ended, self.speaks = False, False, False
@@ -114,7 +116,7 @@ class Checkpoint(CheckpointBase):
             self._mark(trainer)
 
     def _mark(self, trainer: Trainer) -> None:
-        self.saved, self.saved_at = trainer.global_step, time.monotonic()
+        self.saved, self.saved_at, self.behind = trainer.global_step, time.monotonic(), False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user chose
@@ -148,7 +150,7 @@ class Checkpoint(CheckpointBase):
         self.step = trainer.global_step
         last = trainer.global_step == trainer.max_steps
         late = time.monotonic() - self.saved_at >= (LONG if last else 60 * self.minutes)
-        asked = STOP if self.signal is not None else SAVE if late else GO_ON
+        asked = STOP if self.signal is not None else SAVE if late or self.behind else GO_ON
         asked = processes.largest(asked)  # all stop or save after the same step
         if asked or trainer.global_step % self.every == 0:
             self.save(trainer)
@@ -157,6 +159,7 @@ class Checkpoint(CheckpointBase):
             self.stop(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.behind |= self.saved == trainer.global_step
         self.saved = -1  # what it has found belongs to the step
 
     def stop(self, trainer: Trainer) -> None:

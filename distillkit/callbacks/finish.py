@@ -118,6 +118,8 @@ def finish(
     if student and student.context:
         facts |= {"asks": data.asks, "examples": student.condition(data.conditions(NUM_EXAMPLES))}
     product.save(run / kind, **facts)
+    for folder in (run, run / kind):  # of the weights before
+        (folder / "evaluation.json").unlink(missing_ok=True)
 
     if pictures:
         with progress("drawing pictures"):

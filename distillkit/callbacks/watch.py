@@ -126,6 +126,9 @@ class Watch(Callback):
         if self.stopping:
             self.stop(trainer)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.write(trainer)  # of a run that had no step left, in another folder
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.stop_counting()
 

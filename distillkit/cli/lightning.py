@@ -108,6 +108,9 @@ class Start(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.done = True
+        batches = (trainer.max_epochs or 0) * trainer.num_training_batches
+        if trainer.check_val_every_n_epoch is None and 0 < batches < (trainer.val_check_batch or 0):
+            trainer.val_check_batch = batches  # as `validate_once`: now the length of epochs is known
         if trainer.is_global_zero:
             write_text(self.folder / "config.yaml", self.text)
             print("\n".join([f"run folder: {self.folder}", *self.notes]), flush=True)

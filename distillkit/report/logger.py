@@ -5,6 +5,7 @@ import io
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -119,11 +120,16 @@ def needs_package(logger: str) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, each with `step` and its numbers; empty if there is no file."""
+    """The rows of a metrics.csv, each with `step` and its numbers; empty if there is no file.
+
+    Rows that are damaged are left out, and from one that is no csv on all.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{key: _number(cell) for key, cell in row.items() if key and cell} for row in csv.DictReader(file)]
+    rows: list[dict[str, float]] = []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file, suppress(csv.Error):
+        for row in csv.DictReader(file):
+            rows.append({key: _number(cell) for key, cell in row.items() if key and cell})
     return [{**row, "step": int(row["step"])} for row in rows if math.isfinite(row.get("step", math.nan))]
 
 

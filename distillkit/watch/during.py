@@ -14,6 +14,7 @@ from distillkit.watch.reference import Reference
 
 BANDS = {"low": (0.0, 1 / 3), "middle": (1 / 3, 2 / 3), "high": (2 / 3, 1.0)}  # of the fake score's levels
 MOST_NOISE = 1e6  # of a level without signal
+ALIKE = 1e-6  # deviation of samples over their largest value: rounding
 
 
 def measure(model: Any, reference: Reference) -> tuple[dict[str, float], Tensor]:
@@ -32,7 +33,7 @@ def measure(model: Any, reference: Reference) -> tuple[dict[str, float], Tensor]
     """
     samples, target = reference.samples(model), reference.target
     facts: dict[str, float] = {}
-    if target is not None:
+    if varied(target):
         facts |= compare(samples, target, reference.cond)
         facts["moved"] = distance(samples, reference.first, target)
         if getattr(model, "ema", None) is not None:
@@ -47,8 +48,16 @@ def measure(model: Any, reference: Reference) -> tuple[dict[str, float], Tensor]
 
 def begin(reference: Reference) -> dict[str, float]:
     """The facts of the product's samples before the first step."""
-    known = {} if reference.target is None else compare(reference.first, reference.target, reference.cond)
+    known = compare(reference.first, reference.target, reference.cond) if varied(reference.target) else {}
     return {**known, "done": 0.0}
+
+
+def varied(target: Tensor | None) -> bool:
+    """Whether there are samples [N, ...] to compare with; such that are all alike are no scale."""
+    if target is None or not target.is_floating_point():
+        return target is not None
+    flat = target.double().flatten(1)
+    return not deviation(flat) <= ALIKE * max(1e-6, float(flat.abs().max()))  # NaN is no reason not to look
 
 
 def compare(samples: Tensor, target: Tensor, cond: dict[str, Tensor] | None = None) -> dict[str, float]:

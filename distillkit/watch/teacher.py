@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distillkit.watch.causes import Facts, Finding
-from distillkit.watch.during import compare, lawful
+from distillkit.watch.during import compare, lawful, varied
 from distillkit.watch.reference import Reference, decoded
 
 # Teachers of the domains, with 16 to 512 samples: spread 0.67 to 1.01, shift up to 0.26, beyond up
@@ -26,7 +26,7 @@ def doubt(model: Any, reference: Reference) -> tuple[dict[str, float], list[Find
         reference: samples; see `during.compare` for what is compared.
     """
     teacher, real = reference.teacher, reference.real
-    if teacher is None or real is None or not real.is_floating_point() or real.shape != teacher.shape:
+    if teacher is None or not varied(real) or not real.is_floating_point() or real.shape != teacher.shape:
         return {}, []
     facts, kappa = compare(teacher, real, reference.cond), getattr(model, "kappa", 1.0)
     found = [Finding("unconverged_teacher", evidence(facts))] if poor(facts) else []

@@ -29,7 +29,7 @@ def traces(samples: Tensor, cond: dict[str, Tensor] | None = None) -> list[np.nd
 
     Without a mask all residues are one chain's.
     """
-    x = samples.detach().double().cpu().nan_to_num(0.0).numpy()  # a diverging model is shown, as nothing
+    x = samples.detach().double().cpu().nan_to_num(0.0, 0.0, 0.0).numpy()  # a diverging model is shown, as nothing
     mask = cond["mask"].cpu().numpy() if cond and "mask" in cond else np.ones(x.shape[:2], bool)
     return [chain[own] for chain, own in zip(x, mask, strict=True)]
 

@@ -167,6 +167,13 @@ def test_media_show_and_save(data, held_out, tmp_path):
         assert all(path.with_suffix(".png").is_file() for path in data.media.sounds(*some, tmp_path / "sounds"))
 
 
+def test_media_show_what_a_lost_model_makes(data, held_out):
+    """A run that is watched draws its samples, whatever they have become."""
+    samples, cond = held_out[0][:1], {name: value[:1] for name, value in held_out[1].items()}
+    for lost in (torch.nan, torch.inf, -torch.inf, 1e30) if samples.is_floating_point() else ():
+        assert data.media.compare({"lost": torch.full_like(samples, lost), "real": samples}, cond).width > 0
+
+
 def fewer(node: Any, key: str = "") -> Iterator[str]:
     """Words that let everything in a configuration train on little, whatever it is."""
     if isinstance(node, dict) and "class_path" in node:

@@ -257,6 +257,21 @@ def test_what_the_last_validation_finds_is_saved_with_the_last_step(tmp_path, la
     assert state == {"seen": 2}
 
 
+def test_what_a_validation_finds_is_saved_a_step_after_a_step_that_was_saved_before_it(tmp_path, monkeypatch):
+    """A run that is killed afterwards goes on with it; a validation between saves adds none."""
+    saved = []
+    monkeypatch.setattr(
+        CheckpointFiles, "save_checkpoint", lambda self, state, *_, **__: saved.append(state["global_step"])
+    )
+
+    class Validated(Checkpoint):
+        def on_train_epoch_end(self, trainer, pl_module):  # these data have no validation
+            self.on_validation_end(trainer, pl_module)
+
+    run(tmp_path, 11, Validated(every=4), limit_train_batches=2)  # after steps 2, 4, 6, 8 and 10
+    assert saved == [4, 5, 8, 9, 11]
+
+
 def test_an_ignored_signal_stays_ignored(tmp_path):
     """nohup leaves SIGHUP ignored, and a shell SIGINT of its background commands."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -98,6 +98,13 @@ def test_watching_changes_nothing_and_can_be_left_out(tmp_path, capsys):
     assert "watch/spread" in rows(one)[0]  # a run shorter than an interval is validated too
 
 
+def test_a_run_of_epochs_shorter_than_an_interval_is_validated_once(tmp_path):
+    short = ["data.num_samples=64", "data.batch_size=16", "trainer.max_steps=-1", "trainer.max_epochs=2"]
+    fit(tmp_path / "run", "domain=toy", "method=dmd", *short, *UNFINISHED)
+    validated = [row["step"] for row in rows(tmp_path / "run") if row.get("watch/moved")]
+    assert validated == ["7"] and checkpoint(tmp_path / "run")["global_step"] == 8
+
+
 def test_two_processes_say_it_once(tmp_path, capfd):
     two = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_fork"]
     short = ["trainer.max_steps=24", "trainer.val_check_interval=12", *UNFINISHED]
@@ -220,7 +227,8 @@ def test_guidance_is_to_blame_where_the_teacher_is_good_without():
 
 def test_what_cannot_be_compared_is_not_judged():
     tokens = torch.zeros(4, 2, dtype=torch.int64)
-    for real, teacher in ((None, tokens), (tokens, None), (tokens, tokens), (torch.zeros(4, 2), torch.zeros(4, 3))):
+    alike, some = torch.ones(4, 2), torch.eye(4)
+    for real, teacher in ((None, tokens), (tokens, None), (tokens, tokens), (alike, some[:, :2]), (some, some[:, :3])):
         assert doubt(SimpleNamespace(), SimpleNamespace(real=real, teacher=teacher)) == ({}, [])
 
 

@@ -61,6 +61,20 @@ def test_seconds_of_all_parts_add_up(tmp_path, monkeypatch):
     assert [row["seconds"] for row in read_metrics(tmp_path / "metrics.csv")] == [7.0, 14.0]
 
 
+def test_a_run_goes_on_beside_a_damaged_history(tmp_path):
+    """What a broken disk or another program left is no reason to stop a training."""
+    whole, file = "step,seconds,val/w2\n0,1.5,7\n1,2.5,8\n", tmp_path / "metrics.csv"
+    for damage in (b"\xff\xfe\x00,1\n", b"1e400,\n,\n", b"9" * 200_000 + b",1\n"):
+        file.write_bytes(whole.encode() + damage)
+        logger = MetricsLogger(tmp_path)
+        logger.log_metrics({"student/loss": 1.0}, 2)
+        logger.finalize("success")
+        rows = read_metrics(file)
+        assert [row["step"] for row in rows] == [0, 1, 2] and rows[1]["val/w2"] == 8
+    file.write_bytes(b"\xff\xfe" + whole.encode())
+    assert read_metrics(file) == []
+
+
 def test_an_evaluation_in_the_folder_of_a_finished_run_leaves_its_history(tmp_path):
     fit = MetricsLogger(str(tmp_path))
     fit.log_metrics({"student/loss": 1.0}, step=0)

@@ -26,6 +26,7 @@ from distillkit.watch.during import (
     STRAYED,
     WIDE,
     WORSE,
+    begin,
     centred,
     classes,
     compare,
@@ -33,6 +34,8 @@ from distillkit.watch.during import (
     distance,
     fake_errors,
     lasting,
+    measure,
+    varied,
 )
 from distillkit.watch.reference import Reference as Whole
 from distillkit.watch.reference import evenly
@@ -81,6 +84,20 @@ def test_chance_alone_is_no_shift():
     assert compare(one + 1, other)["shift"] == pytest.approx(1, rel=0.05)
 
 
+def test_the_chance_of_a_shift_is_that_of_both_laws():
+    """Samples that are all alike have none of their own; means of the target are 1/4 and -1/4."""
+    column = torch.tensor([1.0] * 10 + [-1.0] * 6)
+    other = torch.stack([column, -column], 1)
+    expected = math.sqrt(0.5**2 + 0.25**2 - (1 - 0.25**2) / 16) / math.sqrt(1 - 0.25**2)
+    assert compare(torch.full((16, 2), 0.5), other)["shift"] == pytest.approx(expected)
+
+
+def test_within_is_told_where_half_of_the_samples_have_company():
+    x = unit(6, 2)
+    for label, told in (([0, 0, 1, 1, 2, 3], True), ([0, 0, 0, 1, 2, 3], True), ([0, 0, 1, 2, 3, 4], False)):
+        assert ("within" in compare(x, x, {"label": torch.tensor(label)})) == told
+
+
 def test_within_is_the_spread_about_the_means_of_classes():
     noise, label = unit(1000, 2), torch.arange(1000) % 4
     places = 10 * torch.eye(4, 2, dtype=torch.float64)[label]
@@ -106,6 +123,7 @@ def test_tokens_are_compared_by_their_frequencies():
     alike = torch.zeros(16, 2, dtype=torch.int64)
     assert compare(alike, uniform) == {"spread": pytest.approx(1 / 16), "shift": pytest.approx(0.75)}
     assert compare(uniform[:8], uniform)["spread"] == pytest.approx(0.5)
+    assert compare(uniform + 4, uniform)["shift"] == 1  # tokens that the target has not
 
 
 def test_distances_are_in_deviations_of_the_target():
@@ -153,8 +171,41 @@ def test_errors_of_the_fake_score_are_measured_in_thirds_of_its_levels():
         assert facts[f"fake_{band}"] == pytest.approx(float(x_0.square().mean()) / error, rel=1e-5)
     assert facts["lag"] == max(facts[f"fake_{band}"] for band in BANDS)
     assert len(seen) == 3 and all(low.max() < high.min() for low, high in zip(seen, seen[1:], strict=False))
+    u = (torch.arange(192) + 0.5) / 192  # the middles of as many parts as there are samples in all bands
+    assert torch.allclose(torch.cat(seen), model.fake_times(u, model.teacher.process, None), rtol=1e-5)
     ratios = model.teacher.process.ratio(torch.cat(seen))
     assert (facts["noise_from"], facts["noise_to"]) == pytest.approx((float(ratios.min()), float(ratios.max())))
+
+
+def test_the_fake_score_is_asked_about_samples_of_the_last_step(monkeypatch):
+    model, reference = scored(num_steps=3, times=None)
+    asked, own = [], model.rollout
+    monkeypatch.setattr(model, "rollout", lambda *args, step: asked.append(step) or own(*args, step=step))
+    assert fake_errors(model, reference) and asked == [2]
+    monkeypatch.setattr(model.fake_score, "told", {"jump": None})
+    assert fake_errors(model, reference) == {}  # samples do not say it
+
+
+def test_what_is_measured_of_a_run():
+    """Distances are in deviations of the target, shares those of the role's own steps."""
+    target = 2 * unit()
+    reference = SimpleNamespace(target=target, first=target, cond={}, samples=lambda model: target + 1)
+    reference.raw = lambda model: target + 4
+    model = SimpleNamespace(roles={"fake_score": (), "student": ()}, bad_steps=torch.tensor([[1, 3], [0, 1]]))
+    model.updates_before, model.global_step = lambda role, step: {"fake_score": 8, "student": 2}[role], 10
+    model.ema, model.done = object(), 0.25
+    facts, samples = measure(model, reference)
+    assert torch.equal(samples, target + 1)
+    assert facts == pytest.approx(
+        compare(target + 1, target)
+        | {"moved": 0.5, "raw": 1.5, "skipped_fake_score": 3 / 8, "skipped_student": 0.5, "done": 0.25}
+    )
+    assert begin(reference) == {"spread": 1, "shift": 0, "beyond": 0, "done": 0}
+    model.ema = None
+    for reference.target in (None, torch.zeros(4, 3), torch.linspace(-1, 1, 3).expand(4, 3)):  # one sample repeated
+        assert measure(model, reference)[0].keys() == {"skipped_fake_score", "skipped_student", "done"}
+        assert begin(reference) == {"done": 0}
+    assert varied(torch.tensor([[1.0], [1.001]])) and varied(torch.tensor([[0], [0]]))
 
 
 # The diagnosis: each cause just inside its bounds, and each near miss
@@ -222,6 +273,7 @@ CASES = {
     "student strays under a blind judge": ([START, facts(shift=9.0, fake=1.0)], ["lagging_fake_score"]),
     "average stands still": ([facts(raw=0.4, moved=0.4 / FROZEN - EPS)], ["long_ema"]),
     "average stands still, early": ([facts(done=0.49, raw=0.4, moved=0.01)], []),
+    "average stands still, at half": ([facts(done=0.5, raw=0.4, moved=0.01)], ["long_ema"]),
     "average follows": ([facts(raw=0.4, moved=0.4 / FROZEN + EPS)], []),
     "skipped": ([facts(skipped_student=SKIPPED + EPS)], ["diverged_role"]),
     "skipped, for the student runs away": ([facts(raw=2.0, skipped_fake_score=0.5)], ["high_rate"]),
@@ -229,6 +281,7 @@ CASES = {
     "few skipped": ([facts(skipped_student=SKIPPED)], []),
     "no numbers": ([facts(spread=math.nan)], ["diverged_role"]),
     "collapse": ([facts(spread=1.0, done=0.5), facts(spread=FALLEN - EPS)], ["high_rate"]),
+    "collapse by degrees": ([facts(spread=x) for x in (1.0, 0.55, FALLEN - EPS)], ["high_rate"]),
     "collapse within classes": ([facts(within=1.0, done=0.5), facts(within=FALLEN - EPS)], ["high_rate"]),
     "narrow": ([facts(spread=2.0, done=0.5), facts(spread=FALLEN)], []),
     "narrow from the start": ([{"spread": 0.3, "done": 0.0}, facts(spread=0.2)], []),
@@ -236,6 +289,10 @@ CASES = {
     "strayed": ([START, plain(spread=0.29, shift=STRAYED + EPS)], ["high_rate"]),
     "strayed, wide": ([START, plain(spread=1 / 0.29, shift=STRAYED + EPS)], ["high_rate"]),
     "strayed, early": ([START, plain(done=0.49, spread=0.29, shift=0.9)], []),
+    "strayed, at half": ([START, plain(done=0.5, spread=0.29, shift=0.9)], ["high_rate"]),
+    "strayed from afar": ([{**START, "shift": 0.5}, plain(spread=0.29, shift=0.5 + STRAYED)], []),
+    "strayed, as narrow as ever": ([START, plain(spread=0.3, shift=0.9)], []),
+    "strayed, less wide than it was narrow": ([START, plain(spread=1 / 0.31, shift=0.9)], []),
     "strayed a little": ([START, plain(spread=0.29, shift=STRAYED)], []),
     "strayed, not in its spread": ([START, plain(spread=0.31, shift=0.9)], []),
     "strayed, with a fake score": ([START, facts(spread=0.29, shift=0.9)], []),
@@ -274,7 +331,7 @@ def test_mends_name_the_role_to_blame():
         "lower model.student.lr or model.fake_score.lr": facts(fake_high=9.0, shift=0.9),
         "lower model.fake_score.lr": facts(skipped_fake_score=0.5, skipped_student=0.1),
         "lower model.student.lr": facts(skipped_fake_score=0.1, skipped_student=0.5),
-        "the fake score's error is infinite): lower model.fake_score.lr": facts(fake_high=math.inf),
+        "the fake score's error is infinite): lower model.fake_score.lr": facts(fake_high=math.inf, lag=math.inf),
         "samples are no numbers): lower model.student.lr": facts(spread=math.nan, fake_high=math.inf),
     }
     for words, history in said.items():
