@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,8 @@ def write_report(run_dir: Path) -> Path:
 
 def _samples(folder: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
     """Figures and pages of the samples, by their names in the template."""
-    pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
-    moving = {stem: path for stem in MODELS if (path := folder / f"{stem}.gif").is_file()}
+    pictures = {path.stem: path for path in sorted(folder.glob("*.png")) if _is_picture(path)}
+    moving = {stem: path for stem in MODELS if _is_picture(path := folder / f"{stem}.gif")}
     shown = [stem for stem in MODELS if stem in pictures]
     along = [stem for stem in pictures if stem not in (*MODELS, "comparison")]
     return {
@@ -152,6 +153,12 @@ def _figure(path: Path, caption: str) -> dict[str, Any]:
         width = image.width
     kind = "student" if path.stem == "student" else ""
     return {"uri": uri(path, f"image/{path.suffix[1:]}"), "caption": caption, "small": width < 480, "kind": kind}
+
+
+def _is_picture(path: Path) -> bool:
+    with suppress(OSError, SyntaxError), Image.open(path):  # what a broken disk or another program left is not shown
+        return True
+    return False
 
 
 def _plain(stem: str) -> str:

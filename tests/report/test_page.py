@@ -287,6 +287,15 @@ def test_what_is_missing_is_left_out(run, missing):
     assert ("No evaluation yet" in " ".join(page.words)) == (missing == "evaluation.json")
 
 
+def test_what_is_no_picture_is_left_out(run):
+    """What a broken disk or another program left among the samples costs nobody the report."""
+    before = write_report(run).read_text()
+    (run / "samples" / "other.png").write_text("no picture")
+    (run / "samples" / "student.gif").write_bytes(b"GIF89a")
+    (run / "samples" / "folder.png").mkdir()
+    assert write_report(run).read_text() == before
+
+
 def test_an_interrupted_run_is_said_to_be_one(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,seconds,student/loss\n0,1,2.0\n49,2,1.0\n99")  # cut in a line
     (tmp_path / "config.yaml").write_text("{trainer: {max_steps: 400}, model: {_target_: distillkit.methods.sid.SiD}}")
