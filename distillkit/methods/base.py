@@ -303,10 +303,14 @@ class Distiller(Validated):
 
     # Optimisation
 
+    def optimizer_options(self) -> list[dict[str, Any]]:
+        """The options of each group of the optimiser, also where a run goes on."""
+        return [{"lr": s.lr, "betas": s.betas, "weight_decay": s.weight_decay} for s in self.settings.values()]
+
     def configure_optimizers(self) -> dict[str, Any]:
         groups = [
-            {"params": self.role_parameters(role), "lr": s.lr, "betas": s.betas, "weight_decay": s.weight_decay}
-            for role, s in self.settings.items()
+            {"params": self.role_parameters(role), **options}
+            for role, options in zip(self.roles, self.optimizer_options(), strict=True)
         ]
         if self.schedule != "constant" and self.trainer.estimated_stepping_batches == math.inf:
             raise ValueError(
@@ -541,6 +545,16 @@ class Distiller(Validated):
                 f"ends before it: raise that, or leave the checkpoint out"
             )
         self.seed = facts["seed"]
+        if fits:
+            self._take_options(checkpoint)
+
+    def _take_options(self, checkpoint: dict[str, Any]) -> None:
+        """Puts this run's options of the optimiser in the place of the checkpoint's."""
+        options = self.optimizer_options()
+        for group, own in zip(checkpoint["optimizer_states"][0]["param_groups"], options, strict=True):
+            rate = group["lr"] * (own["lr"] / group["initial_lr"])  # the schedule stays where it is
+            group |= {**own, "initial_lr": own["lr"], "lr": rate}
+        checkpoint["lr_schedulers"][0]["base_lrs"] = [own["lr"] for own in options]
 
     def teacher_hash(self) -> str | None:
         """The hash of the teacher before half precision rounds it; None without a teacher."""

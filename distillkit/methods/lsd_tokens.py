@@ -119,9 +119,13 @@ class LSDTokens(SamplerDistiller):
 
     # Means of solutions
 
+    def optimizer_options(self) -> list[dict[str, Any]]:
+        return [{"lr": 1.0}]
+
     def configure_optimizers(self) -> dict[str, Any]:
         """The n-th gradient step has size 1 / n: each number is the mean of its solutions."""
-        optimizer = torch.optim.SGD(self.student.parameters(), lr=1.0, fused=True)  # fused: it reads `found_inf`
+        groups = [{"params": self.student.parameters(), **options} for options in self.optimizer_options()]
+        optimizer = torch.optim.SGD(groups, fused=True)  # fused: it reads `found_inf`
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

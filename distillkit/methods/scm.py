@@ -256,9 +256,18 @@ class TangentConsistency(FewStepDistiller):
         if reached > 0:
             raise Failure(
                 f"the student's derivative along the teacher's ODE ran away: the residual of the last {int(self.runaway)} steps "
-                f"was beyond {self.max_residual:g} of the data's standard deviation; lower model.student.lr, raise "
-                f"model.tangent_warmup or set model.normaliser=rms"
+                f"was beyond {self.max_residual:g} of the data's standard deviation; {self.way_back}"
             )
+
+    @property
+    def way_back(self) -> str:
+        """What keeps the residual smaller and is not set."""
+        ways = ["lower model.student.lr", "raise model.tangent_warmup"]
+        if self.normaliser != "rms":
+            ways.append("set model.normaliser=rms")
+        if self.tangent == "jvp":
+            ways.append("bound the derivative with model.tangent=quotient model.delta=0.2")
+        return f"{', '.join(ways[:-1])} or {ways[-1]}"
 
     def setup(self, stage: str) -> None:
         refuse_half_weights(self)

@@ -217,11 +217,18 @@ def unaware(facts: Facts) -> bool:
     Where student and teacher have one law, the fake score is no better either.
     """
     fake = bands(facts)
+    return bool(fake) and min(fake) > LAGS and max(fake) < WORSE and off(facts)
+
+
+def misled(facts: Facts) -> bool:
+    """Whether the student has moved to where the teacher is not, and the fake score is worse."""
+    return WORSE <= max(bands(facts), default=0.0) < math.inf and off(facts)
+
+
+def off(facts: Facts) -> bool:
+    """Whether the student has moved, to samples that are unlike the teacher's."""
     return (
-        bool(fake)
-        and "spread" in facts
-        and min(fake) > LAGS
-        and max(fake) < WORSE
+        math.isfinite(facts.get("spread", math.nan))
         and facts["moved"] > MOVED
         and (not NARROW < facts["spread"] < WIDE or facts.get("within", 1.0) < NARROW or facts["shift"] > OFF)
     )
@@ -233,14 +240,18 @@ def lagging(history: list[Facts], model: Any) -> list[Finding]:
         return []
     now, fake = history[-1], bands(history[-1])
     error = f"{min(fake):.2f} to {max(fake):.2f} of the teacher's error at noise {noises(now)}"
-    within = f" ({now['within']:.3g} within classes)" if "within" in now else ""
-    where = f"on samples with {now['spread']:.3g} of its spread{within}, {now['shift']:.3g} standard deviations away"
-    return [Finding("lagging_fake_score", f"{error}, {where}")]
+    return [Finding("lagging_fake_score", f"{error}, {place(now)}")]
 
 
 def noises(facts: Facts) -> str:
     """The range of noise over signal in which the fake score was measured."""
     return f"{facts['noise_from']:.2g} to {facts['noise_to']:.2g}"
+
+
+def place(facts: Facts) -> str:
+    """Where the samples are that the fake score was asked about."""
+    within = f" ({facts['within']:.3g} within classes)" if "within" in facts else ""
+    return f"on samples with {facts['spread']:.3g} of its spread{within}, {facts['shift']:.3g} standard deviations away"
 
 
 def too_fast(history: list[Facts], model: Any) -> list[Finding]:
@@ -261,12 +272,15 @@ def too_fast(history: list[Facts], model: Any) -> list[Finding]:
     began = max(AWAY, history[0].get("shift", 0.0))
     if lasting(history, lambda facts: facts.get("shift", 0.0) > began):
         return [Finding("high_rate", f"the mean has moved {now['shift']:.3g} standard deviations away", slower(model))]
+    if lasting(history, misled):
+        said = f"the fake score has up to {max(bands(now)):.3g} times the teacher's error, {place(now)}"
+        return [Finding("high_rate", said, "lower model.student.lr or model.fake_score.lr")]
     return []
 
 
 def slower(model: Any) -> str:
     """The mend for a student that strays; an adversarial loss may drive it at any rate."""
-    return "lower model.gan, or model.student.lr" if getattr(model, "gan", 0.0) else ""
+    return "lower model.student.lr, or model.gan" if getattr(model, "gan", 0.0) else ""
 
 
 def frozen(history: list[Facts], model: Any) -> list[Finding]:

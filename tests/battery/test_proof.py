@@ -141,7 +141,7 @@ def test_a_part_of_the_default_run_reaches_the_gaussian(case, tmp_path):
 # modes, whose weights were off by 0.215 (scm) and 0.316 (rcm) where 0.2 is asked for. Particles
 # that follow adapters on a network drawn at random (vsd) had a width that was off by 0.44 on the
 # Gaussian, and weights by 0.40.
-SHORT = {("scm", "mixture"), ("rcm", "mixture"), ("vsd", "gaussian"), ("vsd", "mixture")}
+SHORT = {("scm", "mixture"), ("tbcm", "mixture"), ("rcm", "mixture"), ("vsd", "gaussian"), ("vsd", "mixture")}
 
 
 @pytest.mark.slow  # minutes each

@@ -619,6 +619,32 @@ def test_checkpoints_return_everything(checkpoint):
     assert same(dict(model.state_dict()), dict(content["state_dict"]))
 
 
+class Rates(Callback):
+    """The learning rates at each step, one for each role; the run ends after step `stop`."""
+
+    def __init__(self, stop=None):
+        self.seen, self.stop = [], stop
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.seen.append([group["lr"] for group in optimizer.param_groups])
+        trainer.should_stop = trainer.global_step + 1 == self.stop
+
+
+@pytest.mark.parametrize("settings", [Adam(lr=0.5), Adam(lr=0.125, betas=(0.5, 0.75), weight_decay=0.25)])
+def test_a_resumed_run_takes_the_options_it_is_given(settings, tmp_path):
+    """Its config.yaml says these, and the schedule goes on where it was."""
+    shadow, cut = Adam(lr=0.25), tmp_path / "cut.ckpt"
+    run = trainer(8, callbacks=[Rates(stop=4)])
+    run.fit(Plain(student=Adam(lr=0.5), shadow=shadow, schedule="linear"), Pairs(batch_size=8))
+    run.save_checkpoint(cut)
+    again, rates = trainer(8), Rates()
+    again.callbacks.append(rates)
+    again.fit(Plain(settings, shadow, schedule="linear"), Pairs(batch_size=8), ckpt_path=cut, weights_only=True)
+    assert rates.seen == [[shadow.lr * left / 8, settings.lr * left / 8] for left in (4, 3, 2, 1)]
+    group = again.optimizers[0].param_groups[1]
+    assert (tuple(group["betas"]), group["weight_decay"]) == (settings.betas, settings.weight_decay)
+
+
 def test_a_run_in_half_precision_resumes_and_names_the_teacher_as_it_came(tmp_path):
     """Training rounds the teacher; its hash is the one that whoever loads it finds."""
     model, run = SiD(neural()), trainer(2, precision="bf16-true")

@@ -1,6 +1,7 @@
 """sCM's own parts: states at data and on trajectories, tangents, guidance, the adversarial part."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -400,6 +401,17 @@ def test_a_run_that_ran_away_is_stopped_and_says_so():
     model = SCM(neural(), tangent_warmup=0, max_bad_steps=3)
     trainer(6, log_every_n_steps=2).fit(model, Pairs(batch_size=8))
     assert model.runaway == 0
+
+
+def test_only_what_is_not_set_is_recommended_to_a_run_that_ran_away():
+    for settings, names in (
+        ({}, ["student.lr", "tangent_warmup", "tangent=quotient"]),
+        ({"normaliser": None}, ["student.lr", "tangent_warmup", "normaliser=rms", "tangent=quotient"]),
+        ({"normaliser": "norm", "tangent": "quotient"}, ["student.lr", "tangent_warmup", "normaliser=rms"]),
+        ({"tangent": "quotient"}, ["student.lr", "tangent_warmup"]),
+    ):
+        ways = re.split(", | or ", SCM(neural(), **settings).way_back)
+        assert [re.search(r"model\.(\S+)", way)[1] for way in ways] == names
 
 
 def test_the_count_of_runaway_steps_starts_anew():

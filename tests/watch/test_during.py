@@ -242,7 +242,7 @@ CASES = {
     "both alike, within classes too": ([facts(fake=1.0, within=NARROW + EPS)], []),
     "fake score follows classes": ([facts(fake=LAGS - EPS, within=0.1)], []),
     "one level known": ([facts(fake=1.0, shift=0.9, fake_high=LAGS - EPS)], []),
-    "one level worse than the teacher": ([facts(fake=1.0, shift=0.9, fake_high=WORSE + EPS)], []),
+    "one level worse than the teacher": ([facts(fake=1.0, shift=0.9, fake_high=WORSE + EPS)], ["high_rate"]),
     "lag, moved": ([facts(fake=1.0, shift=0.9, moved=MOVED + EPS)], ["lagging_fake_score"]),
     "not yet moved": ([facts(fake=1.0, shift=0.9, moved=MOVED)], []),
     "lag, at first": ([facts(done=0.1, fake=1.0, shift=0.9)], []),
@@ -257,6 +257,11 @@ CASES = {
     "fake score is ruined at two levels": ([facts(done=0.1, fake=99.0, fake_low=RUINED - EPS)], []),
     "fake score errs a little": ([facts(fake=WORSE - EPS)], []),
     "fake score errs at one level": ([facts(fake_high=99.0)], []),
+    "fake score errs at one level, on odd samples": ([facts(fake_high=WORSE, shift=OFF + EPS)], ["high_rate"]),
+    "the same, on narrow ones": ([facts(fake_high=WORSE, spread=NARROW)], ["high_rate"]),
+    "the same, at first": ([facts(done=0.1, fake_high=WORSE, shift=0.9)], []),
+    "the same, of a student that has not moved": ([facts(fake_high=99.0, shift=0.9, moved=MOVED)], []),
+    "it errs a little at one level, on odd samples": ([facts(fake_high=WORSE - EPS, shift=0.9)], []),
     "student runs away": ([facts(done=0.1, raw=APART + EPS)], ["high_rate"]),
     "student swings": ([facts(raw=APART - EPS)], []),
     "student runs away from a blind judge": ([facts(raw=2.0, fake=1.0, shift=0.9)], ["lagging_fake_score"]),
@@ -322,6 +327,8 @@ def test_mends_name_the_role_to_blame():
         "0.9 of its spread (0.2 within classes)": facts(fake=1.0, spread=0.9, within=0.2),
         "model.fake_score.lr": facts(fake=9.0),
         "model.student.lr": facts(raw=9.0),
+        "up to 9 times the teacher's error, on samples with 0.2 of its spread": facts(fake_high=9.0, spread=0.2),
+        "lower model.student.lr or model.fake_score.lr": facts(fake_high=9.0, shift=0.9),
         "lower model.fake_score.lr": facts(skipped_fake_score=0.5, skipped_student=0.1),
         "lower model.student.lr": facts(skipped_fake_score=0.1, skipped_student=0.5),
         "the fake score's error is infinite): lower model.fake_score.lr": facts(fake_high=math.inf, lag=math.inf),
@@ -332,7 +339,7 @@ def test_mends_name_the_role_to_blame():
     adversarial = SimpleNamespace(**vars(METHOD), gan=0.1)
     for history in (START, facts(shift=9.0)), (START, facts(raw=9.0)), (facts(spread=1.0), facts(spread=0.1)):
         assert str(*diagnose([*history], METHOD)).endswith("): lower model.student.lr")
-        assert str(*diagnose([*history], adversarial)).endswith("): lower model.gan, or model.student.lr")
+        assert str(*diagnose([*history], adversarial)).endswith("): lower model.student.lr, or model.gan")
 
 
 def test_evidence_is_readable_however_large_it_is():
