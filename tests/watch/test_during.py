@@ -189,7 +189,7 @@ def test_the_fake_score_is_asked_about_samples_of_the_last_step(monkeypatch):
 def test_what_is_measured_of_a_run():
     """Distances are in deviations of the target, shares those of the role's own steps."""
     target = 2 * unit()
-    reference = SimpleNamespace(target=target, first=target, cond={}, samples=lambda model: target + 1)
+    reference = SimpleNamespace(target=target, first=target - 1, cond={}, samples=lambda model: target + 1)
     reference.raw = lambda model: target + 4
     model = SimpleNamespace(roles={"fake_score": (), "student": ()}, bad_steps=torch.tensor([[1, 3], [0, 1]]))
     model.updates_before, model.global_step = lambda role, step: {"fake_score": 8, "student": 2}[role], 10
@@ -198,9 +198,9 @@ def test_what_is_measured_of_a_run():
     assert torch.equal(samples, target + 1)
     assert facts == pytest.approx(
         compare(target + 1, target)
-        | {"moved": 0.5, "raw": 1.5, "skipped_fake_score": 3 / 8, "skipped_student": 0.5, "done": 0.25}
+        | {"moved": 1, "raw": 1.5, "skipped_fake_score": 3 / 8, "skipped_student": 0.5, "done": 0.25}
     )
-    assert begin(reference) == {"spread": 1, "shift": 0, "beyond": 0, "done": 0}
+    assert begin(reference) == compare(target - 1, target) | {"done": 0}
     model.ema = None
     for reference.target in (None, torch.zeros(4, 3), torch.linspace(-1, 1, 3).expand(4, 3)):  # one sample repeated
         assert measure(model, reference)[0].keys() == {"skipped_fake_score", "skipped_student", "done"}
