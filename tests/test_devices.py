@@ -29,7 +29,7 @@ LEAVE = {
     "devices.py:alone",
     *("files.py:<dictcomp>", "files.py:hash_tensors", "base.py:_apply", "exact.py:<lambda>"),
     *("base.py:check_steps", "base.py:skipped", "learned.py:<dictcomp>"),
-    *("exact.py:draw", "evaluation.py:_chains", "look.py:motion_apart", "metrics.py:_mean_distance"),
+    *("exact.py:draw", "evaluation.py:_chains", "look.py:motion_apart", "metrics.py:_mean"),
     "metrics.py:__new__",  # what each sample adds to a margin
 }
 WORLDS = {
@@ -204,7 +204,7 @@ def moved() -> None:
 
 @pytest.mark.skipif(not hasattr(torch._C, "_acc"), reason="this PyTorch makes no devices in Python")
 @pytest.mark.parametrize(
-    "world", [name if name == "image" else pytest.param(name, marks=pytest.mark.slow) for name in WORLDS]
+    "world", [name if name == "toy" else pytest.param(name, marks=pytest.mark.slow) for name in WORLDS]
 )
 def test_a_run_ends_on_the_device_of_its_training(world, tmp_path):
     command = Command(tmp_path, *WORLDS[world], work=ended)

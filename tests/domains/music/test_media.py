@@ -249,6 +249,7 @@ def run(tmp_path_factory):
     Teacher(denoiser, shape, classes, codec=Mel(mean=-7.97, std=1.97, steps=1)).save(folder / "teacher", domain="music")
     words = ["domain=music", "method=dmd", "teacher=folder", f"teacher.path={folder / 'teacher'}"]
     words += ["trainer.max_steps=1", "data.batch_size=2", "vars.callbacks.finish.num_samples=0"]
+    words += ["vars.callbacks.watch.samples=2"]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(MusicData, "pictured", 4)
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", runs.OUT):
