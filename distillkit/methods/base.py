@@ -549,12 +549,21 @@ class Distiller(Validated):
             self._take_options(checkpoint)
 
     def _take_options(self, checkpoint: dict[str, Any]) -> None:
-        """Puts this run's options of the optimiser in the place of the checkpoint's."""
+        """Puts this run's options of the optimiser in the place of the checkpoint's.
+
+        Raises:
+            ValueError: the checkpoint has other groups, or damaged ones.
+        """
         options = self.optimizer_options()
-        for group, own in zip(checkpoint["optimizer_states"][0]["param_groups"], options, strict=True):
-            rate = group["lr"] * (own["lr"] / group["initial_lr"])  # the schedule stays where it is
-            group |= {**own, "initial_lr": own["lr"], "lr": rate}
-        checkpoint["lr_schedulers"][0]["base_lrs"] = [own["lr"] for own in options]
+        try:
+            for group, own in zip(checkpoint["optimizer_states"][0]["param_groups"], options, strict=True):
+                rate = group["lr"] * (own["lr"] / group["initial_lr"])  # the schedule stays where it is
+                group |= {**own, "initial_lr": own["lr"], "lr": rate}
+            checkpoint["lr_schedulers"][0]["base_lrs"] = [own["lr"] for own in options]
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            raise ValueError(
+                "the checkpoint's optimiser is damaged or not that of this method: give another checkpoint of the run"
+            ) from None
 
     def teacher_hash(self) -> str | None:
         """The hash of the teacher before half precision rounds it; None without a teacher."""

@@ -645,6 +645,27 @@ def test_a_resumed_run_takes_the_options_it_is_given(settings, tmp_path):
     assert (tuple(group["betas"]), group["weight_decay"]) == (settings.betas, settings.weight_decay)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content["optimizer_states"][0]["param_groups"].pop(),
+        lambda content: content["optimizer_states"][0]["param_groups"][0].pop("initial_lr"),
+        lambda content: content["optimizer_states"][0]["param_groups"][0].update(initial_lr=0.0),
+        lambda content: content["optimizer_states"][0].update(param_groups=None),
+        lambda content: content.update(lr_schedulers=[]),
+    ],
+)
+def test_a_damaged_optimiser_is_refused_in_a_sentence(damage, tmp_path):
+    run, file = trainer(1), tmp_path / "cut.ckpt"
+    run.fit(Plain(), Pairs(batch_size=8))
+    run.save_checkpoint(file)
+    content = torch.load(file, weights_only=True)
+    damage(content)
+    torch.save(content, file)
+    with pytest.raises(ValueError, match="optimiser is damaged or not that of this method: give another checkpoint"):
+        trainer(2).fit(Plain(), Pairs(batch_size=8), ckpt_path=file, weights_only=True)
+
+
 def test_a_run_in_half_precision_resumes_and_names_the_teacher_as_it_came(tmp_path):
     """Training rounds the teacher; its hash is the one that whoever loads it finds."""
     model, run = SiD(neural()), trainer(2, precision="bf16-true")
