@@ -18,7 +18,7 @@ from domains.protein.data import ProteinData, lengths
 from domains.protein.evaluation import ProteinEvaluator, descriptors, jensen_shannon, shares, tm_scores
 from domains.protein.folds import IdealFolds
 from domains.protein.teacher import WEIGHTS, Folds
-from tests.battery.conftest import FEWER, Case, build, by_family, few
+from tests.battery.conftest import FEWER, Case, build, by_family, few, goes
 
 trained = pytest.mark.skipif(not (WEIGHTS / "folds").is_dir(), reason="the embedded teacher is not here")
 STORE = Path(os.environ.get("DISTILLKIT_DATA", "none")) / "protein"  # a folder of real data sets, if there is one
@@ -281,6 +281,8 @@ def test_what_does_not_fit_the_columns_is_refused():
 @trained
 @pytest.mark.parametrize("method", by_family())
 def test_every_method_takes_steps(method):
+    if not goes("protein", method):
+        pytest.skip("the battery proves that it is refused")
     own = build("domain=protein", f"method={method}", "network.width=16", *SMALL, *few(Case(method, "protein"), FEWER))
     own.model.require(own.data)
     own.data.setup()
