@@ -110,9 +110,10 @@ def alone(
     while start < rows.stop or not parts:
         some = slice(start, min(start + chunk, rows.stop))
         num = some.stop - some.start
-        watched = not fits and num > 1 and num * size >= LARGE
+        looked = not fits and num > 1 and num * size >= LARGE
+        there = free(device) if looked else None
         try:
-            with Most(device) if watched else nullcontext():
+            with nullcontext() if there is None else Most(there, device):
                 parts.append(make(some).cpu())
             start, fits = some.stop, True
         except torch.OutOfMemoryError:
@@ -191,13 +192,13 @@ class Most(Peak):
     Of the CPU's it is this process's share.
 
     Args:
+        there: the free bytes.
         device: the device.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, there: int, device: torch.device):
         super().__init__()
-        there = free(device)
-        self.most = math.inf if there is None else there // 2 // (_sharers if device.type == "cpu" else 1)
+        self.most = there // 2 // (_sharers if device.type == "cpu" else 1)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = super().__torch_dispatch__(func, types, args, kwargs)
