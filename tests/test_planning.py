@@ -308,6 +308,10 @@ def test_the_verb_says_what_a_fit_takes_and_writes_nothing(here, capsys):
     assert not [*Path().iterdir()]
 
 
+def test_a_laptop_plans_for_gpus_and_nodes(here, capsys):
+    assert "On 4 devices with DDP" in said(capsys, "trainer=gpus", "trainer.devices=2", "trainer.num_nodes=2").out
+
+
 @pytest.mark.slow
 def test_devices_that_share_the_weights_need_less(here, capsys):
     out = said(capsys, "trainer=shard", "--devices", "4", "--memory", "1").out

@@ -235,7 +235,6 @@ class CLI(LightningCLI):
         config = self.config[self.verb]
         if config.trainer is None:
             raise UsageError("trainer holds further keys, such as trainer.max_steps, and cannot be null")
-        self.refuse_missing(config.trainer.accelerator)
         again = config.ckpt_path == "last"
         checkpoint = self.find_checkpoint(config)
         if config.trainer.default_root_dir is not None:
@@ -243,12 +242,7 @@ class CLI(LightningCLI):
         for part in ("model", "data", "trainer"):
             refuse_values_let_through(config.get(part), part)
         checks.trainer(config.trainer)
-        if config.trainer.num_nodes > 1 and "MASTER_ADDR" not in os.environ and not runs.by_srun():
-            raise UsageError(
-                f"trainer.num_nodes={config.trainer.num_nodes} needs processes on every node, which srun or torchrun starts"
-            )
-        if config.trainer.num_nodes > 1 and self.out is None and runs.home_of(checkpoint) is None:
-            raise UsageError(runs.NAMELESS)
+        self.refuse_missing(config.trainer, checkpoint)
         if self.verb == "fit":
             checks.ends(config.trainer)
             self.validate_once(config.trainer)
@@ -261,15 +255,20 @@ class CLI(LightningCLI):
             raise UsageError(lacking)
         self.keep(checkpoint, again)
 
-    @staticmethod
-    def refuse_missing(accelerator: Any) -> None:
-        """Raises UsageError for a GPU, by a name of Lightning's, that is not on this machine."""
+    def refuse_missing(self, trainer: Any, checkpoint: str | None) -> None:
+        """Raises UsageError for a GPU, by a name of Lightning's, or nodes that are not there."""
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        if not {**there, "gpu": any(there.values())}.get(str(accelerator), True):
+        if not {**there, "gpu": any(there.values())}.get(str(trainer.accelerator), True):
             raise UsageError(
-                f"trainer.accelerator={accelerator} finds no GPU on this machine: say trainer.accelerator=cpu, or leave "
-                f"it and trainer=gpus out"
+                f"trainer.accelerator={trainer.accelerator} finds no GPU on this machine: say trainer.accelerator=cpu, "
+                f"or leave it and trainer=gpus out"
             )
+        if trainer.num_nodes > 1 and "MASTER_ADDR" not in os.environ and not runs.by_srun():
+            raise UsageError(
+                f"trainer.num_nodes={trainer.num_nodes} needs processes on every node, which srun or torchrun starts"
+            )
+        if trainer.num_nodes > 1 and self.out is None and runs.home_of(checkpoint) is None:
+            raise UsageError(runs.NAMELESS)
 
     def keep(self, checkpoint: str | None, again: bool) -> None:
         """Makes the run folder, and what goes there before the first batch.

@@ -102,6 +102,9 @@ class Look(CLI):
         self.devices, self.real = devices, real
         super().__init__("fit", flags, None, "plan")
 
+    def refuse_missing(self, trainer: object, checkpoint: str | None) -> None:
+        """Refuses nothing: the run is to be on another machine."""
+
     def keep(self, checkpoint: str | None, again: bool) -> None:
         """Makes no run folder, and a trainer that writes nothing."""
         trainer = self.config[self.verb].trainer

@@ -258,7 +258,7 @@ def test_a_teacher_of_digits_is_trained_distilled_and_sampled(tmp_path):
     teacher = ["teacher=folder", f"teacher.path={made}"]
     lsd = ["method=lsd", "model.num_steps=2", "model.num_pairs=32", "model.guard=0", "data.batch_size=16"]
     distil("fit", *digits, *teacher, *lsd, "trainer.max_steps=1", "--out", tmp_path / "student")
-    distil("sample", tmp_path / "student", "-n", "10", "--out", tmp_path / "samples")
+    distil("sample", tmp_path / "student", "-n", "10", "--trust", made, "--out", tmp_path / "samples")
     arrays = np.load(tmp_path / "samples" / "samples.npz", allow_pickle=False)
     assert arrays["samples"].shape == (10, 64) and set(np.unique(arrays["samples"])) <= {0, 1}
     assert (arrays["label"] == np.arange(10)).all() and (tmp_path / "samples" / "samples.png").is_file()
