@@ -7,7 +7,6 @@ none, so the CPU takes its place.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext

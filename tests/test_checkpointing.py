@@ -37,7 +37,7 @@ BLOCKS = {"unet": 8, "video_unet": 8, "dit": 2, "set_dit": 1, "pair_transformer"
 
 
 def network():
-    """A biased layer before a norm of single channels has no gradient but rounding; twelve are shared by four."""
+    """Of 12 channels, since before a norm of single ones a bias has no gradient but rounding."""
     return wake(UNet(SHAPE, 12, classes=CLASSES))
 
 

@@ -52,7 +52,7 @@ WORLDS = {  # where the law is known: the words for a small network on few data;
     "scene": [
         *("data.train=16", "data.val=4", "data.test=4", "data.batch_size=2"),
         *("+student.part._target_=distillkit.students.makers.Fresh", "+student.part.network=${network}"),
-        # a bias before a norm of single channels has no gradient but rounding, which Adam makes steps of
+        # before a norm of single channels a bias has no gradient but rounding, which Adam enlarges
         *("network.channels=12", "network.multipliers=[1]", "network.heads=0"),
     ],
 }
