@@ -164,6 +164,7 @@ def test_presets_of_consistency_stay_themselves_under_the_recipes_of_a_domain(do
     for method in going:
         model = consistent(f"domain={domain}", f"method={method}")
         assert (model.ends, model.parts) == FAMILY[method], method
+        assert (model.hop == "data") == (method in ("consistency_training", "ict", "ect")), method
 
 
 @pytest.mark.parametrize("domain", CONTINUOUS)
