@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,8 @@ class Watch(Callback):
         """Warns of a cause, once in a run; with `strict` the run stops after its next step."""
         if finding.name in self.found:
             return
-        finding = finding._replace(step=trainer.global_step)
+        mend = valued(finding.mend or CAUSES[finding.name].mend, trainer.lightning_module)
+        finding = finding._replace(step=trainer.global_step, mend=mend)
         self.found[finding.name] = finding
         self.write(trainer)
         if self.strict:
@@ -179,7 +181,8 @@ class Watch(Callback):
         """Writes RUN/warnings.json, if the run has its folder and there are any."""
         run = Path(trainer.default_root_dir)
         if self.found and trainer.is_global_zero and (run / "config.yaml").is_file():
-            write_text(run / WARNINGS, json.dumps([finding.record() for finding in self.found.values()], indent=1))
+            entries = [finding.record() for finding in self.found.values()]
+            write_text(run / WARNINGS, f"{json.dumps(entries, indent=1)}\n")
 
     def shown(self, samples: Tensor) -> Tensor:
         """Which samples are in a row: all that are points, few of large ones."""
@@ -203,6 +206,17 @@ class Watch(Callback):
         cond = {name: value.cpu()[chosen] for name, value in self.reference.cond.items()}
         picture = trainer.datamodule.media.compare(rows, cond)
         save_picture(Path(trainer.default_root_dir) / "samples" / "progress.png", picture)
+
+
+def valued(mend: str, model: Any) -> str:
+    """The mend with what its keys are now, such as `lower model.student.lr (now 0.05)`."""
+
+    def told(match: re.Match[str]) -> str:
+        *role, name = match[1].split(".")
+        value = getattr(model.settings.get(role[0]) if role else model, name, None)
+        return f"{match[0]} (now {value:g})" if isinstance(value, int | float) else match[0]
+
+    return re.sub(r"\bmodel\.([a-z_]+(?:\.[a-z_]+)?)\b(?!=)", told, mend)
 
 
 def crowded(steps: list[int]) -> int:

@@ -296,6 +296,8 @@ def train(verb: str, call: Call, work: Callable[..., int] | None = None) -> int:
             return 0
         tell_what_is_lost(cfg, call.words)
         name = f"{choices.get('domain', 'run')}-{choices.get('method', verb)}"
+        if helps := explanations(flags, cfg):  # before values that have no default are asked for
+            return lightning_run()(verb, helps, out=call.out, name=name)
         handed = config.hand_over(cfg)
         by_hand = any(
             "_target_" in word or word.endswith("=null") for word in call.words
@@ -303,15 +305,12 @@ def train(verb: str, call: Call, work: Callable[..., int] | None = None) -> int:
         if not by_hand and all(flag[0].startswith("--ckpt_path") for flag in call.flags):
             refuse_what_lacks(handed)
         typed = {"method": catalogue.word_of(choices, [*call.words, *flags])}
-        flags = ["--config", config.text(handed | typed), *(explain(flag, handed) for flag in flags)]
+        flags = ["--config", config.text(handed | typed), *flags]
 
     kept = None if call.no_cache else cache.of_the_user()
-    if work is None:
-        from distillkit.cli.lightning import run as work
-
     try:
         with cache.using(kept):
-            return work(verb, flags, out=call.out, name=name, strict=call.strict)
+            return (work or lightning_run())(verb, flags, out=call.out, name=name, strict=call.strict)
     except UsageError as error:
         raise UsageError(refusals.as_typed(str(error), cfg) if cfg else error) from error
 
@@ -360,12 +359,17 @@ def refuse_what_lacks(handed: dict[str, Any]) -> None:
         raise UsageError(reason)
 
 
-def explain(flag: str, handed: dict[str, Any]) -> str:
-    """`--model.help` and `--data.help` with the class that was chosen; other flags as they are."""
-    part = flag.removeprefix("--").removesuffix(".help")
-    return (
-        f"{flag}={handed[part]['class_path']}" if flag in ("--model.help", "--data.help") and part in handed else flag
-    )
+def explanations(flags: Sequence[str], cfg: Any) -> list[str]:
+    """`--model.help` and `--data.help` among the flags, with the class that was chosen."""
+    chosen = {f"--{part}.help": (cfg.get(part) or {}).get("_target_") for part in ("model", "data")}
+    return [f"{flag}={chosen[flag]}" for flag in flags if chosen.get(flag)]
+
+
+def lightning_run() -> Callable[..., int]:
+    """`lightning.run`, whose import takes seconds."""
+    from distillkit.cli.lightning import run
+
+    return run
 
 
 def show(cfg: Any, choices: dict[str, str]) -> None:

@@ -29,14 +29,15 @@ def show(args: Sequence[str]) -> None:
     if options.markdown:
         print(markdown(places), end="")
         return
-    told = compatibility if options.json else reason
-    matrix = {domain: {method: told(domain, method, places) for method in methods} for domain in domains}
     if options.json:
+        matrix = {domain: {method: compatibility(domain, method, places) for method in methods} for domain in domains}
         facts = {name: dict(zip(COLUMNS, cells, strict=True)) for name, cells in methods.items()}
         about = {name: text for name, (text,) in domains.items()}
         print(json.dumps({"domains": about, "methods": facts, "matrix": matrix}, indent=1))
         return
-    print_tables(domains, methods, matrix)
+    print_choices(domains, methods)  # before the matrix, which takes seconds
+    print_matrix({method: {domain: reason(domain, method, places) for domain in domains} for method in methods})
+    print("\nrun one: python -m distillkit fit domain=DOMAIN method=METHOD")
 
 
 def domains_of(places: tuple[str, ...] = ()) -> Rows:
@@ -65,8 +66,8 @@ def markdown(places: tuple[str, ...] = ()) -> str:
     return f"{methods}\n{table(('domain', 'what it is'), domains_of(places))}"
 
 
-def print_tables(domains: Rows, methods: Rows, matrix: dict[str, dict[str, str | None]]) -> None:
-    """Print the two tables, where each method runs, and why not elsewhere."""
+def print_choices(domains: Rows, methods: Rows) -> None:
+    """Print the tables of domains and of methods."""
     from rich.console import Console
     from rich.table import Table
 
@@ -81,17 +82,29 @@ def print_tables(domains: Rows, methods: Rows, matrix: dict[str, dict[str, str |
             table.add_row(name, *(escaped(cell or "-") for cell in cells))
         console.print(table)
         console.print()
+    console.file.flush()
+
+
+def print_matrix(matrix: dict[str, dict[str, str | None]]) -> None:
+    """Print where each method runs, and why not elsewhere.
+
+    Args:
+        matrix: by method and domain, the reason why it does not run there; None where it does.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("method", no_wrap=True)
     table.add_column("runs with the default teacher and data of")
     reasons: dict[str, int] = {}
-    for method in methods:
-        table.add_row(method, escaped(homes({domain: matrix[domain][method] for domain in domains}, reasons)))
+    for method, column in matrix.items():
+        table.add_row(method, escaped(homes(column, reasons)))
     console.print(table)
     console.print()
     for why, number in reasons.items():
         console.print(f"[{number}] {why}", markup=False)
-    console.print("\nrun one: python -m distillkit fit domain=DOMAIN method=METHOD", markup=False)
 
 
 def homes(column: dict[str, str | None], reasons: dict[str, int]) -> str:

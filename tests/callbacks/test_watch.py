@@ -12,9 +12,10 @@ import torch
 from helpers import BATCH, UNFINISHED, neural, same
 
 from distillkit import runs
-from distillkit.callbacks.watch import ROWS, SHOWN, Watch, crowded
+from distillkit.callbacks.watch import ROWS, SHOWN, Watch, crowded, valued
 from distillkit.cli import front
 from distillkit.data import Rows
+from distillkit.methods.base import Adam
 from distillkit.methods.dmd import DMD
 from distillkit.students.few_step import FewStepStudent
 from distillkit.watch.causes import CAUSES
@@ -27,6 +28,7 @@ BLIND = ["domain=toy", "method=dmd", "model.student.lr=0.03", "model.fake_score.
 BLIND += ["model.fake_score.updates=1"]
 SHORT = ["trainer.max_steps=48", "trainer.val_check_interval=12", "trainer.log_every_n_steps=3", *UNFINISHED]
 SAID = CAUSES["lagging_fake_score"].title
+MEND = "raise model.fake_score.updates (now 1) or model.fake_score.lr (now 1e-08)"
 
 
 def fit(out, *words, code=0):
@@ -58,7 +60,7 @@ def test_a_run_says_what_is_wrong_once_and_goes_on_bit_for_bit_after_strict(tmp_
     out = tmp_path / "blind"
     fit(out, *BLIND, *SHORT)
     said = capsys.readouterr()
-    assert said.err.count(f"warning: {SAID} (") == 1 and "raise model.fake_score.updates" in said.err
+    assert said.err.count(f"warning: {SAID} (") == 1 and MEND in said.err
     (entry,) = json.loads((out / "warnings.json").read_text())
     assert entry["name"] == "lagging_fake_score" and 0 < entry["step"] <= 48 and entry["said"] in said.err
     # one row and one line for each validation
@@ -74,7 +76,7 @@ def test_a_run_says_what_is_wrong_once_and_goes_on_bit_for_bit_after_strict(tmp_
     fit(strict, *BLIND, *SHORT, "--strict", code=1)
     said = capsys.readouterr()
     assert f"stopped by --strict, {SAID}" in said.err and "warning: " not in said.err
-    assert "raise model.fake_score.updates or model.fake_score.lr; to go on all the same: python -m" in said.err
+    assert f"{MEND}; to go on all the same: python -m" in said.err
     assert json.loads((strict / "warnings.json").read_text()) == [entry]
     before = (strict / "samples" / "progress.png").read_bytes()
     stopped = checkpoint(strict)["global_step"]
@@ -137,7 +139,7 @@ def test_a_student_that_diverges_for_a_while_is_measured_again(tmp_path, capsys,
     fit(out, "domain=toy", "method=dmd", "trainer.max_steps=6", "trainer.val_check_interval=2", *UNFINISHED)
     said = capsys.readouterr()
     assert re.search(rf"^warning: no metrics at step 4: (\d+) of \1 samples {LOST}$", said.err, re.M)
-    assert said.err.count("warning: a role has diverged (samples are no numbers): lower model.student.lr") == 1
+    assert said.err.count("warning: a role has diverged (samples are no numbers): lower model.student.lr (now ") == 1
     assert "Traceback" not in said.err and re.search(r"^step 4  val/.* nan", said.out, re.M)
     measured = [math.isfinite(float(row["val/sliced_w2"])) for row in rows(out) if row["val/sliced_w2"]]
     assert measured == [True, False, True] and (out / "report.html").is_file()
@@ -265,6 +267,18 @@ def test_a_run_goes_on_with_another_number_of_samples_in_another_folder(tmp_path
     torch.save(old, tmp_path / "old.ckpt")
     fit(tmp_path / "c", *words, "trainer.max_steps=3", "--ckpt_path", tmp_path / "old.ckpt")
     assert [*watched(tmp_path / "c")["strip"]] == [2, 3]
+
+
+def test_a_mend_says_what_its_keys_are_now():
+    model = DMD(neural(), kappa=8.0, gan=0.5, student=Adam(lr=0.05))
+    for mend, said in (
+        ("lower model.student.lr, or model.gan", "lower model.student.lr (now 0.05), or model.gan (now 0.5)"),
+        ("lower model.kappa", "lower model.kappa (now 8)"),
+        ("say model.kappa=1, or train the teacher with model.drop=0.1",) * 2,
+        ("lower its rate, model.ROLE.lr",) * 2,
+        ("lower model.other.lr, set model.sigma_data",) * 2,  # it has none
+    ):
+        assert valued(mend, model) == said
 
 
 def test_passes_are_counted_whatever_their_inputs_are_called():

@@ -205,6 +205,12 @@ def test_model_help_is_of_the_chosen_class(capsys):
     assert "must be positive." in capsys.readouterr().out
 
 
+def test_help_asks_for_no_value_that_has_no_default(capsys):
+    assert front.main(["fit", "domain=image", "method=dmd", "data=image_folder", "--data.help"]) == 0
+    told = capsys.readouterr()
+    assert "--data.path" in told.out and "error" not in told.err
+
+
 @pytest.mark.parametrize(
     ("arg", "said"),
     [
