@@ -18,7 +18,7 @@ from distillkit.diffusion.denoiser import Cond
 from distillkit.methods.base import Adam, Distiller
 from distillkit.methods.few_step import KAPPAS, steps_of
 from distillkit.methods.refusals import check_belongs, check_guidable, check_sizes
-from distillkit.pairs import Pairs
+from distillkit.pairs import Pairs, ode_solver
 from distillkit.progress import progress
 from distillkit.students.sampler import SamplerStudent
 from distillkit.teachers.base import BaseTeacher
@@ -39,7 +39,8 @@ class SamplerDistiller(Distiller):
         kappa: guidance scale of the teacher, 1 = none.
         guard: number of samples in that comparison; 0 always keeps the learned sampler.
         num_pairs: number of the teacher's samples made at the start, to which the student is
-            compared.
+            compared; by the teacher's best solver, of a Gaussian process DDIM if that one draws
+            noise.
         pairs_path: a folder that keeps them for other runs, see `Pairs`; None makes them anew in
             memory.
     """
@@ -62,7 +63,8 @@ class SamplerDistiller(Distiller):
         check_guidable(teacher, kappa)
         self.requires = self.needs({"kappa": kappa})
         self.teacher, self.kappa, self.guard = teacher, kappa, guard
-        self.pairs = Pairs(teacher, num_pairs, pairs_path, kappa=kappa)
+        noisy = "log_probs" not in teacher.provides  # then the pairs share a noise, which has to decide the sample
+        self.pairs = Pairs(teacher, num_pairs, pairs_path, kappa, ode_solver(teacher, None) if noisy else None)
         self.add_role("student", student, student=sampler)
         self.keep_ema()
         self.verdict: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import distil, gaussian, neural, trainer
+from helpers import BATCH, distil, gaussian, neural, trainer
 from torch import nn
 
 from distillkit.cli import front
@@ -390,6 +390,16 @@ def test_a_solver_reaches_its_teacher_s_samples(tmp_path):
     assert model.conclude() and model.verdict["kept"] == "learned"
     student, noise = model.product(), teacher.noise(10, {}, 5)
     assert torch.equal(student(noise), student.sample(10, seed=5))
+
+
+def test_where_the_best_solver_draws_noise_the_samples_are_those_of_ddim():
+    """Samples that their noise does not decide would teach the solver their mean."""
+    teacher = gaussian(1.0, 0.5)
+    teacher.best = {"solver": "ancestral", "steps": 9}
+    model = LSD(teacher, num_steps=3, num_pairs=32)
+    model.pairs.make(TensorData(BATCH), seed=0)
+    noise, sample, _ = model.pairs.draw(torch.arange(32))
+    torch.testing.assert_close(sample, teacher.sample(noise, {}, steps=9, solver="ddim"))
 
 
 def test_the_guard_puts_back_what_has_diverged(tmp_path):
