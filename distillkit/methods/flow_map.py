@@ -243,7 +243,7 @@ class FlowMap(FewStepDistiller):
 
     def levels(self, num: int, purpose: str) -> Tensor:
         """Draws `num` levels tau within the student's range, [num]."""
-        return self.mapped(self.student_times(self.rand(num, purpose), self.teacher.process))
+        return self.mapped(self.draw_times(self.student_times, num, purpose))
 
     def mapped(self, t: Tensor) -> Tensor:
         """The levels tau of times t of the process, mapped onto the student's range."""
@@ -251,6 +251,9 @@ class FlowMap(FewStepDistiller):
         return self.low + (self.last - self.low) * share
 
     # Refusals before work starts
+
+    def on_fit_start(self) -> None:
+        self.check_ends(self.student_times)
 
     def setup(self, stage: str) -> None:
         refuse_half_weights(self)

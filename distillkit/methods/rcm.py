@@ -83,6 +83,6 @@ class RCM(TangentConsistency, DMD):
         steps = self.updates_before(role, self.global_step) % self.max_steps + 1
         times = [self.step_times[0].to(self.device, torch.float32).expand(num)]
         for i in range(1, steps):
-            drawn = self.student_times(self.rand(num, f"{purpose} t {i}"), self.teacher.process)
+            drawn = self.draw_times(self.student_times, num, f"{purpose} t {i}")
             times.append(torch.minimum(drawn, times[-1]))
         return times

@@ -218,8 +218,11 @@ class TwinFlow(FlowMap):
         """Draws `num` levels tau within the student's range, uniform without a law, [num]."""
         times = self.student_times if times is None else times
         if times is not None:
-            return self.mapped(times(self.rand(num, purpose), self.teacher.process))
+            return self.mapped(self.draw_times(times, num, purpose))
         return self.low + (self.last - self.low) * self.rand(num, purpose)
+
+    def on_fit_start(self) -> None:
+        self.check_ends(*(times for times in (self.student_times, self.judge_times) if times is not None))
 
 
 def rows(cond: Cond, part: slice) -> Cond:

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from helpers import BATCH, Line, at, f64, gaussian, neural, sigma_points
+from helpers import BATCH, Line, at, f64, fit, gaussian, neural, sigma_points
 from methods.test_scm import PLAIN, Jump, M, S, data
 
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
-from distillkit.diffusion.times import Times
+from distillkit.diffusion.times import Annealed, Times, Uniform
 from distillkit.methods.base import Adam
 from distillkit.methods.rcm import RCM
 from distillkit.networks.mlp import MLP
@@ -92,6 +92,18 @@ def test_the_simulation_goes_round_and_falls():
     assert (
         torch.equal(times[2], torch.minimum(drawn, times[1])) and (drawn > times[1]).any() and (drawn < times[1]).any()
     )
+
+
+def test_the_levels_of_the_simulation_may_change_in_the_course_of_the_run():
+    levels = Annealed(Uniform(0.9, 1.0), Uniform(0.0, 0.1), begin=0.5, end=0.5)
+    model = RCM(neural(), student_times=levels, fake_score=NOW)
+    fit(model, 10)
+    seen = {}
+    for step in (1, 6):  # of the fake score, by the second step of a simulation
+        at(model, step)._trainer.estimated_stepping_batches = 10
+        seen[step] = model.simulated_times(100, "x")[1]
+    process = model.teacher.process
+    assert seen[1].min() >= levels.first(torch.zeros(1), process) > levels.last(torch.ones(1), process) >= seen[6].max()
 
 
 def test_the_gradient_is_in_the_last_step_alone():

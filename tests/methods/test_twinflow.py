@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import BATCH, PROCESSES, f64, gaussian, neural, sigma_points
+from helpers import BATCH, PROCESSES, f64, fit, gaussian, neural, sigma_points
 from losses.test_flow_map import average, spread
 from methods.test_flow_map import M, Map, S
 from torch import nn
@@ -12,7 +12,7 @@ from torch import nn
 from distillkit import load_student
 from distillkit.diffusion.flow import noised
 from distillkit.diffusion.process import RectifiedFlow, VarianceExploding, expand
-from distillkit.diffusion.times import Times
+from distillkit.diffusion.times import Annealed, Times, Uniform
 from distillkit.losses.flow_map import adaptive_weight
 from distillkit.methods.twinflow import SHORT, TwinFlow, on_side
 from distillkit.networks.mlp import MLP
@@ -170,6 +170,19 @@ def test_the_rectification_in_closed_form(process, judge):
     model.student.other = M
     if judge == "own":
         assert torch.autograd.grad(model.rectification(mean + S * z, {}), mean)[0].abs() < 1e-9
+
+
+@pytest.mark.parametrize("whose", ["student_times", "judge_times"])
+def test_levels_may_change_in_the_course_of_a_run_whose_end_is_known(whose):
+    levels = Annealed(Uniform(0.9, 1.0), Uniform(0.0, 0.1), begin=0.5, end=0.5)
+    model, seen = TwinFlow(neural(), **{whose: levels}), []
+    with pytest.raises(ValueError, match="whose end is not known"):
+        model.on_fit_start()
+    drawn = model.levels
+    model.levels = lambda num, *args: seen.append((args, drawn(num, *args))) or seen[-1][1]
+    fit(model, 2)
+    own = [found for args, found in seen if ("judge tau" if whose == "judge_times" else "own tau") in args]
+    assert len(own) == 2 and own[0].min() > own[1].max()
 
 
 def test_the_rectification_moves_the_sample_alone():
