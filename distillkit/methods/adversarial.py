@@ -95,7 +95,7 @@ class Discriminator:
             t: their noise levels, [B].
             cond: their conditioning.
         """
-        return self._judge(heads, tapped, self._features(tapped, x_t, t, cond), t)
+        return self._judge(heads, tapped, self._features(tapped, x_t, t, cond), t, cond)
 
     def penalised(
         self, heads: nn.ModuleList, tapped: Denoiser, x_t: Tensor, t: Tensor, cond: Cond
@@ -108,7 +108,7 @@ class Discriminator:
         with sdpa_kernel(SDPBackend.MATH) if images else nullcontext():
             features = self._features(tapped, x_t, t, cond)
         features = [h if h.requires_grad else h.requires_grad_() for h in features]
-        logits = self._judge(heads, tapped, features, t)
+        logits = self._judge(heads, tapped, features, t, cond)
         return logits, self.r1 * r1_penalty(logits, [x_t] if images else features)
 
     def generator_loss(self, fake_logits: Tensor) -> Tensor:
@@ -124,6 +124,8 @@ class Discriminator:
             return [tapped.features(x_t, t, cond)]
         return tapped.features(x_t, t, cond, self.layers)
 
-    def _judge(self, heads: nn.ModuleList, tapped: Denoiser, features: Sequence[Tensor], t: Tensor) -> Tensor:
-        time = tapped.process.network_time(t)
-        return torch.stack([head(h, time) for head, h in zip(heads, features, strict=True)], dim=1)
+    def _judge(
+        self, heads: nn.ModuleList, tapped: Denoiser, features: Sequence[Tensor], t: Tensor, cond: Cond
+    ) -> Tensor:
+        time, sets = tapped.process.network_time(t), "mask" in cond
+        return torch.stack([head(h, time, sets) for head, h in zip(heads, features, strict=True)], dim=1)

@@ -40,7 +40,10 @@ class WithFeatures(Network, Protocol):
     feature_widths: list[int]  # channels after each of its blocks
 
     def features(self, x: Tensor, time: Tensor, cond: Cond, layers: Sequence[int] | None = None) -> Any:
-        """Activations of the middle, [B, C, *positions], or a list of those after `layers`."""
+        """Activations of the middle, [B, C, *positions], or a list of those after `layers`.
+
+        Those of padded sets are zero at positions without an element.
+        """
 
 
 class Centred(Network, Protocol):

@@ -31,9 +31,17 @@ class Head(nn.Module):
             )
         self.timed = timed
 
-    def forward(self, features: Tensor, time: Tensor) -> Tensor:
-        """Logits [B]; positive means real. `time` is the network's time, [B], of order one."""
+    def forward(self, features: Tensor, time: Tensor, sets: bool = False) -> Tensor:
+        """Logits [B]; positive means real.
+
+        Args:
+            features: [B, channels, *positions].
+            time: the network's time, [B], of order one.
+            sets: whether samples are padded sets: positions without any feature are padding, over
+                which no mean is taken.
+        """
         tokens = features.flatten(2).transpose(1, 2) if features.ndim > 2 else features[:, None]
+        there = (tokens != 0).any(2, keepdim=True) if sets else None
         norm, *rest = self.layers
         dtype = self.layers[1].weight.dtype
         h = norm(tokens.to(dtype))
@@ -42,7 +50,9 @@ class Head(nn.Module):
             h = torch.addcmul(shift, h, 1 + scale)
         for layer in rest:
             h = layer(h)
-        return h.mean(dim=(1, 2))
+        if there is None:
+            return h.mean(dim=(1, 2))
+        return (h * there).sum((1, 2)) / there.sum((1, 2)).clamp_min(1)
 
 
 class Patches(nn.Module):

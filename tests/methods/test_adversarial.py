@@ -8,7 +8,7 @@ from torch import nn
 from distillkit import checks
 from distillkit.cli import front
 from distillkit.diffusion.denoiser import Denoiser
-from distillkit.diffusion.process import VarianceExploding
+from distillkit.diffusion.process import RectifiedFlow, VarianceExploding
 from distillkit.losses.gan import r1_penalty
 from distillkit.methods.adversarial import Discriminator
 from distillkit.methods.dmd import DMD
@@ -16,6 +16,7 @@ from distillkit.networks.blocks import sinusoids
 from distillkit.networks.dit import DiT
 from distillkit.networks.heads import Head
 from distillkit.networks.mlp import MLP
+from distillkit.networks.pair_transformer import PairTransformer
 from distillkit.students.makers import Fresh
 from distillkit.teachers.base import Teacher
 from distillkit.teachers.exact import ExactTeacher, Mixture
@@ -117,6 +118,25 @@ def test_one_head_looks_at_each_of_the_layers_in_their_order():
     features = model.teacher.denoiser.features(x, t, cond, [2, 0])
     expected = [head(h, t) for head, h in zip(model.heads, features, strict=True)]
     assert torch.equal(logits, torch.stack(expected, 1)) and not torch.allclose(expected[0], expected[1])
+
+
+@pytest.mark.parametrize("settings", [{}, {"layers": [0, 1], "timed": True}, {"r1": 1.0}], ids=str)
+def test_padding_changes_no_logit_of_a_set(settings):
+    """A chain of 5 in a batch with one of 9 is judged as it is alone."""
+    network = wake(PairTransformer([9, 3], width=8, depth=2, heads=2, pair=4))
+    tapped, told = Denoiser(network, RectifiedFlow(), "flow"), Discriminator(**settings)
+    heads, generator = wake(told.heads(tapped), 3), torch.Generator().manual_seed(0)
+    x, t = torch.randn(2, 9, 3, generator=generator), torch.tensor([0.3, 0.6])
+    mask = torch.arange(9) < torch.tensor([[5], [9]])
+
+    def judged(x, t, mask):
+        if told.r1:
+            return told.penalised(heads, tapped, x, t, {"mask": mask})[0]
+        return told.logits(heads, tapped, x, t, {"mask": mask})
+
+    both = judged(x, t, mask)
+    torch.testing.assert_close(both[:1], judged(x[:1, :5], t[:1], mask[:1, :5]))
+    torch.testing.assert_close(both[1:], judged(x[1:], t[1:], mask[1:]))
 
 
 def test_heads_that_are_told_the_level_begin_as_those_that_are_not():
