@@ -299,11 +299,20 @@ class Pairs:
             "solver": self.solver or best["solver"],
             "steps": self.steps or best["steps"],
             "kappa": float(self.kappa),
+            "guidance": self._guidance(),
             "seed": seed,
             "event_shape": list(teacher.event_shape),
             "conditions": self._conditions(data),
             "shard": SHARD,
         }
+
+    def _guidance(self) -> list[float] | None:
+        """The guidance scales at the teacher's times; None if they are kappa at all of them."""
+        if not hasattr(self.teacher, "guidance"):  # a discrete diffusion model
+            return None
+        times = self.teacher.grid(self.steps or self.teacher.best["steps"])
+        scales = [float(self.teacher.guidance(t, self.kappa)) for t in times]
+        return None if set(scales) == {float(self.kappa)} else scales
 
     def _conditions(self, data: Any) -> str:
         """sha256 of the conditions of up to 256 even training samples, and of their number.

@@ -290,6 +290,34 @@ def test_pairs_of_others_are_refused(changed, name, tmp_path):
     assert files == {file: file.read_bytes() for file in tmp_path.glob("pairs*")}
 
 
+class Late(Counting):
+    """Guided near the data alone."""
+
+    def guidance(self, t, kappa):
+        return kappa if t < 0.7 else 1.0
+
+
+@pytest.mark.parametrize("first, second", [(Counting, Late), (Late, Counting)])
+def test_pairs_of_a_teacher_that_is_guided_elsewhere_are_refused(first, second, tmp_path):
+    guided = {"path": tmp_path, "kappa": 2.0}
+    made(first(), **guided)
+    with pytest.raises(UsageError, match="guidance .*, here "):
+        made(second(), **guided)
+    again = first()
+    made(again, **guided)
+    assert again.made == 0
+
+
+def test_pairs_that_know_of_no_guidance_serve_where_it_is_kappa_throughout(tmp_path):
+    made(Counting(), path=tmp_path, kappa=2.0)
+    said = read_yaml(tmp_path / "pairs.yaml")
+    assert said.pop("guidance") is None
+    write_yaml(tmp_path / "pairs.yaml", said)  # as earlier versions wrote it
+    teacher = Counting()
+    made(teacher, path=tmp_path, kappa=2.0)
+    assert teacher.made == 0
+
+
 def test_a_teacher_without_conditions_makes_the_same_from_any_data(tmp_path):
     made(gaussian(0.0, 1.0), path=tmp_path)
     before = {file: file.read_bytes() for file in tmp_path.glob("pairs*")}
