@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ImageOps
 from torch import Tensor
 
 from distillkit.codec import Codec
 from distillkit.control.control import Asked, Control
 from distillkit.evaluation.extractor import load_extractor
 from domains.image.features import JUDGE, SHIPPED, Classifier
-from domains.image.reading import cropped, decoded, from_uint8, opened, why
+from domains.image.reading import cropped, decoded, from_uint8, opened, upright, why
 
 KNOWN = 128  # of 255: the opacity from which a pixel is known
 
@@ -171,7 +170,7 @@ def picture(place: str, box: str, shape: tuple[int, int, int]) -> tuple[Tensor, 
         raise ValueError(f"there is no picture {place!r}: write --control inpaint=FILE@x0,y0,x1,y1")
     try:
         with opened(Path(place)) as image:
-            opacity = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+            opacity = upright(image).convert("RGBA").getchannel("A")
     except Exception as error:  # decoders fail in many ways
         raise ValueError(f"{place} cannot be decoded ({why(error)})") from None
     if box:

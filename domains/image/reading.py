@@ -5,13 +5,23 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # that files hold, whatever their suffix says
 MOST_PIXELS = 2**26  # of a file: so large an image takes 256 MB
 WHITE = (255, 255, 255, 255)
+ORIENTATION = 0x0112  # the key in EXIF data
+TURNS = {  # by its values: what viewers do
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def opened(path: Path | BinaryIO) -> Image.Image:
@@ -44,9 +54,27 @@ def decoded(path: Path | BinaryIO, channels: int, name: object = None) -> Image.
     """
     try:
         with opened(path) as image:
-            return flat(ImageOps.exif_transpose(image), channels)
+            return flat(upright(image), channels)
     except Exception as error:  # decoders fail in many ways
         raise ValueError(f"{name or path} cannot be decoded ({why(error)})") from None
+
+
+def orientation(image: Image.Image) -> int:
+    """The orientation in an image's EXIF data, 1 to 8; 1 where it has none, or damaged ones."""
+    try:
+        found = image.getexif().get(ORIENTATION)
+    except Exception:  # of many kinds, while the pixels are whole
+        return 1
+    return found if found in TURNS else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image as viewers show it, turned by its EXIF data.
+
+    Pillow's own way writes the EXIF data anew too, and fails where they hold what it cannot write.
+    """
+    turn = TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def fault(path: Path) -> str | None:

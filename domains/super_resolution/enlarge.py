@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from distillkit import devices
 from distillkit.files import write_atomic
 from distillkit.progress import progress
 from distillkit.students.base import Student
-from domains.image.reading import SUFFIXES, opened
+from domains.image.reading import SUFFIXES, opened, upright
 from domains.super_resolution.photographs import read
 from domains.super_resolution.resize import eight_bits, enlarged
 from domains.super_resolution.tiles import Cuts, blended, how_many, noise
@@ -155,7 +155,7 @@ def _opacity(image: Image.Image) -> Tensor | None:
     """The opacity [1, 1, H, W] in [0, 1] of a picture as viewers show it; None if it is 1."""
     if "A" not in image.mode and "transparency" not in image.info:
         return None
-    opacity = np.array(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A"))
+    opacity = np.array(upright(image).convert("RGBA").getchannel("A"))
     return None if opacity.min() == 255 else torch.from_numpy(opacity).float()[None, None] / 255
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from domains.image.reading import decoded, fault, from_uint8, opened
+from domains.image.reading import decoded, fault, from_uint8, opened, orientation
 
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the key in EXIF data, and its values that swap width and height
+TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 SCALES = (2, 3, 4, 8)  # between a photograph and its observation
 ROOM = 2**29  # bytes of decoded photographs that are kept
 
@@ -38,7 +38,7 @@ def look(path: Path) -> dict[str, Any]:
     if (why := fault(path)) is not None:
         return {"fault": why, "size": None}
     with opened(path) as image:
-        turned = image.getexif().get(ORIENTATION) in TURNED
+        turned = orientation(image) in TURNED
         return {"fault": None, "size": [*image.size[:: -1 if turned else 1]]}
 
 

@@ -1,5 +1,7 @@
 """Photographs in files: every kind comes out as viewers show it; few are kept decoded."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from mutations import Mutation, prove
 from photo_files import deep_png, save, texture
 from PIL import Image
 
+from domains.image.reading import ORIENTATION
 from domains.super_resolution import photographs as module
 from domains.super_resolution.photographs import Photographs, look, pixels, read, small
 
@@ -71,9 +74,22 @@ def test_a_camera_that_was_held_otherwise(tmp_path, orientation):
     stored = shown[::rows, ::columns]
     stored = stored.swapaxes(0, 1) if orientation >= 5 else stored
     exif = Image.Exif()
-    exif[module.ORIENTATION] = orientation
+    exif[ORIENTATION] = orientation
     path = save(tmp_path / "photo.png", np.ascontiguousarray(stored), exif=exif)
     assert look(path)["size"] == [24, 16] and np.array_equal(pixels(path), shown)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_damaged_exif_data_cost_no_photograph(tmp_path, suffix):
+    """Its pixels are whole; the orientation counts where it can be read."""
+    head = b"Exif\0\0II*\0\x08\0\0\0"
+    turned = struct.pack("<HHII", ORIENTATION, 3, 1, 6)
+    unwritable = struct.pack("<HHI4s", 0x011A, 2, 4, b"abc\0")  # a resolution in letters
+    several = struct.pack("<H", 2) + turned + unwritable + bytes(4)
+    for exif, size in ((b"Exif\0\0no such thing", [24, 16]), (head[:-4], [24, 16]), (head + several, [16, 24])):
+        path = save(tmp_path / f"photo.{suffix}", texture(24, 16), exif=exif)
+        assert look(path) == {"fault": None, "size": size}
+        assert pixels(path).shape == (*size[::-1], 3)
 
 
 def test_a_broken_photograph_is_named(tmp_path):
