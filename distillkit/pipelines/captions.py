@@ -87,10 +87,33 @@ def said(file: Path) -> Iterator[tuple[str | None, str | None]]:
         raise _unreadable(file, error) from None
 
 
+class Rows(csv.DictReader):
+    """The rows of an open .csv file, none of which may have more cells than the first line.
+
+    Blanks behind a comma count for nothing, so that quotes may follow them.
+
+    Args:
+        file: its path, for errors.
+        lines: the open file.
+    """
+
+    def __init__(self, file: Path, lines: Iterable[str]):
+        super().__init__(lines, skipinitialspace=True)
+        self.file = file
+
+    def __next__(self) -> dict[str, str | None]:
+        row = super().__next__()
+        if any(map(str.strip, row.pop(None, ()))):  # else a text would end at its first comma
+            raise ValueError(
+                f"line {self.line_num} of {self.file} has too many cells: put a text with commas in quotes"
+            )
+        return row
+
+
 def _said(file: Path) -> Iterator[tuple[str | None, str | None]]:
     with file.open(newline="", encoding="utf-8-sig") as lines:
         if file.suffix.lower() == ".csv":
-            rows = csv.DictReader(lines)
+            rows = Rows(file, lines)
             if not set(COLUMNS) & set(rows.fieldnames or ()):
                 raise ValueError(f"{file} must have a column `caption`, named in its first line")
             yield from ((_name(row), caption_in(row)) for row in rows)

@@ -17,6 +17,7 @@ from distillkit import checks
 from distillkit.data import Batch, split
 from distillkit.errors import optional
 from distillkit.feeding import in_parallel
+from distillkit.pipelines.captions import Rows
 from distillkit.sources import Source, drawn, first_whole, listed
 from domains.image.reading import MOST_PIXELS, cropped, flat, from_uint8
 from domains.video.data import VideoData
@@ -291,7 +292,7 @@ def captions(root: Path, videos: Sequence[str]) -> tuple[list[str], list[int]] |
         return None
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
-            rows = list(csv.DictReader(lines))
+            rows = list(Rows(file, lines))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file} is not readable as csv in UTF-8 ({error}); save it anew") from None
     if not rows or not {"file", "caption"} <= set(rows[0]):

@@ -32,6 +32,11 @@ def test_prompts_are_read_from_all_that_holds_texts(tmp_path):
     [
         ("empty.txt", "\n \n", "has no prompts: write one a line"),
         ("other.csv", "file,label\n1,2\n", "must have a column `caption`"),
+        (
+            "commas.csv",
+            "file,caption\n1.png,a dog\n2.png,a cat, running\n",
+            "line 3 of .*commas.csv has too many cells",
+        ),
         ("broken.jsonl", '{"caption": "a"}\n{"caption"\n', "line 2 of .*broken.jsonl holds no caption or prompt"),
         ("other.jsonl", '{"label": 3}\n', "line 1 of"),
         ("long.csv", f"caption\n{'a' * 200_000}\n", "long.csv cannot be read .field larger than"),
@@ -63,6 +68,12 @@ def test_a_table_may_have_several_captions_of_a_file(name, tmp_path):
     (tmp_path / name).write_text("\n".join(lines))
     assert captions_of(tmp_path, ["2.png", "a/1.png", "3.png"]) == [["a dog"], ["a cat", "a cat runs"], []]
     assert read_prompts(str(tmp_path)) == ["a cat", "a dog", "a cat runs"]
+
+
+def test_blanks_behind_commas_and_a_last_comma_are_no_part_of_a_table(tmp_path):
+    (tmp_path / "captions.csv").write_text('file, caption\n1.png, "a cat, running"\n 2.png ,a dog,\n')
+    assert captions_of(tmp_path, ["1.png"]) == [["a cat, running"]]
+    assert read_prompts(str(tmp_path)) == ["a cat, running", "a dog"]
 
 
 def tables():

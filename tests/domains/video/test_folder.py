@@ -109,6 +109,11 @@ def test_classes_captions_and_the_first_frames(tmp_path):
     (tmp_path / "captions.csv").write_text("file,caption\nwave/0.mp4,a\n")
     with pytest.raises(ValueError, match="has no caption for jump/0.gif"):
         small(tmp_path)
+    (tmp_path / "captions.csv").write_text("\n".join(["file,caption", *lines, "wave/3.mp4,a, b"]))
+    with pytest.raises(
+        ValueError, match="line 8 of .*captions.csv has too many cells: put a text with commas in quotes"
+    ):
+        small(tmp_path)
     (tmp_path / "captions.csv").write_text("wave/0.mp4,a\n")
     with pytest.raises(ValueError, match="first line `file,caption`"):
         small(tmp_path)
