@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -53,10 +54,18 @@ def captions_of(folder: Path, files: Sequence[str]) -> list[list[str]]:
         known: dict[str, list[str | None]] = {}
         for name, text in said(file):
             if name:
-                known.setdefault(str(PurePosixPath(name)), []).append(text)
-        return [distinct(known.get(name, ())) for name in files]
+                known.setdefault(alike(name), []).append(text)
+        return [distinct(known.get(alike(name), ())) for name in files]
     beside = [(folder / name).with_suffix(".txt") for name in files]
     return [distinct([_text(path)]) if path.is_file() else [] for path in beside]
+
+
+def alike(name: str) -> str:
+    """A path as names in a table and names of files are compared.
+
+    Windows writes other slashes, and systems write a letter with an accent as one sign or as two.
+    """
+    return unicodedata.normalize("NFC", str(PurePosixPath(name.replace("\\", "/"))))
 
 
 def numbered(captions: Iterable[str | None], prompts: Sequence[str], source: object) -> list[int | None]:

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from distillkit.data import Batch
-from distillkit.pipelines.captions import captions_of, numbered, said, table
+from distillkit.pipelines.captions import CAPTIONS, alike, captions_of, numbered, said, table
+from distillkit.sources import Source
 from domains.image.reading import SUFFIXES, decoded, from_uint8
 
 
@@ -64,7 +65,8 @@ def captioned(folder: Path, prompts: Sequence[str]) -> list[tuple[Path, int]]:
             f"image to video needs a first frame for each prompt, which {folder} does not give: say data.path=FOLDER with "
             f"images and a captions.csv (columns file and caption)"
         )
-    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    source = Source(folder, SUFFIXES, "image", beside=(*CAPTIONS, ".txt"))
+    names = sorted(map(source.name, source.without({})))
     captions = dict(zip(names, captions_of(folder, names), strict=True))
     if (file := table(folder)) is None:
         if lacking := [name for name, texts in captions.items() if not texts]:
@@ -76,7 +78,8 @@ def captioned(folder: Path, prompts: Sequence[str]) -> list[tuple[Path, int]]:
         described = [name for name, text in said(file) if text]
         if None in described:
             raise ValueError(f"{file} must have a first line `file,caption` and a line for every image")
-        if lacking := [name for name in described if not (folder / name).is_file()]:
+        known = {*map(alike, names)}
+        if lacking := [name for name in described if alike(name) not in known and not (folder / name).is_file()]:
             raise ValueError(
                 f"there is no image {folder / lacking[0]}, which has a caption: put it back, or remove the caption"
             )

@@ -17,7 +17,7 @@ from distillkit import checks
 from distillkit.data import Batch, split
 from distillkit.errors import optional
 from distillkit.feeding import in_parallel
-from distillkit.pipelines.captions import Rows
+from distillkit.pipelines.captions import Rows, alike
 from distillkit.sources import Source, drawn, first_whole, listed
 from domains.image.reading import MOST_PIXELS, cropped, flat, from_uint8
 from domains.video.data import VideoData
@@ -297,12 +297,13 @@ def captions(root: Path, videos: Sequence[str]) -> tuple[list[str], list[int]] |
         raise ValueError(f"{file} is not readable as csv in UTF-8 ({error}); save it anew") from None
     if not rows or not {"file", "caption"} <= set(rows[0]):
         raise ValueError(f"{file} must have a first line `file,caption` and a line for every video")
-    said = {row["file"]: row["caption"] for row in rows}
-    if lacking := [name for name in videos if not said.get(name)]:
+    said = {alike(row["file"] or ""): row["caption"] for row in rows}
+    words = [said.get(alike(name)) for name in videos]
+    if lacking := [name for name, word in zip(videos, words, strict=True) if not word]:
         raise ValueError(f"{file} has no caption for {listed(lacking)}; add a line for each, or remove the file")
-    names = sorted({said[name] for name in videos})
+    names = sorted({*words})
     number = {name: i for i, name in enumerate(names)}
-    return names, [number[said[name]] for name in videos]
+    return names, [number[word] for word in words]
 
 
 def import_av() -> Any:

@@ -76,6 +76,14 @@ def test_blanks_behind_commas_and_a_last_comma_are_no_part_of_a_table(tmp_path):
     assert read_prompts(str(tmp_path)) == ["a cat, running", "a dog"]
 
 
+def test_names_of_files_may_be_written_as_another_system_does(tmp_path):
+    """With the slashes of Windows, and accents in one sign or apart, as macOS stores them."""
+    accented = ("caf\u00e9.png", "cafe\u0301.png")
+    for stored, written in (accented, accented[::-1]):
+        (tmp_path / "captions.csv").write_text(f"file,caption\n{written},a cat\na b\\{written},a dog\n")
+        assert captions_of(tmp_path, [stored, f"a b/{stored}", "cafe.png"]) == [["a cat"], ["a dog"], []]
+
+
 def tables():
     return {"text": torch.arange(24.0).reshape(3, 4, 2), "text_mask": torch.tensor([[True] * 2 + [False] * 2] * 3)}
 

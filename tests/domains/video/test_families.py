@@ -240,6 +240,9 @@ def test_first_frames_are_read_beside_their_captions(made, folder, tmp_path):
     (tmp_path / "beside" / "captions.csv").unlink()
     for i in range(4):
         (tmp_path / "beside" / f"{i}.txt").write_text(PROMPTS[2 - i % 3])
+    for name in ("._0.png", "__MACOSX/1.png"):  # as an archive of macOS brings along
+        (tmp_path / "beside" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "beside" / name).write_bytes(b"Mac OS X")
     beside = Prompts(str(tmp_path / "beside"), str(folder / "wan 2.1"), SMALL)
     read = beside.conditions(4)
     assert [beside.prompts[i] for i in read["prompt"]] == [PROMPTS[2 - i % 3] for i in range(4)]
