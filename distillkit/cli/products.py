@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
@@ -212,6 +213,8 @@ def chosen(
                 f"--cond {item} is not possible: what this model is asked about ({', '.join(context)}) comes "
                 f"from {'held-out data' if from_data else 'the examples in its folder'}, with its classes"
             )
+        if name in cond:
+            raise UsageError(f"--cond {item} comes after another class for all samples: give {name} once")
         if name not in classes:
             possible = ", ".join(f"{key}=0..{count - 1}" for key, count in classes.items()) or "none: it has no classes"
             raise UsageError(f"--cond {item} is not possible; this model's conditions are {possible}")
@@ -225,6 +228,8 @@ def class_of(condition: str, text: str, num: int, names: Sequence[str]) -> int:
     Raises:
         UsageError: there is no such class.
     """
+    # macOS stores the accents of a folder's name apart, and keyboards type them in one
+    text, *names = (normalize("NFC", each) for each in (text, *names))
     if text.isdecimal() and int(text) < num:
         if text in names and list(names).index(text) != int(text):
             called = f"{condition}={text} is class number {text}, which is called {names[int(text)]!r}"

@@ -62,6 +62,17 @@ def test_a_number_that_is_the_name_of_another_class_is_a_number_and_this_is_said
     )
 
 
+def test_accents_may_be_typed_in_one_sign_or_apart():
+    together, apart = "\u00c9lan", "E\u0301lan"
+    assert class_of("label", together, 2, ["a", apart]) == class_of("label", apart, 2, ["a", together]) == 1
+
+
+def test_a_class_is_said_once(folder, capsys):
+    words = ["--cond", "label=0", "--cond", "label=1"]
+    assert front.main(["sample", str(folder), "-n", "2", *words, "--out", "twice"]) == 2
+    assert "--cond label=1 comes after another class for all samples: give label once" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "names", ["saw", ["saw"], {"label": "saw"}, {"label": ["saw"]}, {"label": [1, 2]}, {"x": NAMES}]
 )
