@@ -239,8 +239,9 @@ class PhotoPairs(SuperResolutionData):
         if given := [name for name in ("degradation", "tower") if kwargs.get(name) not in (None, (), [], "bicubic")]:
             raise ValueError(f"{given[0]} has no meaning for pairs, whose observations are given: leave it out")
         checks.shares(val=val, test=test)
-        self.high = high or str(Path(path) / "HR")
-        self.low = low or str(_either(Path(path) / "LR", f"x{self.scale}", f"X{self.scale}"))
+        home = Path(path or "").expanduser()
+        self.high = high or str(home / "HR")
+        self.low = low or str(_either(home / "LR", f"x{self.scale}", f"X{self.scale}"))
         self.shares = val, test
 
     def load(self) -> Parts:

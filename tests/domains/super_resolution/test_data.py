@@ -262,11 +262,13 @@ def _corners(batch):
         yield place
 
 
-def test_pairs_of_scale_two_of_div2k_with_its_capital(tmp_path):
+def test_pairs_of_scale_two_of_div2k_with_its_capital(tmp_path, monkeypatch):
     root = pairs(tmp_path, scale=2, behind="x2")
     (root / "LR" / "x2").rename(root / "LR" / "X2")
-    data = ready(PhotoPairs(str(root), scale=2, **SMALL))
-    assert whole(data.train)["low"].shape == (6, 3, 8, 8)
+    monkeypatch.setenv("HOME", str(root.parent))
+    for path in (str(root), f"~/{root.name}"):
+        data = ready(PhotoPairs(path, scale=2, **SMALL))
+        assert whole(data.train)["low"].shape == (6, 3, 8, 8)
 
 
 def test_pairs_that_do_not_fit_are_named_and_left_out(tmp_path):
